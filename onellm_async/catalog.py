@@ -1,0 +1,143 @@
+"""The documented models: who provides them, what they cost, and what the published backend calls them.
+
+The figures are those of the OneLLM documentation's model list, kept in ``catalog.csv`` beside this file.
+"""
+
+import csv
+import difflib
+import pkgutil
+from functools import cache
+from typing import Literal, TypeAlias
+
+from attrs import frozen
+
+from onellm_async.chat import Usage
+
+__all__ = ["CatalogEntry", "KnownModel", "Model", "cost", "entries", "lookup", "nearest"]
+
+KnownModel: TypeAlias = Literal[
+    "GPT-5",
+    "GPT-5-Mini",
+    "GPT-5-Nano",
+    "GPT-5-Chat-Latest",
+    "GPT-4.1",
+    "GPT-4.1-Mini",
+    "GPT-4.1-Nano",
+    "GPT-o3",
+    "GPT-o3-pro",
+    "GPT-o3-DeepResearch",
+    "GPT-o3-Mini",
+    "GPT-o4-mini",
+    "GPT-4o",
+    "GPT-4o-mini",
+    "GPT-o1",
+    "GPT-o1-Mini",
+    "Opus-4",
+    "Sonnet-4",
+    "Haiku-3.5",
+    "Opus-3",
+    "Sonnet-3.7",
+    "Haiku-3",
+    "DeepSeek-Reasoner",
+    "DeepSeek-Chat",
+    "2.5-Flash-preview",
+    "2.5-Pro-preview",
+    "2.0-Flash",
+    "2.0-Flash-lite",
+    "1.5-Flash",
+    "1.5-Flash-8B",
+    "1.5-Pro",
+    "Mistral-Medium-3",
+    "Magistral-Medium",
+    "Codestral",
+    "Devstral-Medium",
+    "Mistral-Saba",
+    "Mistral-Large",
+    "Pixtral-Large",
+    "Ministral-8B-24.10",
+    "Ministral-3B-24.10",
+    "Mistral-Small-3.2",
+    "Magistral-Small",
+    "Devstral-Small",
+    "Pixtral-12B",
+    "Mistral-NeMo",
+    "Mistral-7B",
+    "Mixtral-8x7B",
+    "Mixtral-8x22B",
+]
+
+Model: TypeAlias = KnownModel | str
+"""A model id: the documented ones complete in an editor, and any other string is accepted and sent as it is."""
+
+
+@frozen
+class CatalogEntry:
+    """One documented model.
+
+    Attributes:
+        name: The documented id.
+        provider: ``openai``, ``anthropic``, ``deepseek``, ``google`` or ``mistral``.
+        input_price: USD per million input tokens, None when no price is listed.
+        output_price: USD per million output tokens, None when no price is listed.
+        backend_name: The id that the published backend accepts, None when it lacks the model.
+    """
+
+    name: str
+    provider: str
+    input_price: float | None
+    output_price: float | None
+    backend_name: str | None
+
+
+def _price(text: str) -> float | None:
+    return float(text) if text else None
+
+
+@cache
+def entries() -> tuple[CatalogEntry, ...]:
+    """All documented models, in the documentation's order. Read once, on first use."""
+    table = pkgutil.get_data("onellm_async", "catalog.csv")
+    assert table is not None, "catalog.csv ships inside the package"  # noqa: S101
+    return tuple(
+        CatalogEntry(
+            name=row["model"],
+            provider=row["provider"],
+            input_price=_price(row["input_usd_per_million_tokens"]),
+            output_price=_price(row["output_usd_per_million_tokens"]),
+            backend_name=row["backend_model"] or None,
+        )
+        for row in csv.DictReader(table.decode().splitlines())
+    )
+
+
+@cache
+def _index() -> dict[str, CatalogEntry]:
+    by_backend_name = {entry.backend_name: entry for entry in entries() if entry.backend_name}
+    return by_backend_name | {entry.name: entry for entry in entries()}
+
+
+def lookup(model: str) -> CatalogEntry | None:
+    """The entry of a model under its documented or its backend name; None for any other string."""
+    return _index().get(model)
+
+
+def nearest(model: str) -> str | None:
+    """The documented id that looks most like `model`, for "did you mean"; None when none is close."""
+    folded = {entry.name.casefold(): entry.name for entry in entries()}
+    close = difflib.get_close_matches(model.casefold(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def cost(model: str, usage: Usage | None) -> float | None:
+    """USD for `usage` of `model` by list price; None when either is unknown.
+
+    Example:
+        >>> cost("GPT-5", Usage(input_tokens=1_000_000, output_tokens=0))
+        1.28
+    """
+    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    entry = _index().get(model)
+    if entry is None or entry.input_price is None or entry.output_price is None:
+        return None
+    return (usage.input_tokens * entry.input_price + usage.output_tokens * entry.output_price) / 1_000_000

@@ -1,0 +1,283 @@
+"""What is asked and what is answered, as frozen values.
+
+A value that exists is valid: everything that can be known to be wrong about a request is refused when it is made,
+before anything is sent, with the offending value in the message.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from attrs import field, frozen
+
+from onellm_async.errors import InvalidRequestError, OneLLMError
+from onellm_async.validation import Checks, shown
+
+__all__ = [
+    "JSON",
+    "ROLES",
+    "ChatOutcome",
+    "ChatRequest",
+    "ChatResponse",
+    "Message",
+    "Messages",
+    "Prompt",
+    "Usage",
+]
+
+JSON: TypeAlias = Any
+"""Whatever JSON can hold: None, bool, int, float, str, a sequence or a string-keyed mapping of these."""
+
+ROLES = ("system", "user", "assistant")
+
+_check = Checks(InvalidRequestError)
+
+
+def _role(_: object, attribute: object, value: Any) -> None:
+    if value not in ROLES:
+        raise _check.refusal("A message's role", value, f"it must be one of {', '.join(ROLES)}")
+
+
+def _content(_: object, attribute: object, value: Any) -> None:
+    if type(value) is not str and not isinstance(value, str):
+        raise _check.refusal("A message's content", value, "it must be a string")
+
+
+@frozen
+class Message:
+    """One turn of a chat.
+
+    Attributes:
+        role: ``"system"``, ``"user"`` or ``"assistant"``.
+        content: The text.
+
+    Raises:
+        InvalidRequestError: If the role is unknown or the content is not a string.
+    """
+
+    role: str = field(validator=_role)
+    content: str = field(validator=_content)
+
+    @classmethod
+    def system(cls, content: str) -> "Message":
+        """An instruction to the model."""
+        return cls("system", content)
+
+    @classmethod
+    def user(cls, content: str) -> "Message":
+        """What the user says."""
+        return cls("user", content)
+
+    @classmethod
+    def assistant(cls, content: str) -> "Message":
+        """What the model said."""
+        return cls("assistant", content)
+
+
+Messages: TypeAlias = Sequence[Message | Mapping[str, str]]
+
+
+def _message_from(value: object) -> Message:
+    if isinstance(value, Message):
+        return value
+    if isinstance(value, Mapping):
+        unknown = sorted(str(key) for key in value.keys() - {"role", "content"})
+        if unknown:
+            raise _check.refusal("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}")
+        return Message(role=value.get("role"), content=value.get("content"))  # type: ignore[arg-type]  # validated
+    raise _check.refusal("A message", value, "it must be a Message or a mapping with role and content")
+
+
+def _messages_from(value: object) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message("user", value),)
+    if isinstance(value, Message):
+        return (value,)
+    if not isinstance(value, Iterable) or isinstance(value, Mapping | bytes):
+        raise _check.refusal("messages", value, "it must be a string or a sequence of messages")
+    return tuple(_message_from(item) for item in value)
+
+
+def _some_messages(_: object, attribute: object, value: tuple[Message, ...]) -> None:
+    if not value:
+        raise _check.refusal("messages", list(value), "at least one message is needed")
+
+
+def _model(_: object, attribute: object, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _check.refusal("model", value, "it must be the name of a model")
+
+
+def _tuple_from(value: Any) -> Any:
+    if value is None or isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return value
+    return tuple(value)
+
+
+def _extra_from(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _extra(_: object, attribute: object, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise _check.refusal("extra", value, "it must be a mapping of further request fields")
+    if "stream" in value:
+        raise InvalidRequestError(
+            f"extra sets stream to {shown(value['stream'])}; OneLLM answers in one piece and cannot stream.",
+            advice="Leave stream out; the API's prose says that it does not work, although its OpenAPI file lists it.",
+        )
+    _check.json("extra", value)
+
+
+_text = _check.kind(str, "it must be a string", optional=True)
+
+
+@frozen
+class ChatRequest:
+    """One chat to be answered, complete and valid.
+
+    Fields that are None are not sent. Ranges are those of the OneLLM documentation.
+
+    Attributes:
+        model: Any model id; `onellm_async.catalog` lists the documented ones.
+        messages: The turns so far. A string stands for one user message; mappings are converted.
+        temperature: 0 to 2 (the service's default is 1).
+        max_tokens: Most tokens to generate, at least 1; the service lowers it to what the balance allows.
+        top_p: 0 to 1.
+        stop_sequences: Texts at which the model stops.
+        system: An instruction to the model, beside the messages.
+        tools: ``{"type": "function", "function": {"name", "description", "parameters"}}`` objects.
+        tool_choice: Which tool to use.
+        response_format: For example ``{"type": "json_object"}``.
+        seed: For repeatable sampling, where the provider has it.
+        n: Number of completions, at least 1. The reply of the API holds one, and all are billed.
+        user: Your own id of the end user.
+        frequency_penalty: -2 to 2.
+        presence_penalty: -2 to 2.
+        logprobs: Whether to return log probabilities.
+        top_logprobs: How many of them, at least 0.
+        top_k: At least 1.
+        extra: Any other field (``contents``, ``safety_settings``, ``generation_config``, ``endpoint``, …),
+            merged last, so that it wins over all of the above.
+
+    Raises:
+        InvalidRequestError: If a value is out of range or of the wrong type; the message shows it.
+
+    Example:
+        >>> ChatRequest("GPT-5-Mini", "Hello").messages
+        (Message(role='user', content='Hello'),)
+    """
+
+    model: str = field(validator=_model)
+    messages: tuple[Message, ...] = field(converter=_messages_from, validator=_some_messages)
+    temperature: float | None = field(default=None, kw_only=True, validator=_check.number(0, 2, optional=True))
+    max_tokens: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
+    top_p: float | None = field(default=None, kw_only=True, validator=_check.number(0, 1, optional=True))
+    stop_sequences: tuple[str, ...] | None = field(
+        default=None, kw_only=True, converter=_tuple_from, validator=_check.sequence(str, "it must be strings")
+    )
+    system: str | None = field(default=None, kw_only=True, validator=_text)
+    tools: tuple[Mapping[str, JSON], ...] | None = field(
+        default=None,
+        kw_only=True,
+        hash=False,
+        converter=_tuple_from,
+        validator=_check.sequence(Mapping, "it must be tool objects"),
+    )
+    tool_choice: str | None = field(default=None, kw_only=True, validator=_text)
+    response_format: Mapping[str, JSON] | None = field(
+        default=None,
+        kw_only=True,
+        hash=False,
+        validator=_check.json_object('it must be an object such as {"type": "json_object"}'),
+    )
+    seed: int | None = field(default=None, kw_only=True, validator=_check.integer(optional=True))
+    n: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
+    user: str | None = field(default=None, kw_only=True, validator=_text)
+    frequency_penalty: float | None = field(default=None, kw_only=True, validator=_check.number(-2, 2, optional=True))
+    presence_penalty: float | None = field(default=None, kw_only=True, validator=_check.number(-2, 2, optional=True))
+    logprobs: bool | None = field(
+        default=None, kw_only=True, validator=_check.kind(bool, "it must be True or False", optional=True)
+    )
+    top_logprobs: int | None = field(default=None, kw_only=True, validator=_check.integer(0, optional=True))
+    top_k: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
+    extra: Mapping[str, JSON] | None = field(
+        default=None, kw_only=True, hash=False, converter=_extra_from, validator=_extra
+    )
+
+
+Prompt: TypeAlias = str | Messages | ChatRequest
+"""What can be asked: a text, a history, or a complete request."""
+
+
+@frozen
+class Usage:
+    """Tokens counted by the provider. Each count is None when the reply did not hold it."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+@frozen
+class ChatResponse:
+    """One answer.
+
+    Attributes:
+        content: The text.
+        model: The provider's own name of the model that answered.
+        provider: Who answered, as the service names it.
+        role: Normally ``"assistant"``.
+        usage: Tokens counted, None when the reply did not say.
+        finish_reason: Why the model stopped, in the provider's words.
+        cost: USD by OneLLM's list prices; None when the price or the usage is unknown.
+        extra: Fields of the reply that this version does not know, and known ones of an unexpected type.
+        attempts: How many times the request was sent and not refused by the rate limit.
+        refusals: How many times the rate limit refused it (not billed).
+        possibly_billed: How many earlier attempts may have been billed without an answer.
+    """
+
+    content: str
+    model: str | None = None
+    provider: str | None = None
+    role: str | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    cost: float | None = None
+    extra: Mapping[str, JSON] = field(factory=dict, hash=False)
+    attempts: int = 1
+    refusals: int = 0
+    possibly_billed: int = 0
+
+
+@frozen
+class ChatOutcome:
+    """What became of one prompt of a fan-out: a response or an error, never both.
+
+    Attributes:
+        index: Position of the prompt in the source, from 0.
+        prompt: The prompt as it was given.
+        response: The answer, or None.
+        error: The error, or None.
+    """
+
+    index: int
+    prompt: Prompt = field(hash=False)
+    response: ChatResponse | None = None
+    error: OneLLMError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an answer."""
+        return self.response is not None
+
+    def unwrap(self) -> ChatResponse:
+        """The answer.
+
+        Raises:
+            OneLLMError: The error, where there is no answer.
+        """
+        if self.response is None:
+            raise self.error or OneLLMError("This outcome is empty.")
+        return self.response

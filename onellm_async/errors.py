@@ -1,0 +1,282 @@
+"""Every error that this package raises.
+
+::
+
+    OneLLMError
+    ├── ConfigurationError               a setting of the client is unusable          (also a ValueError)
+    ├── InvalidRequestError              a prompt or parameter is unusable, unsent    (also a ValueError)
+    ├── ClientClosedError                the client was closed before this was sent
+    ├── DeadlineExceededError            the caller's deadline passed or cannot be met (also a TimeoutError)
+    ├── QueueFullError                   ``max_pending`` chats are waiting already
+    ├── CircuitOpenError                 the service fails again and again; not sent
+    ├── BudgetExceededError              the next request could pass the budget
+    ├── BatchError                       a durable run cannot start or go on
+    └── APIError                         the service, or the way to it, failed
+        ├── APIConnectionError           no HTTP answer arrived
+        │   └── APITimeoutError          … in time
+        ├── ResponseDecodeError          an answer arrived that holds no chat reply
+        └── APIStatusError               the service answered with an error status
+            ├── BadRequestError              400
+            ├── AuthenticationError          401
+            ├── PermissionDeniedError        403
+            ├── NotFoundError                404
+            ├── MethodNotAllowedError        405
+            ├── UnprocessableEntityError     422
+            ├── RateLimitError               429
+            ├── InternalServerError          500 and above
+            └── InsufficientBalanceError     any status; only topping up helps
+
+The names below `APIError` are those of openai-python, so that nobody has to learn them twice.
+"""
+
+from enum import Enum
+from typing import Any
+
+__all__ = [
+    "APIConnectionError",
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "BatchError",
+    "BudgetExceededError",
+    "CircuitOpenError",
+    "ClientClosedError",
+    "ConfigurationError",
+    "DeadlineExceededError",
+    "Fate",
+    "InsufficientBalanceError",
+    "InternalServerError",
+    "InvalidRequestError",
+    "MethodNotAllowedError",
+    "NotFoundError",
+    "OneLLMError",
+    "PermissionDeniedError",
+    "QueueFullError",
+    "RateLimitError",
+    "ResponseDecodeError",
+    "UnprocessableEntityError",
+]
+
+
+class Fate(Enum):
+    """What became of a failed attempt on the server, as far as a client can know."""
+
+    NOT_PROCESSED = "not processed"
+    """It never reached the model: nothing was billed."""
+    UNBILLED = "failed, not billed"
+    """The service says that it failed; a failure is not billed."""
+    AMBIGUOUS = "possibly billed"
+    """It was sent, and no proof of its fate came back."""
+
+
+class OneLLMError(Exception):
+    """Base of every error raised here.
+
+    Args:
+        message: What happened.
+        advice: What the user can do about it; "" when there is nothing to say.
+
+    Attributes:
+        request: The request it happened to, for example ``"request 17 (GPT-5-Mini)"``; "" when it concerns none.
+        attempts: How many times the request had been sent when the error was raised (0: never).
+        elapsed: Seconds from the call until the error, waiting included.
+        partial: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
+    """
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+        self.request = ""
+        self.attempts = 0
+        self.elapsed = 0.0
+        self.partial: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.request:
+            sent = {0: "never sent", 1: "1 attempt"}.get(self.attempts, f"{self.attempts} attempts")
+            parts.append(f"[{self.request}, {sent}, {self.elapsed:.1f} s]")
+        if self.partial:
+            parts.append(f"{len(self.partial)} outcomes were already there: see .partial.")
+        if self.advice:
+            parts.append(self.advice)
+        return " ".join(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[OneLLMError], args: tuple[object, ...], attributes: dict[str, object]) -> OneLLMError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigurationError(OneLLMError, ValueError):
+    """A setting of the client (key, base URL, limits, policies) is missing or unusable."""
+
+
+class InvalidRequestError(OneLLMError, ValueError):
+    """A prompt or one of its parameters is unusable; nothing was sent."""
+
+
+class ClientClosedError(OneLLMError):
+    """The client was closed while this chat waited, or before it began; it was not sent."""
+
+
+class DeadlineExceededError(OneLLMError, TimeoutError):
+    """The caller's deadline has passed, or would pass before an answer can be there.
+
+    Attributes:
+        fate: `Fate.NOT_PROCESSED` when nothing was under way, `Fate.AMBIGUOUS` when an attempt was cut off.
+    """
+
+    def __init__(self, message: str, *, advice: str = "", fate: Fate = Fate.NOT_PROCESSED) -> None:
+        super().__init__(message, advice=advice)
+        self.fate = fate
+
+
+class QueueFullError(OneLLMError):
+    """As many chats as ``Limits.max_pending`` allows are waiting already; this one was not sent.
+
+    Attributes:
+        pending: How many chats were waiting.
+        retry_after: Seconds until a newcomer would probably be sent.
+    """
+
+    def __init__(self, message: str, *, pending: int, retry_after: float, advice: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.pending = pending
+        self.retry_after = retry_after
+
+
+class CircuitOpenError(OneLLMError):
+    """The service failed several times in a row; until it recovers nothing is sent.
+
+    Attributes:
+        retry_after: Seconds until one request may probe the service again.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, advice: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.retry_after = retry_after
+
+
+class BudgetExceededError(OneLLMError):
+    """The next request could cost more than what is left of the budget; it was not sent."""
+
+
+class BatchError(OneLLMError):
+    """A durable run cannot start or go on; what it has is kept."""
+
+
+class APIError(OneLLMError):
+    """The service, or the way to it, failed.
+
+    Attributes:
+        fate: What became of the failed attempt, as far as a client can know.
+        retryable: Whether another attempt can help at all.
+        possibly_billed: How many attempts of this request may have been billed without an answer.
+    """
+
+    fate: Fate = Fate.AMBIGUOUS
+    retryable: bool = True
+    possibly_billed: int = 0
+
+
+class APIConnectionError(APIError):
+    """No HTTP answer arrived: name not found, refused, reset, disconnected, bad certificate."""
+
+    def __init__(self, message: str, *, fate: Fate, retryable: bool = True, advice: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.fate = fate
+        self.retryable = retryable
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """No HTTP answer arrived in time (`Timeout.connect` or `Timeout.total`)."""
+
+
+class _AnsweredError(APIError):
+    def __init__(self, message: str, *, status_code: int, body: str = "", advice: str = "") -> None:
+        super().__init__(message, advice=advice)
+        self.status_code = status_code
+        self.body = body
+
+
+class ResponseDecodeError(_AnsweredError):
+    """An answer arrived that holds no chat reply; it may have been billed.
+
+    Attributes:
+        status_code: The status of the answer.
+        body: The first 500 characters of the answer.
+    """
+
+
+class APIStatusError(_AnsweredError):
+    """The service answered with an error status, over HTTP or inside the envelope.
+
+    Attributes:
+        status_code: The status, from the envelope if there is one, else from HTTP.
+        body: The first 500 characters of the answer.
+    """
+
+    fate = Fate.UNBILLED
+    retryable = False
+
+
+class BadRequestError(APIStatusError):
+    """400: the service could not read the request."""
+
+
+class AuthenticationError(APIStatusError):
+    """401: the key is missing or unknown."""
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key has no access."""
+
+
+class NotFoundError(APIStatusError):
+    """404: the URL is not one of the API."""
+
+
+class MethodNotAllowedError(APIStatusError):
+    """405: the URL does not take POST."""
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: a field is missing, unknown or of the wrong type."""
+
+
+class RateLimitError(APIStatusError):
+    """429: refused by the rate limit; not processed, not billed.
+
+    Attributes:
+        retry_after: Seconds that the service asked to wait; None when it did not say.
+    """
+
+    fate = Fate.NOT_PROCESSED
+    retryable = True
+    retry_after: float | None = None
+
+
+class InternalServerError(APIStatusError):
+    """500 and above: the service or its provider failed.
+
+    A 500 is not billed (`Fate.UNBILLED`); after 502, 503, 504 and other gateway answers nobody knows (`Fate.AMBIGUOUS`).
+
+    Attributes:
+        retry_after: Seconds that the service asked to wait; None when it did not say.
+    """
+
+    retryable = True
+    retry_after: float | None = None
+
+
+class InsufficientBalanceError(APIStatusError):
+    """The balance of the key is too low (any status). Never retried: only topping up helps."""

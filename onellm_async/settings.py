@@ -1,0 +1,120 @@
+"""Where the service is, with which key, and how long to wait for it.
+
+A key is never visible: it lives in `ApiKey`, which shows itself only to the one line that builds the header.
+"""
+
+import ipaddress
+import os
+import re
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from attrs import field, frozen
+
+from onellm_async.errors import ConfigurationError
+from onellm_async.validation import Checks
+
+__all__ = ["DEFAULT_BASE_URL", "ApiKey", "Timeout", "api_key_from", "base_url_from"]
+
+DEFAULT_BASE_URL = "https://onellm.dev/api"
+"""The documented address (OneLLM API documentation). The hosted service has been shut down; see the README."""
+
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+
+
+class ApiKey:
+    """A key that cannot be printed, logged, compared into a log or pickled by accident.
+
+    Args:
+        secret: The key. Only visible ASCII can go into a header.
+
+    Raises:
+        ConfigurationError: If the key is empty or cannot be sent in a header. The message does not show it.
+    """
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str) -> None:
+        if not secret:
+            raise ConfigurationError("The API key is empty.", advice="Pass api_key=… or set ONELLM_API_KEY.")
+        if _CONTROL.search(secret) or not secret.isascii():
+            raise ConfigurationError(
+                "The API key holds white space, control or non-ASCII characters, which no HTTP header can carry.",
+                advice="Check how it was copied; a trailing line break is the usual cause.",
+            )
+        self._secret = secret
+
+    def authorization(self) -> str:
+        """Returns the value of the ``Authorization`` header. Whoever calls this holds the secret."""
+        return f"Bearer {self._secret}"
+
+    def __repr__(self) -> str:
+        return "ApiKey('***')"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("An ApiKey is not pickled: give each process its key through ONELLM_API_KEY.")
+
+
+def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
+    """The key to use: the argument, else ``ONELLM_API_KEY``.
+
+    Raises:
+        ConfigurationError: If there is none, or it cannot be sent in a header.
+    """
+    if isinstance(api_key, ApiKey):
+        return api_key
+    return ApiKey(api_key if api_key is not None else os.environ.get("ONELLM_API_KEY", ""))
+
+
+def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
+    """The address to post to: the argument, else ``ONELLM_BASE_URL``, else `DEFAULT_BASE_URL`.
+
+    Args:
+        base_url: The whole URL; requests go to exactly this address.
+        allow_insecure: Accept plain http to a host other than this machine. Prompts and key then travel in the clear.
+
+    Raises:
+        ConfigurationError: If it is not an http(s) URL, carries user info, or would send the key in the clear.
+    """
+    url = base_url if base_url is not None else os.environ.get("ONELLM_BASE_URL") or DEFAULT_BASE_URL
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"base_url {url!r} is not a URL: {error}.") from None
+    if "@" in parts.netloc:
+        raise ConfigurationError("base_url holds a user name or password.", advice="Pass the key as api_key=….")
+    if parts.scheme not in {"http", "https"} or not host or re.search(r"\s", url):
+        raise ConfigurationError(f"base_url {url!r} is not an http or https URL.")
+    if parts.scheme == "http" and not allow_insecure and not _is_loopback(host):
+        raise ConfigurationError(
+            f"base_url {url!r} would send the key and the prompts unencrypted.",
+            advice="Use https, or pass allow_insecure=True if the network in between is trusted.",
+        )
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_positive = Checks(ConfigurationError, "Timeout.").number(0, above=True)
+
+
+@frozen
+class Timeout:
+    """How long one attempt may take. Time spent in the queue does not count; see ``deadline`` for that.
+
+    Attributes:
+        connect: Seconds to resolve the name and open the connection. Default 10.
+        total: Seconds from sending until the whole answer is read. Default 600: the API answers in one
+            piece, so a long completion is a long silence.
+    """
+
+    connect: float = field(default=10.0, validator=_positive)
+    total: float = field(default=600.0, validator=_positive)

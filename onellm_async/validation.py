@@ -1,0 +1,124 @@
+"""Refusing bad values: each check names the value and the rule, and is an attrs validator.
+
+Requests and settings refuse with different errors, so a family of checks is made for an error class.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from onellm_async.errors import OneLLMError
+
+__all__ = ["Checks", "shown"]
+
+Validator: TypeAlias = Callable[[Any, Any, Any], None]
+
+_EXCERPT = 80
+_DEEPEST = 100
+
+
+def shown(value: object) -> str:
+    """`value` as a message shows it: its repr, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+
+
+class Checks:
+    """Validators that refuse with one class of error.
+
+    Args:
+        error: What is raised, with a message naming the value and the rule.
+        subject: Put before the attribute's name, for example ``"Limits."``.
+    """
+
+    def __init__(self, error: type[OneLLMError], subject: str = "") -> None:
+        self._error = error
+        self._subject = subject
+
+    def refusal(self, name: str, value: object, rule: str) -> OneLLMError:
+        """The error for `value` of the attribute called `name`."""
+        return self._error(f"{self._subject}{name} is {shown(value)}; {rule}.")
+
+    def number(self, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Validator:
+        """A finite number from `low` (exclusive when `above`) to `high`."""
+        if above:
+            rule = f"it must be a finite number above {low:g}"
+        elif math.isinf(high):
+            rule = f"it must be a finite number of at least {low:g}"
+        else:
+            rule = f"it must be a number from {low:g} to {high:g}"
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if value is None and optional:
+                return
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise self.refusal(attribute.name, value, rule)
+            if not low <= value <= high or (above and value == low):
+                raise self.refusal(attribute.name, value, rule)
+
+        return check
+
+    def integer(self, low: int | None = None, *, optional: bool = False) -> Validator:
+        """An integer of at least `low`. True and False are not integers here."""
+        rule = "it must be an integer" if low is None else f"it must be an integer of at least {low}"
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if value is None and optional:
+                return
+            if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
+                raise self.refusal(attribute.name, value, rule)
+
+        return check
+
+    def kind(self, kind: type, rule: str, *, optional: bool = False) -> Validator:
+        """An instance of `kind`."""
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if not isinstance(value, kind) and not (value is None and optional):
+                raise self.refusal(attribute.name, value, rule)
+
+        return check
+
+    def sequence(self, kind: type, rule: str) -> Validator:
+        """None, or a tuple of `kind` that JSON can hold."""
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if value is None:
+                return
+            if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+                raise self.refusal(attribute.name, value, rule)
+            self.json(attribute.name, value)
+
+        return check
+
+    def json_object(self, rule: str) -> Validator:
+        """None, or a mapping that JSON can hold."""
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if value is None:
+                return
+            if not isinstance(value, Mapping):
+                raise self.refusal(attribute.name, value, rule)
+            self.json(attribute.name, value)
+
+        return check
+
+    def json(self, path: str, value: object, depth: int = 0) -> None:
+        """Refuses what JSON cannot hold, naming the place: better now than as a half-sent request."""
+        if value is None or isinstance(value, bool | int | str):
+            return
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise self.refusal(path, value, "JSON has no such number")
+        elif depth == _DEEPEST:
+            raise self.refusal(path, value, f"it is nested deeper than {_DEEPEST} levels")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise self.refusal(f"A key of {path}", key, "JSON keys are strings")
+                self.json(f"{path}[{shown(key)}]", item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for position, item in enumerate(value):
+                self.json(f"{path}[{position}]", item, depth + 1)
+        else:
+            raise self.refusal(path, value, "it is not a JSON value")
