@@ -1,0 +1,93 @@
+"""A token bucket as pure arithmetic: every method takes the time, none reads a clock.
+
+The bucket leaks upwards: its level rises by `rate` per second until `capacity`. Taking may push it below zero
+(a debt), which then has to be refilled before anything else passes.
+"""
+
+from onellm_async.errors import ConfigurationError
+
+__all__ = ["TokenBucket"]
+
+EPSILON = 1e-9
+"""Levels are compared with this slack, so that waiting exactly `time_until` seconds always suffices."""
+
+
+class TokenBucket:
+    """Tokens that come at a steady rate and are saved up to a capacity.
+
+    Args:
+        rate: Tokens per second, 0 or more. At 0 nothing is ever refilled.
+        capacity: Most tokens that can be saved, above 0.
+        level: Tokens there at `updated_at`; defaults to a full bucket.
+        updated_at: Seconds on whatever clock the caller uses.
+
+    Raises:
+        ConfigurationError: If the rate is negative or the capacity is not positive.
+
+    Example:
+        >>> bucket = TokenBucket(rate=2.0, capacity=3.0)
+        >>> [bucket.try_take(1, now=0.0) for _ in range(4)]
+        [True, True, True, False]
+        >>> bucket.time_until(1, now=0.0)
+        0.5
+    """
+
+    __slots__ = ("_level", "_updated_at", "capacity", "rate")
+
+    def __init__(self, rate: float, capacity: float, level: float | None = None, updated_at: float = 0.0) -> None:
+        if not rate >= 0 or not capacity > 0:
+            raise ConfigurationError(f"A bucket needs a rate ≥ 0 and a capacity > 0, not {rate!r} and {capacity!r}.")
+        self.rate = rate
+        self.capacity = capacity
+        self._level = capacity if level is None else min(level, capacity)
+        self._updated_at = updated_at
+
+    def level_at(self, now: float) -> float:
+        """Tokens in the bucket at `now`; negative while in debt. A time before the last change counts as that change."""
+        elapsed = now - self._updated_at
+        if elapsed <= 0:
+            return self._level
+        return min(self.capacity, self._level + elapsed * self.rate)
+
+    def take(self, amount: float, now: float) -> None:
+        """Takes `amount` (negative: gives back), whatever the level."""
+        self._level = min(self.capacity, self.level_at(now) - amount)
+        self._updated_at = max(now, self._updated_at)
+
+    def try_take(self, amount: float, now: float) -> bool:
+        """Takes `amount` if it is there; tells whether it was."""
+        if self.level_at(now) + EPSILON < amount:
+            return False
+        self.take(amount, now)
+        return True
+
+    def give_back(self, amount: float, now: float) -> None:
+        """Returns tokens that were taken and not used; what exceeds the capacity is lost."""
+        self.take(-amount, now)
+
+    def time_until(self, amount: float, now: float) -> float:
+        """Seconds from `now` until `amount` is there; infinite if it never will be."""
+        missing = amount - self.level_at(now)
+        if missing <= EPSILON:
+            return 0.0
+        if amount > self.capacity + EPSILON or self.rate == 0:
+            return float("inf")
+        return missing / self.rate
+
+    def retune(self, now: float, *, rate: float | None = None, capacity: float | None = None) -> None:
+        """Changes rate or capacity from `now` on; the level stays, cut to the new capacity."""
+        self._level = self.level_at(now)
+        self._updated_at = max(now, self._updated_at)
+        if rate is not None:
+            self.rate = rate
+        if capacity is not None:
+            self.capacity = capacity
+            self._level = min(self._level, capacity)
+
+    def drain(self, now: float, level: float = 0.0) -> None:
+        """Lowers the level to `level` if it is above: somebody else has used what we thought was there."""
+        self._level = min(self.level_at(now), level)
+        self._updated_at = max(now, self._updated_at)
+
+    def __repr__(self) -> str:
+        return f"TokenBucket(rate={self.rate:g}/s, capacity={self.capacity:g}, level={self._level:g})"
