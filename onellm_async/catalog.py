@@ -5,8 +5,8 @@ The figures are those of the OneLLM documentation's model list, kept in ``catalo
 
 import csv
 import difflib
-import pkgutil
 from functools import cache
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from attrs import frozen
@@ -96,8 +96,7 @@ def _price(text: str) -> float | None:
 @cache
 def entries() -> tuple[CatalogEntry, ...]:
     """All documented models, in the documentation's order. Read once, on first use."""
-    table = pkgutil.get_data("onellm_async", "catalog.csv")
-    assert table is not None, "catalog.csv ships inside the package"  # noqa: S101
+    table = Path(__file__).with_name("catalog.csv").read_text(encoding="utf-8")
     return tuple(
         CatalogEntry(
             name=row["model"],
@@ -106,7 +105,7 @@ def entries() -> tuple[CatalogEntry, ...]:
             output_price=_price(row["output_usd_per_million_tokens"]),
             backend_name=row["backend_model"] or None,
         )
-        for row in csv.DictReader(table.decode().splitlines())
+        for row in csv.DictReader(table.splitlines())
     )
 
 

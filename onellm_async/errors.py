@@ -268,7 +268,7 @@ class RateLimitError(APIStatusError):
 class InternalServerError(APIStatusError):
     """500 and above: the service or its provider failed.
 
-    A 500 is not billed (`Fate.UNBILLED`); after 502, 503, 504 and other gateway answers nobody knows (`Fate.AMBIGUOUS`).
+    A 500 is not billed (`Fate.UNBILLED`); after 502, 503, 504 and the like nobody knows (`Fate.AMBIGUOUS`).
 
     Attributes:
         retry_after: Seconds that the service asked to wait; None when it did not say.

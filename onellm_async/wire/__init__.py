@@ -1,0 +1,19 @@
+"""The wire, sans I/O: the only room that knows field names, the envelope, cattrs and orjson."""
+
+from onellm_async.wire.failures import parse_retry_after
+from onellm_async.wire.json_text import dump_json, parse_json
+from onellm_async.wire.replies import decode_reply, response_to_body
+from onellm_async.wire.requests import JSON_HEADERS, Dialect, encode_request, request_from_body, request_to_body
+
+__all__ = [
+    "JSON_HEADERS",
+    "Dialect",
+    "decode_reply",
+    "dump_json",
+    "encode_request",
+    "parse_json",
+    "parse_retry_after",
+    "request_from_body",
+    "request_to_body",
+    "response_to_body",
+]

@@ -1,0 +1,57 @@
+"""JSON that never loses an answer: orjson where it can, the standard library where orjson gives up.
+
+orjson refuses lone surrogates, NaN and a byte order mark; the service's answer is paid for all the same.
+"""
+
+import json
+from collections.abc import Mapping
+
+import orjson
+
+from onellm_async.chat import JSON
+
+__all__ = ["dump_json", "parse_json"]
+
+_LONGEST_INT = 4300
+"""Digits that Python converts by default (`sys.set_int_max_str_digits`)."""
+
+
+def dump_json(value: JSON) -> bytes:
+    """`value` as compact UTF-8 JSON. Lone surrogates are escaped, NaN and infinities become null.
+
+    Raises:
+        TypeError: If it holds something that JSON cannot.
+    """
+    try:
+        return orjson.dumps(value, default=_plain)
+    except TypeError:
+        return json.dumps(value, default=_plain, separators=(",", ":")).encode("ascii")
+
+
+def parse_json(text: bytes) -> JSON:
+    """The value that `text` holds, with every leniency that keeps an answer readable.
+
+    A byte order mark, NaN, lone surrogates and single broken UTF-8 bytes are accepted. Integers beyond 64 bits may
+    become floats.
+
+    Raises:
+        ValueError: If it is not JSON, or nested too deeply.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text.decode("utf-8-sig", "replace"), parse_int=_number)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) < _LONGEST_INT else float(digits)

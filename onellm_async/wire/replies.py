@@ -1,0 +1,151 @@
+"""From (status, headers, bytes) to a `ChatResponse` or an error, by the shape of what came.
+
+The documented API answers flat and with HTTP statuses; the published backend answers HTTP 200 around an envelope
+``{"code": N, "output": …}``. Both are understood without being told which one it is.
+"""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+from attrs import frozen
+from cattrs.preconf.orjson import make_converter
+
+from onellm_async import catalog
+from onellm_async.chat import JSON, ChatResponse, Usage
+from onellm_async.errors import ResponseDecodeError
+from onellm_async.wire.failures import excerpt, failure
+from onellm_async.wire.json_text import parse_json
+
+__all__ = ["decode_reply", "response_to_body"]
+
+
+@frozen
+class _Reply:
+    """The documented reply. Only the text is indispensable; everything else may be null or absent."""
+
+    content: str
+    provider: str | None = None
+    model: str | None = None
+    role: str | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+
+
+def _strict_text(value: object, _: object) -> str:
+    if type(value) is not str:
+        raise TypeError("not a string")
+    return value
+
+
+def _strict_count(value: object, _: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError("not a count")
+    return value
+
+
+# Plain cattrs would turn null into "None" and "0" into 0.
+_converter = make_converter(detailed_validation=False)
+_converter.register_structure_hook(str, _strict_text)
+_converter.register_structure_hook(int, _strict_count)
+_structure_reply = _converter.get_structure_hook(_Reply)
+_REPLY_FIELDS = frozenset(field.name for field in attrs.fields(_Reply))
+_USAGE_FIELDS = frozenset(field.name for field in attrs.fields(Usage))
+_structure: dict[str, Callable[[JSON, JSON], JSON]] = dict.fromkeys(_REPLY_FIELDS, _strict_text)
+_structure["usage"] = _converter.get_structure_hook(Usage)
+
+
+def decode_reply(status: int, headers: Mapping[str, str], body: bytes, *, model: str, now: float) -> ChatResponse:
+    """The answer in an HTTP reply.
+
+    Args:
+        status: HTTP status.
+        headers: HTTP headers; only ``Retry-After`` is looked at.
+        body: The whole body, decompressed.
+        model: The model that was asked, which decides the price.
+        now: Wall-clock time in seconds since 1970, for a ``Retry-After`` that is a date.
+
+    Raises:
+        ResponseDecodeError: If a success holds no text.
+        APIStatusError: One of its subclasses, if the service says that it failed.
+    """
+    try:
+        payload = parse_json(body)
+    except ValueError:
+        payload = None
+    if type(payload) is dict and "code" in payload and "output" in payload:
+        code = _envelope_code(payload["code"])
+        if code is not None:
+            status, payload = code, payload["output"]
+    if 200 <= status < 300:
+        return _response(status, payload, body, model)
+    raise failure(status, headers, payload, body, model=model, now=now)
+
+
+def _envelope_code(code: object) -> int | None:
+    if type(code) is int:
+        return code
+    if isinstance(code, str) and code.isascii() and code.isdigit() and len(code) <= 3:
+        return int(code)
+    return None
+
+
+def _response(status: int, payload: JSON, body: bytes, model: str) -> ChatResponse:
+    if type(payload) is not dict or type(payload.get("content")) is not str:
+        raise ResponseDecodeError(
+            f"The service answered {status}, but its reply holds no content: {_what_came(payload, body)}.",
+            status_code=status,
+            body=excerpt(body),
+            advice="The request may have been billed. Check that base_url points at a OneLLM API.",
+        )
+    try:
+        reply: _Reply = _structure_reply(payload, _Reply)
+        strange: dict[str, JSON] = {}
+    except Exception:  # whatever cattrs objects to, the text is there and paid for
+        reply, strange = _salvaged(payload)
+    if len(payload) > len(_REPLY_FIELDS) or not payload.keys() <= _REPLY_FIELDS:
+        strange |= {name: value for name, value in payload.items() if name not in _REPLY_FIELDS}
+    if reply.usage is not None and not payload["usage"].keys() <= _USAGE_FIELDS:
+        strange["usage"] = payload["usage"]
+    return ChatResponse(
+        content=reply.content,
+        model=reply.model,
+        provider=reply.provider,
+        role=reply.role,
+        usage=reply.usage,
+        finish_reason=reply.finish_reason,
+        cost=catalog.cost(model, reply.usage),
+        extra=strange,
+    )
+
+
+def _salvaged(payload: dict[str, JSON]) -> tuple[_Reply, dict[str, JSON]]:
+    """The reply field by field: one of an unexpected type becomes None, and its raw value is kept."""
+    fields: dict[str, JSON] = {"content": payload["content"]}
+    strange: dict[str, JSON] = {}
+    for name in _REPLY_FIELDS & payload.keys() - {"content"}:
+        value = payload[name]
+        try:
+            fields[name] = None if value is None else _structure[name](value, None)
+        except Exception:  # see _response
+            strange[name] = value
+    if isinstance(strange.get("usage"), dict):
+        counts = {name: strange["usage"].get(name) for name in _USAGE_FIELDS}
+        fields["usage"] = Usage(**{name: count for name, count in counts.items() if type(count) is int and count >= 0})
+    return _Reply(**fields), strange
+
+
+def _what_came(payload: JSON, body: bytes) -> str:
+    if not body:
+        return "the body is empty"
+    if payload is None:
+        return "the body is not JSON" if body.strip() != b"null" else "null"
+    if not isinstance(payload, dict):
+        return f"a JSON {type(payload).__name__} instead of an object"
+    if "content" not in payload:
+        return "there is no such field"
+    return f"content is {type(payload['content']).__name__}, not a string"
+
+
+def response_to_body(response: ChatResponse) -> dict[str, JSON]:
+    """`response` as JSON-ready values: the reply's own fields and what the client adds, without the unset ones."""
+    return {name: value for name, value in attrs.asdict(response).items() if name != "extra" or value}
