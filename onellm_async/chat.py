@@ -5,7 +5,7 @@ before anything is sent, with the offending value in the message.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 from attrs import field, frozen
 
@@ -72,19 +72,20 @@ class Message:
         """What the model said."""
         return cls("assistant", content)
 
-
-Messages: TypeAlias = Sequence[Message | Mapping[str, str]]
-
-
-def _message_from(value: object) -> Message:
-    if isinstance(value, Message):
-        return value
-    if isinstance(value, Mapping):
+    @classmethod
+    def of(cls, value: "Message | Mapping[str, str]") -> "Message":
+        """`value` itself, or the message that a mapping with ``role`` and ``content`` describes."""
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping):
+            raise _check.refusal("A message", value, "it must be a Message or a mapping with role and content")
         unknown = sorted(str(key) for key in value.keys() - {"role", "content"})
         if unknown:
             raise _check.refusal("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}")
-        return Message(role=value.get("role"), content=value.get("content"))  # type: ignore[arg-type]  # validated
-    raise _check.refusal("A message", value, "it must be a Message or a mapping with role and content")
+        return cls(value.get("role", ""), value.get("content", None))  # type: ignore[arg-type]  # refused if not a text
+
+
+Messages: TypeAlias = Sequence[Message | Mapping[str, str]]
 
 
 def _messages_from(value: object) -> tuple[Message, ...]:
@@ -94,7 +95,7 @@ def _messages_from(value: object) -> tuple[Message, ...]:
         return (value,)
     if not isinstance(value, Iterable) or isinstance(value, Mapping | bytes):
         raise _check.refusal("messages", value, "it must be a string or a sequence of messages")
-    return tuple(_message_from(item) for item in value)
+    return tuple(map(Message.of, value))
 
 
 def _some_messages(_: object, attribute: object, value: tuple[Message, ...]) -> None:
@@ -209,6 +210,44 @@ class ChatRequest:
 
 Prompt: TypeAlias = str | Messages | ChatRequest
 """What can be asked: a text, a history, or a complete request."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """The optional fields of `ChatRequest`, as keyword arguments of the client's methods."""
+
+    temperature: float | None
+    max_tokens: int | None
+    top_p: float | None
+    stop_sequences: Sequence[str] | None
+    system: str | None
+    tools: Sequence[Mapping[str, JSON]] | None
+    tool_choice: str | None
+    response_format: Mapping[str, JSON] | None
+    seed: int | None
+    n: int | None
+    user: str | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    top_k: int | None
+    extra: Mapping[str, JSON] | None
+
+
+def request_for(prompt: Prompt, model: str | None, options: RequestOptions) -> ChatRequest:
+    """The request that asks `prompt`; one that is complete already is returned as it is.
+
+    Raises:
+        InvalidRequestError: If the prompt, the model or an option is refused.
+    """
+    if isinstance(prompt, ChatRequest):
+        return prompt
+    if model is None:
+        raise InvalidRequestError("model is missing; every prompt that is not a ChatRequest needs one.")
+    unknown = options.keys() - RequestOptions.__annotations__.keys()
+    if unknown:
+        raise InvalidRequestError(f"There is no request field called {', '.join(sorted(unknown))}; use extra for it.")
+    return ChatRequest(model, prompt, **options)
 
 
 @frozen

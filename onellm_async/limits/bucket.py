@@ -43,7 +43,7 @@ class TokenBucket:
         self._updated_at = updated_at
 
     def level_at(self, now: float) -> float:
-        """Tokens in the bucket at `now`; negative while in debt. A time before the last change counts as that change."""
+        """Tokens in the bucket at `now`; negative while in debt. An earlier time counts as the last change."""
         elapsed = now - self._updated_at
         if elapsed <= 0:
             return self._level
@@ -88,6 +88,10 @@ class TokenBucket:
         """Lowers the level to `level` if it is above: somebody else has used what we thought was there."""
         self._level = min(self.level_at(now), level)
         self._updated_at = max(now, self._updated_at)
+
+    def rebase(self, now: float) -> None:
+        """Goes on with a clock that may have been set back: time that seems to lie ahead has not passed."""
+        self._updated_at = min(self._updated_at, now)
 
     def __repr__(self) -> str:
         return f"TokenBucket(rate={self.rate:g}/s, capacity={self.capacity:g}, level={self._level:g})"

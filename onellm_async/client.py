@@ -1,0 +1,295 @@
+"""`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from random import Random
+from types import TracebackType
+from typing import Literal, Self, Unpack, overload
+
+import aiohttp
+
+from onellm_async.catalog import Model
+from onellm_async.chat import (
+    ChatOutcome,
+    ChatRequest,
+    ChatResponse,
+    Messages,
+    Prompt,
+    RequestOptions,
+    request_for,
+)
+from onellm_async.errors import InvalidRequestError, OneLLMError
+from onellm_async.events import Hook
+from onellm_async.fanout import FanOut, Progress, Source
+from onellm_async.limits.policy import Limits
+from onellm_async.retry import RetryPolicy
+from onellm_async.sender import Sender
+from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
+from onellm_async.transport import AiohttpTransport, Transport
+from onellm_async.wire import JSON_HEADERS, Dialect
+
+__all__ = ["AsyncOneLLM"]
+
+
+class AsyncOneLLM:
+    """An asyncio client for the OneLLM chat API that keeps to the rate limit by itself.
+
+    Make one for each key and share it: the limit is the key's, and only what goes through one client can be kept to
+    it. It may be made before an event loop runs, and used in several loops one after the other.
+
+    Args:
+        api_key: The key; default ``ONELLM_API_KEY``. It never shows in reprs, logs, errors or events.
+        base_url: The exact address to post to; default ``ONELLM_BASE_URL``, else the documented one.
+        limits: What is known of the service's limits; default the published ones.
+        retry: When failed attempts are repeated.
+        timeout: For one attempt.
+        dialect: ``"documented"`` or, for the self-hosted backend, ``"backend"``.
+        session: An `aiohttp.ClientSession` to use; it stays yours to close.
+        hooks: Called with each event of `onellm_async.events`.
+        allow_insecure: Accept plain http to hosts other than this machine.
+        transport: What carries the requests instead of aiohttp, for tests and simulations; then neither a key nor an
+            address is needed.
+        random: Where jitter comes from; seed it to repeat a run exactly.
+
+    Raises:
+        ConfigurationError: If the key, the address or another setting is missing or unusable.
+
+    Example:
+        ::
+
+            async with AsyncOneLLM() as client:
+                reply = await client.chat("What is the capital of France?", model="GPT-5-Mini")
+                print(reply.content, reply.cost)
+    """
+
+    def __init__(
+        self,
+        api_key: str | ApiKey | None = None,
+        *,
+        base_url: str | None = None,
+        limits: Limits | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: Timeout | None = None,
+        dialect: Dialect | str = Dialect.DOCUMENTED,
+        session: aiohttp.ClientSession | None = None,
+        hooks: Iterable[Hook] = (),
+        allow_insecure: bool = False,
+        transport: Transport | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self.limits = limits if limits is not None else Limits()
+        if transport is None:
+            transport = AiohttpTransport(
+                base_url_from(base_url, allow_insecure=allow_insecure),
+                api_key_from(api_key),
+                timeout if timeout is not None else Timeout(),
+                session,
+                JSON_HEADERS,
+            )
+        self._sender = Sender(
+            transport,
+            limits=self.limits,
+            retry=retry if retry is not None else RetryPolicy(),
+            dialect=Dialect(dialect),
+            hooks=hooks,
+            random=random if random is not None else Random(),
+        )
+
+    async def __aenter__(self) -> Self:
+        self._sender.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the client: chats that wait end with `ClientClosedError`, connections are closed.
+
+        Entering it again with ``async with`` opens it anew. Calling it twice is harmless.
+        """
+        await self._sender.aclose()
+
+    async def chat(
+        self,
+        prompt: str | Messages,
+        *,
+        model: Model,
+        lane: str = "default",
+        deadline: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> ChatResponse:
+        """Asks one question and returns the answer.
+
+        Safe to cancel at any time; a request that was under way may then still be billed.
+
+        Args:
+            prompt: What the user says, or a history of messages.
+            model: Any model id.
+            lane: ``"interactive"``, ``"default"`` or ``"batch"``: who goes first when many wait.
+            deadline: Seconds from now, queue included, in which the answer must be there; None waits as long as it
+                takes. A chat that cannot make it is refused unsent.
+            **options: Fields of `ChatRequest`: ``system``, ``max_tokens``, ``temperature``, ``top_p``,
+                ``stop_sequences``, …
+
+        Raises:
+            InvalidRequestError: If a value is refused; nothing was sent.
+            DeadlineExceededError: If the deadline passes or cannot be met.
+            QueueFullError: If `Limits.max_pending` chats wait already.
+            CircuitOpenError: If the service has failed again and again.
+            ClientClosedError: If the client is or becomes closed.
+            APIError: If the service, or the way to it, failed in spite of retries.
+        """
+        return await self.send(request_for(prompt, model, options), lane=lane, deadline=deadline)
+
+    async def send(self, request: ChatRequest, *, lane: str = "default", deadline: float | None = None) -> ChatResponse:
+        """Sends a complete request; otherwise like `chat`."""
+        return await self._sender.send(request, lane=lane, deadline=deadline, patient=False)
+
+    @overload
+    async def gather_chats(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        model: Model | None = None,
+        lane: str = "batch",
+        deadline: float | None = None,
+        return_exceptions: Literal[False] = False,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[ChatResponse]: ...
+
+    @overload
+    async def gather_chats(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        model: Model | None = None,
+        lane: str = "batch",
+        deadline: float | None = None,
+        return_exceptions: bool,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[ChatResponse | OneLLMError]: ...
+
+    async def gather_chats(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        model: Model | None = None,
+        lane: str = "batch",
+        deadline: float | None = None,
+        return_exceptions: bool = False,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[ChatResponse] | list[ChatResponse | OneLLMError]:
+        """Answers all prompts and returns the answers in their order.
+
+        There are never more tasks than the window has places. Cancelling stops everything at once; what was under way
+        may then be billed without an answer. To keep answers as they come, use `iter_chats`.
+
+        Args:
+            prompts: Texts, histories or complete requests. All are checked before the first is sent.
+            model: Needed unless all prompts are complete requests.
+            lane: Where they wait; default ``"batch"``, behind whatever is more urgent.
+            deadline: Seconds for each prompt, counted from when it enters the window.
+            return_exceptions: Put a failed prompt's error in its place instead of raising the first.
+            progress: Called after each outcome with a `FanoutProgress`.
+            **options: Fields of `ChatRequest` for the prompts that are not complete requests.
+
+        Raises:
+            InvalidRequestError: If a prompt is refused; nothing was sent.
+            OneLLMError: Without `return_exceptions`, the first failure. With it, still a failure that concerns every
+                prompt, such as a wrong key or an empty balance. Either way nothing more is sent, what is under way is
+                awaited, and the outcomes that are there are on the error as ``partial``.
+
+        Example:
+            ::
+
+                replies = await client.gather_chats(["1 + 1?", "2 + 2?"], model="GPT-5-Nano", max_tokens=5)
+        """
+        listed = list(prompts)
+        for index, prompt in enumerate(listed):
+            if index == 0 or type(prompt) is not str:  # strings only differ in a text, and every text is valid
+                _check_prompt(index, prompt, model, options)
+        outcomes: list[ChatOutcome | None] = [None] * len(listed)
+        fan_out = FanOut(
+            listed,
+            self._answerer(model, lane, deadline, options),
+            window=self.limits.max_concurrency,
+            stop_on_error=not return_exceptions,
+            progress=progress,
+        )
+        async with fan_out as run:
+            async for outcome in run:
+                outcomes[outcome.index] = outcome
+        there = [outcome for outcome in outcomes if outcome is not None]
+        if run.stopped_by is not None:
+            if isinstance(run.stopped_by, OneLLMError):
+                run.stopped_by.partial = tuple(there)
+            raise run.stopped_by
+        return [outcome.response or outcome.error or outcome.unwrap() for outcome in there]
+
+    async def iter_chats(
+        self,
+        source: Source,
+        *,
+        model: Model | None = None,
+        lane: str = "batch",
+        deadline: float | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncIterator[ChatOutcome]:
+        """Yields the outcome of each prompt as it is there, from a source of any length, in constant memory.
+
+        The source is drawn from only as places become free, and a slow consumer slows the sending. Leaving the loop
+        early cancels what is under way; wrap the iterator in `contextlib.aclosing` to have that happen at once.
+
+        Args:
+            source: A sync or async iterable of texts, histories or complete requests.
+            model: As in `gather_chats`, like all that follow.
+            lane: As in `gather_chats`.
+            deadline: As in `gather_chats`.
+            progress: As in `gather_chats`.
+            **options: As in `gather_chats`.
+
+        Yields:
+            Outcomes in the order of completion; a prompt that failed or was refused has its error in its outcome.
+
+        Raises:
+            OneLLMError: A failure that concerns every prompt, after all outcomes that are there have been yielded.
+
+        Example:
+            ::
+
+                async for outcome in client.iter_chats(open("prompts.txt"), model="GPT-5-Nano"):
+                    print(outcome.index, outcome.response or outcome.error)
+        """
+        fan_out = FanOut(
+            source,
+            self._answerer(model, lane, deadline, options),
+            window=self.limits.max_concurrency,
+            buffered=self.limits.max_concurrency,
+            progress=progress,
+        )
+        async with fan_out as run:
+            async for outcome in run:
+                yield outcome
+        if run.stopped_by is not None:
+            raise run.stopped_by
+
+    def _answerer(
+        self, model: Model | None, lane: str, deadline: float | None, options: RequestOptions
+    ) -> Callable[[Prompt], Awaitable[ChatResponse]]:
+        async def answer(prompt: Prompt) -> ChatResponse:
+            request = request_for(prompt, model, options)
+            return await self._sender.send(request, lane=lane, deadline=deadline, patient=True)
+
+        return answer
+
+
+def _check_prompt(index: int, prompt: Prompt, model: Model | None, options: RequestOptions) -> None:
+    try:
+        request_for(prompt, model, options)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"Prompt {index}: {error.message}", advice=error.advice) from None

@@ -1,0 +1,205 @@
+"""Many prompts, a bounded number of tasks: the window that turns a source into outcomes.
+
+A fixed number of workers draws from the source, each one prompt at a time; so there are never more tasks than the
+window has places, however long the source is. Whoever consumes more slowly than answers come holds the workers back.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Self, TypeAlias
+
+from attrs import frozen
+
+from onellm_async.chat import ChatOutcome, ChatResponse, Prompt
+from onellm_async.errors import (
+    APIConnectionError,
+    APIStatusError,
+    AuthenticationError,
+    ClientClosedError,
+    ConfigurationError,
+    InsufficientBalanceError,
+    MethodNotAllowedError,
+    NotFoundError,
+    OneLLMError,
+)
+
+__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "concerns_every_prompt"]
+
+Source: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
+
+
+@frozen
+class FanoutProgress:
+    """How far a fan-out has come.
+
+    Attributes:
+        done: Outcomes so far, failures included.
+        failed: Of these, failures.
+        total: Prompts in all; None when the source does not tell.
+        elapsed: Seconds since the start.
+        cost: USD of the answers so far, as far as prices are known.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+    elapsed: float
+    cost: float
+
+
+Progress: TypeAlias = Callable[[FanoutProgress], None]
+
+
+def concerns_every_prompt(error: OneLLMError) -> bool:
+    """Whether the other prompts of a fan-out would fail in the same way, so that sending them is pointless."""
+    if isinstance(error, APIConnectionError):
+        return not error.retryable
+    if isinstance(error, APIStatusError) and 300 <= error.status_code < 400:
+        return True
+    return isinstance(
+        error,
+        AuthenticationError
+        | InsufficientBalanceError
+        | NotFoundError
+        | MethodNotAllowedError
+        | ClientClosedError
+        | ConfigurationError,
+    )
+
+
+class FanOut:
+    """One run over a source. Iterate over it once, inside ``async with``.
+
+    Leaving the block, by whatever way, cancels what is still under way and waits for it.
+
+    Args:
+        source: The prompts; a sync or async iterable of any length.
+        answer: Turns one prompt into its response, or raises `OneLLMError`.
+        window: How many prompts may be under way or wait for admission.
+        stop_on_error: Draw nothing more from the source after the first failure of any kind.
+        buffered: Finished outcomes that may wait for the consumer; None for any number.
+        progress: Called after each outcome.
+        clock: Seconds, for `FanoutProgress.elapsed`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        answer: Callable[[Prompt], Awaitable[ChatResponse]],
+        *,
+        window: int,
+        stop_on_error: bool = False,
+        buffered: int | None = None,
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sync = iter(source) if isinstance(source, Iterable) else None
+        self._async = aiter(source) if isinstance(source, AsyncIterable) else None
+        if self._sync is None and self._async is None:
+            raise ConfigurationError(f"The source is a {type(source).__name__}; it must be an (async) iterable.")
+        self._total = len(source) if isinstance(source, list | tuple) else None
+        self._window = window if self._total is None else max(1, min(window, self._total))
+        self._answer = answer
+        self._stop_on_error = stop_on_error
+        self._buffered = buffered
+        self._progress = progress
+        self._clock = clock
+        self._started = clock()
+        self._drawn = self._done = self._failed = 0
+        self._cost = 0.0
+        self._drawing = asyncio.Lock()
+        self._exhausted = False
+        self._finished: deque[ChatOutcome] = deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._workers: set[asyncio.Task[None]] = set()
+        self.stopped_by: Exception | None = None
+        """Why nothing more is drawn although the source has more; None while all is well."""
+
+    async def __aenter__(self) -> Self:
+        for _ in range(self._window):
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._worker_done)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        workers = list(self._workers)
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        if self._async is not None and (close := getattr(self._async, "aclose", None)) is not None:
+            await close()
+
+    def __aiter__(self) -> AsyncIterator[ChatOutcome]:
+        return self
+
+    async def __anext__(self) -> ChatOutcome:
+        """The next outcome, in the order of completion."""
+        while not self._finished:
+            if not self._workers:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        outcome = self._finished.popleft()
+        self._room.set()
+        return outcome
+
+    def _worker_done(self, worker: "asyncio.Task[None]") -> None:
+        self._workers.discard(worker)
+        self._news.set()
+        if not worker.cancelled() and isinstance(error := worker.exception(), Exception):
+            self.stopped_by = self.stopped_by or error
+
+    async def _work(self) -> None:
+        while (drawn := await self._draw()) is not None:
+            index, prompt = drawn
+            try:
+                outcome = ChatOutcome(index, prompt, await self._answer(prompt))
+            except OneLLMError as error:
+                outcome = ChatOutcome(index, prompt, error=error)
+            self._deliver(outcome)
+            while self._buffered is not None and len(self._finished) >= self._buffered:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _draw(self) -> tuple[int, Prompt] | None:
+        if self._sync is not None:
+            if self._exhausted or self.stopped_by is not None:
+                return None
+            try:
+                return self._numbered(next(self._sync))
+            except StopIteration:
+                self._exhausted = True
+                return None
+        assert self._async is not None  # noqa: S101  # one of the two, see __init__
+        async with self._drawing:  # an async iterator serves one caller at a time
+            if self._exhausted or self.stopped_by is not None:
+                return None
+            try:
+                return self._numbered(await anext(self._async))
+            except StopAsyncIteration:
+                self._exhausted = True
+                return None
+
+    def _numbered(self, prompt: Prompt) -> tuple[int, Prompt]:
+        self._drawn += 1
+        return self._drawn - 1, prompt
+
+    def _deliver(self, outcome: ChatOutcome) -> None:
+        self._done += 1
+        error = outcome.error
+        if error is not None:
+            self._failed += 1
+            if self._stop_on_error or concerns_every_prompt(error):
+                self.stopped_by = self.stopped_by or error
+        elif outcome.response is not None and outcome.response.cost is not None:
+            self._cost += outcome.response.cost
+        self._finished.append(outcome)
+        self._news.set()
+        if self._progress is not None:
+            elapsed = self._clock() - self._started
+            self._progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))

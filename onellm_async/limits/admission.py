@@ -1,0 +1,218 @@
+"""The core of admission: (state, event, time) → who leaves now, and when to look again. Pure.
+
+A ticket goes QUEUED → GRANTED → SETTLED; a request that is refused by the service goes back to QUEUED with its own
+place. A grant takes a slot, a request of the rate and the estimated tokens, all together or none.
+
+Two things can hold everybody back beside the rate: a *gate* that is closed until a time (the service said
+Retry-After), and a *probe* (the service was down; one request is let through to see whether it is back).
+"""
+
+from onellm_async.errors import DeadlineExceededError, QueueFullError
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.policy import LANES, Limits
+from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, WITHDRAWN, Queue, Ticket
+from onellm_async.limits.rate import RateControl
+
+__all__ = ["Admission"]
+
+_NEVER = float("inf")
+_LATENCY_WEIGHT = 0.1
+"""Of the newest latency in the moving average that projections use."""
+
+
+class Admission:
+    """Who may leave when.
+
+    Args:
+        limits: What the user declared.
+        rate: Decides on the rate of requests.
+        now: The current time, on the clock that all later calls use.
+    """
+
+    def __init__(self, limits: Limits, rate: RateControl, now: float) -> None:
+        self.limits = limits
+        self.rate = rate
+        self.queue = Queue(LANES)
+        self.in_flight = 0
+        self.waiting = 0
+        per_minute = limits.tokens_per_minute
+        self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now) if per_minute is not None else None
+        self.latency: float | None = None
+        self.gate_until = -_NEVER
+        self._down_until = -_NEVER
+        self._probing = False
+        self._probe: Ticket | None = None
+
+    def try_enter(self, ticket: Ticket, now: float) -> bool:
+        """Grants `ticket` at once if nobody waits and everything is there."""
+        if self.waiting or self._delay(ticket, now) > 0:
+            return False
+        self._grant(ticket, now)
+        return True
+
+    def enqueue(self, ticket: Ticket, now: float) -> None:
+        """Lets `ticket` wait.
+
+        Raises:
+            QueueFullError: If `Limits.max_pending` tickets wait already.
+            DeadlineExceededError: If it cannot leave early enough to be answered before its deadline.
+        """
+        if ticket.order < 0:
+            self._refuse_hopeless(ticket, now)
+        self.queue.push(ticket)
+        self.waiting += 1
+
+    def _refuse_hopeless(self, ticket: Ticket, now: float) -> None:
+        most = self.limits.max_pending
+        if (most is None or self.waiting < most) and ticket.deadline is None:
+            return
+        wait = self.projected_wait(ticket.lane, now)
+        if most is not None and self.waiting >= most:
+            raise QueueFullError(
+                f"{self.waiting} chats are waiting already, as many as max_pending allows;"
+                f" a newcomer would wait about {wait:.1f} s.",
+                pending=self.waiting,
+                retry_after=wait,
+                advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
+            )
+        usual = self.latency or 0.0
+        if ticket.deadline is not None and now + wait + usual > ticket.deadline:
+            raise DeadlineExceededError(
+                f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
+                f" and an answer {usual:.1f} s.",
+                advice="It was not sent and costs nothing. Allow more time, or use a lane with a larger share.",
+            )
+
+    def projected_wait(self, lane: str, now: float) -> float:
+        """Seconds that a newcomer in `lane` would probably wait."""
+        ahead = self.queue.ahead_of_newcomer(lane)
+        wait = max(self.rate.time_until(ahead + 1, now), self.closed_until - now, 0.0)
+        if self.latency is not None:
+            over = self.in_flight + ahead + 1 - self.limits.max_concurrency
+            wait = max(wait, over * self.latency / self.limits.max_concurrency)
+        return wait
+
+    def dispatch(self, now: float) -> list[Ticket]:
+        """Grants, in order, all waiting tickets that may leave now."""
+        granted = []
+        while self.waiting and (head := self.queue.head()) is not None and self._delay(head, now) <= 0:
+            self.queue.pop(head)
+            self.waiting -= 1
+            self._grant(head, now)
+            granted.append(head)
+        return granted
+
+    def expire(self, now: float) -> list[Ticket]:
+        """Removes the tickets whose deadline has passed."""
+        expired = list(self.queue.expire(now))
+        self.waiting -= len(expired)
+        return expired
+
+    def drain(self) -> list[Ticket]:
+        """Removes all waiting tickets."""
+        drained = list(self.queue.drain())
+        self.waiting = 0
+        return drained
+
+    def next_wake(self, now: float) -> float | None:
+        """When to call `expire` and `dispatch` again if nothing happens before; None: never."""
+        if not self.waiting:
+            return None
+        head = self.queue.head()
+        delay = self._delay(head, now) if head is not None else _NEVER
+        deadline = self.queue.next_deadline()
+        wake = now + delay if deadline is None else min(now + delay, deadline)
+        return None if wake == _NEVER else wake
+
+    def _delay(self, ticket: Ticket, now: float) -> float:
+        """Seconds until `ticket` may leave; infinite while only an event can free it."""
+        if self.in_flight >= self.limits.max_concurrency or self._probe is not None:
+            return _NEVER
+        delay = max(self.rate.time_until(1, now), self.closed_until - now)
+        if self.tokens is not None:
+            # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
+            delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
+        return delay
+
+    def _grant(self, ticket: Ticket, now: float) -> None:
+        self.in_flight += 1
+        self.rate.take(now)
+        if self.tokens is not None:
+            self.tokens.take(ticket.tokens, now)
+        if self._probing:
+            self._probe = ticket
+        ticket.state = GRANTED
+        ticket.granted_at = now
+
+    def withdraw(self, ticket: Ticket, now: float) -> None:
+        """Its caller has gone before sending: whatever it holds goes back. Harmless in any state."""
+        if ticket.state == QUEUED:
+            self.queue.withdraw(ticket)
+            self.waiting -= 1
+        elif ticket.state == GRANTED:
+            self.give_back(ticket, now)
+        ticket.state = WITHDRAWN
+
+    def give_back(self, ticket: Ticket, now: float) -> None:
+        """It was granted, but never reached the service: slot, request and tokens go back."""
+        if ticket.state == GRANTED:
+            self.rate.give_back(now)
+            self._return_tokens(ticket, 0, now)
+            self._free(ticket)
+
+    def settle(self, ticket: Ticket, now: float) -> None:
+        """It was sent, and nobody knows how it fared: the slot is freed, the estimate of its tokens stands."""
+        if ticket.state == GRANTED:
+            self._free(ticket)
+
+    def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:
+        """The service let it through: the slot is freed, tokens are corrected, rate and usual latency learn.
+
+        Args:
+            ticket: Whose request it was.
+            now: The current time.
+            tokens: What it used in fact; None when that is not known.
+        """
+        if ticket.state != GRANTED:
+            return
+        if tokens is not None:
+            self._return_tokens(ticket, tokens, now)
+        self.rate.answered(ticket.granted_at, now)
+        took = now - ticket.granted_at
+        self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
+        self._free(ticket)
+
+    def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
+        """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
+        if ticket.state == GRANTED:
+            self.rate.refused(ticket.granted_at, now)
+            self._return_tokens(ticket, 0, now)
+            self._free(ticket)
+            if retry_after is not None:
+                self.gate_until = max(self.gate_until, now + retry_after)
+
+    def hold(self, until: float) -> None:
+        """The service is down: nothing leaves before `until`, and then one request at a time until `release`."""
+        self._down_until = until
+        self._probing = True
+
+    def release(self) -> None:
+        """The service is back."""
+        self._down_until = -_NEVER
+        self._probing = False
+        self._probe = None
+
+    @property
+    def closed_until(self) -> float:
+        """Nothing leaves before this time, whatever rate and slots allow."""
+        return max(self.gate_until, self._down_until)
+
+    def _return_tokens(self, ticket: Ticket, used: float, now: float) -> None:
+        if self.tokens is not None:
+            self.tokens.give_back(ticket.tokens - used, now)
+
+    def _free(self, ticket: Ticket) -> None:
+        ticket.state = SETTLED
+        self.in_flight -= 1
+        if ticket is self._probe:
+            self._probe = None

@@ -1,0 +1,174 @@
+"""Who is next: lanes that share by weight, first in first out within a lane. Pure.
+
+Each lane has a meter that runs by 1/weight with every ticket it sends; the waiting lane whose meter is lowest is next
+(stride scheduling). That interleaves lanes smoothly, where deficit round robin would serve them in blocks, and none
+starves: a lane's meter stands still until it is the lowest. A lane that was idle starts at the common level, so that it
+cannot hoard.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
+
+from onellm_async.errors import ConfigurationError
+
+__all__ = ["GRANTED", "QUEUED", "SETTLED", "WITHDRAWN", "Queue", "Ticket"]
+
+QUEUED, GRANTED, SETTLED, WITHDRAWN = range(4)
+
+
+class Ticket:
+    """One request's claim on admission.
+
+    Attributes:
+        lane: Where it waits.
+        tokens: Its estimated tokens.
+        deadline: When it must have been granted, on the limiter's clock; None if ever.
+        order: Position among all tickets; a returned one keeps its own.
+        state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
+        granted_at: When it was granted, which is when the request leaves.
+    """
+
+    __slots__ = ("deadline", "granted_at", "lane", "order", "state", "tokens")
+
+    def __init__(self, lane: str, tokens: float = 0.0, deadline: float | None = None, order: int = -1) -> None:
+        self.lane = lane
+        self.tokens = tokens
+        self.deadline = deadline
+        self.order = order
+        self.state = QUEUED
+        self.granted_at = 0.0
+
+    def __lt__(self, other: "Ticket") -> bool:
+        return self.order < other.order
+
+
+class _Lane:
+    __slots__ = ("fresh", "live", "meter", "returned", "stride")
+
+    def __init__(self, weight: float) -> None:
+        self.stride = 1 / weight
+        self.meter = 0.0
+        self.live = 0
+        self.fresh: deque[Ticket] = deque()
+        self.returned: list[Ticket] = []  # heap: refused by the service, so ahead of everybody who came later
+
+    def head(self) -> Ticket | None:
+        while self.returned:
+            if self.returned[0].state == QUEUED:
+                return self.returned[0]
+            heappop(self.returned)
+        while self.fresh:
+            if self.fresh[0].state == QUEUED:
+                return self.fresh[0]
+            self.fresh.popleft()
+        return None
+
+    def pop(self) -> None:
+        self.live -= 1
+        if self.returned:
+            heappop(self.returned)
+        else:
+            self.fresh.popleft()
+
+    def compact(self) -> None:
+        """Drops withdrawn tickets once they are the majority, which keeps a withdrawal O(1) on average."""
+        if len(self.fresh) > 64 and len(self.fresh) > 2 * self.live:
+            self.fresh = deque(ticket for ticket in self.fresh if ticket.state == QUEUED)
+
+
+class Queue:
+    """Waiting tickets in lanes.
+
+    Args:
+        weights: The lanes and their shares.
+    """
+
+    def __init__(self, weights: Mapping[str, int]) -> None:
+        self._lanes = {name: _Lane(weight) for name, weight in weights.items()}
+        self._level = 0.0
+        self._next_order = 0
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+
+    def __len__(self) -> int:
+        return sum(lane.live for lane in self._lanes.values())
+
+    def lengths(self) -> dict[str, int]:
+        """Waiting tickets in each lane."""
+        return {name: lane.live for name, lane in self._lanes.items()}
+
+    def check_lane(self, name: str) -> None:
+        """Refuses a lane that does not exist.
+
+        Raises:
+            ConfigurationError: Naming the lanes there are.
+        """
+        if name not in self._lanes:
+            raise ConfigurationError(f"lane is {name!r}; it must be one of {', '.join(self._lanes)}.")
+
+    def push(self, ticket: Ticket) -> None:
+        """Puts a new ticket at the end of its lane, or a returned one back in front of all that came later."""
+        lane = self._lanes[ticket.lane]
+        if lane.live == 0:
+            lane.meter = max(lane.meter, self._level)
+        lane.live += 1
+        ticket.state = QUEUED
+        if ticket.order < 0:
+            ticket.order = self._next_order
+            self._next_order += 1
+            lane.fresh.append(ticket)
+        else:
+            heappush(lane.returned, ticket)
+        if ticket.deadline is not None:
+            heappush(self._deadlines, (ticket.deadline, ticket.order, ticket))
+
+    def head(self) -> Ticket | None:
+        """The ticket that is next; None when nobody waits."""
+        best: _Lane | None = None
+        for lane in self._lanes.values():
+            if lane.live and (best is None or lane.meter < best.meter):
+                best = lane
+        return best.head() if best is not None else None
+
+    def pop(self, ticket: Ticket) -> None:
+        """Removes `ticket`, which is the head."""
+        lane = self._lanes[ticket.lane]
+        self._level = lane.meter
+        lane.meter += lane.stride
+        lane.pop()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Removes a queued ticket from wherever it stands."""
+        ticket.state = WITHDRAWN
+        lane = self._lanes[ticket.lane]
+        lane.live -= 1
+        lane.compact()
+        if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self):
+            self._deadlines = [entry for entry in self._deadlines if entry[2].state == QUEUED]
+            self._deadlines.sort()
+
+    def ahead_of_newcomer(self, name: str) -> float:
+        """How many tickets would leave before one that joined lane `name` now, by the lanes' shares."""
+        own = self._lanes[name]
+        competing = sum(1 / lane.stride for lane in self._lanes.values() if lane.live or lane is own)
+        return min(own.live * competing * own.stride, float(len(self)))
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of a waiting ticket."""
+        while self._deadlines and self._deadlines[0][2].state != QUEUED:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expire(self, now: float) -> Iterator[Ticket]:
+        """Removes and yields the waiting tickets whose deadline is not in the future."""
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            _, _, ticket = heappop(self._deadlines)
+            self.withdraw(ticket)
+            yield ticket
+
+    def drain(self) -> Iterator[Ticket]:
+        """Removes and yields all waiting tickets."""
+        while (ticket := self.head()) is not None:
+            self.pop(ticket)
+            ticket.state = WITHDRAWN
+            yield ticket

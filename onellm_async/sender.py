@@ -1,0 +1,307 @@
+"""One request on its way, from top to bottom, one concern a method.
+
+::
+
+    send            encoded once; hooks hear of the end, errors get their context
+     _in_time       the caller's deadline
+      _retrying     failed attempts are repeated as the policy says
+       _admitted    each attempt asks the limiter for leave; a refusal by rate limit goes back into the queue
+        _once       one POST, one reply
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from random import Random
+
+from attrs import evolve
+
+from onellm_async.chat import ChatRequest, ChatResponse
+from onellm_async.errors import (
+    APIError,
+    APIStatusError,
+    CircuitOpenError,
+    ClientClosedError,
+    DeadlineExceededError,
+    Fate,
+    InvalidRequestError,
+    OneLLMError,
+    RateLimitError,
+    ResponseDecodeError,
+)
+from onellm_async.events import Answered, Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
+from onellm_async.limits.estimate import TokenEstimator
+from onellm_async.limits.limiter import Limiter, Permit
+from onellm_async.limits.policy import Limits
+from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
+from onellm_async.transport import Transport
+from onellm_async.wire import Dialect, decode_reply, encode_request
+
+__all__ = ["Sender"]
+
+
+class _Call:
+    """One request on its way through the client."""
+
+    __slots__ = (
+        "attempts",
+        "body",
+        "deadline",
+        "lane",
+        "model",
+        "number",
+        "order",
+        "patient",
+        "possibly_billed",
+        "refusals",
+        "server_errors",
+        "started",
+        "tokens",
+        "under_way",
+    )
+
+    def __init__(
+        self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, *, patient: bool
+    ) -> None:
+        self.number = number
+        self.model = request.model
+        self.body = body
+        self.lane = lane
+        self.started = started
+        self.patient = patient
+        self.deadline: float | None = None
+        self.tokens = 0.0
+        self.order = -1
+        self.attempts = self.refusals = self.server_errors = self.possibly_billed = 0
+        self.under_way = False
+
+    def history(self) -> History:
+        return History(self.attempts, self.server_errors, self.possibly_billed)
+
+    def with_history(self, response: ChatResponse) -> ChatResponse:
+        return evolve(response, attempts=self.attempts, refusals=self.refusals, possibly_billed=self.possibly_billed)
+
+    def answered_event(self, response: ChatResponse, now: float) -> Answered:
+        usage = response.usage
+        return Answered(
+            self.number,
+            self.model,
+            now,
+            self.attempts,
+            now - self.started,
+            usage.input_tokens if usage is not None else None,
+            usage.output_tokens if usage is not None else None,
+            response.cost,
+        )
+
+
+class Sender:
+    """What all requests of a client share: the limiter, the retry budget, the circuit breaker and the way out.
+
+    Args:
+        transport: Carries the bytes.
+        limits: For the limiter.
+        retry: When failed attempts are repeated.
+        dialect: How requests are written.
+        hooks: Hear of every event.
+        random: Where jitter comes from.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        limits: Limits,
+        retry: RetryPolicy,
+        dialect: Dialect,
+        hooks: Iterable[Hook],
+        random: Random,
+    ) -> None:
+        self._transport = transport
+        self._dialect = dialect
+        self._retry = retry
+        self._hooks = tuple(hooks)
+        self._random = random
+        self._limiter = Limiter(limits, random=random)
+        self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
+        self._budget = RetryBudget(retry)
+        self._breaker = CircuitBreaker(retry)
+        self._requests = 0
+        self._closed = False
+
+    def open(self) -> None:
+        """Accepts requests again after `aclose`."""
+        self._closed = False
+
+    async def aclose(self) -> None:
+        """Ends the waiting requests with `ClientClosedError` and closes the transport."""
+        self._closed = True
+        self._limiter.close()
+        await self._transport.aclose()
+
+    async def send(self, request: ChatRequest, *, lane: str, deadline: float | None, patient: bool) -> ChatResponse:
+        """Sends one request; see `AsyncOneLLM.chat` for what it raises.
+
+        Args:
+            request: What to ask.
+            lane: Where to wait.
+            deadline: Seconds from now for everything together; None for no end.
+            patient: Wait while the circuit breaker is open, instead of failing at once.
+        """
+        if deadline is not None and (isinstance(deadline, bool) or not deadline > 0):
+            raise InvalidRequestError(f"deadline is {deadline!r}; it must be a number of seconds above 0.")
+        body = encode_request(request, self._dialect)
+        loop = asyncio.get_running_loop()
+        self._requests += 1
+        call = _Call(self._requests, request, body, lane, loop.time(), patient=patient)
+        if self._estimator is not None:
+            call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
+        try:
+            if deadline is None:
+                response = await self._retrying(call)
+            else:
+                call.deadline = call.started + deadline
+                response = await self._in_time(call)
+        except OneLLMError as error:
+            self._explain(error, call, loop.time())
+            raise
+        if self._hooks:
+            notify(self._hooks, call.answered_event(response, loop.time()))
+        return response
+
+    async def _in_time(self, call: _Call) -> ChatResponse:
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                return await self._retrying(call)
+        except OneLLMError:
+            raise
+        except TimeoutError:
+            fate = Fate.AMBIGUOUS if call.under_way or call.possibly_billed else Fate.NOT_PROCESSED
+            raise DeadlineExceededError(
+                "The deadline passed before an answer was there.",
+                fate=fate,
+                advice="The attempt under way may be billed." if call.under_way else "",
+            ) from None
+
+    async def _retrying(self, call: _Call) -> ChatResponse:
+        try:
+            response = await self._admitted(call)
+        except APIError as first_failure:
+            response = await run_attempts(
+                lambda: self._admitted(call), first_failure, lambda failure: self._verdict(failure, call)
+            )
+        else:
+            self._budget.earn()
+        return response
+
+    def _verdict(self, failure: APIError, call: _Call) -> Verdict:
+        now = asyncio.get_running_loop().time()
+        verdict = judge(
+            failure,
+            call.history(),
+            self._retry,
+            budget_left=self._budget.left,
+            time_left=None if call.deadline is None else call.deadline - now,
+            random=self._random,
+        )
+        if verdict.retry and self._breaker.reopens_at is not None and not call.patient:
+            verdict = Verdict(retry=False, wait=0.0, reason="the service fails again and again")
+        if verdict.retry:
+            self._budget.spend()
+            if self._hooks:
+                notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, verdict.wait, failure))
+        return verdict
+
+    async def _admitted(self, call: _Call) -> ChatResponse:
+        while True:
+            permit = await self._admission(call)
+            try:
+                response = await self._once(call)
+                usage = response.usage
+                permit.answered(usage.total_tokens if usage is not None else None)
+            except RateLimitError as refusal:
+                self._account_for_refusal(refusal, call, permit)
+            except APIError as failure:
+                self._account_for(failure, call, permit)
+                raise
+            else:
+                self._service_answered()
+                if usage is not None and self._estimator is not None:
+                    self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
+                return response if call.attempts == 1 and not call.refusals else call.with_history(response)
+            finally:
+                permit.settle()
+
+    async def _admission(self, call: _Call) -> Permit:
+        limiter = self._limiter
+        if self._closed:
+            raise ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
+        limiter.bind(asyncio.get_running_loop())
+        if self._breaker.reopens_at is not None and not call.patient:
+            self._refuse_while_down(limiter.time())
+        if not self._hooks:
+            return await limiter.acquire(tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order)
+        asked = limiter.time()
+        notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
+        permit = await limiter.acquire(tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order)
+        now = limiter.time()
+        notify(self._hooks, Granted(call.number, call.model, now, now - asked))
+        notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
+        return permit
+
+    async def _once(self, call: _Call) -> ChatResponse:
+        call.attempts += 1
+        call.under_way = True
+        reply = await self._transport.post(call.body)
+        call.under_way = False
+        return decode_reply(reply.status, reply.headers, reply.body, model=call.model, now=time.time())
+
+    # What follows from how an attempt ended.
+
+    def _account_for_refusal(self, refusal: RateLimitError, call: _Call, permit: Permit) -> None:
+        self._service_answered()
+        call.attempts -= 1
+        call.refusals += 1
+        call.order = permit.order
+        permit.refused(refusal.retry_after)
+        if self._hooks:
+            notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), refusal.retry_after))
+
+    def _account_for(self, failure: APIError, call: _Call, permit: Permit) -> None:
+        call.under_way = False
+        if failure.fate is Fate.AMBIGUOUS:
+            call.possibly_billed += 1
+        elif failure.fate is Fate.UNBILLED:
+            call.server_errors += 1
+        if failure.retryable:
+            reopens_at = self._breaker.failed(call.number, self._limiter.time())
+            if reopens_at is not None:
+                self._limiter.hold(reopens_at)
+        else:
+            self._service_answered()
+        if failure.fate is Fate.NOT_PROCESSED:
+            permit.give_back()
+        elif isinstance(failure, APIStatusError | ResponseDecodeError):
+            permit.answered()
+
+    def _service_answered(self) -> None:
+        if self._breaker.answered():
+            self._limiter.release()
+
+    def _refuse_while_down(self, now: float) -> None:
+        reopens_at = self._breaker.reopens_at
+        if reopens_at is not None and now < reopens_at:
+            raise CircuitOpenError(
+                f"The service has failed several times in a row; the next attempt is in {reopens_at - now:.1f} s.",
+                retry_after=reopens_at - now,
+                advice="Nothing was sent. Try again then, or use gather_chats or iter_chats, which wait by themselves.",
+            )
+
+    def _explain(self, error: OneLLMError, call: _Call, now: float) -> None:
+        error.request = f"request {call.number} ({call.model})"
+        error.attempts = call.attempts
+        error.elapsed = now - call.started
+        if isinstance(error, APIError):
+            error.possibly_billed = call.possibly_billed
+        if self._hooks:
+            notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))
