@@ -99,6 +99,8 @@ class OneLLMError(Exception):
         if self.request:
             sent = {0: "never sent", 1: "1 attempt"}.get(self.attempts, f"{self.attempts} attempts")
             parts.append(f"[{self.request}, {sent}, {self.elapsed:.1f} s]")
+        if isinstance(self, APIError) and self.given_up:
+            parts.append(f"Given up because {self.given_up}.")
         if self.partial:
             parts.append(f"{len(self.partial)} outcomes were already there: see .partial.")
         if self.advice:
@@ -181,8 +183,10 @@ class APIError(OneLLMError):
         fate: What became of the failed attempt, as far as a client can know.
         retryable: Whether another attempt can help at all.
         possibly_billed: How many attempts of this request may have been billed without an answer.
+        given_up: Why no further attempt was made, for failures that are worth one; else "".
     """
 
+    given_up: str = ""
     fate: Fate = Fate.AMBIGUOUS
     retryable: bool = True
     possibly_billed: int = 0

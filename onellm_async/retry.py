@@ -39,7 +39,8 @@ class RetryPolicy:
             Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Default 0.5.
         backoff_cap: Seconds; the upper end of that range grows no further. Default 30.
         budget: Repeats that the client as a whole may make in a row; each answer at the first attempt gives
-            ``budget_refill`` back. When it is used up, errors surface at once instead of feeding a storm. Default 20.
+            ``budget_refill`` back. When it is used up, errors surface at once instead of feeding a storm; a fan-out
+            goes on repeating, but drawing each wait from the whole range up to ``backoff_cap``. Default 20.
         budget_refill: Default 0.1, so that in the long run at most every tenth request is a repeat.
         breaker_failures: Failures in a row, over at least three requests, that open the circuit breaker; 0 switches it
             off. Default 5.
@@ -105,7 +106,7 @@ class RetryBudget:
 
     def spend(self) -> None:
         """Takes note of a repeat."""
-        self.left -= 1
+        self.left = max(0.0, self.left - 1)
 
 
 def judge(
@@ -115,6 +116,7 @@ def judge(
     *,
     budget_left: float,
     time_left: float | None,
+    patient: bool,
     random: Random,
 ) -> Verdict:
     """The verdict on a failed attempt.
@@ -125,14 +127,17 @@ def judge(
         policy: The user's wishes.
         budget_left: What is left of the client's retry budget.
         time_left: Seconds until the deadline; None without one.
+        patient: Nobody waits for this single answer: with the budget used up it waits longer instead of failing.
         random: Where the jitter comes from.
     """
     hindrance = _hindrance(error, history, policy)
-    if hindrance is None and budget_left < 1:
+    exhausted = budget_left < 1
+    if hindrance is None and exhausted and not patient:
         hindrance = "the retry budget of this client is used up"
     if hindrance is not None:
         return Verdict(retry=False, wait=0.0, reason=hindrance)
-    ceiling = min(policy.backoff_cap, policy.backoff_base * 2.0 ** min(history.attempts - 1, 60))
+    ceiling = policy.backoff_base * 2.0 ** min(history.attempts - 1, 60)
+    ceiling = policy.backoff_cap if exhausted else min(policy.backoff_cap, ceiling)
     wait = max(random.uniform(0, ceiling), getattr(error, "retry_after", None) or 0.0)
     if time_left is not None and wait >= time_left:
         return Verdict(retry=False, wait=0.0, reason="the deadline would pass while waiting to try again")

@@ -202,11 +202,14 @@ class Sender:
             self._retry,
             budget_left=self._budget.left,
             time_left=None if call.deadline is None else call.deadline - now,
+            patient=call.patient,
             random=self._random,
         )
         if verdict.retry and self._breaker.reopens_at is not None and not call.patient:
             verdict = Verdict(retry=False, wait=0.0, reason="the service fails again and again")
-        if verdict.retry:
+        if not verdict.retry:
+            failure.given_up = verdict.reason if failure.retryable else ""
+        else:
             self._budget.spend()
             if self._hooks:
                 notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, verdict.wait, failure))
