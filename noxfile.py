@@ -1,0 +1,120 @@
+"""Every check of the project. `nox` alone runs what a change must pass; `nox -l` lists the rest."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.stop_on_first_error = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = ["3.11", "3.12", "3.13", "3.14"]
+
+
+def runs(interpreter: str) -> bool:
+    """Whether it can be started; pyenv's shims exist for versions that are not active, too."""
+    return shutil.which(interpreter) is not None and not subprocess.call(
+        [interpreter, "-c", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def found() -> list[str]:
+    """The supported Pythons of this machine, on the PATH or among pyenv's."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for version in SUPPORTED:
+        homes = sorted(versions.glob(f"{version}.*/bin"))
+        if homes and not runs(f"python{version}"):
+            os.environ["PATH"] = f"{homes[-1]}{os.pathsep}{os.environ['PATH']}"
+    return [version for version in SUPPORTED if runs(f"python{version}")]
+
+
+FOUND = found() or SUPPORTED[:1]
+CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
+
+nox.options.sessions = ["lint", "types", "imports", "tests", "wheel"]
+
+
+def group(name: str) -> list[str]:
+    """The packages of a dependency group."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+@nox.session(python=FOUND[0])
+def lint(session: nox.Session) -> None:
+    """Style and likely mistakes."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", *CHECKED)
+    session.run("ruff", "format", "--check", *CHECKED)
+
+
+@nox.session(python=FOUND[0])
+def types(session: nox.Session) -> None:
+    """The package is strictly typed, and its public face completely."""
+    session.install(*group("lint"), ".[cli]")
+    session.run("mypy")
+    session.run("pyright", "--verifytypes", "onellm_async", "--ignoreexternal")
+
+
+@nox.session(python=FOUND[0])
+def imports(session: nox.Session) -> None:
+    """Imports point strictly downwards."""
+    session.install(*group("lint"), "-e", ".[cli]")
+    session.run("lint-imports")
+
+
+@nox.session(python=FOUND)
+def tests(session: nox.Session) -> None:
+    """The test suite in development mode, where every warning is an error; with coverage on the first Python."""
+    session.install(*group("tests"), "-e", ".[cli]")
+    if session.python != FOUND[0] or session.posargs:
+        session.run("python", "-X", "dev", "-m", "pytest", "-q", *session.posargs)
+        return
+    session.run("coverage", "erase")
+    session.run("python", "-X", "dev", "-m", "coverage", "run", "-m", "pytest", "-q")
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session(python=FOUND[-1])
+def wheel(session: nox.Session) -> None:
+    """What is published works: the wheel alone, without the checkout, answers the example prompts."""
+    session.install("build")
+    built = Path(session.create_tmp()) / "wheel"
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(built), silent=True)
+    (package,) = built.glob("*.whl")
+    session.install("--force-reinstall", f"{package}[cli]")
+    prompts = Path("examples/prompts.txt").resolve()
+    session.chdir(built)
+    session.run("onellm-async", "run", str(prompts), "--local", "--rpm", "12000", "-o", "answers.jsonl")
+    answered = len((built / "answers.jsonl").read_bytes().splitlines())
+    asked = sum(1 for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip())
+    if answered != asked:
+        session.error(f"{answered} answers for {asked} prompts")
+
+
+@nox.session(python=FOUND[0])
+def openapi(session: nox.Session) -> None:
+    """The local server does what its OpenAPI document says."""
+    session.install(*group("openapi"), "-e", ".[cli]", "pytest-timeout", "pytest-asyncio")
+    session.run("python", "tests/openapi/check_document.py", *session.posargs)
+
+
+@nox.session(python=FOUND[0])
+def docs(session: nox.Session) -> None:
+    """The documentation, built without warnings."""
+    session.install(*group("docs"), ".[cli]")
+    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(python=FOUND[0])
+def bench(session: nox.Session) -> None:
+    """The benchmarks beside the peers; writes benchmarks/RESULTS.md. Takes a while."""
+    session.install("-r", "benchmarks/requirements.txt", ".[speed]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
