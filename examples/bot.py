@@ -1,0 +1,126 @@
+"""A chat bot in the terminal, for several people at once: each has a history, and nobody blocks anybody.
+
+::
+
+    python examples/bot.py
+    ada: What is a prime?
+    bob: Tell me a joke.
+    ada: Is 51 one?
+
+A line is ``name: text``. Replies come as they are there. ``name: /forget`` clears that person's history; the end of the
+input (Ctrl-D) waits for the replies under way, Ctrl-C does not. A bot for a real chat network has the same parts:
+`Bot.reply` for one message, a task for each message, and one client for everybody.
+"""
+
+import asyncio
+import math
+import sys
+import threading
+from collections import OrderedDict
+
+from attrs import define
+
+from onellm_async import (
+    AsyncOneLLM,
+    CircuitOpenError,
+    Conversation,
+    DeadlineExceededError,
+    Limits,
+    OneLLMError,
+    QueueFullError,
+)
+
+LIMITS = Limits(max_pending=10)
+DEADLINE = 60.0
+MOST_PEOPLE = 1000
+MOST_OPEN_QUESTIONS = 3
+
+
+@define
+class Person:
+    """Somebody the bot talks with."""
+
+    conversation: Conversation
+    open_questions: int = 0
+
+
+class Bot:
+    """Keeps a conversation with each person, and always has a friendly word.
+
+    Args:
+        client: Who asks.
+    """
+
+    def __init__(self, client: AsyncOneLLM) -> None:
+        self._client = client
+        self._people: OrderedDict[str, Person] = OrderedDict()
+
+    async def reply(self, name: str, text: str) -> str:
+        """The reply to what somebody says. Turns of one person are taken one after the other."""
+        person = self._person(name)
+        if text == "/forget":
+            person.conversation.forget()
+            return "Forgotten. What shall we talk about?"
+        if person.open_questions >= MOST_OPEN_QUESTIONS:
+            return "One moment, let me answer your other questions first."
+        person.open_questions += 1
+        try:
+            return (await person.conversation.say(text)).content
+        except (QueueFullError, CircuitOpenError) as error:
+            return f"Many people are asking just now. Please try again in {max(1, math.ceil(error.retry_after))} s."
+        except DeadlineExceededError:
+            return "Sorry, I cannot answer that in good time. Please ask again later."
+        except OneLLMError as error:
+            print(error, file=sys.stderr)
+            return "Sorry, something went wrong. I have told my operator."
+        finally:
+            person.open_questions -= 1
+
+    def _person(self, name: str) -> Person:
+        if name not in self._people:
+            conversation = Conversation(
+                self._client,
+                model="GPT-5-Nano",
+                system=f"You talk with {name}. Be brief.",
+                max_messages=20,
+                deadline=DEADLINE,
+            )
+            self._people[name] = Person(conversation)
+            if len(self._people) > MOST_PEOPLE:
+                self._people.popitem(last=False)
+        self._people.move_to_end(name)
+        return self._people[name]
+
+
+async def main() -> None:
+    lines: asyncio.Queue[str | None] = asyncio.Queue(maxsize=100)
+    # A daemon thread, because nothing can interrupt a read from a terminal: Ctrl-C must not wait for it.
+    threading.Thread(target=read_lines, args=(lines, asyncio.get_running_loop()), daemon=True).start()
+    async with AsyncOneLLM(limits=LIMITS) as client, asyncio.TaskGroup() as replies:
+        bot = Bot(client)
+
+        async def answer(name: str, text: str) -> None:
+            print(f"bot to {name}: {await bot.reply(name, text)}", flush=True)
+
+        while (line := await lines.get()) is not None:
+            name, _, text = (part.strip() for part in line.partition(":"))
+            if name and text:
+                replies.create_task(answer(name, text))
+            elif line.strip():
+                print("Please write a line as  name: text", flush=True)
+
+
+def read_lines(lines: "asyncio.Queue[str | None]", loop: asyncio.AbstractEventLoop) -> None:
+    with open(0, encoding="utf-8", errors="replace", closefd=False) as stdin:
+        for line in stdin:
+            asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+    asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except OneLLMError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
