@@ -1,0 +1,1 @@
+"""What this client costs and how much of a rate limit it uses, beside its peers: ``python -m benchmarks``."""

@@ -1,0 +1,65 @@
+"""``python -m benchmarks``: measures, prints the report, and writes it when all of it was measured."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import goodput, memory, overhead
+from benchmarks.peers import Contender
+from benchmarks.processes import fast_server
+from benchmarks.report import Section, markdown
+
+SUBJECTS = ("overhead", "goodput", "memory")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures this client beside its peers.")
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default all")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each measurement; default 3")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, whose figures mean little")
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="clients whose name starts so")
+    parser.add_argument("--output", type=Path, help=f"write the report there; a full run writes {RESULTS.name} anyway")
+    parsed = parser.parse_args(arguments)
+    if unknown := set(parsed.subjects) - set(SUBJECTS):
+        parser.error(f"no such subject: {', '.join(sorted(unknown))}")
+    if parsed.repetitions < 1:
+        parser.error("at least one repetition is needed")
+    return parsed
+
+
+def _sections(chosen: argparse.Namespace) -> list[Section]:
+    def wanted(contenders: Sequence[Contender]) -> list[Contender]:
+        return [each for each in contenders if not chosen.only or each.name.startswith(tuple(chosen.only))]
+
+    subjects = chosen.subjects or SUBJECTS
+    quick, repetitions = chosen.quick, 1 if chosen.quick else chosen.repetitions
+    sections = []
+    if {"overhead", "memory"} & set(subjects):
+        with fast_server(seconds=0.2 if quick else 3) as server:
+            if "overhead" in subjects:
+                peers = wanted(overhead.CONTENDERS)
+                sections.append(overhead.run(server, peers, repetitions=repetitions, seconds=0.2 if quick else 3))
+            if "memory" in subjects:
+                sections.append(memory.run(server, number=5_000 if quick else 200_000))
+    if "goodput" in subjects:
+        peers = wanted(goodput.CONTENDERS)
+        number = 100 if quick else goodput.SCENE.number
+        sections.insert(1, goodput.run(peers, repetitions=repetitions, number=number))
+    return sections
+
+
+def main(arguments: Sequence[str]) -> None:
+    chosen = _arguments(arguments)
+    command = shlex.join(["python", "-m", "benchmarks", *arguments])
+    text = markdown(_sections(chosen), command)
+    print(text)
+    whole = not (chosen.quick or chosen.only or chosen.subjects)
+    if output := chosen.output or (RESULTS if whole else None):
+        output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

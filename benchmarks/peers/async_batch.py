@@ -1,0 +1,40 @@
+"""async-batch-llm around an aiohttp session, the way its guide to existing async clients shows."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from async_batch_llm import CallableStrategy, CallOutcome, ProcessorConfig, process_prompts
+
+from benchmarks.peers import AnswerAll, Errors, Target
+
+
+@asynccontextmanager
+async def connect(
+    target: Target, requests_per_minute: float | None = None, burst_seconds: float | None = None
+) -> AsyncIterator[AnswerAll]:
+    """Opens the session; without a rate everything but the concurrency is the default."""
+    url = f"{target.root}/v1/chat/completions"
+    connector = aiohttp.TCPConnector(limit=target.in_flight)
+    async with aiohttp.ClientSession(
+        connector=connector, headers={"Authorization": "Bearer key"}, raise_for_status=True
+    ) as session:
+
+        async def invoke(prompt: str, *, attempt: int, timeout: float, state: Any) -> CallOutcome[str]:
+            body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": prompt}]}
+            async with session.post(url, json=body) as response:
+                reply = await response.json()
+            return CallOutcome(reply["choices"][0]["message"]["content"], token_usage=reply["usage"])
+
+        async def answer_all(texts: Iterable[str]) -> Errors:
+            config = ProcessorConfig(
+                concurrency=target.in_flight,
+                max_requests_per_minute=requests_per_minute,
+                quota_burst_seconds=burst_seconds,
+            )
+            batch = await process_prompts(CallableStrategy(invoke), texts, config=config)
+            return Counter(type(result.exception).__name__ for result in batch.results if not result.success)
+
+        yield answer_all

@@ -1,0 +1,84 @@
+"""The report: sections with a table each, in Markdown that also reads well in a terminal."""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from attrs import frozen
+
+_PACKAGES = (
+    "onellm-async",
+    "aiohttp",
+    "orjson",
+    "openai",
+    "litellm",
+    "async-batch-llm",
+    "aiolimiter",
+    "tenacity",
+    "uvloop",
+)
+
+
+@frozen
+class Section:
+    """One subject's findings.
+
+    Attributes:
+        title: What was measured.
+        text: How, in a few sentences.
+        header: Names of the columns; the first is text, the others are figures.
+        rows: As many cells each.
+    """
+
+    title: str
+    text: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Heading, text and table."""
+        widths = [
+            max(3, *(len(row[column]) for row in (self.header, *self.rows))) for column in range(len(self.header))
+        ]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        lines = [
+            " | ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in (self.header, rule, *self.rows)
+        ]
+        table = "\n".join(f"| {line} |" for line in lines)
+        return f"## {self.title}\n\n{self.text}\n\n{table}\n"
+
+
+def markdown(sections: Sequence[Section], command: str) -> str:
+    """The whole report, with what a reader needs to know of the machine."""
+    today = datetime.now(UTC).date().isoformat()
+    facts = (
+        f"Measured on {today} with `{command}`.",
+        f"Machine: {_processor()}, {os.cpu_count()} CPUs, {platform.system()}.",
+        f"{platform.python_implementation()} {platform.python_version()}; {_versions()}.",
+    )
+    head = "# Benchmarks\n\n" + "\\\n".join(facts) + "\n"
+    return "\n".join((head, *(section.markdown() for section in sections)))
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _versions() -> str:
+    def shown(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            return ""
+
+    return ", ".join(filter(None, map(shown, _PACKAGES)))
