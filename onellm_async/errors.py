@@ -108,13 +108,13 @@ class OneLLMError(Exception):
         return " ".join(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__)
+        # The attributes travel as state, not as arguments: `partial` may hold an outcome with this very error in it.
+        return _restore, (type(self), self.args), self.__dict__
 
 
-def _restore(cls: type[OneLLMError], args: tuple[object, ...], attributes: dict[str, object]) -> OneLLMError:
+def _restore(cls: type[OneLLMError], args: tuple[object, ...]) -> OneLLMError:
     error = cls.__new__(cls, *args)
     error.args = args
-    error.__dict__.update(attributes)
     return error
 
 

@@ -1,0 +1,135 @@
+import copy
+import pickle
+
+import pytest
+
+from onellm_async import errors
+from onellm_async.chat import ChatOutcome
+from onellm_async.errors import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    AuthenticationError,
+    BatchError,
+    BudgetExceededError,
+    CircuitOpenError,
+    ClientClosedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    Fate,
+    InternalServerError,
+    InvalidRequestError,
+    OneLLMError,
+    QueueFullError,
+    RateLimitError,
+    ResponseDecodeError,
+)
+
+STATUS_CLASSES = [
+    cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, errors.APIStatusError | ResponseDecodeError)
+]
+
+
+def one_of_each() -> list[OneLLMError]:
+    return [
+        OneLLMError("it broke", advice="mend it"),
+        ConfigurationError("bad setting"),
+        InvalidRequestError("bad prompt"),
+        ClientClosedError("closed"),
+        DeadlineExceededError("late", fate=Fate.AMBIGUOUS),
+        QueueFullError("full", pending=3, retry_after=1.5),
+        CircuitOpenError("open", retry_after=15.0),
+        BudgetExceededError("dear"),
+        BatchError("stuck"),
+        APIError("failed"),
+        APIConnectionError("refused", fate=Fate.NOT_PROCESSED, retryable=False),
+        APITimeoutError("slow", fate=Fate.AMBIGUOUS),
+        *(cls("no", status_code=418, body="teapot", advice="drink coffee") for cls in STATUS_CLASSES),
+    ]
+
+
+def with_context(error: OneLLMError) -> OneLLMError:
+    error.request = "request 17 (GPT-5-Mini)"
+    error.attempts = 3
+    error.elapsed = 1.25
+    if isinstance(error, APIError):
+        error.possibly_billed = 2
+        error.given_up = "all 3 attempts are used up"
+    if isinstance(error, RateLimitError | InternalServerError):
+        error.retry_after = 7.0
+    return error
+
+
+def test_every_error_class_is_tried_below() -> None:
+    known = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, OneLLMError)}
+    public = {cls for cls in known if not cls.__name__.startswith("_")}
+    assert public == {type(error) for error in one_of_each()}
+    assert {cls.__name__ for cls in public} | {"Fate"} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+@pytest.mark.parametrize("error", one_of_each(), ids=lambda error: type(error).__name__)
+def test_errors_survive_pickling_and_copying_with_all_they_know(error: OneLLMError, again) -> None:
+    with_context(error)
+    twin = again(error)
+    assert type(twin) is type(error)
+    assert vars(twin) == vars(error)
+    assert twin.args == error.args
+    assert str(twin) == str(error)
+    for name in ("fate", "retryable", "retry_after", "status_code", "body"):
+        assert getattr(twin, name, None) == getattr(error, name, None)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_among_its_own_partial_outcomes_can_be_pickled_and_copied(again) -> None:
+    error = AuthenticationError("no", status_code=401)
+    error.partial = (ChatOutcome(0, "a", error=error),)
+    twin = again(error)
+    assert isinstance(twin, AuthenticationError)
+    assert twin.status_code == 401
+    assert len(twin.partial) == 1
+    assert isinstance(twin.partial[0], ChatOutcome)
+    assert isinstance(twin.partial[0].error, AuthenticationError)
+
+
+@pytest.mark.parametrize(
+    ("cls", "builtin"),
+    [
+        (ConfigurationError, ValueError),
+        (InvalidRequestError, ValueError),
+        (DeadlineExceededError, TimeoutError),
+        (APITimeoutError, TimeoutError),
+    ],
+)
+def test_errors_that_python_has_a_word_for_are_caught_by_it(cls: type, builtin: type) -> None:
+    assert issubclass(cls, builtin)
+
+
+def test_a_message_tells_what_to_whom_how_often_and_what_to_do() -> None:
+    error = with_context(InternalServerError("500 broken.", status_code=500, advice="Ask again later."))
+    error.partial = (1, 2)
+    assert str(error) == (
+        "500 broken. [request 17 (GPT-5-Mini), 3 attempts, 1.2 s] Given up because all 3 attempts are used up."
+        " 2 outcomes were already there: see .partial. Ask again later."
+    )
+
+
+@pytest.mark.parametrize(("attempts", "words"), [(0, "never sent"), (1, "1 attempt,"), (2, "2 attempts,")])
+def test_a_message_counts_attempts_in_words(attempts: int, words: str) -> None:
+    error = with_context(ClientClosedError("closed"))
+    error.attempts = attempts
+    assert words in str(error)
+
+
+def test_only_failures_that_prove_it_are_called_unbilled() -> None:
+    fates = {cls.__name__: cls("x", status_code=500).fate for cls in STATUS_CLASSES}
+    assert fates.pop("ResponseDecodeError") is Fate.AMBIGUOUS
+    assert fates.pop("RateLimitError") is Fate.NOT_PROCESSED
+    assert set(fates.values()) == {Fate.UNBILLED}
+
+
+def test_only_failures_that_can_pass_are_worth_a_repeat() -> None:
+    retryable = {cls.__name__ for cls in STATUS_CLASSES if cls("x", status_code=500).retryable}
+    assert retryable == {"ResponseDecodeError", "RateLimitError", "InternalServerError"}
