@@ -15,12 +15,24 @@ Validator: TypeAlias = Callable[[Any, Any, Any], None]
 
 _EXCERPT = 80
 _DEEPEST = 100
+_LARGEST_BITS = 4096
+"""Beyond it (1,233 digits) Python may refuse to write an integer out, and no JSON parser reads it."""
 
 
 def shown(value: object) -> str:
     """`value` as a message shows it: its repr, at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 class Checks:
@@ -51,7 +63,7 @@ class Checks:
         def check(_: object, attribute: Any, value: object) -> None:
             if value is None and optional:
                 return
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
                 raise self.refusal(attribute.name, value, rule)
             if not low <= value <= high or (above and value == low):
                 raise self.refusal(attribute.name, value, rule)
@@ -67,6 +79,8 @@ class Checks:
                 return
             if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
                 raise self.refusal(attribute.name, value, rule)
+            if value.bit_length() > _LARGEST_BITS:
+                raise self.refusal(attribute.name, value, "no service reads such a number")
 
         return check
 
@@ -105,10 +119,10 @@ class Checks:
 
     def json(self, path: str, value: object, depth: int = 0) -> None:
         """Refuses what JSON cannot hold, naming the place: better now than as a half-sent request."""
-        if value is None or isinstance(value, bool | int | str):
+        if value is None or isinstance(value, str):
             return
-        if isinstance(value, float):
-            if not math.isfinite(value):
+        if isinstance(value, int | float):
+            if not _finite(value) or (isinstance(value, int) and value.bit_length() > _LARGEST_BITS):
                 raise self.refusal(path, value, "JSON has no such number")
         elif depth == _DEEPEST:
             raise self.refusal(path, value, f"it is nested deeper than {_DEEPEST} levels")
