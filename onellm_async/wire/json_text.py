@@ -4,6 +4,7 @@ orjson refuses lone surrogates, NaN and a byte order mark; the service's answer 
 """
 
 import json
+import math
 from collections.abc import Mapping
 
 import orjson
@@ -25,7 +26,12 @@ def dump_json(value: JSON) -> bytes:
     try:
         return orjson.dumps(value, default=_plain)
     except TypeError:
-        return json.dumps(value, default=_plain, separators=(",", ":")).encode("ascii")
+        pass
+    try:
+        text = json.dumps(value, default=_plain, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
 
 
 def parse_json(text: bytes) -> JSON:
@@ -51,6 +57,16 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _finite(value: JSON) -> JSON:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _number(digits: str) -> int | float:
