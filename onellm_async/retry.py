@@ -21,7 +21,7 @@ _check = Checks(ConfigurationError, "RetryPolicy.")
 
 
 def _ambiguous(_: object, attribute: object, value: object) -> None:
-    if value not in {"retry", "once", "never"}:
+    if not isinstance(value, str) or value not in {"retry", "once", "never"}:
         raise _check.refusal("ambiguous", value, "it must be 'retry', 'once' or 'never'")
 
 
