@@ -35,6 +35,8 @@ class ApiKey:
     __slots__ = ("_secret",)
 
     def __init__(self, secret: str) -> None:
+        if not isinstance(secret, str):
+            raise ConfigurationError(f"The API key is a {type(secret).__name__}; it must be a string.")
         if not secret:
             raise ConfigurationError("The API key is empty.", advice="Pass api_key=… or set ONELLM_API_KEY.")
         if _CONTROL.search(secret) or not secret.isascii():
@@ -77,15 +79,21 @@ def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
         ConfigurationError: If it is not an http(s) URL, carries user info, or would send the key in the clear.
     """
     url = base_url if base_url is not None else os.environ.get("ONELLM_BASE_URL") or DEFAULT_BASE_URL
+    if not isinstance(url, str):
+        raise ConfigurationError(f"base_url is a {type(url).__name__}; it must be a string.")
+    seen = re.sub(r"^.*@", "…@", url, flags=re.DOTALL)  # what may be a password is not echoed
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
+        if host:
+            host.encode("idna")  # what the resolver does with it
     except ValueError as error:
-        raise ConfigurationError(f"base_url {url!r} is not a URL: {error}.") from None
+        reason = "" if "@" in url else f": {error}"
+        raise ConfigurationError(f"base_url {seen!r} is not a URL{reason}.") from None
     if "@" in parts.netloc:
         raise ConfigurationError("base_url holds a user name or password.", advice="Pass the key as api_key=….")
-    if parts.scheme not in {"http", "https"} or not host or re.search(r"\s", url):
-        raise ConfigurationError(f"base_url {url!r} is not an http or https URL.")
+    if parts.scheme not in {"http", "https"} or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ConfigurationError(f"base_url {seen!r} is not an http or https URL.")
     if parts.scheme == "http" and not allow_insecure and not _is_loopback(host):
         raise ConfigurationError(
             f"base_url {url!r} would send the key and the prompts unencrypted.",
