@@ -23,6 +23,7 @@ from onellm_async.errors import (
     ResponseDecodeError,
     UnprocessableEntityError,
 )
+from onellm_async.validation import shown
 
 __all__ = ["excerpt", "failure", "parse_retry_after"]
 
@@ -49,6 +50,7 @@ _ADVICE = {
     415: "Something between here and the service changes the content type.",
     429: "The limit is lower than Limits declares, or others use the same key.",
 }
+_DEEPEST_TEXT = 6
 _UNKNOWN_MODEL = re.compile(r"unknown variant `([^`]*)`")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _NOT_IMPLEMENTED = frozenset({501, 505, 506, 508, 510, 511})
@@ -70,15 +72,17 @@ def failure(status: int, headers: Mapping[str, str], payload: JSON, body: bytes,
         model: The model asked, for advice.
         now: Wall-clock seconds since 1970.
     """
-    if not 300 <= status < 600:
-        return ResponseDecodeError(
-            f"The service answered with status {status}, which means nothing.", status_code=status, body=excerpt(body)
-        )
     text = _error_text(payload, body)
     kind = _CLASSES.get(status, InternalServerError if status >= 500 else APIStatusError)
     advice = _ADVICE.get(status, "")
     if "insufficient balance" in text.casefold():
         kind, advice = InsufficientBalanceError, "Top up the balance of this key; at least $0.10 is needed."
+    elif not 300 <= status < 600:
+        return ResponseDecodeError(
+            f"The service answered with status {shown(status)}, which means nothing.",
+            status_code=status,
+            body=excerpt(body),
+        )
     elif status == 422:
         advice = _advice_on_422(text)
     elif status < 400:
@@ -130,8 +134,12 @@ def _advice_on_422(text: str) -> str:
         return 'This is a self-hosted backend: set dialect="backend".'
     unknown = _UNKNOWN_MODEL.search(text)
     near = catalog.nearest(unknown.group(1)) if unknown else None
-    if near is not None:
-        return f"Did you mean {catalog.lookup(near).backend_name or near!r}?"  # type: ignore[union-attr]
+    entry = catalog.lookup(near) if near is not None else None
+    if unknown and entry is not None:
+        if entry.backend_name is None:
+            return f"The self-hosted backend does not know {entry.name!r}."
+        if unknown.group(1) != entry.backend_name:
+            return f"Did you mean {entry.backend_name!r}?"
     return "A field is missing, unknown or of the wrong type."
 
 
@@ -147,15 +155,17 @@ def _error_text(payload: JSON, body: bytes) -> str:
     return " ".join(text.split())[:EXCERPT_CHARACTERS]
 
 
-def _text_in(value: JSON) -> str:
+def _text_in(value: JSON, depth: int = 0) -> str:
     """The first text in the places where services put one."""
     if isinstance(value, str):
         return value
+    if depth == _DEEPEST_TEXT:
+        return ""
     if isinstance(value, list):
-        return "; ".join(filter(None, map(_text_in, value[:5])))
+        return "; ".join(filter(None, (_text_in(item, depth + 1) for item in value[:5])))
     if isinstance(value, dict):
         for name in ("error", "detail", "message", "msg", "output"):
-            text = _text_in(value.get(name))
+            text = _text_in(value.get(name), depth + 1)
             if text:
                 return text
     return ""

@@ -5,6 +5,7 @@ The documented API answers flat and with HTTP statuses; the published backend an
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 import attrs
 from attrs import frozen
@@ -12,7 +13,7 @@ from cattrs.preconf.orjson import make_converter
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatResponse, Usage
-from onellm_async.errors import ResponseDecodeError
+from onellm_async.errors import InsufficientBalanceError, ResponseDecodeError
 from onellm_async.wire.failures import excerpt, failure
 from onellm_async.wire.json_text import parse_json
 
@@ -31,6 +32,10 @@ class _Reply:
     finish_reason: str | None = None
 
 
+_LARGEST_COUNT = 2**53
+"""What JSON's numbers carry exactly; a larger count is nonsense and would overflow the cost."""
+
+
 def _strict_text(value: object, _: object) -> str:
     if type(value) is not str:
         raise TypeError("not a string")
@@ -38,20 +43,33 @@ def _strict_text(value: object, _: object) -> str:
 
 
 def _strict_count(value: object, _: object) -> int:
-    if type(value) is not int or value < 0:
+    if not _is_count(value):
         raise TypeError("not a count")
     return value
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT
+
+
+def _strict_usage(value: object, _: object) -> Usage:
+    if type(value) is not dict:  # the generated hook takes an empty list for an empty object
+        raise TypeError("not an object")
+    usage: Usage = _structure_usage(value, Usage)
+    return usage
 
 
 # Plain cattrs would turn null into "None" and "0" into 0.
 _converter = make_converter(detailed_validation=False)
 _converter.register_structure_hook(str, _strict_text)
 _converter.register_structure_hook(int, _strict_count)
+_structure_usage = _converter.get_structure_hook(Usage)
+_converter.register_structure_hook(Usage, _strict_usage)
 _structure_reply = _converter.get_structure_hook(_Reply)
 _REPLY_FIELDS = frozenset(field.name for field in attrs.fields(_Reply))
 _USAGE_FIELDS = frozenset(field.name for field in attrs.fields(Usage))
 _structure: dict[str, Callable[[JSON, JSON], JSON]] = dict.fromkeys(_REPLY_FIELDS, _strict_text)
-_structure["usage"] = _converter.get_structure_hook(Usage)
+_structure["usage"] = _strict_usage
 
 
 def decode_reply(status: int, headers: Mapping[str, str], body: bytes, *, model: str, now: float) -> ChatResponse:
@@ -72,10 +90,12 @@ def decode_reply(status: int, headers: Mapping[str, str], body: bytes, *, model:
         payload = parse_json(body)
     except ValueError:
         payload = None
-    if type(payload) is dict and "code" in payload and "output" in payload:
-        code = _envelope_code(payload["code"])
+    if type(payload) is dict and "output" in payload:
+        code = _envelope_code(payload.get("code"))
         if code is not None:
             status, payload = code, payload["output"]
+        elif type(payload["output"]) is dict and "content" not in payload:
+            payload = payload["output"]  # an envelope without a usable code: HTTP tells the status
     if 200 <= status < 300:
         return _response(status, payload, body, model)
     raise failure(status, headers, payload, body, model=model, now=now)
@@ -91,6 +111,9 @@ def _envelope_code(code: object) -> int | None:
 
 def _response(status: int, payload: JSON, body: bytes, model: str) -> ChatResponse:
     if type(payload) is not dict or type(payload.get("content")) is not str:
+        error = failure(status, {}, payload, body, model=model, now=0.0)
+        if isinstance(error, InsufficientBalanceError):
+            raise error
         raise ResponseDecodeError(
             f"The service answered {status}, but its reply holds no content: {_what_came(payload, body)}.",
             status_code=status,
@@ -130,7 +153,7 @@ def _salvaged(payload: dict[str, JSON]) -> tuple[_Reply, dict[str, JSON]]:
             strange[name] = value
     if isinstance(strange.get("usage"), dict):
         counts = {name: strange["usage"].get(name) for name in _USAGE_FIELDS}
-        fields["usage"] = Usage(**{name: count for name, count in counts.items() if type(count) is int and count >= 0})
+        fields["usage"] = Usage(**{name: count for name, count in counts.items() if _is_count(count)})
     return _Reply(**fields), strange
 
 
