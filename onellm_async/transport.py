@@ -82,8 +82,9 @@ class AiohttpTransport:
     ) -> None:
         self._url = URL(url)
         self._headers = CIMultiDict({**(headers or {}), "Authorization": key.authorization()})
+        # `sock_connect` alone does not cover the look-up of the name.
         self._timeout = aiohttp.ClientTimeout(
-            total=timeout.total, sock_connect=timeout.connect, sock_read=timeout.total
+            total=timeout.total, connect=timeout.connect, sock_connect=timeout.connect, sock_read=timeout.total
         )
         self._given = session
         self._session: aiohttp.ClientSession | None = None
@@ -106,7 +107,10 @@ class AiohttpTransport:
             ) as response:
                 return RawReply(response.status, response.headers, await _read(response))
         except (aiohttp.ClientError, OSError) as error:
-            raise translated(error, self._url.host or "") from error
+            failure = translated(error, self._url.host or "")
+            # The repr of these shows the headers of the request, and with them the key.
+            cause = None if isinstance(error, aiohttp.ClientResponseError) else error
+        raise failure from cause
 
     async def _open(self) -> aiohttp.ClientSession:
         if self._given is not None:
@@ -168,7 +172,7 @@ def translated(error: Exception, host: str) -> APIError | ConfigurationError:
         error: What was raised while posting.
         host: For the message.
     """
-    if isinstance(error, aiohttp.InvalidURL):
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return ConfigurationError(f"base_url is not a usable URL: {error}.")
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
         return APIConnectionError(
@@ -177,10 +181,21 @@ def translated(error: Exception, host: str) -> APIError | ConfigurationError:
             retryable=False,
             advice="Check base_url and the certificates of this machine; nothing was sent.",
         )
+    if isinstance(error, OSError) and error.errno in _DESCRIPTORS_USED_UP:
+        return APIConnectionError(
+            "This process has no file descriptor left for another connection.",
+            fate=Fate.NOT_PROCESSED,
+            retryable=False,
+            advice="Raise `ulimit -n` or lower Limits.max_concurrency.",
+        )
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return APITimeoutError(f"No connection to {host} in time (Timeout.connect).", fate=Fate.NOT_PROCESSED)
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientProxyConnectionError):
-        return _unconnected(error, host)
+        return APIConnectionError(
+            f"No connection to {host}: {_words(error)}.",
+            fate=Fate.NOT_PROCESSED,
+            advice="Check base_url and the network.",
+        )
     if isinstance(error, TimeoutError):
         return APITimeoutError(
             f"No complete answer from {host} in time (Timeout.total).",
@@ -190,19 +205,6 @@ def translated(error: Exception, host: str) -> APIError | ConfigurationError:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return APIConnectionError(f"The proxy refused: {_words(error)}.", fate=Fate.NOT_PROCESSED, retryable=False)
     return APIConnectionError(f"The connection to {host} broke: {_words(error)}.", fate=Fate.AMBIGUOUS)
-
-
-def _unconnected(error: aiohttp.ClientConnectorError, host: str) -> APIConnectionError:
-    if error.errno in _DESCRIPTORS_USED_UP:
-        return APIConnectionError(
-            "This process has no file descriptor left for another connection.",
-            fate=Fate.NOT_PROCESSED,
-            retryable=False,
-            advice="Raise `ulimit -n` or lower Limits.max_concurrency.",
-        )
-    return APIConnectionError(
-        f"No connection to {host}: {_words(error)}.", fate=Fate.NOT_PROCESSED, advice="Check base_url and the network."
-    )
 
 
 def _words(error: BaseException) -> str:
