@@ -19,7 +19,7 @@ from onellm_async.chat import (
 )
 from onellm_async.errors import InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
-from onellm_async.fanout import FanOut, Progress, Source
+from onellm_async.fanout import FanOut, Progress, Source, check_source
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
@@ -208,10 +208,15 @@ class AsyncOneLLM:
 
                 replies = await client.gather_chats(["1 + 1?", "2 + 2?"], model="GPT-5-Nano", max_tokens=5)
         """
+        check_source(prompts)
         listed = list(prompts)
+        checked_text = False
         for index, prompt in enumerate(listed):
-            if index == 0 or type(prompt) is not str:  # strings only differ in a text, and every text is valid
-                _check_prompt(index, prompt, model, options)
+            if type(prompt) is str:
+                if checked_text:
+                    continue  # strings only differ in a text, and every text is valid
+                checked_text = True
+            _check_prompt(index, prompt, model, options)
         outcomes: list[ChatOutcome | None] = [None] * len(listed)
         fan_out = FanOut(
             listed,

@@ -7,12 +7,12 @@ window has places, however long the source is. Whoever consumes more slowly than
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Self, TypeAlias
 
 from attrs import frozen
 
-from onellm_async.chat import ChatOutcome, ChatResponse, Prompt
+from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt
 from onellm_async.errors import (
     APIConnectionError,
     APIStatusError,
@@ -20,12 +20,14 @@ from onellm_async.errors import (
     ClientClosedError,
     ConfigurationError,
     InsufficientBalanceError,
+    InvalidRequestError,
     MethodNotAllowedError,
     NotFoundError,
     OneLLMError,
 )
+from onellm_async.validation import shown
 
-__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "concerns_every_prompt"]
+__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "concerns_every_prompt"]
 
 Source: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
 
@@ -69,6 +71,21 @@ def concerns_every_prompt(error: OneLLMError) -> bool:
     )
 
 
+def check_source(source: object) -> None:
+    """Refuses what is a single prompt, whose letters or turns would be asked one by one, or no prompts at all.
+
+    Raises:
+        InvalidRequestError: Naming the value.
+    """
+    if isinstance(source, str | bytes | Mapping | Message | ChatRequest):
+        raise InvalidRequestError(
+            f"The prompts are {shown(source)}, which is a single {type(source).__name__}.",
+            advice="Pass a list of prompts, or use chat for a single one.",
+        )
+    if not isinstance(source, Iterable | AsyncIterable):
+        raise InvalidRequestError(f"The prompts are {shown(source)}; they must be an (async) iterable.")
+
+
 class FanOut:
     """One run over a source. Iterate over it once, inside ``async with``.
 
@@ -95,10 +112,9 @@ class FanOut:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_source(source)
         self._sync = iter(source) if isinstance(source, Iterable) else None
         self._async = aiter(source) if isinstance(source, AsyncIterable) else None
-        if self._sync is None and self._async is None:
-            raise ConfigurationError(f"The source is a {type(source).__name__}; it must be an (async) iterable.")
         self._total = len(source) if isinstance(source, list | tuple) else None
         self._window = window if self._total is None else max(1, min(window, self._total))
         self._answer = answer
