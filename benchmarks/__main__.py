@@ -35,20 +35,20 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
         return [each for each in contenders if not chosen.only or each.name.startswith(tuple(chosen.only))]
 
     subjects = chosen.subjects or SUBJECTS
-    quick, repetitions = chosen.quick, 1 if chosen.quick else chosen.repetitions
-    sections = []
+    repetitions = 1 if chosen.quick else chosen.repetitions
+    found: dict[str, Section] = {}
     if {"overhead", "memory"} & set(subjects):
-        with fast_server(seconds=0.2 if quick else 3) as server:
+        seconds = 0.2 if chosen.quick else 3.0
+        with fast_server(seconds) as server:
             if "overhead" in subjects:
                 peers = wanted(overhead.CONTENDERS)
-                sections.append(overhead.run(server, peers, repetitions=repetitions, seconds=0.2 if quick else 3))
+                found["overhead"] = overhead.run(server, peers, repetitions=repetitions, seconds=seconds)
             if "memory" in subjects:
-                sections.append(memory.run(server, number=5_000 if quick else 200_000))
+                found["memory"] = memory.run(server, number=5_000 if chosen.quick else 200_000)
     if "goodput" in subjects:
-        peers = wanted(goodput.CONTENDERS)
-        number = 100 if quick else goodput.SCENE.number
-        sections.insert(1, goodput.run(peers, repetitions=repetitions, number=number))
-    return sections
+        number = 100 if chosen.quick else goodput.SCENE.number
+        found["goodput"] = goodput.run(wanted(goodput.CONTENDERS), repetitions=repetitions, number=number)
+    return [found[subject] for subject in SUBJECTS if subject in found]
 
 
 def main(arguments: Sequence[str]) -> None:

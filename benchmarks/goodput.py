@@ -55,11 +55,11 @@ CONTENDERS = (
     ),
     # Where the limit is hidden from the client too, it belongs here: {"limits": {"requests_per_minute": None}}.
     Contender(
-        "async-batch-llm, limit declared",
+        "async-batch-llm, limit declared, pause of 1 s",
         "async_batch",
-        {"requests_per_minute": _PER_MINUTE, "burst_seconds": _REFILL},
+        {"requests_per_minute": _PER_MINUTE, "burst_seconds": _REFILL, "pause": 1},
     ),
-    Contender("async-batch-llm, defaults", "async_batch"),
+    Contender("async-batch-llm, defaults (pause of 300 s)", "async_batch"),
     Contender("openai-python, 2 retries (default)", "openai_python", {"retries": 2}),
     Contender("openai-python, 10 retries", "openai_python", {"retries": 10}),
     Contender(
@@ -132,7 +132,8 @@ def run(contenders: Sequence[Contender], *, repetitions: int, number: int = SCEN
         f"{number:,} prompts, {scene.in_flight} in flight, against a token bucket of {scene.burst}, full at the start "
         f"and refilled at {scene.rate:g} per second; an answer takes {scene.latency:g} s, a refusal is a 429 at once, "
         f"without Retry-After. The best possible time T* is {scene.optimum:.1f} s, and goodput is T*/T. Median of "
-        f"{repetitions} (minimum to maximum); a client that takes longer than {GIVE_UP} T* is stopped and not tried again.",
+        f"{repetitions} (minimum to maximum); a client that takes longer than {GIVE_UP} T* is stopped "
+        "and not tried again.",
         ("client", "goodput T*/T", "failed prompts", "refused sends"),
         [_row(contender, found, scene) for contender, found in table],
     )

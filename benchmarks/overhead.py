@@ -56,9 +56,10 @@ def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int
     return Section(
         "Overhead",
         f"One client process, {IN_FLIGHT} requests in flight on loopback; about {seconds:g} s for each measurement, "
-        f"after a warm-up, in a fresh process. Median of {repetitions} (minimum to maximum). The server is {server.name} "
-        f"in a process of its own; it answered {server.capacity:,.0f} requests/s to a client of next to no cost. CPU "
-        "time is the client process's, all threads included. The ratios are to plain aiohttp in the same repetition.",
+        f"after a warm-up, in a fresh process. Median of {repetitions} (minimum to maximum). The server is "
+        f"{server.name} in a process of its own; it answered {server.capacity:,.0f} requests/s to a client of next to "
+        "no cost. CPU time is the client process's, all threads included. The ratios are to plain aiohttp in the same "
+        "repetition.",
         ("client", "requests/s", "CPU µs/request", "requests/s / aiohttp", "CPU / aiohttp"),
         [_row(contender, found, baseline) for contender, found in table],
     )

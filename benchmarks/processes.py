@@ -70,7 +70,7 @@ def _nginx_version(binary: str) -> str:
 def measured(subject: str, peer: str, **job: Any) -> Mapping[str, Any]:
     """Runs one measurement in a fresh interpreter and returns what it found.
 
-    A worker that fails is reported as ``{"failed": reason}``, one whose packages are absent as ``{"absent": name}``.
+    A worker that fails is reported as ``{"broken": reason}``, one whose packages are absent as ``{"absent": name}``.
     """
     task = json.dumps({"subject": subject, "peer": peer, **job})
     try:
@@ -78,8 +78,8 @@ def measured(subject: str, peer: str, **job: Any) -> Mapping[str, Any]:
             _command("worker", task), cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=False, timeout=_PATIENCE
         )
     except subprocess.TimeoutExpired:
-        return {"failed": f"no end after {_PATIENCE} s"}
+        return {"broken": f"no end after {_PATIENCE} s"}
     if worker.returncode != 0:
-        return {"failed": f"exit status {worker.returncode}"}
+        return {"broken": f"exit status {worker.returncode}"}
     found: Mapping[str, Any] = json.loads(worker.stdout.splitlines()[-1])
     return found

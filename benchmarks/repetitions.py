@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from benchmarks.peers import Contender
 
 Found: TypeAlias = Mapping[str, Any]
-"""What one measurement found; or ``absent`` or ``failed`` and why."""
+"""What one measurement found; or ``absent`` or ``broken`` and why."""
 
 
 def interleaved(
@@ -21,7 +21,7 @@ def interleaved(
     table: list[tuple[Contender, list[Found]]] = [(contender, []) for contender in contenders]
     for repetition in range(repetitions):
         for contender, found in table:
-            if found and found[-1].keys() & {"absent", "failed", "given_up"}:
+            if found and found[-1].keys() & {"absent", "broken", "given_up"}:
                 continue
             found.append(measure(contender))
             shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in found[-1].items()}
@@ -34,7 +34,7 @@ def shortfall(found: Sequence[Found]) -> str | None:
     last = found[-1]
     if "absent" in last:
         return "not installed"
-    return f"failed: {last['failed']}" if "failed" in last else None
+    return f"failed: {last['broken']}" if "broken" in last else None
 
 
 def spread(values: Iterable[float], digits: int = 0) -> str:

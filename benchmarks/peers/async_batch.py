@@ -6,16 +6,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
-from async_batch_llm import CallableStrategy, CallOutcome, ProcessorConfig, process_prompts
+from async_batch_llm import CallableStrategy, CallOutcome, ProcessorConfig, RateLimitConfig, process_prompts
 
 from benchmarks.peers import AnswerAll, Errors, Target
 
 
 @asynccontextmanager
 async def connect(
-    target: Target, requests_per_minute: float | None = None, burst_seconds: float | None = None
+    target: Target,
+    requests_per_minute: float | None = None,
+    burst_seconds: float | None = None,
+    pause: float | None = None,
 ) -> AsyncIterator[AnswerAll]:
-    """Opens the session; without a rate everything but the concurrency is the default."""
+    """Opens the session; what is not given is the default. `pause` are the seconds after a 429, by default 300."""
+    rate_limit = RateLimitConfig() if pause is None else RateLimitConfig(cooldown_seconds=pause)
     url = f"{target.root}/v1/chat/completions"
     connector = aiohttp.TCPConnector(limit=target.in_flight)
     async with aiohttp.ClientSession(
@@ -33,6 +37,7 @@ async def connect(
                 concurrency=target.in_flight,
                 max_requests_per_minute=requests_per_minute,
                 quota_burst_seconds=burst_seconds,
+                rate_limit=rate_limit,
             )
             batch = await process_prompts(CallableStrategy(invoke), texts, config=config)
             return Counter(type(result.exception).__name__ for result in batch.results if not result.success)

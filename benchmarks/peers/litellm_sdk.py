@@ -8,7 +8,7 @@ from benchmarks.peers import AnswerAll, Target, pooled
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else importing it asks the network for prices
 
-import litellm  # noqa: E402
+import litellm
 
 
 @asynccontextmanager

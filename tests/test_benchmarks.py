@@ -1,0 +1,62 @@
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.error import HTTPError
+
+from benchmarks import worker
+from benchmarks.processes import python_server
+from benchmarks.servers import capacity
+from benchmarks.servers.replies import PATHS
+
+ROOT = Path(__file__).parents[1]
+
+
+def post(url):
+    request = urllib.request.Request(url, data=b'{"model":"m","messages":[]}')  # noqa: S310
+    try:
+        with urllib.request.urlopen(request) as response:  # noqa: S310
+            return response.status, json.load(response)
+    except HTTPError as refusal:
+        with refusal:
+            return refusal.code, json.load(refusal)
+
+
+def test_a_quick_run_compares_us_with_plain_aiohttp_in_a_table(tmp_path):
+    output = tmp_path / "results.md"
+    command = ["-m", "benchmarks", "--quick", "overhead", "--only", "aiohttp", "--only", "onellm-async"]
+    run = subprocess.run(
+        [sys.executable, *command, "--output", output], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    report = output.read_text(encoding="utf-8")
+    assert report in run.stdout
+    assert "CPUs, " in report
+    assert "requests/s to a client of next to no cost" in report
+    for name in ("aiohttp", "onellm-async, chat", "onellm-async, gather_chats"):
+        assert re.search(rf"^\| {name} +\| +[\d,]+ \| +\d+ \| +\d+\.\d\d \| +\d+\.\d\d \|$", report, re.MULTILINE), name
+
+
+def test_a_peer_that_is_not_installed_is_reported_as_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "async_batch_llm", None)
+    target = {"root": "http://127.0.0.1:1", "in_flight": 1}
+    found = worker.run("overhead", peer="async_batch", options={}, target=target, plan={"seconds": 1})
+    assert found == {"absent": "async_batch_llm"}
+
+
+def test_the_limited_server_refuses_what_its_bucket_does_not_cover_and_counts():
+    with python_server("bucket", "--rate=0.001", "--burst=2", "--latency=0") as port:
+        root = f"http://127.0.0.1:{port}"
+        statuses = [post(root + path)[0] for path in ("/api", "/v1/chat/completions", "/api")]
+        assert statuses == [200, 200, 429]
+        assert post(f"{root}/stats") == (200, {"processed": 2, "refused": 1})
+        post(f"{root}/reset")
+        assert post(f"{root}/api")[0] == 200
+
+
+def test_the_stand_in_for_nginx_answers_both_wire_formats_and_keeps_connections_alive():
+    with python_server("fast") as port:
+        for path, body in PATHS.items():
+            assert post(f"http://127.0.0.1:{port}{path}") == (200, json.loads(body))
+        assert capacity.measure(port, seconds=0.05) > 0
