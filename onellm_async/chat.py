@@ -114,7 +114,7 @@ def _tuple_from(value: Any) -> Any:
     return tuple(value)
 
 
-def _extra_from(value: Any) -> Any:
+def _own_mapping(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -191,6 +191,7 @@ class ChatRequest:
         default=None,
         kw_only=True,
         hash=False,
+        converter=_own_mapping,
         validator=_check.json_object('it must be an object such as {"type": "json_object"}'),
     )
     seed: int | None = field(default=None, kw_only=True, validator=_check.integer(optional=True))
@@ -204,7 +205,7 @@ class ChatRequest:
     top_logprobs: int | None = field(default=None, kw_only=True, validator=_check.integer(0, optional=True))
     top_k: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
     extra: Mapping[str, JSON] | None = field(
-        default=None, kw_only=True, hash=False, converter=_extra_from, validator=_extra
+        default=None, kw_only=True, hash=False, converter=_own_mapping, validator=_extra
     )
 
 

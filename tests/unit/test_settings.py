@@ -1,0 +1,184 @@
+import copy
+import math
+import pickle
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from onellm_async.errors import ConfigurationError
+from onellm_async.settings import DEFAULT_BASE_URL, ApiKey, Timeout, api_key_from, base_url_from
+from onellm_async.transport import AiohttpTransport
+
+CANARY = "sk-canary-7f3a"
+
+
+@pytest.mark.parametrize("unsendable", ["\n", "\r\nX-Evil: 1", " ", "\t", "\x00", "\x7f", "ä", "\u2028", "\ud800"])
+def test_a_key_no_header_can_carry_is_refused_without_showing_it(unsendable: str) -> None:
+    for secret in (CANARY + unsendable, unsendable + CANARY, CANARY + unsendable + CANARY):
+        with pytest.raises(ConfigurationError, match="no HTTP header can carry") as caught:
+            ApiKey(secret)
+        assert CANARY not in str(caught.value) + repr(caught.value)
+
+
+@pytest.mark.parametrize("secret", ["", None, 5, b"abc", ["x"]])
+def test_a_key_that_is_no_text_is_refused(secret: object) -> None:
+    with pytest.raises(ConfigurationError, match="API key is"):
+        ApiKey(secret)  # type: ignore[arg-type]
+
+
+def test_a_key_shows_itself_only_in_the_header() -> None:
+    key = ApiKey(CANARY)
+    assert key.authorization() == f"Bearer {CANARY}"
+    assert CANARY not in f"{key!r} {key!s} {[key]} {vars(type(key))}"
+    assert not hasattr(key, "__dict__")
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_key_is_never_pickled(again) -> None:
+    with pytest.raises(TypeError, match="not pickled"):
+        again(ApiKey(CANARY))
+
+
+def test_the_key_comes_from_the_argument_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONELLM_API_KEY", "from-environment")
+    assert api_key_from(None).authorization() == "Bearer from-environment"
+    assert api_key_from("given").authorization() == "Bearer given"
+    key = ApiKey("mine")
+    assert api_key_from(key) is key
+
+
+def test_an_empty_key_does_not_fall_back_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONELLM_API_KEY", "from-environment")
+    with pytest.raises(ConfigurationError, match="empty"):
+        api_key_from("")
+
+
+def test_a_missing_key_says_where_it_belongs() -> None:
+    with pytest.raises(ConfigurationError, match=r"api_key=… or set ONELLM_API_KEY"):
+        api_key_from(None)
+
+
+def test_the_address_comes_from_the_argument_the_environment_or_the_documentation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert base_url_from(None) == DEFAULT_BASE_URL == "https://onellm.dev/api"
+    monkeypatch.setenv("ONELLM_BASE_URL", "https://self.example/api")
+    assert base_url_from(None) == "https://self.example/api"
+    assert base_url_from("https://given.example/x") == "https://given.example/x"
+    monkeypatch.setenv("ONELLM_BASE_URL", "")
+    assert base_url_from(None) == DEFAULT_BASE_URL
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/api", "http://127.8.9.1", "http://localhost:1/x", "http://[::1]:8000/", "HTTP://LOCALHOST/"]
+)
+def test_plain_http_to_this_machine_is_fine(url: str) -> None:
+    assert base_url_from(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/api",
+        "http://10.0.0.1/api",
+        "http://0.0.0.0/api",
+        "http://127.0.0.1.example.com/",
+        "http://localhost.example.com/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://127.0.0.1\\.example.com/",
+    ],
+)
+def test_plain_http_elsewhere_is_refused_unless_allowed(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="unencrypted"):
+        base_url_from(url)
+    assert base_url_from(url, allow_insecure=True) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@example.com/",
+        "https://hunter2@example.com/",
+        "https://user:hunter2@example.com:port/",
+        "https://user:hunter2@[::1",
+        "https:/user:hunter2@example.com/",
+        "ftp://user:hunter2@example.com/",
+        "http://localhost@example.com:hunter2@/",
+        "http://localhost\\@hunter2@example.com/",
+        "https://user:hunter2\n@example.com",
+    ],
+)
+@pytest.mark.parametrize("allow_insecure", [True, False])
+def test_user_info_in_the_address_is_refused_and_not_echoed(url: str, allow_insecure: bool) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        base_url_from(url, allow_insecure=allow_insecure)
+    assert "hunter2" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {caught.value.advice}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "onellm.dev/api",
+        "//onellm.dev/api",
+        "ftp://onellm.dev/api",
+        "file:///etc/passwd",
+        "https://",
+        "https:///api",
+        "https://:443/api",
+        "https://onellm.dev:99999/",
+        "https://onellm.dev:x/",
+        "https://[::1/",
+        "https://onellm.dev/a b",
+        "https://onellm.dev/\n",
+        " https://onellm.dev/",
+        "https://one\x00llm.dev/",
+        "https://a..b/",
+        "https://" + "a" * 64 + ".dev/",
+        "https://\ud800/",
+        "https://\u2100/",
+    ],
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="base_url"):
+        base_url_from(url)
+
+
+@pytest.mark.parametrize("url", [5, b"https://onellm.dev/api", ["https://onellm.dev"], object()])
+def test_an_address_that_is_no_text_is_refused(url: object) -> None:
+    with pytest.raises(ConfigurationError, match="must be a string"):
+        base_url_from(url)  # type: ignore[arg-type]
+
+
+URL_TEXT = st.text("htps:/@[].%#?\\-_aA0159\x00\x1f\x7f \nüß\ud800\u2100") | st.text()
+
+
+@given(URL_TEXT, st.sampled_from(["", "https://", "http://", "https://x.example/", "http://127.0.0.1:", "https://["]))
+@example("a" * 300, "https://")
+@example("0", "https://x:")
+@example("xn--ls8h.la", "https://")
+def test_any_text_is_refused_as_configuration_or_is_an_address_that_can_be_posted_to(text: str, start: str) -> None:
+    try:
+        url = base_url_from(start + text, allow_insecure=True)
+    except ConfigurationError:
+        return
+    AiohttpTransport(url, ApiKey("k"), Timeout())
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "5", None, True])
+@pytest.mark.parametrize("name", ["connect", "total"])
+def test_a_timeout_that_would_mean_none_at_all_is_refused(name: str, seconds: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Timeout\.{name} is .*; it must be a finite number above 0"):
+        Timeout(**{name: seconds})  # type: ignore[arg-type]
+
+
+def test_timeouts_are_frozen_values() -> None:
+    assert Timeout() == Timeout(10, 600)
+    assert hash(Timeout(1, 2)) == hash(Timeout(1.0, 2.0))
+    assert pickle.loads(pickle.dumps(Timeout(1, 2))) == Timeout(1, 2)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Timeout().total = 5  # type: ignore[misc]
