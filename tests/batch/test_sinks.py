@@ -1,0 +1,161 @@
+import asyncio
+import errno
+import os
+
+import pytest
+
+from onellm_async import BatchError
+from onellm_async.batch import FileSink, StreamSink
+
+
+async def test_a_file_appears_whole_and_only_at_the_end(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    async with FileSink(path) as sink:
+        await sink.write(b"one\n")
+        assert not path.exists()
+        assert (tmp_path / "answers.jsonl.partial").read_bytes() == b"one\n"
+        await sink.write(b"two\n")
+
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_an_exception_leaves_the_partial_file(tmp_path):
+    async def crash():
+        async with FileSink(tmp_path / "answers.jsonl") as sink:
+            await sink.write(b"one\n")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await crash()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl.partial"]
+
+
+def test_an_existing_output_is_refused(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("precious")
+
+    with pytest.raises(BatchError, match=r"answers\.jsonl already exists\. .*--force"):
+        FileSink(path)
+    assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_partial_file_of_a_killed_run_is_refused(tmp_path):
+    (tmp_path / "answers.jsonl.partial").write_text("paid for")
+
+    with pytest.raises(BatchError, match=r"partial was left by a run that was killed; it holds answers"):
+        FileSink(tmp_path / "answers.jsonl")
+
+
+async def test_force_replaces_both(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("old")
+    (tmp_path / "answers.jsonl.partial").write_text("older")
+    async with FileSink(path, force=True) as sink:
+        await sink.write(b"new")
+
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.partial"])
+def test_a_symbolic_link_is_never_followed(tmp_path, force, name):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / name).symlink_to(target)
+
+    with pytest.raises(BatchError, match="is a symbolic link"):
+        FileSink(tmp_path / "answers.jsonl", force=force)
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{tmp}", "is a directory"),
+        ("/dev/null", "not a regular file"),
+        ("{tmp}/nowhere/answers.jsonl", "cannot be written: No such file or directory"),
+        ("{tmp}/file/answers.jsonl", "cannot be written: Not a directory"),
+        ("a\0b", "cannot be written: embedded null byte"),
+        ("", "is a directory"),
+    ],
+)
+def test_a_place_that_cannot_hold_the_output_is_refused_at_once(tmp_path, path, message):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(BatchError, match=message):
+        FileSink(path.format(tmp=tmp_path), force=True)
+
+
+@pytest.mark.parametrize("links", [True, False])
+async def test_an_output_that_somebody_else_made_meanwhile_is_not_replaced(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    path = tmp_path / "answers.jsonl"
+
+    async def collide():
+        async with FileSink(path) as sink:
+            await sink.write(b"mine")
+            path.write_text("theirs")
+
+    with pytest.raises(BatchError, match=r"came into being during the run; the answers are in .*\.partial"):
+        await collide()
+
+    assert path.read_text() == "theirs"
+    assert (tmp_path / "answers.jsonl.partial").read_text() == "mine"
+
+
+async def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    async with FileSink(tmp_path / "answers.jsonl") as sink:
+        await sink.write(b"mine")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+async def test_a_failure_to_finish_says_where_the_answers_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(BatchError, match=r"cannot be finished: .*The answers are in .*\.partial"):
+        async with FileSink(tmp_path / "answers.jsonl") as sink:
+            await sink.write(b"mine")
+
+    assert (tmp_path / "answers.jsonl.partial").read_text() == "mine"
+
+
+async def test_a_full_disk_is_a_batch_error():
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    try:
+        async with StreamSink(descriptor, "the output") as sink:
+            with pytest.raises(BatchError, match="the output cannot be written: No space left"):
+                await sink.write(b"x")
+    finally:
+        os.close(descriptor)
+
+
+async def test_a_stream_takes_everything_however_small_its_pieces_are():
+    reading, writing = os.pipe()
+    text = b"x" * 300_000
+    taken = bytearray()
+
+    def drain():
+        while piece := os.read(reading, 65536):
+            taken.extend(piece)
+
+    draining = asyncio.create_task(asyncio.to_thread(drain))
+    async with StreamSink(writing) as sink:
+        await sink.write(text)
+    os.close(writing)
+    await draining
+    os.close(reading)
+
+    assert taken == text
+
+
+def refuse(number):
+    def refused(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    return refused
