@@ -69,7 +69,9 @@ def request_from_body(body: Mapping[str, JSON]) -> ChatRequest:
     known = {name: value for name, value in body.items() if name in _FIELDS}
     # OpenAI batch files often say "stream": false, which is what happens anyway.
     extra = {
-        name: value for name, value in body.items() if name not in _FIELDS and not (name == "stream" and not value)
+        name: value
+        for name, value in body.items()
+        if name not in _FIELDS and not (name == "stream" and value in (False, None))
     }
     return ChatRequest(**known, extra=extra or None)
 

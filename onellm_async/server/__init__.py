@@ -1,0 +1,24 @@
+"""A OneLLM on this machine: for trying things out, for tests, and in front of any OpenAI-compatible model."""
+
+from onellm_async.server.app import LocalServer, serve
+from onellm_async.server.backends import Backend, BackendError, EchoBackend, UpstreamBackend
+from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
+from onellm_async.server.service import Completion, Job, Service
+from onellm_async.server.settings import Faults, ServerSettings
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Completion",
+    "EchoBackend",
+    "Faults",
+    "Job",
+    "Ledger",
+    "LedgerRow",
+    "LocalServer",
+    "Outcome",
+    "ServerSettings",
+    "Service",
+    "UpstreamBackend",
+    "serve",
+]

@@ -1,0 +1,201 @@
+"""The HTTP host of the local OneLLM: waits, calls the backend, writes bytes."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from aiohttp import web
+
+from onellm_async.server.backends import Backend, BackendError, EchoBackend
+from onellm_async.server.ledger import Ledger
+from onellm_async.server.openapi import openapi_document
+from onellm_async.server.service import PATH, Delivery, Job, Service
+from onellm_async.server.settings import ServerSettings
+from onellm_async.transport import RawReply
+from onellm_async.wire import dump_json
+
+__all__ = ["LocalServer", "serve"]
+
+_MOST_BODY_BYTES: Final = 32 * 1024 * 1024
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_SHUTDOWN: Final = 0.2
+"""Seconds that requests under way get when the server stops."""
+
+
+class LocalServer:
+    """A OneLLM on this machine, for as long as the ``async with`` block lasts.
+
+    Beside the API it answers ``GET /openapi.json``, ``GET /healthz`` and ``GET /ledger`` (the counters).
+
+    Args:
+        settings: What it pretends to be; default the documented API with the published limit.
+        backend: Who answers; default an echo. It is closed with the server.
+        host: Default loopback only.
+        port: 0 takes any free one.
+
+    Example:
+        ::
+
+            async with LocalServer() as server, AsyncOneLLM("any key", base_url=server.url) as client:
+                print((await client.chat("Hello?", model="GPT-5-Nano")).content)  # Hello?
+                print(server.ledger.billed)  # 1
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings | None = None,
+        *,
+        backend: Backend | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.service = Service(settings if settings is not None else ServerSettings())
+        self._backend: Backend = backend if backend is not None else EchoBackend()
+        self._host = host
+        self._port = port
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What has been processed and billed."""
+        return self.service.ledger
+
+    @property
+    def url(self) -> str:
+        """The ``base_url`` for clients.
+
+        Raises:
+            RuntimeError: If the server is not running.
+        """
+        return f"{self.origin}{PATH}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, for the pages beside the API.
+
+        Raises:
+            RuntimeError: If the server is not running.
+        """
+        if self._runner is None or not self._runner.addresses:
+            raise RuntimeError("The local server is not running; use it inside `async with`.")
+        host, port = self._runner.addresses[0][:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=_MOST_BODY_BYTES)
+        app.router.add_get("/openapi.json", self._openapi)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/ledger", self._counters)
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN)
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, self._host, self._port).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        runner, self._runner = self._runner, None
+        try:
+            if runner is not None:
+                await runner.cleanup()
+        finally:
+            await self._backend.aclose()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        clock = asyncio.get_running_loop().time
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            return web.json_response({"error": "The body is longer than 32 MiB."}, status=413)
+        received = self.service.receive(request.method, request.path, request.headers, body, clock())
+        if isinstance(received, RawReply):
+            return _whole(received)
+        delivery = await self._processed(received)
+        if delivery.reply is None:
+            return _reset(request)
+        return await _half(request, delivery.reply) if delivery.truncated else _whole(delivery.reply)
+
+    async def _processed(self, job: Job) -> Delivery:
+        if job.plan.latency > 0:
+            await asyncio.sleep(job.plan.latency)
+        doom = self.service.doomed(job)
+        if doom is not None:
+            return doom
+        try:
+            completion = await self._backend.complete(job)
+        except BackendError as error:
+            return self.service.fail(job, str(error))
+        return self.service.complete(job, completion)
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return _json(openapi_document(self.service.settings.dialect))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def _counters(self, request: web.Request) -> web.Response:
+        return _json(self.ledger.summary())
+
+
+async def serve(
+    settings: ServerSettings,
+    *,
+    backend: Backend | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    on_ready: Callable[[LocalServer], None] | None = None,
+) -> None:
+    """Runs a local server until cancelled, and then closes it cleanly.
+
+    Args:
+        settings: What it pretends to be.
+        backend: Who answers; default an echo.
+        host: Where to listen.
+        port: Where to listen; 0 takes any free port.
+        on_ready: Called once it listens.
+
+    Raises:
+        OSError: If the address cannot be listened on.
+    """
+    async with LocalServer(settings, backend=backend, host=host, port=port) as server:
+        if on_ready is not None:
+            on_ready(server)
+        await asyncio.get_running_loop().create_future()
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=dump_json(value), content_type="application/json")
+
+
+def _whole(reply: RawReply) -> web.Response:
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+
+
+async def _half(request: web.Request, reply: RawReply) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=reply.headers)
+    response.content_length = len(reply.body)
+    with contextlib.suppress(ConnectionError):
+        await response.prepare(request)
+        await response.write(reply.body[: len(reply.body) // 2])
+    if request.transport is not None:
+        request.transport.close()
+    return response
+
+
+def _reset(request: web.Request) -> web.Response:
+    transport = request.transport
+    if transport is not None:
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        transport.abort()
+    return web.Response()  # nobody is there to read it

@@ -1,0 +1,131 @@
+"""The OpenAPI document of the local server, true to the last status. Pure."""
+
+from onellm_async import catalog
+from onellm_async.chat import JSON, ROLES
+from onellm_async.wire import Dialect
+
+__all__ = ["openapi_document"]
+
+_TEXT: dict[str, JSON] = {"type": "string"}
+_COUNT: dict[str, JSON] = {"type": ["integer", "null"], "minimum": 0}
+_USAGE: dict[str, JSON] = {
+    "type": ["object", "null"],
+    "properties": {"input_tokens": _COUNT, "output_tokens": _COUNT, "total_tokens": _COUNT},
+}
+_REPLY: dict[str, JSON] = {
+    "type": "object",
+    "required": ["provider", "model", "role", "content", "usage", "finish_reason"],
+    "properties": {
+        "provider": {"type": ["string", "null"]},
+        "model": _TEXT,
+        "role": {"type": ["string", "null"]},
+        "content": _TEXT,
+        "usage": _USAGE,
+        "finish_reason": {"type": ["string", "null"]},
+    },
+}
+_ERROR: dict[str, JSON] = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
+_ENVELOPE: dict[str, JSON] = {
+    "type": "object",
+    "required": ["code", "output"],
+    "properties": {"code": {"type": "integer"}, "output": {"type": "object"}},
+}
+
+
+def _nullable(schema: dict[str, JSON]) -> dict[str, JSON]:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _request_schema(dialect: Dialect) -> dict[str, JSON]:
+    backend = dialect is Dialect.BACKEND
+    names = [entry.backend_name if backend else entry.name for entry in catalog.entries()]
+    message = {
+        "type": "object",
+        "required": ["role", "content"],
+        "additionalProperties": False,
+        "properties": {"role": {"enum": list(ROLES)}, "content": _TEXT},
+    }
+    at_least_one: dict[str, JSON] = {"type": "integer", "minimum": 1}
+    properties: dict[str, JSON] = {
+        "model": {"enum": [name for name in names if name]},
+        "messages": {"type": "array", "minItems": 1, "items": message},
+        "temperature": _nullable({"type": "number", "minimum": 0, "maximum": 2}),
+        "max_tokens": {**at_least_one, "maximum": 2**32 - 1} if backend else _nullable(at_least_one),
+        "top_p": _nullable({"type": "number", "minimum": 0, "maximum": 1}),
+        "stop_sequences": _nullable({"type": "array", "items": _TEXT}),
+        "system": _nullable(_TEXT),
+        "tools": _nullable({"type": "array", "items": {"type": "object"}}),
+        "tool_choice": _nullable(_TEXT),
+        "response_format": _nullable({"type": "object"}),
+        "seed": _nullable({"type": "integer"}),
+        "n": _nullable(at_least_one),
+        "user": _nullable(_TEXT),
+        "frequency_penalty": _nullable({"type": "number", "minimum": -2, "maximum": 2}),
+        "presence_penalty": _nullable({"type": "number", "minimum": -2, "maximum": 2}),
+        "logprobs": _nullable({"type": "boolean"}),
+        "top_logprobs": _nullable({"type": "integer", "minimum": 0}),
+        "top_k": _nullable(at_least_one),
+        "stream": {"enum": [False, None]},
+    }
+    required = ["model", "messages"]
+    if backend:
+        properties |= {"endpoint": _TEXT, "top_p": {"type": "number", "minimum": 0, "maximum": 1}}
+        required += ["endpoint", "max_tokens", "top_p"]
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _responses(dialect: Dialect) -> dict[str, JSON]:
+    def response(text: str, schema: dict[str, JSON] | None, media: str = "application/json") -> dict[str, JSON]:
+        described: dict[str, JSON] = {"description": text}
+        if schema is not None:
+            described["content"] = {media: {"schema": schema}}
+        return described
+
+    gateway = response("From a gateway; only with faults switched on", _TEXT, "text/html")
+    if dialect is Dialect.BACKEND:
+        return {
+            "200": response("An answer, or a failure of the service, in an envelope", _ENVELOPE),
+            "400": response("Not JSON", _TEXT, "text/plain"),
+            "413": response("Longer than 32 MiB", _ERROR),
+            "415": response("Not application/json", _TEXT, "text/plain"),
+            "422": response("A field is missing, unknown or of the wrong type", _TEXT, "text/plain"),
+            "502": gateway,
+        }
+    return {
+        "200": response("An answer", _REPLY),
+        "400": response("Not JSON", _ERROR),
+        "401": response("Key missing or unknown", _ERROR),
+        "403": response("Key without access, or balance below $0.10", _ERROR),
+        "413": response("Longer than 32 MiB", _ERROR),
+        "415": response("Not application/json", _ERROR),
+        "422": response("A field is missing, unknown or of the wrong type", _ERROR),
+        "429": {
+            **response("Refused by rate limit", _ERROR),
+            "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Only if so configured"}},
+        },
+        "500": response("The service or its upstream failed; not billed", _ERROR),
+        "502": gateway,
+    }
+
+
+def openapi_document(dialect: Dialect) -> dict[str, JSON]:
+    """The document for a server that speaks `dialect`."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": f"A local OneLLM, {dialect} dialect", "version": "1"},
+        "paths": {
+            "/api": {
+                "post": {
+                    "operationId": "chat",
+                    "summary": "Answer one chat",
+                    "security": [{"key": []}],
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": _request_schema(dialect)}},
+                    },
+                    "responses": _responses(dialect),
+                }
+            }
+        },
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
