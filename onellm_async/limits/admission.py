@@ -10,7 +10,7 @@ Retry-After), and a *probe* (the service was down; one request is let through to
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.policy import LANES, Limits
-from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, WITHDRAWN, Queue, Ticket
+from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 
 __all__ = ["Admission"]
@@ -35,6 +35,7 @@ class Admission:
         self.queue = Queue(LANES)
         self.in_flight = 0
         self.waiting = 0
+        self._next_order = 0
         per_minute = limits.tokens_per_minute
         self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now) if per_minute is not None else None
         self.latency: float | None = None
@@ -47,6 +48,8 @@ class Admission:
         """Grants `ticket` at once if nobody waits and everything is there."""
         if self.waiting or self._delay(ticket, now) > 0:
             return False
+        if ticket.order < 0:
+            self._number(ticket)
         self._grant(ticket, now)
         return True
 
@@ -57,10 +60,16 @@ class Admission:
             QueueFullError: If `Limits.max_pending` tickets wait already.
             DeadlineExceededError: If it cannot leave early enough to be answered before its deadline.
         """
-        if ticket.order < 0:
+        returned = ticket.order >= 0
+        if not returned:
             self._refuse_hopeless(ticket, now)
-        self.queue.push(ticket)
+            self._number(ticket)
+        self.queue.push(ticket, returned=returned)
         self.waiting += 1
+
+    def _number(self, ticket: Ticket) -> None:
+        ticket.order = self._next_order
+        self._next_order += 1
 
     def _refuse_hopeless(self, ticket: Ticket, now: float) -> None:
         most = self.limits.max_pending
@@ -144,14 +153,18 @@ class Admission:
         ticket.state = GRANTED
         ticket.granted_at = now
 
-    def withdraw(self, ticket: Ticket, now: float) -> None:
-        """Its caller has gone before sending: whatever it holds goes back. Harmless in any state."""
+    def withdraw(self, ticket: Ticket, now: float) -> bool:
+        """Its caller has gone before sending: whatever it holds goes back. Harmless in any state.
+
+        Returns:
+            Whether that may let others leave sooner, so that the host has to look again.
+        """
         if ticket.state == QUEUED:
             self.queue.withdraw(ticket)
             self.waiting -= 1
-        elif ticket.state == GRANTED:
-            self.give_back(ticket, now)
-        ticket.state = WITHDRAWN
+            return self.tokens is not None or not self.waiting
+        self.give_back(ticket, now)
+        return True
 
     def give_back(self, ticket: Ticket, now: float) -> None:
         """It was granted, but never reached the service: slot, request and tokens go back."""

@@ -143,8 +143,8 @@ class Limiter:
         try:
             await permit.waker
         except asyncio.CancelledError:
-            core.withdraw(permit, loop.time())
-            self.pump()
+            if core.withdraw(permit, loop.time()):
+                self.pump()
             raise
         return permit
 

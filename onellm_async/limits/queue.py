@@ -24,7 +24,7 @@ class Ticket:
         lane: Where it waits.
         tokens: Its estimated tokens.
         deadline: When it must have been granted, on the limiter's clock; None if ever.
-        order: Position among all tickets; a returned one keeps its own.
+        order: Position among all tickets, given once; -1 until then. A request that comes back keeps it.
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
         granted_at: When it was granted, which is when the request leaves.
     """
@@ -87,7 +87,6 @@ class Queue:
     def __init__(self, weights: Mapping[str, int]) -> None:
         self._lanes = {name: _Lane(weight) for name, weight in weights.items()}
         self._level = 0.0
-        self._next_order = 0
         self._deadlines: list[tuple[float, int, Ticket]] = []
 
     def __len__(self) -> int:
@@ -106,19 +105,17 @@ class Queue:
         if name not in self._lanes:
             raise ConfigurationError(f"lane is {name!r}; it must be one of {', '.join(self._lanes)}.")
 
-    def push(self, ticket: Ticket) -> None:
+    def push(self, ticket: Ticket, *, returned: bool = False) -> None:
         """Puts a new ticket at the end of its lane, or a returned one back in front of all that came later."""
         lane = self._lanes[ticket.lane]
         if lane.live == 0:
             lane.meter = max(lane.meter, self._level)
         lane.live += 1
         ticket.state = QUEUED
-        if ticket.order < 0:
-            ticket.order = self._next_order
-            self._next_order += 1
-            lane.fresh.append(ticket)
-        else:
+        if returned:
             heappush(lane.returned, ticket)
+        else:
+            lane.fresh.append(ticket)
         if ticket.deadline is not None:
             heappush(self._deadlines, (ticket.deadline, ticket.order, ticket))
 
