@@ -103,10 +103,25 @@ class AsyncOneLLM:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Closes the client: chats that wait end with `ClientClosedError`, connections are closed.
+    async def drain(self) -> None:
+        """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.
 
-        Entering it again with ``async with`` opens it anew. Calling it twice is harmless.
+        Returns when the last one has; their callers get their answers, which are paid for. New chats are refused from
+        the start. Call it before `aclose` where there is time, as a service does on SIGTERM. Safe to cancel.
+
+        Example:
+            ::
+
+                async with asyncio.timeout(30):
+                    await client.drain()
+        """
+        await self._sender.drain()
+
+    async def aclose(self) -> None:
+        """Closes the client at once: chats that wait end with `ClientClosedError`, connections are closed.
+
+        A chat under way ends with `APIConnectionError` and may be billed; `drain` first to let it finish. Entering the
+        client again with ``async with`` opens it anew. Calling it twice is harmless.
         """
         await self._sender.aclose()
 

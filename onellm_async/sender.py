@@ -133,6 +133,12 @@ class Sender:
         """Accepts requests again after `aclose`."""
         self._closed = False
 
+    async def drain(self) -> None:
+        """Ends the waiting requests with `ClientClosedError` and returns when those under way have ended."""
+        self._closed = True
+        self._limiter.close()
+        await self._limiter.idle()
+
     async def aclose(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and closes the transport."""
         self._closed = True

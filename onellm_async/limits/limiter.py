@@ -85,6 +85,7 @@ class Limiter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate: RateControl | None = None
+        self._idle: asyncio.Event | None = None
         self.core: Admission
         self.time: Callable[[], float]
 
@@ -151,6 +152,8 @@ class Limiter:
     def pump(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""
         core = self.core
+        if self._idle is not None and not core.in_flight:
+            self._idle.set()
         if not core.waiting:
             if self._timer is not None:
                 self._timer.cancel()
@@ -194,6 +197,12 @@ class Limiter:
         for ticket in self.core.drain():
             _wake(ticket, ClientClosedError("The client was closed while this chat waited; it was not sent."))
         self.pump()
+
+    async def idle(self) -> None:
+        """Returns when no permit is out. Safe to cancel."""
+        while self._loop is asyncio.get_running_loop() and self.core.in_flight:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
 
 
 def _wake(ticket: Ticket, error: Exception | None = None) -> None:

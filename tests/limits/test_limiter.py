@@ -339,23 +339,13 @@ async def test_permanent_disagreement_with_the_declared_rate_lowers_it():
     assert now() < 200
 
 
-def test_limiter_goes_on_in_another_loop_with_what_it_knows():
-    slots = limiter(requests_per_minute=60, burst=4)
-
-    async def drain():
-        (await slots.acquire()).answered()
-        return slots.core.rate.time_until(3, now())
-
-    assert asyncio.run(drain()) < 1.1
-    assert asyncio.run(drain()) > 1.1, "two of the burst are used up, although this loop has seen only one leave"
-
-
-async def test_limiter_of_a_running_loop_is_refused_in_another():
+async def test_idle_returns_when_the_last_permit_is_back():
     slots = limiter()
-    await slots.acquire()
-
-    def elsewhere():
-        asyncio.run(slots.acquire())
-
-    with pytest.raises(ConfigurationError, match="another running event loop"):
-        await asyncio.to_thread(elsewhere)
+    permits = [await slots.acquire() for _ in range(3)]
+    idle = asyncio.create_task(slots.idle())
+    for permit in permits:
+        await asyncio.sleep(1)
+        assert not idle.done()
+        permit.settle()
+    await idle
+    await slots.idle()
