@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import cast
 
 import attrs
 from cattrs.gen import make_dict_unstructure_fn
@@ -89,13 +88,13 @@ def encode_request(request: ChatRequest, dialect: Dialect) -> bytes:
 
 
 def _fill_for_backend(body: dict[str, JSON]) -> None:
-    model = cast("str", body["model"])
-    entry = catalog.lookup(model)
+    model = body["model"]  # of any type: extra may have replaced it
+    entry = catalog.lookup(model) if isinstance(model, str) else None
     if entry is not None and entry.backend_name is not None:
         body["model"] = model = entry.backend_name
     if "endpoint" not in body:
         if entry is None:
-            near = catalog.nearest(model)
+            near = catalog.nearest(model) if isinstance(model, str) else None
             raise InvalidRequestError(
                 f"The backend dialect needs to know the provider of model {model!r}, which is not in the catalogue.",
                 advice=(f"Did you mean {near!r}? " if near else "")
