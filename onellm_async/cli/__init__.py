@@ -1,0 +1,41 @@
+"""The command line: ``onellm-async chat | run | serve | models``."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_NEEDED = {"cyclopts", "rich"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: What stands behind the program's name; None takes it from the process.
+
+    Returns:
+        The exit code, see `onellm_async.cli.exit_codes`.
+    """
+    try:
+        # The two libraries of the extra import some of their own parts only when they are used.
+        from onellm_async.cli.app import run_app
+
+        code = run_app(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
+            raise
+        print(
+            f"onellm-async: the command line needs {missing}, which is not installed. "
+            "Install it with: pip install 'onellm-async[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends, which would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    return code

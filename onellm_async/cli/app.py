@@ -1,0 +1,64 @@
+"""The commands, put together. Each of them imports what it works with only when it runs, so that help is fast."""
+
+from importlib import metadata
+
+from cyclopts import App, CycloptsError
+
+from onellm_async.cli.chat import CHAT_EXAMPLES, chat
+from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
+from onellm_async.cli.models import MODELS_EXAMPLES, models
+from onellm_async.cli.options import STREAM
+from onellm_async.cli.run import RUN_EXAMPLES, run
+from onellm_async.cli.serve import SERVE_EXAMPLES, serve
+from onellm_async.cli.terminal import complain
+from onellm_async.errors import OneLLMError
+
+__all__ = ["app", "run_app"]
+
+_EXAMPLES = """\
+Examples:
+  onellm-async chat "Say hello" --local
+  onellm-async run questions.jsonl -o answers.jsonl --field question
+  onellm-async COMMAND --help
+"""
+
+
+def _version() -> str:
+    try:
+        return metadata.version("onellm-async")
+    except metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+app = App(
+    name="onellm-async",
+    help="Ask the OneLLM chat API, one prompt or a file of them, at exactly the rate there is.",
+    help_format="plaintext",
+    help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}",
+    version=_version,
+    version_flags=["--version"],
+    default_parameter=None,
+)
+for command, examples in (
+    (chat, CHAT_EXAMPLES),
+    (run, RUN_EXAMPLES),
+    (serve, SERVE_EXAMPLES),
+    (models, MODELS_EXAMPLES),
+):
+    app.command(command, help_epilogue=f"{examples}\n{EXIT_CODES_HELP}")
+
+
+def run_app(arguments: list[str]) -> int:
+    """Runs the command that `arguments` name; every expected error becomes a message and an exit code."""
+    dash, unlike_an_option = STREAM
+    arguments = [unlike_an_option if argument == dash else argument for argument in arguments]
+    try:
+        code = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return ExitCode.USAGE
+    except OneLLMError as error:
+        complain(str(error))
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code if isinstance(code, int) else ExitCode.OK

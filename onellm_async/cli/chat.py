@@ -1,0 +1,79 @@
+"""``onellm-async chat``: one prompt, one answer."""
+
+import asyncio
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from onellm_async.cli.options import ASKING, CONNECTING, STREAM, Asking, Connecting
+from onellm_async.cli.terminal import put, say
+from onellm_async.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from onellm_async.chat import ChatRequest, ChatResponse
+
+__all__ = ["CHAT_EXAMPLES", "chat"]
+
+CHAT_EXAMPLES = """\
+Examples:
+  onellm-async chat "What is the capital of France?"
+  onellm-async chat "Say hello" --local
+  git diff | onellm-async chat - --system "Write a commit message" -m GPT-5-Mini
+  onellm-async chat "Hi" --json --local | jq .usage
+"""
+
+
+def chat(
+    prompt: str = "-",
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the whole reply as JSON.")] = False,
+    asking: Asking = ASKING,
+    connecting: Connecting = CONNECTING,
+) -> int:
+    """Ask one question and print the answer.
+
+    Args:
+        prompt: What to ask; `-` reads it from standard input.
+        json: Print the whole reply as JSON.
+        asking: What is asked.
+        connecting: Where the service is.
+    """
+    from onellm_async.cli.connection import defaults_from
+    from onellm_async.wire import dump_json, response_to_body
+
+    request = defaults_from(asking).request(_text_of(prompt))
+    started = monotonic()
+    response = asyncio.run(_ask(request, connecting))
+    put(dump_json(response_to_body(response)).decode() if json else response.content)
+    if sys.stderr.isatty():
+        say(_summary(response, request.model, monotonic() - started))
+    return 0
+
+
+async def _ask(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":
+    from onellm_async.cli.connection import connected
+
+    async with connected(connecting) as client:
+        return await client.send(request, lane="interactive")
+
+
+def _text_of(prompt: str) -> str:
+    if prompt in STREAM:
+        if sys.stdin.isatty():
+            say("Type the prompt, then Ctrl-D.")
+        prompt = sys.stdin.buffer.read().decode(errors="replace")
+    if not prompt.strip():
+        raise InvalidRequestError("The prompt is empty.", advice="Give it as an argument or on standard input.")
+    return prompt
+
+
+def _summary(response: "ChatResponse", model: str, seconds: float) -> str:
+    parts = [response.model or model]
+    if response.usage is not None:
+        parts.append(f"{response.usage.input_tokens or 0:,} + {response.usage.output_tokens or 0:,} tokens")
+    if response.cost is not None:
+        parts.append(f"${response.cost:.6f}")
+    return ", ".join([*parts, f"{seconds:.1f} s"])

@@ -1,0 +1,84 @@
+"""From flags to a client: the one place where the command line makes `AsyncOneLLM`."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from onellm_async.batch import DrainingTransport, RequestDefaults
+from onellm_async.cli.options import Asking, Connecting
+from onellm_async.client import AsyncOneLLM
+from onellm_async.events import Hook
+from onellm_async.limits.policy import Limits
+from onellm_async.settings import Timeout, api_key_from, base_url_from
+from onellm_async.transport import AiohttpTransport
+from onellm_async.wire import JSON_HEADERS
+
+__all__ = ["connected", "defaults_from"]
+
+_LOCAL_KEY = "local"
+_LOCAL_LATENCY = 0.25
+"""Median seconds of an answer with --local."""
+_HIDDEN_RATE = 2400.0
+"""What there is to be found out with --local --rpm auto."""
+
+if TYPE_CHECKING:
+    from onellm_async.server import LocalServer
+
+
+def defaults_from(asking: Asking) -> RequestDefaults:
+    """What the flags ask of every prompt.
+
+    Raises:
+        InvalidRequestError: If a value is out of range.
+    """
+    return RequestDefaults(
+        model=asking.model,
+        fallback_model=asking.fallback_model(),
+        system=asking.system,
+        max_tokens=asking.max_tokens,
+        temperature=asking.temperature,
+    )
+
+
+def _local_server(connecting: Connecting) -> "LocalServer":
+    """A server with the limits that the client keeps to, and answers quick enough to look at and slow enough to see."""
+    from onellm_async.server import Faults, LocalServer, ServerSettings
+
+    rate = connecting.requests_per_minute
+    return LocalServer(
+        ServerSettings(
+            dialect=connecting.dialect,
+            requests_per_minute=_HIDDEN_RATE if rate is None else rate,
+            burst=connecting.burst_size,
+            faults=Faults(latency=_LOCAL_LATENCY, latency_sigma=0.5),
+        )
+    )
+
+
+@asynccontextmanager
+async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> AsyncIterator[AsyncOneLLM]:
+    """A client as the flags say; with ``--local`` also the server that it asks.
+
+    Raises:
+        ConfigurationError: If the key, the address or a limit is missing or unusable.
+    """
+    async with AsyncExitStack() as stack:
+        api_key, base_url = None, connecting.base_url
+        if connecting.local:
+            server = await stack.enter_async_context(_local_server(connecting))
+            api_key, base_url = _LOCAL_KEY, server.url
+        transport = AiohttpTransport(
+            base_url_from(base_url), api_key_from(api_key), Timeout(total=connecting.timeout), headers=JSON_HEADERS
+        )
+        client = AsyncOneLLM(
+            limits=Limits(
+                max_concurrency=connecting.concurrency,
+                requests_per_minute=connecting.requests_per_minute,
+                burst=connecting.burst_size,
+                tokens_per_minute=connecting.tpm,
+            ),
+            dialect=connecting.dialect,
+            hooks=hooks,
+            transport=DrainingTransport(transport),
+        )
+        yield await stack.enter_async_context(client)

@@ -1,0 +1,100 @@
+"""The flags that several commands share, in the words of the field."""
+
+import os
+from typing import Annotated, Literal
+
+from attrs import frozen
+from cyclopts import Group, Parameter
+
+from onellm_async.errors import ConfigurationError
+
+__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Rate"]
+
+_ASKING = Group.create_ordered("Asking")
+_CONNECTING = Group.create_ordered("Connecting")
+
+STREAM = ("-", "\0-")
+"""Standard input or output: as it is written, and as it passes cyclopts, which takes a lone hyphen for an option."""
+
+Rate = float | Literal["auto"]
+"""Requests per minute, or ``auto``: not known, to be found out."""
+
+
+@Parameter(name="*", group=_ASKING)
+@frozen
+class Asking:
+    """What is asked of every prompt."""
+
+    model: Annotated[
+        str | None,
+        Parameter(
+            name=["--model", "-m"],
+            help="Model to ask; `onellm-async models` lists them. [env: ONELLM_MODEL] [default: GPT-5-Nano]",
+        ),
+    ] = None
+    system: Annotated[str | None, Parameter(help="Instruction to the model, beside the prompt.")] = None
+    max_tokens: Annotated[int | None, Parameter(help="Most tokens to generate.")] = None
+    temperature: Annotated[float | None, Parameter(help="0 to 2.")] = None
+
+    def fallback_model(self) -> str:
+        """The model for prompts that name none, where no flag names one either."""
+        from onellm_async.batch.defaults import DEFAULT_MODEL
+
+        return os.environ.get("ONELLM_MODEL") or DEFAULT_MODEL
+
+
+@Parameter(name="*", group=_CONNECTING)
+@frozen
+class Connecting:
+    """Where the service is, and how much of it may be used."""
+
+    rpm: Annotated[
+        Rate | None,
+        Parameter(help="Requests per minute of your key; `auto` finds it out. [default: 40; with --local 2400]"),
+    ] = None
+    burst: Annotated[
+        int | None,
+        Parameter(help="Requests the service takes at once after a pause. [default: 40, or --rpm if that is less]"),
+    ] = None
+    tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no such limit]")] = None
+    concurrency: Annotated[int, Parameter(help="Requests under way at once.")] = 48
+    base_url: Annotated[
+        str | None, Parameter(help="Address to post to. [env: ONELLM_BASE_URL] [default: the documented one]")
+    ] = None
+    dialect: Annotated[
+        Literal["documented", "backend"],
+        Parameter(help="How requests are written: as documented, or as the self-hosted backend demands."),
+    ] = "documented"
+    timeout: Annotated[float, Parameter(help="Seconds one attempt may take, not counting the queue.")] = 600.0
+    local: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Ask a local server, started just for this command, that echoes: no key needed.",
+        ),
+    ] = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.local and self.base_url is not None:
+            raise ConfigurationError("--local and --base-url exclude each other: --local asks its own server.")
+
+    @property
+    def requests_per_minute(self) -> float | None:
+        """The rate to keep to; None when it is to be found out."""
+        if self.rpm is None:
+            return 2400.0 if self.local else 40.0
+        return None if self.rpm == "auto" else self.rpm
+
+    @property
+    def burst_size(self) -> int:
+        """The burst to keep to."""
+        if self.burst is not None:
+            return self.burst
+        rate = self.requests_per_minute
+        return 40 if rate is None else max(1, min(40, int(rate)))
+
+
+ASKING = Asking()
+CONNECTING = Connecting()
+"""Nothing but defaults."""

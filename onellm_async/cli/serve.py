@@ -1,0 +1,154 @@
+"""``onellm-async serve``: a local OneLLM to try things against, faults included."""
+
+import asyncio
+import os
+import shlex
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from attrs import asdict, frozen
+from cyclopts import Group, Parameter
+
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.terminal import put
+from onellm_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from onellm_async.server import ServerSettings
+
+__all__ = ["SERVE_EXAMPLES", "serve"]
+
+SERVE_EXAMPLES = """\
+Examples:
+  onellm-async serve
+  onellm-async serve --rpm 600 --burst 100 --key alice=5.00 --key bob
+  onellm-async serve --latency 6 --server-error-rate 0.02 --reset-after-rate 0.01 --seed 7
+  onellm-async serve --upstream http://127.0.0.1:9090/v1/chat/completions
+
+
+Without --key any key is accepted and has a balance of 100 USD. Beside the API
+the server answers GET /healthz, GET /ledger (counters) and GET /openapi.json.
+A key for --upstream is read from ONELLM_UPSTREAM_API_KEY.
+It exits with 0 when it is stopped by Ctrl-C or SIGTERM.
+"""
+
+_SERVICE = Group.create_ordered("Service")
+_FAULTS = Group.create_ordered("Faults")
+
+
+@Parameter(name="*", group=_SERVICE)
+@frozen
+class Serving:
+    """What the server pretends to be."""
+
+    rpm: Annotated[float, Parameter(help="Requests per minute of each key.")] = 40.0
+    burst: Annotated[int, Parameter(help="Requests taken at once after a pause.")] = 40
+    key: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="KEY or KEY=BALANCE in USD; repeatable. [default: any key, with 100 USD]"),
+    ] = ()
+    dialect: Annotated[
+        Literal["documented", "backend"],
+        Parameter(help="Behave as documented, or as the self-hosted backend with its envelope."),
+    ] = "documented"
+    upstream: Annotated[
+        str | None, Parameter(help="OpenAI-compatible URL that really answers. [default: echo the prompt]")
+    ] = None
+    upstream_model: Annotated[str | None, Parameter(help="Model to ask there. [default: the one asked for]")] = None
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Parameter(help="Port to listen on; 0 takes a free one.")] = 8080
+
+
+@Parameter(name="*", group=_FAULTS)
+@frozen
+class Troubles:
+    """What goes wrong."""
+
+    latency: Annotated[float, Parameter(help="Median seconds that an answer takes.")] = 0.0
+    latency_sigma: Annotated[
+        float, Parameter(help="Spread of its logarithm; 0.5 puts the 95th percentile at 2.3 times the median.")
+    ] = 0.0
+    server_error_rate: Annotated[float, Parameter(help="Share of requests, 0 to 1, that end in a 500.")] = 0.0
+    reset_before_rate: Annotated[float, Parameter(help="Share cut off before they are processed.")] = 0.0
+    reset_after_rate: Annotated[float, Parameter(help="Share cut off after they are processed and billed.")] = 0.0
+    truncate_rate: Annotated[float, Parameter(help="Share billed whose reply ends half-way.")] = 0.0
+    html_502_rate: Annotated[float, Parameter(help="Share answered by a gateway's HTML page with status 502.")] = 0.0
+    retry_after: Annotated[
+        int | None, Parameter(help="Seconds that refusals name in Retry-After. [default: they name none]")
+    ] = None
+    seed: Annotated[int, Parameter(help="The same seed gives the same faults.")] = 0
+
+
+def serve(
+    *,
+    serving: Serving = Serving(),
+    troubles: Troubles = Troubles(),
+) -> int:
+    """Run a local OneLLM to try things against, faults included.
+
+    Args:
+        serving: What it pretends to be.
+        troubles: What goes wrong.
+    """
+    from onellm_async.server import Faults, ServerSettings
+
+    settings = ServerSettings(
+        dialect=serving.dialect,
+        requests_per_minute=serving.rpm,
+        burst=serving.burst,
+        keys=_keys(serving.key),
+        faults=Faults(**asdict(troubles)),
+    )
+    asyncio.run(_serve(settings, serving))
+    return ExitCode.OK
+
+
+def _keys(given: tuple[str, ...]) -> dict[str, float] | None:
+    keys = {}
+    for text in given:
+        key, equals, balance = text.partition("=")
+        try:
+            keys[key] = float(balance) if equals else 100.0
+        except ValueError:
+            raise ConfigurationError(f"The balance of --key is {balance!r}; it must be a number of USD.") from None
+        if not key or not isfinite(keys[key]):
+            raise ConfigurationError("--key needs a key, and a finite balance if any.")
+    return keys or None
+
+
+async def _serve(settings: "ServerSettings", serving: Serving) -> None:
+    from onellm_async.cli.signals import ending_on_signals
+    from onellm_async.server import LocalServer, UpstreamBackend
+
+    backend = None
+    if serving.upstream is not None:
+        upstream_key = os.environ.get("ONELLM_UPSTREAM_API_KEY")
+        backend = UpstreamBackend(serving.upstream, api_key=upstream_key, model=serving.upstream_model)
+    stop = asyncio.Event()
+    with ending_on_signals(stop):
+        try:
+            async with LocalServer(settings, backend=backend, host=serving.host, port=serving.port) as server:
+                put(_welcome(server.url, serving))
+                await stop.wait()
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot listen on {serving.host}:{serving.port}: {error.strerror or error}.",
+                advice="Choose another --port, or 0 for any free one.",
+            ) from None
+
+
+def _welcome(url: str, serving: Serving) -> str:
+    key = serving.key[0].partition("=")[0] if serving.key else "anything"
+    flags = "".join(
+        f" --{name} {value}"
+        for name, value, usual in (
+            ("rpm", f"{serving.rpm:g}", "40"),
+            ("burst", str(serving.burst), "40"),
+            ("dialect", serving.dialect, "documented"),
+        )
+        if value != usual
+    )
+    return (
+        f"OneLLM is at {url} (Ctrl-C stops it). Try:\n"
+        f"  ONELLM_API_KEY={shlex.quote(key)} ONELLM_BASE_URL={url} onellm-async chat 'Say hello'{flags}"
+    )

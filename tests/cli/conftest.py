@@ -1,0 +1,122 @@
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from onellm_async.server import LocalServer, ServerSettings
+from onellm_async.server.backends import echo
+
+ROOT = Path(__file__).parents[2]
+
+
+@frozen
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """A running ``python -m onellm_async``."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def interrupt(self, number=signal.SIGINT):
+        self.process.send_signal(number)
+
+    async def ended(self, stdin=None):
+        out, err = await self.process.communicate(None if stdin is None else stdin.encode())
+        return Ended(self.process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+async def start(tmp_path, monkeypatch):
+    """Starts a command in an empty directory; whatever is left running is killed at the end."""
+    started = []
+    usual = {"PYTHONPATH": str(ROOT), "ONELLM_API_KEY": "", "ONELLM_BASE_URL": "", "ONELLM_MODEL": "", "COLUMNS": "100"}
+
+    async def start(*arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, **environment):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "onellm_async",
+            *map(str, arguments),
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
+            cwd=tmp_path,
+            env=os.environ | usual | {name: str(value) for name, value in environment.items()},
+        )
+        started.append(process)
+        return Command(process)
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.fixture
+def onellm(start):
+    """Runs a command to its end."""
+
+    async def onellm(*arguments, stdin=None, **environment):
+        given = {} if stdin is None else {"stdin": asyncio.subprocess.PIPE}
+        return await (await start(*arguments, **given, **environment)).ended(stdin)
+
+    return onellm
+
+
+class HeldBackend:
+    """Echoes; a prompt in `held` waits until it is released."""
+
+    def __init__(self):
+        self.asked = []
+        self.held = set()
+        self.changed = asyncio.Condition()
+
+    async def complete(self, job):
+        prompt = job.request.messages[-1].content
+        async with self.changed:
+            self.asked.append(prompt)
+            self.changed.notify_all()
+            await self.changed.wait_for(lambda: prompt not in self.held)
+        return echo(job)
+
+    async def until_asked(self, count):
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.asked) >= count)
+
+    async def release(self):
+        async with self.changed:
+            self.held.clear()
+            self.changed.notify_all()
+
+    async def aclose(self):
+        pass
+
+
+@pytest.fixture
+def backend():
+    return HeldBackend()
+
+
+@pytest.fixture
+async def server(backend):
+    """A local service whose key is "good"; "poor" has no balance."""
+    settings = ServerSettings(requests_per_minute=60_000, burst=1000, keys={"good": 10.0, "poor": 0.0})
+    async with LocalServer(settings, backend=backend) as server:
+        yield server
+        await backend.release()
+
+
+@pytest.fixture
+def at(server):
+    """Environment that leads to the local service."""
+    return {"ONELLM_BASE_URL": server.url, "ONELLM_API_KEY": "good"}
