@@ -11,7 +11,7 @@ from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineE
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.policy import Limits
 
-pytestmark = pytest.mark.looptime
+pytestmark = pytest.mark.virtual_time
 
 
 def limiter(**limits):

@@ -267,15 +267,15 @@ class TestCircuitBreaker:
         assert len(breaker._failed_requests) <= 3
 
 
-@pytest.mark.looptime
+@pytest.mark.virtual_time
 class TestRunAttempts:
-    async def test_the_waits_are_slept_exactly(self, looptime) -> None:
+    async def test_the_waits_are_slept_exactly(self) -> None:
         left = [cut_off(), cut_off()]
         sent_at: list[float] = []
         waits = iter([0.25, 7.5, 30.0])
 
         async def attempt() -> str:
-            sent_at.append(float(looptime))
+            sent_at.append(asyncio.get_running_loop().time())
             if left:
                 raise left.pop()
             return "answer"
@@ -284,7 +284,7 @@ class TestRunAttempts:
         assert answer == "answer"
         assert sent_at == [0.25, 7.75, 37.75]
 
-    async def test_the_last_failure_surfaces_itself_and_each_is_judged_once(self, looptime) -> None:
+    async def test_the_last_failure_surfaces_itself_and_each_is_judged_once(self) -> None:
         failures = [status(500), cut_off(), unconnected()]
         judged: list[APIError] = []
 
@@ -299,9 +299,9 @@ class TestRunAttempts:
             await run_attempts(attempt, failures[0], judge_twice)
         assert caught.value is failures[2]
         assert judged == failures
-        assert looptime == 2.0
+        assert asyncio.get_running_loop().time() == 2.0
 
-    async def test_a_first_failure_not_worth_a_repeat_surfaces_at_once(self, looptime) -> None:
+    async def test_a_first_failure_not_worth_a_repeat_surfaces_at_once(self) -> None:
         async def attempt() -> str:
             pytest.fail("a further attempt was made")
 
@@ -309,7 +309,7 @@ class TestRunAttempts:
         with pytest.raises(APIError) as caught:
             await run_attempts(attempt, first, lambda failure: verdict(failure))
         assert caught.value is first
-        assert looptime == 0
+        assert asyncio.get_running_loop().time() == 0
 
     @pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, RuntimeError, ConfigurationError])
     async def test_nothing_but_a_failure_of_the_service_is_repeated(self, kind: type[BaseException]) -> None:
@@ -327,7 +327,7 @@ class TestRunAttempts:
         await run()
         assert calls == 1
 
-    async def test_cancelling_the_wait_ends_it_without_another_attempt(self, looptime) -> None:
+    async def test_cancelling_the_wait_ends_it_without_another_attempt(self) -> None:
         async def attempt() -> str:
             pytest.fail("a further attempt was made")
 
@@ -339,16 +339,16 @@ class TestRunAttempts:
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert waiting.cancelled()
-        assert looptime == 5
+        assert asyncio.get_running_loop().time() == 5
 
-    async def test_a_deadline_ends_the_wait(self, looptime) -> None:
+    async def test_a_deadline_ends_the_wait(self) -> None:
         async def attempt() -> str:
             pytest.fail("a further attempt was made")
 
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(3):
                 await run_attempts(attempt, cut_off(), lambda _: Verdict(retry=True, wait=30.0, reason=""))
-        assert looptime == 3
+        assert asyncio.get_running_loop().time() == 3
 
 
 BAD_POLICIES = {

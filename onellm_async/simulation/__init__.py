@@ -1,0 +1,1 @@
+"""The real client against the pure local service, in virtual time."""
