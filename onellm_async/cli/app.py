@@ -1,9 +1,8 @@
 """The commands, put together. Each of them imports what it works with only when it runs, so that help is fast."""
 
-from importlib import metadata
-
 from cyclopts import App, CycloptsError
 
+from onellm_async import __version__
 from onellm_async.cli.chat import CHAT_EXAMPLES, chat
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
 from onellm_async.cli.models import MODELS_EXAMPLES, models
@@ -23,21 +22,13 @@ Examples:
 """
 
 
-def _version() -> str:
-    try:
-        return metadata.version("onellm-async")
-    except metadata.PackageNotFoundError:
-        return "not installed as a package"
-
-
 app = App(
     name="onellm-async",
     help="Ask the OneLLM chat API, one prompt or a file of them, at exactly the rate there is.",
     help_format="plaintext",
     help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}",
-    version=_version,
-    version_flags=["--version"],
-    default_parameter=None,
+    version=__version__,
+    suppress_keyboard_interrupt=False,
 )
 for command, examples in (
     (chat, CHAT_EXAMPLES),

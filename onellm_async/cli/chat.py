@@ -1,6 +1,5 @@
 """``onellm-async chat``: one prompt, one answer."""
 
-import asyncio
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +40,8 @@ def chat(
         asking: What is asked.
         connecting: Where the service is.
     """
+    import asyncio
+
     from onellm_async.cli.connection import defaults_from
     from onellm_async.wire import dump_json, response_to_body
 

@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """Flags, input, output or configuration cannot be used."""
     STOPPED = 3
-    """A run stopped early, because what happened would have met every prompt: a wrong key, a spent balance."""
+    """Stopped early by what meets every prompt: a wrong key or address, a spent balance, a full disk."""
     INTERRUPTED = 130
     """Stopped by SIGINT (Ctrl-C); what had been sent was awaited and written."""
     BROKEN_PIPE = 141
@@ -40,7 +40,8 @@ Exit codes:
   0    everything was answered
   1    some prompts failed or some lines were bad; the rest was answered
   2    flags, input, output or configuration cannot be used
-  3    stopped early by what would meet every prompt (wrong key, spent balance)
+  3    stopped early by what meets every prompt: wrong key or address, spent
+       balance, output that cannot be written any more
   130  interrupted (Ctrl-C), 143 terminated: what was sent is written
   141  the program reading the output has gone
 

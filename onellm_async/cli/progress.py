@@ -15,7 +15,7 @@ from rich.text import Text
 from onellm_async.batch.progress import RunProgress
 from onellm_async.cli.terminal import printable
 
-__all__ = ["Display", "clock_time", "live_view", "note", "plain_line", "summary"]
+__all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
 
 _FIRST_LINE = 1.0
 _LINE_EVERY = 5.0
@@ -31,6 +31,11 @@ def clock_time(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes_left = divmod(minutes, 60)
     return f"{hours}:{minutes_left:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 prompt``, ``1,200 prompts``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _money(progress: RunProgress) -> str:
@@ -60,7 +65,7 @@ def plain_line(progress: RunProgress) -> str:
         f"{progress.failed:,} failed",
     ]
     if progress.bad_lines:
-        parts.append(f"{progress.bad_lines:,} bad lines")
+        parts.append(counted(progress.bad_lines, "bad line"))
     return ", ".join([*parts, _eta(progress)])
 
 
@@ -80,7 +85,7 @@ def live_view(progress: RunProgress) -> Group:
     numbers.append(f"  {progress.in_flight} in flight  {progress.refusals:,} refused  {progress.retries:,} retried  ")
     numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
     if progress.bad_lines:
-        numbers.append(f"  {progress.bad_lines:,} bad lines", "red")
+        numbers.append(f"  {counted(progress.bad_lines, 'bad line')}", "red")
     money = Text(
         f"{progress.input_tokens:,} input + {progress.output_tokens:,} output tokens  {_money(progress)}",
         no_wrap=True,
@@ -92,7 +97,7 @@ def live_view(progress: RunProgress) -> Group:
 def summary(progress: RunProgress) -> str:
     """A run when it is over, in one line."""
     rate = progress.done / progress.elapsed if progress.elapsed > 0 else 0.0
-    bad = f", {progress.bad_lines:,} bad lines" if progress.bad_lines else ""
+    bad = f", {counted(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
     return (
         f"{progress.answered:,} answered, {progress.failed:,} failed{bad} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "

@@ -1,6 +1,5 @@
 """``onellm-async run``: a file of prompts → a file of answers."""
 
-import asyncio
 import sys
 from contextlib import AsyncExitStack
 from time import monotonic, time
@@ -15,6 +14,8 @@ from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BatchError
 
 if TYPE_CHECKING:
+    import asyncio
+
     from rich.console import Console
 
     from onellm_async.batch import RunReport, Source
@@ -86,6 +87,8 @@ def run(
         asking: What is asked of every prompt.
         connecting: Where the service is.
     """
+    import asyncio
+
     from onellm_async.batch import InputFormat, open_source
     from onellm_async.cli.connection import defaults_from
 
@@ -101,6 +104,8 @@ def run(
 
 
 async def _run(source: "Source", files: Files, connecting: Connecting) -> int:
+    import asyncio
+
     from rich.console import Console
 
     from onellm_async.cli.progress import note
@@ -122,7 +127,7 @@ async def _run(source: "Source", files: Files, connecting: Connecting) -> int:
 
 
 async def _answer_all(
-    source: "Source", files: Files, connecting: Connecting, console: "Console", stop: asyncio.Event
+    source: "Source", files: Files, connecting: Connecting, console: "Console", stop: "asyncio.Event"
 ) -> "RunReport":
     from onellm_async.batch import FileSink, RecordWriter, StreamSink, Tally, run_prompts
     from onellm_async.cli.connection import connected
@@ -157,6 +162,8 @@ async def _answer_all(
 
 
 async def _look_through(source: "Source", *, strict: bool) -> int | None:
+    import asyncio
+
     survey = await asyncio.to_thread(source.survey, strict=strict)
     if survey is None:
         return None
@@ -166,7 +173,7 @@ async def _look_through(source: "Source", *, strict: bool) -> int | None:
 
 
 def _tell(report: "RunReport", output: str | None) -> None:
-    from onellm_async.cli.progress import summary
+    from onellm_async.cli.progress import counted, summary
 
     say(summary(report.progress) + ("" if output is None else f" Written to {output}."))
     if report.strict_error is not None:
@@ -176,7 +183,7 @@ def _tell(report: "RunReport", output: str | None) -> None:
     if not report.complete:
         total = report.progress.total
         left = report.unsent if total is None else total - report.progress.done - report.progress.bad_lines
-        complain(f"{left:,} prompts were not sent" + ("." if total is not None else ", besides those not read yet."))
+        complain(f"not sent: {counted(left, 'prompt')}" + ("." if total is not None else ", and those not read yet."))
 
 
 def _exit_code(report: "RunReport", signal_number: int | None) -> int:

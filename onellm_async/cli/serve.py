@@ -1,6 +1,5 @@
 """``onellm-async serve``: a local OneLLM to try things against, faults included."""
 
-import asyncio
 import os
 import shlex
 from math import isfinite
@@ -90,6 +89,8 @@ def serve(
         serving: What it pretends to be.
         troubles: What goes wrong.
     """
+    import asyncio
+
     from onellm_async.server import Faults, ServerSettings
 
     settings = ServerSettings(
@@ -117,6 +118,8 @@ def _keys(given: tuple[str, ...]) -> dict[str, float] | None:
 
 
 async def _serve(settings: "ServerSettings", serving: Serving) -> None:
+    import asyncio
+
     from onellm_async.cli.signals import ending_on_signals
     from onellm_async.server import LocalServer, UpstreamBackend
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -36,7 +37,7 @@ def test_help_needs_neither_the_client_nor_its_libraries():
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
 
     assert "cyclopts" in loaded
-    assert not {"onellm_async.batch", "onellm_async.server", "rich.live"} & set(loaded)
+    assert not {"onellm_async.batch", "onellm_async.server", "rich.live", "importlib.metadata"} & set(loaded)
 
 
 @pytest.mark.parametrize("missing", ["cyclopts", "rich"])
@@ -219,13 +220,24 @@ async def test_serve_says_where_it_is_answers_and_ends_in_good_order(start, onel
     assert (ended.code, ended.err) == (0, "")
 
 
-async def test_serve_makes_the_faults_it_is_told_to(start, onellm):
+async def test_serve_makes_the_faults_it_is_told_to(start):
     command = await start("serve", "--port", 0, "--server-error-rate", 1, "--latency", 0.001, "--dialect", "backend")
-    url = re.search(r"http://\S+", (await command.process.stdout.readline()).decode())[0]
-    chat = await onellm("chat", "Hi", "--dialect", "backend", ONELLM_BASE_URL=url, ONELLM_API_KEY="any")
-
-    assert chat.code == 1
-    assert "500" in chat.err
+    welcome = (await command.process.stdout.readline()).decode()
+    example = (await command.process.stdout.readline()).decode()
+    body = {
+        "model": "GPT-5",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "endpoint": "https://api.openai.com/v1/chat/completions",
+        "max_tokens": 9,
+        "top_p": 1,
+    }
+    url = re.search(r"http://\S+", welcome)[0]
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": "Bearer any"}) as session,
+        session.post(url, json=body) as reply,
+    ):
+        assert (reply.status, (await reply.json())["code"]) == (200, 500)
+    assert example.endswith("chat 'Say hello' --dialect backend\n")
 
 
 async def test_serve_puts_a_real_model_behind_the_api(start, onellm):

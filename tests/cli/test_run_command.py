@@ -103,7 +103,7 @@ async def test_a_strict_run_of_a_pipe_stops_at_the_bad_line_and_keeps_what_was_s
     assert ended.code == 2
     assert contents(ended.out) == ["one"]
     assert "stopped at a bad line (--strict): <stdin>:2: prompt is a number" in ended.err
-    assert "besides those not read yet" in ended.err
+    assert "not sent: " in ended.err
 
 
 async def test_a_prompt_that_fails_is_in_the_output_and_the_exit_code_says_so(onellm, at):
@@ -126,7 +126,7 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run(onellm, tmp_path, se
     assert server.ledger.received < 60
     records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert {record["error"]["type"] for record in records} == {kind}
-    assert f"{500 - len(records)} prompts were not sent." in ended.err
+    assert f"not sent: {500 - len(records)} prompts." in ended.err
     assert "unknown" not in ended.err
 
 
@@ -207,7 +207,7 @@ async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered(start, s
     answered = contents((tmp_path / "out.jsonl").read_text())
     assert answered == backend.asked
     assert f"{len(answered)} answered, 0 failed in " in ended.err
-    assert f"{30 - len(answered)} prompts were not sent." in ended.err
+    assert f"not sent: {30 - len(answered)} prompts." in ended.err
     assert server.ledger.billed == len(answered) < 10
     assert not (tmp_path / "out.jsonl.partial").exists()
 
@@ -287,8 +287,8 @@ async def test_progress_is_live_on_a_terminal(start, at, tmp_path, backend, envi
 
     assert "1/3" in shown
     assert "in.jsonl:2: Not JSON" in shown
-    assert "1 bad lines" in shown
-    assert "2 answered, 0 failed, 1 bad lines" in shown
+    assert "1 bad line" in shown
+    assert "2 answered, 0 failed, 1 bad line " in shown
     assert ("\x1b[31m" in shown) == (not environment)
 
 
@@ -319,5 +319,5 @@ def test_ctrl_c_ends_the_wait_for_the_writer_of_a_named_pipe(tmp_path):
         while b"onellm_async.cli.connection" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
-        process.stderr.read()
+        process.communicate()
         assert process.returncode == 130
