@@ -21,6 +21,7 @@ from onellm_async.errors import InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
@@ -102,6 +103,10 @@ class AsyncOneLLM:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def snapshot(self) -> Snapshot:
+        """What the client is doing at this moment: who waits, for what, and at which rate requests leave."""
+        return self._sender.snapshot()
 
     async def drain(self) -> None:
         """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.

@@ -33,6 +33,7 @@ from onellm_async.events import Answered, Failed, Granted, Hook, Queued, Refused
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Limiter, Permit
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
 from onellm_async.transport import Transport
 from onellm_async.wire import Dialect, decode_reply, encode_request
@@ -132,6 +133,10 @@ class Sender:
     def open(self) -> None:
         """Accepts requests again after `aclose`."""
         self._closed = False
+
+    def snapshot(self) -> Snapshot:
+        """What is going on now."""
+        return self._limiter.snapshot()
 
     async def drain(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and returns when those under way have ended."""

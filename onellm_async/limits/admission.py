@@ -7,13 +7,18 @@ Two things can hold everybody back beside the rate: a *gate* that is closed unti
 Retry-After), and a *probe* (the service was down; one request is let through to see whether it is back).
 """
 
+from typing import Literal, TypeAlias
+
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Bottleneck"]
+
+Bottleneck: TypeAlias = Literal["nothing", "rate", "slots", "tokens", "retry-after", "service down"]
+"""What the next request waits for."""
 
 _NEVER = float("inf")
 _LATENCY_WEIGHT = 0.1
@@ -35,6 +40,8 @@ class Admission:
         self.queue = Queue(LANES)
         self.in_flight = 0
         self.waiting = 0
+        self.answers = 0
+        self.refusals = 0
         self._next_order = 0
         per_minute = limits.tokens_per_minute
         self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now) if per_minute is not None else None
@@ -133,6 +140,20 @@ class Admission:
         wake = now + delay if deadline is None else min(now + delay, deadline)
         return None if wake == _NEVER else wake
 
+    def bottleneck(self, now: float) -> Bottleneck:
+        """What the head of the queue waits for."""
+        head = self.queue.head() if self.waiting else None
+        if head is None:
+            return "nothing"
+        if self._probing:
+            return "service down"
+        if self.gate_until > now:
+            return "retry-after"
+        if self.in_flight >= self.limits.max_concurrency:
+            return "slots"
+        rate = self.rate.time_until(1, now)
+        return "tokens" if self._delay(head, now) > rate else "rate"
+
     def _delay(self, ticket: Ticket, now: float) -> float:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""
         if self.in_flight >= self.limits.max_concurrency or self._probe is not None:
@@ -190,6 +211,7 @@ class Admission:
             return
         if tokens is not None:
             self._return_tokens(ticket, tokens, now)
+        self.answers += 1
         self.rate.answered(ticket.granted_at, now)
         took = now - ticket.granted_at
         self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
@@ -198,6 +220,7 @@ class Admission:
     def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
         if ticket.state == GRANTED:
+            self.refusals += 1
             self.rate.refused(ticket.granted_at, now)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError
-from onellm_async.limits.adaptive import AdaptiveRate
+from onellm_async.limits.adaptive import LearnedRate
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import GRANTED, Ticket
 from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
+from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Limiter", "Permit"]
 
@@ -108,7 +109,10 @@ class Limiter:
             self._rate = _rate_control(self.limits, now, self._random)
         else:
             self._rate.rebase(now)
+        known = getattr(self, "core", None)
         self.core = Admission(self.limits, self._rate, now)
+        if known is not None:
+            self.core.answers, self.core.refusals = known.answers, known.refusals
 
     async def acquire(
         self, *, tokens: float = 0.0, lane: str = "default", deadline: float | None = None, order: int = -1
@@ -198,6 +202,26 @@ class Limiter:
             _wake(ticket, ClientClosedError("The client was closed while this chat waited; it was not sent."))
         self.pump()
 
+    def snapshot(self) -> Snapshot:
+        """What is going on now. Changes nothing."""
+        most = self.limits.max_concurrency
+        if self._loop is None:
+            return Snapshot(max_concurrency=most)
+        core, now = self.core, self.time()
+        rate = core.rate.rate * 60
+        wake = core.next_wake(now)
+        return Snapshot(
+            queued=core.queue.lengths(),
+            in_flight=core.in_flight,
+            max_concurrency=most,
+            rate=None if rate == float("inf") else rate,
+            answered=core.answers,
+            refused=core.refusals,
+            waiting_for=core.bottleneck(now),
+            next_in=None if wake is None else max(0.0, wake - now),
+            timer_set=self._timer is not None,
+        )
+
     async def idle(self) -> None:
         """Returns when no permit is out. Safe to cancel."""
         while self._loop is asyncio.get_running_loop() and self.core.in_flight:
@@ -220,5 +244,5 @@ def _rate_control(limits: Limits, now: float, random: Random) -> RateControl:
     if not limits.rate_limited:
         return BackOffOnly(random)
     if limits.requests_per_minute is None:
-        return AdaptiveRate(now)
+        return LearnedRate(now)
     return DeclaredRate(limits.requests_per_minute / 60, limits.burst, now)
