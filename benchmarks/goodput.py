@@ -133,7 +133,8 @@ def run(contenders: Sequence[Contender], *, repetitions: int, number: int = SCEN
         f"and refilled at {scene.rate:g} per second; an answer takes {scene.latency:g} s, a refusal is a 429 at once, "
         f"without Retry-After. The best possible time T* is {scene.optimum:.1f} s, and goodput is T*/T. Median of "
         f"{repetitions} (minimum to maximum); a client that takes longer than {GIVE_UP} T* is stopped "
-        "and not tried again.",
+        "and not tried again. A prompt that failed is not waited for: whoever gives up is soon done, so read goodput "
+        "together with the failed prompts.",
         ("client", "goodput T*/T", "failed prompts", "refused sends"),
         [_row(contender, found, scene) for contender, found in table],
     )

@@ -59,7 +59,7 @@ def fast_server(seconds: float) -> Iterator[FastServer]:
         raw = subprocess.run(
             _command("servers.capacity", *arguments), cwd=_ROOT, stdout=subprocess.PIPE, check=True, timeout=60
         )
-        yield FastServer(port, _nginx_version(binary) if binary else "asyncio.Protocol", float(raw.stdout))
+        yield FastServer(port, _nginx_version(binary) if binary else "a bare asyncio.Protocol", float(raw.stdout))
 
 
 def _nginx_version(binary: str) -> str:

@@ -54,7 +54,7 @@ def serve(connection: Callable[[], Connection]) -> None:
     try:
         from uvloop import new_event_loop
     except ImportError:
-        from asyncio import new_event_loop
+        new_event_loop = asyncio.new_event_loop
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
