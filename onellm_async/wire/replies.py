@@ -161,12 +161,20 @@ def _what_came(payload: JSON, body: bytes) -> str:
     if not body:
         return "the body is empty"
     if payload is None:
-        return "the body is not JSON" if body.strip() != b"null" else "null"
+        return "null" if _is_json(body) else "the body is not JSON"
     if not isinstance(payload, dict):
         return f"a JSON {type(payload).__name__} instead of an object"
     if "content" not in payload:
         return "there is no such field"
     return f"content is {type(payload['content']).__name__}, not a string"
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        parse_json(body)
+    except ValueError:
+        return False
+    return True
 
 
 def response_to_body(response: ChatResponse) -> dict[str, JSON]:
