@@ -119,7 +119,10 @@ def test_a_bad_option_is_refused_with_its_name_and_its_value(name: str, value: o
 
 def test_every_option_has_its_bad_values_above() -> None:
     assert set(BAD) == set(RequestOptions.__annotations__)
-    assert set(RequestOptions.__annotations__) == {field.name for field in attrs.fields(ChatRequest)} - {"model", "messages"}
+    assert set(RequestOptions.__annotations__) == {field.name for field in attrs.fields(ChatRequest)} - {
+        "model",
+        "messages",
+    }
 
 
 @pytest.mark.parametrize("value", [True, False, None, "yes"])
@@ -171,7 +174,13 @@ def test_values_are_frozen(value: object) -> None:
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 @pytest.mark.parametrize(
     "value",
-    [FULL, Message.user("x"), Usage(1, 2, 3), ChatResponse("x", usage=Usage(1), extra={"a": [1]}), ChatOutcome(1, FULL)],
+    [
+        FULL,
+        Message.user("x"),
+        Usage(1, 2, 3),
+        ChatResponse("x", usage=Usage(1), extra={"a": [1]}),
+        ChatOutcome(1, FULL),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_values_survive_pickling_and_copying(value: object, again) -> None:

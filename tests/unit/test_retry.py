@@ -68,7 +68,10 @@ TABLE: list[tuple[str, Callable[[], APIError], str]] = [
     ("500", lambda: status(500), "unbilled"),
     *((f"{code}", lambda code=code: status(code), "ambiguous") for code in (502, 503, 504, 520, 529, 599)),
     *((f"{code}", lambda code=code: status(code), "fatal") for code in (301, 302, 303, 307, 308)),
-    *((f"{code}", lambda code=code: status(code), "fatal") for code in (400, 401, 402, 403, 404, 405, 408, 413, 415, 422)),
+    *(
+        (f"{code}", lambda code=code: status(code), "fatal")
+        for code in (400, 401, 402, 403, 404, 405, 408, 413, 415, 422)
+    ),
     *((f"{code}", lambda code=code: status(code), "fatal") for code in (501, 505, 511)),
     ("insufficient balance in a 500", lambda: status(500, "Insufficient balance, please"), "fatal"),
     ("insufficient balance in a 503", lambda: status(503, "insufficient balance"), "fatal"),
@@ -126,9 +129,7 @@ def test_one_attempt_means_no_repeat() -> None:
         assert not verdict(error, RetryPolicy.none()).retry
 
 
-@given(
-    st.integers(1, 2000), st.floats(0, 10), st.floats(0, 100), st.integers(), st.none() | st.integers(0, 400)
-)
+@given(st.integers(1, 2000), st.floats(0, 10), st.floats(0, 100), st.integers(), st.none() | st.integers(0, 400))
 def test_the_wait_has_full_jitter_below_an_exponential_ceiling_and_retry_after_as_floor(
     attempts: int, base: float, cap: float, seed: int, retry_after: int | None
 ) -> None:

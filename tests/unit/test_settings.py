@@ -72,7 +72,14 @@ def test_the_address_comes_from_the_argument_the_environment_or_the_documentatio
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8000/api", "http://127.8.9.1", "http://localhost:1/x", "http://[::1]:8000/", "HTTP://LOCALHOST/"]
+    "url",
+    [
+        "http://127.0.0.1:8000/api",
+        "http://127.8.9.1",
+        "http://localhost:1/x",
+        "http://[::1]:8000/",
+        "HTTP://LOCALHOST/",
+    ],
 )
 def test_plain_http_to_this_machine_is_fine(url: str) -> None:
     assert base_url_from(url) == url

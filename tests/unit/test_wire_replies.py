@@ -26,17 +26,25 @@ JSON_VALUES = st.recursive(
     | st.floats()
     | st.text(st.characters(codec=None, categories=None), max_size=20)
     | st.sampled_from(["insufficient balance", "content", "<html><title>x</title>", "429", 200, 429, 500]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["error", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens", "role"])
-        | st.text(max_size=5),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["error", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens", "role"]
+            )
+            | st.text(max_size=5),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
-STATUSES = st.sampled_from([200, 201, 204, 301, 307, 400, 401, 403, 404, 405, 413, 422, 429, 500, 502, 503]) | st.integers(0, 1000)
-HEADERS = st.dictionaries(st.sampled_from(["Retry-After", "retry-after", "Location", "X"]), st.text(max_size=30), max_size=3)
+STATUSES = st.sampled_from(
+    [200, 201, 204, 301, 307, 400, 401, 403, 404, 405, 413, 422, 429, 500, 502, 503]
+) | st.integers(0, 1000)
+HEADERS = st.dictionaries(
+    st.sampled_from(["Retry-After", "retry-after", "Location", "X"]), st.text(max_size=30), max_size=3
+)
 
 
 def decode(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> ChatResponse:
@@ -188,7 +196,9 @@ def test_the_text_of_an_error_is_found_wherever_it_lies(body: object) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 204, 307, 400, 401, 402, 429, 500, 503, 999])
-@pytest.mark.parametrize("body", [b"Insufficient Balance, please top up", b'{"error":{"message":"insufficient balance"}}'])
+@pytest.mark.parametrize(
+    "body", [b"Insufficient Balance, please top up", b'{"error":{"message":"insufficient balance"}}']
+)
 def test_a_low_balance_is_told_under_any_status(status: int, body: bytes) -> None:
     with pytest.raises(InsufficientBalanceError, match="Top up") as caught:
         decode(body, status)
