@@ -2,7 +2,7 @@
 
 ::
 
-    python examples/aiohttp_service.py        # http://127.0.0.1:8080
+    python examples/aiohttp_service.py        # http://127.0.0.1:8000
 
 The client lives in a cleanup context, so that it is closed when the server stops. No visitor waits longer than
 `DEADLINE`; while too many wait, the next are turned away at once and told when to come back. A visitor who leaves takes
@@ -74,4 +74,4 @@ def make_app() -> web.Application:
 
 
 if __name__ == "__main__":
-    web.run_app(make_app(), host="127.0.0.1", port=8080, handler_cancellation=True)
+    web.run_app(make_app(), host="127.0.0.1", port=8000, handler_cancellation=True)
