@@ -2,15 +2,18 @@
 
 from onellm_async.server.app import LocalServer, serve
 from onellm_async.server.backends import Backend, BackendError, EchoBackend, UpstreamBackend
+from onellm_async.server.echo import echo
+from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
-from onellm_async.server.service import Completion, Job, Service
-from onellm_async.server.settings import Faults, ServerSettings
+from onellm_async.server.service import Service
+from onellm_async.server.settings import Fault, Faults, ServerSettings
 
 __all__ = [
     "Backend",
     "BackendError",
     "Completion",
     "EchoBackend",
+    "Fault",
     "Faults",
     "Job",
     "Ledger",
@@ -20,5 +23,6 @@ __all__ = [
     "ServerSettings",
     "Service",
     "UpstreamBackend",
+    "echo",
     "serve",
 ]

@@ -5,22 +5,23 @@ from hashlib import sha256
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server.settings import ServerSettings
 
-__all__ = ["MINIMUM_BALANCE", "Account", "Accounts"]
+__all__ = ["MINIMUM_BALANCE", "MOST_STRANGERS", "Account", "Accounts"]
 
 MINIMUM_BALANCE = 0.10
 """USD; with less, requests are refused (OneLLM documentation)."""
 
-_MOST_ACCOUNTS = 10_000
+MOST_STRANGERS = 10_000
+"""Accounts of keys that the settings do not list; beyond it the one unused for longest is forgotten."""
 
 
 class Account:
-    """One key's standing.
+    """One key's standing. Tests may change it at any time, for example top it up.
 
     Attributes:
-        label: Tells accounts apart without showing the key.
+        label: Tells accounts apart without showing the key: the first 8 hex digits of its SHA-256.
         known: Whether the key exists.
         blocked: Whether it has no access.
-        balance: USD left.
+        balance: USD left. Requests under way together can push it a little below zero.
         bucket: Its rate limit.
     """
 
@@ -35,28 +36,45 @@ class Account:
 
 
 class Accounts:
-    """All keys that have been seen. Unknown ones have a bucket, too; the oldest are forgotten beyond 10,000."""
+    """All keys that have been seen, the unknown ones too: they have a bucket like everybody.
+
+    Accounts of listed keys are kept for good. The table of all others is bounded, so that nobody fills the memory
+    with invented keys.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._accounts: dict[str, Account] = {}
+        self._rate = settings.requests_per_minute / 60
+        self._listed: dict[str, Account] = {}
+        self._strangers: dict[str, Account] = {}
 
     def of(self, key: str, now: float) -> Account:
         """The account of `key`, opened on first sight."""
-        account = self._accounts.get(key)
-        if account is None:
-            if len(self._accounts) >= _MOST_ACCOUNTS:
-                del self._accounts[next(iter(self._accounts))]
-            account = self._accounts[key] = self._opened(key, now)
+        account = self._listed.get(key)
+        if account is not None:
+            return account
+        account = self._strangers.pop(key, None) or self._opened(key, now)
+        if key in self._settings.blocked or (self._settings.keys is not None and key in self._settings.keys):
+            self._listed[key] = account
+            return account
+        if len(self._strangers) >= MOST_STRANGERS:
+            del self._strangers[next(iter(self._strangers))]
+        self._strangers[key] = account  # last, as the one used latest
         return account
+
+    def retune(self, requests_per_minute: float, now: float) -> None:
+        """Changes the refill of every bucket, those of keys not seen yet included."""
+        self._rate = requests_per_minute / 60
+        for account in [*self._listed.values(), *self._strangers.values()]:
+            account.bucket.retune(now, rate=self._rate)
 
     def _opened(self, key: str, now: float) -> Account:
         settings = self._settings
         balance = settings.balance if settings.keys is None else settings.keys.get(key)
         return Account(
-            sha256(key.encode("utf-8", "replace")).hexdigest()[:8],
-            known=balance is not None,
+            sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:8],
+            known=balance is not None or key in settings.blocked,
             blocked=key in settings.blocked,
             balance=balance or 0.0,
-            bucket=TokenBucket(settings.requests_per_minute / 60, settings.burst, settings.initial_level, now),
+            bucket=TokenBucket(self._rate, settings.burst, settings.initial_level, now),
         )

@@ -11,16 +11,16 @@ from typing import Final, Self
 from aiohttp import web
 
 from onellm_async.server.backends import Backend, BackendError, EchoBackend
+from onellm_async.server.jobs import Delivery, Job
 from onellm_async.server.ledger import Ledger
 from onellm_async.server.openapi import openapi_document
-from onellm_async.server.service import PATH, Delivery, Job, Service
+from onellm_async.server.service import MOST_BODY_BYTES, PATH, Service
 from onellm_async.server.settings import ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
 
 __all__ = ["LocalServer", "serve"]
 
-_MOST_BODY_BYTES: Final = 32 * 1024 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _SHUTDOWN: Final = 0.2
 """Seconds that requests under way get when the server stops."""
@@ -86,10 +86,12 @@ class LocalServer:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=_MOST_BODY_BYTES)
+        app = web.Application(client_max_size=MOST_BODY_BYTES)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/ledger", self._counters)
+        for page in ("/openapi.json", "/healthz", "/ledger"):
+            app.router.add_route("*", page, _only_get)
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN)
         try:
@@ -104,6 +106,14 @@ class LocalServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        closing = asyncio.ensure_future(self._close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing  # takes _SHUTDOWN seconds at most, and no socket stays behind
+            raise
+
+    async def _close(self) -> None:
         runner, self._runner = self._runner, None
         try:
             if runner is not None:
@@ -116,26 +126,33 @@ class LocalServer:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return web.json_response({"error": "The body is longer than 32 MiB."}, status=413)
+            return _whole(self.service.too_long(clock()))
+        except web.RequestPayloadError as error:  # for example broken compression
+            raise web.HTTPBadRequest(text=f"The body cannot be read: {error}") from error
         received = self.service.receive(request.method, request.path, request.headers, body, clock())
         if isinstance(received, RawReply):
             return _whole(received)
-        delivery = await self._processed(received)
+        delivery = await self._processed(received, request)
         if delivery.reply is None:
             return _reset(request)
         return await _half(request, delivery.reply) if delivery.truncated else _whole(delivery.reply)
 
-    async def _processed(self, job: Job) -> Delivery:
-        if job.plan.latency > 0:
-            await asyncio.sleep(job.plan.latency)
-        doom = self.service.doomed(job)
-        if doom is not None:
-            return doom
+    async def _processed(self, job: Job, request: web.Request) -> Delivery:
         try:
+            if job.plan.latency > 0:
+                await asyncio.sleep(job.plan.latency)
+            doom = self.service.doomed(job)
+            if doom is not None:
+                return doom
             completion = await self._backend.complete(job)
         except BackendError as error:
             return self.service.fail(job, str(error))
-        return self.service.complete(job, completion)
+        except BaseException:  # the server is being stopped, or a backend of somebody's own has a bug
+            self.service.abandon(job)
+            raise
+        # Whoever hangs up while the model works pays all the same: nobody tells the model.
+        gone = request.transport is None or request.transport.is_closing()
+        return self.service.complete(job, completion, reader_gone=gone)
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return _json(openapi_document(self.service.settings.dialect))
@@ -173,6 +190,10 @@ async def serve(
         await asyncio.get_running_loop().create_future()
 
 
+async def _only_get(request: web.Request) -> web.Response:
+    raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
+
+
 def _json(value: object) -> web.Response:
     return web.Response(body=dump_json(value), content_type="application/json")
 
@@ -196,6 +217,7 @@ def _reset(request: web.Request) -> web.Response:
     transport = request.transport
     if transport is not None:
         connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        with socket.fromfd(connection.fileno(), connection.family, connection.type) as same:  # any loop's socket
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
     return web.Response()  # nobody is there to read it

@@ -1,6 +1,6 @@
 """Who answers behind the local server: an echo, or any OpenAI-compatible endpoint."""
 
-from math import ceil
+import re
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
@@ -8,12 +8,13 @@ import aiohttp
 
 from onellm_async.chat import JSON, Usage
 from onellm_async.errors import ConfigurationError
-from onellm_async.server.service import Completion, Job
+from onellm_async.server.echo import echo, input_tokens_of, tokens_of
+from onellm_async.server.jobs import Completion, Job
+from onellm_async.settings import ApiKey, Timeout
 from onellm_async.wire import dump_json, parse_json, request_to_body
 
 __all__ = ["Backend", "BackendError", "EchoBackend", "UpstreamBackend", "echo"]
 
-_CHARACTERS_PER_TOKEN = 4
 _SAME_NAME = (
     "temperature",
     "top_p",
@@ -50,27 +51,6 @@ class Backend(Protocol):
         ...
 
 
-def tokens_of(text: str) -> int:
-    """The length of a text in the echo's tokens: four characters each, the last one possibly shorter."""
-    return ceil(len(text) / _CHARACTERS_PER_TOKEN)
-
-
-def echo(job: Job) -> Completion:
-    """Says the last user message again, cut at the first stop sequence and at the token limit."""
-    request = job.request
-    asked = (message.content for message in reversed(request.messages) if message.role == "user")
-    content = next(asked, request.messages[-1].content)
-    cuts = [content.find(stop) for stop in request.stop_sequences or () if stop]
-    content = content[: min((cut for cut in cuts if cut >= 0), default=len(content))]
-    finish_reason = "stop"
-    if job.max_tokens is not None and tokens_of(content) > job.max_tokens:
-        content = content[: job.max_tokens * _CHARACTERS_PER_TOKEN]
-        finish_reason = "length"
-    read = sum(tokens_of(message.content) for message in request.messages) + tokens_of(request.system or "")
-    written = tokens_of(content)
-    return Completion(content, Usage(read, written, read + written), finish_reason)
-
-
 class EchoBackend:
     """Answers every chat with its own last user message: no model, no cost, and every answer can be checked."""
 
@@ -86,30 +66,25 @@ class UpstreamBackend:
     """Forwards chats to an OpenAI-compatible endpoint such as Ollama, vLLM, llama.cpp or OpenAI.
 
     Args:
-        url: With or without ``/v1`` and ``/chat/completions`` at the end.
-        api_key: Sent as a bearer token where the endpoint wants one.
+        url: Its base, for example ``http://127.0.0.1:11434/v1``, or the whole address of its chat completions.
+            ``/v1`` is added to a bare host.
+        api_key: Sent as a bearer token where the endpoint wants one. It never shows in errors.
         model: The upstream's name for the model; None sends the name that was asked.
         timeout: Seconds for one answer.
 
     Raises:
-        ConfigurationError: If `url` is not an http(s) URL.
+        ConfigurationError: If `url` is not an http(s) URL, or the key or the timeout cannot be used.
     """
 
     def __init__(
         self, url: str, *, api_key: str | None = None, model: str | None = None, timeout: float = 600.0
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigurationError(f"upstream {url!r} is not an http or https URL.")
-        base = url.rstrip("/").removesuffix("/chat/completions")
-        if not urlsplit(base).path:
-            base += "/v1"
-        self._url = f"{base}/chat/completions"
+        self._url = _completions_url(url)
         self._headers = {"Content-Type": "application/json"}
         if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._headers["Authorization"] = ApiKey(api_key).authorization()
         self._model = model
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=10)
+        self._timeout = aiohttp.ClientTimeout(total=Timeout(total=timeout).total, sock_connect=10)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -126,13 +101,18 @@ class UpstreamBackend:
         """
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=self._timeout)
+        posting = self._session.post(
+            self._url, data=dump_json(self._body(job)), headers=self._headers, allow_redirects=False
+        )
         try:
-            async with self._session.post(self._url, data=dump_json(self._body(job)), headers=self._headers) as reply:
+            async with posting as reply:
                 status, body = reply.status, await reply.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except TimeoutError as error:
+            raise BackendError(f"The upstream did not answer within {self._timeout.total:g} s.") from error
+        except (aiohttp.ClientError, OSError) as error:
             raise BackendError(f"The upstream cannot be reached: {str(error) or type(error).__name__}") from error
         if status != 200:
-            raise BackendError(f"The upstream answered {status}: {body[:300].decode('utf-8', 'replace')}")
+            raise BackendError(f"The upstream answered {status}: {_excerpt(body)}")
         return _completion(body, job)
 
     def _body(self, job: Job) -> dict[str, JSON]:
@@ -156,6 +136,22 @@ class UpstreamBackend:
             await session.close()
 
 
+def _completions_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if not parts.hostname or parts.scheme not in {"http", "https"} or "@" in parts.netloc or parts.query:
+        raise ConfigurationError(
+            f"upstream {re.sub('^.*@', '…@', url)!r} is not an http or https URL that paths can be added to.",
+            advice="Give an address such as http://127.0.0.1:11434/v1; its key goes in api_key.",
+        )
+    base = url.rstrip("/")
+    if base.endswith("/chat/completions"):
+        return base
+    return f"{base}/chat/completions" if parts.path.strip("/") else f"{base}/v1/chat/completions"
+
+
 def _completion(body: bytes, job: Job) -> Completion:
     try:
         reply = parse_json(body)
@@ -164,10 +160,23 @@ def _completion(body: bytes, job: Job) -> Completion:
     except (ValueError, LookupError, TypeError):
         content = choice = reply = None
     if not isinstance(content, str):
-        raise BackendError(f"The upstream answered without a text: {body[:300].decode('utf-8', 'replace')}")
-    counted = reply.get("usage") or {}
-    read, written = counted.get("prompt_tokens"), counted.get("completion_tokens")
-    if not isinstance(read, int) or not isinstance(written, int):  # some servers do not count
-        read = sum(tokens_of(message.content) for message in job.request.messages)
-        written = tokens_of(content)
-    return Completion(content, Usage(read, written, read + written), choice.get("finish_reason"), reply.get("model"))
+        raise BackendError(f"The upstream answered without a text: {_excerpt(body)}")
+    counted = reply.get("usage")
+    counted = counted if isinstance(counted, dict) else {}
+    read, written = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
+    if read is None or written is None:  # some servers do not count
+        read, written = input_tokens_of(job.request), tokens_of(content)
+    usage = Usage(read, written, read + written)
+    return Completion(content, usage, _text(choice.get("finish_reason")), _text(reply.get("model")))
+
+
+def _count(value: JSON) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _text(value: JSON) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _excerpt(body: bytes) -> str:
+    return body[:300].decode("utf-8", "replace")

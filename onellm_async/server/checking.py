@@ -1,55 +1,80 @@
 """What each dialect accepts as a request body. Pure."""
 
+from collections.abc import Callable, Mapping
+from functools import cache
+
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import InvalidRequestError
+from onellm_async.validation import shown
 from onellm_async.wire import Dialect, request_from_body
 
 __all__ = ["Malformed", "checked"]
 
 _MOST_U32 = 2**32 - 1
-_BACKEND_FIELDS = ("endpoint", "model", "messages", "max_tokens", "top_p")
 
 
 class Malformed(Exception):  # noqa: N818  # a verdict on a body, never seen outside
     """The body is not a chat request; the text is what the service says."""
 
 
-def checked(dialect: Dialect, body: JSON, size: int) -> ChatRequest:
+def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> ChatRequest:
     """The request that `body` describes.
 
     Args:
         dialect: Whose rules apply.
         body: The parsed JSON.
         size: Its length in bytes, for the backend's message.
+        any_model: Whether models beyond the catalogue are accepted, too.
 
     Raises:
         Malformed: If it breaks a rule.
     """
+    problem = _problem(dialect, body, any_model=any_model)
+    if problem is None:
+        try:
+            return request_from_body(body)
+        except InvalidRequestError as error:
+            problem = f"{error.message} {error.advice}".rstrip()
+    if dialect is Dialect.DOCUMENTED:
+        raise Malformed(problem)
+    # The published backend says little about values out of range: its provider refuses them. This says which it was.
+    raise Malformed(f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}")
+
+
+def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:
     if not isinstance(body, dict):
-        raise Malformed("The request must be a JSON object.")
+        return f"invalid type: {_type(body)}, expected struct ChatRequest"
+    if body.get("stream", False) not in (False, None):  # may be unhashable
+        return "stream is not supported: answers come in one piece. Leave it out."
     if dialect is Dialect.BACKEND:
-        _check_as_the_backend_does(body, size)
-    try:
-        request = request_from_body(body)
-    except InvalidRequestError as error:
-        raise Malformed(f"{error.message} {error.advice}".rstrip()) from None
-    if dialect is Dialect.DOCUMENTED and _index().get(request.model) is None:
-        near = catalog.nearest(request.model)
-        raise Malformed(f"Unknown model {request.model!r}." + (f" Did you mean {near!r}?" if near else ""))
-    return request
+        return _backend_problem(body, any_model=any_model)
+    return None if any_model else _documented_problem(body.get("model"))
 
 
-def _index() -> dict[str, catalog.CatalogEntry]:
-    return {entry.name: entry for entry in catalog.entries()}
+def _documented_problem(model: JSON) -> str | None:
+    if not isinstance(model, str) or model in _names(Dialect.DOCUMENTED):
+        return None
+    near = catalog.nearest(model)
+    return f"Unknown model {shown(model)}." + (f" Did you mean {near!r}?" if near else "")
 
 
-def _check_as_the_backend_does(body: dict[str, JSON], size: int) -> None:
-    rules = {"endpoint": _text, "model": _variant, "messages": _sequence, "max_tokens": _u32, "top_p": _float}
-    problem = next((text for name, value in body.items() if name in rules and (text := rules[name](value))), None)
-    problem = problem or next((f"missing field `{name}`" for name in _BACKEND_FIELDS if name not in body), None)
-    if problem:
-        raise Malformed(f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}")
+def _backend_problem(body: dict[str, JSON], *, any_model: bool) -> str | None:
+    rules = _BACKEND_RULES | {"model": _text} if any_model else _BACKEND_RULES
+    for name, value in body.items():
+        rule = rules.get(name)
+        problem = rule(value) if rule is not None else None
+        if problem is not None:
+            return f"{name}: {problem}"
+    return next((f"missing field `{name}`" for name in _BACKEND_RULES if name not in body), None)
+
+
+@cache
+def _names(dialect: Dialect) -> Mapping[str, None]:
+    """The models that `dialect` knows, in the catalogue's order."""
+    backend = dialect is Dialect.BACKEND
+    names = [entry.backend_name if backend else entry.name for entry in catalog.entries()]
+    return dict.fromkeys(name for name in names if name is not None)
 
 
 def _type(value: JSON) -> str:
@@ -58,7 +83,7 @@ def _type(value: JSON) -> str:
     if isinstance(value, bool):
         return f"boolean `{str(value).lower()}`"
     if isinstance(value, int):
-        return f"integer `{value}`"
+        return f"integer `{shown(value)}`"
     if isinstance(value, float):
         return f"floating point `{value}`"
     if isinstance(value, str):
@@ -71,11 +96,11 @@ def _text(value: JSON) -> str | None:
 
 
 def _variant(value: JSON) -> str | None:
-    names = [entry.backend_name for entry in catalog.entries() if entry.backend_name]
-    if value in names:
-        return None
+    names = _names(Dialect.BACKEND)
     if not isinstance(value, str):
         return f"invalid type: {_type(value)}, expected variant identifier"
+    if value in names:
+        return None
     return f"unknown variant `{value[:80]}`, expected one of " + ", ".join(f"`{name}`" for name in names)
 
 
@@ -93,3 +118,13 @@ def _float(value: JSON) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return None
     return f"invalid type: {_type(value)}, expected f64"
+
+
+_BACKEND_RULES: dict[str, Callable[[JSON], str | None]] = {
+    "endpoint": _text,
+    "model": _variant,
+    "messages": _sequence,
+    "max_tokens": _u32,
+    "top_p": _float,
+}
+"""What the published backend cannot do without."""

@@ -5,24 +5,27 @@ from enum import Enum
 
 from attrs import frozen
 
-__all__ = ["Ledger", "LedgerRow", "Outcome"]
+__all__ = ["MOST_PROMPT_CHARACTERS", "Ledger", "LedgerRow", "Outcome"]
+
+MOST_PROMPT_CHARACTERS = 200
+"""So much of each prompt is kept in its row: enough to recognise it, and a bound on the memory."""
 
 
 class Outcome(Enum):
     """How a request ended on the server."""
 
     ANSWERED = "answered"
-    """Processed, billed, and the whole reply was written."""
+    """Processed, billed, and the whole reply was handed to the connection."""
     LOST = "lost"
-    """Processed and billed, but the reply was reset or cut off on its way."""
+    """Processed and billed, but the reply was reset, cut off, or its reader had gone."""
     FAILED = "failed"
     """An error of the service or its upstream; not billed."""
     DROPPED = "dropped"
-    """The connection was reset before processing; not billed."""
+    """Not processed: the connection was reset before, or the server was stopped; not billed."""
     REFUSED = "refused"
     """By rate limit; not billed."""
     REJECTED = "rejected"
-    """Malformed, or without a valid key or balance; not billed."""
+    """Malformed, misdirected, or without a valid key or balance; not billed."""
 
 
 @frozen
@@ -31,12 +34,14 @@ class LedgerRow:
 
     Attributes:
         number: In order of arrival, from 1.
-        account: Label of the key, never the key; "" when there was none.
+        account: Label of the key, never the key; "" when it was not looked at.
         received_at: Seconds on the server's clock.
         model: The model asked, "" when that could not be read.
-        prompt: The last user message, "" when that could not be read.
+        prompt: The last user message, its first 200 characters; "" when that could not be read.
         outcome: How it ended.
         cost: USD billed.
+        input_tokens: Tokens billed as read.
+        output_tokens: Tokens billed as written.
     """
 
     number: int
@@ -46,13 +51,24 @@ class LedgerRow:
     prompt: str
     outcome: Outcome
     cost: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 class Ledger:
-    """Counters over everything, and the latest rows.
+    """Counters over everything, and the latest rows, in the order in which requests ended.
 
     Args:
-        keep_rows: Most rows kept.
+        keep_rows: Most rows kept; the oldest go first. A row with its texts takes about half a kilobyte.
+
+    Attributes:
+        rows: The latest rows.
+        outcomes: How many requests ended in each way.
+        billed_usd: Billed altogether.
+        input_tokens: Tokens billed as read.
+        output_tokens: Tokens billed as written.
+        under_way: Accepted requests that have not ended yet.
+        most_under_way: The most there have been at once.
     """
 
     def __init__(self, keep_rows: int) -> None:
@@ -61,6 +77,8 @@ class Ledger:
         self.billed_usd = 0.0
         self.input_tokens = 0
         self.output_tokens = 0
+        self.under_way = 0
+        self.most_under_way = 0
 
     @property
     def received(self) -> int:
@@ -72,19 +90,31 @@ class Ledger:
         """Requests that were processed and billed, whether or not the reply arrived."""
         return self.outcomes[Outcome.ANSWERED] + self.outcomes[Outcome.LOST]
 
-    def enter(self, row: LedgerRow, *, input_tokens: int = 0, output_tokens: int = 0) -> None:
-        """Writes `row` down."""
+    def accept(self) -> None:
+        """Counts a request as under way."""
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+
+    def settle(self, row: LedgerRow) -> None:
+        """Writes down how a request under way has ended."""
+        self.under_way -= 1
+        self.enter(row)
+
+    def enter(self, row: LedgerRow) -> None:
+        """Writes down a request that ended as soon as it came."""
         self.rows.append(row)
         self.outcomes[row.outcome] += 1
         self.billed_usd += row.cost
-        self.input_tokens += input_tokens
-        self.output_tokens += output_tokens
+        self.input_tokens += row.input_tokens
+        self.output_tokens += row.output_tokens
 
     def summary(self) -> dict[str, float]:
         """The counters, ready for JSON."""
         counts: dict[str, float] = {outcome.value: self.outcomes[outcome] for outcome in Outcome}
         return counts | {
             "received": self.received,
+            "under_way": self.under_way,
+            "most_under_way": self.most_under_way,
             "billed": self.billed,
             "billed_usd": self.billed_usd,
             "input_tokens": self.input_tokens,

@@ -1,16 +1,38 @@
 """How each dialect says no, and how it says yes. Pure."""
 
-from html import escape
-
+from onellm_async import catalog
 from onellm_async.chat import JSON
+from onellm_async.server.jobs import Completion, Job
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, dump_json
 
-__all__ = ["answer", "framework_rejection", "gateway_error", "handler_error"]
+__all__ = [
+    "NO_BALANCE",
+    "NO_BEARER",
+    "NO_KEY",
+    "RATE_LIMITED",
+    "UNKNOWN_KEY",
+    "answer",
+    "framework_rejection",
+    "gateway_error",
+    "handler_error",
+]
 
 _JSON = {"Content-Type": "application/json"}
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _HTML = {"Content-Type": "text/html"}
+_GATEWAY_PAGE = (
+    b"<html><head><title>502 Bad Gateway</title></head><body><center><h1>502 Bad Gateway</h1></center></body></html>"
+)
+
+_PROVIDERS = {
+    "openai": "OpenAI",
+    "anthropic": "Claude",
+    "google": "Gemini",
+    "deepseek": "DeepSeek",
+    "mistral": "Mistral",
+}
+"""The catalogue's providers, as replies name them."""
 
 NO_KEY = "No Authorization header provided."
 NO_BEARER = "Invalid authorization scheme. Expected Bearer token."
@@ -19,10 +41,26 @@ RATE_LIMITED = "Rate limit exceeded."
 NO_BALANCE = "Insufficient balance, please topup your balance to continue using OneLLM"
 
 
-def answer(dialect: Dialect, flat: dict[str, JSON]) -> RawReply:
-    """A success: flat as documented, or in the backend's envelope."""
-    body = flat if dialect is Dialect.DOCUMENTED else {"code": 200, "output": flat}
-    return RawReply(200, _JSON, dump_json(body))
+def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
+    """A success: flat as documented, or in the backend's envelope.
+
+    Where a backend does not say what it calls its model, the name is made from the one asked, in small letters.
+    """
+    entry = catalog.lookup(job.request.model)
+    usage = completion.usage
+    flat: JSON = {
+        "provider": _PROVIDERS[entry.provider] if entry is not None else None,
+        "model": completion.model or job.request.model.lower(),
+        "role": "assistant",
+        "content": completion.content,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        "finish_reason": completion.finish_reason,
+    }
+    return RawReply(200, _JSON, dump_json(flat if dialect is Dialect.DOCUMENTED else {"code": 200, "output": flat}))
 
 
 def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, str] | None = None) -> RawReply:
@@ -42,12 +80,10 @@ def framework_rejection(
 ) -> RawReply:
     """A request that does not get as far as the service: real HTTP statuses in both dialects, plain text in one."""
     if dialect is Dialect.DOCUMENTED:
-        return handler_error(dialect, status, text or "No such endpoint or method.", headers)
-    return RawReply(status, _TEXT | (headers or {}), text.encode())
+        return handler_error(dialect, status, text, headers)
+    return RawReply(status, (_TEXT if text else {}) | (headers or {}), text.encode("utf-8", "backslashreplace"))
 
 
 def gateway_error() -> RawReply:
     """What a reverse proxy says when the service behind it is gone."""
-    title = escape("502 Bad Gateway")
-    page = f"<html><head><title>{title}</title></head><body><center><h1>{title}</h1></center></body></html>"
-    return RawReply(502, _HTML, page.encode())
+    return RawReply(502, _HTML, _GATEWAY_PAGE)

@@ -5,7 +5,8 @@
     receive(request, now) ─→ a reply at once (refused, rejected), or
                           ─→ a Job: wait job.plan.latency, then
                                doomed(job)  ─→ a Delivery where the plan has it fail before processing, or
-                               complete(job, completion) / fail(job, text) ─→ a Delivery
+                               complete(job, completion) / fail(job, text) ─→ a Delivery, or
+                               abandon(job) where the host cannot go on
 
 The host only waits, calls the backend and writes bytes; so the same service runs over HTTP and in simulations.
 """
@@ -16,72 +17,24 @@ from random import Random
 from attrs import frozen
 
 from onellm_async import catalog
-from onellm_async.chat import ChatRequest, Usage
+from onellm_async.chat import ChatRequest
 from onellm_async.server import rejections
 from onellm_async.server.accounts import MINIMUM_BALANCE, Account, Accounts
 from onellm_async.server.checking import Malformed, checked
-from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
-from onellm_async.server.settings import Fault, FaultPlan, ServerSettings
+from onellm_async.server.echo import asked_text, input_tokens_of
+from onellm_async.server.jobs import Completion, Delivery, Job
+from onellm_async.server.ledger import MOST_PROMPT_CHARACTERS, Ledger, LedgerRow, Outcome
+from onellm_async.server.settings import Fault, ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, parse_json
 
-__all__ = ["PATH", "Completion", "Delivery", "Job", "Service"]
+__all__ = ["MOST_BODY_BYTES", "PATH", "Completion", "Delivery", "Job", "Service"]
 
 PATH = "/api"
 """The one address of the API; everything else is not found."""
 
-_PROVIDERS = {
-    "openai": "OpenAI",
-    "anthropic": "Claude",
-    "google": "Gemini",
-    "deepseek": "DeepSeek",
-    "mistral": "Mistral",
-}
-_BYTES_PER_TOKEN = 4
-
-
-@frozen
-class Job:
-    """An accepted request that still has to be processed.
-
-    Attributes:
-        number: In order of arrival, from 1.
-        request: What was asked.
-        max_tokens: Most tokens to generate, lowered to what the balance affords; None: no bound.
-        plan: What will happen to it.
-        received_at: Seconds on the server's clock.
-        account: Whose it is.
-    """
-
-    number: int
-    request: ChatRequest
-    max_tokens: int | None
-    plan: FaultPlan
-    received_at: float
-    account: Account
-
-
-@frozen
-class Completion:
-    """What a backend made of a job."""
-
-    content: str
-    usage: Usage
-    finish_reason: str | None = "stop"
-    model: str | None = None
-
-
-@frozen
-class Delivery:
-    """What is written to the connection.
-
-    Attributes:
-        reply: The whole reply; None when the connection is reset instead.
-        truncated: Write only the first half of the body.
-    """
-
-    reply: RawReply | None
-    truncated: bool = False
+MOST_BODY_BYTES = 32 * 1024 * 1024
+"""Longer requests are refused with 413."""
 
 
 class Service:
@@ -98,6 +51,14 @@ class Service:
         self._random = Random(settings.faults.seed)
         self._arrived = 0
 
+    def retune(self, requests_per_minute: float, now: float) -> None:
+        """Changes the rate limit of every key from `now` on."""
+        self._accounts.retune(requests_per_minute, now)
+
+    def account(self, key: str, now: float) -> Account:
+        """The standing of `key`, for tests and simulations that look at it or change it."""
+        return self._accounts.of(key, now)
+
     def receive(self, method: str, path: str, headers: Mapping[str, str], body: bytes, now: float) -> RawReply | Job:
         """What to do about a request that arrives `now`.
 
@@ -108,15 +69,28 @@ class Service:
             body: The whole body.
             now: Seconds on the server's clock.
         """
-        dialect = self.settings.dialect
-        if path != PATH:
-            return rejections.framework_rejection(dialect, 404)
-        if method != "POST":
-            return rejections.framework_rejection(dialect, 405, headers={"Allow": "POST"})
         self._arrived += 1
-        if dialect is Dialect.DOCUMENTED:
+        if path != PATH:
+            return self._turned_away(404, "No such endpoint.", now)
+        if method != "POST":
+            return self._turned_away(405, "Only POST is allowed.", now, {"Allow": "POST"})
+        if len(body) > MOST_BODY_BYTES:
+            return self.too_long(now)
+        if self.settings.dialect is Dialect.DOCUMENTED:
             return self._documented(headers, body, now)
         return self._backend(headers, body, now)
+
+    def too_long(self, now: float) -> RawReply:
+        """What to say to a body beyond `MOST_BODY_BYTES`, which the host need not have read to its end."""
+        self._enter(Outcome.REJECTED, now, None)
+        text = "Failed to buffer the request body: length limit exceeded"
+        return rejections.framework_rejection(self.settings.dialect, 413, text)
+
+    def _turned_away(self, status: int, text: str, now: float, headers: dict[str, str] | None = None) -> RawReply:
+        self._enter(Outcome.REJECTED, now, None)
+        dialect = self.settings.dialect
+        text = text if dialect is Dialect.DOCUMENTED else ""  # the backend's framework says nothing here
+        return rejections.framework_rejection(dialect, status, text, headers)
 
     def _documented(self, headers: Mapping[str, str], body: bytes, now: float) -> RawReply | Job:
         key = _bearer(headers)
@@ -156,7 +130,7 @@ class Service:
             status, text = 415, "Expected request with `Content-Type: application/json`"
         else:
             try:
-                return checked(dialect, parse_json(body), len(body))
+                return checked(dialect, parse_json(body), len(body), any_model=self.settings.any_model)
             except Malformed as problem:
                 status, text = 422, str(problem)
             except ValueError as problem:
@@ -173,14 +147,14 @@ class Service:
         return rejections.handler_error(self.settings.dialect, 429, rejections.RATE_LIMITED, headers)
 
     def _accepted(self, account: Account, request: ChatRequest, now: float) -> RawReply | Job:
-        dialect = self.settings.dialect
         affordable = _affordable_tokens(account.balance, request)
         if account.balance < MINIMUM_BALANCE or (affordable is not None and affordable < 1):
             # The documentation has no status of its own for this; 403 is its "no access".
-            status = 403 if dialect is Dialect.DOCUMENTED else 500
+            status = 403 if self.settings.dialect is Dialect.DOCUMENTED else 500
             return self._rejected(status, rejections.NO_BALANCE, now, account, request)
         bounds = [bound for bound in (request.max_tokens, affordable) if bound is not None]
         plan = self.settings.faults.plan(self._random)
+        self.ledger.accept()
         return Job(self._arrived, request, min(bounds, default=None), plan, now, account)
 
     def doomed(self, job: Job) -> Delivery | None:
@@ -202,29 +176,23 @@ class Service:
         self._end(job, Outcome.FAILED)
         return Delivery(rejections.handler_error(self.settings.dialect, 500, text))
 
-    def complete(self, job: Job, completion: Completion) -> Delivery:
-        """Bills `job`, and what is then written."""
-        usage = completion.usage
-        cost = catalog.cost(job.request.model, usage) or 0.0
-        job.account.balance -= cost
-        lost = job.plan.fault is not None
-        self._end(job, Outcome.LOST if lost else Outcome.ANSWERED, cost, usage)
+    def abandon(self, job: Job) -> None:
+        """Ends a job that the host cannot finish, for example because it is being stopped; nothing is billed."""
+        self._end(job, Outcome.DROPPED)
+
+    def complete(self, job: Job, completion: Completion, *, reader_gone: bool = False) -> Delivery:
+        """Bills `job`, and what is then written.
+
+        Args:
+            job: The job.
+            completion: What the backend made of it.
+            reader_gone: The connection is closed already, so that the reply is lost; it is billed all the same.
+        """
+        lost = reader_gone or job.plan.fault is not None
+        self._end(job, Outcome.LOST if lost else Outcome.ANSWERED, completion)
         if job.plan.fault is Fault.RESET_AFTER:
             return Delivery(None)
-        entry = catalog.lookup(job.request.model)
-        flat = {
-            "provider": _PROVIDERS[entry.provider] if entry is not None else None,
-            "model": completion.model or job.request.model.lower(),
-            "role": "assistant",
-            "content": completion.content,
-            "usage": {
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "total_tokens": usage.total_tokens,
-            },
-            "finish_reason": completion.finish_reason,
-        }
-        reply = rejections.answer(self.settings.dialect, flat)
+        reply = rejections.answer(self.settings.dialect, job, completion)
         return Delivery(reply, truncated=job.plan.fault is Fault.TRUNCATED)
 
     def _rejected(
@@ -235,14 +203,17 @@ class Service:
 
     def _enter(self, outcome: Outcome, now: float, account: Account | None, request: ChatRequest | None = None) -> None:
         label = account.label if account is not None else ""
-        model, prompt = (request.model, _prompt(request)) if request is not None else ("", "")
+        model, prompt = (request.model, _excerpt(request)) if request is not None else ("", "")
         self.ledger.enter(LedgerRow(self._arrived, label, now, model, prompt, outcome))
 
-    def _end(self, job: Job, outcome: Outcome, cost: float = 0.0, usage: Usage | None = None) -> None:
-        request, label = job.request, job.account.label
-        row = LedgerRow(job.number, label, job.received_at, request.model, _prompt(request), outcome, cost)
-        usage = usage or Usage()
-        self.ledger.enter(row, input_tokens=usage.input_tokens or 0, output_tokens=usage.output_tokens or 0)
+    def _end(self, job: Job, outcome: Outcome, completion: Completion | None = None) -> None:
+        request, cost, read, written = job.request, 0.0, 0, 0
+        if completion is not None:
+            cost = catalog.cost(request.model, completion.usage) or 0.0
+            job.account.balance -= cost
+            read, written = completion.usage.input_tokens or 0, completion.usage.output_tokens or 0
+        label, at, model = job.account.label, job.received_at, request.model
+        self.ledger.settle(LedgerRow(job.number, label, at, model, _excerpt(request), outcome, cost, read, written))
 
 
 @frozen
@@ -260,15 +231,13 @@ def _bearer(headers: Mapping[str, str]) -> str | _NoKey:
     return key.strip()
 
 
-def _prompt(request: ChatRequest) -> str:
-    asked = (message.content for message in reversed(request.messages) if message.role == "user")
-    return next(asked, request.messages[-1].content)
+def _excerpt(request: ChatRequest) -> str:
+    return asked_text(request)[:MOST_PROMPT_CHARACTERS]
 
 
 def _affordable_tokens(balance: float, request: ChatRequest) -> int | None:
     entry = catalog.lookup(request.model)
     if entry is None or not entry.output_price:
         return None
-    length = sum(len(message.content) for message in request.messages)
-    left = balance - (entry.input_price or 0.0) * length / _BYTES_PER_TOKEN / 1_000_000
+    left = balance - (entry.input_price or 0.0) * input_tokens_of(request) / 1_000_000
     return int(left / entry.output_price * 1_000_000)

@@ -1,6 +1,6 @@
 """How the local server behaves: limits, keys and faults, as frozen values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import Enum
 from math import exp
 from random import Random
@@ -17,6 +17,9 @@ __all__ = ["Fault", "FaultPlan", "Faults", "ServerSettings"]
 _faults = Checks(ConfigurationError, "Faults.")
 _settings = Checks(ConfigurationError, "ServerSettings.")
 _share = _faults.number(0, 1)
+_balance = _settings.number(0)
+_WIDEST_SIGMA = 5.0
+"""Beyond it the tail is hours at any median."""
 
 
 class Fault(Enum):
@@ -46,25 +49,27 @@ class FaultPlan:
 class Faults:
     """Switches for everything that can go wrong, drawn from one seed.
 
+    Only accepted requests are drawn for: those that a limit, a bad key or a bad body stops end at once, as always.
+
     Attributes:
         seed: The same seed and the same sequence of requests give the same faults.
         latency: Median seconds of processing. Default 0.
         latency_sigma: Spread of its logarithm: 0 (the default) makes it constant, 0.5 gives a tail of 2.3 times the
-            median at the 95th percentile.
+            median at the 95th percentile. At most 5.
         reset_before_rate: Share of requests whose connection is reset before processing.
         server_error_rate: Share answered with 500.
         html_502_rate: Share answered with an HTML page and status 502, as from a gateway; not processed.
         reset_after_rate: Share processed and billed whose connection is then reset.
         truncate_rate: Share processed and billed whose body is cut off.
-        retry_after: Seconds announced with each 429; None announces nothing, as the real service does.
+        retry_after: Whole seconds announced with each 429; None announces nothing, as the real service does.
 
     Raises:
-        ConfigurationError: If a share is not from 0 to 1, or they exceed 1 together.
+        ConfigurationError: If a value is out of range, or the shares exceed 1 together.
     """
 
-    seed: int = 0
+    seed: int = field(default=0, validator=_faults.integer())
     latency: float = field(default=0.0, validator=_faults.number(0))
-    latency_sigma: float = field(default=0.0, validator=_faults.number(0))
+    latency_sigma: float = field(default=0.0, validator=_faults.number(0, _WIDEST_SIGMA))
     reset_before_rate: float = field(default=0.0, validator=_share)
     server_error_rate: float = field(default=0.0, validator=_share)
     html_502_rate: float = field(default=0.0, validator=_share)
@@ -97,9 +102,32 @@ class Faults:
         return FaultPlan(latency, None)
 
 
+def _own_keys(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def _keys(_: object, attribute: object, value: Any) -> None:
-    if value is not None and not isinstance(value, Mapping):
-        raise _settings.refusal("keys", value, "it must map keys to balances in USD, or be None")
+    # The messages show balances, never keys.
+    if value is None:
+        return
+    if not isinstance(value, dict) or not all(isinstance(key, str) and key for key in value):
+        raise ConfigurationError("ServerSettings.keys must map keys (strings) to balances in USD, or be None.")
+    for balance in value.values():
+        _balance(None, _Named("balance"), balance)
+
+
+def _blocked(_: object, attribute: object, value: frozenset[Any]) -> None:
+    if not all(isinstance(key, str) for key in value):
+        raise ConfigurationError("ServerSettings.blocked must be a set of keys, which are strings.")
+
+
+def _own_blocked(value: Any) -> frozenset[Any]:
+    return frozenset([value] if isinstance(value, str) else value)
+
+
+@frozen
+class _Named:
+    name: str
 
 
 @frozen(kw_only=True)
@@ -112,18 +140,25 @@ class ServerSettings:
         burst: Capacity of each key's bucket. Default 40, as published.
         initial_level: Tokens in a new bucket; None: full.
         keys: Balance in USD of each key; None accepts any key with `balance`.
-        blocked: Keys without access (403).
+        blocked: Keys without access: 403, or an unknown key (401) in the backend dialect, which knows no 403.
         balance: USD that a key begins with when `keys` is None. Default 100.
+        any_model: Accept models beyond the catalogue, too, as an upstream may have them. Without a listed price
+            they cost nothing.
         faults: What goes wrong.
-        keep_rows: Most rows of the ledger that are kept; the counters always count all. Default 100,000.
+        keep_rows: Most rows of the ledger that are kept; the counters always count all. Default 100,000, which is
+            about 50 MB. 0 keeps none.
+
+    Raises:
+        ConfigurationError: If a value is out of range or of the wrong type.
     """
 
     dialect: Dialect = field(default=Dialect.DOCUMENTED, converter=Dialect)
     requests_per_minute: float = field(default=40.0, validator=_settings.number(0))
     burst: float = field(default=40.0, validator=_settings.number(1))
     initial_level: float | None = field(default=None, validator=_settings.number(0, optional=True))
-    keys: Mapping[str, float] | None = field(default=None, validator=_keys, repr=False)
-    blocked: frozenset[str] = field(default=frozenset(), converter=frozenset, repr=False)
-    balance: float = field(default=100.0, validator=_settings.number(0))
-    faults: Faults = field(factory=Faults)
+    keys: Mapping[str, float] | None = field(default=None, converter=_own_keys, validator=_keys, repr=False)
+    blocked: Collection[str] = field(default=frozenset(), converter=_own_blocked, validator=_blocked, repr=False)
+    balance: float = field(default=100.0, validator=_balance)
+    any_model: bool = field(default=False, validator=_settings.kind(bool, "it must be True or False"))
+    faults: Faults = field(factory=Faults, validator=_settings.kind(Faults, "it must be a Faults"))
     keep_rows: int = field(default=100_000, validator=_settings.integer(0))
