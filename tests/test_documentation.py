@@ -1,0 +1,245 @@
+import ast
+import asyncio
+import doctest
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+
+import pytest
+from sybil import Sybil
+from sybil.example import Example
+from sybil.parsers.markdown import CodeBlockParser
+
+from onellm_async import AsyncOneLLM, Limits
+from onellm_async.cli import main
+from onellm_async.cli.app import app
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.options import STREAM
+from onellm_async.server import LocalServer, ServerSettings
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
+FAST = {"requests_per_minute": 60_000, "burst": 1000}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
+    """An event loop that stays for all snippets of a document, with a local OneLLM running in it."""
+    with asyncio.Runner() as runner:
+        server = runner.run(LocalServer(ServerSettings(**FAST)).__aenter__())
+        monkeypatch.setenv("ONELLM_API_KEY", "local")
+        monkeypatch.setenv("ONELLM_BASE_URL", server.url)
+        yield runner
+        runner.run(server.__aexit__(None, None, None))
+
+
+async def run_as_program(source: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        source,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+async def run_tests_of(source: str, folder: Path) -> str:
+    (folder / "test_snippet.py").write_text(source)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", "--rootdir", folder, folder),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+    )
+    output, _ = await process.communicate()
+    return output.decode()
+
+
+def evaluator(runner: asyncio.Runner) -> Callable[[Example], None]:
+    def evaluate(example: Example) -> None:
+        source = str(example.parsed)
+        if "asyncio.run(" in source:
+            runner.run(run_as_program(source))
+            return
+        lines = "\n" * (example.line + example.parsed.line_offset)
+        code = compile(lines + source, example.path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        runner.run(executed(code, example.namespace))
+
+    return evaluate
+
+
+async def executed(code: CodeType, namespace: dict[str, object]) -> None:
+    result = eval(code, namespace)  # noqa: S307  # our own documentation
+    if inspect.isawaitable(result):
+        await result
+
+
+@pytest.mark.parametrize("path", SNIPPETS, ids=named)
+def test_every_snippet_of_the_documentation_runs(
+    path: Path, runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    document = Sybil([CodeBlockParser("python", evaluator(runner))]).parse(path)
+
+    async def open_client() -> AsyncOneLLM:
+        return await AsyncOneLLM(limits=Limits(**FAST)).__aenter__()
+
+    client = runner.run(open_client())
+    document.namespace.update(client=client, folder=tmp_path)
+    examples = list(document.examples())
+    assert examples
+    for example in examples:
+        example.evaluate()
+    runner.run(settled(client))
+
+
+async def settled(client: AsyncOneLLM) -> None:
+    await client.aclose()
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+DOCTESTS = [path for path in (ROOT / "onellm_async").rglob("*.py") if ">>> " in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", DOCTESTS, ids=named)
+def test_every_docstring_example_gives_what_it_says(path: Path) -> None:
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [str(example.parsed) for example in Sybil([CodeBlockParser(language, print)]).parse(path).examples()]
+
+
+def test_the_first_example_of_the_readme_prints_an_answer_and_its_price(runner: asyncio.Runner) -> None:
+    output = runner.run(run_as_program(blocks(README, "python")[0]))
+    assert re.fullmatch(r"What is the capital of France\? [\d.e-]+\n[\d.e-]+ USD\n", output), output
+
+
+def test_the_snippets_of_the_web_section_answer_and_refuse(runner: asyncio.Runner) -> None:
+    source = next(block for block in blocks(README, "python") if "QueueFullError" in block)
+    namespace: dict[str, object] = {}
+    runner.run(executed(compile(source, str(README), "exec"), namespace))
+    answer = namespace["answer"]
+    assert callable(answer)
+
+    async def ask_twice() -> list[tuple[int, str]]:
+        limits = Limits(requests_per_minute=1, burst=1, max_pending=0)
+        async with AsyncOneLLM(limits=limits) as client:
+            return [await answer(client, "Hello?") for _ in range(2)]
+
+    assert runner.run(ask_twice()) == [(200, "Hello?"), (503, "Try again in 60 s.")]
+
+
+def test_the_functions_of_the_readme_give_answers(runner: asyncio.Runner) -> None:
+    namespace: dict[str, object] = {}
+    for block in blocks(README, "python")[1:]:
+        runner.run(executed(compile(block, str(README), "exec"), namespace))
+    answer_all, tutor = namespace["answer_all"], namespace["tutor"]
+    assert callable(answer_all)
+    assert callable(tutor)
+
+    async def ask() -> tuple[object, object]:
+        async with AsyncOneLLM(limits=Limits(**FAST)) as client:
+            return await answer_all(client, ["a", "b", "c"]), await tutor(client)
+
+    assert runner.run(ask()) == ({0: "a", 1: "b", 2: "c"}, "Is 51 one?")
+
+
+def test_the_tests_in_the_testing_guide_pass(runner: asyncio.Runner, tmp_path: Path) -> None:
+    source = "\n\n".join(blocks(ROOT / "docs/how-to/testing.md", "python")[:2])
+    assert "2 passed" in runner.run(run_tests_of(source, tmp_path))
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    assert main([*command, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_commands_in_the_readme_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(re.sub("[│─╭╮╰╯]", " ", help_of(capsys)).split())
+    quoted = dict(re.findall(r"^\| `onellm-async (\w+)` \| (.+?) \|$", README.read_text("utf-8"), re.MULTILINE))
+    assert set(quoted) == {name for name in app if not name.startswith("-")}
+    for name, description in quoted.items():
+        assert f"{name} {description}" in text
+
+
+def test_the_exit_codes_in_the_readme_are_those_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    quoted = next(block for block in blocks(README, "text") if block.startswith("Exit codes:"))
+    assert quoted.strip() in help_of(capsys)
+    assert {int(code) for code in re.findall(r"\b\d+\b", quoted)} == {code.value for code in ExitCode}
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "onellm-async " in path.read_text("utf-8")], ids=named)
+def test_every_command_in_the_documentation_has_flags_that_exist(path: Path) -> None:
+    quoted = "\n".join(blocks(path, "console"))
+    quoted += "\n" + "\n".join(re.findall(r"`(onellm-async [^`\n]+)`", path.read_text("utf-8")))
+    commands = re.findall(r"onellm-async ((?:chat|run|serve|models)\b[^|&\n]*)", quoted)
+    for command in commands:
+        arguments = [STREAM[1] if argument == "-" else argument for argument in shlex.split(command)]
+        if len(arguments) > 1:
+            app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+def test_the_readme_gives_the_two_commands_that_set_everything_up() -> None:
+    install = "python3 -m venv .venv && .venv/bin/pip install"
+    assert [block.strip() for block in blocks(README, "console")] == [
+        f"{install} '.[cli]' && .venv/bin/onellm-async run examples/prompts.txt --local -o answers.jsonl",
+        f"{install} nox && .venv/bin/nox",
+    ]
+
+
+def test_the_number_of_example_prompts_is_the_one_that_the_documentation_names() -> None:
+    number = len((ROOT / "examples/prompts.txt").read_text("utf-8").splitlines())
+    for path in (README, ROOT / "docs/tutorial.md"):
+        assert f"{number} prompts" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", path.read_text("utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_architecture_names_every_file_of_the_package() -> None:
+    picture = (ROOT / "docs/architecture.md").read_text("utf-8")
+    package = ROOT / "onellm_async"
+    rooms = {path.name for path in package.glob("*.py")} - {"__main__.py"}
+    rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
+    rooms |= {path.name for room in ("limits", "wire") for path in (package / room).glob("[!_]*.py")}
+    assert {room for room in rooms if room not in picture} == set()
+
+
+def test_the_layers_in_the_architecture_are_those_that_are_checked() -> None:
+    lines = (ROOT / "pyproject.toml").read_text("utf-8").partition("layers = [")[2].partition("]")[0].split("\n")
+    layers = [line.strip(' ",').replace(" | ", " · ") for line in lines if line.strip()]
+    assert "\n".join(layers) in (ROOT / "docs/architecture.md").read_text("utf-8")
+
+
+def test_importing_the_documented_package_loads_neither_server_nor_command_line() -> None:
+    source = "import onellm_async, sys; print([n for n in sys.modules if n.startswith('onellm_async.')])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
+    ).stdout
+    assert "onellm_async.client" in loaded
+    assert not re.search(r"onellm_async\.(server|cli|batch|simulation)\b", loaded)
