@@ -1,0 +1,156 @@
+import asyncio
+import errno
+import inspect
+import socket
+import ssl
+
+import aiohttp
+import pytest
+from aiohttp import client_exceptions
+from aiohttp.client_reqrep import ConnectionKey, RequestInfo
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, Fate
+from onellm_async.transport import translated
+
+CANARY = "sk-canary-51c0"
+KEY = ConnectionKey("host.example", 443, True, True, None, None, None)
+REFUSED = OSError(errno.ECONNREFUSED, "Connection refused")
+INFO = RequestInfo(
+    URL("https://host.example/api"),
+    "POST",
+    CIMultiDictProxy(CIMultiDict({"Authorization": f"Bearer {CANARY}"})),
+    URL("https://host.example/api"),
+)
+CERTIFICATE = ssl.SSLCertVerificationError(1, "certificate verify failed")
+CERTIFICATE.verify_message = "self-signed certificate"
+
+
+def subclasses(cls: type) -> set[type]:
+    return {cls}.union(*(subclasses(child) for child in cls.__subclasses__()))
+
+
+CLASSES = sorted(
+    (cls for cls in subclasses(aiohttp.ClientError) if cls.__module__.startswith("aiohttp.")),
+    key=lambda cls: cls.__name__,
+)
+
+
+def instance_of(cls: type) -> Exception:
+    if issubclass(cls, aiohttp.ClientResponseError):
+        return cls(INFO, (), status=400, message="Bad")
+    if issubclass(cls, client_exceptions.UnixClientConnectorError):
+        return cls("/run/x.sock", KEY, REFUSED)
+    if issubclass(cls, aiohttp.ClientConnectorCertificateError):
+        return cls(KEY, CERTIFICATE)
+    if issubclass(cls, aiohttp.ClientConnectorSSLError):
+        return cls(KEY, ssl.SSLError(1, "wrong version number"))
+    if issubclass(cls, aiohttp.ClientConnectorError):
+        return cls(KEY, REFUSED)
+    if issubclass(cls, aiohttp.ServerFingerprintMismatch):
+        return cls(b"1" * 32, b"2" * 32, "host.example", 443)
+    if issubclass(cls, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+        return cls("ftp://x")
+    if issubclass(cls, aiohttp.ClientOSError):
+        return cls(errno.ECONNRESET, "Connection reset by peer")
+    return cls("it broke")
+
+
+# What is known to have failed before the request left; everything else may have been billed.
+UNSENT = {
+    "ClientConnectorCertificateError",
+    "ClientConnectorDNSError",
+    "ClientConnectorError",
+    "ClientConnectorSSLError",
+    "ClientHttpProxyError",
+    "ClientProxyConnectionError",
+    "ClientSSLError",
+    "ConnectionTimeoutError",
+    "ServerFingerprintMismatch",
+    "UnixClientConnectorError",
+}
+HOPELESS = {"ClientConnectorCertificateError", "ClientHttpProxyError", "ServerFingerprintMismatch"}
+MISCONFIGURED = {
+    "InvalidURL",
+    "InvalidUrlClientError",
+    "InvalidUrlRedirectClientError",
+    "NonHttpUrlClientError",
+    "NonHttpUrlRedirectClientError",
+}
+
+
+def test_all_of_aiohttps_errors_are_walked() -> None:
+    declared = {
+        cls for cls in vars(client_exceptions).values() if inspect.isclass(cls) and issubclass(cls, aiohttp.ClientError)
+    }
+    assert declared <= set(CLASSES)
+    assert UNSENT | MISCONFIGURED <= {cls.__name__ for cls in CLASSES}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_each_of_aiohttps_errors_is_translated_with_its_fate(cls: type) -> None:
+    error = translated(instance_of(cls), "host.example")
+    if cls.__name__ in MISCONFIGURED:
+        assert type(error) is ConfigurationError
+        return
+    assert isinstance(error, APIConnectionError)
+    assert error.fate is (Fate.NOT_PROCESSED if cls.__name__ in UNSENT else Fate.AMBIGUOUS)
+    assert error.retryable is (cls.__name__ not in HOPELESS)
+    assert isinstance(error, APITimeoutError) is issubclass(cls, TimeoutError)
+    assert CANARY not in f"{error!s} {error!r} {error.__dict__}"
+    assert error.message.endswith(".")
+
+
+OS_ERRORS = [
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    ConnectionAbortedError(errno.ECONNABORTED, "Software caused connection abort"),
+    BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    OSError(errno.EHOSTUNREACH, "No route to host"),
+    OSError("no errno at all"),
+    ssl.SSLError(1, "bad record"),
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    OSError(),
+]
+
+
+@pytest.mark.parametrize("error", OS_ERRORS, ids=repr)
+def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(error: OSError) -> None:
+    found = translated(error, "host.example")
+    assert type(found) is APIConnectionError
+    assert (found.fate, found.retryable) == (Fate.AMBIGUOUS, True)
+    assert "host.example" in found.message
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError(), TimeoutError(errno.ETIMEDOUT, "timed out")])
+def test_each_timeout_after_connecting_is_possibly_billed(error: OSError) -> None:
+    found = translated(error, "host.example")
+    assert isinstance(found, APITimeoutError)
+    assert found.fate is Fate.AMBIGUOUS
+    assert "Raise Timeout.total" in found.advice
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_used_up_descriptors_are_named_however_they_come(number: int, wrapped: bool) -> None:
+    error: OSError = OSError(number, "Too many open files")
+    if wrapped:
+        error = aiohttp.ClientConnectorError(KEY, error)
+    found = translated(error, "host.example")
+    assert isinstance(found, APIError)
+    assert (found.fate, found.retryable) == (Fate.NOT_PROCESSED, False)
+    assert "ulimit -n" in found.advice
+
+
+def test_the_reason_is_short_even_when_the_error_is_long() -> None:
+    found = translated(aiohttp.ClientPayloadError("x" * 10_000), "host.example")
+    assert len(found.message) < 400
+
+
+def test_a_certificate_failure_says_what_is_wrong_with_it() -> None:
+    found = translated(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
+    assert "self-signed certificate" in found.message
+
+
+def test_an_error_without_words_is_named_by_its_class() -> None:
+    assert "SimpleOSError" in translated(type("SimpleOSError", (OSError,), {})(), "h").message
