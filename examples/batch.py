@@ -59,5 +59,7 @@ if __name__ == "__main__":
         sys.exit("Usage: python batch.py PROMPTS.txt ANSWERS.jsonl")
     try:
         sys.exit(asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]))))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (OneLLMError, OSError) as error:  # what concerns every prompt: a wrong key, an empty balance, a missing file
         sys.exit(f"\n{error}")
