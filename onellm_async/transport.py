@@ -4,7 +4,7 @@ import asyncio
 import errno
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import aiohttp
 from attrs import frozen
@@ -90,6 +90,9 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime: AsyncGenerator[aiohttp.ClientSession, None] | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A client is not pickled, as its key would be: make one in each process.")
 
     async def post(self, body: bytes) -> RawReply:
         """Posts `body` and reads the whole answer. Safe to cancel: the connection is closed, not reused.
