@@ -1,0 +1,64 @@
+import inspect
+import subprocess
+import sys
+
+import onellm_async
+from onellm_async import errors
+
+PUBLIC = """
+APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM AuthenticationError BadRequestError
+BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
+ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Fate Hook InsufficientBalanceError
+InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
+PermissionDeniedError Prompt QueueFullError RateLimitError ResponseDecodeError RetryPolicy Timeout
+UnprocessableEntityError Usage __version__
+""".split()
+
+
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert sorted(onellm_async.__all__) == sorted(PUBLIC)
+    assert all(hasattr(onellm_async, name) for name in PUBLIC)
+
+
+def test_every_error_is_public() -> None:
+    assert set(errors.__all__) <= set(onellm_async.__all__)
+
+
+def test_every_public_class_and_method_is_described() -> None:
+    for name in PUBLIC:
+        thing = getattr(onellm_async, name)
+        if inspect.isclass(thing):
+            assert inspect.getdoc(thing), name
+            for member, value in vars(thing).items():
+                if inspect.isfunction(value) and not member.startswith("_") and value.__module__.startswith("onellm"):
+                    assert inspect.getdoc(getattr(thing, member)), f"{name}.{member}"
+
+
+def imported_by(statement: str) -> set[str]:
+    script = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return set(run.stdout.split())
+
+
+def test_importing_the_package_imports_only_what_a_chat_needs() -> None:
+    modules = imported_by("import onellm_async")
+    rooms = {name.split(".")[1] for name in modules if name.startswith("onellm_async.")}
+    assert not rooms & {"server", "cli", "batch", "simulation", "testing", "integrations", "__main__"}
+    assert not modules & {"tenacity", "cyclopts", "rich", "sqlite3", "pytest", "aiohttp.web", "uvloop", "fastapi"}
+
+
+def test_the_signature_of_the_client_is_stable() -> None:
+    parameters = list(inspect.signature(onellm_async.AsyncOneLLM).parameters)
+    assert parameters == [
+        "api_key",
+        "base_url",
+        "limits",
+        "retry",
+        "timeout",
+        "dialect",
+        "session",
+        "hooks",
+        "allow_insecure",
+        "transport",
+        "random",
+    ]

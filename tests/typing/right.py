@@ -1,0 +1,91 @@
+"""What a user writes, and what the type checker must know about it."""
+
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+from onellm_async import (
+    APIStatusError,
+    AsyncOneLLM,
+    ChatOutcome,
+    ChatRequest,
+    ChatResponse,
+    Conversation,
+    Dialect,
+    Event,
+    FanoutProgress,
+    Limits,
+    Message,
+    OneLLMError,
+    Prompt,
+    RetryPolicy,
+    Timeout,
+    Usage,
+)
+from onellm_async.events import Answered
+
+
+def watch(event: Event) -> None:
+    if isinstance(event, Answered):
+        assert_type(event.cost, float | None)
+
+
+def report(progress: FanoutProgress) -> None:
+    assert_type(progress.total, int | None)
+
+
+async def prompts() -> AsyncIterator[str]:
+    yield "Hello"
+
+
+async def main() -> None:
+    client = AsyncOneLLM(
+        "key",
+        base_url="https://llm.example/api",
+        limits=Limits(max_concurrency=4, requests_per_minute=None),
+        retry=RetryPolicy(ambiguous="once"),
+        timeout=Timeout(total=60),
+        dialect=Dialect.BACKEND,
+        hooks=[watch],
+    )
+    async with client as entered:
+        assert_type(entered, AsyncOneLLM)
+        response = await client.chat(
+            "Hello", model="GPT-5-Mini", temperature=0.5, stop_sequences=["."], lane="interactive"
+        )
+        assert_type(response, ChatResponse)
+        assert_type(response.content, str)
+        assert_type(response.usage, Usage | None)
+        assert_type(response.cost, float | None)
+
+        await client.chat([{"role": "user", "content": "Hello"}], model="a model of mine", extra={"min_p": 0.1})
+        await client.chat([Message.user("Hello")], model="GPT-5", deadline=5, response_format={"type": "json_object"})
+        assert_type(await client.send(ChatRequest("GPT-5", "Hello", seed=1)), ChatResponse)
+
+        assert_type(await client.gather_chats(["a", "b"], model="GPT-5"), list[ChatResponse])
+        assert_type(
+            await client.gather_chats(["a"], model="GPT-5", return_exceptions=True, progress=report),
+            list[ChatResponse | OneLLMError],
+        )
+        requests = [ChatRequest("GPT-5", "Hello")]
+        assert_type(await client.gather_chats(requests, return_exceptions=False), list[ChatResponse])
+        histories = [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]
+        assert_type(await client.gather_chats(histories, model="GPT-5"), list[ChatResponse])
+        mixed: list[Prompt] = ["a", [Message.user("b")], ChatRequest("GPT-5", "c")]
+        await client.gather_chats(mixed, model="GPT-5", max_tokens=5)
+
+        async for outcome in client.iter_chats(prompts(), model="GPT-5", progress=report):
+            assert_type(outcome, ChatOutcome)
+            assert_type(outcome.unwrap(), ChatResponse)
+            assert_type(outcome.error, OneLLMError | None)
+        async for outcome in client.iter_chats((str(number) for number in range(9)), model="GPT-5", top_p=0.5):
+            print(outcome.index)
+
+        conversation = Conversation(client, model="GPT-5", system="Be brief.", max_messages=8)
+        assert_type(await conversation.say("Hello"), ChatResponse)
+        assert_type(conversation.messages, tuple[Message, ...])
+        try:
+            await client.chat("x", model="GPT-5")
+        except APIStatusError as error:
+            assert_type(error.status_code, int)
+            assert_type(error.possibly_billed, int)
+    await client.aclose()
