@@ -155,7 +155,8 @@ class LocalServer:
         return self.service.complete(job, completion, reader_gone=gone)
 
     async def _openapi(self, request: web.Request) -> web.Response:
-        return _json(openapi_document(self.service.settings.dialect))
+        settings = self.service.settings
+        return _json(openapi_document(settings.dialect, any_model=settings.any_model))
 
     async def _health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})

@@ -11,6 +11,7 @@ from onellm_async.wire import Dialect, request_from_body
 
 __all__ = ["Malformed", "checked"]
 
+_INTEGERS = ("max_tokens", "seed", "n", "top_logprobs", "top_k")
 _MOST_U32 = 2**32 - 1
 
 
@@ -33,7 +34,7 @@ def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False)
     problem = _problem(dialect, body, any_model=any_model)
     if problem is None:
         try:
-            return request_from_body(body)
+            return request_from_body(body if dialect is Dialect.BACKEND else body | _integers(body))
         except InvalidRequestError as error:
             problem = f"{error.message} {error.advice}".rstrip()
     if dialect is Dialect.DOCUMENTED:
@@ -42,17 +43,25 @@ def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False)
     raise Malformed(f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}")
 
 
+def _integers(body: dict[str, JSON]) -> dict[str, JSON]:
+    """JSON does not tell 10.0 from 10, and neither does the documentation; the published backend does."""
+    found = {name: body[name] for name in _INTEGERS if isinstance(body.get(name), float)}
+    return {name: int(value) for name, value in found.items() if value.is_integer()}
+
+
 def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:
     if not isinstance(body, dict):
         return f"invalid type: {_type(body)}, expected struct ChatRequest"
-    if body.get("stream", False) not in (False, None):  # may be unhashable
+    if body.get("stream") is not None and body["stream"] is not False:
         return "stream is not supported: answers come in one piece. Leave it out."
     if dialect is Dialect.BACKEND:
         return _backend_problem(body, any_model=any_model)
-    return None if any_model else _documented_problem(body.get("model"))
+    if not isinstance(body.get("messages", []), list):
+        return f"messages is {shown(body['messages'])}; it must be an array of messages."
+    return None if any_model else _model_problem(body.get("model"))
 
 
-def _documented_problem(model: JSON) -> str | None:
+def _model_problem(model: JSON) -> str | None:
     if not isinstance(model, str) or model in _names(Dialect.DOCUMENTED):
         return None
     near = catalog.nearest(model)

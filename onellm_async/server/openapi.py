@@ -25,10 +25,16 @@ _REPLY: dict[str, JSON] = {
     },
 }
 _ERROR: dict[str, JSON] = {"type": "object", "required": ["error"], "properties": {"error": _TEXT}}
+_FAILURE: dict[str, JSON] = {"type": "object", "required": ["output"], "properties": {"output": _TEXT}}
+
+
+def _enveloped(codes: list[int], output: dict[str, JSON]) -> dict[str, JSON]:
+    properties: dict[str, JSON] = {"code": {"enum": codes}, "output": output}
+    return {"type": "object", "required": ["code", "output"], "properties": properties}
+
+
 _ENVELOPE: dict[str, JSON] = {
-    "type": "object",
-    "required": ["code", "output"],
-    "properties": {"code": {"type": "integer"}, "output": {"type": "object"}},
+    "oneOf": [_enveloped([200], _REPLY), _enveloped([401, 429], _ERROR), _enveloped([500], _FAILURE)]
 }
 
 
@@ -36,9 +42,10 @@ def _nullable(schema: dict[str, JSON]) -> dict[str, JSON]:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _request_schema(dialect: Dialect) -> dict[str, JSON]:
+def _request_schema(dialect: Dialect, *, any_model: bool) -> dict[str, JSON]:
     backend = dialect is Dialect.BACKEND
     names = [entry.backend_name if backend else entry.name for entry in catalog.entries()]
+    model = {"type": "string", "pattern": r"\S"} if any_model else {"enum": [name for name in names if name]}
     message = {
         "type": "object",
         "required": ["role", "content"],
@@ -47,7 +54,7 @@ def _request_schema(dialect: Dialect) -> dict[str, JSON]:
     }
     at_least_one: dict[str, JSON] = {"type": "integer", "minimum": 1}
     properties: dict[str, JSON] = {
-        "model": {"enum": [name for name in names if name]},
+        "model": model,
         "messages": {"type": "array", "minItems": 1, "items": message},
         "temperature": _nullable({"type": "number", "minimum": 0, "maximum": 2}),
         "max_tokens": {**at_least_one, "maximum": 2**32 - 1} if backend else _nullable(at_least_one),
@@ -74,58 +81,67 @@ def _request_schema(dialect: Dialect) -> dict[str, JSON]:
     return {"type": "object", "required": required, "properties": properties}
 
 
-def _responses(dialect: Dialect) -> dict[str, JSON]:
-    def response(text: str, schema: dict[str, JSON] | None, media: str = "application/json") -> dict[str, JSON]:
-        described: dict[str, JSON] = {"description": text}
-        if schema is not None:
-            described["content"] = {media: {"schema": schema}}
-        return described
+def _response(text: str, schema: dict[str, JSON], media: str = "application/json") -> dict[str, JSON]:
+    return {"description": text, "content": {media: {"schema": schema}}}
 
-    gateway = response("From a gateway; only with faults switched on", _TEXT, "text/html")
+
+def _responses(dialect: Dialect) -> dict[str, JSON]:
+    gateway = _response("From a gateway; only with faults switched on", _TEXT, "text/html")
     if dialect is Dialect.BACKEND:
         return {
-            "200": response("An answer, or a failure of the service, in an envelope", _ENVELOPE),
-            "400": response("Not JSON", _TEXT, "text/plain"),
-            "413": response("Longer than 32 MiB", _ERROR),
-            "415": response("Not application/json", _TEXT, "text/plain"),
-            "422": response("A field is missing, unknown or of the wrong type", _TEXT, "text/plain"),
+            "200": _response("An answer, or a failure of the service, in an envelope", _ENVELOPE),
+            "400": _response("Not JSON", _TEXT, "text/plain"),
+            "413": _response("Longer than 32 MiB", _TEXT, "text/plain"),
+            "415": _response("Not application/json", _TEXT, "text/plain"),
+            "422": _response("A field is missing, unknown or of the wrong type", _TEXT, "text/plain"),
             "502": gateway,
         }
     return {
-        "200": response("An answer", _REPLY),
-        "400": response("Not JSON", _ERROR),
-        "401": response("Key missing or unknown", _ERROR),
-        "403": response("Key without access, or balance below $0.10", _ERROR),
-        "413": response("Longer than 32 MiB", _ERROR),
-        "415": response("Not application/json", _ERROR),
-        "422": response("A field is missing, unknown or of the wrong type", _ERROR),
+        "200": _response("An answer", _REPLY),
+        "400": _response("Not JSON", _ERROR),
+        "401": _response("Key missing or unknown", _ERROR),
+        "403": _response("Key without access, or balance below $0.10", _ERROR),
+        "413": _response("Longer than 32 MiB", _ERROR),
+        "415": _response("Not application/json", _ERROR),
+        "422": _response("A field is missing, unknown or of the wrong type", _ERROR),
         "429": {
-            **response("Refused by rate limit", _ERROR),
+            **_response("Refused by rate limit", _ERROR),
             "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Only if so configured"}},
         },
-        "500": response("The service or its upstream failed; not billed", _ERROR),
+        "500": _response("The service or its upstream failed; not billed", _ERROR),
         "502": gateway,
     }
 
 
-def openapi_document(dialect: Dialect) -> dict[str, JSON]:
-    """The document for a server that speaks `dialect`."""
+def _page(operation: str, summary: str, schema: dict[str, JSON]) -> dict[str, JSON]:
+    return {"get": {"operationId": operation, "summary": summary, "responses": {"200": _response(summary, schema)}}}
+
+
+def openapi_document(dialect: Dialect, *, any_model: bool = False) -> dict[str, JSON]:
+    """The document for a server that speaks `dialect`.
+
+    Args:
+        dialect: Whose requests and replies are described.
+        any_model: Whether models beyond the catalogue are accepted, too.
+    """
+    body = {"application/json": {"schema": _request_schema(dialect, any_model=any_model)}}
+    chat: dict[str, JSON] = {
+        "operationId": "chat",
+        "summary": "Answer one chat",
+        "security": [{"key": []}],
+        "requestBody": {"required": True, "content": body},
+        "responses": _responses(dialect),
+    }
+    healthy: dict[str, JSON] = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
+    counters: dict[str, JSON] = {"type": "object", "additionalProperties": {"type": "number"}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"A local OneLLM, {dialect} dialect", "version": "1"},
         "paths": {
-            "/api": {
-                "post": {
-                    "operationId": "chat",
-                    "summary": "Answer one chat",
-                    "security": [{"key": []}],
-                    "requestBody": {
-                        "required": True,
-                        "content": {"application/json": {"schema": _request_schema(dialect)}},
-                    },
-                    "responses": _responses(dialect),
-                }
-            }
+            "/api": {"post": chat},
+            "/healthz": _page("health", "Whether it runs", healthy),
+            "/ledger": _page("ledger", "Counters of what was asked, processed and billed", counters),
+            "/openapi.json": _page("document", "This document", {"type": "object"}),
         },
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }

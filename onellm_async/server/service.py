@@ -69,19 +69,20 @@ class Service:
             body: The whole body.
             now: Seconds on the server's clock.
         """
+        if len(body) > MOST_BODY_BYTES:
+            return self.too_long(now)
         self._arrived += 1
         if path != PATH:
             return self._turned_away(404, "No such endpoint.", now)
         if method != "POST":
             return self._turned_away(405, "Only POST is allowed.", now, {"Allow": "POST"})
-        if len(body) > MOST_BODY_BYTES:
-            return self.too_long(now)
         if self.settings.dialect is Dialect.DOCUMENTED:
             return self._documented(headers, body, now)
         return self._backend(headers, body, now)
 
     def too_long(self, now: float) -> RawReply:
         """What to say to a body beyond `MOST_BODY_BYTES`, which the host need not have read to its end."""
+        self._arrived += 1
         self._enter(Outcome.REJECTED, now, None)
         text = "Failed to buffer the request body: length limit exceeded"
         return rejections.framework_rejection(self.settings.dialect, 413, text)
