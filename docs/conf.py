@@ -23,6 +23,7 @@ default_role = "py:obj"  # docstrings put names into single backticks
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"Model": "onellm_async.catalog.Model"}  # for overloads, which pass by _shorten
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
