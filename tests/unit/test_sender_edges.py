@@ -1,0 +1,167 @@
+"""What a request that was sent before still says when something else ends it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from onellm_async import (
+    AsyncOneLLM,
+    CircuitOpenError,
+    ClientClosedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    Fate,
+    InvalidRequestError,
+    Limits,
+    OneLLMError,
+    RetryPolicy,
+)
+from onellm_async.transport import RawReply
+
+pytestmark = pytest.mark.virtual_time
+
+
+class Scripted:
+    """Answers each post by the next step; the last one repeats."""
+
+    def __init__(self, *steps: Callable[[], Awaitable[RawReply]]) -> None:
+        self.steps = list(steps)
+        self.posts = 0
+
+    async def post(self, body: bytes) -> RawReply:
+        self.posts += 1
+        return await (self.steps.pop(0) if len(self.steps) > 1 else self.steps[0])()
+
+    async def aclose(self) -> None:
+        return None
+
+
+def replies(status: int, seconds: float = 0.0) -> Callable[[], Awaitable[RawReply]]:
+    async def step() -> RawReply:
+        await asyncio.sleep(seconds)
+        return RawReply(status, {}, b'{"content":"x"}')
+
+    return step
+
+
+def says_it_may_be_billed(error: OneLLMError) -> bool:
+    return getattr(error, "possibly_billed", 0) == 1 and "not sent" not in str(error) and "Nothing was" not in str(error)
+
+
+async def test_a_deadline_while_an_earlier_attempt_may_be_billed_says_so() -> None:
+    transport = Scripted(replies(503), replies(200, seconds=1000))
+    async with AsyncOneLLM(transport=transport, retry=RetryPolicy(backoff_base=1)) as client:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.chat("x", model="GPT-5", deadline=60)
+    assert (caught.value.fate, caught.value.attempts) == (Fate.AMBIGUOUS, 2)
+    assert asyncio.get_running_loop().time() == 60
+
+
+@pytest.mark.xfail(strict=True, reason="the limiter's refusal of the repeat says 'not sent and costs nothing'")
+async def test_a_repeat_that_the_queue_cannot_serve_in_time_does_not_deny_the_first_attempt() -> None:
+    limits = Limits(requests_per_minute=1, burst=1)
+    retry = RetryPolicy(backoff_base=0)
+    async with AsyncOneLLM(transport=Scripted(replies(503)), limits=limits, retry=retry) as client:
+        with pytest.raises(OneLLMError) as caught:
+            await client.chat("x", model="GPT-5", deadline=30)
+    assert getattr(caught.value, "fate", None) is Fate.AMBIGUOUS
+    assert says_it_may_be_billed(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="the error of a closed client does not count attempts that may be billed")
+async def test_closing_while_a_repeat_waits_does_not_deny_the_first_attempt() -> None:
+    retry = RetryPolicy(backoff_base=10)
+    client = AsyncOneLLM(transport=Scripted(replies(503)), retry=retry, random=Random(1))
+    async with client:
+        chat = asyncio.create_task(client.chat("x", model="GPT-5"))
+        await asyncio.sleep(0.1)
+    with pytest.raises(ClientClosedError) as caught:
+        await chat
+    assert caught.value.attempts == 1
+    assert says_it_may_be_billed(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="the open circuit says 'Nothing was sent' to a request that had been")
+async def test_a_circuit_that_opens_while_a_repeat_waits_does_not_deny_the_first_attempt() -> None:
+    retry = RetryPolicy(backoff_base=10)
+    transport = Scripted(replies(503))
+    async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=retry, random=Random(1)) as client:
+        chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(3)]
+        ends = await asyncio.gather(*chats, return_exceptions=True)
+    cut_off = [end for end in ends if isinstance(end, CircuitOpenError)]
+    assert len(cut_off) == 2
+    assert all(says_it_may_be_billed(end) for end in cut_off)
+
+
+@pytest.mark.xfail(strict=True, reason="compared before its type is known", raises=(TypeError, OverflowError))
+@pytest.mark.parametrize("deadline", ["5", 10**400, [1]], ids=["text", "huge", "list"])
+async def test_a_deadline_that_is_no_number_is_refused_by_value(deadline: object) -> None:
+    async with AsyncOneLLM(transport=Scripted(replies(200))) as client:
+        with pytest.raises(InvalidRequestError, match="deadline is"):
+            await client.chat("x", model="GPT-5", deadline=deadline)  # type: ignore[arg-type]
+
+
+@pytest.mark.xfail(strict=True, reason="looked up in a dict before its type is known", raises=TypeError)
+async def test_a_lane_that_is_no_name_is_refused_by_value() -> None:
+    async with AsyncOneLLM(transport=Scripted(replies(200))) as client:
+        with pytest.raises(ConfigurationError, match="lane is"):
+            await client.chat("x", model="GPT-5", lane=[])  # type: ignore[arg-type]
+
+
+@pytest.mark.xfail(strict=True, reason="each wait for idleness replaces the event of the one before")
+async def test_two_may_wait_for_the_client_to_drain() -> None:
+    async with AsyncOneLLM(transport=Scripted(replies(200, seconds=5))) as client:
+        chat = asyncio.create_task(client.chat("x", model="GPT-5"))
+        await asyncio.sleep(1)
+        async with asyncio.timeout(60):
+            await asyncio.gather(client.drain(), client.drain())
+        assert (await chat).content == "x"
+
+
+async def test_a_bug_in_a_transport_surfaces_and_frees_the_slot() -> None:
+    async def buggy() -> RawReply:
+        raise ZeroDivisionError
+
+    limits = Limits.unlimited(max_concurrency=1)
+    async with AsyncOneLLM(transport=Scripted(buggy, replies(200)), limits=limits) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.chat("x", model="GPT-5")
+        assert (await client.chat("x", model="GPT-5")).content == "x"
+
+
+async def test_an_endless_rate_limit_ends_with_the_deadline_and_costs_nothing() -> None:
+    async with AsyncOneLLM(transport=Scripted(replies(429))) as client:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.chat("x", model="GPT-5", deadline=60)
+    assert (caught.value.fate, caught.value.attempts) == (Fate.NOT_PROCESSED, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_no_repeat_starts_after_the_deadline(seed: int) -> None:
+    transport = Scripted(replies(503, seconds=0.3))
+    started: list[float] = []
+    post = transport.post
+
+    async def noted(body: bytes) -> RawReply:
+        started.append(asyncio.get_running_loop().time())
+        return await post(body)
+
+    transport.post = noted  # type: ignore[method-assign]
+    retry = RetryPolicy(max_attempts=50, backoff_base=2, breaker_failures=0)
+    async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=retry, random=Random(seed)) as client:
+        with pytest.raises(OneLLMError):
+            await client.chat("x", model="GPT-5", deadline=10)
+    assert asyncio.get_running_loop().time() <= 10
+    assert max(started) < 10
+
+
+async def test_the_budget_of_a_client_ends_a_storm() -> None:
+    transport = Scripted(replies(503))
+    retry = RetryPolicy(budget=3, breaker_failures=0, backoff_base=0.1)
+    async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=retry) as client:
+        ends = await asyncio.gather(*(client.chat("x", model="GPT-5") for _ in range(50)), return_exceptions=True)
+    assert all(isinstance(end, OneLLMError) for end in ends)
+    assert transport.posts == 50 + 3
+    assert sum("retry budget of this client is used up" in str(end) for end in ends) >= 49
