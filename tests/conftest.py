@@ -7,7 +7,12 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
+from onellm_async.server import LocalServer
 from onellm_async.simulation.clock import VirtualClockLoop
+
+# After a test without a loop pytest-asyncio asks for "the current loop", and before Python 3.14 that makes one which
+# nobody closes. Saying that there is none prevents it.
+asyncio.set_event_loop(None)
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
@@ -39,3 +44,9 @@ def _no_leaked_tasks(request: pytest.FixtureRequest) -> Iterator[None]:
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("_tasks_end_with_the_test")
     yield
+
+
+@pytest_asyncio.fixture
+async def local_server() -> AsyncIterator[LocalServer]:
+    async with LocalServer() as server:
+        yield server
