@@ -84,7 +84,7 @@ class AiohttpTransport:
         self._headers = CIMultiDict({**(headers or {}), "Authorization": key.authorization()})
         # `sock_connect` alone does not cover the look-up of the name.
         self._timeout = aiohttp.ClientTimeout(
-            total=timeout.total, connect=timeout.connect, sock_connect=timeout.connect, sock_read=timeout.total
+            total=timeout.total, connect=timeout.connect, sock_connect=timeout.connect
         )
         self._given = session
         self._session: aiohttp.ClientSession | None = None

@@ -1,7 +1,7 @@
 import asyncio
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -40,10 +40,9 @@ async def _tasks_end_with_the_test() -> AsyncIterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_leaked_tasks(request: pytest.FixtureRequest) -> Iterator[None]:
+def _no_leaked_tasks(request: pytest.FixtureRequest) -> None:
     if inspect.iscoroutinefunction(getattr(request, "function", None)):
         request.getfixturevalue("_tasks_end_with_the_test")
-    yield
 
 
 @pytest_asyncio.fixture

@@ -1,7 +1,6 @@
 """Files of prompts to files of answers: source → items → outcomes → sink."""
 
 from onellm_async.batch.defaults import DEFAULT_MODEL, RequestDefaults
-from onellm_async.batch.draining import DrainingTransport
 from onellm_async.batch.items import InputFormat, Item, LineError, LineReader, sniff_format
 from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.records import RecordWriter
@@ -14,7 +13,6 @@ __all__ = [
     "LONGEST_LINE",
     "WINDOW",
     "Asker",
-    "DrainingTransport",
     "FileSink",
     "InputFormat",
     "Item",

@@ -32,7 +32,7 @@ class Asker(Protocol):
     def iter_chats(self, source: AsyncIterable[ChatRequest], /) -> AsyncIterator[ChatOutcome]:
         """Outcomes in the order of completion."""
 
-    async def aclose(self) -> None:
+    async def drain(self) -> None:
         """Ends every wait with `ClientClosedError`, unsent, and waits for what is under way."""
 
 
@@ -79,8 +79,7 @@ async def run_prompts(
     balance) ends the run: nothing more is sent, requests under way finish and are written. The same happens when
     `stop` is set. Cancelling ends it at once; what had been answered by then is still written.
 
-    When the run ends early, the client is closed: that ends the waiting requests. For those under way to finish, it
-    needs a `onellm_async.batch.DrainingTransport`; otherwise closing hangs up on them.
+    When the run ends early, the client is drained: waiting requests end unsent, those under way finish.
 
     Args:
         client: Asks, within its limits.
@@ -163,7 +162,7 @@ class _Run:
         self._ended.set()
         self._room.set()
         if self._closing is None:
-            self._closing = asyncio.create_task(self._client.aclose())
+            self._closing = asyncio.create_task(self._client.drain())
 
     # Upstream: what may be sent.
 

@@ -4,14 +4,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from onellm_async.batch import DrainingTransport, RequestDefaults
+from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import Asking, Connecting
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
 from onellm_async.limits.policy import Limits
-from onellm_async.settings import Timeout, api_key_from, base_url_from
-from onellm_async.transport import AiohttpTransport
-from onellm_async.wire import JSON_HEADERS
+from onellm_async.settings import Timeout
 
 __all__ = ["connected", "defaults_from"]
 
@@ -67,10 +65,10 @@ async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> As
         if connecting.local:
             server = await stack.enter_async_context(_local_server(connecting))
             api_key, base_url = _LOCAL_KEY, server.url
-        transport = AiohttpTransport(
-            base_url_from(base_url), api_key_from(api_key), Timeout(total=connecting.timeout), headers=JSON_HEADERS
-        )
         client = AsyncOneLLM(
+            api_key,
+            base_url=base_url,
+            timeout=Timeout(total=connecting.timeout),
             limits=Limits(
                 max_concurrency=connecting.concurrency,
                 requests_per_minute=connecting.requests_per_minute,
@@ -79,6 +77,5 @@ async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> As
             ),
             dialect=connecting.dialect,
             hooks=hooks,
-            transport=DrainingTransport(transport),
         )
         yield await stack.enter_async_context(client)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from onellm_async.wire import dump_json
 __all__ = ["LocalServer", "serve"]
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_log = logging.getLogger(__name__)
 _SHUTDOWN: Final = 0.2
 """Seconds that requests under way get when the server stops."""
 
@@ -147,7 +149,10 @@ class LocalServer:
             completion = await self._backend.complete(job)
         except BackendError as error:
             return self.service.fail(job, str(error))
-        except BaseException:  # the server is being stopped, or a backend of somebody's own has a bug
+        except Exception as error:  # a backend of somebody's own has a bug: the client hears of it as of any failure
+            _log.exception("The backend failed on request %d", job.number)
+            return self.service.fail(job, f"The backend raised {type(error).__name__}.")
+        except asyncio.CancelledError:  # the server is being stopped
             self.service.abandon(job)
             raise
         # Whoever hangs up while the model works pays all the same: nobody tells the model.
@@ -216,7 +221,7 @@ async def _half(request: web.Request, reply: RawReply) -> web.StreamResponse:
 
 def _reset(request: web.Request) -> web.Response:
     transport = request.transport
-    if transport is not None:
+    if transport is not None and not transport.is_closing():
         connection = transport.get_extra_info("socket")
         with socket.fromfd(connection.fileno(), connection.family, connection.type) as same:  # any loop's socket
             same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -59,12 +59,17 @@ def _strict_usage(value: object, _: object) -> Usage:
     return usage
 
 
-# Plain cattrs would turn null into "None" and "0" into 0.
+def _or_none(strict: Callable[[JSON, JSON], JSON]) -> Callable[[JSON, JSON], JSON]:
+    return lambda value, kind: None if value is None else strict(value, kind)
+
+
+# Plain cattrs would turn null into "None" and "0" into 0, and asks about null once more for each field.
 _converter = make_converter(detailed_validation=False)
 _converter.register_structure_hook(str, _strict_text)
-_converter.register_structure_hook(int, _strict_count)
+_converter.register_structure_hook(str | None, _or_none(_strict_text))
+_converter.register_structure_hook(int | None, _or_none(_strict_count))
 _structure_usage = _converter.get_structure_hook(Usage)
-_converter.register_structure_hook(Usage, _strict_usage)
+_converter.register_structure_hook(Usage | None, _or_none(_strict_usage))
 _structure_reply = _converter.get_structure_hook(_Reply)
 _REPLY_FIELDS = frozenset(field.name for field in attrs.fields(_Reply))
 _USAGE_FIELDS = frozenset(field.name for field in attrs.fields(Usage))

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from onellm_async import AsyncOneLLM, AuthenticationError, BatchError, ChatRequest, Limits
-from onellm_async.batch import DrainingTransport, Item, LineError, Tally, run_prompts
+from onellm_async import AsyncOneLLM, AuthenticationError, BatchError, ChatRequest, ClientClosedError, Limits
+from onellm_async.batch import Item, LineError, Tally, run_prompts
 from onellm_async.transport import RawReply
 
 
@@ -88,7 +88,7 @@ def encode(item, outcome):
 
 def client_for(service, concurrency=8, **options):
     limits = Limits.unlimited(max_concurrency=concurrency)
-    return AsyncOneLLM(transport=DrainingTransport(service), **({"limits": limits} | options))
+    return AsyncOneLLM(transport=service, **({"limits": limits} | options))
 
 
 async def until(condition):
@@ -301,17 +301,18 @@ async def test_a_source_that_breaks_ends_the_run_and_is_its_reason():
     assert str(report.stopped_by) == "in cannot be read: I/O error."
 
 
-async def test_closing_over_a_draining_transport_awaits_what_is_under_way():
+async def test_draining_awaits_what_is_under_way_and_refuses_what_is_new():
     service = Service(at_once=False)
     async with client_for(service) as client:
         asking = asyncio.create_task(client.chat("a", model="GPT-5"))
         await service.until_asked(1)
-        closing = asyncio.create_task(client.aclose())
+        draining = asyncio.create_task(client.drain())
         for _ in range(5):
             await asyncio.sleep(0)
-        assert not closing.done()
-        assert not service.closed
+        assert not draining.done()
+        with pytest.raises(ClientClosedError):
+            await client.chat("b", model="GPT-5")
         service.answer("a")
-        await closing
-        assert service.closed
+        await draining
         assert (await asking).content == "A"
+        assert service.asked == ["a"]
