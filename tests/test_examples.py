@@ -18,7 +18,7 @@ import uvicorn
 from aiohttp.test_utils import TestServer
 
 from onellm_async import AsyncOneLLM, ClientClosedError, Limits
-from onellm_async.server import LocalServer
+from onellm_async.server import LocalServer, ServerSettings
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_A_MINUTE = Limits(requests_per_minute=1, burst=1)
@@ -261,6 +261,35 @@ async def test_the_batch_never_overwrites_answers(server: LocalServer, tmp_path:
     assert "File exists" in err
     assert target.read_text() == "paid for\n"
     assert server.ledger.received == 0
+
+
+async def test_the_batch_ends_with_a_message_when_the_key_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "prompts.txt"
+    source.write_text("Hello\n")
+    monkeypatch.setenv("ONELLM_API_KEY", "wrong")
+    async with LocalServer(ServerSettings(keys={"right": 1.0})) as server:
+        monkeypatch.setenv("ONELLM_BASE_URL", server.url)
+        code, _, err = await ended(await started(EXAMPLES / "batch.py", source, tmp_path / "answers.jsonl"))
+    assert code == 1
+    assert "ONELLM_API_KEY" in err
+    assert "Traceback" not in err
+
+
+async def test_ctrl_c_ends_the_batch_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    source.write_text("Hello\n" * 100)
+    monkeypatch.setenv("ONELLM_API_KEY", "local")
+    async with LocalServer() as server:
+        monkeypatch.setenv("ONELLM_BASE_URL", server.url)
+        batch = await started(EXAMPLES / "batch.py", source, target)
+        await until(lambda: server.ledger.billed >= 2)
+        batch.send_signal(signal.SIGINT)
+        code, _, err = await ended(batch)
+    assert code == 130
+    assert "Traceback" not in err
+    assert len(target.read_text().splitlines()) >= 1
 
 
 async def test_the_command_given_for_the_fastapi_service_serves_and_stops_cleanly(server: LocalServer) -> None:
