@@ -82,6 +82,7 @@ class OneLLMError(Exception):
         request: The request it happened to, for example ``"request 17 (GPT-5-Mini)"``; "" when it concerns none.
         attempts: How many times the request had been sent when the error was raised (0: never).
         elapsed: Seconds from the call until the error, waiting included.
+        possibly_billed: How many of these may have been billed without an answer.
         partial: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
     """
 
@@ -92,6 +93,7 @@ class OneLLMError(Exception):
         self.request = ""
         self.attempts = 0
         self.elapsed = 0.0
+        self.possibly_billed = 0
         self.partial: tuple[object, ...] = ()
 
     def __str__(self) -> str:
@@ -99,6 +101,8 @@ class OneLLMError(Exception):
         if self.request:
             sent = {0: "never sent", 1: "1 attempt"}.get(self.attempts, f"{self.attempts} attempts")
             parts.append(f"[{self.request}, {sent}, {self.elapsed:.1f} s]")
+        if self.possibly_billed:
+            parts.append(f"Attempts that may be billed: {self.possibly_billed}.")
         if isinstance(self, APIError) and self.given_up:
             parts.append(f"Given up because {self.given_up}.")
         if self.partial:
@@ -182,14 +186,12 @@ class APIError(OneLLMError):
     Attributes:
         fate: What became of the failed attempt, as far as a client can know.
         retryable: Whether another attempt can help at all.
-        possibly_billed: How many attempts of this request may have been billed without an answer.
         given_up: Why no further attempt was made, for failures that are worth one; else "".
     """
 
     given_up: str = ""
     fate: Fate = Fate.AMBIGUOUS
     retryable: bool = True
-    possibly_billed: int = 0
 
 
 class APIConnectionError(APIError):

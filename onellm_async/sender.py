@@ -36,9 +36,12 @@ from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
 from onellm_async.transport import Transport
+from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, decode_reply, encode_request
 
 __all__ = ["Sender"]
+
+_request = Checks(InvalidRequestError)
 
 
 class _Call:
@@ -159,8 +162,8 @@ class Sender:
             deadline: Seconds from now for everything together; None for no end.
             patient: Wait while the circuit breaker is open, instead of failing at once.
         """
-        if deadline is not None and (isinstance(deadline, bool) or not deadline > 0):
-            raise InvalidRequestError(f"deadline is {deadline!r}; it must be a number of seconds above 0.")
+        if deadline is not None:
+            _request.check_number("deadline", deadline, 0, above=True)
         body = encode_request(request, self._dialect)
         loop = asyncio.get_running_loop()
         self._requests += 1
@@ -187,12 +190,8 @@ class Sender:
         except OneLLMError:
             raise
         except TimeoutError:
-            fate = Fate.AMBIGUOUS if call.under_way or call.possibly_billed else Fate.NOT_PROCESSED
-            raise DeadlineExceededError(
-                "The deadline passed before an answer was there.",
-                fate=fate,
-                advice="The attempt under way may be billed." if call.under_way else "",
-            ) from None
+            call.possibly_billed += call.under_way
+            raise DeadlineExceededError("The deadline passed before an answer was there.") from None
 
     async def _retrying(self, call: _Call) -> ChatResponse:
         try:
@@ -308,14 +307,15 @@ class Sender:
             raise CircuitOpenError(
                 f"The service has failed several times in a row; the next attempt is in {reopens_at - now:.1f} s.",
                 retry_after=reopens_at - now,
-                advice="Nothing was sent. Try again then, or use gather_chats or iter_chats, which wait by themselves.",
+                advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
             )
 
     def _explain(self, error: OneLLMError, call: _Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"
         error.attempts = call.attempts
         error.elapsed = now - call.started
-        if isinstance(error, APIError):
-            error.possibly_billed = call.possibly_billed
+        error.possibly_billed = call.possibly_billed
+        if isinstance(error, DeadlineExceededError) and call.possibly_billed:
+            error.fate = Fate.AMBIGUOUS
         if self._hooks:
             notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))

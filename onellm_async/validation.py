@@ -53,22 +53,27 @@ class Checks:
 
     def number(self, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Validator:
         """A finite number from `low` (exclusive when `above`) to `high`."""
+
+        def check(_: object, attribute: Any, value: object) -> None:
+            if value is not None or not optional:
+                self.check_number(attribute.name, value, low, high, above=above)
+
+        return check
+
+    def check_number(
+        self, name: str, value: object, low: float, high: float = math.inf, *, above: bool = False
+    ) -> None:
+        """Refuses whatever is not a finite number from `low` (exclusive when `above`) to `high`."""
+        number = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
+        if number and low <= value <= high and not (above and value == low):  # type: ignore[operator]
+            return
         if above:
             rule = f"it must be a finite number above {low:g}"
         elif math.isinf(high):
             rule = f"it must be a finite number of at least {low:g}"
         else:
             rule = f"it must be a number from {low:g} to {high:g}"
-
-        def check(_: object, attribute: Any, value: object) -> None:
-            if value is None and optional:
-                return
-            if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-                raise self.refusal(attribute.name, value, rule)
-            if not low <= value <= high or (above and value == low):
-                raise self.refusal(attribute.name, value, rule)
-
-        return check
+        raise self.refusal(name, value, rule)
 
     def integer(self, low: int | None = None, *, optional: bool = False) -> Validator:
         """An integer of at least `low`. True and False are not integers here."""

@@ -96,7 +96,7 @@ class Admission:
             raise DeadlineExceededError(
                 f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
                 f" and an answer {usual:.1f} s.",
-                advice="It was not sent and costs nothing. Allow more time, or use a lane with a larger share.",
+                advice="Allow more time, or use a lane with a larger share.",
             )
 
     def projected_wait(self, lane: str, now: float) -> float:

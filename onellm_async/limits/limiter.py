@@ -86,7 +86,7 @@ class Limiter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate: RateControl | None = None
-        self._idle: asyncio.Event | None = None
+        self._idle = asyncio.Event()
         self.core: Admission
         self.time: Callable[[], float]
 
@@ -156,7 +156,7 @@ class Limiter:
     def pump(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""
         core = self.core
-        if self._idle is not None and not core.in_flight:
+        if not core.in_flight:
             self._idle.set()
         if not core.waiting:
             if self._timer is not None:
@@ -199,7 +199,7 @@ class Limiter:
         if self._loop is None:
             return
         for ticket in self.core.drain():
-            _wake(ticket, ClientClosedError("The client was closed while this chat waited; it was not sent."))
+            _wake(ticket, ClientClosedError("The client was closed while this chat waited."))
         self.pump()
 
     def snapshot(self) -> Snapshot:
@@ -225,7 +225,7 @@ class Limiter:
     async def idle(self) -> None:
         """Returns when no permit is out. Safe to cancel."""
         while self._loop is asyncio.get_running_loop() and self.core.in_flight:
-            self._idle = asyncio.Event()
+            self._idle.clear()
             await self._idle.wait()
 
 

@@ -96,13 +96,13 @@ class Queue:
         """Waiting tickets in each lane."""
         return {name: lane.live for name, lane in self._lanes.items()}
 
-    def check_lane(self, name: str) -> None:
+    def check_lane(self, name: object) -> None:
         """Refuses a lane that does not exist.
 
         Raises:
             ConfigurationError: Naming the lanes there are.
         """
-        if name not in self._lanes:
+        if not isinstance(name, str) or name not in self._lanes:
             raise ConfigurationError(f"lane is {name!r}; it must be one of {', '.join(self._lanes)}.")
 
     def push(self, ticket: Ticket, *, returned: bool = False) -> None:

@@ -47,7 +47,9 @@ def replies(status: int, seconds: float = 0.0) -> Callable[[], Awaitable[RawRepl
 
 
 def says_it_may_be_billed(error: OneLLMError) -> bool:
-    return getattr(error, "possibly_billed", 0) == 1 and "not sent" not in str(error) and "Nothing was" not in str(error)
+    return (
+        getattr(error, "possibly_billed", 0) == 1 and "not sent" not in str(error) and "Nothing was" not in str(error)
+    )
 
 
 async def test_a_deadline_while_an_earlier_attempt_may_be_billed_says_so() -> None:
@@ -59,7 +61,6 @@ async def test_a_deadline_while_an_earlier_attempt_may_be_billed_says_so() -> No
     assert asyncio.get_running_loop().time() == 60
 
 
-@pytest.mark.xfail(strict=True, reason="the limiter's refusal of the repeat says 'not sent and costs nothing'")
 async def test_a_repeat_that_the_queue_cannot_serve_in_time_does_not_deny_the_first_attempt() -> None:
     limits = Limits(requests_per_minute=1, burst=1)
     retry = RetryPolicy(backoff_base=0)
@@ -70,7 +71,6 @@ async def test_a_repeat_that_the_queue_cannot_serve_in_time_does_not_deny_the_fi
     assert says_it_may_be_billed(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the error of a closed client does not count attempts that may be billed")
 async def test_closing_while_a_repeat_waits_does_not_deny_the_first_attempt() -> None:
     retry = RetryPolicy(backoff_base=10)
     client = AsyncOneLLM(transport=Scripted(replies(503)), retry=retry, random=Random(1))
@@ -83,7 +83,6 @@ async def test_closing_while_a_repeat_waits_does_not_deny_the_first_attempt() ->
     assert says_it_may_be_billed(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the open circuit says 'Nothing was sent' to a request that had been")
 async def test_a_circuit_that_opens_while_a_repeat_waits_does_not_deny_the_first_attempt() -> None:
     retry = RetryPolicy(backoff_base=10)
     transport = Scripted(replies(503))
@@ -95,7 +94,6 @@ async def test_a_circuit_that_opens_while_a_repeat_waits_does_not_deny_the_first
     assert all(says_it_may_be_billed(end) for end in cut_off)
 
 
-@pytest.mark.xfail(strict=True, reason="compared before its type is known", raises=(TypeError, OverflowError))
 @pytest.mark.parametrize("deadline", ["5", 10**400, [1]], ids=["text", "huge", "list"])
 async def test_a_deadline_that_is_no_number_is_refused_by_value(deadline: object) -> None:
     async with AsyncOneLLM(transport=Scripted(replies(200))) as client:
@@ -103,14 +101,12 @@ async def test_a_deadline_that_is_no_number_is_refused_by_value(deadline: object
             await client.chat("x", model="GPT-5", deadline=deadline)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="looked up in a dict before its type is known", raises=TypeError)
 async def test_a_lane_that_is_no_name_is_refused_by_value() -> None:
     async with AsyncOneLLM(transport=Scripted(replies(200))) as client:
         with pytest.raises(ConfigurationError, match="lane is"):
             await client.chat("x", model="GPT-5", lane=[])  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="each wait for idleness replaces the event of the one before")
 async def test_two_may_wait_for_the_client_to_drain() -> None:
     async with AsyncOneLLM(transport=Scripted(replies(200, seconds=5))) as client:
         chat = asyncio.create_task(client.chat("x", model="GPT-5"))
