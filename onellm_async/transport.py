@@ -80,7 +80,10 @@ class AiohttpTransport:
         session: aiohttp.ClientSession | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._url = URL(url)
+        try:
+            self._url = URL(url)
+        except ValueError as error:
+            raise ConfigurationError(f"base_url is not a usable URL: {error}") from None
         self._headers = CIMultiDict({**(headers or {}), "Authorization": key.authorization()})
         # `sock_connect` alone does not cover the look-up of the name.
         self._timeout = aiohttp.ClientTimeout(
