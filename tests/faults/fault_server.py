@@ -1,4 +1,4 @@
-"""A server that misbehaves as told: raw streams, one script for each request (or connection), the last one repeating."""
+"""A server that misbehaves as told: raw streams, a script for each request (or connection), the last repeating."""
 
 import asyncio
 import json

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM117  # blocks that end one before the other
 import asyncio
 import os
 import ssl

@@ -1,12 +1,13 @@
+# ruff: noqa: ASYNC110, SIM117  # polling a condition on real sockets; blocks that end one before the other
 import asyncio
-import datetime
-import os
+import datetime as dt
 import socket
 import ssl
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -111,8 +112,8 @@ async def test_a_wrong_certificate_gets_no_request_and_no_second_try(
         "of another host": lambda: authority.issue_cert("other.example"),
         "expired": lambda: authority.issue_cert(
             "127.0.0.1",
-            not_before=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
-            not_after=datetime.datetime(2021, 1, 1, tzinfo=datetime.UTC),
+            not_before=dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+            not_after=dt.datetime(2021, 1, 1, tzinfo=dt.UTC),
         ),
         "of an unknown authority": lambda: trustme.CA().issue_cert("127.0.0.1"),
     }[flaw]()
@@ -271,16 +272,15 @@ async def test_the_request_is_what_the_documentation_asks_for() -> None:
 
 
 async def test_nothing_from_the_environment_goes_with_the_request(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: "os.PathLike[str]"
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with FaultServer(answers()) as proxy, FaultServer(answers(Set_Cookie="a=b; Path=/")) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
-        netrc = os.path.join(tmp_path, "netrc")
-        with open(netrc, "w", encoding="utf-8") as file:
-            file.write("machine 127.0.0.1 login joe password hunter2\n")
-        monkeypatch.setenv("NETRC", netrc)
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login joe password hunter2\n", encoding="utf-8")
+        monkeypatch.setenv("NETRC", str(netrc))
         async with client_at(server.url) as client:
             await client.chat("x", model="GPT-5")
             await client.chat("x", model="GPT-5")

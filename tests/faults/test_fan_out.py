@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110, PERF401, PT012  # polling in turns of the loop; loops that raise
 import asyncio
 import gc
 import tracemalloc

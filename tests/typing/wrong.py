@@ -1,3 +1,4 @@
+# ruff: noqa: B018  # what must not be written
 """What a user must not write; each error code below has to be reported, or mypy finds the comment unused."""
 
 from onellm_async import AsyncOneLLM, ChatRequest, ChatResponse, Limits, RetryPolicy, Timeout

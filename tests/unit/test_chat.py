@@ -1,3 +1,4 @@
+# ruff: noqa: S301  # our own pickles
 import copy
 import math
 import pickle
@@ -37,14 +38,14 @@ FULL = ChatRequest(
 
 @pytest.mark.parametrize("role", ["", "User", "tool", "developer", None, 5, [], {}])
 def test_an_unknown_role_is_refused_by_name(role: object) -> None:
-    with pytest.raises(InvalidRequestError, match="role is .*it must be one of system, user, assistant") as caught:
+    with pytest.raises(InvalidRequestError, match=r"role is .*it must be one of system, user, assistant") as caught:
         Message(role, "x")  # type: ignore[arg-type]
     assert shown(role) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, b"x", 5, ["x"], [{"type": "text", "text": "x"}]])
 def test_content_that_is_no_text_is_refused_by_value(content: object) -> None:
-    with pytest.raises(InvalidRequestError, match="content is .*it must be a string") as caught:
+    with pytest.raises(InvalidRequestError, match=r"content is .*it must be a string") as caught:
         Message("user", content)  # type: ignore[arg-type]
     assert shown(content) in str(caught.value)
 
@@ -73,13 +74,13 @@ def test_a_chat_without_messages_is_refused(messages: object) -> None:
 
 @pytest.mark.parametrize("messages", [None, 5, b"hello", {"role": "user", "content": "x"}, object()])
 def test_messages_of_another_kind_are_refused(messages: object) -> None:
-    with pytest.raises(InvalidRequestError, match="messages is .*; it must be a string or a sequence of messages"):
+    with pytest.raises(InvalidRequestError, match=r"messages is .*; it must be a string or a sequence of messages"):
         ChatRequest("GPT-5", messages)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("model", ["", "  ", None, 5, b"GPT-5"])
 def test_a_model_without_a_name_is_refused(model: object) -> None:
-    with pytest.raises(InvalidRequestError, match="model is .*; it must be the name of a model") as caught:
+    with pytest.raises(InvalidRequestError, match=r"model is .*; it must be the name of a model") as caught:
         ChatRequest(model, "x")  # type: ignore[arg-type]
     assert shown(model) in str(caught.value)
 

@@ -1,8 +1,17 @@
+# ruff: noqa: ASYNC110  # polling in turns of the loop
 import asyncio
 
 import pytest
 
-from onellm_async import AsyncOneLLM, ConfigurationError, Conversation, InvalidRequestError, Limits, Message, RetryPolicy
+from onellm_async import (
+    AsyncOneLLM,
+    ConfigurationError,
+    Conversation,
+    InvalidRequestError,
+    Limits,
+    Message,
+    RetryPolicy,
+)
 from onellm_async.errors import InternalServerError
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json, parse_json

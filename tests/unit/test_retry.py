@@ -308,7 +308,7 @@ class TestRunAttempts:
 
         first = status(401)
         with pytest.raises(APIError) as caught:
-            await run_attempts(attempt, first, lambda failure: verdict(failure))
+            await run_attempts(attempt, first, verdict)
         assert caught.value is first
         assert asyncio.get_running_loop().time() == 0
 

@@ -1,4 +1,4 @@
-import asyncio
+# ruff: noqa: PLR0911  # one way to make each kind
 import errno
 import inspect
 import socket
@@ -85,7 +85,7 @@ def test_all_of_aiohttps_errors_are_walked() -> None:
         cls for cls in vars(client_exceptions).values() if inspect.isclass(cls) and issubclass(cls, aiohttp.ClientError)
     }
     assert declared <= set(CLASSES)
-    assert UNSENT | MISCONFIGURED <= {cls.__name__ for cls in CLASSES}
+    assert {cls.__name__ for cls in CLASSES} >= UNSENT | MISCONFIGURED
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -122,7 +122,7 @@ def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(err
     assert "host.example" in found.message
 
 
-@pytest.mark.parametrize("error", [TimeoutError(), asyncio.TimeoutError(), TimeoutError(errno.ETIMEDOUT, "timed out")])
+@pytest.mark.parametrize("error", [TimeoutError(), TimeoutError(errno.ETIMEDOUT, "timed out")])
 def test_each_timeout_after_connecting_is_possibly_billed(error: OSError) -> None:
     found = translated(error, "host.example")
     assert isinstance(found, APITimeoutError)
