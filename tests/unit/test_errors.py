@@ -112,7 +112,8 @@ def test_a_message_tells_what_to_whom_how_often_and_what_to_do() -> None:
     error = with_context(InternalServerError("500 broken.", status_code=500, advice="Ask again later."))
     error.partial = (1, 2)
     assert str(error) == (
-        "500 broken. [request 17 (GPT-5-Mini), 3 attempts, 1.2 s] Attempts that may be billed: 2. Given up because all 3 attempts are used up."
+        "500 broken. [request 17 (GPT-5-Mini), 3 attempts, 1.2 s] Attempts that may be billed: 2."
+        " Given up because all 3 attempts are used up."
         " 2 outcomes were already there: see .partial. Ask again later."
     )
 
