@@ -24,8 +24,10 @@ __all__ = ["LocalServer", "serve"]
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
-_SHUTDOWN: Final = 0.2
-"""Seconds that requests under way get when the server stops."""
+_SHUTDOWN: Final = 0.1
+"""Seconds that requests under way get when the server stops; aiohttp grants it twice."""
+_LONGEST_ENDING: Final = 5.0
+"""Seconds after which a backend that ignores its cancellation is left behind."""
 
 
 class LocalServer:
@@ -60,6 +62,7 @@ class LocalServer:
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
+        self._connections: set[asyncio.Task[object]] = set()
 
     @property
     def ledger(self) -> Ledger:
@@ -112,7 +115,7 @@ class LocalServer:
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
-            await closing  # takes _SHUTDOWN seconds at most, and no socket stays behind
+            await closing  # is quick, and no socket stays behind
             raise
 
     async def _close(self) -> None:
@@ -120,11 +123,18 @@ class LocalServer:
         try:
             if runner is not None:
                 await runner.cleanup()
+            for connection in self._connections:  # aiohttp forgets those whose client has hung up
+                connection.cancel()
+            if self._connections:
+                await asyncio.wait(self._connections, timeout=_LONGEST_ENDING)
         finally:
             await self._backend.aclose()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         clock = asyncio.get_running_loop().time
+        if request.task not in self._connections:
+            self._connections.add(request.task)
+            request.task.add_done_callback(self._connections.discard)
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:

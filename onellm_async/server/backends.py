@@ -179,4 +179,4 @@ def _text(value: JSON) -> str | None:
 
 
 def _excerpt(body: bytes) -> str:
-    return body[:300].decode("utf-8", "replace")
+    return body[:300].decode("utf-8", "replace") or "an empty body"
