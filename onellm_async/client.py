@@ -7,6 +7,7 @@ from typing import Literal, Self, Unpack, overload
 
 import aiohttp
 
+from onellm_async import catalog
 from onellm_async.catalog import Model
 from onellm_async.chat import (
     ChatOutcome,
@@ -78,6 +79,7 @@ class AsyncOneLLM:
         random: Random | None = None,
     ) -> None:
         self.limits = limits if limits is not None else Limits()
+        catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
             transport = AiohttpTransport(
                 base_url_from(base_url, allow_insecure=allow_insecure),

@@ -222,8 +222,10 @@ async def run_attempts(
     verdict = verdict_on(first_failure)
     if not verdict.retry:
         raise first_failure
-    # 27 ms, seldom needed; and not possible at all when the failure is that no file can be opened.
-    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception  # noqa: PLC0415
+    try:
+        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception  # noqa: PLC0415  # 27 ms, seldom needed
+    except OSError:  # no file can be opened: all descriptors are in use
+        raise first_failure from None
 
     async def again() -> T:  # tenacity does not await what a plain function returns
         return await attempt()

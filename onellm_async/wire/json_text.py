@@ -5,6 +5,7 @@ orjson refuses lone surrogates, NaN and a byte order mark; the service's answer 
 
 import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 
 import orjson
@@ -48,7 +49,8 @@ def parse_json(text: bytes) -> JSON:
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text.decode("utf-8-sig", "replace"), parse_int=_number)
+        # Not the codec "utf-8-sig": it is a file to import, which fails while all descriptors are in use.
+        return json.loads(text.removeprefix(BOM_UTF8).decode("utf-8", "replace"), parse_int=_number)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
 

@@ -325,3 +325,51 @@ def test_without_file_descriptors_it_says_so_and_does_not_try_again() -> None:
     assert run.returncode == 0, run.stderr
     assert "no file descriptor left" in run.stdout
     assert "ulimit -n" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"content":"Paris.","usage":{"input_tokens":1,"output_tokens":1}}', "Paris. 1 True"),
+        (b'\xef\xbb\xbf{"content":"Paris.","usage":{"input_tokens":1,"output_tokens":1}}', "Paris. 1 True"),
+        (b'{"code":503,"output":null}', "InternalServerError 1"),
+        (b'{"code":422,"output":{"error":"unknown variant `GPT-5-Mini`"}}', "UnprocessableEntityError 1"),
+    ],
+    ids=["answer", "answer with a BOM", "503", "422"],
+)
+def test_a_paid_answer_is_not_lost_because_no_file_can_be_opened(body: bytes, expected: str) -> None:
+    script = f"""
+        import asyncio, resource, socket
+        from onellm_async import APIStatusError, AsyncOneLLM
+        from onellm_async.transport import RawReply
+
+        hogs = []
+
+        class Exhausting:
+            async def post(self, body):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+                try:
+                    while True:
+                        hogs.append(socket.socket())
+                except OSError:
+                    return RawReply(200, {{}}, {body!r})
+
+            async def aclose(self):
+                while hogs:
+                    hogs.pop().close()
+
+        async def main():
+            async with AsyncOneLLM(transport=Exhausting()) as client:
+                try:
+                    response = await client.chat("x", model="GPT-5")
+                    print(response.content, response.attempts, response.cost > 0)
+                except APIStatusError as error:
+                    print(type(error).__name__, error.attempts)
+
+        asyncio.run(main())
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.strip() == expected
