@@ -351,3 +351,31 @@ async def test_cancellations_at_any_moment_leave_no_slot_taken() -> None:
             assert client._sender._limiter.core.in_flight == 0
             assert client._sender._limiter.core.waiting == 0
             assert (await client.chat("x", model="GPT-5")).content == "Paris."
+
+
+async def test_draining_lets_what_is_under_way_finish_and_ends_what_waits() -> None:
+    release = asyncio.Event()
+    async with FaultServer(holds_until(release)) as server:
+        async with client_at(server.url, limits=Limits.unlimited(max_concurrency=1)) as client:
+            under_way = asyncio.create_task(client.chat("a", model="GPT-5"))
+            await server.asked.wait()
+            waiting = asyncio.create_task(client.chat("b", model="GPT-5"))
+            await asyncio.sleep(0)
+            draining = asyncio.create_task(client.drain())
+            with pytest.raises(ClientClosedError):
+                await waiting
+            with pytest.raises(ClientClosedError):
+                await client.chat("c", model="GPT-5")
+            assert not draining.done()
+            release.set()
+            await draining
+            assert (await under_way).content == "Paris."
+        assert server.posts == 1
+
+
+async def test_a_token_limit_is_kept_by_estimates_that_learn() -> None:
+    async with FaultServer(answers()) as server:
+        limits = Limits(requests_per_minute=60_000, burst=1000, tokens_per_minute=60_000)
+        async with client_at(server.url, limits=limits) as client:
+            responses = await client.gather_chats(["x"] * 20, model="GPT-5", max_tokens=10)
+        assert len(responses) == server.posts == 20

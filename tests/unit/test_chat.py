@@ -244,3 +244,8 @@ def test_any_text_is_content(text: str, role: str) -> None:
     message = Message.of({"role": role, "content": text})
     assert (message.role, message.content) == (role, text)
     assert pickle.loads(pickle.dumps(message)) == message
+
+
+def test_messages_have_a_short_way_for_each_role() -> None:
+    short = (Message.system("x"), Message.user("x"), Message.assistant("x"))
+    assert tuple(message.role for message in short) == ("system", "user", "assistant")
