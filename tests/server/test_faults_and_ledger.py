@@ -218,6 +218,17 @@ def test_invented_keys_neither_fill_the_memory_nor_push_out_a_real_account(askin
     assert asker.service.account("0", 0.0).bucket.level_at(0.0) == 1
 
 
+def test_full_table_of_strangers_forgets_nobody_until_a_newcomer_comes(asking):
+    asker = asking(ServerSettings(burst=1, requests_per_minute=0))
+    asker.reply("oldest")
+    for number in range(MOST_STRANGERS - 1):
+        asker.service.account(str(number), 0.0)
+    asker.service.account("0", 0.0)
+    assert asker.reply("oldest").status == 429
+    asker.service.account("newcomer", 0.0)  # pushes out "1", unused for longest by now
+    assert asker.reply("oldest").status == 429
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.sampled_from(["rich", "poor", "stranger"]),

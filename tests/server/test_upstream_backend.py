@@ -147,7 +147,14 @@ async def test_key_of_the_upstream_is_sent_and_the_callers_is_not(upstream):
 
 @pytest.mark.parametrize(
     "usage",
-    [None, {}, [], {"prompt_tokens": 5}, {"prompt_tokens": "5", "completion_tokens": True}, {"prompt_tokens": -1}],
+    [
+        None,
+        {},
+        [],
+        {"prompt_tokens": 5},
+        {"prompt_tokens": "5", "completion_tokens": True},
+        {"prompt_tokens": -1, "completion_tokens": 9},
+    ],
 )
 async def test_missing_usage_is_estimated(upstream, usage):
     upstream.says(usage=usage)
