@@ -10,8 +10,8 @@ APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM Au
 BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
 ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Fate Hook InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
-PermissionDeniedError Prompt QueueFullError RateLimitError ResponseDecodeError RetryPolicy Timeout
-UnprocessableEntityError Usage __version__
+PermissionDeniedError Prompt QueueFullError RateLimitError ResponseDecodeError RetryPolicy Snapshot Timeout
+UnprocessableEntityError Usage WithdrawnError __version__
 """.split()  # noqa: SIM905
 
 

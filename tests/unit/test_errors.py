@@ -24,6 +24,7 @@ from onellm_async.errors import (
     QueueFullError,
     RateLimitError,
     ResponseDecodeError,
+    WithdrawnError,
 )
 
 STATUS_CLASSES = [
@@ -39,6 +40,7 @@ def one_of_each() -> list[OneLLMError]:
         ConfigurationError("bad setting"),
         InvalidRequestError("bad prompt"),
         ClientClosedError("closed"),
+        WithdrawnError("stopped"),
         DeadlineExceededError("late", fate=Fate.AMBIGUOUS),
         QueueFullError("full", pending=3, retry_after=1.5),
         CircuitOpenError("open", retry_after=15.0),
