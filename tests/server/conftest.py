@@ -1,5 +1,7 @@
+import asyncio
 import json
 
+import aiohttp
 import pytest
 
 from onellm_async.server import Service
@@ -52,7 +54,45 @@ class Asker:
         return self.service.account(key, self.now).balance
 
 
+class HeldBackend:
+    """Answers when it is released, and tells what it was asked."""
+
+    def __init__(self):
+        self.asked = asyncio.Event()
+        self.released = asyncio.Event()
+        self.closed = False
+
+    async def complete(self, job):
+        self.asked.set()
+        await self.released.wait()
+        return echo(job)
+
+    async def aclose(self):
+        self.closed = True
+
+
 @pytest.fixture
 def asking():
     """Makes an `Asker` for settings, with a request that is right in their dialect."""
     return lambda settings: Asker(settings, BACKEND if settings.dialect == "backend" else DOCUMENTED)
+
+
+@pytest.fixture
+def held():
+    return HeldBackend()
+
+
+@pytest.fixture
+async def session():
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+        yield session
+
+
+async def _until(condition):
+    while not condition():  # noqa: ASYNC110  # a few turns of the loop; the server has no event for it
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def until():
+    return _until
