@@ -32,10 +32,12 @@ from onellm_async.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    WithdrawnError,
 )
 from onellm_async.events import Event, Hook
 from onellm_async.fanout import FanoutProgress
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.wire import Dialect
@@ -82,8 +84,10 @@ __all__ = [
     "RateLimitError",
     "ResponseDecodeError",
     "RetryPolicy",
+    "Snapshot",
     "Timeout",
     "UnprocessableEntityError",
     "Usage",
+    "WithdrawnError",
     "__version__",
 ]

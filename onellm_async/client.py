@@ -1,6 +1,6 @@
 """`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
@@ -18,15 +18,17 @@ from onellm_async.chat import (
     RequestOptions,
     request_for,
 )
-from onellm_async.errors import InvalidRequestError, OneLLMError
+from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
+from onellm_async.limits.limiter import Group
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
 from onellm_async.transport import AiohttpTransport, Transport
+from onellm_async.validation import shown
 from onellm_async.wire import JSON_HEADERS, Dialect
 
 __all__ = ["AsyncOneLLM"]
@@ -78,6 +80,7 @@ class AsyncOneLLM:
         transport: Transport | None = None,
         random: Random | None = None,
     ) -> None:
+        _check_policies(limits=limits, retry=retry, timeout=timeout)
         self.limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
@@ -93,9 +96,12 @@ class AsyncOneLLM:
             limits=self.limits,
             retry=retry if retry is not None else RetryPolicy(),
             dialect=Dialect(dialect),
-            hooks=hooks,
+            hooks=_hooks_from(hooks),
             random=random if random is not None else Random(),
         )
+
+    def __repr__(self) -> str:
+        return f"AsyncOneLLM(limits={self.limits!r})"
 
     async def __aenter__(self) -> Self:
         self._sender.open()
@@ -166,7 +172,7 @@ class AsyncOneLLM:
 
     async def send(self, request: ChatRequest, *, lane: str = "default", deadline: float | None = None) -> ChatResponse:
         """Sends a complete request; otherwise like `chat`."""
-        return await self._sender.send(request, lane=lane, deadline=deadline, patient=False)
+        return await self._sender.send(request, lane=lane, deadline=deadline)
 
     @overload
     async def gather_chats(
@@ -232,6 +238,8 @@ class AsyncOneLLM:
         """
         check_source(prompts)
         listed = list(prompts)
+        if model is not None:
+            request_for("", model, options)
         checked_text = False
         for index, prompt in enumerate(listed):
             if type(prompt) is str:
@@ -240,13 +248,7 @@ class AsyncOneLLM:
                 checked_text = True
             _check_prompt(index, prompt, model, options)
         outcomes: list[ChatOutcome | None] = [None] * len(listed)
-        fan_out = FanOut(
-            listed,
-            self._answerer(model, lane, deadline, options),
-            window=self.limits.max_concurrency,
-            stop_on_error=not return_exceptions,
-            progress=progress,
-        )
+        fan_out = self._fan_out(listed, model, lane, deadline, options, progress, stop_on_error=not return_exceptions)
         async with fan_out as run:
             async for outcome in run:
                 outcomes[outcome.index] = outcome
@@ -266,7 +268,7 @@ class AsyncOneLLM:
         deadline: float | None = None,
         progress: Progress | None = None,
         **options: Unpack[RequestOptions],
-    ) -> AsyncIterator[ChatOutcome]:
+    ) -> AsyncGenerator[ChatOutcome, None]:
         """Yields the outcome of each prompt as it is there, from a source of any length, in constant memory.
 
         The source is drawn from only as places become free, and a slow consumer slows the sending. Leaving the loop
@@ -292,27 +294,56 @@ class AsyncOneLLM:
                 async for outcome in client.iter_chats(open("prompts.txt"), model="GPT-5-Nano"):
                     print(outcome.index, outcome.response or outcome.error)
         """
-        fan_out = FanOut(
-            source,
-            self._answerer(model, lane, deadline, options),
-            window=self.limits.max_concurrency,
-            buffered=self.limits.max_concurrency,
-            progress=progress,
-        )
+        if model is not None:
+            request_for("", model, options)  # a bad option would spoil every prompt: better to hear of it now
+        buffered = self.limits.max_concurrency
+        fan_out = self._fan_out(source, model, lane, deadline, options, progress, buffered=buffered)
         async with fan_out as run:
             async for outcome in run:
                 yield outcome
         if run.stopped_by is not None:
             raise run.stopped_by
 
-    def _answerer(
-        self, model: Model | None, lane: str, deadline: float | None, options: RequestOptions
-    ) -> Callable[[Prompt], Awaitable[ChatResponse]]:
+    def _fan_out(
+        self,
+        source: Source,
+        model: Model | None,
+        lane: str,
+        deadline: float | None,
+        options: RequestOptions,
+        progress: Progress | None,
+        *,
+        stop_on_error: bool = False,
+        buffered: int | None = None,
+    ) -> FanOut:
+        group = Group()
+
         async def answer(prompt: Prompt) -> ChatResponse:
             request = request_for(prompt, model, options)
-            return await self._sender.send(request, lane=lane, deadline=deadline, patient=True)
+            return await self._sender.send(request, lane=lane, deadline=deadline, group=group)
 
-        return answer
+        return FanOut(
+            source,
+            answer,
+            window=self.limits.max_concurrency,
+            withdraw=lambda: self._sender.withdraw(group),
+            stop_on_error=stop_on_error,
+            buffered=buffered,
+            progress=progress,
+        )
+
+
+def _check_policies(limits: object, retry: object, timeout: object) -> None:
+    for name, value, kind in (("limits", limits, Limits), ("retry", retry, RetryPolicy), ("timeout", timeout, Timeout)):
+        if value is not None and not isinstance(value, kind):
+            raise ConfigurationError(f"{name} is {shown(value)}; it must be a {kind.__name__}.")
+
+
+def _hooks_from(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    listed = tuple(hooks) if hasattr(hooks, "__iter__") else ()
+    if not hasattr(hooks, "__iter__") or not all(map(callable, listed)):
+        raise ConfigurationError(f"hooks is {shown(hooks)}; it must be a sequence of callables that take an event.")
+    return listed
 
 
 def _check_prompt(index: int, prompt: Prompt, model: Model | None, options: RequestOptions) -> None:

@@ -4,9 +4,9 @@ import asyncio
 from typing import Unpack
 
 from onellm_async.catalog import Model
-from onellm_async.chat import ChatResponse, Message, Messages, RequestOptions
+from onellm_async.chat import ChatResponse, Message, Messages, RequestOptions, request_for
 from onellm_async.client import AsyncOneLLM
-from onellm_async.errors import ConfigurationError
+from onellm_async.errors import ConfigurationError, DeadlineExceededError
 
 __all__ = ["Conversation"]
 
@@ -50,6 +50,9 @@ class Conversation:
     ) -> None:
         if max_messages is not None and max_messages < 2:
             raise ConfigurationError(f"max_messages is {max_messages!r}; a question and its answer are 2.")
+        request_for("", model, options)
+        if isinstance(history, str):
+            raise ConfigurationError("history is a string; it must be a sequence of messages.")
         self._client = client
         self._model = model
         self._most = max_messages
@@ -74,14 +77,27 @@ class Conversation:
         Raises:
             OneLLMError: As `AsyncOneLLM.chat`; the history is then unchanged.
         """
-        async with self._turn:
-            asked = [*self._messages, Message.user(text)]
-            if self._most is not None and len(asked) >= self._most:
-                del asked[: len(asked) - self._most + 1]
-                while asked[0].role == "assistant":  # an answer without its question confuses models
-                    del asked[0]
-            reply = await self._client.chat(
-                asked, model=self._model, lane=self._lane, deadline=self._deadline, **self._options
-            )
-            self._messages = [*asked, Message.assistant(reply.content)]
-            return reply
+        began = asyncio.get_running_loop().time()
+        await self._my_turn()
+        try:
+            waited = asyncio.get_running_loop().time() - began
+            return await self._say(text, None if self._deadline is None else self._deadline - waited)
+        finally:
+            self._turn.release()
+
+    async def _my_turn(self) -> None:
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise DeadlineExceededError("The deadline passed while an earlier turn was still being answered.") from None
+
+    async def _say(self, text: str, deadline: float | None) -> ChatResponse:
+        asked = [*self._messages, Message.user(text)]
+        if self._most is not None and len(asked) >= self._most:
+            del asked[: len(asked) - self._most + 1]
+            while asked[0].role == "assistant":  # an answer without its question confuses models
+                del asked[0]
+        reply = await self._client.chat(asked, model=self._model, lane=self._lane, deadline=deadline, **self._options)
+        self._messages = [*asked, Message.assistant(reply.content)]
+        return reply

@@ -6,6 +6,7 @@
     ├── ConfigurationError               a setting of the client is unusable          (also a ValueError)
     ├── InvalidRequestError              a prompt or parameter is unusable, unsent    (also a ValueError)
     ├── ClientClosedError                the client was closed before this was sent
+    ├── WithdrawnError                   the fan-out it belongs to was stopped before this was sent
     ├── DeadlineExceededError            the caller's deadline passed or cannot be met (also a TimeoutError)
     ├── QueueFullError                   ``max_pending`` chats are waiting already
     ├── CircuitOpenError                 the service fails again and again; not sent
@@ -57,6 +58,7 @@ __all__ = [
     "RateLimitError",
     "ResponseDecodeError",
     "UnprocessableEntityError",
+    "WithdrawnError",
 ]
 
 
@@ -132,6 +134,10 @@ class InvalidRequestError(OneLLMError, ValueError):
 
 class ClientClosedError(OneLLMError):
     """The client was closed while this chat waited, or before it began; it was not sent."""
+
+
+class WithdrawnError(OneLLMError):
+    """The fan-out that this chat belongs to was stopped while it waited."""
 
 
 class DeadlineExceededError(OneLLMError, TimeoutError):

@@ -24,6 +24,7 @@ from onellm_async.errors import (
     MethodNotAllowedError,
     NotFoundError,
     OneLLMError,
+    WithdrawnError,
 )
 from onellm_async.validation import shown
 
@@ -95,6 +96,7 @@ class FanOut:
         source: The prompts; a sync or async iterable of any length.
         answer: Turns one prompt into its response, or raises `OneLLMError`.
         window: How many prompts may be under way or wait for admission.
+        withdraw: Ends the waits of `answer` with `WithdrawnError`; called once when the run is stopped.
         stop_on_error: Draw nothing more from the source after the first failure of any kind.
         buffered: Finished outcomes that may wait for the consumer; None for any number.
         progress: Called after each outcome.
@@ -107,6 +109,7 @@ class FanOut:
         answer: Callable[[Prompt], Awaitable[ChatResponse]],
         *,
         window: int,
+        withdraw: Callable[[], None] = lambda: None,
         stop_on_error: bool = False,
         buffered: int | None = None,
         progress: Progress | None = None,
@@ -118,6 +121,7 @@ class FanOut:
         self._total = len(source) if isinstance(source, list | tuple) else None
         self._window = window if self._total is None else max(1, min(window, self._total))
         self._answer = answer
+        self._withdraw = withdraw
         self._stop_on_error = stop_on_error
         self._buffered = buffered
         self._progress = progress
@@ -168,7 +172,12 @@ class FanOut:
         self._workers.discard(worker)
         self._news.set()
         if not worker.cancelled() and isinstance(error := worker.exception(), Exception):
-            self.stopped_by = self.stopped_by or error
+            self._stop(error)
+
+    def _stop(self, error: Exception) -> None:
+        if self.stopped_by is None:
+            self.stopped_by = error
+            self._withdraw()
 
     async def _work(self) -> None:
         while (drawn := await self._draw()) is not None:
@@ -176,6 +185,8 @@ class FanOut:
             try:
                 outcome = ChatOutcome(index, prompt, await self._answer(prompt))
             except OneLLMError as error:
+                if isinstance(error, WithdrawnError) and not error.attempts:
+                    return
                 outcome = ChatOutcome(index, prompt, error=error)
             self._deliver(outcome)
             while self._buffered is not None and len(self._finished) >= self._buffered:
@@ -211,7 +222,7 @@ class FanOut:
         if error is not None:
             self._failed += 1
             if self._stop_on_error or concerns_every_prompt(error):
-                self.stopped_by = self.stopped_by or error
+                self._stop(error)
         elif outcome.response is not None and outcome.response.cost is not None:
             self._cost += outcome.response.cost
         self._finished.append(outcome)

@@ -11,7 +11,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from random import Random
 
 from attrs import evolve
@@ -28,10 +28,11 @@ from onellm_async.errors import (
     OneLLMError,
     RateLimitError,
     ResponseDecodeError,
+    WithdrawnError,
 )
 from onellm_async.events import Answered, Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
 from onellm_async.limits.estimate import TokenEstimator
-from onellm_async.limits.limiter import Limiter, Permit
+from onellm_async.limits.limiter import Group, Limiter, Permit
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
@@ -44,6 +45,10 @@ __all__ = ["Sender"]
 _request = Checks(InvalidRequestError)
 
 
+def _withdrawn() -> WithdrawnError:
+    return WithdrawnError("The fan-out was stopped while this chat waited.")
+
+
 class _Call:
     """One request on its way through the client."""
 
@@ -51,11 +56,11 @@ class _Call:
         "attempts",
         "body",
         "deadline",
+        "group",
         "lane",
         "model",
         "number",
         "order",
-        "patient",
         "possibly_billed",
         "refusals",
         "server_errors",
@@ -64,15 +69,13 @@ class _Call:
         "under_way",
     )
 
-    def __init__(
-        self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, *, patient: bool
-    ) -> None:
+    def __init__(self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: Group) -> None:
         self.number = number
         self.model = request.model
         self.body = body
         self.lane = lane
         self.started = started
-        self.patient = patient
+        self.group = group
         self.deadline: float | None = None
         self.tokens = 0.0
         self.order = -1
@@ -130,12 +133,18 @@ class Sender:
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
         self._breaker = CircuitBreaker(retry)
+        self._impatient = Group()
         self._requests = 0
         self._closed = False
 
     def open(self) -> None:
         """Accepts requests again after `aclose`."""
         self._closed = False
+
+    def withdraw(self, group: Group) -> None:
+        """Ends the waits of a fan-out for good; its requests under way go on."""
+        group.ended = _withdrawn
+        self._limiter.end(group, _withdrawn)
 
     def snapshot(self) -> Snapshot:
         """What is going on now."""
@@ -153,21 +162,23 @@ class Sender:
         self._limiter.close()
         await self._transport.aclose()
 
-    async def send(self, request: ChatRequest, *, lane: str, deadline: float | None, patient: bool) -> ChatResponse:
+    async def send(
+        self, request: ChatRequest, *, lane: str, deadline: float | None, group: Group | None = None
+    ) -> ChatResponse:
         """Sends one request; see `AsyncOneLLM.chat` for what it raises.
 
         Args:
             request: What to ask.
             lane: Where to wait.
             deadline: Seconds from now for everything together; None for no end.
-            patient: Wait while the circuit breaker is open, instead of failing at once.
+            group: The fan-out it belongs to. It then waits while the circuit is open; a single request fails at once.
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
         body = encode_request(request, self._dialect)
         loop = asyncio.get_running_loop()
         self._requests += 1
-        call = _Call(self._requests, request, body, lane, loop.time(), patient=patient)
+        call = _Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
         try:
@@ -206,16 +217,20 @@ class Sender:
 
     def _verdict(self, failure: APIError, call: _Call) -> Verdict:
         now = asyncio.get_running_loop().time()
+        history, patient = call.history(), call.group is not self._impatient
+        if patient and self._breaker.reopens_at is not None and failure.fate is not Fate.AMBIGUOUS:
+            # The service is down, and a fan-out waits until it is back: what was surely not billed costs no attempt.
+            history = History(1, 0, history.possibly_billed)
         verdict = judge(
             failure,
-            call.history(),
+            history,
             self._retry,
             budget_left=self._budget.left,
             time_left=None if call.deadline is None else call.deadline - now,
-            patient=call.patient,
+            patient=patient,
             random=self._random,
         )
-        if verdict.retry and self._breaker.reopens_at is not None and not call.patient:
+        if verdict.retry and self._breaker.reopens_at is not None and not patient:
             verdict = Verdict(retry=False, wait=0.0, reason="the service fails again and again")
         if not verdict.retry:
             failure.given_up = verdict.reason if failure.retryable else ""
@@ -247,20 +262,31 @@ class Sender:
 
     async def _admission(self, call: _Call) -> Permit:
         limiter = self._limiter
+        self._refuse_if_closed()
+        limiter.bind(asyncio.get_running_loop())
+        if self._breaker.reopens_at is not None and call.group is self._impatient:
+            self._refuse_while_down(limiter.time())
+        asked = limiter.time()
+        if self._hooks:
+            notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
+        permit = await self._acquire(call)
+        if self._closed:  # granted in the very moment of closing
+            permit.give_back()
+            self._refuse_if_closed()
+        if self._hooks:
+            now = limiter.time()
+            notify(self._hooks, Granted(call.number, call.model, now, now - asked))
+            notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
+        return permit
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
-        limiter.bind(asyncio.get_running_loop())
-        if self._breaker.reopens_at is not None and not call.patient:
-            self._refuse_while_down(limiter.time())
-        if not self._hooks:
-            return await limiter.acquire(tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order)
-        asked = limiter.time()
-        notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
-        permit = await limiter.acquire(tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order)
-        now = limiter.time()
-        notify(self._hooks, Granted(call.number, call.model, now, now - asked))
-        notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
-        return permit
+
+    def _acquire(self, call: _Call) -> Coroutine[None, None, Permit]:
+        return self._limiter.acquire(
+            tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order, group=call.group
+        )
 
     async def _once(self, call: _Call) -> ChatResponse:
         call.attempts += 1
@@ -290,6 +316,7 @@ class Sender:
             reopens_at = self._breaker.failed(call.number, self._limiter.time())
             if reopens_at is not None:
                 self._limiter.hold(reopens_at)
+                self._limiter.end(self._impatient, self._circuit_open)
         else:
             self._service_answered()
         if failure.fate is Fate.NOT_PROCESSED:
@@ -304,11 +331,15 @@ class Sender:
     def _refuse_while_down(self, now: float) -> None:
         reopens_at = self._breaker.reopens_at
         if reopens_at is not None and now < reopens_at:
-            raise CircuitOpenError(
-                f"The service has failed several times in a row; the next attempt is in {reopens_at - now:.1f} s.",
-                retry_after=reopens_at - now,
-                advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
-            )
+            raise self._circuit_open()
+
+    def _circuit_open(self) -> CircuitOpenError:
+        wait = max(0.0, (self._breaker.reopens_at or 0.0) - self._limiter.time())
+        return CircuitOpenError(
+            f"The service has failed several times in a row; the next attempt is in {wait:.1f} s.",
+            retry_after=wait,
+            advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
+        )
 
     def _explain(self, error: OneLLMError, call: _Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"

@@ -6,7 +6,7 @@ not by the input.
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
 
@@ -29,7 +29,7 @@ WINDOW = 4096
 class Asker(Protocol):
     """What a run needs of `onellm_async.AsyncOneLLM`."""
 
-    def iter_chats(self, source: AsyncIterable[ChatRequest], /) -> AsyncIterator[ChatOutcome]:
+    def iter_chats(self, source: AsyncIterable[ChatRequest], /) -> AsyncGenerator[ChatOutcome, None]:
         """Outcomes in the order of completion."""
 
     async def drain(self) -> None:
@@ -109,7 +109,7 @@ async def run_prompts(
     )
     watcher = asyncio.create_task(run.end_when(stop or asyncio.Event()))
     try:
-        async with aclosing(client.iter_chats(run.requests(source))) as outcomes:  # type: ignore[type-var]
+        async with aclosing(client.iter_chats(run.requests(source))) as outcomes:
             async for outcome in outcomes:
                 await run.settle(outcome)
     except OneLLMError as error:

@@ -19,6 +19,8 @@ from onellm_async.limits.bucket import TokenBucket
 
 __all__ = ["LearnedRate", "RateState"]
 
+_UNKNOWN = float("inf")
+
 
 @frozen
 class RateState:
@@ -33,11 +35,14 @@ class RateState:
     burst: float
 
 
-@frozen
 class _Mark:
-    at: float
-    passed: int
-    """Requests let through before it."""
+    """A moment at which the service's bucket was empty, and how many requests it had let through before."""
+
+    __slots__ = ("at", "passed")
+
+    def __init__(self, at: float, passed: int) -> None:
+        self.at = at
+        self.passed = passed
 
 
 class LearnedRate:
@@ -58,18 +63,21 @@ class LearnedRate:
     CRUISE_GROWTH = 4
     SPRINT = 1.5
     """Times the rate, at first."""
-    MOST_MARKS = 32
     PATIENCE = 8
     """Requests of a sprint without a mark after which it gets faster and faster: the limit must have risen."""
+    OVERSHOOT = 2.0
+    """Requests that may be on their way when a refusal comes back: the fastest sprint, times a refusal's round trip."""
+    MOST_MARKS = 24
 
     def __init__(self, now: float, state: RateState | None = None) -> None:
         self._started = now
         self._sent: deque[float] = deque(maxlen=4096)
         self._total = self._refused = 0
         self._marks: deque[_Mark] = deque(maxlen=self.MOST_MARKS)
-        self._low, self._high = 0.0, float("inf")
+        self._identified = False
         self._cruise = self.FIRST_CRUISE
         self._sprinted = 0
+        self._round_trip = 0.1
         self._bucket: TokenBucket | None = None
         self._pace = TokenBucket(self.START_PACE, 1.0, updated_at=now)
         self._extra = 0.0
@@ -90,7 +98,7 @@ class LearnedRate:
         if self._bucket is None:
             return 0.0 if self._extra >= requests else max(0.0, pace_wait)
         wait = max(0.0, requests - self._bucket.level_at(now)) / self._bucket.rate
-        if self._sprinting:
+        if self._sprinted:
             wait = min(wait, max(0.0, pace_wait))
         return wait if wait > 1e-9 else 0.0
 
@@ -104,11 +112,11 @@ class LearnedRate:
                 self._pace.take(1, now)
             return
         self._bucket.take(1, now)
-        if self._sprinting:
+        if self._sprinted:
             self._sprinted += 1
             self._pace.take(1, now)
             self._speed_up(now)
-        elif self._marks and self._passed() - self._marks[-1].passed >= self._cruise:
+        elif self._marks and self._total - self._refused - self._marks[-1].passed >= self._cruise:
             self._sprinted = 1
             self._pace = TokenBucket(self.SPRINT * self._bucket.rate, 1.0, level=0.0, updated_at=now)
 
@@ -125,14 +133,18 @@ class LearnedRate:
         after = len(self._sent) - bisect_right(self._sent, sent_at)
         passed = self._total - after - 1 - self._refused
         self._refused += 1
+        self._round_trip = max(0.9 * self._round_trip, now - sent_at)
         if self._marks and sent_at <= self._marks[-1].at + self.TRAVEL_JITTER:
-            return  # of the same moment as the last mark
-        mark = _Mark(sent_at, passed)
-        if not self._marks and self._bucket is None:
-            self._first_mark(mark, now)
-        else:
-            self._another_mark(mark, now)
+            for mark in self._marks:  # of the same moment as the last mark, which took it for let through
+                if mark.at >= sent_at:
+                    mark.passed -= 1
+            return
+        self._marks.append(_Mark(sent_at, passed))
         self._sprinted = 0
+        if self._bucket is None:
+            self._first_guess(now)
+        else:
+            self._learn(now)
 
     def rebase(self, now: float) -> None:
         self._marks.clear()
@@ -141,49 +153,48 @@ class LearnedRate:
         if self._bucket is not None:
             self._bucket.rebase(now)
 
-    @property
-    def _sprinting(self) -> bool:
-        return self._sprinted > 0
-
-    def _passed(self) -> int:
-        return self._total - self._refused
-
-    def _first_mark(self, mark: _Mark, now: float) -> None:
+    def _first_guess(self, now: float) -> None:
         """Little is known yet: at most what was let through since the start, per second; at least, per minute."""
+        mark = self._marks[-1]
         elapsed = max(mark.at - self._started, self.TRAVEL_JITTER)
         guess = min((mark.passed + 1) / 60, (mark.passed + 1) / elapsed)
         self._bucket = TokenBucket(guess, max(1.0, float(mark.passed)), level=0.0, updated_at=now)
-        self._marks.append(mark)
         self._cruise = 1
 
-    def _another_mark(self, mark: _Mark, now: float) -> None:
-        assert self._bucket is not None  # noqa: S101  # made by the first mark, or given
-        low, high = self._low, self._high
-        for earlier in self._marks:
-            passed, elapsed = mark.passed - earlier.passed, mark.at - earlier.at
-            low = max(low, (passed - 1) / (elapsed + self.TRAVEL_JITTER))
-            if elapsed > self.TRAVEL_JITTER:
-                high = min(high, (passed + 1) / (elapsed - self.TRAVEL_JITTER))
-        if low <= high:
-            self._low, self._high = low, high
-            self._cruise = min(max(self.FIRST_CRUISE, self._cruise * self.CRUISE_GROWTH), self.LONGEST_CRUISE)
-            rate = max(low, high / 2) if high < float("inf") else self._bucket.rate
-        else:
-            # The bounds exclude each other: the limit has changed, or somebody else uses the key. Begin anew from here.
-            latest = self._marks[-1] if self._marks else None
-            self._marks.clear()
-            self._low, self._high = 0.0, float("inf")
+    def _learn(self, now: float) -> None:
+        bucket = self._bucket
+        assert bucket is not None  # noqa: S101  # made by the first mark, or given
+        low, high, agreeing = self._bounds()
+        if agreeing < len(self._marks):
+            # Older marks exclude the newer ones: the limit has changed, or somebody else uses the key.
+            for _ in range(len(self._marks) - agreeing):
+                self._marks.popleft()
             self._cruise = self.FIRST_CRUISE
-            rate = self._bucket.rate * 0.7
-            if latest is not None and mark.at - latest.at > self.TRAVEL_JITTER:
-                recent = (mark.passed - latest.passed) / (mark.at - latest.at)
-                rate = max(0.5 * rate, min(recent, 4 * rate))
-        self._marks.append(mark)
-        self._bucket.retune(now, rate=rate)
-        self._bucket.drain(now)
+        else:
+            self._cruise = min(max(self.FIRST_CRUISE, self._cruise * self.CRUISE_GROWTH), self.LONGEST_CRUISE)
+        self._identified = high < _UNKNOWN
+        rate = max(low, high / 2) if self._identified else bucket.rate
+        self._bucket = TokenBucket(rate, bucket.capacity, level=0.0, updated_at=now)
+
+    def _bounds(self) -> tuple[float, float, int]:
+        """The tightest bounds that the newest marks agree on, and how many marks these are."""
+        low, high = 0.0, _UNKNOWN
+        marks = list(self._marks)
+        jitter = self.TRAVEL_JITTER
+        for count, earlier in enumerate(reversed(marks[:-1]), 1):
+            tighter_low, tighter_high = low, high
+            for later in marks[len(marks) - count :]:
+                passed, elapsed = later.passed - earlier.passed, later.at - earlier.at
+                tighter_low = max(tighter_low, (passed - 1) / (elapsed + jitter))
+                if elapsed > jitter:
+                    tighter_high = min(tighter_high, (passed + 1) / (elapsed - jitter))
+            if tighter_low > tighter_high:
+                return low, high, count
+            low, high = tighter_low, tighter_high
+        return low, high, len(marks)
 
     def _speed_up(self, now: float) -> None:
-        assert self._bucket is not None  # noqa: S101  # sprints come after the first mark
-        patience = self.PATIENCE if self._high < float("inf") else 1
-        if self._sprinted > patience:
-            self._pace.retune(now, rate=self._pace.rate * (1.15 if patience > 1 else 2.0))
+        if self._sprinted > (self.PATIENCE if self._identified else 1):
+            fastest = self.OVERSHOOT / self._round_trip
+            factor = 1.3 if self._identified else 2.0
+            self._pace.retune(now, rate=max(self._pace.rate, min(self._pace.rate * factor, fastest)))

@@ -96,7 +96,7 @@ class Admission:
             raise DeadlineExceededError(
                 f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
                 f" and an answer {usual:.1f} s.",
-                advice="Allow more time, or use a lane with a larger share.",
+                advice="Allow more time, or ask less at once.",
             )
 
     def projected_wait(self, lane: str, now: float) -> float:

@@ -4,15 +4,15 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError
+from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError, OneLLMError
 from onellm_async.limits.adaptive import LearnedRate
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.policy import Limits
-from onellm_async.limits.queue import GRANTED, Ticket
+from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
 from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
 from onellm_async.limits.snapshot import Snapshot
 
-__all__ = ["Limiter", "Permit"]
+__all__ = ["Group", "Limiter", "Permit"]
 
 
 class Permit(Ticket):
@@ -58,6 +58,21 @@ class Permit(Ticket):
         """The request never reached the service, so it used nothing."""
         self._limiter.core.give_back(self, self._limiter.time())
         self._limiter.pump()
+
+
+class Group:
+    """Requests whose wait can be ended together, see `Limiter.end`.
+
+    Attributes:
+        waiting: Permits of the group that wait at this moment.
+        ended: Why nothing of the group is admitted any more; None while it is.
+    """
+
+    __slots__ = ("ended", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: set[Permit] = set()
+        self.ended: Callable[[], OneLLMError] | None = None
 
 
 class Limiter:
@@ -115,7 +130,13 @@ class Limiter:
             self.core.answers, self.core.refusals = known.answers, known.refusals
 
     async def acquire(
-        self, *, tokens: float = 0.0, lane: str = "default", deadline: float | None = None, order: int = -1
+        self,
+        *,
+        tokens: float = 0.0,
+        lane: str = "default",
+        deadline: float | None = None,
+        order: int = -1,
+        group: Group | None = None,
     ) -> Permit:
         """Waits until a request may be sent.
 
@@ -126,13 +147,17 @@ class Limiter:
             lane: Where to wait.
             deadline: Latest time to send, on the loop's clock.
             order: `Permit.order` of the permit that the service refused, to get its place back.
+            group: Those whose wait may be ended together with this one.
 
         Raises:
             ConfigurationError: If there is no such lane.
             QueueFullError: If too many wait already.
             DeadlineExceededError: If the deadline passes, or cannot be met.
             ClientClosedError: If the limiter is closed meanwhile.
+            OneLLMError: Whatever the wait of its group is ended with.
         """
+        if group is not None and group.ended is not None:
+            raise group.ended()
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self.bind(loop)
@@ -145,13 +170,27 @@ class Limiter:
         core.enqueue(permit, now)
         permit.waker = loop.create_future()
         self._arm(now)
+        if group is not None:
+            group.waiting.add(permit)
         try:
             await permit.waker
         except asyncio.CancelledError:
             if core.withdraw(permit, loop.time()):
                 self.pump()
             raise
+        finally:
+            if group is not None:
+                group.waiting.discard(permit)
         return permit
+
+    def end(self, group: Group, error: Callable[[], OneLLMError]) -> None:
+        """Ends the wait of everybody in `group` with an error of its own. Permits that are out are not touched."""
+        for permit in group.waiting:
+            if permit.state == QUEUED:
+                self.core.withdraw(permit, self.time())
+                _wake(permit, error())
+        if self._loop is not None:
+            self.pump()
 
     def pump(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""

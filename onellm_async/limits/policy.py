@@ -28,6 +28,7 @@ class Limits:
         burst: Requests that the service lets through at once after a pause. Default 40.
         tokens_per_minute: Input and output tokens per minute, None when there is no such limit. A request is
             admitted on an estimate and settled to what its reply says.
+        rate_limited: False when there is no limit by rate at all; use `unlimited` instead of setting it.
         max_pending: Chats that may wait for admission; the next is refused with `QueueFullError`. None: any number.
 
     Raises:

@@ -63,7 +63,7 @@ class DeclaredRate:
 
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another; at `rate` per second that many tokens are kept."""
-    START_PACE = 8.0
+    START_PACE = 20.0
     """Requests per second of an unconfirmed first burst, at least; or four times the declared rate."""
     DECREASE = 0.7
     SLOWEST = 0.05

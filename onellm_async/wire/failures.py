@@ -133,14 +133,18 @@ def _advice_on_422(text: str) -> str:
     if "missing field `endpoint`" in text:
         return 'This is a self-hosted backend: set dialect="backend".'
     unknown = _UNKNOWN_MODEL.search(text)
-    near = catalog.nearest(unknown.group(1)) if unknown else None
-    entry = catalog.lookup(near) if near is not None else None
-    if unknown and entry is not None:
-        if entry.backend_name is None:
-            return f"The self-hosted backend does not know {entry.name!r}."
-        if unknown.group(1) != entry.backend_name:
-            return f"Did you mean {entry.backend_name!r}?"
-    return "A field is missing, unknown or of the wrong type."
+    if unknown is None:
+        return ""
+    asked = unknown.group(1)
+    near = catalog.nearest(asked)
+    entry = catalog.lookup(asked) or (catalog.lookup(near) if near is not None else None)
+    if entry is None:
+        return "`onellm-async models` lists the known ones."
+    if entry.backend_name is None:
+        return f"The self-hosted backend does not know {entry.name!r}."
+    if asked == entry.name:
+        return f'This is a self-hosted backend, which spells it {entry.backend_name!r}: set dialect="backend".'
+    return f"Did you mean {entry.backend_name!r}?"
 
 
 def _error_text(payload: JSON, body: bytes) -> str:

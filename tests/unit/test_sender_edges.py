@@ -8,6 +8,7 @@ import pytest
 
 from onellm_async import (
     AsyncOneLLM,
+    AuthenticationError,
     CircuitOpenError,
     ClientClosedError,
     ConfigurationError,
@@ -17,6 +18,7 @@ from onellm_async import (
     Limits,
     OneLLMError,
     RetryPolicy,
+    UnprocessableEntityError,
 )
 from onellm_async.transport import RawReply
 
@@ -163,7 +165,6 @@ async def test_the_budget_of_a_client_ends_a_storm() -> None:
     assert sum("retry budget of this client is used up" in str(end) for end in ends) >= 49
 
 
-@pytest.mark.xfail(strict=True, reason="whether the client was closed is asked before the wait, not after it")
 async def test_a_chat_granted_in_the_moment_of_closing_is_not_sent_any_more() -> None:
     release = asyncio.Event()
 
@@ -189,3 +190,70 @@ async def test_a_chat_granted_in_the_moment_of_closing_is_not_sent_any_more() ->
     with pytest.raises(ClientClosedError):
         await second
     assert transport.posts == 1
+
+
+async def test_a_fan_out_stopped_by_a_failure_sends_nothing_of_what_waits() -> None:
+    transport = Scripted(replies(422), replies(200))
+    limits = Limits(requests_per_minute=60, burst=1)
+    async with AsyncOneLLM(transport=transport, limits=limits) as client:
+        with pytest.raises(UnprocessableEntityError) as caught:
+            await client.gather_chats([f"prompt {i}" for i in range(200)], model="GPT-5")
+        assert transport.posts == 1
+        assert [outcome.index for outcome in caught.value.partial] == [0]
+        assert client.snapshot().at_rest
+
+
+async def test_a_wrong_key_stops_iterating_over_a_source_at_its_first_request() -> None:
+    transport = Scripted(replies(401))
+    async with AsyncOneLLM(transport=transport, limits=Limits(requests_per_minute=60, burst=1)) as client:
+        outcomes = client.iter_chats((f"prompt {i}" for i in range(10**9)), model="GPT-5")
+        assert (await anext(outcomes)).index == 0
+        with pytest.raises(AuthenticationError):
+            await anext(outcomes)
+        assert transport.posts == 1
+        assert client.snapshot().at_rest
+
+
+async def test_a_circuit_that_opens_ends_the_waits_of_single_chats_but_not_of_fan_outs() -> None:
+    transport = Scripted(*[replies(500)] * 40, replies(200))
+    retry = RetryPolicy(backoff_base=0.01)
+    limits = Limits(requests_per_minute=600, burst=4)
+    async with AsyncOneLLM(transport=transport, limits=limits, retry=retry, random=Random(1)) as client:
+        fan_out = asyncio.create_task(client.gather_chats(["a", "b"], model="GPT-5"))
+        chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(20)]
+        ends = await asyncio.gather(*chats, return_exceptions=True)
+        assert asyncio.get_running_loop().time() < 10
+        assert sum(isinstance(end, CircuitOpenError) for end in ends) >= 10
+        assert [reply.content for reply in await fan_out] == ["x", "x"]
+        assert client.snapshot().at_rest
+
+
+@pytest.mark.parametrize(
+    "settings", [{"timeout": 5}, {"limits": 40}, {"retry": 3}, {"hooks": print}, {"hooks": [None]}], ids=str
+)
+def test_a_setting_of_the_wrong_type_is_refused_by_name_and_value(settings: dict[str, object]) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigurationError, match=f"^{name} is "):
+        AsyncOneLLM("key", **settings)  # type: ignore[arg-type]
+
+
+async def test_an_iteration_with_a_bad_option_is_refused_before_anything_is_drawn() -> None:
+    source = iter(["a"])
+    async with AsyncOneLLM(transport=Scripted(replies(200))) as client:
+        with pytest.raises(InvalidRequestError, match="temperature is 7"):
+            await anext(client.iter_chats(source, model="GPT-5", temperature=7))
+    assert list(source) == ["a"]
+
+
+async def test_a_fan_out_outlives_an_outage_of_an_hour() -> None:
+    transport = Scripted(replies(500))
+    async with AsyncOneLLM(transport=transport, retry=RetryPolicy(), random=Random(1)) as client:
+        fan_out = asyncio.create_task(client.gather_chats([f"prompt {i}" for i in range(30)], model="GPT-5"))
+        await asyncio.sleep(3600)
+        assert not fan_out.done()
+        assert client.snapshot().waiting_for == "service down"
+        assert transport.posts < 70, "an outage is probed, not hammered"
+        transport.steps = [replies(200)]
+        replied = await fan_out
+    assert len(replied) == 30
+    assert asyncio.get_running_loop().time() < 3600 + 400
