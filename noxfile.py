@@ -103,7 +103,7 @@ def wheel(session: nox.Session) -> None:
 def openapi(session: nox.Session) -> None:
     """The local server does what its OpenAPI document says."""
     session.install(*group("openapi"), "-e", ".[cli]", "pytest-timeout", "pytest-asyncio")
-    session.run("python", "tests/openapi/check_document.py", *session.posargs)
+    session.run("python", "tests/server/check_document.py", *session.posargs)
 
 
 @nox.session(python=FOUND[0])

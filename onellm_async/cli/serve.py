@@ -98,6 +98,7 @@ def serve(
         requests_per_minute=serving.rpm,
         burst=serving.burst,
         keys=_keys(serving.key),
+        any_model=serving.upstream is not None,
         faults=Faults(**asdict(troubles)),
     )
     asyncio.run(_serve(settings, serving))

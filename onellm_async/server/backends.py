@@ -123,7 +123,7 @@ class UpstreamBackend:
         if request.system is not None:
             messages.insert(0, {"role": "system", "content": request.system})
         body |= {"model": self._model or request.model, "messages": messages}
-        if job.max_tokens is not None:
+        if request.max_tokens is not None:  # what the balance alone affords is more than any endpoint accepts
             body["max_tokens"] = job.max_tokens
         if request.stop_sequences:
             body["stop"] = list(request.stop_sequences)

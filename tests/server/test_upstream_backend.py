@@ -101,11 +101,10 @@ async def test_every_field_goes_on_under_its_openai_name(upstream):
     }
 
 
-async def test_only_what_was_set_goes_on_and_the_limit_of_the_balance(upstream):
+async def test_only_what_was_set_goes_on(upstream):
     await ask(upstream)
     (_, _, body) = upstream.requests[0]
-    assert body.keys() == {"model", "messages", "max_tokens"}
-    assert body["max_tokens"] == int((100 - 5 * 0.26e-6) / 2.08e-6)
+    assert body.keys() == {"model", "messages"}
 
 
 async def test_model_can_be_replaced_by_the_upstreams(upstream):
