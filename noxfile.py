@@ -85,7 +85,7 @@ def tests(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """What is published works: the wheel alone, without the checkout, answers the example prompts."""
     session.install("build")
-    built = Path(session.create_tmp()) / "wheel"
+    built = Path(session.create_tmp()).resolve() / "wheel"
     shutil.rmtree(built, ignore_errors=True)
     session.run("python", "-m", "build", "--wheel", "--outdir", str(built), silent=True)
     (package,) = built.glob("*.whl")

@@ -81,7 +81,7 @@ class AsyncOneLLM:
         random: Random | None = None,
     ) -> None:
         _check_policies(limits=limits, retry=retry, timeout=timeout)
-        self.limits = limits if limits is not None else Limits()
+        self.limits: Limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
             transport = AiohttpTransport(

@@ -90,12 +90,12 @@ class OneLLMError(Exception):
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.advice = advice
-        self.request = ""
-        self.attempts = 0
-        self.elapsed = 0.0
-        self.possibly_billed = 0
+        self.message: str = message
+        self.advice: str = advice
+        self.request: str = ""
+        self.attempts: int = 0
+        self.elapsed: float = 0.0
+        self.possibly_billed: int = 0
         self.partial: tuple[object, ...] = ()
 
     def __str__(self) -> str:

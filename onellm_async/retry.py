@@ -96,7 +96,8 @@ class RetryBudget:
     __slots__ = ("_capacity", "_refill", "left")
 
     def __init__(self, policy: RetryPolicy) -> None:
-        self._capacity = self.left = policy.budget
+        self._capacity = policy.budget
+        self.left: float = policy.budget
         self._refill = policy.budget_refill
 
     def earn(self) -> None:

@@ -65,8 +65,8 @@ class FileSink:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        self.path = Path(path)
-        self.partial_path = self.path.with_name(self.path.name + ".partial") if self.path.name else self.path
+        self.path: Path = Path(path)
+        self.partial_path: Path = self.path.with_name(self.path.name + ".partial") if self.path.name else self.path
         self._force = force
         self._refuse_unless_free(self.path, "already exists")
         self._refuse_unless_free(self.partial_path, "was left by a run that was killed; it holds answers")

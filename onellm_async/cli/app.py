@@ -22,7 +22,7 @@ Examples:
 """
 
 
-app = App(
+app: App = App(
     name="onellm-async",
     help="Ask the OneLLM chat API, one prompt or a file of them, at exactly the rate there is.",
     help_format="plaintext",
@@ -30,13 +30,13 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-for command, examples in (
+for _command, _examples in (
     (chat, CHAT_EXAMPLES),
     (run, RUN_EXAMPLES),
     (serve, SERVE_EXAMPLES),
     (models, MODELS_EXAMPLES),
 ):
-    app.command(command, help_epilogue=f"{examples}\n{EXIT_CODES_HELP}")
+    app.command(_command, help_epilogue=f"{_examples}\n{EXIT_CODES_HELP}")
 
 
 def run_app(arguments: list[str]) -> int:

@@ -35,18 +35,20 @@ class Admission:
     """
 
     def __init__(self, limits: Limits, rate: RateControl, now: float) -> None:
-        self.limits = limits
-        self.rate = rate
-        self.queue = Queue(LANES)
-        self.in_flight = 0
-        self.waiting = 0
-        self.answers = 0
-        self.refusals = 0
+        self.limits: Limits = limits
+        self.rate: RateControl = rate
+        self.queue: Queue = Queue(LANES)
+        self.in_flight: int = 0
+        self.waiting: int = 0
+        self.answers: int = 0
+        self.refusals: int = 0
         self._next_order = 0
         per_minute = limits.tokens_per_minute
-        self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now) if per_minute is not None else None
+        self.tokens: TokenBucket | None = None
+        if per_minute is not None:
+            self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now)
         self.latency: float | None = None
-        self.gate_until = -_NEVER
+        self.gate_until: float = -_NEVER
         self._down_until = -_NEVER
         self._probing = False
         self._probe: Ticket | None = None

@@ -37,8 +37,8 @@ class TokenBucket:
     def __init__(self, rate: float, capacity: float, level: float | None = None, updated_at: float = 0.0) -> None:
         if not rate >= 0 or not capacity > 0:
             raise ConfigurationError(f"A bucket needs a rate ≥ 0 and a capacity > 0, not {rate!r} and {capacity!r}.")
-        self.rate = rate
-        self.capacity = capacity
+        self.rate: float = rate
+        self.capacity: float = capacity
         self._level = capacity if level is None else min(level, capacity)
         self._updated_at = updated_at
 

@@ -32,12 +32,12 @@ class Ticket:
     __slots__ = ("deadline", "granted_at", "lane", "order", "state", "tokens")
 
     def __init__(self, lane: str, tokens: float = 0.0, deadline: float | None = None, order: int = -1) -> None:
-        self.lane = lane
-        self.tokens = tokens
-        self.deadline = deadline
-        self.order = order
-        self.state = QUEUED
-        self.granted_at = 0.0
+        self.lane: str = lane
+        self.tokens: float = tokens
+        self.deadline: float | None = deadline
+        self.order: int = order
+        self.state: int = QUEUED
+        self.granted_at: float = 0.0
 
     def __lt__(self, other: "Ticket") -> bool:
         return self.order < other.order

@@ -28,11 +28,11 @@ class Account:
     __slots__ = ("balance", "blocked", "bucket", "known", "label")
 
     def __init__(self, label: str, *, known: bool, blocked: bool, balance: float, bucket: TokenBucket) -> None:
-        self.label = label
-        self.known = known
-        self.blocked = blocked
-        self.balance = balance
-        self.bucket = bucket
+        self.label: str = label
+        self.known: bool = known
+        self.blocked: bool = blocked
+        self.balance: float = balance
+        self.bucket: TokenBucket = bucket
 
 
 class Accounts:

@@ -12,7 +12,7 @@ from typing import Final, Self
 from aiohttp import web
 
 from onellm_async.server.backends import Backend, BackendError, EchoBackend
-from onellm_async.server.jobs import Delivery, Job
+from onellm_async.server.jobs import Completion, Delivery, Job
 from onellm_async.server.ledger import Ledger
 from onellm_async.server.openapi import openapi_document
 from onellm_async.server.service import MOST_BODY_BYTES, PATH, Service
@@ -24,6 +24,8 @@ __all__ = ["LocalServer", "serve"]
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
+_REACHABLE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not listened on
+"""Listening everywhere is no address to connect to; from this machine, loopback is."""
 _SHUTDOWN: Final = 0.1
 """Seconds that requests under way get when the server stops; aiohttp grants it twice."""
 _LONGEST_ENDING: Final = 5.0
@@ -57,7 +59,7 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self.service = Service(settings if settings is not None else ServerSettings())
+        self.service: Service = Service(settings if settings is not None else ServerSettings())
         self._backend: Backend = backend if backend is not None else EchoBackend()
         self._host = host
         self._port = port
@@ -88,9 +90,12 @@ class LocalServer:
         if self._runner is None or not self._runner.addresses:
             raise RuntimeError("The local server is not running; use it inside `async with`.")
         host, port = self._runner.addresses[0][:2]
+        host = _REACHABLE.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def __aenter__(self) -> Self:
+        if self._runner is not None:
+            raise RuntimeError("The local server is running already; make another LocalServer for another port.")
         app = web.Application(client_max_size=MOST_BODY_BYTES)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/healthz", self._health)
@@ -139,8 +144,10 @@ class LocalServer:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _whole(self.service.too_long(clock()))
-        except web.RequestPayloadError as error:  # for example broken compression
-            raise web.HTTPBadRequest(text=f"The body cannot be read: {error}") from error
+        except web.RequestPayloadError:  # for example broken compression
+            return _whole(self.service.unreadable(clock()))
+        except ConnectionError:  # gone before the whole body came: nothing has been asked
+            return web.Response()
         received = self.service.receive(request.method, request.path, request.headers, body, clock())
         if isinstance(received, RawReply):
             return _whole(received)
@@ -156,7 +163,7 @@ class LocalServer:
             doom = self.service.doomed(job)
             if doom is not None:
                 return doom
-            completion = await self._backend.complete(job)
+            completion = await self._completion(job)
         except BackendError as error:
             return self.service.fail(job, str(error))
         except Exception as error:  # a backend of somebody's own has a bug: the client hears of it as of any failure
@@ -168,6 +175,12 @@ class LocalServer:
         # Whoever hangs up while the model works pays all the same: nobody tells the model.
         gone = request.transport is None or request.transport.is_closing()
         return self.service.complete(job, completion, reader_gone=gone)
+
+    async def _completion(self, job: Job) -> Completion:
+        completion = await self._backend.complete(job)
+        if not isinstance(completion, Completion):
+            raise TypeError(f"The backend returned a {type(completion).__name__}; it must return a Completion.")
+        return completion
 
     async def _openapi(self, request: web.Request) -> web.Response:
         settings = self.service.settings

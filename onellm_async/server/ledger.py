@@ -1,5 +1,6 @@
 """What was asked, processed and billed: the oracle that tests and curious people read. Pure."""
 
+import sys
 from collections import Counter, deque
 from enum import Enum
 
@@ -72,13 +73,13 @@ class Ledger:
     """
 
     def __init__(self, keep_rows: int) -> None:
-        self.rows: deque[LedgerRow] = deque(maxlen=keep_rows)
+        self.rows: deque[LedgerRow] = deque(maxlen=min(keep_rows, sys.maxsize))
         self.outcomes: Counter[Outcome] = Counter()
-        self.billed_usd = 0.0
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.under_way = 0
-        self.most_under_way = 0
+        self.billed_usd: float = 0.0
+        self.input_tokens: int = 0
+        self.output_tokens: int = 0
+        self.under_way: int = 0
+        self.most_under_way: int = 0
 
     @property
     def received(self) -> int:
