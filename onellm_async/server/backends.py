@@ -1,6 +1,5 @@
 """Who answers behind the local server: an echo, or any OpenAI-compatible endpoint."""
 
-import re
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
@@ -9,8 +8,8 @@ import aiohttp
 from onellm_async.chat import JSON, Usage
 from onellm_async.errors import ConfigurationError
 from onellm_async.server.echo import echo, input_tokens_of, tokens_of
-from onellm_async.server.jobs import Completion, Job
-from onellm_async.settings import ApiKey, Timeout
+from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
+from onellm_async.settings import ApiKey, Timeout, base_url_from
 from onellm_async.wire import dump_json, parse_json, request_to_body
 
 __all__ = ["Backend", "BackendError", "EchoBackend", "UpstreamBackend", "echo"]
@@ -138,18 +137,18 @@ class UpstreamBackend:
 
 def _completions_url(url: str) -> str:
     try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if not parts.hostname or parts.scheme not in {"http", "https"} or "@" in parts.netloc or parts.query:
+        base = base_url_from(url, allow_insecure=True).rstrip("/")
+    except ConfigurationError:
+        base = ""
+    if not base or "?" in base or "#" in base:
+        shown = f"…@{url.rpartition('@')[2]}" if "@" in url else url  # what may be a password is not echoed
         raise ConfigurationError(
-            f"upstream {re.sub('^.*@', '…@', url)!r} is not an http or https URL that paths can be added to.",
+            f"upstream {shown!r} is not an http or https URL that paths can be added to.",
             advice="Give an address such as http://127.0.0.1:11434/v1; its key goes in api_key.",
         )
-    base = url.rstrip("/")
     if base.endswith("/chat/completions"):
         return base
-    return f"{base}/chat/completions" if parts.path.strip("/") else f"{base}/v1/chat/completions"
+    return f"{base}/chat/completions" if urlsplit(base).path.strip("/") else f"{base}/v1/chat/completions"
 
 
 def _completion(body: bytes, job: Job) -> Completion:
@@ -166,12 +165,12 @@ def _completion(body: bytes, job: Job) -> Completion:
     read, written = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
     if read is None or written is None:  # some servers do not count
         read, written = input_tokens_of(job.request), tokens_of(content)
-    usage = Usage(read, written, read + written)
+    usage = Usage(read, written, min(read + written, MOST_TOKENS))
     return Completion(content, usage, _text(choice.get("finish_reason")), _text(reply.get("model")))
 
 
 def _count(value: JSON) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
 
 
 def _text(value: JSON) -> str | None:

@@ -13,6 +13,8 @@ __all__ = ["Malformed", "checked"]
 
 _INTEGERS = ("max_tokens", "seed", "n", "top_logprobs", "top_k")
 _MOST_U32 = 2**32 - 1
+_LONGEST_NAME = 100
+"""Characters; to look for names like a longer one would take seconds, and every other request would wait."""
 
 
 class Malformed(Exception):  # noqa: N818  # a verdict on a body, never seen outside
@@ -64,7 +66,7 @@ def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:
 def _model_problem(model: JSON) -> str | None:
     if not isinstance(model, str) or model in _names(Dialect.DOCUMENTED):
         return None
-    near = catalog.nearest(model)
+    near = catalog.nearest(model) if len(model) <= _LONGEST_NAME else None
     return f"Unknown model {shown(model)}." + (f" Did you mean {near!r}?" if near else "")
 
 

@@ -22,7 +22,7 @@ from onellm_async.server import rejections
 from onellm_async.server.accounts import MINIMUM_BALANCE, Account, Accounts
 from onellm_async.server.checking import Malformed, checked
 from onellm_async.server.echo import asked_text, input_tokens_of
-from onellm_async.server.jobs import Completion, Delivery, Job
+from onellm_async.server.jobs import MOST_TOKENS, Completion, Delivery, Job
 from onellm_async.server.ledger import MOST_PROMPT_CHARACTERS, Ledger, LedgerRow, Outcome
 from onellm_async.server.settings import Fault, ServerSettings
 from onellm_async.transport import RawReply
@@ -45,8 +45,8 @@ class Service:
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        self.settings = settings
-        self.ledger = Ledger(settings.keep_rows)
+        self.settings: ServerSettings = settings
+        self.ledger: Ledger = Ledger(settings.keep_rows)
         self._accounts = Accounts(settings)
         self._random = Random(settings.faults.seed)
         self._arrived = 0
@@ -82,10 +82,16 @@ class Service:
 
     def too_long(self, now: float) -> RawReply:
         """What to say to a body beyond `MOST_BODY_BYTES`, which the host need not have read to its end."""
+        return self._unread(413, "Failed to buffer the request body: length limit exceeded", now)
+
+    def unreadable(self, now: float) -> RawReply:
+        """What to say to a body whose compression is broken."""
+        return self._unread(400, "Failed to buffer the request body: it is not what Content-Encoding says", now)
+
+    def _unread(self, status: int, text: str, now: float) -> RawReply:
         self._arrived += 1
         self._enter(Outcome.REJECTED, now, None)
-        text = "Failed to buffer the request body: length limit exceeded"
-        return rejections.framework_rejection(self.settings.dialect, 413, text)
+        return rejections.framework_rejection(self.settings.dialect, status, text)
 
     def _turned_away(self, status: int, text: str, now: float, headers: dict[str, str] | None = None) -> RawReply:
         self._enter(Outcome.REJECTED, now, None)
@@ -131,6 +137,7 @@ class Service:
             status, text = 415, "Expected request with `Content-Type: application/json`"
         else:
             try:
+                body.decode()  # parse_json forgives broken text in replies; who sends it should hear of it
                 return checked(dialect, parse_json(body), len(body), any_model=self.settings.any_model)
             except Malformed as problem:
                 status, text = 422, str(problem)
@@ -241,4 +248,4 @@ def _affordable_tokens(balance: float, request: ChatRequest) -> int | None:
     if entry is None or not entry.output_price:
         return None
     left = balance - (entry.input_price or 0.0) * input_tokens_of(request) / 1_000_000
-    return int(left / entry.output_price * 1_000_000)
+    return int(min(left / entry.output_price * 1_000_000, MOST_TOKENS))

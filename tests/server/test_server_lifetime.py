@@ -112,3 +112,30 @@ async def test_server_can_listen_on_ipv6():
 def test_address_is_unknown_before_the_start():
     with pytest.raises(RuntimeError, match="async with"):
         _ = LocalServer().url
+
+
+async def test_server_that_runs_is_not_started_a_second_time(session):
+    async with LocalServer() as server:
+        with pytest.raises(RuntimeError, match="running already"):
+            await server.__aenter__()
+        async with session.get(f"{server.origin}/healthz") as reply:
+            assert reply.status == 200
+
+
+async def test_stopped_server_can_be_started_again_and_remembers_its_ledger(session):
+    server = LocalServer()
+    for billed in (1, 2):
+        async with server, session.post(server.url, json=BODY, headers=KEY) as reply:
+            assert reply.status == 200
+            assert server.ledger.billed == billed
+
+
+@pytest.mark.parametrize(("host", "origin"), [("0.0.0.0", "http://127.0.0.1:"), ("::", "http://[::1]:")])
+async def test_server_that_listens_everywhere_is_reached_over_loopback(host, origin):
+    try:
+        async with LocalServer(host=host) as server:
+            assert server.url.startswith(origin)
+            async with AsyncOneLLM("k", base_url=server.url) as client:  # which refuses to send a key elsewhere
+                assert (await client.chat("here", model="GPT-5")).content == "here"
+    except OSError:
+        pytest.skip("this machine has no such address")

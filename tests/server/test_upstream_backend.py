@@ -153,6 +153,7 @@ async def test_key_of_the_upstream_is_sent_and_the_callers_is_not(upstream):
         {"prompt_tokens": 5},
         {"prompt_tokens": "5", "completion_tokens": True},
         {"prompt_tokens": -1, "completion_tokens": 9},
+        {"prompt_tokens": 10**400, "completion_tokens": 9},
     ],
 )
 async def test_missing_usage_is_estimated(upstream, usage):
@@ -235,6 +236,14 @@ async def test_upstream_that_is_too_slow_is_a_500(upstream):
         "http://user:pass@host/v1",
         "http://host/v1?key=1",
         "//host",
+        "http://host/v1#here",
+        "http://host/v1?",
+        "http://host:99999/v1",
+        "http://host:port/v1",
+        "http://ho st/v1",
+        "http://host/v1\n",
+        "http://\nuser:pass@host/v1",
+        "http://" + "a" * 64 + "/v1",
     ],
 )
 def test_impossible_address_is_refused_without_echoing_a_password(url):

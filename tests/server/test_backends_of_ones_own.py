@@ -1,0 +1,104 @@
+import asyncio
+import contextlib
+import json
+import logging
+
+import aiohttp
+import pytest
+
+from onellm_async import AsyncOneLLM, Usage
+from onellm_async.server import Completion, LocalServer, Outcome, ServerSettings
+
+BODY = {"model": "GPT-5-Mini", "messages": [{"role": "user", "content": "Hello there"}]}
+KEY = {"Authorization": "Bearer good"}
+
+
+class Oracle:
+    """Answers with whatever a function makes."""
+
+    def __init__(self, make):
+        self.make = make
+
+    async def complete(self, job):
+        return self.make()
+
+    async def aclose(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: None,
+        lambda: "Hello",
+        lambda: Completion(b"Hello", Usage(1, 1, 2)),
+        lambda: Completion(None, Usage(1, 1, 2)),
+        lambda: Completion("Hello", None),
+        lambda: Completion("Hello", {"input_tokens": 1}),
+        lambda: Completion("Hello", Usage(-1, 1, 0)),
+        lambda: Completion("Hello", Usage(1.5, 1, 2)),
+        lambda: Completion("Hello", Usage(1, True, 2)),
+        lambda: Completion("Hello", Usage(1, 2**53 + 1, 2)),
+        lambda: Completion("Hello", Usage(1, 1, 10**400)),
+        lambda: Completion("Hello", Usage(1, 1, 2), 5),
+        lambda: Completion("Hello", Usage(1, 1, 2), "stop", object()),
+    ],
+)
+async def test_answer_that_is_none_is_a_500_neither_billed_nor_left_under_way(session, caplog, make):
+    with caplog.at_level(logging.ERROR):
+        async with LocalServer(backend=Oracle(make)) as server:
+            async with session.post(server.url, json=BODY, headers=KEY) as reply:
+                assert reply.status == 500
+                assert await reply.json() in (
+                    {"error": "The backend raised TypeError."},
+                    {"error": "The backend raised ValueError."},
+                )
+            assert server.ledger.outcomes == {Outcome.FAILED: 1}
+            assert (server.ledger.under_way, server.ledger.billed_usd) == (0, 0.0)
+    assert [record.name for record in caplog.records] == ["onellm_async.server.app"]
+
+
+@pytest.mark.parametrize("dialect", ["documented", "backend"])
+async def test_uncounted_usage_is_passed_on_as_null_and_costs_nothing(dialect):
+    backend = Oracle(lambda: Completion("Hello", Usage(), None))
+    async with (
+        LocalServer(ServerSettings(dialect=dialect), backend=backend) as server,
+        AsyncOneLLM("k", base_url=server.url, dialect=dialect) as client,
+    ):
+        response = await client.chat("x", model="GPT-5")
+        assert (response.content, response.finish_reason, response.cost) == ("Hello", None, None)
+        assert (server.ledger.billed, server.ledger.billed_usd) == (1, 0.0)
+
+
+async def test_parts_of_an_answer_no_json_library_likes_arrive_whole(session):
+    backend = Oracle(lambda: Completion("\ud800 \x00 🎉", Usage(1, 1, 2), "\udfff"))
+    async with LocalServer(backend=backend) as server, session.post(server.url, json=BODY, headers=KEY) as reply:
+        value = json.loads(await reply.read())
+    assert (value["content"], value["finish_reason"]) == ("\ud800 \x00 🎉", "\udfff")
+
+
+async def test_backend_that_ignores_its_cancellation_does_not_hold_the_server_for_good(monkeypatch, session):
+    monkeypatch.setattr("onellm_async.server.app._LONGEST_ENDING", 0.05)
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    class Stubborn:
+        async def complete(self, job):
+            asked.set()
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+            return Completion("late", Usage(1, 1, 2))
+
+        async def aclose(self):
+            pass
+
+    async with LocalServer(backend=Stubborn()) as server:
+        asking = asyncio.create_task(session.post(server.url, json=BODY, headers=KEY))
+        await asked.wait()
+        connections = set(server._connections)
+    with pytest.raises(aiohttp.ClientError):
+        await asking
+    release.set()
+    await asyncio.wait(connections)
+    assert server.ledger.outcomes == {Outcome.LOST: 1}
+    assert server.ledger.under_way == 0
