@@ -80,6 +80,7 @@ class UpstreamBackend:
     ) -> None:
         self._url = _completions_url(url)
         self._headers = {"Content-Type": "application/json"}
+        self._secret = (api_key or "").encode()
         if api_key:
             self._headers["Authorization"] = ApiKey(api_key).authorization()
         self._model = model
@@ -111,8 +112,16 @@ class UpstreamBackend:
         except (aiohttp.ClientError, OSError) as error:
             raise BackendError(f"The upstream cannot be reached: {str(error) or type(error).__name__}") from error
         if status != 200:
-            raise BackendError(f"The upstream answered {status}: {_excerpt(body)}")
-        return _completion(body, job)
+            raise BackendError(f"The upstream answered {status}: {self._quoted(body)}")
+        completion = _completion(body, job)
+        if completion is None:
+            raise BackendError(f"The upstream answered without a text: {self._quoted(body)}")
+        return completion
+
+    def _quoted(self, body: bytes) -> str:
+        if self._secret:  # endpoints like to repeat a key that they refuse
+            body = body.replace(self._secret, b"***")
+        return body[:300].decode("utf-8", "replace") or "an empty body"
 
     def _body(self, job: Job) -> dict[str, JSON]:
         request = job.request
@@ -151,7 +160,7 @@ def _completions_url(url: str) -> str:
     return f"{base}/chat/completions" if urlsplit(base).path.strip("/") else f"{base}/v1/chat/completions"
 
 
-def _completion(body: bytes, job: Job) -> Completion:
+def _completion(body: bytes, job: Job) -> Completion | None:
     try:
         reply = parse_json(body)
         choice = reply["choices"][0]
@@ -159,7 +168,7 @@ def _completion(body: bytes, job: Job) -> Completion:
     except (ValueError, LookupError, TypeError):
         content = choice = reply = None
     if not isinstance(content, str):
-        raise BackendError(f"The upstream answered without a text: {_excerpt(body)}")
+        return None
     counted = reply.get("usage")
     counted = counted if isinstance(counted, dict) else {}
     read, written = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
@@ -175,7 +184,3 @@ def _count(value: JSON) -> int | None:
 
 def _text(value: JSON) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _excerpt(body: bytes) -> str:
-    return body[:300].decode("utf-8", "replace") or "an empty body"

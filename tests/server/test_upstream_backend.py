@@ -179,6 +179,16 @@ async def test_error_of_the_upstream_is_a_500_that_quotes_it(upstream):
     assert "The upstream answered 429: model is loading" in await fails(upstream)
 
 
+@pytest.mark.parametrize("padding", ["", "x" * 290])
+async def test_key_that_the_upstream_repeats_does_not_reach_the_client(upstream, padding):
+    upstream.answer = lambda: web.Response(status=401, text=f"{padding}Incorrect key: upstream-secret")
+    message = await fails(upstream, key="upstream-secret")
+    assert "The upstream answered 401" in message
+    assert "upstream-s" not in message
+    upstream.answer = lambda: web.Response(text=f"{padding}Hello, upstream-secret")
+    assert "upstream-s" not in await fails(upstream, key="upstream-secret")
+
+
 async def test_redirect_of_the_upstream_is_not_followed(upstream):
     upstream.answer = lambda: web.Response(status=307, headers={"Location": "/v1/elsewhere"})
     assert "answered 307" in await fails(upstream, key="upstream-secret")
