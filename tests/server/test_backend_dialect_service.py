@@ -112,6 +112,7 @@ def test_each_required_field_is_missed_by_name_in_plain_text(asker, field):
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"messages": []}, "at least one message"),
         ({"stream": True}, "stream is not supported"),
+        ({"model": "\ud800"}, "unknown variant `\\ud800`"),
     ],
 )
 def test_bad_field_is_refused_with_422_in_the_words_of_the_framework(asker, changes, words):

@@ -82,6 +82,16 @@ def test_answer_ends_at_the_first_stop_sequence(asker):
     assert (reply["content"], reply["finish_reason"]) == ("one", "stop")
 
 
+def test_answer_that_begins_with_a_stop_sequence_is_empty(asker):
+    reply = json.loads(asker.reply(messages=[{"role": "user", "content": "END of it"}], stop_sequences=["END"]).body)
+    assert (reply["content"], reply["finish_reason"], reply["usage"]["output_tokens"]) == ("", "stop", 0)
+
+
+def test_system_text_is_read_and_billed_with_the_messages(asker):
+    usage = json.loads(asker.reply(system="Be brief, please.").body)["usage"]
+    assert usage == {"input_tokens": 5 + 3, "output_tokens": 3, "total_tokens": 11}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -162,6 +172,13 @@ def test_missing_key_is_refused_with_401(asker, authorization, words):
     assert words in error_of(reply)
 
 
+@pytest.mark.parametrize("authorization", ["bearer good", "BEARER good", "Bearer   good "])
+def test_scheme_is_written_in_any_case_and_space_around_the_key_is_no_part_of_it(asker, authorization):
+    headers = {"Content-Type": "application/json", "Authorization": authorization}
+    job = asker.raw(json.dumps(asker.body).encode(), key=None, headers=headers)
+    assert job.account is asker.service.account("good", 0.0)
+
+
 def test_unknown_key_is_refused_with_401_and_costs_no_token(asker):
     for _ in range(100):
         assert asker.receive("stranger").status == 401
@@ -233,6 +250,17 @@ def test_balance_below_ten_cents_is_refused_with_403_and_its_reason(asker):
     assert "Insufficient balance" in error_of(reply)
 
 
+def test_balance_of_exactly_ten_cents_is_enough(asking):
+    assert isinstance(asking(ServerSettings(balance=0.10)).receive(), Job)
+
+
+def test_balance_that_the_prompt_uses_up_to_the_last_token_is_refused(asking):
+    # GPT-5 reads 78,125 tokens for 0.10 USD and writes one for 0.0000104.
+    message = {"role": "user", "content": "x" * 4 * 78_125}
+    assert asking(ServerSettings(balance=0.1000103)).receive(model="GPT-5", messages=[message]).status == 403
+    assert asking(ServerSettings(balance=0.1000105)).receive(model="GPT-5", messages=[message]).max_tokens == 1
+
+
 def test_topping_up_opens_the_account_again(asker):
     assert asker.receive("poor").status == 403
     asker.service.account("poor", asker.now).balance += 1
@@ -273,7 +301,8 @@ def test_retuned_limit_holds_for_old_and_new_keys(asking):
     asker.reply("stranger")
     asker.service.retune(6, asker.now)
     asker.now = 9.9
-    assert asker.reply().status == 429
+    assert [asker.reply(key).status for key in ("good", "stranger")] == [429, 401]
+    assert asker.service.account("stranger", asker.now).bucket.rate == pytest.approx(0.1)
     asker.now = 10.0
     assert asker.reply().status == 200
     assert asker.service.account("newcomer", asker.now).bucket.rate == pytest.approx(0.1)

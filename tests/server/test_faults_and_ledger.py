@@ -227,6 +227,7 @@ def test_full_table_of_strangers_forgets_nobody_until_a_newcomer_comes(asking):
     assert asker.reply("oldest").status == 429
     asker.service.account("newcomer", 0.0)  # pushes out "1", unused for longest by now
     assert asker.reply("oldest").status == 429
+    assert len(asker.service._accounts._strangers) == MOST_STRANGERS
 
 
 REQUESTS = st.lists(
