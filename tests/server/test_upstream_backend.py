@@ -107,6 +107,15 @@ async def test_only_what_was_set_goes_on(upstream):
     assert body.keys() == {"model", "messages"}
 
 
+async def test_asked_limit_goes_on_as_lowered_to_what_the_balance_affords(upstream):
+    async with (
+        LocalServer(ServerSettings(balance=0.104), backend=UpstreamBackend(upstream.origin)) as server,
+        AsyncOneLLM("local", base_url=server.url, retry=ONCE) as client,
+    ):
+        await client.chat("Hello there", model="GPT-5", max_tokens=1_000_000)
+    assert upstream.requests[0][2]["max_tokens"] == 9999
+
+
 async def test_model_can_be_replaced_by_the_upstreams(upstream):
     await ask(upstream, upstream_model="smollm2")
     assert upstream.requests[0][2]["model"] == "smollm2"
