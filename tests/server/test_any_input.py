@@ -116,6 +116,15 @@ def test_model_name_of_megabytes_is_refused_without_looking_for_names_like_it(as
     assert asked == ["GPT-55"]
 
 
+@pytest.mark.parametrize("field", ["model", "messages", "max_tokens", "stop_sequences", "x" * 1_000_000])
+def test_refusal_quotes_no_more_than_a_line_of_what_was_sent(asking, field):
+    for dialect in ("documented", "backend"):
+        changes = {field: "y" * 1_000_000, "messages" if field != "messages" else "model": []}
+        reply = asking(ServerSettings(dialect=dialect)).receive(**changes)
+        assert reply.status == 422
+        assert len(reply.body) < 1200
+
+
 def test_balance_beyond_all_reason_is_a_balance(asking):
     asker = asking(ServerSettings(balance=1e308))
     assert asker.receive().max_tokens == 2**53
