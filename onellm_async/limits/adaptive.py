@@ -16,6 +16,7 @@ from collections import deque
 from attrs import frozen
 
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.rate import SharedRate
 
 __all__ = ["LearnedRate", "RateState"]
 
@@ -68,6 +69,10 @@ class LearnedRate:
     OVERSHOOT = 2.0
     """Requests that may be on their way when a refusal comes back: the fastest sprint, times a refusal's round trip."""
     MOST_MARKS = 24
+    CONTESTED = 2.0
+    """Times that the marks have disagreed lately, each agreement taking back a quarter: somebody else uses the key."""
+    SHARED_FOR = 900.0
+    """Seconds for which the rate then only gives way and comes back, before it is identified anew."""
 
     def __init__(self, now: float, state: RateState | None = None) -> None:
         self._started = now
@@ -77,7 +82,11 @@ class LearnedRate:
         self._identified = False
         self._cruise = self.FIRST_CRUISE
         self._sprinted = 0
-        self._round_trip = 0.1
+        self._round_trip = 0.01
+        self._floor = 0.0
+        self._disagreements = 0.0
+        self._shared: SharedRate | None = None
+        self._shared_until = now
         self._bucket: TokenBucket | None = None
         self._pace = TokenBucket(self.START_PACE, 1.0, updated_at=now)
         self._extra = 0.0
@@ -116,7 +125,11 @@ class LearnedRate:
             self._sprinted += 1
             self._pace.take(1, now)
             self._speed_up(now)
-        elif self._marks and self._total - self._refused - self._marks[-1].passed >= self._cruise:
+        elif (
+            self._shared is None
+            and self._marks
+            and self._total - self._refused - self._marks[-1].passed >= self._cruise
+        ):
             self._sprinted = 1
             self._pace = TokenBucket(self.SPRINT * self._bucket.rate, 1.0, level=0.0, updated_at=now)
 
@@ -128,6 +141,9 @@ class LearnedRate:
     def answered(self, sent_at: float, now: float) -> None:
         if self._bucket is None:
             self._extra = min(self._extra + 2, 64)
+        elif self._shared is not None:
+            self._shared.grow()
+            self._bucket.retune(now, rate=self._shared.value)
 
     def refused(self, sent_at: float, now: float) -> None:
         after = len(self._sent) - bisect_right(self._sent, sent_at)
@@ -160,21 +176,44 @@ class LearnedRate:
         guess = min((mark.passed + 1) / 60, (mark.passed + 1) / elapsed)
         self._bucket = TokenBucket(guess, max(1.0, float(mark.passed)), level=0.0, updated_at=now)
         self._cruise = 1
+        self._floor = guess / 4
 
     def _learn(self, now: float) -> None:
         bucket = self._bucket
         assert bucket is not None  # noqa: S101  # made by the first mark, or given
+        if self._shared is not None:
+            self._give_way(now)
+            return
         low, high, agreeing = self._bounds()
         if agreeing < len(self._marks):
             # Older marks exclude the newer ones: the limit has changed, or somebody else uses the key.
             for _ in range(len(self._marks) - agreeing):
                 self._marks.popleft()
             self._cruise = self.FIRST_CRUISE
+            self._disagreements += 1
         else:
+            self._disagreements = max(0.0, self._disagreements - 0.25)
             self._cruise = min(max(self.FIRST_CRUISE, self._cruise * self.CRUISE_GROWTH), self.LONGEST_CRUISE)
         self._identified = high < _UNKNOWN
-        rate = max(low, high / 2) if self._identified else bucket.rate
+        rate = (low + high) / 2 if self._identified else bucket.rate
+        rate = max(rate, self._floor)
         self._bucket = TokenBucket(rate, bucket.capacity, level=0.0, updated_at=now)
+        if self._disagreements >= self.CONTESTED:
+            self._shared = SharedRate(rate, floor=self._floor, ceiling=_UNKNOWN)
+            self._shared_until = now + self.SHARED_FOR
+
+    def _give_way(self, now: float) -> None:
+        assert self._bucket is not None  # noqa: S101  # only an identified rate can be contested
+        assert self._shared is not None  # noqa: S101  # see _learn
+        if len(self._marks) > 1:
+            last, previous = self._marks[-1], self._marks[-2]
+            self._shared.shrink(last.passed - previous.passed, last.at - previous.at)
+        self._bucket = TokenBucket(self._shared.value, self._bucket.capacity, level=0.0, updated_at=now)
+        if now >= self._shared_until:
+            self._shared = None
+            self._disagreements = 0.0
+            self._cruise = self.FIRST_CRUISE
+            self._marks = deque([self._marks[-1]], maxlen=self.MOST_MARKS)
 
     def _bounds(self) -> tuple[float, float, int]:
         """The tightest bounds that the newest marks agree on, and how many marks these are."""

@@ -1,0 +1,43 @@
+import asyncio
+
+import pytest
+
+from onellm_async.simulation.clock import StandstillError, run_in_virtual_time
+
+
+def test_a_year_of_waiting_takes_no_time_and_ends_on_time():
+    async def wait():
+        await asyncio.sleep(365 * 86400)
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(wait()) == 365 * 86400
+
+
+def test_timers_ring_in_the_order_of_their_times():
+    async def wait():
+        rung = []
+        loop = asyncio.get_running_loop()
+        for delay in (3, 1, 2):
+            loop.call_later(delay, lambda delay=delay: rung.append((loop.time(), delay)))
+        await asyncio.sleep(4)
+        return rung
+
+    assert run_in_virtual_time(wait()) == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_another_thread_can_still_wake_the_loop():
+    async def wait():
+        await asyncio.to_thread(lambda: None)
+        return asyncio.get_running_loop().time()
+
+    assert run_in_virtual_time(wait()) == 0
+
+
+def test_a_deadlock_is_told_instead_of_hanging(monkeypatch):
+    monkeypatch.setattr("onellm_async.simulation.clock._LONGEST_REAL_WAIT", 0.01)
+
+    async def wait():
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(StandstillError, match="Every task waits"):
+        run_in_virtual_time(wait())
