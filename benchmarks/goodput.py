@@ -53,7 +53,9 @@ CONTENDERS = (
         "onellm",
         {"call": "gather_chats", "limits": {"requests_per_minute": _PER_MINUTE, "burst": SCENE.burst}},
     ),
-    # Where the limit is hidden from the client too, it belongs here: {"limits": {"requests_per_minute": None}}.
+    Contender(
+        "onellm-async, limit not known", "onellm", {"call": "gather_chats", "limits": {"requests_per_minute": None}}
+    ),
     Contender(
         "async-batch-llm, limit declared, pause of 1 s",
         "async_batch",
