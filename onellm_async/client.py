@@ -29,7 +29,7 @@ from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
 from onellm_async.transport import AiohttpTransport, Transport
 from onellm_async.validation import shown
-from onellm_async.wire import JSON_HEADERS, Dialect
+from onellm_async.wire import JSON_HEADERS, Dialect, encode_request
 
 __all__ = ["AsyncOneLLM"]
 
@@ -91,11 +91,12 @@ class AsyncOneLLM:
                 session,
                 JSON_HEADERS,
             )
+        self._dialect = Dialect(dialect)
         self._sender = Sender(
             transport,
             limits=self.limits,
             retry=retry if retry is not None else RetryPolicy(),
-            dialect=Dialect(dialect),
+            dialect=self._dialect,
             hooks=_hooks_from(hooks),
             random=random if random is not None else Random(),
         )
@@ -238,8 +239,7 @@ class AsyncOneLLM:
         """
         check_source(prompts)
         listed = list(prompts)
-        if model is not None:
-            request_for("", model, options)
+        self._check_options(model, options)
         checked_text = False
         for index, prompt in enumerate(listed):
             if type(prompt) is str:
@@ -294,8 +294,7 @@ class AsyncOneLLM:
                 async for outcome in client.iter_chats(open("prompts.txt"), model="GPT-5-Nano"):
                     print(outcome.index, outcome.response or outcome.error)
         """
-        if model is not None:
-            request_for("", model, options)  # a bad option would spoil every prompt: better to hear of it now
+        self._check_options(model, options)
         buffered = self.limits.max_concurrency
         fan_out = self._fan_out(source, model, lane, deadline, options, progress, buffered=buffered)
         async with fan_out as run:
@@ -303,6 +302,11 @@ class AsyncOneLLM:
                 yield outcome
         if run.stopped_by is not None:
             raise run.stopped_by
+
+    def _check_options(self, model: Model | None, options: RequestOptions) -> None:
+        """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""
+        if model is not None:
+            encode_request(request_for("", model, options), self._dialect)
 
     def _fan_out(
         self,

@@ -149,10 +149,12 @@ class FanOut:
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
-        if workers:
-            await asyncio.wait(workers)
-        if self._async is not None and (close := getattr(self._async, "aclose", None)) is not None:
-            await close()
+        try:
+            if workers:
+                await asyncio.wait(workers)
+        finally:
+            if self._async is not None and (close := getattr(self._async, "aclose", None)) is not None:
+                await close()
 
     def __aiter__(self) -> AsyncIterator[ChatOutcome]:
         return self

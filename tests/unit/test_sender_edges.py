@@ -245,6 +245,14 @@ async def test_an_iteration_with_a_bad_option_is_refused_before_anything_is_draw
     assert list(source) == ["a"]
 
 
+async def test_a_model_that_the_backend_dialect_cannot_route_is_refused_before_anything_is_sent() -> None:
+    transport = Scripted(replies(200))
+    async with AsyncOneLLM(transport=transport, dialect="backend") as client:
+        with pytest.raises(InvalidRequestError, match="provider of model 'my-own'"):
+            await client.gather_chats(["a", "b"], model="my-own")
+    assert transport.posts == 0
+
+
 async def test_a_fan_out_outlives_an_outage_of_an_hour() -> None:
     transport = Scripted(replies(500))
     async with AsyncOneLLM(transport=transport, retry=RetryPolicy(), random=Random(1)) as client:
