@@ -245,6 +245,8 @@ def request_for(prompt: Prompt, model: str | None, options: RequestOptions) -> C
         return prompt
     if model is None:
         raise InvalidRequestError("model is missing; every prompt that is not a ChatRequest needs one.")
+    if not options:
+        return ChatRequest(model, prompt)
     unknown = options.keys() - RequestOptions.__annotations__.keys()
     if unknown:
         raise InvalidRequestError(f"There is no request field called {', '.join(sorted(unknown))}; use extra for it.")

@@ -261,20 +261,19 @@ class Sender:
                 permit.settle()
 
     async def _admission(self, call: _Call) -> Permit:
-        limiter = self._limiter
         self._refuse_if_closed()
-        limiter.bind(asyncio.get_running_loop())
         if self._breaker.reopens_at is not None and call.group is self._impatient:
-            self._refuse_while_down(limiter.time())
-        asked = limiter.time()
+            self._refuse_while_down()
+        asked = 0.0
         if self._hooks:
+            asked = asyncio.get_running_loop().time()
             notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
         permit = await self._acquire(call)
         if self._closed:  # granted in the very moment of closing
             permit.give_back()
             self._refuse_if_closed()
         if self._hooks:
-            now = limiter.time()
+            now = self._limiter.time()
             notify(self._hooks, Granted(call.number, call.model, now, now - asked))
             notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
         return permit
@@ -328,9 +327,10 @@ class Sender:
         if self._breaker.answered():
             self._limiter.release()
 
-    def _refuse_while_down(self, now: float) -> None:
+    def _refuse_while_down(self) -> None:
+        self._limiter.bind(asyncio.get_running_loop())
         reopens_at = self._breaker.reopens_at
-        if reopens_at is not None and now < reopens_at:
+        if reopens_at is not None and self._limiter.time() < reopens_at:
             raise self._circuit_open()
 
     def _circuit_open(self) -> CircuitOpenError:
