@@ -14,8 +14,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from random import Random
 
-from attrs import evolve
-
+from onellm_async.call import Call
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
     APIError,
@@ -30,7 +29,7 @@ from onellm_async.errors import (
     ResponseDecodeError,
     WithdrawnError,
 )
-from onellm_async.events import Answered, Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
+from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Group, Limiter, Permit
 from onellm_async.limits.policy import Limits
@@ -47,59 +46,6 @@ _request = Checks(InvalidRequestError)
 
 def _withdrawn() -> WithdrawnError:
     return WithdrawnError("The fan-out was stopped while this chat waited.")
-
-
-class _Call:
-    """One request on its way through the client."""
-
-    __slots__ = (
-        "attempts",
-        "body",
-        "deadline",
-        "group",
-        "lane",
-        "model",
-        "number",
-        "order",
-        "possibly_billed",
-        "refusals",
-        "server_errors",
-        "started",
-        "tokens",
-        "under_way",
-    )
-
-    def __init__(self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: Group) -> None:
-        self.number = number
-        self.model = request.model
-        self.body = body
-        self.lane = lane
-        self.started = started
-        self.group = group
-        self.deadline: float | None = None
-        self.tokens = 0.0
-        self.order = -1
-        self.attempts = self.refusals = self.server_errors = self.possibly_billed = 0
-        self.under_way = False
-
-    def history(self) -> History:
-        return History(self.attempts, self.server_errors, self.possibly_billed)
-
-    def with_history(self, response: ChatResponse) -> ChatResponse:
-        return evolve(response, attempts=self.attempts, refusals=self.refusals, possibly_billed=self.possibly_billed)
-
-    def answered_event(self, response: ChatResponse, now: float) -> Answered:
-        usage = response.usage
-        return Answered(
-            self.number,
-            self.model,
-            now,
-            self.attempts,
-            now - self.started,
-            usage.input_tokens if usage is not None else None,
-            usage.output_tokens if usage is not None else None,
-            response.cost,
-        )
 
 
 class Sender:
@@ -178,7 +124,7 @@ class Sender:
         body = encode_request(request, self._dialect)
         loop = asyncio.get_running_loop()
         self._requests += 1
-        call = _Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
+        call = Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
         try:
@@ -194,7 +140,7 @@ class Sender:
             notify(self._hooks, call.answered_event(response, loop.time()))
         return response
 
-    async def _in_time(self, call: _Call) -> ChatResponse:
+    async def _in_time(self, call: Call) -> ChatResponse:
         try:
             async with asyncio.timeout_at(call.deadline):
                 return await self._retrying(call)
@@ -204,7 +150,7 @@ class Sender:
             call.possibly_billed += call.under_way
             raise DeadlineExceededError("The deadline passed before an answer was there.") from None
 
-    async def _retrying(self, call: _Call) -> ChatResponse:
+    async def _retrying(self, call: Call) -> ChatResponse:
         try:
             response = await self._admitted(call)
         except APIError as first_failure:
@@ -215,7 +161,7 @@ class Sender:
             self._budget.earn()
         return response
 
-    def _verdict(self, failure: APIError, call: _Call) -> Verdict:
+    def _verdict(self, failure: APIError, call: Call) -> Verdict:
         now = asyncio.get_running_loop().time()
         history, patient = call.history(), call.group is not self._impatient
         if patient and self._breaker.reopens_at is not None and failure.fate is not Fate.AMBIGUOUS:
@@ -240,7 +186,7 @@ class Sender:
                 notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, verdict.wait, failure))
         return verdict
 
-    async def _admitted(self, call: _Call) -> ChatResponse:
+    async def _admitted(self, call: Call) -> ChatResponse:
         while True:
             permit = await self._admission(call)
             try:
@@ -260,7 +206,7 @@ class Sender:
             finally:
                 permit.settle()
 
-    async def _admission(self, call: _Call) -> Permit:
+    async def _admission(self, call: Call) -> Permit:
         self._refuse_if_closed()
         if self._breaker.reopens_at is not None and call.group is self._impatient:
             self._refuse_while_down()
@@ -282,12 +228,12 @@ class Sender:
         if self._closed:
             raise ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
 
-    def _acquire(self, call: _Call) -> Coroutine[None, None, Permit]:
+    def _acquire(self, call: Call) -> Coroutine[None, None, Permit]:
         return self._limiter.acquire(
             tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order, group=call.group
         )
 
-    async def _once(self, call: _Call) -> ChatResponse:
+    async def _once(self, call: Call) -> ChatResponse:
         call.attempts += 1
         call.under_way = True
         reply = await self._transport.post(call.body)
@@ -296,7 +242,7 @@ class Sender:
 
     # What follows from how an attempt ended.
 
-    def _account_for_refusal(self, refusal: RateLimitError, call: _Call, permit: Permit) -> None:
+    def _account_for_refusal(self, refusal: RateLimitError, call: Call, permit: Permit) -> None:
         self._service_answered()
         call.attempts -= 1
         call.refusals += 1
@@ -305,7 +251,7 @@ class Sender:
         if self._hooks:
             notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), refusal.retry_after))
 
-    def _account_for(self, failure: APIError, call: _Call, permit: Permit) -> None:
+    def _account_for(self, failure: APIError, call: Call, permit: Permit) -> None:
         call.under_way = False
         if failure.fate is Fate.AMBIGUOUS:
             call.possibly_billed += 1
@@ -341,7 +287,7 @@ class Sender:
             advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
         )
 
-    def _explain(self, error: OneLLMError, call: _Call, now: float) -> None:
+    def _explain(self, error: OneLLMError, call: Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"
         error.attempts = call.attempts
         error.elapsed = now - call.started

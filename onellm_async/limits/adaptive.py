@@ -56,8 +56,10 @@ class LearnedRate:
 
     START_PACE = 8.0
     """Requests per second before anything is known; each answer adds two, so that fast services are found fast."""
-    TRAVEL_JITTER = 0.15
-    """Seconds by which the moments of sending and of arriving may differ between two requests."""
+    LEAST_JITTER = 0.005
+    MOST_JITTER = 0.15
+    """Seconds by which the moments of sending and of arriving may differ between two requests: between these bounds,
+    one and a half times the round trip of a refusal."""
     FIRST_CRUISE = 4
     LONGEST_CRUISE = 300
     """Requests; one refusal in 300 is what staying informed costs."""
@@ -68,6 +70,7 @@ class LearnedRate:
     """Requests of a sprint without a mark after which it gets faster and faster: the limit must have risen."""
     OVERSHOOT = 2.0
     """Requests that may be on their way when a refusal comes back: the fastest sprint, times a refusal's round trip."""
+    LEAST_SHARE = 1 / 16
     MOST_MARKS = 24
     CONTESTED = 2.0
     """Times that the marks have disagreed lately, each agreement taking back a quarter: somebody else uses the key."""
@@ -82,8 +85,8 @@ class LearnedRate:
         self._identified = False
         self._cruise = self.FIRST_CRUISE
         self._sprinted = 0
-        self._round_trip = 0.01
-        self._floor = 0.0
+        self._round_trip = 0.0
+        self._jitter = self.LEAST_JITTER
         self._disagreements = 0.0
         self._shared: SharedRate | None = None
         self._shared_until = now
@@ -150,7 +153,8 @@ class LearnedRate:
         passed = self._total - after - 1 - self._refused
         self._refused += 1
         self._round_trip = max(0.9 * self._round_trip, now - sent_at)
-        if self._marks and sent_at <= self._marks[-1].at + self.TRAVEL_JITTER:
+        self._jitter = min(self.MOST_JITTER, max(self.LEAST_JITTER, 1.5 * self._round_trip))
+        if self._marks and sent_at <= self._marks[-1].at + self._jitter:
             for mark in self._marks:  # of the same moment as the last mark, which took it for let through
                 if mark.at >= sent_at:
                     mark.passed -= 1
@@ -172,11 +176,10 @@ class LearnedRate:
     def _first_guess(self, now: float) -> None:
         """Little is known yet: at most what was let through since the start, per second; at least, per minute."""
         mark = self._marks[-1]
-        elapsed = max(mark.at - self._started, self.TRAVEL_JITTER)
+        elapsed = max(mark.at - self._started, self._jitter)
         guess = min((mark.passed + 1) / 60, (mark.passed + 1) / elapsed)
         self._bucket = TokenBucket(guess, max(1.0, float(mark.passed)), level=0.0, updated_at=now)
         self._cruise = 1
-        self._floor = guess / 4
 
     def _learn(self, now: float) -> None:
         bucket = self._bucket
@@ -196,17 +199,24 @@ class LearnedRate:
             self._cruise = min(max(self.FIRST_CRUISE, self._cruise * self.CRUISE_GROWTH), self.LONGEST_CRUISE)
         self._identified = high < _UNKNOWN
         rate = (low + high) / 2 if self._identified else bucket.rate
-        rate = max(rate, self._floor)
+        if len(self._marks) > 1 and self._marks[-1].passed <= self._marks[-2].passed:
+            rate = min(rate, bucket.rate / 2)  # not one was let through: bounds this short after a mark say little
+        rate = max(rate, self._least(now))
         self._bucket = TokenBucket(rate, bucket.capacity, level=0.0, updated_at=now)
         if self._disagreements >= self.CONTESTED:
-            self._shared = SharedRate(rate, floor=self._floor, ceiling=_UNKNOWN)
+            self._shared = SharedRate(rate, floor=self._least(now), ceiling=_UNKNOWN)
             self._shared_until = now + self.SHARED_FOR
+
+    def _least(self, now: float) -> float:
+        """A share of what has been let through on average since the start: less would be despair."""
+        return self.LEAST_SHARE * (self._total - self._refused) / max(now - self._started, self._jitter)
 
     def _give_way(self, now: float) -> None:
         assert self._bucket is not None  # noqa: S101  # only an identified rate can be contested
         assert self._shared is not None  # noqa: S101  # see _learn
         if len(self._marks) > 1:
             last, previous = self._marks[-1], self._marks[-2]
+            self._shared.floor = self._least(now)
             self._shared.shrink(last.passed - previous.passed, last.at - previous.at)
         self._bucket = TokenBucket(self._shared.value, self._bucket.capacity, level=0.0, updated_at=now)
         if now >= self._shared_until:
@@ -219,7 +229,7 @@ class LearnedRate:
         """The tightest bounds that the newest marks agree on, and how many marks these are."""
         low, high = 0.0, _UNKNOWN
         marks = list(self._marks)
-        jitter = self.TRAVEL_JITTER
+        jitter = self._jitter
         for count, earlier in enumerate(reversed(marks[:-1]), 1):
             tighter_low, tighter_high = low, high
             for later in marks[len(marks) - count :]:
@@ -234,6 +244,6 @@ class LearnedRate:
 
     def _speed_up(self, now: float) -> None:
         if self._sprinted > (self.PATIENCE if self._identified else 1):
-            fastest = self.OVERSHOOT / self._round_trip
+            fastest = self.OVERSHOOT / self._jitter
             factor = 1.3 if self._identified else 2.0
             self._pace.retune(now, rate=max(self._pace.rate, min(self._pace.rate * factor, fastest)))

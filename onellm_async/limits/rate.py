@@ -54,7 +54,7 @@ class SharedRate:
         ceiling: The most it ever becomes.
     """
 
-    __slots__ = ("_answers", "_base", "_ceiling", "_floor", "value")
+    __slots__ = ("_answers", "_base", "_ceiling", "floor", "value")
 
     DECREASE = 0.7
     CERTAIN = 0.9
@@ -65,7 +65,7 @@ class SharedRate:
 
     def __init__(self, rate: float, *, floor: float, ceiling: float) -> None:
         self._base = rate
-        self._floor = floor
+        self.floor: float = floor
         self._ceiling = ceiling
         self._answers = 0
         self.value: float = rate
@@ -80,7 +80,7 @@ class SharedRate:
         """Takes note of a refusal, `passed` requests and `elapsed` seconds after the last one."""
         self._answers = 0
         certain = self.CERTAIN * passed / elapsed if elapsed > 0 else 0.0
-        self.value = max(self._floor, min(self.value, max(self.DECREASE * self.value, certain)))
+        self.value = max(self.floor, min(self.value, max(self.DECREASE * self.value, certain)))
 
 
 class DeclaredRate:
