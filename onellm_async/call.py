@@ -31,17 +31,20 @@ class Call:
     )
 
     def __init__(self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: Group) -> None:
-        self.number = number
-        self.model = request.model
-        self.body = body
-        self.lane = lane
-        self.started = started
-        self.group = group
+        self.number: int = number
+        self.model: str = request.model
+        self.body: bytes = body
+        self.lane: str = lane
+        self.started: float = started
+        self.group: Group = group
         self.deadline: float | None = None
-        self.tokens = 0.0
-        self.order = -1
-        self.attempts = self.refusals = self.server_errors = self.possibly_billed = 0
-        self.under_way = False
+        self.tokens: float = 0.0
+        self.order: int = -1
+        self.attempts: int = 0
+        self.refusals: int = 0
+        self.server_errors: int = 0
+        self.possibly_billed: int = 0
+        self.under_way: bool = False
 
     def history(self) -> History:
         """What the verdict on a failure needs to know."""

@@ -94,7 +94,8 @@ def test_deep_nesting_is_accepted_or_refused_but_never_exhausts_the_stack(asking
     if depth == 99:
         assert isinstance(received, Job)
     else:
-        assert received.status == (422 if depth <= 1000 else 400)
+        # Beyond orjson's 1,024 levels it depends on the Python whether the rest is JSON at all.
+        assert received.status in ({422} if depth <= 1000 else {400, 422})
 
 
 @pytest.mark.parametrize("text", [b"\xff", b"\xed\xa0\x80", b"caf\xe9"])

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 
 import pytest
 
@@ -27,10 +28,15 @@ def test_timers_ring_in_the_order_of_their_times():
 
 def test_another_thread_can_still_wake_the_loop():
     async def wait():
-        await asyncio.to_thread(lambda: None)
-        return asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        thread = threading.Thread(target=lambda: loop.call_soon_threadsafe(woken.set_result, "awake"))
+        thread.start()
+        word = await woken
+        thread.join()
+        return word, loop.time()
 
-    assert run_in_virtual_time(wait()) == 0
+    assert run_in_virtual_time(wait()) == ("awake", 0)
 
 
 def test_a_deadlock_is_told_instead_of_hanging(monkeypatch):
