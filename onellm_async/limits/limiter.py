@@ -118,6 +118,7 @@ class Limiter:
                 "This client is in use in another running event loop.", advice="Make one client for each loop."
             )
         self._loop, self._timer = loop, None
+        self._idle = asyncio.Event()  # an event belongs to the loop in which it was first awaited
         self.time = loop.time
         now = loop.time()
         if self._rate is None:

@@ -34,3 +34,17 @@ async def test_limiter_of_a_running_loop_is_refused_in_another():
 
     with pytest.raises(ConfigurationError, match="another running event loop"):
         await asyncio.to_thread(elsewhere)
+
+
+def test_idleness_can_be_awaited_in_one_loop_after_another():
+    slots = limiter()
+
+    async def wait_until_idle():
+        permit = await slots.acquire()
+        idle = asyncio.create_task(slots.idle())
+        await asyncio.sleep(0)
+        permit.settle()
+        await idle
+
+    asyncio.run(wait_until_idle())
+    asyncio.run(wait_until_idle())
