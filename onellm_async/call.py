@@ -1,13 +1,34 @@
 """One request on its way: what it is, where it waits, and what it has behind it."""
 
-from attrs import evolve
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from attrs import evolve, frozen
 
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.events import Answered
 from onellm_async.limits.limiter import Group
 from onellm_async.retry import History
 
-__all__ = ["Call"]
+__all__ = ["Attempt", "BeforeSending", "Call"]
+
+
+@frozen
+class Attempt:
+    """An attempt that is about to leave.
+
+    Attributes:
+        number: 1 for the first of its request.
+        possibly_billed: Earlier attempts of the request that may have been billed without an answer.
+    """
+
+    number: int
+    possibly_billed: int
+
+
+BeforeSending: TypeAlias = Callable[[Attempt], Awaitable[None]]
+"""Awaited when an attempt has been admitted and before it leaves; what it raises ends the request, and the attempt
+counts as never made."""
 
 
 class Call:
@@ -15,6 +36,7 @@ class Call:
 
     __slots__ = (
         "attempts",
+        "before_sending",
         "body",
         "deadline",
         "group",
@@ -45,6 +67,7 @@ class Call:
         self.server_errors: int = 0
         self.possibly_billed: int = 0
         self.under_way: bool = False
+        self.before_sending: BeforeSending | None = None
 
     def history(self) -> History:
         """What the verdict on a failure needs to know."""

@@ -21,9 +21,9 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
-from onellm_async.limits.limiter import Group
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.request_group import RequestGroup
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
@@ -116,6 +116,13 @@ class AsyncOneLLM:
     def snapshot(self) -> Snapshot:
         """What the client is doing at this moment: who waits, for what, and at which rate requests leave."""
         return self._sender.snapshot()
+
+    def group(self) -> RequestGroup:
+        """Requests that wait patiently for a service that is down, and whose waits can be ended together.
+
+        `gather_chats` and `iter_chats` make one for themselves; make your own for another kind of fan-out.
+        """
+        return RequestGroup(self._sender)
 
     async def drain(self) -> None:
         """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.
@@ -320,17 +327,16 @@ class AsyncOneLLM:
         stop_on_error: bool = False,
         buffered: int | None = None,
     ) -> FanOut:
-        group = Group()
+        group = self.group()
 
         async def answer(prompt: Prompt) -> ChatResponse:
-            request = request_for(prompt, model, options)
-            return await self._sender.send(request, lane=lane, deadline=deadline, group=group)
+            return await group.send(request_for(prompt, model, options), lane=lane, deadline=deadline)
 
         return FanOut(
             source,
             answer,
             window=self.limits.max_concurrency,
-            withdraw=lambda: self._sender.withdraw(group),
+            withdraw=group.withdraw,
             stop_on_error=stop_on_error,
             buffered=buffered,
             progress=progress,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterable
 from random import Random
 
-from onellm_async.call import Call
+from onellm_async.call import Attempt, BeforeSending, Call
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
     APIError,
@@ -42,6 +42,11 @@ from onellm_async.wire import Dialect, decode_reply, encode_request
 __all__ = ["Sender"]
 
 _request = Checks(InvalidRequestError)
+
+
+def _refuse_if_ended(group: Group) -> None:
+    if group.ended is not None:
+        raise group.ended()
 
 
 def _withdrawn() -> WithdrawnError:
@@ -109,7 +114,13 @@ class Sender:
         await self._transport.aclose()
 
     async def send(
-        self, request: ChatRequest, *, lane: str, deadline: float | None, group: Group | None = None
+        self,
+        request: ChatRequest,
+        *,
+        lane: str,
+        deadline: float | None,
+        group: Group | None = None,
+        before_sending: BeforeSending | None = None,
     ) -> ChatResponse:
         """Sends one request; see `AsyncOneLLM.chat` for what it raises.
 
@@ -118,6 +129,7 @@ class Sender:
             lane: Where to wait.
             deadline: Seconds from now for everything together; None for no end.
             group: The fan-out it belongs to. It then waits while the circuit is open; a single request fails at once.
+            before_sending: Awaited before each attempt leaves.
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
@@ -125,6 +137,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         self._requests += 1
         call = Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
+        call.before_sending = before_sending
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
         try:
@@ -218,11 +231,23 @@ class Sender:
         if self._closed:  # granted in the very moment of closing
             permit.give_back()
             self._refuse_if_closed()
+        if call.before_sending is not None:
+            await self._announce(call, permit, call.before_sending)
         if self._hooks:
             now = self._limiter.time()
             notify(self._hooks, Granted(call.number, call.model, now, now - asked))
             notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
         return permit
+
+    async def _announce(self, call: Call, permit: Permit, before_sending: BeforeSending) -> None:
+        """Lets the owner of the request take note of the attempt, and perhaps forbid it, while it holds its leave."""
+        try:
+            await before_sending(Attempt(call.attempts + 1, call.possibly_billed))
+            _refuse_if_ended(call.group)
+            self._refuse_if_closed()
+        except BaseException:
+            permit.give_back()
+            raise
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

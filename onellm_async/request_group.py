@@ -1,0 +1,55 @@
+"""Requests that belong together: they wait patiently, and their waits can be ended all at once."""
+
+from onellm_async.call import BeforeSending
+from onellm_async.chat import ChatRequest, ChatResponse
+from onellm_async.limits.limiter import Group
+from onellm_async.sender import Sender
+
+__all__ = ["RequestGroup"]
+
+
+class RequestGroup:
+    """Requests of one fan-out or run, from `AsyncOneLLM.group`.
+
+    A single chat fails at once while the service is down; a request of a group waits until it is back, as there are
+    many more to follow.
+
+    Args:
+        sender: Of the client.
+    """
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._group = Group()
+
+    async def send(
+        self,
+        request: ChatRequest,
+        *,
+        lane: str = "batch",
+        deadline: float | None = None,
+        before_sending: BeforeSending | None = None,
+    ) -> ChatResponse:
+        """Sends one request as `AsyncOneLLM.send` does.
+
+        Safe to cancel: what has not left gives everything back.
+
+        Args:
+            request: What to ask.
+            lane: ``interactive``, ``default`` or ``batch``.
+            deadline: Seconds from now for everything together, waiting included; None for no end.
+            before_sending: Awaited when an attempt has been admitted and before it leaves, with an `Attempt`: the
+                place to write down that it will, or to forbid it by raising an `OneLLMError`, which then ends the
+                request. It holds a slot and a request of the rate meanwhile, so it should be quick.
+
+        Raises:
+            WithdrawnError: If the group was withdrawn before it left.
+            OneLLMError: As `AsyncOneLLM.send`, and whatever `before_sending` raises.
+        """
+        return await self._sender.send(
+            request, lane=lane, deadline=deadline, group=self._group, before_sending=before_sending
+        )
+
+    def withdraw(self) -> None:
+        """Ends the waits of the group with `WithdrawnError`, for good; its requests under way go on."""
+        self._sender.withdraw(self._group)
