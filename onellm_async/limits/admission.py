@@ -2,23 +2,17 @@
 
 A ticket goes QUEUED → GRANTED → SETTLED; a request that is refused by the service goes back to QUEUED with its own
 place. A grant takes a slot, a request of the rate and the estimated tokens, all together or none.
-
-Two things can hold everybody back beside the rate: a *gate* that is closed until a time (the service said
-Retry-After), and a *probe* (the service was down; one request is let through to see whether it is back).
 """
 
-from typing import Literal, TypeAlias
-
 from onellm_async.errors import DeadlineExceededError, QueueFullError
+from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.gate import Gate
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 
-__all__ = ["Admission", "Bottleneck"]
-
-Bottleneck: TypeAlias = Literal["nothing", "rate", "slots", "tokens", "retry-after", "service down"]
-"""What the next request waits for."""
+__all__ = ["Admission"]
 
 _NEVER = float("inf")
 _LATENCY_WEIGHT = 0.1
@@ -42,16 +36,19 @@ class Admission:
         self.waiting: int = 0
         self.answers: int = 0
         self.refusals: int = 0
-        self._next_order = 0
-        per_minute = limits.tokens_per_minute
-        self.tokens: TokenBucket | None = None
-        if per_minute is not None:
-            self.tokens = TokenBucket(per_minute / 60, per_minute, updated_at=now)
+        self.unresolved: int = 0
         self.latency: float | None = None
-        self.gate_until: float = -_NEVER
-        self._down_until = -_NEVER
-        self._probing = False
-        self._probe: Ticket | None = None
+        self.tokens: TokenBucket | None = _token_bucket(limits, now)
+        self.gate: Gate = Gate()
+        self._next_order = 0
+
+    def take_over(self, earlier: "Admission", now: float) -> None:
+        """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
+        self.answers, self.refusals, self.unresolved = earlier.answers, earlier.refusals, earlier.unresolved
+        self.latency, self.tokens = earlier.latency, earlier.tokens
+        if self.tokens is not None:
+            self.tokens.rebase(now)
+        self.gate.take_over(earlier.gate, now)
 
     def try_enter(self, ticket: Ticket, now: float) -> bool:
         """Grants `ticket` at once if nobody waits and everything is there."""
@@ -73,6 +70,7 @@ class Admission:
         if not returned:
             self._refuse_hopeless(ticket, now)
             self._number(ticket)
+        ticket.since = now
         self.queue.push(ticket, returned=returned)
         self.waiting += 1
 
@@ -86,15 +84,15 @@ class Admission:
             return
         wait = self.projected_wait(ticket.lane, now)
         if most is not None and self.waiting >= most:
+            outlook = "the client is paused" if self.gate.paused else f"a newcomer would wait about {wait:.1f} s"
             raise QueueFullError(
-                f"{self.waiting} chats are waiting already, as many as max_pending allows;"
-                f" a newcomer would wait about {wait:.1f} s.",
+                f"{self.waiting} chats are waiting already, as many as max_pending allows; {outlook}.",
                 pending=self.waiting,
                 retry_after=wait,
                 advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
             )
         usual = self.latency or 0.0
-        if ticket.deadline is not None and now + wait + usual > ticket.deadline:
+        if ticket.deadline is not None and not self.gate.paused and now + wait + usual > ticket.deadline:
             raise DeadlineExceededError(
                 f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
                 f" and an answer {usual:.1f} s.",
@@ -102,9 +100,9 @@ class Admission:
             )
 
     def projected_wait(self, lane: str, now: float) -> float:
-        """Seconds that a newcomer in `lane` would probably wait."""
+        """Seconds that a newcomer in `lane` would probably wait; while paused, if the pause ended now."""
         ahead = self.queue.ahead_of_newcomer(lane)
-        wait = max(self.rate.time_until(ahead + 1, now), self.closed_until - now, 0.0)
+        wait = max(self.rate.time_until(ahead + 1, now), self.gate.expected_at - now, 0.0)
         if self.latency is not None:
             over = self.in_flight + ahead + 1 - self.limits.max_concurrency
             wait = max(wait, over * self.latency / self.limits.max_concurrency)
@@ -142,25 +140,37 @@ class Admission:
         wake = now + delay if deadline is None else min(now + delay, deadline)
         return None if wake == _NEVER else wake
 
+    def bottlenecks(self, now: float) -> dict[str, Bottleneck]:
+        """What the first in each lane waits for, for the lanes in which somebody waits."""
+        return {lane: self._bottleneck(head, now) for lane, head in self.queue.heads().items()}
+
     def bottleneck(self, now: float) -> Bottleneck:
-        """What the head of the queue waits for."""
-        head = self.queue.head() if self.waiting else None
-        if head is None:
-            return "nothing"
-        if self._probing:
+        """What the next request waits for."""
+        head = self.queue.head()
+        return "nothing" if head is None else self._bottleneck(head, now)
+
+    def _bottleneck(self, ticket: Ticket, now: float) -> Bottleneck:
+        if self.gate.paused:
+            return "paused"
+        if self.gate.probing:
             return "service down"
-        if self.gate_until > now:
+        if self.gate.retry_at > now:
             return "retry-after"
         if self.in_flight >= self.limits.max_concurrency:
             return "slots"
         rate = self.rate.time_until(1, now)
-        return "tokens" if self._delay(head, now) > rate else "rate"
+        delay = self._delay(ticket, now)
+        if delay > rate:
+            return "tokens"
+        if delay <= 0:
+            return "its turn"
+        return "back-off" if self.limits.mode == "unlimited" else "rate"
 
     def _delay(self, ticket: Ticket, now: float) -> float:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""
-        if self.in_flight >= self.limits.max_concurrency or self._probe is not None:
+        if self.in_flight >= self.limits.max_concurrency:
             return _NEVER
-        delay = max(self.rate.time_until(1, now), self.closed_until - now)
+        delay = max(self.rate.time_until(1, now), self.gate.opens_at - now)
         if self.tokens is not None:
             # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
@@ -171,10 +181,10 @@ class Admission:
         self.rate.take(now)
         if self.tokens is not None:
             self.tokens.take(ticket.tokens, now)
-        if self._probing:
-            self._probe = ticket
+        if self.gate.probing:
+            self.gate.probed_by(ticket)
         ticket.state = GRANTED
-        ticket.granted_at = now
+        ticket.since = now
 
     def withdraw(self, ticket: Ticket, now: float) -> bool:
         """Its caller has gone before sending: whatever it holds goes back. Harmless in any state.
@@ -199,6 +209,7 @@ class Admission:
     def settle(self, ticket: Ticket, now: float) -> None:
         """It was sent, and nobody knows how it fared: the slot is freed, the estimate of its tokens stands."""
         if ticket.state == GRANTED:
+            self.unresolved += 1
             self._free(ticket)
 
     def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:
@@ -214,8 +225,8 @@ class Admission:
         if tokens is not None:
             self._return_tokens(ticket, tokens, now)
         self.answers += 1
-        self.rate.answered(ticket.granted_at, now)
-        took = now - ticket.granted_at
+        self.rate.answered(ticket.since, now)
+        took = now - ticket.since
         self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
         self._free(ticket)
 
@@ -223,27 +234,23 @@ class Admission:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
         if ticket.state == GRANTED:
             self.refusals += 1
-            self.rate.refused(ticket.granted_at, now)
+            self.rate.refused(ticket.since, now)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:
-                self.gate_until = max(self.gate_until, now + retry_after)
+                self.gate.wait_until(now + retry_after)
 
-    def hold(self, until: float) -> None:
-        """The service is down: nothing leaves before `until`, and then one request at a time until `release`."""
-        self._down_until = until
-        self._probing = True
+    def retune(self, limits: Limits, rate: RateControl, now: float) -> None:
+        """Goes on with other limits and the rate control for them. Whoever waits or is under way is not touched.
 
-    def release(self) -> None:
-        """The service is back."""
-        self._down_until = -_NEVER
-        self._probing = False
-        self._probe = None
-
-    @property
-    def closed_until(self) -> float:
-        """Nothing leaves before this time, whatever rate and slots allow."""
-        return max(self.gate_until, self._down_until)
+        More may then be under way or wait than the new limits allow; nobody is added until it is fewer.
+        """
+        self.limits, self.rate = limits, rate
+        per_minute = limits.tokens_per_minute
+        if self.tokens is None or per_minute is None:
+            self.tokens = _token_bucket(limits, now)
+        else:
+            self.tokens.retune(now, rate=per_minute / 60, capacity=per_minute)
 
     def _return_tokens(self, ticket: Ticket, used: float, now: float) -> None:
         if self.tokens is not None:
@@ -252,5 +259,10 @@ class Admission:
     def _free(self, ticket: Ticket) -> None:
         ticket.state = SETTLED
         self.in_flight -= 1
-        if ticket is self._probe:
-            self._probe = None
+        if ticket is self.gate.probe:
+            self.gate.probe_ended()
+
+
+def _token_bucket(limits: Limits, now: float) -> TokenBucket | None:
+    per_minute = limits.tokens_per_minute
+    return None if per_minute is None else TokenBucket(per_minute / 60, per_minute, updated_at=now)

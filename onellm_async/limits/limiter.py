@@ -1,15 +1,16 @@
 """The asyncio host of admission: futures for those who wait, and one timer for all of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError, OneLLMError
-from onellm_async.limits.adaptive import LearnedRate
+from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
-from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
+from onellm_async.limits.rate import RateControl
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Group", "Limiter", "Permit"]
@@ -83,6 +84,7 @@ class Limiter:
     Args:
         limits: What the user declared.
         random: Where jitter comes from.
+        state: What an earlier limiter learned about the rate; None starts without.
 
     Example:
         ::
@@ -95,9 +97,11 @@ class Limiter:
                 permit.settle()
     """
 
-    def __init__(self, limits: Limits, *, random: Random) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, *, random: Random, state: RateState | None = None) -> None:
+        self.limits: Limits = limits
         self._random = random
+        self._state = state
+        self._paused = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rate: RateControl | None = None
@@ -117,20 +121,21 @@ class Limiter:
             raise ConfigurationError(
                 "This client is in use in another running event loop.", advice="Make one client for each loop."
             )
-        self._loop, self._timer = loop, None
         self._idle = asyncio.Event()  # an event belongs to the loop in which it was first awaited
-        self.time = loop.time
+        earlier = self.core if self._loop is not None else None
+        self._loop, self._timer, self.time = loop, None, loop.time
         now = loop.time()
         if self._rate is None:
-            self._rate = _rate_control(self.limits, now, self._random)
+            self._rate = rate_control(self.limits, now, self._random, self._state)
         else:
             self._rate.rebase(now)
-        known = getattr(self, "core", None)
         self.core = Admission(self.limits, self._rate, now)
-        if known is not None:
-            self.core.answers, self.core.refusals = known.answers, known.refusals
+        if earlier is not None:
+            self.core.take_over(earlier, now)
+        elif self._paused:
+            self.core.gate.pause()
 
-    async def acquire(
+    def acquire(
         self,
         *,
         tokens: float = 0.0,
@@ -138,7 +143,7 @@ class Limiter:
         deadline: float | None = None,
         order: int = -1,
         group: Group | None = None,
-    ) -> Permit:
+    ) -> Coroutine[None, None, Permit]:
         """Waits until a request may be sent.
 
         Safe to cancel: a cancelled wait gives back whatever it was granted, and wakes the next.
@@ -157,32 +162,43 @@ class Limiter:
             ClientClosedError: If the limiter is closed meanwhile.
             OneLLMError: Whatever the wait of its group is ended with.
         """
-        if group is not None and group.ended is not None:
-            raise group.ended()
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self.bind(loop)
-        core = self.core
-        core.queue.check_lane(lane)
-        permit = Permit(self, lane, tokens, deadline, order)
-        now = loop.time()
-        if core.try_enter(permit, now):
+        return self._admitted(Permit(self, lane, tokens, deadline, order), group)
+
+    async def _admitted(self, permit: Permit, group: Group | None) -> Permit:
+        # 100,000 such frames may wait at once, so they hold nothing that the permit does not.
+        if self._enter(permit, group):
             return permit
-        core.enqueue(permit, now)
-        permit.waker = loop.create_future()
-        self._arm(now)
-        if group is not None:
-            group.waiting.add(permit)
         try:
-            await permit.waker
+            await permit.waker  # type: ignore[misc]  # there is one, or it would have entered
         except asyncio.CancelledError:
-            if core.withdraw(permit, loop.time()):
-                self.pump()
+            self._leave(permit)
             raise
         finally:
             if group is not None:
                 group.waiting.discard(permit)
         return permit
+
+    def _enter(self, permit: Permit, group: Group | None) -> bool:
+        if group is not None and group.ended is not None:
+            raise group.ended()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self.bind(loop)
+        core, now = self.core, loop.time()
+        core.queue.check_lane(permit.lane)
+        if core.try_enter(permit, now):
+            return True
+        core.enqueue(permit, now)
+        permit.waker = loop.create_future()
+        if self._timer is None or permit.deadline is not None or core.tokens is not None:
+            self._arm(now)  # otherwise everybody waits for the same moment, whoever is first
+        if group is not None:
+            group.waiting.add(permit)
+        return False
+
+    def _leave(self, permit: Permit) -> None:
+        if self.core.withdraw(permit, self.time()):
+            self.pump()
 
     def end(self, group: Group, error: Callable[[], OneLLMError]) -> None:
         """Ends the wait of everybody in `group` with an error of its own. Permits that are out are not touched."""
@@ -190,8 +206,7 @@ class Limiter:
             if permit.state == QUEUED:
                 self.core.withdraw(permit, self.time())
                 _wake(permit, error())
-        if self._loop is not None:
-            self.pump()
+        self._pump_if_at_home()
 
     def pump(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""
@@ -224,15 +239,47 @@ class Limiter:
         self._timer = None
         self.pump()
 
+    def _pump_if_at_home(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self.pump()
+
     def hold(self, until: float) -> None:
         """The service is down: nothing leaves before `until`, and then one probe at a time until `release`."""
-        self.core.hold(until)
+        self.core.gate.hold(until)
         self.pump()
 
     def release(self) -> None:
         """The service is back."""
-        self.core.release()
+        self.core.gate.release()
         self.pump()
+
+    def pause(self) -> None:
+        """Lets nothing leave until `resume`. Whoever waits keeps waiting, deadlines still pass."""
+        self._paused = True
+        if self._loop is not None:
+            self.core.gate.pause()
+
+    def resume(self) -> None:
+        """Lets requests leave again."""
+        self._paused = False
+        if self._loop is not None:
+            self.core.gate.resume()
+            self._pump_if_at_home()
+
+    def retune(self, limits: Limits) -> None:
+        """Goes on with other limits. Whoever waits keeps its place, and what is under way is not touched."""
+        before, self.limits = self.limits, limits
+        if self._rate is not None:
+            now = self.time()
+            self._rate = retuned(self._rate, before, limits, now, self._random)
+            self.core.retune(limits, self._rate, now)
+            self._pump_if_at_home()
+
+    @property
+    def state(self) -> RateState | None:
+        """What has been learned about the rate, for another limiter to start with; None when there is nothing yet."""
+        learned: RateState | None = self._state if self._rate is None else getattr(self._rate, "state", None)
+        return learned
 
     def close(self) -> None:
         """Ends every wait with `ClientClosedError`. Permits that are out may still be settled."""
@@ -278,11 +325,3 @@ def _wake(ticket: Ticket, error: Exception | None = None) -> None:
             waker.set_result(None)
         else:
             waker.set_exception(error)
-
-
-def _rate_control(limits: Limits, now: float, random: Random) -> RateControl:
-    if not limits.rate_limited:
-        return BackOffOnly(random)
-    if limits.requests_per_minute is None:
-        return LearnedRate(now)
-    return DeclaredRate(limits.requests_per_minute / 60, limits.burst, now)

@@ -1,18 +1,27 @@
 """What the user knows about the limits of the service, as a value."""
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from attrs import field, frozen
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks
 
-__all__ = ["LANES", "Limits"]
+__all__ = ["LANES", "Limits", "Mode"]
+
+Mode: TypeAlias = Literal["discover", "correct", "off", "unlimited"]
+"""What a refusal by rate limit teaches; see `Limits.adaptive`."""
 
 LANES: Mapping[str, int] = {"interactive": 16, "default": 4, "batch": 1}
 """The lanes and their shares: while all three wait, of 21 requests 16 are interactive, 4 default and 1 batch."""
 
 _check = Checks(ConfigurationError, "Limits.")
+
+
+def _adaptive(_: object, attribute: object, value: object) -> None:
+    if not isinstance(value, str) or value not in {"auto", "discover", "correct", "off"}:
+        raise _check.refusal("adaptive", value, "it must be 'auto', 'discover', 'correct' or 'off'")
 
 
 @frozen
@@ -28,11 +37,20 @@ class Limits:
         burst: Requests that the service lets through at once after a pause. Default 40.
         tokens_per_minute: Input and output tokens per minute, None when there is no such limit. A request is
             admitted on an estimate and settled to what its reply says.
-        rate_limited: False when there is no limit by rate at all; use `unlimited` instead of setting it.
         max_pending: Chats that may wait for admission; the next is refused with `QueueFullError`. None: any number.
+        rate_limited: False when there is no limit by rate at all; use `unlimited` instead of setting it.
+        adaptive: What refusals by rate limit teach.
+
+            - ``"discover"``: the rate is found out. A declared one is only where the search starts.
+            - ``"correct"``: the declared rate is held; it is lowered when the server disagrees, and recovers.
+            - ``"off"``: the declared rate is held, whatever the server says. A refusal still means that the server's
+              bucket is empty, and ours is emptied, too.
+            - ``"auto"``, the default: ``"discover"`` when `requests_per_minute` is None, else ``"correct"``.
+        probe_every: While discovering, requests between two tests of whether the limit has risen. Each test costs one
+            refused request, which is not billed. Default 300: a limit that doubles is noticed 300 requests later.
 
     Raises:
-        ConfigurationError: If a value is out of range; the message names it.
+        ConfigurationError: If a value is out of range, or contradicts another; the message names it.
 
     Example:
         >>> Limits(requests_per_minute=600, burst=100, max_pending=1000).max_concurrency
@@ -45,6 +63,27 @@ class Limits:
     tokens_per_minute: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))
     max_pending: int | None = field(default=None, validator=_check.integer(0, optional=True))
     rate_limited: bool = field(default=True, kw_only=True, repr=False, validator=_check.kind(bool, "it must be a bool"))
+    adaptive: Literal["auto", "discover", "correct", "off"] = field(default="auto", kw_only=True, validator=_adaptive)
+    probe_every: int = field(default=300, kw_only=True, validator=_check.integer(1))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.rate_limited and self.requests_per_minute is not None:
+            rule = "without a limit by rate there is none to declare: use Limits.unlimited()"
+            raise _check.refusal("requests_per_minute", self.requests_per_minute, rule)
+        if not self.rate_limited and self.adaptive != "auto":
+            raise _check.refusal("adaptive", self.adaptive, "without a limit by rate there is none to adapt")
+        if self.requests_per_minute is None and self.adaptive in {"correct", "off"}:
+            rule = "that needs a declared rate, and requests_per_minute is None"
+            raise _check.refusal("adaptive", self.adaptive, rule)
+
+    @property
+    def mode(self) -> Mode:
+        """What `adaptive` comes to: ``"discover"``, ``"correct"`` or ``"off"``; ``"unlimited"`` without a rate."""
+        if not self.rate_limited:
+            return "unlimited"
+        if self.adaptive != "auto":
+            return self.adaptive
+        return "discover" if self.requests_per_minute is None else "correct"
 
     @classmethod
     def unlimited(cls, max_concurrency: int = 1000) -> "Limits":

@@ -9,6 +9,7 @@ cannot hoard.
 from collections import deque
 from collections.abc import Iterator, Mapping
 from heapq import heappop, heappush
+from itertools import islice
 
 from onellm_async.errors import ConfigurationError
 
@@ -26,10 +27,11 @@ class Ticket:
         deadline: When it must have been granted, on the limiter's clock; None if ever.
         order: Position among all tickets, given once; -1 until then. A request that comes back keeps it.
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
-        granted_at: When it was granted, which is when the request leaves.
+        since: When it came into that state: since when it waits, or when it was granted, which is when the request
+            leaves.
     """
 
-    __slots__ = ("deadline", "granted_at", "lane", "order", "state", "tokens")
+    __slots__ = ("deadline", "lane", "order", "since", "state", "tokens")
 
     def __init__(self, lane: str, tokens: float = 0.0, deadline: float | None = None, order: int = -1) -> None:
         self.lane: str = lane
@@ -37,7 +39,7 @@ class Ticket:
         self.deadline: float | None = deadline
         self.order: int = order
         self.state: int = QUEUED
-        self.granted_at: float = 0.0
+        self.since: float = 0.0
 
     def __lt__(self, other: "Ticket") -> bool:
         return self.order < other.order
@@ -54,15 +56,16 @@ class _Lane:
         self.returned: list[Ticket] = []  # heap: refused by the service, so ahead of everybody who came later
 
     def head(self) -> Ticket | None:
-        while self.returned:
-            if self.returned[0].state == QUEUED:
-                return self.returned[0]
-            heappop(self.returned)
-        while self.fresh:
-            if self.fresh[0].state == QUEUED:
-                return self.fresh[0]
-            self.fresh.popleft()
-        return None
+        returned, fresh = self.returned, self.fresh
+        while returned and returned[0].state != QUEUED:
+            heappop(returned)
+        while fresh and fresh[0].state != QUEUED:
+            fresh.popleft()
+        return returned[0] if returned else fresh[0] if fresh else None
+
+    def waiting_since(self) -> float:
+        """Since when the one has waited that has waited longest, of those who have not been refused since."""
+        return min(ticket.since for ticket in (*self.returned[:1], *islice(self.fresh, 1)))
 
     def pop(self) -> None:
         self.live -= 1
@@ -95,6 +98,14 @@ class Queue:
     def lengths(self) -> dict[str, int]:
         """Waiting tickets in each lane."""
         return {name: lane.live for name, lane in self._lanes.items()}
+
+    def heads(self) -> dict[str, Ticket]:
+        """Who is next in each lane in which somebody waits."""
+        return {name: head for name, lane in self._lanes.items() if (head := lane.head()) is not None}
+
+    def waiting_since(self) -> dict[str, float]:
+        """Since when somebody has waited in each lane in which somebody waits."""
+        return {name: self._lanes[name].waiting_since() for name in self.heads()}
 
     def check_lane(self, name: object) -> None:
         """Refuses a lane that does not exist.

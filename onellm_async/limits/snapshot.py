@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from onellm_async.limits.admission import Bottleneck
+from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import LANES
 
 __all__ = ["Snapshot"]

@@ -1,0 +1,57 @@
+"""Which rate control the limits ask for, at the start and when they change under way. Pure."""
+
+from random import Random
+
+from onellm_async.limits.adaptive import LearnedRate, RateState
+from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
+
+__all__ = ["StrictRate", "rate_control", "retuned"]
+
+
+class StrictRate(DeclaredRate):
+    """Holds a declared bucket whatever the service says: a refusal empties the bucket, and never changes the rate."""
+
+    TRUST = 0  # no two refusals are ever too close to be a coincidence
+
+
+def rate_control(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
+    """The control for `limits`.
+
+    Args:
+        limits: What the user declared.
+        now: The current time.
+        random: Where jitter comes from.
+        state: What an earlier control learned; None starts from the declaration, or blind.
+    """
+    declared = limits.requests_per_minute
+    if limits.mode == "unlimited":
+        return BackOffOnly(random)
+    if limits.mode == "discover" or declared is None:
+        if state is None and declared is not None:
+            state = RateState(declared / 60, limits.burst)
+        return LearnedRate(now, state)
+    kind = StrictRate if limits.mode == "off" else DeclaredRate
+    return kind(declared / 60, limits.burst, now)
+
+
+def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:
+    """The control to go on with when `before` becomes `limits`: the same one where nothing changes for it.
+
+    Args:
+        rate: The control so far.
+        before: What it was made for.
+        limits: What is declared now.
+        now: The current time.
+        random: Where jitter comes from.
+    """
+    if _declaration(before) == _declaration(limits):
+        return rate
+    return rate_control(limits, now, random)
+
+
+def _declaration(limits: Limits) -> tuple[object, ...]:
+    """All that a rate control is made from."""
+    probe_every = limits.probe_every if limits.mode == "discover" else None
+    burst = limits.burst if limits.requests_per_minute is not None else None
+    return limits.mode, limits.requests_per_minute, burst, probe_every
