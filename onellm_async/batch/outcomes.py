@@ -1,0 +1,44 @@
+"""What the journal keeps of an outcome, as JSON: everything an output needs, nothing that differs between attempts."""
+
+from attrs import asdict
+
+from onellm_async.batch.items import Item
+from onellm_async.chat import ChatResponse
+from onellm_async.errors import OneLLMError
+from onellm_async.wire import dump_json
+
+__all__ = ["HELD", "answer_json", "failure_json"]
+
+
+def answer_json(response: ChatResponse, item: Item) -> bytes:
+    """An answer."""
+    return dump_json(
+        {
+            "content": response.content,
+            "role": response.role,
+            "model": response.model or item.request.model,
+            "provider": response.provider,
+            "usage": None if response.usage is None else asdict(response.usage),
+            "finish_reason": response.finish_reason,
+            "cost": response.cost,
+        }
+    )
+
+
+def failure_json(error: OneLLMError) -> bytes:
+    """A failure; its message without the figures of this attempt, which another would not share."""
+    message = f"{error.message} {error.advice}".strip()
+    return dump_json(
+        {"type": type(error).__name__, "message": message, "status_code": getattr(error, "status_code", None)}
+    )
+
+
+HELD = dump_json(
+    {
+        "type": "HeldError",
+        "message": "It was sent, and its answer never came: it may be billed, and is held back (--ambiguous hold)."
+        " Ask it again with --ambiguous retry.",
+        "status_code": None,
+    }
+)
+"""The failure of a prompt that is held back."""
