@@ -56,7 +56,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def types(session: nox.Session) -> None:
     """The package is strictly typed, and its public face completely."""
-    session.install(*group("lint"), ".[cli]")
+    session.install(*group("lint"), ".[cli,report]")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "onellm_async", "--ignoreexternal")
 
@@ -64,14 +64,14 @@ def types(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def imports(session: nox.Session) -> None:
     """Imports point strictly downwards."""
-    session.install(*group("lint"), "-e", ".[cli]")
+    session.install(*group("lint"), "-e", ".[cli,report]")
     session.run("lint-imports")
 
 
 @nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
     """The test suite in development mode, where every warning is an error; with coverage on the first Python."""
-    session.install(*group("tests"), "-e", ".[cli]")
+    session.install(*group("tests"), "-e", ".[cli,report]")
     if session.python != FOUND[0] or session.posargs:
         session.run("python", "-X", "dev", "-m", "pytest", "-q", *session.posargs)
         return
@@ -109,7 +109,7 @@ def openapi(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def docs(session: nox.Session) -> None:
     """The documentation, built without warnings."""
-    session.install(*group("docs"), ".[cli]")
+    session.install(*group("docs"), ".[cli,report]")
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
 
 

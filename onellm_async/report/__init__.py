@@ -1,0 +1,1 @@
+"""A run's journal → one HTML file that tells how it went."""

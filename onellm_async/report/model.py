@@ -1,0 +1,288 @@
+"""What a report tells of a run, as values: numbers in seconds, USD and counts. Words are made elsewhere."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from attrs import field, frozen
+
+__all__ = [
+    "BadLine",
+    "FailedPrompt",
+    "Figures",
+    "Latency",
+    "Report",
+    "Share",
+    "Sitting",
+    "SlowPrompt",
+    "Standing",
+    "TimeSlice",
+    "Verdict",
+]
+
+
+class Standing(StrEnum):
+    """How a run stands."""
+
+    COMPLETE = "complete"
+    """Every prompt has an answer or an error."""
+    RUNNING = "running"
+    """A process works on it right now."""
+    INTERRUPTED = "interrupted"
+    """Nobody works on it, and something is left to do."""
+
+
+@frozen(kw_only=True)
+class Sitting:
+    """One invocation that worked on the run.
+
+    Attributes:
+        started: When, in Unix seconds.
+        ended: When, in Unix seconds. Of a sitting that was killed, its last sign of life.
+        how: How it ended in a few words; None where it did not say, because it was killed or goes on.
+        goes_on: Whether its process still works.
+        version: Version of the package that it ran.
+        requests_per_minute: The declared limit, None where none was.
+        burst: Requests that the limit allows at once; None where nobody said.
+    """
+
+    started: float
+    ended: float
+    how: str | None = None
+    goes_on: bool = False
+    version: str | None = None
+    requests_per_minute: float | None = None
+    burst: int | None = None
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return max(0.0, self.ended - self.started)
+
+
+@frozen(kw_only=True)
+class Figures:
+    """The counts of a run.
+
+    Attributes:
+        total: Prompts of the input; None where nobody counted them.
+        answered: Prompts with an answer.
+        failed: Prompts that ended with an error.
+        bad_lines: Lines of the input without a usable prompt.
+        unsettled: Prompts that were sent and have neither answer nor error: under way, or possibly billed.
+        possibly_billed: Attempts that got no reply and may have been billed all the same, those of settled prompts
+            included; without those that are under way.
+        at_risk: USD that may have been billed for nothing, at worst.
+        cost: USD by list price, as far as it is known.
+        unpriced: Answers whose cost is unknown.
+        budget: USD that may be spent; None without a budget.
+        input_tokens: Tokens of the prompts.
+        output_tokens: Tokens of the answers.
+        refusals: How often the rate limit refused a request; refusals are not billed.
+        retries: How often a request was sent again after a failure.
+        possible: Prompts that the rate limit would have let through in the time of the sittings; None where the limit
+            is not known.
+    """
+
+    total: int | None = None
+    answered: int = 0
+    failed: int = 0
+    bad_lines: int = 0
+    unsettled: int = 0
+    possibly_billed: int = 0
+    at_risk: float = 0.0
+    cost: float = 0.0
+    unpriced: int = 0
+    budget: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    refusals: int = 0
+    retries: int = 0
+    possible: float | None = None
+
+    @property
+    def settled(self) -> int:
+        """Prompts with an answer or an error."""
+        return self.answered + self.failed
+
+    @property
+    def left(self) -> int:
+        """Prompts without an answer or an error, as far as the number of all of them is known."""
+        return 0 if self.total is None else max(0, self.total - self.settled - self.bad_lines)
+
+    @property
+    def goodput(self) -> float | None:
+        """Share, 0 to 1, of what the limit allowed that became answers; None where the limit is not known."""
+        return min(1.0, self.answered / self.possible) if self.possible else None
+
+
+@frozen(kw_only=True)
+class TimeSlice:
+    """What happened in a part of the time in which somebody worked on the run.
+
+    Attributes:
+        sitting: Number of its sitting, from 0.
+        start: Its beginning in seconds of work, breaks between sittings not counted.
+        clock: Its beginning in Unix seconds.
+        width: Its length in seconds.
+        answered: Prompts answered in it.
+        failed: Prompts failed in it.
+        limit: Requests per minute that the limit allowed, declared or learned; None where it is not known.
+        queued: Prompts waiting for admission at its end, by lane; empty where nobody looked.
+        in_flight: Requests under way, on average; None where nobody looked.
+        refusals: Refusals by rate limit in it.
+        retries: Requests sent again in it.
+        cost: USD spent from the start of the run to its end.
+        input_tokens: Tokens of prompts from the start of the run to its end.
+        output_tokens: Tokens of answers from the start of the run to its end.
+    """
+
+    sitting: int = 0
+    start: float
+    clock: float
+    width: float
+    answered: int = 0
+    failed: int = 0
+    limit: float | None = None
+    queued: Mapping[str, float] = field(factory=dict[str, float])
+    in_flight: float | None = None
+    refusals: int = 0
+    retries: int = 0
+    cost: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@frozen(kw_only=True)
+class Latency:
+    """How long answers took: the last attempt of each, from sending to the reply.
+
+    Attributes:
+        edges: Bounds of the bins in seconds, ascending, one more than there are bins.
+        counts: Answers in each bin.
+        p50: Seconds within which half of them came; p90 and p99 likewise.
+        p90: See p50.
+        p99: See p50.
+    """
+
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+
+
+@frozen(kw_only=True)
+class SlowPrompt:
+    """A prompt that took long.
+
+    Attributes:
+        index: Position among the prompts, from 0.
+        line: Line or row of the input, from 1.
+        custom_id: The caller's name of it.
+        elapsed: Seconds from queueing to its end.
+        latency: Seconds of its last attempt; None where no reply came.
+        attempts: Times it was sent.
+        failed: Whether it ended with an error.
+    """
+
+    index: int
+    line: int
+    custom_id: str | None = None
+    elapsed: float
+    latency: float | None = None
+    attempts: int = 1
+    failed: bool = False
+
+
+@frozen(kw_only=True)
+class FailedPrompt:
+    """A prompt that failed.
+
+    Attributes:
+        index: Position among the prompts, from 0.
+        line: Line or row of the input, from 1.
+        custom_id: The caller's name of it.
+        kind: The error's class.
+        message: What it said.
+        status_code: The HTTP status, None where there was no reply.
+        attempts: Times it was sent.
+        possibly_billed: Attempts of which nobody knows whether they were billed.
+    """
+
+    index: int
+    line: int
+    custom_id: str | None = None
+    kind: str
+    message: str
+    status_code: int | None = None
+    attempts: int = 1
+    possibly_billed: int = 0
+
+
+@frozen
+class BadLine:
+    """A line of the input without a usable prompt: its number from 1, and what is wrong with it."""
+
+    line: int
+    message: str
+
+
+@frozen
+class Share:
+    """A part of the time: what for, and how much of it, 0 to 1."""
+
+    name: str
+    share: float
+
+
+@frozen
+class Verdict:
+    """Where the time went, in a sentence and in shares that add up to 1."""
+
+    sentence: str
+    shares: tuple[Share, ...]
+
+
+@frozen(kw_only=True)
+class Report:
+    """A run as it stands.
+
+    Attributes:
+        name: Name of the output, or of the journal.
+        subtitle: What was asked of whom, in a few words.
+        made_at: When the report was made, in Unix seconds.
+        standing: How the run stands.
+        identity: What makes it this run and no other: pairs of a name and a value.
+        sittings: The invocations that worked on it, in order.
+        figures: Its counts.
+        verdict: Where the time went; None where the journal holds no samples.
+        slices: The time of the sittings, cut into slices of equal length.
+        latency: How long answers took.
+        slowest: The prompts that took longest, slowest first.
+        failures: The first failed prompts in the order of the input; `figures` has their number.
+        bad_lines: The first bad lines; `figures` has their number.
+    """
+
+    name: str
+    subtitle: str = ""
+    made_at: float
+    standing: Standing
+    identity: tuple[tuple[str, str], ...] = ()
+    sittings: tuple[Sitting, ...] = ()
+    figures: Figures
+    verdict: Verdict | None = None
+    slices: tuple[TimeSlice, ...] = ()
+    latency: Latency = Latency()
+    slowest: tuple[SlowPrompt, ...] = ()
+    failures: tuple[FailedPrompt, ...] = ()
+    bad_lines: tuple[BadLine, ...] = ()
+
+    @property
+    def duration(self) -> float:
+        """Seconds of work: the sittings without the breaks between them."""
+        return sum(sitting.duration for sitting in self.sittings)
+
+    @property
+    def resumed(self) -> int:
+        """How often the run was resumed."""
+        return max(0, len(self.sittings) - 1)

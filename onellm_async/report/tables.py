@@ -1,0 +1,135 @@
+"""The lists at the end of a report: sittings, slow and failed prompts, bad lines, what the run was."""
+
+from datetime import tzinfo
+
+from attrs import frozen
+
+from onellm_async.report.drawing import Table
+from onellm_async.report.model import Report
+from onellm_async.report.wording import count, duration, moment, number, seconds
+
+__all__ = ["Listing", "listings"]
+
+
+@frozen(kw_only=True)
+class Listing:
+    """A table with its heading and a sentence."""
+
+    key: str
+    title: str
+    summary: str = ""
+    table: Table
+
+
+def listings(report: Report, zone: tzinfo) -> tuple[Listing, ...]:
+    """The lists that have something to show."""
+    lists = (_slowest(report), _failures(report), _bad_lines(report), _sittings(report, zone), _identity(report))
+    return tuple(listing for listing in lists if listing.table.rows)
+
+
+def _slowest(report: Report) -> Listing:
+    return Listing(
+        key="slowest",
+        title="Slowest prompts",
+        summary="From queueing to the end, with every wait and every attempt.",
+        table=Table(
+            caption="Slowest prompts",
+            headings=("Line", "Total", "Last attempt", "Attempts", "Ended", "custom_id", "Index"),
+            rows=tuple(
+                (
+                    count(prompt.line),
+                    seconds(prompt.elapsed),
+                    "-" if prompt.latency is None else seconds(prompt.latency),
+                    count(prompt.attempts),
+                    "failed" if prompt.failed else "answered",
+                    prompt.custom_id or "-",
+                    count(prompt.index),
+                )
+                for prompt in report.slowest
+            ),
+            words=frozenset({4, 5}),
+        ),
+    )
+
+
+def _failures(report: Report) -> Listing:
+    return Listing(
+        key="failures",
+        title="Failed prompts",
+        summary=_first(len(report.failures), report.figures.failed, "with their errors"),
+        table=Table(
+            caption="Failed prompts",
+            headings=("Line", "Error", "Status", "Attempts", "Possibly billed", "custom_id", "Index"),
+            rows=tuple(
+                (
+                    count(prompt.line),
+                    f"{prompt.kind}: {prompt.message}",
+                    "-" if prompt.status_code is None else str(prompt.status_code),
+                    count(prompt.attempts),
+                    count(prompt.possibly_billed),
+                    prompt.custom_id or "-",
+                    count(prompt.index),
+                )
+                for prompt in report.failures
+            ),
+            words=frozenset({1, 5}),
+        ),
+    )
+
+
+def _bad_lines(report: Report) -> Listing:
+    return Listing(
+        key="bad-lines",
+        title="Bad lines",
+        summary=_first(len(report.bad_lines), report.figures.bad_lines, "for which nothing was sent"),
+        table=Table(
+            caption="Bad lines",
+            headings=("Line", "What is wrong"),
+            rows=tuple((count(bad.line), bad.message) for bad in report.bad_lines),
+            words=frozenset({1}),
+        ),
+    )
+
+
+def _first(shown: int, all_of_them: int, what: str) -> str:
+    if shown < all_of_them:
+        return f"The first {count(shown)} of {count(all_of_them)}, {what}."
+    return f"All {count(shown)}, {what}." if shown > 1 else f"One, {what}."
+
+
+def _sittings(report: Report, zone: tzinfo) -> Listing:
+    return Listing(
+        key="sittings",
+        title="Sittings",
+        summary="Each time the command ran.",
+        table=Table(
+            caption="Sittings",
+            headings=("Sitting", "Started", "Ended", "Duration", "Limit per minute", "How it ended", "Version"),
+            rows=tuple(
+                (
+                    count(place),
+                    moment(sitting.started, zone),
+                    moment(sitting.ended, zone),
+                    duration(sitting.duration),
+                    "-" if sitting.requests_per_minute is None else number(sitting.requests_per_minute),
+                    sitting.how or ("goes on" if sitting.goes_on else "was killed: the last sign of life is told"),
+                    sitting.version or "-",
+                )
+                for place, sitting in enumerate(report.sittings, 1)
+            ),
+            words=frozenset({1, 2, 5, 6}),
+        ),
+    )
+
+
+def _identity(report: Report) -> Listing:
+    return Listing(
+        key="identity",
+        title="What was run",
+        table=Table(
+            caption="What was run",
+            headings=("Part", "Value"),
+            rows=report.identity,
+            words=frozenset({0, 1}),
+        ),
+    )
