@@ -1,0 +1,122 @@
+"""What makes a run that run: another input or another question is another run. Pure."""
+
+from collections.abc import Mapping
+
+from attrs import asdict, fields, frozen
+
+from onellm_async.chat import JSON
+from onellm_async.errors import BatchError
+from onellm_async.validation import shown
+
+__all__ = ["RunIdentity"]
+
+
+@frozen(kw_only=True)
+class RunIdentity:
+    """What the answers of a run depend on. It holds no secrets: a journal keeps it in the clear.
+
+    Attributes:
+        input: Name of the input, as shown to the user.
+        input_digest: Hexadecimal digest of its bytes; None where it can be read only once.
+        lines: Its non-blank lines; None where nobody counted them.
+        format: How its lines are written; None where nobody said.
+        field: The field that holds the prompt.
+        template_digest: Digest of the template that makes a prompt of a line.
+        model: The model asked of every prompt.
+        fallback_model: The model asked where a line names none.
+        system_digest: Digest of the instruction beside each prompt.
+        max_tokens: Most tokens to generate per prompt.
+        temperature: 0 to 2.
+        base_url: Where the requests go.
+        dialect: How they are written.
+
+    Example:
+        >>> before = RunIdentity(input="in.jsonl", max_tokens=100)
+        >>> RunIdentity(input="in.jsonl", max_tokens=200).differences(before)
+        ['max_tokens was 100 and is now 200']
+    """
+
+    input: str
+    input_digest: str | None = None
+    lines: int | None = None
+    format: str | None = None
+    field: str | None = None
+    template_digest: str | None = None
+    model: str | None = None
+    fallback_model: str | None = None
+    system_digest: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    base_url: str | None = None
+    dialect: str | None = None
+
+    def as_json(self) -> dict[str, JSON]:
+        """Its parts as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: JSON) -> "RunIdentity":
+        """The identity that `as_json` gave; parts of a later version are left out.
+
+        Raises:
+            BatchError: If it is none.
+        """
+        if not isinstance(value, Mapping) or not isinstance(value.get("input"), str):
+            raise BatchError(f"{shown(value)} is not the identity of a run.")
+        names = {attribute.name for attribute in fields(cls)}
+        return cls(**{name: part for name, part in value.items() if name in names})
+
+    def differences(self, earlier: "RunIdentity") -> list[str]:
+        """What has changed since `earlier`, a phrase for each part; [] where it is the same run.
+
+        An input that was moved or renamed is still the same; where it can be read only once, its name has to do.
+        """
+        phrases = []
+        if self.input_digest is not None and earlier.input_digest is not None:
+            if self.input_digest != earlier.input_digest:
+                phrases.append(self._changed_input(earlier))
+        elif self.input != earlier.input or self.input_digest != earlier.input_digest:
+            phrases.append(f"the input was {earlier.input} and is now {self.input}{self._kinds(earlier)}")
+        mine, theirs = asdict(self), asdict(earlier)
+        for name, (noun, secretive) in _PARTS.items():
+            before, now = theirs[name], mine[name]
+            if before != now:
+                phrases.append(f"{noun} {_change(before, now, secretive=secretive)}")
+        return phrases
+
+    def _kinds(self, earlier: "RunIdentity") -> str:
+        """What is to be said where both have one name."""
+        if self.input != earlier.input:
+            return ""
+        return ", but a file then and a pipe now" if self.input_digest is None else ", but a pipe then and a file now"
+
+    def _changed_input(self, earlier: "RunIdentity") -> str:
+        phrase = "the input has changed"
+        if self.input != earlier.input:
+            phrase = f"the input was {earlier.input} and is now {self.input}, which holds something else"
+        if self.lines is not None and earlier.lines is not None and self.lines != earlier.lines:
+            phrase += f" (it had {earlier.lines:,} lines and has {self.lines:,})"
+        return phrase
+
+
+_PARTS = {
+    "format": ("the format", False),
+    "field": ("the field of the prompt", False),
+    "template_digest": ("the template", True),
+    "model": ("the model", False),
+    "fallback_model": ("the fallback model", False),
+    "system_digest": ("the system prompt", True),
+    "max_tokens": ("max_tokens", False),
+    "temperature": ("temperature", False),
+    "base_url": ("the base URL", False),
+    "dialect": ("the dialect", False),
+}
+"""What a part is called, and whether only a digest of it is known."""
+
+
+def _change(before: object, now: object, *, secretive: bool) -> str:
+    if before is None:
+        return "was not given and is now" if secretive else f"was not given and is now {now}"
+    if now is None:
+        return "was given and is not any more" if secretive else f"was {before} and is not given any more"
+    return "has changed" if secretive else f"was {before} and is now {now}"

@@ -1,0 +1,171 @@
+"""What goes into a journal and what comes out of it: plain values."""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from attrs import frozen
+
+from onellm_async.chat import JSON
+
+__all__ = ["Command", "Counts", "Intent", "Row", "Settled", "State"]
+
+
+class State(IntEnum):
+    """How an entry of the input stands. An entry without a row was never sent."""
+
+    SENT = 1
+    """It was to leave, and no outcome is known: after a crash it may have been billed."""
+    ANSWERED = 2
+    FAILED = 3
+
+
+@frozen
+class Intent:
+    """A request is about to leave.
+
+    Attributes:
+        index: Its position among the entries of the input.
+        line: Its line number, from 1.
+        digest: 64 signed bits of the digest of the line.
+        custom_id: The caller's own name of it.
+        request_digest: Of what is sent, for deduplication.
+        reserved: The most that one attempt can cost, in USD; None where nobody knows.
+        at: When, in Unix seconds.
+        reserved_tokens: The most tokens that one attempt can use; None where nobody knows.
+        possibly_billed: Attempts of the same sitting before this one that may have been billed.
+    """
+
+    index: int
+    line: int
+    digest: int
+    custom_id: str | None
+    request_digest: bytes
+    reserved: float | None
+    at: float
+    reserved_tokens: int | None = None
+    possibly_billed: int = 0
+
+
+@frozen
+class Settled:
+    """The outcome of a request.
+
+    Attributes:
+        index: Its position among the entries of the input.
+        state: `State.ANSWERED` or `State.FAILED`.
+        at: When, in Unix seconds.
+        attempts: How often it was sent in this sitting.
+        possibly_billed: How many of these may have been billed without an answer.
+        refusals: How often the rate limit refused it (not billed).
+        cost: USD by list price; None where nobody knows.
+        input_tokens: Tokens of the prompt; None where nobody knows.
+        output_tokens: Tokens generated; None where nobody knows.
+        elapsed: Seconds from queueing to the end.
+        latency: Seconds that the last attempt took; None where nothing was sent.
+        result: The answer or the failure, as a JSON object; b"" where `same_as` tells where it is.
+        same_as: Index of an identical request whose outcome this is. Such an entry needs no intent, and brings what
+            an intent would have told: `line`, `digest`, `custom_id` and `request_digest`.
+        line: Only beside `same_as`.
+        digest: Only beside `same_as`.
+        custom_id: Only beside `same_as`.
+        request_digest: Only beside `same_as`.
+    """
+
+    index: int
+    state: State
+    at: float
+    attempts: int
+    possibly_billed: int
+    refusals: int
+    cost: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    elapsed: float
+    latency: float | None
+    result: bytes
+    same_as: int | None = None
+    line: int = 0
+    digest: int = 0
+    custom_id: str | None = None
+    request_digest: bytes = b""
+
+
+class Row(NamedTuple):
+    """What the journal has of one entry. A named tuple: hundreds of thousands a second are read.
+
+    Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``settled_at`` are their
+    times, ``result`` holds the outcome of the original where there is a ``same_as``, and ``possibly_billed`` counts
+    attempts of all sittings that have no outcome: of a sent entry also the last one.
+    """
+
+    index: int
+    line: int
+    digest: int
+    custom_id: str | None
+    request_digest: bytes
+    state: State
+    attempts: int
+    possibly_billed: int
+    refusals: int
+    reserved: float | None
+    reserved_tokens: int | None
+    cost: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    sent_at: float | None
+    settled_at: float | None
+    elapsed: float | None
+    latency: float | None
+    result: bytes
+    same_as: int | None
+
+
+@frozen
+class Counts:
+    """What a journal has, all sittings together.
+
+    Attributes:
+        answered: Entries with an answer.
+        failed: Entries that failed for good.
+        sent: Entries under way; after a crash, those that may have been billed.
+        reused: Entries with the outcome of an identical request.
+        possibly_billed: Attempts that ended without an outcome and may have been billed, those under way left out.
+        refusals: How often the rate limit refused.
+        cost: USD by list price, as far as known.
+        unpriced: Answers whose cost is unknown.
+        input_tokens: As far as known.
+        output_tokens: As far as known.
+        at_risk: USD that may be spent beyond `cost`: the reserved cost of every attempt without an outcome, those
+            under way included, and of every answer whose cost is unknown.
+        at_risk_tokens: The same in tokens.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    sent: int = 0
+    reused: int = 0
+    possibly_billed: int = 0
+    refusals: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    at_risk: float = 0.0
+    at_risk_tokens: int = 0
+
+
+@frozen
+class Command:
+    """What another terminal asks of a run.
+
+    Attributes:
+        name: ``pause``, ``resume``, ``retune`` or ``stop``.
+        argument: With what; for ``retune`` the settings to change.
+        id: Its number in the journal; 0 before it is there.
+        at: When it was asked, in Unix seconds; 0 before it was.
+    """
+
+    name: str
+    argument: JSON = None
+    id: int = 0
+    at: float = 0.0
