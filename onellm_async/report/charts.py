@@ -174,7 +174,8 @@ def _queue(report: Report, axis: _TimeAxis) -> Chart:
     return Chart(
         key="queue",
         title="Queue and requests in flight",
-        summary=f"At most {count(round(longest))} prompts waited for admission, and {count(round(most))} requests were under way.",
+        summary=f"At most {count(round(longest))} prompts waited for admission, "
+        f"and {count(round(most))} requests were under way.",
         x=axis.x,
         curves=tuple(curves),
         marks=axis.marks,

@@ -24,7 +24,8 @@ def usd(value: float) -> str:
     """``$1.23``; below a dollar two digits that matter: ``$0.00042``."""
     if value >= 1 or not value:
         return f"${value:,.2f}"
-    return f"${value:.{max(2, 1 - floor(log10(value)))}f}"
+    cents, rest = f"{value:.{max(2, 1 - floor(log10(value)))}f}".split(".")
+    return f"${cents}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
 def percent(share: float) -> str:

@@ -150,4 +150,4 @@ class Page:
 
     async def screenshot(self, path: Path) -> None:
         told = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(told["data"]))
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(told["data"]))

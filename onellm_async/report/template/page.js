@@ -90,7 +90,7 @@
     const taken = [];
     ctx.textBaseline = "top";
     for (const mark of chart.marks) {
-      const x = Math.round(plot.valToPos(mark.x, "x", true));
+      const x = Math.floor(plot.valToPos(mark.x, "x", true)) + .5;
       if (x < left - 1 || x > left + width + 1) continue;
       ctx.strokeStyle = colour("grey");
       ctx.lineWidth = pixels(1);

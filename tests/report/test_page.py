@@ -1,0 +1,170 @@
+import base64
+import hashlib
+import json
+import re
+from datetime import UTC, timedelta, timezone
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from sample_reports import HOSTILE, START, a_report
+
+import onellm_async.report
+from onellm_async.report.model import BadLine, Figures, Latency, Report, Sitting, Standing, TimeSlice
+from onellm_async.report.page import render
+
+VENDOR = Path(onellm_async.report.__file__).parent / "vendor"
+
+
+class Reader(HTMLParser):
+    """The words, the tags and the scripts of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def read(report: Report) -> Reader:
+    reader = Reader()
+    reader.feed(render(report, zone=UTC))
+    return reader
+
+
+def test_the_page_tells_how_the_run_stands_and_its_figures() -> None:
+    text = read(a_report()).text
+    for words in (
+        "answers.jsonl gsm8k.jsonl, asked of GPT-5-Nano complete",
+        "Started 2026-01-01 09:00:00 UTC, resumed once, finished 2026-01-01 21:32:27 UTC.",
+        "Answered 1,307 of 1,321 prompts",
+        "Failed 12 and 2 bad lines",
+        "Possibly billed 3 requests $0.00042 at risk",
+        "Duration 32 min 27 s of work in 2 sittings, 12 h 32 min in all",
+        "Goodput 94.8 % of what the limit allowed; 40.3 answers/min",
+        "Cost $0.42 of $0.50 budget",
+        "Tokens 534,081 131,204 in, 402,877 out",
+        "Refused 9 by rate limit, unbilled; 31 sent again after failures",
+        "the rate limit set the pace",
+        "rate limit 91 %",
+        "was killed: the last sign of life is told",
+    ):
+        assert words in text
+
+
+def test_times_are_told_in_the_zone_that_is_asked_for() -> None:
+    page = render(a_report(), zone=timezone(timedelta(hours=8), "CST"))
+    assert "2026-01-01 17:00:00 CST" in page
+
+
+def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
+    sittings = (Sitting(started=START, ended=START + 60, how="interrupted by Ctrl-C"),)
+    figures = Figures(total=100, answered=40, failed=1, unsettled=2, possibly_billed=2, at_risk=0.01)
+    text = read(a_report(standing=Standing.INTERRUPTED, sittings=sittings, figures=figures)).text
+    assert "last worked on 2026-01-01 09:01:00 UTC" in text
+    assert "It ended: interrupted by Ctrl-C." in text
+    assert "59 of 100 prompts are left; the same command goes on." in text
+    assert "Possibly billed 2 requests $0.01 at risk" in text
+
+
+def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
+    sittings = (Sitting(started=START, ended=START + 60, goes_on=True),)
+    text = read(a_report(standing=Standing.RUNNING, sittings=sittings, figures=Figures(unsettled=7, at_risk=0.02))).text
+    assert "running still when this was made" in text
+    assert "Under way 7 $0.02 reserved or at risk" in text
+    assert "Possibly billed" not in text.partition("Failed prompts")[0]
+    assert "goes on" in text
+
+
+def test_nothing_that_comes_from_the_run_becomes_html() -> None:
+    hostile = a_report(name=HOSTILE, subtitle=HOSTILE, identity=((HOSTILE, HOSTILE),))
+    harmless = a_report(
+        failures=tuple(evolve(failure, custom_id="id", message="text") for failure in a_report().failures),
+        bad_lines=(BadLine(77, "x"), BadLine(901, "y")),
+        identity=(("a", "b"),),
+    )
+    first, second = read(hostile), read(harmless)
+    assert [tag for tag, _ in first.tags] == [tag for tag, _ in second.tags]
+    assert first.text.count("<script>window.hacked = true</script>") >= 6
+
+
+def test_a_label_with_html_cannot_end_the_numbers_of_the_plots() -> None:
+    part = TimeSlice(start=0, clock=START, width=10, queued={HOSTILE: 3}, in_flight=1)
+    reader = read(a_report(slices=(part,)))
+    numbers = json.loads(reader.scripts[0])
+    assert numbers[2]["curves"][0]["label"] == f"queued, {HOSTILE}"
+    assert len(reader.scripts) == 3
+
+
+def test_only_the_two_scripts_of_the_page_may_run_and_nothing_may_be_loaded() -> None:
+    reader = read(a_report())
+    policy = next(attrs["content"] for tag, attrs in reader.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    hashes = {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in reader.scripts[1:]}
+    assert set(re.findall(r"'sha256-([^']+)'", policy)) == hashes
+    assert policy.startswith("default-src 'none'")
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2]
+    assert not any(attrs.get("src") or (attrs.get("href") or "data:")[:5] != "data:" for _, attrs in reader.tags)
+
+
+def test_every_figure_of_a_plot_is_in_a_table_without_scripts() -> None:
+    report = a_report()
+    text = read(report).text
+    assert text.count("The numbers") == 5
+    assert "15 s 09:00:15" in text
+    assert "2.83 s to 4 s 342 68 %" in text
+
+
+def test_the_licence_of_the_plots_goes_with_every_copy() -> None:
+    page = render(a_report(), zone=UTC)
+    licence = (VENDOR / "uPlot.LICENSE").read_text("utf-8").strip()
+    assert licence.startswith("The MIT License (MIT)\n\nCopyright (c)")
+    assert licence in page
+
+
+def test_headings_tables_and_plots_have_names_for_those_who_do_not_see() -> None:
+    tags = read(a_report()).tags
+    assert [tag for tag, _ in tags if tag in {"h1", "h2", "h3"}] == ["h1", *["h2"] * 11]
+    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 10
+    assert all(attrs.get("aria-label") for _, attrs in tags if attrs.get("role") in {"img", "region"})
+    assert all(attrs.get("scope") in {"col", "row"} for tag, attrs in tags if tag == "th")
+    assert tags[1][1]["lang"] if tags[1][0] == "html" else tags[0][1]["lang"] == "en"
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_run_in_which_nothing_has_happened_yet_has_a_page(standing: Standing) -> None:
+    report = Report(name="empty.jsonl", made_at=START, standing=standing, figures=Figures())
+    text = read(report).text
+    assert "Answered 0 prompts" in text
+    assert "Goodput" not in text
+    assert "Throughput" not in text
+
+
+def test_lone_surrogates_and_control_characters_do_not_stop_the_page() -> None:
+    report = a_report(name="a\ud800b\x00c", latency=Latency())
+    assert "a?b\x00c" in render(report, zone=UTC).encode().decode()
+
+
+def test_the_page_stays_small() -> None:
+    assert len(render(a_report(), zone=UTC)) < 200_000
