@@ -19,6 +19,7 @@ from onellm_async.report.charts import charts
 from onellm_async.report.drawing import Chart
 from onellm_async.report.figures import figures, standing_sentence
 from onellm_async.report.model import Report, Verdict
+from onellm_async.report.saving import GENERATOR
 from onellm_async.report.tables import listings
 from onellm_async.report.wording import moment, percent
 
@@ -54,6 +55,7 @@ def render(report: Report, *, zone: tzinfo) -> str:
         lists=listings(report, zone),
         made_at=moment(report.made_at, zone),
         version=__version__,
+        generator=GENERATOR,
         charts_json=_json_for_script([_numbers(chart) for chart in drawn]),
         style=_text("template/page.css"),
         plot_style=_text("vendor/uPlot.min.css"),
