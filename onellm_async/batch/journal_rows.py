@@ -98,7 +98,7 @@ class Row(NamedTuple):
     attempts of all sittings that have no outcome: of a sent entry also the last one.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # nobody asks a row for the place of a value
     line: int
     digest: int
     custom_id: str | None

@@ -1,0 +1,43 @@
+"""Asking a run for something from another process, through its journal."""
+
+import os
+import time
+from contextlib import closing
+
+from onellm_async.batch.journal_file import connect, journal_path, told
+from onellm_async.batch.journal_lock import held
+from onellm_async.batch.journal_rows import Command
+from onellm_async.batch.journal_schema import VERSION, demand_version
+from onellm_async.errors import BatchError
+from onellm_async.wire import dump_json
+
+__all__ = ["request"]
+
+_COMMANDS = ("pause", "resume", "retune", "stop")
+
+
+def request(path: str | os.PathLike[str], command: Command) -> int:
+    """Asks a run that is at work for something; it looks about once a second.
+
+    Args:
+        path: Of its output or its journal.
+        command: What is asked.
+
+    Returns:
+        The number of the command.
+
+    Raises:
+        BatchError: If there is no such command, no run is at work, or its journal cannot be written.
+    """
+    where = journal_path(path)
+    if command.name not in _COMMANDS:
+        raise BatchError(f"There is no command {command.name!r}; a run knows {', '.join(_COMMANDS)}.")
+    with told(where), closing(connect(where)) as connection:
+        demand_version(connection, str(where), least=VERSION)
+        if held(where) is None:
+            raise BatchError(f"No run is at work on {where}.", advice="Its own `run` command goes on with it.")
+        inserted = connection.execute(
+            "INSERT INTO commands (at, name, argument) VALUES (?, ?, ?)",
+            (time.time(), command.name, dump_json(command.argument).decode()),
+        )
+        return inserted.lastrowid or 0

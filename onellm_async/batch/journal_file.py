@@ -1,0 +1,187 @@
+"""A journal as a file: making it, opening it, and what is said when SQLite or the system refuses."""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from onellm_async.batch.journal_schema import APPLICATION_ID, migrate
+from onellm_async.errors import BatchError
+
+__all__ = ["connect", "create", "demand_regular", "explained", "journal_path", "remove", "told"]
+
+_ADVICE = "What was committed is kept: the same command goes on from there once that is mended."
+_RESTORE = (
+    "Bring it back from a backup, together with its -wal file; or begin anew with --force, or with another output: "
+    "everything is then sent, and paid, again."
+)
+_READ_ONLY = (
+    "cannot be written: the file or its directory is read-only",
+    "What was committed is kept: make it writable, then the same command goes on from there.",
+)
+_BUSY = ("is locked by another program", f"Close that program. {_ADVICE}")
+_REFUSALS = {
+    sqlite3.SQLITE_FULL: (
+        "cannot grow: the disk is full",
+        "What was committed is kept: make space, then the same command goes on from there.",
+    ),
+    sqlite3.SQLITE_READONLY: _READ_ONLY,
+    sqlite3.SQLITE_PERM: _READ_ONLY,
+    sqlite3.SQLITE_CANTOPEN: (
+        "cannot be opened: it, or its directory, is missing, read-only or not accessible",
+        "Check the path, its permissions, and the space on the disk; then the same command goes on from there.",
+    ),
+    sqlite3.SQLITE_IOERR: ("cannot be read or written: the disk reports an error ({})", _ADVICE),
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_NOTADB: ("is not a journal", "Name another output, or move that file away."),
+    sqlite3.SQLITE_CORRUPT: ("is damaged ({})", _RESTORE),
+}
+"""What SQLite's codes mean to the user, and what helps."""
+_OLDEST = (3, 33)
+"""SQLite of August 2020: the first with UPDATE … FROM."""
+_BUSY_TIMEOUT = 30.0
+"""Seconds to wait for another process that writes: a command of another terminal is done in milliseconds."""
+
+
+def journal_path(path: str | os.PathLike[str]) -> Path:
+    """The journal of a run, from its own path or that of the output (``OUTPUT.journal``)."""
+    given = Path(path)
+    return given if given.suffix == ".journal" else given.with_name(given.name + ".journal")
+
+
+def explained(error: Exception, path: Path) -> BatchError:
+    """What SQLite or the system said about `path`, in words that tell how to go on."""
+    if isinstance(error, BatchError):
+        return error
+    if isinstance(error, OSError):
+        return BatchError(f"{path} cannot be used: {error.strerror or error}.", advice=_ADVICE)
+    what, advice = _REFUSALS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, ("cannot be used: {}", _ADVICE))
+    return BatchError(f"{path} {what.format(error)}.", advice=advice)
+
+
+def damaged(path: Path, what: str) -> BatchError:
+    """The error for a journal that lacks something it had."""
+    return BatchError(f"{path} is damaged ({what}).", advice=_RESTORE)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Translates what SQLite and the system raise inside of it.
+
+    Raises:
+        BatchError: Instead.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise explained(error, path) from None
+
+
+def demand_regular(path: Path) -> bool:
+    """Whether there is a file; it is looked at, not opened: closing a second descriptor would drop SQLite's locks.
+
+    Raises:
+        BatchError: If it is a symbolic link, which is not followed, or no regular file.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise BatchError(f"{path} cannot be used: {getattr(error, 'strerror', error)}.") from None
+    if stat.S_ISLNK(mode):
+        raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
+    if not stat.S_ISREG(mode):
+        raise BatchError(f"{path} is not a regular file.", advice="Name another output.")
+    return True
+
+
+def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
+    """A connection in autocommit mode to a journal that exists.
+
+    Args:
+        path: Of the journal.
+        mode: ``rw`` or ``ro``.
+
+    Raises:
+        BatchError: If there is none, or the file is something else.
+        sqlite3.Error: If it cannot be opened or read.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        raise BatchError(
+            f"This Python has SQLite {sqlite3.sqlite_version}; a journal needs {'.'.join(map(str, _OLDEST))} or later.",
+            advice="Use a newer build of Python.",
+        )
+    if not demand_regular(path):
+        raise BatchError(f"There is no journal at {path}.", advice="Name the output of a run, or its journal.")
+    connection = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=_BUSY_TIMEOUT,
+        cached_statements=64,
+    )
+    try:
+        _demand_journal(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _demand_journal(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application == APPLICATION_ID:
+        return
+    if path.lstat().st_size == 0:
+        raise damaged(path, "it is empty")
+    raise BatchError(f"{path} is not a journal.", advice="Name another output, or move that file away.")
+
+
+def create(path: Path, first_rows: tuple[tuple[str, tuple[object, ...]], ...]) -> None:
+    """Makes a journal: whole, or not at all, and readable by nobody but its owner.
+
+    Args:
+        path: Where it is to be; nothing may be there.
+        first_rows: Statements, with their parameters, that make its first rows.
+
+    Raises:
+        OSError: If it cannot be made.
+        sqlite3.Error: If it cannot be written.
+    """
+    fresh = path.with_name(path.name + ".new")
+    remove(fresh)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    os.close(os.open(fresh, flags, 0o600))
+    try:
+        with closing(sqlite3.connect(fresh, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            migrate(connection, str(path))
+            for statement, parameters in first_rows:
+                connection.execute(statement, parameters)
+        fresh.rename(path)
+        _keep_name(path)
+    except BaseException:
+        remove(fresh)
+        raise
+
+
+def _keep_name(path: Path) -> None:
+    """The name of a new file survives a power failure only when its directory was written, too."""
+    if os.name == "posix":
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def remove(path: Path) -> None:
+    """Removes a journal and the files that SQLite keeps beside it."""
+    for ending in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)

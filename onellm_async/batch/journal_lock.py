@@ -1,0 +1,158 @@
+"""One process writes a journal. The lock is a file of its own, so it is free the moment its holder dies.
+
+The system's lock on ``NAME.lock`` decides, never the file's existence. Its text tells who holds it, and how many rows
+were written when the holder last looked: whatever a crash leaves must hold as many.
+"""
+
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from onellm_async.batch.journal_file import demand_regular
+from onellm_async.errors import BatchError
+from onellm_async.wire import dump_json, parse_json
+
+if sys.platform == "win32":  # pragma: no cover
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["Holder", "JournalLock", "held"]
+
+_TRIES, _PAUSE = 10, 0.02
+"""Somebody who asks whether the lock is held has it for microseconds: a single try could meet that."""
+_TEXT = 512
+"""Bytes of the holder's text; the lock on Windows, where it would keep others from reading, begins far beyond."""
+
+
+@frozen
+class Holder:
+    """Who writes a journal, as far as the lock's text tells.
+
+    Attributes:
+        pid: Process id; None where it is not known.
+        host: Name of its machine.
+        writes: Rows of the journal that were durable when it last wrote that down.
+    """
+
+    pid: int | None = None
+    host: str | None = None
+    writes: int = 0
+
+    def __str__(self) -> str:
+        if self.pid is None:
+            return "another process"
+        return f"process {self.pid}" + (f" on {self.host}" if self.host else "")
+
+
+class JournalLock:
+    """The right to write a journal.
+
+    Args:
+        journal: Path of the journal.
+
+    Attributes:
+        before: Who had it and did not release it, for example a process that was killed; None after a clean end.
+
+    Raises:
+        BatchError: If another process has it, or the lock cannot be made.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._path = lock_path(journal)
+        self._descriptor = self._acquire(journal)
+        self.before: Holder | None = _read(self._descriptor)
+        self._head = dump_json({"pid": os.getpid(), "host": socket.gethostname()})[:-1]
+
+    def _acquire(self, journal: Path) -> int:
+        holder = None
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE)
+            demand_regular(self._path)
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            try:
+                descriptor = os.open(self._path, flags, 0o600)
+            except OSError as error:
+                raise BatchError(f"{self._path} cannot be written: {error.strerror}.") from None
+            if not _lock(descriptor):
+                holder = _read(descriptor)
+                os.close(descriptor)
+            elif _still_there(descriptor, self._path):
+                return descriptor
+            else:  # its last holder removed it after we had opened it
+                os.close(descriptor)
+                holder = None
+        raise BatchError(
+            f"{journal} is in use by {holder or 'another process'}.",
+            advice="Wait for it, stop it (onellm-async stop), or name another output.",
+        )
+
+    def note(self, writes: int) -> None:
+        """Writes down how many rows are durable. Not synchronised: it is for crashes of the process."""
+        text = self._head + b',"writes":%d}' % writes
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, text.ljust(_TEXT))
+
+    def release(self, *, clean: bool) -> None:
+        """Gives the right back.
+
+        Args:
+            clean: Whether the journal was closed in good order; else the text stays, for whoever comes next.
+        """
+        if clean and os.name == "posix":
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        if clean and os.name != "posix":  # pragma: no cover - an open file cannot be removed there
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+def lock_path(journal: Path) -> Path:
+    """Where the lock of `journal` is."""
+    return journal.with_name(journal.name + ".lock")
+
+
+def held(journal: Path) -> Holder | None:
+    """Who writes `journal` right now; None where nobody does."""
+    try:
+        descriptor = os.open(lock_path(journal), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return None
+    try:
+        return None if _lock(descriptor) else _read(descriptor) or Holder()
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":  # pragma: no cover
+            os.lseek(descriptor, 2**30, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _still_there(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _read(descriptor: int) -> Holder | None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    try:
+        found = parse_json(os.read(descriptor, _TEXT).strip())
+        return Holder(int(found["pid"]), str(found["host"]), int(found["writes"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -1,0 +1,152 @@
+"""Making a journal or going on with one: what is checked before anything is sent."""
+
+import sqlite3
+import time
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from attrs import frozen
+
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.journal_file import connect, create, damaged, demand_regular, remove
+from onellm_async.batch.journal_lock import JournalLock
+from onellm_async.batch.journal_schema import migrate
+from onellm_async.batch.journal_writer import TOTALS, Totals
+from onellm_async.chat import JSON
+from onellm_async.errors import BatchError
+from onellm_async.wire import dump_json, parse_json
+
+__all__ = ["Opened", "open_journal", "read_identity"]
+
+
+@frozen
+class Opened:
+    """What a journal tells to whoever goes on with it.
+
+    Attributes:
+        identity: Of the run.
+        resumed: Whether it was there before.
+        started_at: When the run first began, in Unix seconds.
+        sitting: Number of the sitting that begins.
+        totals: Its row of totals.
+        samples: Points of its time series.
+        sample_interval: Seconds between two of them.
+        last_command: Number of the last command to earlier sittings, which are none of this one's business.
+    """
+
+    identity: RunIdentity
+    resumed: bool
+    started_at: float
+    sitting: int
+    totals: Totals
+    samples: int
+    sample_interval: float
+    last_command: int
+
+
+def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> Opened:
+    """Makes a journal, or checks the one that is there, and begins a sitting.
+
+    Args:
+        path: Where it is, or is to be.
+        lock: The right to write it.
+        identity: Of the run.
+        force: Begin anew, whatever an earlier journal there holds.
+        settings: Of this sitting.
+
+    Raises:
+        BatchError: If it is not one, or of another run, or damaged.
+        OSError: If the system refuses.
+        sqlite3.Error: If SQLite does.
+    """
+    text = dump_json(settings).decode()
+    resumed = demand_regular(path)
+    if resumed and force:
+        _demand_replaceable(path)
+        resumed = False
+    if not resumed:
+        _demand_no_remains(path, force=force)
+        remove(path)
+        begin = "INSERT INTO run (id, identity, started_at) VALUES (1, ?, ?)"
+        create(path, ((begin, (dump_json(identity.as_json()).decode(), time.time())),))
+    with closing(connect(path)) as connection:
+        migrate(connection, str(path))
+        earlier = read_identity(connection, path)
+        if resumed:
+            _demand_whole(connection, path, lock)
+            _demand_same(path, earlier, identity)
+        connection.execute("PRAGMA synchronous = FULL")
+        sitting = connection.execute(
+            "INSERT INTO sittings (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), text)
+        ).lastrowid
+        connection.execute("UPDATE run SET complete = 0")
+        started_at, interval = connection.execute("SELECT started_at, sample_interval FROM run").fetchone()
+        (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
+        (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
+        totals = connection.execute(TOTALS).fetchone()
+    lock.note(int(totals[-1]))
+    return Opened(earlier, resumed, started_at, sitting or 0, totals, samples, interval, last_command)
+
+
+def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
+    """The identity that a journal holds.
+
+    Raises:
+        BatchError: If it holds none.
+        sqlite3.Error: If it cannot be read.
+    """
+    found = connection.execute("SELECT identity FROM run").fetchone()
+    if found is None:
+        raise damaged(path, "it does not tell of which run")
+    return RunIdentity.from_json(parse_json(found[0].encode()))
+
+
+def _demand_replaceable(path: Path) -> None:
+    """Refuses to replace what is not a journal; a damaged one may go."""
+    try:
+        connect(path).close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+    except BatchError:
+        if path.lstat().st_size:
+            raise
+
+
+def _demand_no_remains(path: Path, *, force: bool) -> None:
+    log = path.with_name(path.name + "-wal")
+    if not force and demand_regular(log) and log.lstat().st_size:
+        raise damaged(path, f"it is gone, but {log.name} is there")
+
+
+def _demand_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock) -> None:
+    (written,) = connection.execute("SELECT writes FROM totals").fetchone()
+    if lock.before is not None and written < lock.before.writes:
+        raise BatchError(
+            f"{path} is damaged: it holds {written:,} of {lock.before.writes:,} rows that were written; its -wal file "
+            "is missing or was cut.",
+            advice=f"Bring the -wal file back. Or remove {path.name}.lock to go on with what is left: what was lost "
+            "is then sent, and paid, again.",
+        )
+    last = connection.execute("SELECT ended_at FROM sittings ORDER BY id DESC LIMIT 1").fetchone()
+    if lock.before is not None or (last is not None and last[0] is None):  # it did not end cleanly
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise damaged(path, verdict)
+
+
+def _demand_same(path: Path, earlier: RunIdentity, identity: RunIdentity) -> None:
+    if differences := identity.differences(earlier):
+        raise BatchError(
+            f"{path} is of another run: {'; '.join(differences)}.",
+            advice="Give it the same input and options to go on with that run; or begin another one with another "
+            "output, or with --force, which drops the earlier run's answers.",
+        )
+
+
+def _version() -> str:
+    try:
+        return version("onellm-async")
+    except PackageNotFoundError:
+        return "unknown"

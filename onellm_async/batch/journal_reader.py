@@ -1,0 +1,292 @@
+"""Reading a journal from anywhere, also while a run writes it: for ``status``, ``report`` and ``export``.
+
+Everything is read in short pieces or summed by SQLite: nothing here holds a run's rows in memory, and nothing keeps
+the log of a running writer from being emptied for longer than one question takes.
+"""
+
+import math
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from attrs import frozen
+
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.items import LineError
+from onellm_async.batch.journal_file import connect, journal_path, told
+from onellm_async.batch.journal_lock import Holder, held
+from onellm_async.batch.journal_opening import read_identity
+from onellm_async.batch.journal_rows import Command, Counts, Row
+from onellm_async.batch.journal_schema import VERSION, demand_version
+from onellm_async.batch.journal_selection import counts_of, every_row, rows_of, select
+from onellm_async.batch.journal_writer import TOTALS
+from onellm_async.chat import JSON
+from onellm_async.wire import parse_json
+
+__all__ = ["Bucket", "JournalReader", "LatencyBin", "Sample", "Sitting"]
+
+_BINS_PER_DECADE = 20
+"""Bounds 12 % apart: finer than a plot shows."""
+
+
+@frozen
+class Sitting:
+    """One invocation that worked on a run.
+
+    Attributes:
+        started_at: Unix seconds.
+        ended_at: Unix seconds; None where it goes on, or was killed.
+        how: How it ended; None with `ended_at`.
+        version: Version of the package.
+        settings: What it gave to `Journal.open`.
+    """
+
+    started_at: float
+    ended_at: float | None
+    how: str | None
+    version: str
+    settings: JSON
+
+
+@frozen
+class Sample:
+    """A point of the time series.
+
+    Attributes:
+        at: Unix seconds.
+        sample: What was given to `Journal.sample`.
+    """
+
+    at: float
+    sample: JSON
+
+
+@frozen
+class Bucket:
+    """Outcomes within a span of time.
+
+    Attributes:
+        at: Its beginning, in Unix seconds.
+        answered: Answers, those of identical requests left out.
+        failed: Failures, likewise.
+    """
+
+    at: float
+    answered: int
+    failed: int
+
+
+@frozen
+class LatencyBin:
+    """How many answers took so long.
+
+    Attributes:
+        low: Seconds, included.
+        high: Seconds, excluded; 12 % above `low`.
+        count: Answers.
+    """
+
+    low: float
+    high: float
+    count: int
+
+
+class JournalReader:
+    """A journal, open for reading.
+
+    Args:
+        path: Of the output or of its journal.
+
+    Attributes:
+        path: Of the journal.
+        identity: Of the run.
+        started_at: When it first began, in Unix seconds.
+
+    Raises:
+        BatchError: If there is none, it is not a journal, of a later version, or damaged. So does every method.
+
+    Example:
+        .. code-block:: python
+
+            with JournalReader.open("answers.jsonl") as journal:
+                print(journal.counts(), journal.running)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Path = journal_path(path)
+        with told(self.path):
+            self._connection = _reading(self.path)
+            try:
+                demand_version(self._connection, str(self.path), least=VERSION)
+                self.identity: RunIdentity = read_identity(self._connection, self.path)
+                self.started_at: float = self._one("SELECT started_at FROM run")
+            except BaseException:
+                self._connection.close()
+                raise
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """The journal at `path`, or that of the output at `path`."""
+        return cls(path)
+
+    def close(self) -> None:
+        """Closes it; not to be used afterwards."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry of the input has an outcome."""
+        return bool(self._one("SELECT complete FROM run"))
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who works on the run right now; None where nobody does."""
+        return held(self.path)
+
+    @property
+    def running(self) -> bool:
+        """Whether a process works on the run right now."""
+        return self.holder is not None
+
+    def sittings(self) -> list[Sitting]:
+        """The invocations that worked on it, in order."""
+        found = self._all("SELECT started_at, ended_at, how, version, settings FROM sittings ORDER BY id")
+        return [Sitting(*sitting[:4], parse_json(sitting[4].encode())) for sitting in found]
+
+    def counts(self) -> Counts:
+        """What is durable, all sittings together."""
+        return counts_of(self._all(TOTALS)[0])
+
+    def latest_sample(self) -> Sample | None:
+        """The last point of the time series; None where there is none."""
+        found = self._samples("id = 0")
+        return found[0] if found else None
+
+    def samples(self) -> list[Sample]:
+        """The time series, some thousands of points at most, in order."""
+        return self._samples("id > 0 ORDER BY id")
+
+    def span(self) -> tuple[float, float] | None:
+        """When the first request left and the last outcome came, in Unix seconds; None while there is neither."""
+        first, last = self._all("SELECT (SELECT min(sent_at) FROM intents), (SELECT max(settled_at) FROM results)")[0]
+        return None if first is None or last is None else (first, max(first, last))
+
+    def throughput(self, width: float) -> list[Bucket]:
+        """Outcomes over time, in order; buckets without any are left out.
+
+        Args:
+            width: Seconds of a bucket; its bounds are multiples of it.
+        """
+        found = self._all(
+            "SELECT CAST(settled_at / ?1 AS INTEGER) * ?1, sum(state = 2), sum(state = 3) FROM results "
+            "WHERE same_as IS NULL GROUP BY 1 ORDER BY 1",
+            width,
+        )
+        return [Bucket(*bucket) for bucket in found]
+
+    def latency_histogram(self) -> list[LatencyBin]:
+        """How long the last attempts of answers took; bins without any are left out, their bounds are logarithmic."""
+        self._connection.create_function("latency_bin", 1, _bin, deterministic=True)
+        found = self._all(f"SELECT latency_bin(latency), count(*) FROM results WHERE {_TIMED} GROUP BY 1 ORDER BY 1")  # noqa: S608
+        return [LatencyBin(_bound(place), _bound(place + 1), count) for place, count in found]
+
+    def latency_percentiles(self, shares: Sequence[float]) -> list[float] | None:
+        """The latency within which that share of the answers came, for each share; None where there are no answers.
+
+        Args:
+            shares: From 0 to 1, for example ``[0.5, 0.99]``.
+        """
+        number = self._one(f"SELECT count(*) FROM results WHERE {_TIMED}")  # noqa: S608
+        if not number:
+            return None
+        places = [min(number, max(1, math.ceil(share * number))) for share in shares]
+        found: dict[int, float] = dict(
+            self._all(
+                f"SELECT place, latency FROM (SELECT latency, row_number() OVER (ORDER BY latency) AS place "  # noqa: S608
+                f"FROM results WHERE {_TIMED}) WHERE place IN ({', '.join('?' * len(places))})",
+                *places,
+            )
+        )
+        return [found[place] for place in places]
+
+    def slowest(self, number: int) -> list[Row]:
+        """The answers whose last attempts took longest, the slowest first."""
+        return self._rows(f"WHERE {_TIMED} ORDER BY r.latency DESC, r.item LIMIT ?", number)
+
+    def failed(self, number: int) -> list[Row]:
+        """The first failures in the order of the input."""
+        return self._rows("WHERE r.state = 3 ORDER BY r.item LIMIT ?", number)
+
+    def possibly_billed(self, number: int) -> list[Row]:
+        """The first entries that left and have no outcome."""
+        return self._rows("WHERE r.item IS NULL ORDER BY i.item LIMIT ?", number)
+
+    def retried(self) -> int:
+        """Attempts beyond the first of each entry."""
+        return int(self._one("SELECT coalesce(sum(attempts - 1), 0) FROM results WHERE attempts > 1"))
+
+    def bad_lines(self, number: int) -> list[LineError]:
+        """The first lines of the input that held no usable prompt."""
+        found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
+        return [LineError(*line) for line in found]
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in the order of the input, a piece at a time."""
+        with told(self.path):
+            yield from every_row(self._connection)
+
+    def untaken(self) -> list[Command]:
+        """Commands that the run has not seen yet."""
+        found = self._all("SELECT name, argument, id, at FROM commands WHERE taken_at IS NULL ORDER BY id")
+        return [Command(name, parse_json(argument.encode()), number, at) for name, argument, number, at in found]
+
+    def _samples(self, which: str) -> list[Sample]:
+        found = self._all(f"SELECT at, sample FROM samples WHERE {which}")  # noqa: S608
+        return [Sample(at, parse_json(sample.encode())) for at, sample in found]
+
+    def _rows(self, condition: str, *parameters: object) -> list[Row]:
+        return rows_of(self._all(select(condition), *parameters))
+
+    def _all(self, statement: str, *parameters: object) -> list[tuple[JSON, ...]]:
+        with told(self.path):
+            return self._connection.execute(statement, parameters).fetchall()
+
+    def _one(self, statement: str) -> JSON:
+        found = self._all(statement)
+        return found[0][0] if found else None
+
+
+_TIMED = "state = 2 AND latency IS NOT NULL AND same_as IS NULL"
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """A connection that changes nothing; the file and its directory may be read-only."""
+    modes = ["rw", "ro"] if path.with_name(path.name + "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
+    while True:
+        try:
+            connection = connect(path, mode=modes.pop(0))
+        except sqlite3.OperationalError:
+            if not modes:
+                raise
+        else:
+            connection.execute("PRAGMA query_only = 1")
+            return connection
+
+
+def _bin(latency: float) -> int:
+    return math.floor(math.log10(max(latency, 1e-6)) * _BINS_PER_DECADE)
+
+
+def _bound(place: int) -> float:
+    return float(10 ** (place / _BINS_PER_DECADE))

@@ -1,0 +1,63 @@
+"""Reading rows out of a journal."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from onellm_async.batch.journal_rows import Counts, Row, State
+from onellm_async.batch.journal_writer import Totals
+
+__all__ = ["counts_of", "every_row", "one_row", "rows_between", "rows_of", "select"]
+
+_COLUMNS = """i.item, i.line, i.digest, i.custom_id, i.request_digest, coalesce(r.state, 1), coalesce(r.attempts, 0),
+    i.risked + coalesce(r.possibly_billed, i.unsure + 1), coalesce(r.refusals, 0), i.reserved, i.reserved_tokens,
+    r.cost, r.input_tokens, r.output_tokens, i.sent_at, r.settled_at, r.elapsed, r.latency,
+    CASE WHEN r.same_as IS NULL THEN coalesce(r.result, x'')
+         ELSE coalesce((SELECT result FROM results WHERE item = r.same_as), x'') END,
+    r.same_as"""
+_ROWS = f"SELECT {_COLUMNS} FROM intents i LEFT JOIN results r ON r.item = i.item"  # noqa: S608
+_BETWEEN = f"{_ROWS} WHERE i.item BETWEEN ? AND ? ORDER BY i.item"
+_PIECE = 2000
+
+_STATES: Sequence[State] = (State.SENT, *State)
+_STATE = Row._fields.index("state")
+
+
+def select(condition: str) -> str:
+    """The statement that selects rows of intents ``i`` and results ``r``, if there are any."""
+    return f"{_ROWS} {condition}"
+
+
+def rows_of(found: Sequence[Sequence[Any]]) -> list[Row]:
+    """The rows that a statement of `select` found."""
+    make, states = Row._make, _STATES
+    return [make((*row[:_STATE], states[row[_STATE]], *row[_STATE + 1 :])) for row in found]
+
+
+def rows_between(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    """Rows in the order of the input, both ends included."""
+    return rows_of(connection.execute(_BETWEEN, (first, last)).fetchall())
+
+
+def one_row(connection: sqlite3.Connection, item: int) -> Row | None:
+    """The row of an entry; None where there is none."""
+    found = rows_between(connection, item, item)
+    return found[0] if found else None
+
+
+def every_row(connection: sqlite3.Connection) -> Iterator[Row]:
+    """All rows in the order of the input.
+
+    A piece at a time: a reader that stays in one place keeps the log of a running writer from being emptied.
+    """
+    first = -(2**63)
+    statement = select("WHERE i.item >= ? ORDER BY i.item LIMIT ?")
+    while found := connection.execute(statement, (first, _PIECE)).fetchall():
+        yield from rows_of(found)
+        first = found[-1][0] + 1
+
+
+def counts_of(totals: Totals) -> Counts:
+    """What the table ``totals`` tells. Sums of what was added and taken away again are rounded to nano-dollars."""
+    *counts, at_risk, at_risk_tokens, _ = totals
+    return Counts(*counts, max(0.0, round(at_risk, 9)), at_risk_tokens)  # type: ignore[arg-type, call-arg]

@@ -1,0 +1,188 @@
+"""The one thread that writes a journal: whatever has queued up becomes one transaction.
+
+While it writes a batch the next one gathers in the event loop, so the load makes the batches: one row alone does not
+wait for others, and two hundred share one synchronisation of the disk. Many rows go into one statement, as a thread
+hands the interpreter back and forth with every statement, not with every row.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from onellm_async.batch.journal_file import connect, explained
+from onellm_async.batch.journal_lock import JournalLock
+from onellm_async.errors import BatchError
+
+__all__ = ["TOTALS", "Batch", "JournalWriter", "Totals"]
+
+Totals: TypeAlias = tuple[float, ...]
+"""A row of the table ``totals``: the fields of `Counts`, then the number of rows ever written."""
+
+TOTALS = (
+    "SELECT answered, failed, sent, reused, possibly_billed, refusals, cost, unpriced, input_tokens, output_tokens, "
+    "at_risk, at_risk_tokens, writes FROM totals"
+)
+_LARGEST = 256
+"""Rows of one statement; a batch is cut into powers of two, so that few statements need to be prepared."""
+_CHECKPOINT_PAGES = 4000
+"""16 MB: the log goes into the main file so often. SQLite's own 1,000 pages are full every few commits under load."""
+_LOG_KEPT = 64 * 2**20
+"""Bytes that the log may keep on the disk when it is empty again."""
+
+_INTENT_WIDTH, _RESULT_WIDTH = 10, 13
+_INTENTS = "INSERT INTO intents (item, line, digest, custom_id, request_digest, reserved, reserved_tokens, sent_at, \
+unsure, sitting) VALUES "
+_INTENDED_AGAIN = """ ON CONFLICT (item) DO UPDATE SET
+    line = excluded.line, digest = excluded.digest, custom_id = excluded.custom_id,
+    request_digest = excluded.request_digest, reserved = excluded.reserved,
+    reserved_tokens = excluded.reserved_tokens, sent_at = excluded.sent_at, unsure = excluded.unsure,
+    sitting = excluded.sitting,
+    risked = risked + coalesce((SELECT possibly_billed FROM results WHERE results.item = excluded.item),
+                               CASE WHEN sitting = excluded.sitting THEN 0 ELSE 1 + unsure END)"""
+_RESULTS = "INSERT INTO results (item, state, settled_at, attempts, possibly_billed, refusals, cost, input_tokens, \
+output_tokens, elapsed, latency, same_as, result) VALUES "
+_SETTLED_AGAIN = " ON CONFLICT (item) DO NOTHING"
+_STEP_BACK = """UPDATE intents SET risked = risked + unsure - 1, unsure = 0, sitting = 0
+    WHERE item = ?1 AND risked + unsure > 0 AND item NOT IN (SELECT item FROM results WHERE item = ?1)"""
+"""Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent."""
+_FORGET = "DELETE FROM intents WHERE item = ?1 AND item NOT IN (SELECT item FROM results WHERE item = ?1)"
+
+
+class Batch:
+    """What becomes durable together, and what is to be done then.
+
+    Attributes:
+        intents: The values of rows of ``intents``, one after another.
+        results: The values of rows of ``results``, one after another.
+        forgotten: Entries whose intents go.
+        statements: Others, with their parameters.
+    """
+
+    __slots__ = ("forgotten", "intents", "results", "statements")
+
+    def __init__(self) -> None:
+        self.intents: list[object] = []
+        self.results: list[object] = []
+        self.forgotten: list[int] = []
+        self.statements: list[tuple[str, tuple[object, ...]]] = []
+
+
+Answer: TypeAlias = Callable[[Totals | None, BatchError | None], None]
+
+
+class JournalWriter:
+    """Writes batches to a journal, in a thread of its own with a connection of its own.
+
+    Args:
+        path: Of the journal.
+        lock: The right to write it; released when the writer ends.
+    """
+
+    def __init__(self, path: Path, lock: JournalLock) -> None:
+        self._path = path
+        self._lock = lock
+        self._queue: SimpleQueue[tuple[Sequence[Batch] | None, Answer]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="onellm-async-journal", daemon=True)
+        self._thread.start()
+
+    def write(self, batches: Sequence[Batch], answer: Answer) -> None:
+        """Commits `batches` in their order, then calls `answer`, in the writer's thread.
+
+        It gets the totals, or the error after which nothing is written any more.
+        """
+        self._queue.put((batches, answer))
+
+    def end(self, answer: Answer) -> None:
+        """Ends when everything is written: the log goes into the main file, the lock is released; then `answer`."""
+        self._queue.put((None, answer))
+
+    def join(self) -> None:
+        """Waits for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        failure: BatchError | None = None
+        totals: Totals | None = None
+        while True:
+            batches, answer = self._queue.get()
+            if batches is None:
+                self._close(connection, failed=failure is not None)
+                answer(totals, failure)
+                return
+            if failure is None:
+                try:
+                    if connection is None:
+                        connection = self._connect()
+                    totals = self._commit(connection, batches)
+                except Exception as error:  # whatever it is, nobody may believe that it was written
+                    totals, failure = None, explained(error, self._path)
+            answer(totals, failure)
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(self._path)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
+        connection.execute("PRAGMA cache_size = -16000")
+        return connection
+
+    def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Totals:
+        execute = connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            for batch in batches:
+                for statement, values in _in_pieces(batch.intents, _INTENT_WIDTH, _INTENT_STATEMENTS):
+                    execute(statement, values)
+                for statement, values in _in_pieces(batch.results, _RESULT_WIDTH, _RESULT_STATEMENTS):
+                    execute(statement, values)
+                for item in batch.forgotten:
+                    if not execute(_STEP_BACK, (item,)).rowcount:
+                        execute(_FORGET, (item,))
+                for statement, parameters in batch.statements:
+                    execute(statement, parameters)
+            totals: Totals = execute(TOTALS).fetchone()
+            execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.rollback()
+            raise
+        self._lock.note(int(totals[-1]))
+        return totals
+
+    def _close(self, connection: sqlite3.Connection | None, *, failed: bool) -> None:
+        clean = not failed
+        if connection is not None:
+            try:
+                if clean:
+                    busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                    clean = not busy
+                connection.close()
+            except sqlite3.Error:
+                clean = False
+        with suppress(OSError):
+            self._lock.release(clean=clean)
+
+
+def _statements(head: str, width: int, tail: str) -> dict[int, str]:
+    row = f"({', '.join('?' * width)})"
+    sizes = [2**power for power in range(_LARGEST.bit_length())]
+    return {size: head + ", ".join([row] * size) + tail for size in sizes}
+
+
+_INTENT_STATEMENTS = _statements(_INTENTS, _INTENT_WIDTH, _INTENDED_AGAIN)
+_RESULT_STATEMENTS = _statements(_RESULTS, _RESULT_WIDTH, _SETTLED_AGAIN)
+
+
+def _in_pieces(values: list[object], width: int, statements: dict[int, str]) -> Iterator[tuple[str, Sequence[object]]]:
+    """Statements of a power of two of rows each, and their values."""
+    start, rows = 0, len(values) // width
+    while rows:
+        size = min(_LARGEST, 1 << rows.bit_length() - 1)
+        yield statements[size], values[start : start + size * width]
+        start += size * width
+        rows -= size
