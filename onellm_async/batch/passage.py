@@ -1,0 +1,219 @@
+"""One item on its way through a run: its money is set aside and its intent durable before each attempt leaves."""
+
+from collections.abc import Callable
+from time import time
+
+from attrs import evolve
+
+from onellm_async.batch.budget import NOTHING, Charge
+from onellm_async.batch.items import Entry, Item
+from onellm_async.batch.journal_rows import Intent, Row, Settled, State
+from onellm_async.batch.outcomes import answer_json, failure_json
+from onellm_async.batch.protocols import RunJournal
+from onellm_async.batch.purse import Purse
+from onellm_async.call import Attempt
+from onellm_async.chat import ChatResponse
+from onellm_async.errors import OneLLMError
+
+__all__ = ["Passage"]
+
+
+class Passage:
+    """One item on its way.
+
+    Args:
+        entry: Where it stands in the input.
+        item: What is asked.
+        earlier: What the journal has of it from an earlier sitting; None where it is new.
+        charge: The most that one attempt can cost.
+        purse: Where the money comes from.
+        journal: Where intents go.
+        clock: Seconds that only go forward.
+
+    Attributes:
+        entry: As given.
+        item: As given.
+        followers: Identical requests that wait for the answer to this one.
+        copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
+        copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
+        intended: Whether the journal has it as sent in this sitting.
+        lost: Attempts of this sitting that may have been billed without an answer.
+    """
+
+    __slots__ = (
+        "_charge",
+        "_clock",
+        "_earlier_lost",
+        "_held",
+        "_journal",
+        "_left_at",
+        "_purse",
+        "_started",
+        "copied",
+        "entry",
+        "followers",
+        "intended",
+        "item",
+        "lost",
+    )
+
+    def __init__(
+        self,
+        entry: Entry,
+        item: Item,
+        *,
+        earlier: Row | None,
+        charge: Charge,
+        purse: Purse,
+        journal: RunJournal,
+        clock: Callable[[], float],
+    ) -> None:
+        self.entry: Entry = entry
+        self.item: Item = item
+        self.followers: list[Passage] = []
+        self.copied: Row | None = None
+        self.intended: bool = False
+        self.lost: int = 0
+        self._charge = charge
+        self._purse = purse
+        self._journal = journal
+        self._clock = clock
+        self._started = self._left_at = clock()
+        self._earlier_lost = 0 if earlier is None else earlier.possibly_billed
+        self._held = False
+
+    async def before_sending(self, attempt: Attempt) -> None:
+        """Sets the money of an attempt aside, then makes its intent durable.
+
+        Raises:
+            BudgetExceededError: If there is not enough left.
+            BatchError: If the journal cannot be written.
+        """
+        self._close(attempt.possibly_billed, NOTHING)
+        await self._purse.reserve(self._charge)
+        self._held = True
+        if not self.intended or attempt.possibly_billed:
+            await self.intend()
+        self._left_at = self._clock()
+
+    async def intend(self) -> None:
+        """Makes it durable that an attempt may leave.
+
+        Raises:
+            BatchError: If the journal cannot be written.
+        """
+        await self._journal.intend(
+            Intent(
+                index=self.entry.index,
+                line=self.entry.line,
+                digest=self.entry.digest,
+                custom_id=self.item.custom_id,
+                request_digest=self.item.request_digest,
+                reserved=self._charge.cost,
+                reserved_tokens=self._charge.tokens,
+                possibly_billed=self.lost,
+                at=time(),
+            )
+        )
+        self.intended = True
+
+    def _close(self, lost: int, actual: Charge) -> None:
+        """The attempt under way is over; where it may have been billed unanswered, its money is gone for good."""
+        if self._held:
+            self._held = False
+            self._purse.settle(self._charge, self._charge if lost > self.lost else actual)
+        self.lost = lost
+
+    def answered(self, response: ChatResponse) -> Settled:
+        """Settles the money of an answer, and tells what to write down."""
+        usage = response.usage
+        tokens = None if usage is None else usage.total_tokens
+        actual = Charge(
+            self._charge.cost if response.cost is None else response.cost,
+            self._charge.tokens if tokens is None else tokens,
+        )
+        self.lost = response.possibly_billed
+        self._close(self.lost, actual)
+        return self._settled(
+            State.ANSWERED,
+            answer_json(response, self.item),
+            attempts=response.attempts,
+            refusals=response.refusals,
+            cost=response.cost,
+            input_tokens=None if usage is None else usage.input_tokens,
+            output_tokens=None if usage is None else usage.output_tokens,
+        )
+
+    def failed(self, error: OneLLMError) -> Settled:
+        """Settles the money of a failure, and tells what to write down."""
+        self._close(error.possibly_billed, NOTHING)
+        return self._settled(State.FAILED, failure_json(error), attempts=error.attempts)
+
+    def _settled(
+        self,
+        state: State,
+        result: bytes,
+        *,
+        attempts: int,
+        refusals: int = 0,
+        cost: float | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> Settled:
+        now = self._clock()
+        return Settled(
+            index=self.entry.index,
+            state=state,
+            at=time(),
+            attempts=attempts,
+            possibly_billed=self.lost,
+            refusals=refusals,
+            cost=cost,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            elapsed=now - self._started,
+            latency=now - self._left_at,
+            result=result,
+        )
+
+    def copy_of(self, row: Row) -> Settled:
+        """What to write down where `row`, of an identical request, has the outcome."""
+        return evolve(
+            self._settled(row.state, b"", attempts=0),
+            cost=0.0,
+            same_as=row.index if row.same_as is None else row.same_as,
+            line=self.entry.line,
+            digest=self.entry.digest,
+            custom_id=self.item.custom_id,
+            request_digest=self.item.request_digest,
+        )
+
+    def row(self, settled: Settled, result: bytes) -> Row:
+        """The row that the journal has of it, now that it is settled.
+
+        Args:
+            settled: The outcome.
+            result: The answer or the failure.
+        """
+        return Row(
+            index=self.entry.index,
+            line=self.entry.line,
+            digest=self.entry.digest,
+            custom_id=self.item.custom_id,
+            request_digest=self.item.request_digest,
+            state=settled.state,
+            attempts=settled.attempts,
+            possibly_billed=self._earlier_lost + self.lost,
+            refusals=settled.refusals,
+            reserved=self._charge.cost,
+            reserved_tokens=self._charge.tokens,
+            cost=settled.cost,
+            input_tokens=settled.input_tokens,
+            output_tokens=settled.output_tokens,
+            sent_at=None,
+            settled_at=settled.at,
+            elapsed=settled.elapsed,
+            latency=settled.latency,
+            result=result,
+            same_as=settled.same_as,
+        )

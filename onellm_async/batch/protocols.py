@@ -1,0 +1,81 @@
+"""What a run needs of those it works with; any object of this shape will do."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from onellm_async.batch.items import Entry, LineError
+from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled
+from onellm_async.chat import JSON
+from onellm_async.limits.policy import Limits
+from onellm_async.limits.snapshot import Snapshot
+from onellm_async.request_group import RequestGroup
+
+__all__ = ["EntrySource", "RunClient", "RunJournal"]
+
+
+class RunClient(Protocol):
+    """What a run needs of `onellm_async.AsyncOneLLM`."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits it keeps to now."""
+
+    def group(self) -> RequestGroup:
+        """Requests that wait patiently and can be withdrawn together."""
+
+    def snapshot(self) -> Snapshot:
+        """What it is doing now."""
+
+    def pause(self) -> None:
+        """Lets nothing leave until `resume`."""
+
+    def resume(self) -> None:
+        """Goes on after `pause`."""
+
+    def retune(self, limits: Limits) -> None:
+        """Keeps to other limits from now on."""
+
+
+class EntrySource(Protocol):
+    """Entries in the order of the input."""
+
+    def __aiter__(self) -> AsyncIterator[Entry]:
+        """The entries, once."""
+
+    def saw(self, custom_id: str) -> None:
+        """Takes note of an id that was used in an entry that nobody parsed."""
+
+
+class RunJournal(Protocol):
+    """Where intents and results become durable; `onellm_async.batch.Journal` is the one that survives a crash."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier sitting left anything in it."""
+
+    async def intend(self, intent: Intent) -> None:
+        """Returns when `intent` is durable."""
+
+    async def settle(self, settled: Settled) -> None:
+        """Returns when `settled` is durable."""
+
+    async def forget(self, index: int) -> None:
+        """Returns when it is durable that the entry was not sent after all."""
+
+    def bad_line(self, error: LineError) -> None:
+        """Keeps a bad line for the report."""
+
+    def sample(self, at: float, sample: JSON) -> None:
+        """Keeps a point of the time series."""
+
+    def counts(self) -> Counts:
+        """What there is so far."""
+
+    def rows(self, first: int, last: int) -> Sequence[Row]:
+        """The rows of the entries from index `first` to `last`, both included, in order."""
+
+    def answer_of(self, index: int) -> Row | None:
+        """The row of one entry."""
+
+    def commands(self) -> Sequence[Command]:
+        """What other terminals asked for since the last time."""
