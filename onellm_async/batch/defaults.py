@@ -6,6 +6,8 @@ import attrs
 from attrs import frozen
 
 from onellm_async.chat import JSON, ChatRequest, Prompt
+from onellm_async.errors import InvalidRequestError
+from onellm_async.validation import shown
 from onellm_async.wire import request_from_body
 
 __all__ = ["DEFAULT_MODEL", "RequestDefaults"]
@@ -15,6 +17,21 @@ DEFAULT_MODEL = "GPT-5-Nano"
 
 _OPENAI_NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences"}
 """What OpenAI calls two of OneLLM's fields."""
+
+
+def _message(value: JSON) -> JSON:
+    """OpenAI's two other ways of writing a message: text in parts, and the role that ``system`` is called lately."""
+    if not isinstance(value, dict):
+        return value
+    role, parts = value.get("role"), value.get("content")
+    if role == "developer":
+        value = value | {"role": "system"}
+    if isinstance(parts, list):
+        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
+        if strange := [kind for kind in kinds if kind != "text"]:
+            raise InvalidRequestError(f"A message holds a part of type {shown(strange[0])}; OneLLM takes text only.")
+        value = value | {"content": "".join(str(part.get("text", "")) for part in parts)}
+    return value
 
 
 @frozen
@@ -43,16 +60,22 @@ class RequestDefaults:
     def __attrs_post_init__(self) -> None:
         self.request("A probe: the values are refused here, not on every line.")
 
-    def request(self, prompt: Prompt) -> ChatRequest:
+    def request(self, prompt: Prompt, *, system: str | None = None) -> ChatRequest:
         """`prompt` as a complete request.
+
+        Args:
+            prompt: A text or messages; a `ChatRequest` is returned as it is.
+            system: The line's own instruction, for where none is set here.
 
         Raises:
             InvalidRequestError: If the prompt is unusable.
         """
+        if isinstance(prompt, ChatRequest):
+            return prompt
         return ChatRequest(
             self.model if self.model is not None else self.fallback_model,
             prompt,
-            system=self.system,
+            system=self.system if self.system is not None else system,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
@@ -63,7 +86,9 @@ class RequestDefaults:
         Raises:
             InvalidRequestError: If a field is missing or refused.
         """
-        renamed = {_OPENAI_NAMES.get(name, name): value for name, value in body.items()}
+        renamed = {_OPENAI_NAMES.get(name, name): value for name, value in body.items() if value is not None}
+        if isinstance(messages := renamed.get("messages"), list):
+            renamed["messages"] = [_message(message) for message in messages]
         stop = renamed.get("stop_sequences")
         if isinstance(stop, str):
             renamed["stop_sequences"] = [stop]

@@ -14,7 +14,8 @@ where an HTTP error is a response, and ``error`` is for what never got an HTTP a
 
 from attrs import asdict, frozen
 
-from onellm_async.batch.items import InputFormat, Item
+from onellm_async.batch.formats import InputFormat
+from onellm_async.batch.items import Item
 from onellm_async.chat import JSON, ChatOutcome, ChatResponse
 from onellm_async.errors import APIStatusError, OneLLMError
 from onellm_async.wire import dump_json

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from attrs import frozen
 
-from onellm_async.batch.items import Item, LineError
+from onellm_async.batch.items import Entry, Item, LineError
 from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.reorder import InOrder
 from onellm_async.batch.sinks import Sink
@@ -62,7 +62,7 @@ class RunReport:
 
 async def run_prompts(
     client: Asker,
-    source: AsyncIterable[Item | LineError],
+    source: AsyncIterable[Entry | Item | LineError],
     *,
     sink: Sink,
     encode: Callable[[Item, ChatOutcome], bytes],
@@ -166,13 +166,14 @@ class _Run:
 
     # Upstream: what may be sent.
 
-    async def requests(self, source: AsyncIterable[Item | LineError]) -> AsyncIterator[ChatRequest]:
+    async def requests(self, source: AsyncIterable[Entry | Item | LineError]) -> AsyncIterator[ChatRequest]:
         position = 0
         entries = _Interruptible(aiter(source), self._ended)
         try:
             async for entry in entries:
-                if isinstance(entry, LineError):
-                    self._bad_line(entry)
+                item = entry.item() if isinstance(entry, Entry) else entry
+                if isinstance(item, LineError):
+                    self._bad_line(item)
                     continue
                 while position - self._order.next_position >= self._window and not self._ended.is_set():
                     self._room.clear()
@@ -180,9 +181,9 @@ class _Run:
                 if self._ended.is_set():
                     self._unsent += 1
                     return
-                self._items[position] = entry
+                self._items[position] = item
                 position += 1
-                yield entry.request
+                yield item.request
         finally:
             await entries.aclose()
 
@@ -243,7 +244,7 @@ class _Run:
 class _Interruptible:
     """An async iterator that ends as soon as an event is set, even while the next entry is awaited."""
 
-    def __init__(self, entries: AsyncIterator[Item | LineError], ended: asyncio.Event) -> None:
+    def __init__(self, entries: AsyncIterator[Entry | Item | LineError], ended: asyncio.Event) -> None:
         self._entries = entries
         self._ended = ended
         self._waiting = asyncio.ensure_future(ended.wait())
@@ -251,7 +252,7 @@ class _Interruptible:
     def __aiter__(self) -> "_Interruptible":
         return self
 
-    async def __anext__(self) -> Item | LineError:
+    async def __anext__(self) -> Entry | Item | LineError:
         if self._ended.is_set():
             raise StopAsyncIteration
         pull = asyncio.ensure_future(_next(self._entries))
@@ -272,5 +273,5 @@ class _Interruptible:
             await close()
 
 
-async def _next(entries: AsyncIterator[Item | LineError]) -> Item | LineError | None:
+async def _next(entries: AsyncIterator[Entry | Item | LineError]) -> Entry | Item | LineError | None:
     return await anext(entries, None)

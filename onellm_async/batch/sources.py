@@ -1,7 +1,7 @@
-"""Inputs of any size as a stream of items: the thin host of `onellm_async.batch.items`.
+"""Inputs of any size as a stream of entries: the thin host of the formats.
 
-A file, a pipe or standard input is read in pieces of 256 KiB by a thread, so that neither a slow disk nor a slow
-producer stops the event loop, and a prompt that has arrived is sent without waiting for the next.
+A file, a pipe or standard input is read in pieces of 256 KiB and cut into entries by a thread, so that neither a slow
+disk nor a slow producer stops the event loop, and a prompt that has arrived is sent without waiting for the next.
 """
 
 import asyncio
@@ -9,70 +9,44 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self, TypeVar
 
 from attrs import frozen
 
 from onellm_async.batch.defaults import RequestDefaults
-from onellm_async.batch.items import InputFormat, Item, LineError, LineReader, sniff_format
+from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
+from onellm_async.batch.items import Entry, LineError
+from onellm_async.batch.line_reader import LineReader, demand_prompt
+from onellm_async.batch.lines import LineEntries
+from onellm_async.batch.parquet_rows import MAGIC, parquet_entries, parquet_rows
+from onellm_async.batch.template import PromptTemplate
 from onellm_async.errors import BatchError
 
-__all__ = ["LONGEST_LINE", "LineSplitter", "Source", "Survey", "open_source"]
-
-LONGEST_LINE = 16 * 1024 * 1024
-"""Bytes of the longest line that is read; a longer one is reported and skipped, so that memory stays bounded."""
+__all__ = ["Source", "Survey", "open_source"]
 
 _PIECE = 256 * 1024
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DECOMPRESS = "Decompress it, for example into a pipe: gunzip -c FILE | onellm-async run -"
+_SAVE = "Save it as UTF-8."
+_NOT_TEXT = (
+    (b"\xff\xfe", "UTF-16", _SAVE),
+    (b"\xfe\xff", "UTF-16", _SAVE),
+    (b"\x1f\x8b", "compressed with gzip", _DECOMPRESS),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _DECOMPRESS.replace("gunzip", "zstd -d")),
+    (b"PK\x03\x04", "a ZIP archive or a workbook", "Unpack it, or save the sheet as CSV."),
+    (MAGIC, "Parquet", "Say so with --format parquet, and give it as a file."),
+)
+"""How files begin that would give only garbage, line after line."""
+_T = TypeVar("_T")
 
 
-class LineSplitter:
-    """Cuts pieces of bytes into numbered lines. Pure.
+class _Splitter(Protocol):
+    def feed(self, piece: bytes) -> list[Entry]: ...
 
-    Lines end with LF or CR LF; blank ones are counted and dropped, and so is a byte order mark. A line longer than
-    `longest` comes out as None, and its bytes are not kept.
-    """
-
-    def __init__(self, longest: int = LONGEST_LINE) -> None:
-        self._longest = longest
-        self._tail = bytearray()
-        self._overlong = False
-        self._line = 0
-
-    def feed(self, piece: bytes) -> Iterator[tuple[int, bytes | None]]:
-        """The lines that `piece` completes, as (line number from 1, line)."""
-        *complete, rest = piece.split(b"\n")
-        for part in complete:
-            self._keep(part)
-            yield from self._end_of_line()
-        self._keep(rest)
-
-    def finish(self) -> Iterator[tuple[int, bytes | None]]:
-        """The last line, where no line break ends it."""
-        if self._tail or self._overlong:
-            yield from self._end_of_line()
-
-    def _keep(self, part: bytes) -> None:
-        if self._overlong or len(self._tail) + len(part) > self._longest:
-            self._overlong = True
-            self._tail.clear()
-        else:
-            self._tail += part
-
-    def _end_of_line(self) -> Iterator[tuple[int, bytes | None]]:
-        self._line += 1
-        line, overlong = bytes(self._tail).removesuffix(b"\r"), self._overlong
-        self._tail.clear()
-        self._overlong = False
-        if self._line == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        if overlong:
-            yield self._line, None
-        elif line.strip():
-            yield self._line, line
+    def finish(self) -> list[Entry]: ...
 
 
 @frozen
@@ -80,12 +54,14 @@ class Survey:
     """What a look through a whole input found, before anything is sent.
 
     Attributes:
-        lines: How many lines are not blank.
+        lines: How many entries it has.
         first_error: The first bad line; None when there is none, or when lines were only counted.
+        digest: BLAKE2b of all its bytes, 32 hexadecimal digits.
     """
 
     lines: int
     first_error: LineError | None = None
+    digest: str = ""
 
 
 class Source:
@@ -93,7 +69,7 @@ class Source:
 
     Attributes:
         name: The input's name, as shown to the user.
-        format: How its lines are written; known once the first line was read.
+        format: How it is written; known once the first line was read.
     """
 
     def __init__(
@@ -103,13 +79,15 @@ class Source:
         *,
         forced_format: InputFormat | None = None,
         field: str | None = None,
+        template: PromptTemplate | None = None,
         defaults: RequestDefaults | None = None,
     ) -> None:
-        self.name = name
+        self.name: str = name
         self._descriptor = descriptor
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._format = forced_format or (InputFormat.JSONL if field is not None else None)
+        self._format = forced_format or format_by_name(name) or (InputFormat.JSONL if field is not None else None)
         self._field = field
+        self._template = template
         self._defaults = defaults or RequestDefaults()
         self._reader: LineReader | None = None
 
@@ -124,7 +102,7 @@ class Source:
 
     @property
     def format(self) -> InputFormat:
-        """How the lines are written: as forced, else as the name and the first line say."""
+        """How it is written: as forced, else as the name and the first line say."""
         return self._format or InputFormat.TEXT
 
     def is_file(self, path: str) -> bool:
@@ -134,8 +112,18 @@ class Source:
         except (OSError, ValueError):
             return False
 
+    def saw(self, custom_id: str, line: int = 0) -> None:
+        """Takes note of the id of an entry that need not be parsed, so that no later one may use it again.
+
+        Args:
+            custom_id: The id.
+            line: The entry's line; 0 where it is not known.
+        """
+        if self._reader is not None:  # it is there as soon as there is an entry
+            self._reader.saw(custom_id, line)
+
     def survey(self, *, strict: bool = False) -> Survey | None:
-        """Counts the lines, and with `strict` checks each of them, without consuming the input. Blocks: use a thread.
+        """Counts the entries, and with `strict` checks each of them, without consuming the input. Blocks: use a thread.
 
         Returns:
             None for a pipe or a terminal, which can be read only once.
@@ -146,35 +134,106 @@ class Source:
         if not self._regular:
             return None
         start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-        lines, first_error = 0, None
-        for line, raw in self._remaining_lines():
-            if strict and first_error is None:
-                entry = self._entry(raw, line, lines)
-                first_error = entry if isinstance(entry, LineError) else None
-            lines += 1
-        os.lseek(self._descriptor, start, os.SEEK_SET)
-        self._reader = None  # it has seen every custom_id
-        return Survey(lines, first_error)
+        lines, first_error, hasher = 0, None, blake2b(digest_size=16)
+        try:
+            if self._format is InputFormat.PARQUET and not strict:
+                lines = parquet_rows(self.name, self._descriptor)
+                for piece in self._pieces():
+                    hasher.update(piece)
+            else:
+                for entries in self._batches(hasher.update):
+                    lines += len(entries)
+                    if strict and first_error is None:
+                        items = (entry.item() for entry in entries)
+                        first_error = next((item for item in items if isinstance(item, LineError)), None)
+        finally:
+            os.lseek(self._descriptor, start, os.SEEK_SET)
+            self._reader = None  # it has seen every custom_id
+        return Survey(lines, first_error, hasher.hexdigest())
 
-    async def __aiter__(self) -> AsyncIterator[Item | LineError]:
-        """The items, and the errors of bad lines, in the order of the lines.
+    async def __aiter__(self) -> AsyncIterator[Entry]:
+        """The entries in the order of the input; `Entry.item` tells whether one is good.
 
         Raises:
-            BatchError: If the input cannot be read any further.
+            BatchError: If the input cannot be read any further, or is a table without a column for the prompt.
         """
-        splitter, index = LineSplitter(), 0
-        while piece := await _in_daemon_thread(self._read_piece):
-            for line, raw in splitter.feed(piece):
-                yield self._entry(raw, line, index)
-                index += 1
-        for line, raw in splitter.finish():
-            yield self._entry(raw, line, index)
+        batches = self._batches()
+        try:
+            while (entries := await _in_daemon_thread(lambda: next(batches, None))) is not None:
+                for entry in entries:
+                    yield entry
+        finally:
+            with contextlib.suppress(ValueError):  # a thread is in it, and the last to know it
+                batches.close()
 
-    def _remaining_lines(self) -> Iterator[tuple[int, bytes | None]]:
-        splitter = LineSplitter()
+    def _batches(self, watch: Callable[[bytes], object] | None = None) -> Generator[list[Entry], None, None]:
+        if self._format is InputFormat.PARQUET:
+            yield from self._parquet(watch)
+            return
+        splitter = self._splitter()
+        for piece in self._pieces():
+            if watch is not None:
+                watch(piece)
+            yield splitter.feed(piece)
+        yield splitter.finish()
+
+    def _parquet(self, watch: Callable[[bytes], object] | None) -> Iterator[list[Entry]]:
+        if not self._regular:
+            raise BatchError(
+                f"{self.name} is a pipe, from which Parquet cannot be read.",
+                advice="Its index is at its end; use a file.",
+            )
+        if watch is not None:
+            for piece in self._pieces():
+                watch(piece)
+        yield from parquet_entries(
+            self.name,
+            self._descriptor,
+            field=self._field,
+            all_columns=self._template is not None,
+            reader=lambda: self._new_reader(InputFormat.PARQUET),
+        )
+
+    def _splitter(self) -> _Splitter:
+        if self._format not in {InputFormat.CSV, InputFormat.TSV}:
+            return LineEntries(self.name, self._line_reader)
+        from onellm_async.batch.csv_entries import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
+
+        return CsvEntries(self.name, "\t" if self._format is InputFormat.TSV else None, self._table_reader)
+
+    def _line_reader(self, first_line: bytes) -> LineReader:
+        if self._format is None:
+            found = sniff_format(self.name, first_line)
+            if found is InputFormat.OPENAI_BATCH and self._template is not None:
+                raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
+            self._format = found
+        return self._new_reader(self._format)
+
+    def _table_reader(self, columns: list[str]) -> LineReader:
+        if self._template is None:
+            demand_prompt(self.name, columns, self._field)
+        return self._new_reader(self.format)
+
+    def _new_reader(self, shape: InputFormat) -> LineReader:
+        self._reader = LineReader(
+            self.name, shape, prompt_field=self._field, template=self._template, defaults=self._defaults
+        )
+        return self._reader
+
+    def _pieces(self) -> Iterator[bytes]:
+        start = True
         while piece := self._read_piece():
-            yield from splitter.feed(piece)
-        yield from splitter.finish()
+            if start:
+                self._refuse_binary(piece)
+                start = False
+            yield piece
+
+    def _refuse_binary(self, piece: bytes) -> None:
+        if self._format is InputFormat.PARQUET:
+            return
+        for magic, kind, advice in _NOT_TEXT:
+            if piece.startswith(magic):
+                raise BatchError(f"{self.name} cannot be read: it is {kind}.", advice=advice)
 
     def _read_piece(self) -> bytes:
         try:
@@ -182,38 +241,41 @@ class Source:
         except OSError as error:
             raise BatchError(f"{self.name} cannot be read: {error.strerror}.") from None
 
-    def _entry(self, raw: bytes | None, line: int, index: int) -> Item | LineError:
-        if raw is None:
-            return LineError(self.name, line, f"The line is longer than {LONGEST_LINE // 2**20} MiB.")
-        if self._reader is None:
-            if self._format is None:
-                self._format = sniff_format(self.name, raw)
-            self._reader = LineReader(self.name, self._format, prompt_field=self._field, defaults=self._defaults)
-        return self._reader.read(raw, line=line, index=index)
-
 
 def open_source(
     path: str,
     *,
     forced_format: InputFormat | None = None,
     field: str | None = None,
+    template: PromptTemplate | None = None,
     defaults: RequestDefaults | None = None,
 ) -> Source:
     """Opens an input.
 
     Args:
         path: A file or named pipe; ``-`` is standard input.
-        forced_format: How its lines are written; None to tell from its name and first line.
-        field: The field of a JSON object that holds the prompt; implies JSON lines.
+        forced_format: How it is written; None to tell from its name and first line.
+        field: The field or column that holds the prompt; implies JSON lines where the name tells no table.
+        template: Makes the prompt of all fields or columns instead.
         defaults: What is asked of every prompt.
 
     Raises:
-        BatchError: If it cannot be opened, is a directory, or `field` is given for another format than JSON lines.
+        BatchError: If it cannot be opened, is a directory, or `field` or `template` do not go with its format.
     """
-    if field is not None and forced_format not in {None, InputFormat.JSONL}:
-        raise BatchError(f"A field ({field!r}) can be named only in JSON lines, not in {forced_format}.")
+    if field is not None and forced_format in {InputFormat.TEXT, InputFormat.OPENAI_BATCH}:
+        raise BatchError(f"A field ({field!r}) can be named only in JSON lines and tables, not in {forced_format}.")
+    if template is not None and field is not None:
+        raise BatchError(f"A field ({field!r}) and a template exclude each other: a template names its fields itself.")
+    if template is not None and forced_format is InputFormat.OPENAI_BATCH:
+        raise BatchError("An OpenAI batch takes no template: its requests are whole.")
     if path == "-":
-        return Source("<stdin>", 0, forced_format=forced_format, field=field, defaults=defaults)
+        name, descriptor = "<stdin>", 0
+    else:
+        name, descriptor = path, _open_file(path)
+    return Source(name, descriptor, forced_format=forced_format, field=field, template=template, defaults=defaults)
+
+
+def _open_file(path: str) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
@@ -221,30 +283,31 @@ def open_source(
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BatchError(f"{path} cannot be read: it is a directory.")
-    return Source(path, descriptor, forced_format=forced_format, field=field, defaults=defaults)
+    return descriptor
 
 
-async def _in_daemon_thread(call: Callable[[], bytes]) -> bytes:
+async def _in_daemon_thread(call: Callable[[], _T]) -> _T:
     """Like `asyncio.to_thread`, but a read that never returns (a silent pipe) does not keep the process from ending."""
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[bytes] = loop.create_future()
+    result: asyncio.Future[_T] = loop.create_future()
 
-    def settle(piece: bytes, error: BaseException | None) -> None:
+    def settle(found: list[_T], error: BaseException | None) -> None:
         if result.done():  # nobody waits any more
             return
         if error is None:
-            result.set_result(piece)
+            result.set_result(found[0])
         else:
             result.set_exception(error)
 
     def read() -> None:
-        piece, failure = b"", None
+        found: list[_T] = []
+        failure: BaseException | None = None
         try:
-            piece = call()
+            found.append(call())
         except BaseException as error:  # handed to whoever awaits the result
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, piece, failure)
+            loop.call_soon_threadsafe(settle, found, failure)
 
     threading.Thread(target=read, name="onellm-async-input", daemon=True).start()
     return await result

@@ -161,8 +161,8 @@ def test_defaults_that_would_spoil_every_line_are_refused_at_once(bad):
 
 
 def test_an_unknown_format_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"'csv'.*text, jsonl, openai-batch"):
-        InputFormat("csv")
+    with pytest.raises(ConfigurationError, match=r"'xml'.*text, jsonl, openai-batch, csv, tsv, parquet"):
+        InputFormat("xml")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from onellm_async import BatchError
 from onellm_async.batch import InputFormat, Item, LineError, Source, open_source
-from onellm_async.batch import sources as module
-from onellm_async.batch.sources import LineSplitter
+from onellm_async.batch.lines import LineSplitter
 
 
 def split(pieces, longest=1000):
@@ -18,7 +17,7 @@ def split(pieces, longest=1000):
 
 async def entries(source):
     async with source:
-        return [entry async for entry in source]
+        return [entry.item() async for entry in source]
 
 
 def texts(found):
@@ -69,7 +68,7 @@ async def test_a_bad_line_keeps_its_index_and_the_others_come(tmp_path):
 
 
 async def test_an_overlong_line_is_an_error_and_the_others_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.LineSplitter.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(LineSplitter.__init__, "__defaults__", (10,))
     path = tmp_path / "prompts.txt"
     path.write_text("one\n" + "x" * 11 + "\nthree")
     first, second, third = await entries(open_source(str(path)))
@@ -104,7 +103,9 @@ async def test_a_field_implies_json_lines(tmp_path):
 
 
 def test_a_field_of_text_is_refused():
-    with pytest.raises(BatchError, match=r"A field \('question'\) can be named only in JSON lines, not in text"):
+    with pytest.raises(
+        BatchError, match=r"A field \('question'\) can be named only in JSON lines and tables, not in text"
+    ):
         open_source("prompts.txt", field="question", forced_format=InputFormat.TEXT)
 
 
@@ -154,10 +155,10 @@ async def test_a_prompt_from_a_pipe_is_there_before_the_next_is_written():
         assert source.survey() is None
         items = aiter(source)
         os.write(writing, b"one\n")
-        assert texts([await anext(items)]) == ["one"]
+        assert texts([(await anext(items)).item()]) == ["one"]
         os.write(writing, b"two")
         os.close(writing)
-        assert texts([await anext(items)]) == ["two"]
+        assert texts([(await anext(items)).item()]) == ["two"]
         with pytest.raises(StopAsyncIteration):
             await anext(items)
 

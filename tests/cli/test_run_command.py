@@ -139,7 +139,7 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run(onellm, tmp_path, se
         (("run", "in.txt", "-o", "in.txt", "--force"), "in.txt is the input itself."),
         (("run", "in.txt", "-o", "no/where.jsonl"), "no/where.jsonl cannot be written: No such file or directory."),
         (("run", "in.txt", "-o", "link.jsonl", "--force"), "link.jsonl is a symbolic link"),
-        (("run", "in.txt", "--field", "q", "--format", "text"), "can be named only in JSON lines, not in text."),
+        (("run", "in.txt", "--field", "q", "--format", "text"), "can be named only in JSON lines and tables, not in text."),
         (("run", "in.txt", "--temperature", "3"), "temperature is 3.0"),
         (("run", "in.txt", "--concurrency", "0"), "max_concurrency is 0"),
         (("run", "in.txt", "--burst", "0"), "burst is 0"),

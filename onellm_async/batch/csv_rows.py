@@ -1,0 +1,182 @@
+"""Pieces of CSV or TSV → numbered rows. Pure.
+
+The standard library reads the rows. It wants whole ones, so the lines of a row that is not complete yet are read again
+with the next piece.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from onellm_async.batch.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
+
+__all__ = ["CsvSplitter", "Dialect", "dialect_of"]
+
+_DELIMITERS = ",;\t|"
+_EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""A first line that Excel writes and reads to tell the delimiter."""
+
+
+@frozen
+class Dialect:
+    """How the columns of a row are separated.
+
+    Attributes:
+        delimiter: What stands between them.
+        spaced: Whether a space after it does not belong to the column.
+    """
+
+    delimiter: str = ","
+    spaced: bool = False
+
+
+def dialect_of(header: str) -> Dialect:
+    """The dialect of a header row: comma, semicolon, tab or bar, whichever is there most often.
+
+    Example:
+        >>> dialect_of('id;"first, last";prompt')
+        Dialect(delimiter=';', spaced=False)
+    """
+    bare = re.sub(r'"[^"]*"', '""', header)
+    delimiter = max(_DELIMITERS, key=bare.count)
+    gaps = re.findall(re.escape(delimiter) + "(.)", bare)
+    return Dialect(delimiter, bool(gaps) and set(gaps) == {" "})
+
+
+class _NeedMoreError(Exception):
+    """Inside this file only: the lines ran out within a row."""
+
+
+class CsvSplitter:
+    """Cuts pieces of bytes into numbered rows.
+
+    Rows in which nothing stands are counted and dropped. A row is numbered by the line in which it begins. Bytes that
+    are not UTF-8 come out as lone surrogates.
+
+    Args:
+        delimiter: What separates columns; None to tell from the first row.
+        longest: Bytes of the longest row; of a longer one nothing is kept.
+    """
+
+    def __init__(self, delimiter: str | None = None, longest: int = LONGEST_LINE) -> None:
+        self._dialect = None if delimiter is None else Dialect(delimiter)
+        self._longest = longest
+        self._tail = bytearray()  # an incomplete line
+        self._pending: list[str] = []  # complete lines of an incomplete row, which is inside quotes
+        self._size = 0  # of these
+        self._line = 0  # how many lines went before these
+        self._skipping = False  # within a row that is too long
+        self._quoted = False  # while skipping: whether inside quotes
+        # The module's own limit belongs to the whole process and is 128 KiB; it is only ever raised here.
+        csv.field_size_limit(max(csv.field_size_limit(), longest))
+
+    def feed(self, piece: bytes) -> list[tuple[int, list[str] | str]]:
+        """The rows that `piece` completes, as (line number from 1, fields); or what is wrong with a row."""
+        if self._skipping:
+            piece = self._skip(piece)
+        complete, newline, rest = piece.rpartition(b"\n")
+        rows: list[tuple[int, list[str] | str]] = []
+        if newline:
+            text = bytes(self._tail) + complete
+            self._tail = bytearray(rest)
+            if not self._pending or b'"' in text:
+                rows = self._rows(self._pending + self._decoded(text))
+            else:  # a row that is inside quotes cannot end here
+                self._pending += self._decoded(text)
+                self._size += len(text)
+        else:
+            self._tail += rest
+        if self._size + len(self._tail) > self._longest:
+            rows.append((self._line + 1, too_long("row")))
+            self._quoted = bool(self._pending)
+            self._line += len(self._pending)
+            self._pending, self._size = [], 0
+            self._skipping = True
+            tail, self._tail = bytes(self._tail), bytearray()
+            self._skip(tail)
+        return rows
+
+    def finish(self) -> list[tuple[int, list[str] | str]]:
+        """The last rows."""
+        lines = self._decoded(bytes(self._tail)) if self._tail else []
+        self._tail = bytearray()
+        if not lines and not self._pending:
+            return []
+        rows = self._rows(self._pending + lines)
+        if self._pending:
+            count = len(self._pending)
+            rows.append(
+                (
+                    self._line + 1,
+                    "A quoted field begins here and is never closed"
+                    + (f": the {count:,} lines to the end of the input would be in it." if count > 1 else "."),
+                )
+            )
+        return rows
+
+    def _decoded(self, text: bytes) -> list[str]:
+        if self._line == 0 and not self._pending:
+            text = text.removeprefix(BYTE_ORDER_MARK)
+        return text.decode(errors="surrogateescape").split("\n")
+
+    def _skip(self, piece: bytes) -> bytes:
+        """What of `piece` follows the row that is too long."""
+        position = 0
+        while self._skipping:
+            end = piece.find(b"\n", position)
+            if piece.count(b'"', position, end if end >= 0 else len(piece)) % 2:
+                self._quoted = not self._quoted
+            if end < 0:
+                return b""
+            self._line += 1
+            position = end + 1
+            self._skipping = self._quoted
+        return piece[position:]
+
+    def _rows(self, lines: list[str]) -> list[tuple[int, list[str] | str]]:
+        """The complete rows in `lines`; the lines of the last one are kept if it is not complete."""
+        used = self._learn_dialect(lines) if self._dialect is None else 0
+        dialect = self._dialect or Dialect()
+        long = sum(map(len, lines)) > self._longest
+
+        def supply() -> Iterator[str]:
+            for line in lines[used:]:
+                yield line + "\n"
+            raise _NeedMoreError
+
+        reader = csv.reader(supply(), delimiter=dialect.delimiter, skipinitialspace=dialect.spaced)
+        first, start, rows = self._line + used + 1, 0, []
+        while True:
+            try:
+                fields: list[str] | str = next(reader)
+            except csv.Error as error:
+                fields = f"Not CSV: {error}."
+            except _NeedMoreError:
+                break
+            if long and sum(map(len, lines[used + start : used + reader.line_num])) > self._longest:
+                fields = too_long("row")
+            if isinstance(fields, str) or any(map(str.strip, fields)):
+                rows.append((first + start, fields))
+            start = reader.line_num
+        self._pending = lines[used + start :]
+        self._size = sum(map(len, self._pending))
+        self._line += used + start
+        return rows
+
+    def _learn_dialect(self, lines: list[str]) -> int:
+        """Takes the dialect from the first line in which something stands.
+
+        Returns:
+            How many lines belong to no row.
+        """
+        for number, line in enumerate(lines):
+            if not line.strip():
+                continue
+            if (hint := _EXCEL_HINT.fullmatch(line)) is not None:
+                self._dialect = Dialect(hint[1])
+                return number + 1
+            self._dialect = dialect_of(line)
+            break
+        return 0

@@ -1,0 +1,119 @@
+"""Pieces of bytes → numbered lines → entries. Pure."""
+
+from collections.abc import Callable
+
+from onellm_async.batch.items import BadEntry, Entry, EntryReader, LineError
+
+__all__ = ["BYTE_ORDER_MARK", "LONGEST_LINE", "LineEntries", "LineSplitter", "too_long"]
+
+LONGEST_LINE = 16 * 1024 * 1024
+"""Bytes of the longest line that is read; a longer one is reported and skipped, so that memory stays bounded."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def too_long(what: str) -> str:
+    """The message for a line or row that is not read."""
+    return f"The {what} is longer than {LONGEST_LINE // 2**20} MiB."
+
+
+class LineSplitter:
+    """Cuts pieces of bytes into numbered lines.
+
+    Lines end with LF or CR LF; blank ones are counted and dropped, and so is a byte order mark. A line longer than
+    `longest` comes out as None, and its bytes are not kept.
+    """
+
+    def __init__(self, longest: int = LONGEST_LINE) -> None:
+        self._longest = longest
+        self._tail = bytearray()
+        self._overlong = False
+        self._line = 0
+
+    def feed(self, piece: bytes) -> list[tuple[int, bytes | None]]:
+        """The lines that `piece` completes, as (line number from 1, line)."""
+        lines: list[tuple[int, bytes | None]] = []
+        first, separator, rest = piece.partition(b"\n")
+        self._keep(first)
+        if not separator:
+            return lines
+        self._end_of_line(lines)
+        number = self._line
+        longest = self._longest
+        *complete, tail = rest.split(b"\n")
+        for line in complete:
+            number += 1
+            if len(line) > longest:
+                lines.append((number, None))
+            elif line.strip():
+                lines.append((number, line[:-1] if line[-1] == 13 else line))
+        self._line = number
+        self._keep(tail)
+        return lines
+
+    def finish(self) -> list[tuple[int, bytes | None]]:
+        """The last line, where no line break ends it."""
+        lines: list[tuple[int, bytes | None]] = []
+        if self._tail or self._overlong:
+            self._end_of_line(lines)
+        return lines
+
+    def _keep(self, part: bytes) -> None:
+        if self._overlong or len(self._tail) + len(part) > self._longest:
+            self._overlong = True
+            self._tail.clear()
+        else:
+            self._tail += part
+
+    def _end_of_line(self, lines: list[tuple[int, bytes | None]]) -> None:
+        self._line += 1
+        line, overlong = bytes(self._tail).removesuffix(b"\r"), self._overlong
+        self._tail.clear()
+        self._overlong = False
+        if self._line == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if overlong:
+            lines.append((self._line, None))
+        elif line.strip():
+            lines.append((self._line, line))
+
+
+class LineEntries:
+    """The entries of an input that has one a line.
+
+    Args:
+        source: Name of the input.
+        reader_for: Makes their reader, given the first line that is not blank.
+    """
+
+    def __init__(self, source: str, reader_for: Callable[[bytes], EntryReader]) -> None:
+        self._source = source
+        self._reader_for = reader_for
+        self._reader: EntryReader | None = None
+        self._splitter = LineSplitter()
+        self._count = 0
+
+    def feed(self, piece: bytes) -> list[Entry]:
+        """The entries that `piece` completes."""
+        return self._entries(self._splitter.feed(piece))
+
+    def finish(self) -> list[Entry]:
+        """The last entry, where no line break ends it."""
+        return self._entries(self._splitter.finish())
+
+    def _entries(self, lines: list[tuple[int, bytes | None]]) -> list[Entry]:
+        start = self._count
+        self._count += len(lines)
+        reader = self._reader
+        if reader is None:
+            first = next((raw for _, raw in lines if raw is not None), None)
+            if first is None:
+                return [self._overlong(index, line) for index, (line, _) in enumerate(lines, start)]
+            self._reader = reader = self._reader_for(first)
+        return [
+            Entry(index, line, raw, reader) if raw is not None else self._overlong(index, line)
+            for index, (line, raw) in enumerate(lines, start)
+        ]
+
+    def _overlong(self, index: int, line: int) -> Entry:
+        return BadEntry(index, b"", LineError(self._source, line, too_long("line")))
