@@ -162,7 +162,10 @@ class JournalReader:
     def sittings(self) -> list[Sitting]:
         """The invocations that worked on it, in order."""
         found = self._all("SELECT started_at, ended_at, how, version, settings FROM sittings ORDER BY id")
-        return [Sitting(*sitting[:4], parse_json(sitting[4].encode())) for sitting in found]
+        return [
+            Sitting(started, ended, how, version, parse_json(settings.encode()))
+            for started, ended, how, version, settings in found
+        ]
 
     def counts(self) -> Counts:
         """What is durable, all sittings together."""

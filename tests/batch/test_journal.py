@@ -1,0 +1,281 @@
+import asyncio
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from onellm_async import ApiKey
+from onellm_async.batch.items import LineError
+from onellm_async.batch.journal import Counts, Journal, State
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.errors import BatchError
+from tests.batch.journal_samples import IDENTITY, answer, failure, intent
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl.journal"
+
+
+async def test_what_was_settled_is_there_when_the_run_goes_on(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        assert not journal.resumed
+        await journal.intend(intent(0))
+        await journal.intend(intent(1))
+        await journal.settle(answer(0))
+        journal.finish("stopped", complete=False)
+        started_at = journal.started_at
+    async with Journal.open(path, IDENTITY) as journal:
+        assert journal.resumed
+        assert journal.started_at == started_at
+        first, second = journal.rows(0, 9)
+        assert first.state is State.ANSWERED
+        assert (first.index, first.line, first.custom_id, first.result) == (0, 1, "id-0", b'{"content":"0"}')
+        assert (first.sent_at, first.settled_at, first.latency, first.cost) == (1000.0, 1001.0, 0.5, 0.002)
+        assert second.state is State.SENT
+        assert (second.result, second.settled_at, second.possibly_billed) == (b"", None, 1)
+        assert journal.answer_of(1) == second
+        assert journal.answer_of(2) is None
+        assert journal.counts() == Counts(
+            answered=1, sent=1, cost=0.002, input_tokens=10, output_tokens=20, at_risk=0.01, at_risk_tokens=50
+        )
+
+
+async def test_a_clean_end_leaves_one_file_that_only_its_owner_can_read(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        assert {entry.name for entry in path.parent.iterdir()} > {path.name, path.name + ".lock"}
+        for entry in path.parent.iterdir():
+            assert stat.S_IMODE(entry.stat().st_mode) == 0o600, entry
+        journal.rows(0, 0)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+async def test_rows_that_gather_while_one_is_written_are_all_durable(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await asyncio.gather(*(journal.intend(intent(index)) for index in range(999)))
+        await asyncio.gather(*(journal.settle(answer(index)) for index in range(0, 999, 2)))
+        rows = journal.rows(0, 999)
+        assert [row.index for row in rows] == list(range(999))
+        assert all((row.state is State.ANSWERED) is (row.index % 2 == 0) for row in rows)
+        assert (journal.counts().answered, journal.counts().sent) == (500, 499)
+
+
+async def test_a_cancelled_settle_is_written_nevertheless(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        task = asyncio.create_task(journal.settle(answer(0)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await journal.intend(intent(1))
+        row = journal.answer_of(0)
+        assert row is not None
+        assert row.state is State.ANSWERED
+
+
+async def test_a_forgotten_intent_was_never_sent(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.forget(0)
+        assert journal.rows(0, 9) == []
+        assert journal.counts() == Counts()
+
+
+async def test_intents_after_a_withdrawal_of_the_same_turn_of_the_loop_stay(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await asyncio.gather(journal.forget(0), journal.intend(intent(0)), journal.intend(intent(1)))
+        assert [row.index for row in journal.rows(0, 9)] == [0, 1]
+        assert journal.counts().sent == 2
+
+
+async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(answer(0))
+        await journal.forget(0)
+        await journal.settle(failure(0))
+        (row,) = journal.rows(0, 0)
+        assert row.state is State.ANSWERED
+        assert (journal.counts().answered, journal.counts().failed) == (1, 0)
+
+
+async def test_an_entry_sent_again_by_a_later_sitting_keeps_the_first_one_at_risk(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.intend(intent(0, possibly_billed=1))
+        assert journal.counts().at_risk == pytest.approx(0.02)
+        assert journal.counts().possibly_billed == 1
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        assert journal.counts().at_risk == pytest.approx(0.03)
+        await journal.settle(answer(0, possibly_billed=1))
+        assert journal.counts() == Counts(
+            answered=1,
+            possibly_billed=3,
+            cost=0.002,
+            input_tokens=10,
+            output_tokens=20,
+            at_risk=pytest.approx(0.03),
+            at_risk_tokens=150,
+        )
+        assert journal.rows(0, 0)[0].possibly_billed == 3
+
+
+async def test_a_failure_that_is_asked_again_is_under_way_and_its_risk_stays(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(failure(0, possibly_billed=2))
+        assert journal.counts() == Counts(failed=1, possibly_billed=2, at_risk=0.02, at_risk_tokens=100)
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        assert journal.rows(0, 0)[0].state is State.SENT
+        assert journal.counts() == Counts(sent=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
+        await journal.forget(0)
+        assert journal.counts() == Counts(sent=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
+        await journal.intend(intent(0))
+        await journal.settle(answer(0))
+        assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
+
+
+async def test_an_answer_of_unknown_cost_is_at_risk(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(answer(0, cost=None, input_tokens=None, output_tokens=None))
+        assert journal.counts() == Counts(answered=1, unpriced=1, at_risk=0.01, at_risk_tokens=50)
+
+
+async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_nothing(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(answer(0))
+        same = answer(1, same_as=0, result=b"", cost=0.0, attempts=0, latency=None, input_tokens=0, output_tokens=0)
+        await journal.settle(evolve(same, line=2, digest=-5, custom_id="twin", request_digest=b"r"))
+        row = journal.answer_of(1)
+        assert row is not None
+        assert (row.result, row.same_as, row.line, row.digest, row.custom_id) == (b'{"content":"0"}', 0, 2, -5, "twin")
+        assert row.sent_at is None
+        counts = journal.counts()
+        assert (counts.answered, counts.reused, counts.sent, counts.cost, counts.at_risk) == (2, 1, 0, 0.002, 0)
+
+
+async def test_a_million_and_sixty_four_bits_come_back(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(10**12, digest=-(2**63), reserved=None, reserved_tokens=None, custom_id=None))
+        (row,) = journal.rows(0, 2**62)
+        assert (row.index, row.digest, row.reserved, row.custom_id) == (10**12, -(2**63), None, None)
+
+
+async def test_the_totals_never_differ_from_the_rows(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        for index in range(60):
+            await journal.intend(intent(index))
+            if index % 3 == 0:
+                await journal.settle(answer(index))
+            elif index % 3 == 1:
+                await journal.settle(failure(index, possibly_billed=index % 2))
+            if index % 7 == 0:
+                await journal.forget(index)
+            if index % 5 == 1:
+                await journal.intend(intent(index))
+        rows, counts = journal.rows(0, 99), journal.counts()
+        by_state = {state: [row for row in rows if row.state is state] for state in State}
+        assert counts.answered == len(by_state[State.ANSWERED])
+        assert counts.failed == len(by_state[State.FAILED])
+        assert counts.sent == len(by_state[State.SENT])
+        assert counts.at_risk == pytest.approx(sum(row.possibly_billed * 0.01 for row in rows))
+        assert counts.possibly_billed == sum(row.possibly_billed for row in rows) - counts.sent
+
+
+async def test_nothing_is_written_after_the_end_and_that_is_said(path: Path) -> None:
+    journal = Journal.open(path, IDENTITY)
+    await journal.aclose()
+    await journal.aclose()
+    with pytest.raises(BatchError, match="was closed"):
+        await journal.intend(intent(0))
+    with pytest.raises(BatchError, match="was closed"):
+        journal.rows(0, 0)
+
+
+async def test_who_awaits_while_it_closes_is_answered(path: Path) -> None:
+    journal = Journal.open(path, IDENTITY)
+    tasks = [asyncio.create_task(journal.intend(intent(index))) for index in range(5)]
+    await asyncio.sleep(0)
+    await journal.aclose()
+    await asyncio.gather(*tasks)
+    with JournalReader.open(path) as reader:
+        assert reader.counts().sent == 5
+
+
+def test_a_journal_is_closed_without_an_event_loop(path: Path) -> None:
+    with Journal.open(path, IDENTITY) as journal:
+        journal.sample(5.0, {"level": 1})
+        journal.finish("nothing to do", complete=True)
+    with JournalReader.open(path) as reader:
+        assert reader.complete
+        assert reader.sittings()[0].how == "nothing to do"
+
+
+def test_the_writer_thread_ends_with_the_journal(path: Path) -> None:
+    Journal.open(path, IDENTITY).close()
+    assert "onellm-async-journal" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_an_error_of_the_block_is_not_hidden_and_the_sitting_says_that_it_was_left(path: Path) -> None:
+    with pytest.raises(LookupError):
+        async with Journal.open(path, IDENTITY):
+            raise LookupError
+    with JournalReader.open(path) as reader:
+        assert reader.sittings()[0].how == "left early"
+
+
+async def test_only_the_first_ten_thousand_bad_lines_are_kept_and_repeats_are_no_news(path: Path) -> None:
+    for _ in range(2):
+        async with Journal.open(path, IDENTITY) as journal:
+            for line in range(1, 10_050):
+                journal.bad_line(LineError("in.jsonl", line, "not JSON"))
+    with JournalReader.open(path) as reader:
+        assert len(reader.bad_lines(20_000)) == 10_000
+        assert reader.bad_lines(1) == [LineError("in.jsonl", 1, "not JSON")]
+
+
+def test_settings_that_are_no_json_such_as_a_key_are_refused(path: Path) -> None:
+    with pytest.raises(TypeError):
+        Journal.open(path, IDENTITY, settings={"key": ApiKey("sk-canary-0d9f5e")})
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links")
+@pytest.mark.parametrize("ending", ["", ".lock"])
+def test_symbolic_links_are_not_followed(path: Path, ending: str) -> None:
+    target = path.with_name("target")
+    path.with_name(path.name + ending).symlink_to(target)
+    with pytest.raises(BatchError, match="symbolic link"):
+        Journal.open(path, IDENTITY)
+    assert not target.exists()
+
+
+def test_another_run_is_refused_naming_each_difference(path: Path) -> None:
+    Journal.open(path, IDENTITY).close()
+    with pytest.raises(BatchError) as caught:
+        Journal.open(path, evolve(IDENTITY, max_tokens=200, input_digest="bb"))
+    assert "the input has changed; max_tokens was 100 and is now 200" in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert "another output" in str(caught.value)
+
+
+async def test_force_begins_anew(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+    other = evolve(IDENTITY, max_tokens=200)
+    async with Journal.open(path, other, force=True) as journal:
+        assert not journal.resumed
+        assert journal.counts() == Counts()
+        assert journal.rows(0, 9) == []
+    with JournalReader.open(path) as reader:
+        assert reader.identity == other
