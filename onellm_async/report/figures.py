@@ -71,7 +71,8 @@ def figures(report: Report) -> tuple[Figure, ...]:
         Figure(
             label="Answered",
             value=count(told.answered),
-            beside="prompts" if told.total is None else f"of {count(told.total)} prompts",
+            beside=("prompts" if told.total is None else f"of {count(told.total)} prompts")
+            + (f"; {count(told.reused)} share the answer to an identical one" if told.reused else ""),
         ),
         Figure(
             label="Failed",

@@ -18,22 +18,30 @@ class Look:
         queued: Prompts waiting for admission, by lane.
         in_flight: Requests under way; None where nobody looked.
         limit: Requests per minute that the limiter keeps up, declared or learned; None without a limit.
+        declared: Requests per minute as declared; None where they are not.
         burst: Requests that the limit allows at once; None where nobody knows.
         refused: Refusals by rate limit since the sitting began.
         repeated: Requests sent again after a failure since the sitting began.
         total: Prompts of the input; None where nobody knows.
-        budget: USD that may be spent; None without a budget.
+        bad_lines: Lines without a usable prompt that the sitting has met.
+        cost: USD spent on what the sitting knows, earlier sittings included.
+        input_tokens: Tokens of prompts, likewise.
+        output_tokens: Tokens of answers, likewise.
     """
 
     at: float
     queued: Mapping[str, float] = field(factory=dict[str, float])
     in_flight: float | None = None
     limit: float | None = None
+    declared: float | None = None
     burst: float | None = None
     refused: int = 0
     repeated: int = 0
     total: int | None = None
-    budget: float | None = None
+    bad_lines: int = 0
+    cost: float = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 def look_at(at: float, sample: JSON) -> Look:
@@ -49,11 +57,15 @@ def look_at(at: float, sample: JSON) -> Look:
         queued=queued,
         in_flight=_number(limiter.get("in_flight")),
         limit=_number(limiter.get("rate")),
+        declared=_number(limiter.get("declared_rate")),
         burst=_number(limiter.get("burst")),
         refused=int(_number(limiter.get("refused")) or 0),
         repeated=int(repeated if repeated is not None else _number(progress.get("retries")) or 0),
         total=None if total is None else int(total),
-        budget=_number(progress.get("budget", sample.get("budget"))),
+        bad_lines=int(_number(progress.get("bad_lines")) or 0),
+        cost=_number(progress.get("cost")) or 0.0,
+        input_tokens=int(_number(progress.get("input_tokens")) or 0),
+        output_tokens=int(_number(progress.get("output_tokens")) or 0),
     )
 
 

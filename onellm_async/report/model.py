@@ -67,6 +67,7 @@ class Figures:
         total: Prompts of the input; None where nobody counted them.
         answered: Prompts with an answer.
         failed: Prompts that ended with an error.
+        reused: Of the answered, prompts that share the answer to an identical one.
         bad_lines: Lines of the input without a usable prompt.
         unsettled: Prompts that were sent and have neither answer nor error: under way, or possibly billed.
         possibly_billed: Attempts that got no reply and may have been billed all the same, those of settled prompts
@@ -86,6 +87,7 @@ class Figures:
     total: int | None = None
     answered: int = 0
     failed: int = 0
+    reused: int = 0
     bad_lines: int = 0
     unsettled: int = 0
     possibly_billed: int = 0
@@ -112,7 +114,7 @@ class Figures:
     @property
     def goodput(self) -> float | None:
         """Share, 0 to 1, of what the limit allowed that became answers; None where the limit is not known."""
-        return min(1.0, self.answered / self.possible) if self.possible else None
+        return min(1.0, (self.answered - self.reused) / self.possible) if self.possible else None
 
 
 @frozen(kw_only=True)
@@ -173,16 +175,15 @@ class Latency:
 
 @frozen(kw_only=True)
 class SlowPrompt:
-    """A prompt that took long.
+    """An answer that took long.
 
     Attributes:
         index: Position among the prompts, from 0.
         line: Line or row of the input, from 1.
         custom_id: The caller's name of it.
         elapsed: Seconds from queueing to its end.
-        latency: Seconds of its last attempt; None where no reply came.
+        latency: Seconds of its last attempt.
         attempts: Times it was sent.
-        failed: Whether it ended with an error.
     """
 
     index: int
@@ -191,7 +192,6 @@ class SlowPrompt:
     elapsed: float
     latency: float | None = None
     attempts: int = 1
-    failed: bool = False
 
 
 @frozen(kw_only=True)
@@ -258,7 +258,7 @@ class Report:
         verdict: Where the time went; None where the journal holds no samples.
         slices: The time of the sittings, cut into slices of equal length.
         latency: How long answers took.
-        slowest: The prompts that took longest, slowest first.
+        slowest: The answers whose last attempts took longest, slowest first.
         failures: The first failed prompts in the order of the input; `figures` has their number.
         bad_lines: The first bad lines; `figures` has their number.
     """

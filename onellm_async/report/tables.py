@@ -30,24 +30,23 @@ def listings(report: Report, zone: tzinfo) -> tuple[Listing, ...]:
 def _slowest(report: Report) -> Listing:
     return Listing(
         key="slowest",
-        title="Slowest prompts",
-        summary="From queueing to the end, with every wait and every attempt.",
+        title="Slowest answers",
+        summary="By their last attempt; in all, with the queue and every attempt before it.",
         table=Table(
-            caption="Slowest prompts",
-            headings=("Line", "Total", "Last attempt", "Attempts", "Ended", "custom_id", "Index"),
+            caption="Slowest answers",
+            headings=("Line", "Last attempt", "In all", "Attempts", "custom_id", "Index"),
             rows=tuple(
                 (
                     count(prompt.line),
-                    seconds(prompt.elapsed),
                     "-" if prompt.latency is None else seconds(prompt.latency),
+                    seconds(prompt.elapsed),
                     count(prompt.attempts),
-                    "failed" if prompt.failed else "answered",
                     prompt.custom_id or "-",
                     count(prompt.index),
                 )
                 for prompt in report.slowest
             ),
-            words=frozenset({4, 5}),
+            words=frozenset({4}),
         ),
     )
 

@@ -1,16 +1,17 @@
 """From moments of the clock to slices of work: sittings are laid end to end and cut evenly. Pure."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import ceil
 
-from attrs import evolve, frozen
+from attrs import evolve
 
+from onellm_async.batch.journal_reader import Bucket
 from onellm_async.report.looks import Look
 from onellm_async.report.model import Sitting, TimeSlice
 
-__all__ = ["Bucket", "BucketsOf", "possible_answers", "slice_width", "slices_of"]
+__all__ = ["bucket_width", "possible_answers", "slice_width", "slices_of"]
 
 _MOST = 180
 """Slices of a run, about: as many as can be told apart on a screen."""
@@ -18,29 +19,8 @@ _WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 6
 _DAY = 86_400.0
 
 
-@frozen
-class Bucket:
-    """Outcomes of a stretch of time.
-
-    Attributes:
-        start: Its beginning in Unix seconds.
-        answered: Prompts answered in it.
-        failed: Prompts failed in it.
-        cost: USD spent in it.
-        input_tokens: Tokens of prompts answered in it.
-        output_tokens: Tokens of answers in it.
-    """
-
-    start: float
-    answered: int = 0
-    failed: int = 0
-    cost: float = 0.0
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
-BucketsOf = Callable[[float, float, float], Iterable[Bucket]]
-"""Outcomes from one moment to another (Unix seconds) in buckets of so many seconds; empty ones may be left out."""
+_FINE = 16
+"""Buckets in a slice: an outcome is told at most a thirtieth of a slice too early or too late."""
 
 
 def slice_width(worked: float) -> float:
@@ -49,7 +29,12 @@ def slice_width(worked: float) -> float:
     return next((width for width in _WIDTHS if width >= least), ceil(least / _DAY) * _DAY)
 
 
-def slices_of(sittings: Sequence[Sitting], looks: Sequence[Look], buckets: BucketsOf) -> tuple[TimeSlice, ...]:
+def bucket_width(worked: float) -> float:
+    """Seconds of the buckets from which the slices of a run are made that worked so many seconds."""
+    return slice_width(worked) / _FINE
+
+
+def slices_of(sittings: Sequence[Sitting], looks: Sequence[Look], buckets: Sequence[Bucket]) -> tuple[TimeSlice, ...]:
     """The time of the sittings, cut into slices.
 
     All slices are equally long, but for the last of each sitting, which takes what is left (half a slice more or less).
@@ -57,22 +42,25 @@ def slices_of(sittings: Sequence[Sitting], looks: Sequence[Look], buckets: Bucke
     Args:
         sittings: In order.
         looks: In order.
-        buckets: Tells what was settled when.
+        buckets: What was settled when, in order, each `bucket_width` long.
     """
     width = slice_width(sum(sitting.duration for sitting in sittings))
     times = [look.at for look in looks]
+    middles = [bucket.at + width / _FINE / 2 for bucket in buckets]
+    ends = [*(bisect_left(middles, sitting.started) for sitting in sittings[1:]), len(buckets)]
+    settled = [buckets[first:last] for first, last in zip([0, *ends], ends, strict=False)]
     begun = 0.0
     made: list[TimeSlice] = []
     for place, sitting in enumerate(sittings):
         if sitting.duration > 0:
             noted = looks[bisect_left(times, sitting.started) : bisect_right(times, sitting.ended)]
-            parts = _cut(place, sitting, begun, width, buckets)
+            parts = _cut(place, sitting, begun, width, settled[place])
             made += _looked_into(parts, noted, sitting.requests_per_minute)
         begun += sitting.duration
-    return tuple(_accumulated(made))
+    return tuple(_never_less(made))
 
 
-def _cut(place: int, sitting: Sitting, begun: float, width: float, buckets: BucketsOf) -> list[TimeSlice]:
+def _cut(place: int, sitting: Sitting, begun: float, width: float, buckets: Sequence[Bucket]) -> list[TimeSlice]:
     number = max(1, round(sitting.duration / width))
     parts = [
         TimeSlice(
@@ -83,17 +71,10 @@ def _cut(place: int, sitting: Sitting, begun: float, width: float, buckets: Buck
         )
         for at in range(number)
     ]
-    for bucket in buckets(sitting.started, sitting.ended, width):
-        at = max(0, min(number - 1, int((bucket.start - sitting.started + width / 1e6) / width)))
+    for bucket in buckets:
+        at = max(0, min(number - 1, int((bucket.at + width / _FINE / 2 - sitting.started) / width)))
         part = parts[at]
-        parts[at] = evolve(
-            part,
-            answered=part.answered + bucket.answered,
-            failed=part.failed + bucket.failed,
-            cost=part.cost + bucket.cost,
-            input_tokens=part.input_tokens + bucket.input_tokens,
-            output_tokens=part.output_tokens + bucket.output_tokens,
-        )
+        parts[at] = evolve(part, answered=part.answered + bucket.answered, failed=part.failed + bucket.failed)
     return parts
 
 
@@ -113,15 +94,18 @@ def _looked_into(parts: Sequence[TimeSlice], looks: Sequence[Look], declared: fl
             in_flight=sum(flying) / len(flying) if flying else now.in_flight,
             refusals=max(0, now.refused - before.refused),
             retries=max(0, now.repeated - before.repeated),
+            cost=now.cost,
+            input_tokens=now.input_tokens,
+            output_tokens=now.output_tokens,
         )
         before, first = now, last
 
 
-def _accumulated(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
-    """Cost and tokens from the beginning of the run on."""
-    costs = accumulate(part.cost for part in parts)
-    inputs = accumulate(part.input_tokens for part in parts)
-    outputs = accumulate(part.output_tokens for part in parts)
+def _never_less(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
+    """A sitting that goes on counts anew what earlier ones spent; what is spent once stays spent."""
+    costs = accumulate((part.cost for part in parts), max)
+    inputs = accumulate((part.input_tokens for part in parts), max)
+    outputs = accumulate((part.output_tokens for part in parts), max)
     return [
         evolve(part, cost=cost, input_tokens=tokens_in, output_tokens=tokens_out)
         for part, cost, tokens_in, tokens_out in zip(parts, costs, inputs, outputs, strict=True)

@@ -87,7 +87,6 @@ def a_report(**changes: object) -> Report:
                 elapsed=1800 - 40 * place,
                 latency=22.1 - place,
                 attempts=1 + place % 3,
-                failed=place == 2,
             )
             for place, index in enumerate((1300, 877, 12, 404, 5))
         ),

@@ -1,0 +1,62 @@
+"""``onellm-async report``: how a run went, as one HTML file."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.options import STREAM
+from onellm_async.cli.terminal import put, say
+from onellm_async.errors import ConfigurationError
+
+__all__ = ["REPORT_EXAMPLES", "report"]
+
+REPORT_EXAMPLES = """\
+Examples:
+  onellm-async report answers.jsonl
+  onellm-async report answers.jsonl -o monday.html
+  onellm-async report answers.jsonl.journal -o - > monday.html
+
+It works while the run is under way, too. The file holds everything it shows and
+needs no network: plots, tables, the errors and ids of failed prompts; neither
+prompts nor answers. An earlier report in its place is replaced, nothing else.
+"""
+
+
+def report(
+    run: Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")],
+    /,
+    *,
+    output: Annotated[
+        str | None,
+        Parameter(name=["--output", "-o"], help="The HTML file; `-` is standard output. [default: RUN.report.html]"),
+    ] = None,
+) -> int:
+    """Write one HTML file that tells how a run went: plots, tables, where the time went.
+
+    Args:
+        run: Output of the run, or its journal.
+        output: The HTML file.
+    """
+    _demand_jinja()
+    from onellm_async.report import page_of, report_path, save
+
+    page, journal = page_of(run)
+    if output in STREAM:
+        put(page)
+        return ExitCode.OK
+    path = report_path(journal) if output is None else Path(output)
+    save(page, path)
+    say(f"Written to {path} ({len(page.encode()) / 1000:.0f} kB).")
+    return ExitCode.OK
+
+
+def _demand_jinja() -> None:
+    try:
+        import jinja2  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            "A report needs Jinja2, which is not installed.",
+            advice="Install it with: pip install 'onellm-async[cli,report]'",
+        ) from None

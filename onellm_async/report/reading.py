@@ -1,0 +1,238 @@
+"""Out of a journal, a report: everything is summed by the journal's database, nothing reads a run's rows one by one."""
+
+from collections.abc import Mapping, Sequence
+
+from attrs import asdict, evolve
+
+from onellm_async.batch import journal_reader
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal_rows import Row
+from onellm_async.chat import JSON
+from onellm_async.report.latency import latency_of
+from onellm_async.report.looks import Look, looks_of
+from onellm_async.report.model import (
+    BadLine,
+    FailedPrompt,
+    Figures,
+    Report,
+    Sitting,
+    SlowPrompt,
+    Standing,
+    TimeSlice,
+)
+from onellm_async.report.timeline import bucket_width, possible_answers, slices_of
+from onellm_async.wire import parse_json
+
+__all__ = ["read_report"]
+
+_SLOWEST = 20
+_FAILED = 100
+_BAD_LINES = 100
+"""How many are listed: enough to find out why, few enough to read."""
+_LONGEST_MESSAGE = 500
+_SIGNS = 2000
+"""Parts of a run's time in which signs of life are looked for."""
+_ALL_BAD_LINES = 1_000_000
+
+
+def read_report(journal: JournalReader, *, now: float) -> Report:
+    """The report of a run as its journal tells it now.
+
+    Args:
+        journal: Of the run, which may be under way.
+        now: Unix seconds.
+
+    Raises:
+        BatchError: If the journal cannot be read.
+    """
+    running = journal.running
+    looks = looks_of((point.at, point.sample) for point in _all_samples(journal))
+    sittings = _sittings(journal, looks, running=running, now=now)
+    buckets = journal.throughput(bucket_width(sum(sitting.duration for sitting in sittings)))
+    slices = _settled_up(slices_of(sittings, looks, buckets), journal)
+    return Report(
+        name=journal.path.name.removesuffix(".journal"),
+        subtitle=_subtitle(journal.identity),
+        made_at=now,
+        standing=_standing(running=running, complete=journal.complete),
+        identity=tuple(_identity(journal.identity)),
+        sittings=sittings,
+        figures=_figures(journal, looks, sittings, slices, running=running),
+        slices=slices,
+        latency=latency_of(
+            ((each.low, each.high, each.count) for each in journal.latency_histogram()),
+            journal.latency_percentiles([0.5, 0.9, 0.99]),
+        ),
+        slowest=tuple(map(_slow, journal.slowest(_SLOWEST))),
+        failures=tuple(map(_failure, journal.failed(_FAILED))),
+        bad_lines=tuple(BadLine(bad.line, _short(bad.message)) for bad in journal.bad_lines(_BAD_LINES)),
+    )
+
+
+def _all_samples(journal: JournalReader) -> list[journal_reader.Sample]:
+    latest = journal.latest_sample()
+    return journal.samples() + ([latest] if latest is not None else [])
+
+
+def _standing(*, running: bool, complete: bool) -> Standing:
+    if running:
+        return Standing.RUNNING
+    return Standing.COMPLETE if complete else Standing.INTERRUPTED
+
+
+def _sittings(journal: JournalReader, looks: Sequence[Look], *, running: bool, now: float) -> tuple[Sitting, ...]:
+    found = journal.sittings()
+    signs = _signs_of_life(journal, looks)
+    made = []
+    for place, sitting in enumerate(found):
+        last = place == len(found) - 1
+        goes_on = last and running
+        until = max(now, sitting.started_at) + 1 if last else found[place + 1].started_at
+        ended = sitting.ended_at
+        if goes_on:
+            ended = now
+        elif ended is None:
+            ended = max((sign for sign in signs if sitting.started_at <= sign < until), default=sitting.started_at)
+        own = [look for look in looks if sitting.started_at <= look.at <= ended]
+        limits = _part(sitting.settings, "limits") or _object(sitting.settings)
+        made.append(
+            Sitting(
+                started=sitting.started_at,
+                ended=max(ended, sitting.started_at),
+                how=sitting.how,
+                goes_on=goes_on,
+                version=sitting.version,
+                requests_per_minute=own[-1].declared if own else _number(limits.get("requests_per_minute")),
+                burst=_whole(_number(limits.get("burst")) or (own[-1].burst if own else None)),
+            )
+        )
+    return tuple(made)
+
+
+def _signs_of_life(journal: JournalReader, looks: Sequence[Look]) -> list[float]:
+    """Moments at which somebody surely worked on the run."""
+    signs = [look.at for look in looks]
+    if (span := journal.span()) is not None and span[1] > span[0]:
+        width = (span[1] - span[0]) / _SIGNS
+        signs += [min(bucket.at + width, span[1]) for bucket in journal.throughput(width)]
+    return signs
+
+
+def _settled_up(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[TimeSlice, ...]:
+    """The last sample comes a second before the end; at the end stands what the rows add up to."""
+    if not slices:
+        return slices
+    counts, last = journal.counts(), slices[-1]
+    return (
+        *slices[:-1],
+        evolve(last, cost=counts.cost, input_tokens=counts.input_tokens, output_tokens=counts.output_tokens),
+    )
+
+
+def _figures(
+    journal: JournalReader,
+    looks: Sequence[Look],
+    sittings: Sequence[Sitting],
+    slices: Sequence[TimeSlice],
+    *,
+    running: bool,
+) -> Figures:
+    counts, raw = journal.counts(), journal.sittings()
+    budget = _part(raw[-1].settings, "budget") if raw else {}
+    total = journal.identity.lines
+    if total is None:
+        total = next((look.total for look in reversed(looks) if look.total is not None), None)
+    return Figures(
+        total=total,
+        answered=counts.answered,
+        failed=counts.failed,
+        reused=counts.reused,
+        bad_lines=max(len(journal.bad_lines(_ALL_BAD_LINES)), *(look.bad_lines for look in looks[-1:]), 0),
+        unsettled=counts.sent,
+        possibly_billed=counts.possibly_billed + (0 if running else counts.sent),
+        at_risk=counts.at_risk,
+        cost=counts.cost,
+        unpriced=counts.unpriced,
+        budget=_number(budget.get("max_cost")),
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        refusals=max(counts.refusals, sum(part.refusals for part in slices)),
+        retries=journal.retried(),
+        possible=possible_answers(sittings, slices),
+    )
+
+
+def _subtitle(identity: RunIdentity) -> str:
+    model = identity.model or identity.fallback_model
+    return f"{identity.input}, asked of {model}" if model else identity.input
+
+
+_NAMES = {
+    "input": "Input",
+    "input_digest": "Digest of the input",
+    "lines": "Lines that are not blank",
+    "format": "Format",
+    "field": "Field of the prompt",
+    "template_digest": "Digest of the template",
+    "model": "Model",
+    "fallback_model": "Fallback model",
+    "system_digest": "Digest of the system prompt",
+    "base_url": "Address",
+    "dialect": "Dialect",
+}
+
+
+def _identity(identity: RunIdentity) -> list[tuple[str, str]]:
+    parts = asdict(identity).items()
+    return [
+        (_NAMES.get(name, name), f"{value:,}" if name == "lines" else str(value))
+        for name, value in parts
+        if value is not None
+    ]
+
+
+def _slow(row: Row) -> SlowPrompt:
+    return SlowPrompt(
+        index=row.index,
+        line=row.line,
+        custom_id=row.custom_id,
+        elapsed=row.elapsed or 0.0,
+        latency=row.latency,
+        attempts=row.attempts,
+    )
+
+
+def _failure(row: Row) -> FailedPrompt:
+    error = _object(parse_json(row.result)) if row.result else {}
+    status = error.get("status_code")
+    return FailedPrompt(
+        index=row.index,
+        line=row.line,
+        custom_id=row.custom_id,
+        kind=str(error.get("type") or "Error"),
+        message=_short(str(error.get("message") or "")),
+        status_code=status if isinstance(status, int) else None,
+        attempts=row.attempts,
+        possibly_billed=row.possibly_billed,
+    )
+
+
+def _short(message: str) -> str:
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
+
+
+def _object(value: JSON) -> Mapping[str, JSON]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _part(value: JSON, name: str) -> Mapping[str, JSON]:
+    return _object(_object(value).get(name))
+
+
+def _number(value: JSON) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,176 @@
+"""Journals as real runs leave them, written through `Journal` itself at times of our choosing."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from unittest import mock
+
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.items import LineError
+from onellm_async.batch.journal import Intent, Journal, Settled, State
+from onellm_async.wire import dump_json
+
+START = 1_767_258_000.0
+IDENTITY = RunIdentity(
+    input="questions.jsonl",
+    input_digest="9f2c5d0e6b7a4c1f8e3d2b1a0c9d8e7f",
+    lines=204,
+    format="jsonl",
+    model="GPT-5-Nano",
+    max_tokens=100,
+    base_url="http://127.0.0.1:8080/api/chat",
+    dialect="documented",
+)
+SETTINGS = {
+    "limits": {"requests_per_minute": 40.0, "burst": 40, "max_concurrency": 48},
+    "budget": {"max_cost": 0.05, "max_tokens": None},
+}
+HOSTILE = "</script><script>window.hacked = true</script>"
+
+
+class Clock:
+    """The time of day, set by hand."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def time_of_day() -> Iterator[Clock]:
+    clock = Clock()
+    with mock.patch("time.time", clock):
+        yield clock
+
+
+@asynccontextmanager
+async def sitting(path: Path) -> AsyncIterator[Journal]:
+    journal = Journal.open(path, IDENTITY, settings=SETTINGS)
+    try:
+        yield journal
+    finally:
+        await journal.aclose()
+
+
+def intent(index: int, at: float) -> Intent:
+    return Intent(
+        index=index,
+        line=index + 1,
+        digest=index,
+        custom_id=HOSTILE if index == 7 else f"question-{index}",
+        request_digest=index.to_bytes(16),
+        reserved=0.0004,
+        at=at,
+    )
+
+
+def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, attempts: int = 1) -> Settled:
+    return Settled(
+        index=index,
+        state=State.ANSWERED,
+        at=sent + latency,
+        attempts=attempts,
+        possibly_billed=attempts - 1,
+        refusals=0,
+        cost=0.0002,
+        input_tokens=50,
+        output_tokens=100,
+        elapsed=queued + latency,
+        latency=latency,
+        result=dump_json({"content": f"answer {index}"}),
+    )
+
+
+def failed(index: int, sent: float, message: str) -> Settled:
+    return Settled(
+        index=index,
+        state=State.FAILED,
+        at=sent + 1,
+        attempts=1,
+        possibly_billed=0,
+        refusals=2,
+        cost=None,
+        input_tokens=None,
+        output_tokens=None,
+        elapsed=1.0,
+        latency=1.0,
+        result=dump_json({"type": "BadRequestError", "message": message, "status_code": 400}),
+    )
+
+
+def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> dict[str, object]:
+    return {
+        "progress": {
+            "done": 200 - left,
+            "failed": 0,
+            "total": 204,
+            "cost": (200 - left) * 0.0002,
+            "input_tokens": (200 - left) * 50,
+            "output_tokens": (200 - left) * 100,
+            "refusals": refused,
+            "retries": repeated,
+        },
+        "snapshot": {
+            "queued": {"interactive": 0, "default": 0, "batch": left},
+            "in_flight": in_flight,
+            "max_concurrency": 48,
+            "declared_rate": 40.0,
+            "rate": 40.0,
+            "burst": 40.0,
+            "bottleneck": "rate" if left else "nothing",
+            "refused": refused,
+            "repeated": repeated,
+        },
+    }
+
+
+async def ask(journal: Journal, first: int, last: int, begun: float, *, fail: tuple[int, ...] = ()) -> None:
+    """Prompts `first` to `last` (excluded): 40 at once, then 40 a minute; each takes from 2 to 6 seconds."""
+    steps = []
+    for place, index in enumerate(range(first, last)):
+        sent = begun + max(0, place - 40) * 1.5
+        steps.append((sent, journal.intend(intent(index, sent))))
+        latency = 2 + 4 * (index * 37 % 101) / 101
+        end = failed(index, sent, HOSTILE) if index in fail else answered(index, sent, latency, queued=sent - begun)
+        steps.append((end.at, journal.settle(end)))
+    for _, step in sorted(steps, key=lambda step: step[0]):
+        await step
+
+
+async def killed_and_resumed(folder: Path, *, finished: bool = True) -> Path:
+    """A run of 204 lines, two of them bad: killed after two minutes with three under way, resumed after an hour."""
+    first, path = folder / "first.journal", folder / "answers.jsonl.journal"
+    with time_of_day() as clock:
+        async with sitting(first) as journal:
+            await ask(journal, 0, 117, START, fail=(7, 80))
+            journal.bad_line(LineError("questions.jsonl", 100, f"Not JSON: {HOSTILE}"))
+            journal.bad_line(LineError("questions.jsonl", 150, "The prompt is empty."))
+            for second in range(0, 120, 2):
+                journal.sample(
+                    START + second, sample(162 - second * 2 // 3, 2, refused=second // 60, repeated=second // 100)
+                )
+            for index in (117, 118, 119):
+                await journal.intend(intent(index, START + 119))
+            clock.now = START + 120
+            await asyncio.to_thread(_copied, first, path)
+        clock.now = START + 3720
+        async with sitting(path) as journal:
+            await ask(journal, 117, 202, START + 3720)
+            for second in range(0, 76, 2):
+                journal.sample(START + 3720 + second, sample(max(0, 45 - second * 2 // 3), 3, refused=1))
+            clock.now = START + 3720 + 75
+            if finished:
+                journal.finish("all answered", complete=True)
+            else:
+                journal.finish("interrupted by Ctrl-C", complete=False)
+    return path
+
+
+def _copied(journal: Path, to: Path) -> None:
+    """As a killed process leaves it: the log is not emptied, the sitting has no end, the lock's text stays."""
+    for ending in ("", "-wal", ".lock"):
+        shutil.copy(f"{journal}{ending}", f"{to}{ending}")
