@@ -219,7 +219,7 @@ def test_the_exit_codes_in_the_readme_are_those_of_the_help(capsys: pytest.Captu
 def test_every_command_in_the_documentation_has_flags_that_exist(path: Path) -> None:
     quoted = "\n".join(blocks(path, "console"))
     quoted += "\n" + "\n".join(re.findall(r"`(onellm-async [^`\n]+)`", path.read_text("utf-8")))
-    commands = re.findall(r"onellm-async ((?:chat|run|serve|models)\b[^|&\n]*)", quoted)
+    commands = re.findall(r"onellm-async ((?:chat|run|plan|serve|models)\b[^|&\n]*)", quoted)
     for command in commands:
         arguments = [STREAM[1] if argument == "-" else argument for argument in shlex.split(command)]
         if len(arguments) > 1:

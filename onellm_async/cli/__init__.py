@@ -1,4 +1,4 @@
-"""The command line: ``onellm-async chat | run | serve | models``."""
+"""The command line: ``onellm-async chat | run | plan | serve | models``."""
 
 import os
 import sys

@@ -8,9 +8,10 @@ from cyclopts import Group, Parameter
 
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Rate"]
+__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "FieldName", "Limiting", "LineFormat", "Rate"]
 
 _ASKING = Group.create_ordered("Asking")
+_LIMITING = Group.create_ordered("Limits")
 _CONNECTING = Group.create_ordered("Connecting")
 
 STREAM = ("-", "\0-")
@@ -18,6 +19,12 @@ STREAM = ("-", "\0-")
 
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
+
+FieldName = Annotated[str | None, Parameter(help="Field of each JSON object that holds the prompt.")]
+LineFormat = Annotated[
+    Literal["text", "jsonl", "openai-batch"] | None,
+    Parameter(help="How the input is written. [default: as its name and its first line say]"),
+]
 
 
 @Parameter(name="*", group=_ASKING)
@@ -43,14 +50,14 @@ class Asking:
         return os.environ.get("ONELLM_MODEL") or DEFAULT_MODEL
 
 
-@Parameter(name="*", group=_CONNECTING)
+@Parameter(name="*", group=_LIMITING)
 @frozen
-class Connecting:
-    """Where the service is, and how much of it may be used."""
+class Limiting:
+    """How much of the service may be used."""
 
     rpm: Annotated[
         Rate | None,
-        Parameter(help="Requests per minute of your key; `auto` finds it out. [default: 40; with --local 2400]"),
+        Parameter(help="Requests per minute of your key; `auto` finds it out. [default: 40; 2400 for a --local run]"),
     ] = None
     burst: Annotated[
         int | None,
@@ -58,6 +65,26 @@ class Connecting:
     ] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no such limit]")] = None
     concurrency: Annotated[int, Parameter(help="Requests under way at once.")] = 48
+
+    @property
+    def requests_per_minute(self) -> float | None:
+        """The rate to keep to; None when it is to be found out."""
+        return None if self.rpm == "auto" else 40.0 if self.rpm is None else self.rpm
+
+    @property
+    def burst_size(self) -> int:
+        """The burst to keep to."""
+        if self.burst is not None:
+            return self.burst
+        rate = self.requests_per_minute
+        return 40 if rate is None else max(1, min(40, int(rate)))
+
+
+@Parameter(name="*", group=_CONNECTING)
+@frozen
+class Connecting(Limiting):
+    """Where the service is, and how much of it may be used."""
+
     base_url: Annotated[
         str | None, Parameter(help="Address to post to. [env: ONELLM_BASE_URL] [default: the documented one]")
     ] = None
@@ -82,17 +109,7 @@ class Connecting:
     @property
     def requests_per_minute(self) -> float | None:
         """The rate to keep to; None when it is to be found out."""
-        if self.rpm is None:
-            return 2400.0 if self.local else 40.0
-        return None if self.rpm == "auto" else self.rpm
-
-    @property
-    def burst_size(self) -> int:
-        """The burst to keep to."""
-        if self.burst is not None:
-            return self.burst
-        rate = self.requests_per_minute
-        return 40 if rate is None else max(1, min(40, int(rate)))
+        return 2400.0 if self.local and self.rpm is None else super().requests_per_minute
 
 
 ASKING = Asking()

@@ -3,13 +3,13 @@
 import sys
 from contextlib import AsyncExitStack
 from time import monotonic, time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from attrs import evolve, frozen
 from cyclopts import Group, Parameter
 
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import ASKING, CONNECTING, STREAM, Asking, Connecting
+from onellm_async.cli.options import ASKING, CONNECTING, STREAM, Asking, Connecting, FieldName, LineFormat
 from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BatchError
 
@@ -57,11 +57,8 @@ class Files:
             name=["--output", "-o"], help="File for the answers; `-` is standard output. [default: standard output]"
         ),
     ] = None
-    field: Annotated[str | None, Parameter(help="Field of each JSON object that holds the prompt.")] = None
-    format: Annotated[
-        Literal["text", "jsonl", "openai-batch"] | None,
-        Parameter(help="How the input is written. [default: as its name and its first line say]"),
-    ] = None
+    field: FieldName = None
+    format: LineFormat = None
     strict: Annotated[
         bool,
         Parameter(

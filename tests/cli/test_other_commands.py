@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from onellm_async.cli import main
 
 
-@pytest.mark.parametrize("command", ["chat", "run", "serve", "models"])
+@pytest.mark.parametrize("command", ["chat", "run", "plan", "serve", "models"])
 async def test_the_help_of_each_command_has_examples_and_exit_codes(onellm, command):
     ended = await onellm(command, "--help", COLUMNS=80)
 

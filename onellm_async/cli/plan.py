@@ -1,0 +1,185 @@
+"""``onellm-async plan``: what a run will take, before anything is sent."""
+
+import sys
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+from attrs import frozen
+from cyclopts import Group, Parameter
+
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.options import ASKING, STREAM, Asking, FieldName, Limiting, LineFormat
+from onellm_async.cli.terminal import complain, put, say
+from onellm_async.errors import BatchError, ConfigurationError
+
+if TYPE_CHECKING:
+    from onellm_async.batch import Source
+    from onellm_async.limits.policy import Limits
+    from onellm_async.simulation.plan import Plan
+    from onellm_async.simulation.rehearsal import ExpectedService
+    from onellm_async.simulation.workload import Workload
+
+__all__ = ["PLAN_EXAMPLES", "plan"]
+
+PLAN_EXAMPLES = """\
+Examples:
+  onellm-async plan questions.jsonl --field question --latency 6
+  onellm-async plan prompts.txt --rpm 600 --burst 100 --latency 8
+  onellm-async plan prompts.txt --max-tokens 300 --tpm 90000
+  onellm-async plan prompts.txt --json | jq .duration.median
+  onellm-async plan prompts.txt --rpm auto --service-rpm 40
+
+Nothing is sent and no key is needed: the real client is run in virtual time
+against a simulated service, several times. INPUT is read as `run` reads it.
+Input tokens are estimated as one per four bytes; prices are OneLLM's list
+prices. The least cost is that of the input alone, the highest that of answers
+of --max-tokens each.
+"""
+
+_INPUT = Group.create_ordered("Input")
+_EXPECTING = Group.create_ordered("Expecting")
+_ERRORS_SHOWN = 10
+
+
+@Parameter(name="*", group=_INPUT)
+@frozen
+class Reading:
+    """How the input is read."""
+
+    field: FieldName = None
+    format: LineFormat = None
+    strict: Annotated[bool, Parameter(negative="", help="Plan nothing if a line is bad.")] = False
+
+
+@Parameter(name="*", group=_EXPECTING)
+@frozen
+class Expecting:
+    """What the service is expected to do."""
+
+    latency: Annotated[float, Parameter(help="Median seconds of an answer.")] = 6.0
+    latency_sigma: Annotated[
+        float, Parameter(help="Spread of its logarithm; 0.3 puts the 95th percentile at 1.6 times the median.")
+    ] = 0.3
+    failure_rate: Annotated[float, Parameter(help="Share of requests, 0 to 0.5, that end in a 500, unbilled.")] = 0.0
+    output_tokens: Annotated[
+        int | None, Parameter(help="Tokens of a usual answer. [default: 512, or --max-tokens if that is less]")
+    ] = None
+    service_rpm: Annotated[
+        float | None, Parameter(help="What the service really allows. [default: --rpm; 40 with --rpm auto]")
+    ] = None
+    seeds: Annotated[int, Parameter(help="Simulated runs.")] = 5
+
+
+LIMITING = Limiting()
+
+
+def plan(
+    source: Annotated[str, Parameter(name="INPUT")],
+    /,
+    *,
+    reading: Reading = Reading(),
+    asking: Asking = ASKING,
+    limiting: Limiting = LIMITING,
+    expecting: Expecting = Expecting(),
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the plan as JSON.")] = False,
+) -> int:
+    """Foretell duration, load and cost of a run by simulation; nothing is sent.
+
+    Args:
+        source: File of prompts; `-` is standard input.
+        reading: How it is read.
+        asking: What is asked of every prompt.
+        limiting: How much of the service may be used.
+        expecting: What the service is expected to do.
+        json: Print the plan as JSON.
+    """
+    import asyncio
+
+    from onellm_async.batch import InputFormat, open_source
+    from onellm_async.cli.connection import defaults_from
+    from onellm_async.simulation.plan import plan as foretell
+
+    limits, service = _settings(limiting, expecting)
+    opened = open_source(
+        "-" if source in STREAM else source,
+        forced_format=None if reading.format is None else InputFormat(reading.format),
+        field=reading.field,
+        defaults=defaults_from(asking),
+    )
+    workload, bad_lines = asyncio.run(_measured(opened, expecting, strict=reading.strict))
+    foretold = foretell(workload, limits, service, seeds=expecting.seeds)
+    _print(foretold, opened.name, bad_lines, json=json)
+    return ExitCode.FAILED if bad_lines else ExitCode.OK
+
+
+def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, ExpectedService]":
+    from onellm_async.limits.policy import Limits
+    from onellm_async.simulation.rehearsal import ExpectedService
+
+    if expecting.seeds < 1:
+        raise ConfigurationError(f"seeds is {expecting.seeds}; it must be an integer of at least 1.")
+    if expecting.output_tokens is not None and expecting.output_tokens < 0:
+        raise ConfigurationError(f"output_tokens is {expecting.output_tokens}; it must not be negative.")
+    rate = limiting.requests_per_minute
+    limits = Limits(
+        max_concurrency=limiting.concurrency,
+        requests_per_minute=rate,
+        burst=limiting.burst_size,
+        tokens_per_minute=limiting.tpm,
+    )
+    service = ExpectedService(
+        requests_per_minute=next((given for given in (expecting.service_rpm, rate) if given is not None), 40.0),
+        burst=limiting.burst_size,
+        latency=expecting.latency,
+        latency_sigma=expecting.latency_sigma,
+        failure_rate=expecting.failure_rate,
+    )
+    return limits, service
+
+
+async def _measured(source: "Source", expecting: Expecting, *, strict: bool) -> "tuple[Workload, int]":
+    from onellm_async.batch import LineError
+    from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
+
+    given = expecting.output_tokens
+    meter = WorkloadMeter(output_tokens=TYPICAL_OUTPUT if given is None else given)
+    bad_lines = 0
+    async with source:
+        async for entry in source:
+            item = entry.item()
+            if isinstance(item, LineError):
+                if strict:
+                    raise BatchError(str(item), advice="Nothing was planned (--strict).")
+                bad_lines += 1
+                if bad_lines <= _ERRORS_SHOWN:
+                    say(str(item))
+            else:
+                meter.add(item.request)
+    return meter.workload(), bad_lines
+
+
+def _print(foretold: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
+    from onellm_async.cli.plan_text import plan_json, plan_text, progress_chart
+    from onellm_async.wire import dump_json
+
+    if bad_lines:
+        more = f" ({bad_lines - _ERRORS_SHOWN:,} more than shown)" if bad_lines > _ERRORS_SHOWN else ""
+        complain(f"bad lines, which are not in the plan: {bad_lines:,}{more}")
+    if json:
+        put(dump_json(plan_json(foretold, bad_lines)).decode())
+        return
+    now = datetime.now().astimezone()
+    put(plan_text(foretold, name, _end(now, foretold.duration.median)))
+    if sys.stdout.isatty() and foretold.progress:
+        put("\n" + progress_chart(foretold.progress))
+
+
+def _end(now: datetime, seconds: float) -> str:
+    """The time of day, with the date where it is another day, and the year where it is not soon."""
+    try:
+        end = now + timedelta(seconds=seconds)
+    except OverflowError:
+        return "beyond the calendar"
+    if end.date() == now.date():
+        return f"at {end:%H:%M}"
+    return f"on {end:%Y-%m-%d at %H:%M}"

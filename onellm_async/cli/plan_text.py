@@ -1,0 +1,148 @@
+"""A plan as people and as machines read it. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict
+
+from onellm_async.cli.progress import clock_time, counted
+
+if TYPE_CHECKING:
+    from onellm_async.simulation.plan import Plan, Remedy, Resource, Spread
+
+__all__ = ["plan_json", "plan_text", "progress_chart"]
+
+_FLAGS = {"max_concurrency": "--concurrency", "requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
+_REASONS: Mapping["Resource", str] = {
+    "rate": "the rate",
+    "slots": "the slots",
+    "tokens": "the tokens",
+    "answers": "the answers themselves",
+}
+_WHAT: Mapping["Resource", str] = {
+    "rate": "the next request waits for the rate limit",
+    "slots": "all requests that may be under way are",
+    "tokens": "the next request waits for the limit of tokens",
+    "answers": "nothing is waited for but answers",
+}
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_WIDTH, _HEIGHT = 60, 8
+
+
+def plan_text(plan: "Plan", name: str, end: str) -> str:
+    """The plan in a few lines, each a label and what there is to say.
+
+    Args:
+        plan: The plan.
+        name: Of the input.
+        end: When the run would end if it started now.
+    """
+    work = plan.workload
+    models = ", ".join(model for model, _ in work.models[:3]) + (", …" if len(work.models) > 3 else "")
+    rows = [("prompts", f"{counted(work.prompts, 'prompt')} in {name}" + (f" for {models}" if models else ""))]
+    rows.append(("tokens", f"about {work.input_tokens:,} of input"))
+    if not work.prompts:
+        return _lines(rows)
+    rows.append(("duration", f"{_duration(plan.duration)}; started now, it would end {end}"))
+    decider = plan.decided_by
+    rows.append(("decided by", f"{_REASONS[decider]}: {plan.waits[decider]:.0%} of the time {_WHAT[decider]}"))
+    rows.extend(("faster", _remedy(remedy)) for remedy in plan.remedies)
+    rows.append(("in flight", f"{plan.mean_in_flight:.1f} on average, {plan.most_in_flight:,} at most"))
+    rows.append(("refused", f"{_spread(plan.refused)} by rate limit, at no cost"))
+    if plan.failed.high:
+        rows.append(("failed", f"{_spread(plan.failed)} in spite of retries"))
+    rows.append(("cost", _cost(plan)))
+    rows.append(("foretold", _basis(plan)))
+    return _lines(rows)
+
+
+def plan_json(plan: "Plan", bad_lines: int) -> dict[str, Any]:
+    """The plan as JSON: seconds, USD, and counts."""
+    work, price = plan.workload, plan.price
+    return {
+        "prompts": work.prompts,
+        "bad_lines": bad_lines,
+        "models": dict(work.models),
+        "input_tokens": work.input_tokens,
+        "duration": asdict(plan.duration),
+        "decided_by": plan.decided_by,
+        "waits": dict(plan.waits),
+        "remedies": [asdict(remedy) | {"flag": _FLAGS[remedy.limit]} for remedy in plan.remedies],
+        "requests_per_second": plan.requests_per_second,
+        "in_flight": {"mean": plan.mean_in_flight, "most": plan.most_in_flight},
+        "refused": asdict(plan.refused),
+        "failed": asdict(plan.failed),
+        "cost": asdict(price),
+        "progress": [{"seconds": seconds, "done": done} for seconds, done in plan.progress],
+        "simulated_prompts": plan.simulated,
+        "seeds": plan.seeds,
+    }
+
+
+def progress_chart(progress: Sequence[tuple[float, int]]) -> str:
+    """Prompts answered over time, as an area of block characters.
+
+    Args:
+        progress: Pairs of seconds and prompts answered by then.
+    """
+    end, total = progress[-1]
+    heights = []
+    position = done = 0
+    for column in range(1, _WIDTH + 1):
+        while position < len(progress) and progress[position][0] <= end * column / _WIDTH:
+            done = progress[position][1]
+            position += 1
+        heights.append(round(done / total * _HEIGHT * 8))
+    margin = len(f"{total:,}")
+    lines = []
+    for row in range(_HEIGHT - 1, -1, -1):
+        label = f"{total:,}" if row == _HEIGHT - 1 else ""
+        cells = "".join(_BLOCKS[min(8, max(0, height - row * 8))] for height in heights)
+        lines.append(f"{label:>{margin}} {cells}".rstrip())
+    last = clock_time(end)
+    lines.append(f"{'0':>{margin}} 0 s{last:>{_WIDTH - 3}}")
+    return "\n".join(lines)
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def _duration(spread: "Spread") -> str:
+    low, median, high = (clock_time(value) for value in (spread.low, spread.median, spread.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _remedy(remedy: "Remedy") -> str:
+    shorter = f"{clock_time(remedy.saved)} shorter"
+    if remedy.limit == "requests_per_minute":
+        return f"{shorter} if the service allowed {remedy.value:,.6g} requests a minute"
+    if remedy.limit == "tokens_per_minute":
+        return f"{shorter} if the service allowed {remedy.value:,.6g} tokens a minute"
+    return f"{shorter} with {_FLAGS[remedy.limit]} {remedy.value:g}"
+
+
+def _spread(spread: "Spread") -> str:
+    low, median, high = (f"{round(value):,}" for value in (spread.low, spread.median, spread.high))
+    return median if low == high else f"{median} ({low} to {high})"
+
+
+def _cost(plan: "Plan") -> str:
+    price, prompts = plan.price, plan.workload.prompts
+    if price.unpriced == prompts:
+        return "unknown: no price is listed for the model"
+    highest = "without --max-tokens there is no upper bound" if price.most is None else f"at most {_usd(price.most)}"
+    unpriced = f"; {counted(price.unpriced, 'prompt')} of unknown price not included" if price.unpriced else ""
+    return f"about {_usd(price.typical)}; at least {_usd(price.least)}, {highest}{unpriced}"
+
+
+def _usd(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
+
+
+def _basis(plan: "Plan") -> str:
+    runs = counted(plan.seeds, "simulated run")
+    if plan.simulated == plan.workload.prompts:
+        return f"by {runs}"
+    return f"by {runs} of the first {plan.simulated:,} prompts, extrapolated"

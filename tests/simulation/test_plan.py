@@ -1,0 +1,242 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onellm_async.catalog import lookup
+from onellm_async.chat import ChatRequest
+from onellm_async.errors import ConfigurationError
+from onellm_async.limits.policy import Limits
+from onellm_async.simulation.extrapolation import SteadyState, drawn_out, settled_gaps, steady_state
+from onellm_async.simulation.plan import Plan, plan
+from onellm_async.simulation.rehearsal import ExpectedService, rehearse
+from onellm_async.simulation.workload import Demand, Workload, WorkloadMeter
+
+PUBLISHED = ExpectedService()
+
+
+def test_the_published_limit_takes_its_arithmetic_time():
+    foretold = plan(Workload.uniform(1000), Limits(), PUBLISHED)
+
+    assert foretold.duration.median == pytest.approx((1000 - 40) / (40 / 60) + 6, rel=0.005)
+    assert foretold.duration.low <= foretold.duration.median <= foretold.duration.high
+    assert foretold.decided_by == "rate"
+    assert foretold.refused.high == 0
+    assert foretold.mean_in_flight == pytest.approx(
+        1000 * 6 * math.exp(0.3**2 / 2) / foretold.duration.median, rel=0.05
+    )
+    assert foretold.progress[-1][1] == 1000
+
+
+def test_the_same_arguments_give_the_same_plan():
+    arguments = Workload.uniform(200), Limits(requests_per_minute=None), PUBLISHED
+    assert plan(*arguments) == plan(*arguments)
+
+
+def test_no_prompts_take_no_time():
+    foretold = plan(Workload.uniform(0), Limits(), PUBLISHED)
+
+    assert isinstance(foretold, Plan)
+    assert (foretold.duration.median, foretold.most_in_flight, foretold.progress) == (0, 0, ())
+
+
+def test_a_few_prompts_wait_for_nothing_but_their_answers():
+    assert plan(Workload.uniform(5), Limits(), PUBLISHED).decided_by == "answers"
+
+
+def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_remedy():
+    service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
+    limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
+    foretold = plan(Workload.uniform(1500), limits, service)
+
+    assert foretold.decided_by == "slots"
+    assert foretold.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
+    (remedy,) = foretold.remedies
+    assert remedy.limit == "max_concurrency"
+    assert remedy.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
+    better = plan(Workload.uniform(1500), Limits(int(remedy.value), 600, 100), service, seeds=3)
+    assert better.decided_by == "rate"
+    assert foretold.duration.median - better.duration.median == pytest.approx(remedy.saved, rel=0.05)
+
+
+def test_a_faster_limit_is_the_remedy_where_the_rate_decides():
+    (remedy,) = plan(Workload.uniform(1000), Limits(), PUBLISHED).remedies
+
+    assert (remedy.limit, remedy.value) == ("requests_per_minute", 80)
+    assert remedy.saved == pytest.approx((1000 - 40) / (40 / 60) / 2, rel=0.01)
+
+
+def test_tokens_decide_where_they_run_out_before_requests_do():
+    workload = Workload.uniform(1000, body_bytes=2000, output_tokens=500)
+    service = ExpectedService(requests_per_minute=600, burst=100)
+    foretold = plan(workload, Limits(requests_per_minute=600, burst=100, tokens_per_minute=60_000), service)
+
+    assert foretold.decided_by == "tokens"
+    assert foretold.duration.median == pytest.approx((1000 * 1000 - 60_000) / 60_000 * 60, rel=0.03)
+    assert foretold.remedies[0].limit == "tokens_per_minute"
+
+
+def test_finding_a_rate_out_costs_refusals():
+    foretold = plan(Workload.uniform(400), Limits(requests_per_minute=None), PUBLISHED)
+
+    assert 1 <= foretold.refused.median <= 12
+
+
+def test_a_declaration_that_the_service_does_not_keep_is_foretold_with_its_refusals():
+    honest = plan(Workload.uniform(300), Limits(), PUBLISHED)
+    deceived = plan(Workload.uniform(300), Limits(requests_per_minute=80), PUBLISHED)
+
+    assert deceived.refused.median > 0
+    assert deceived.duration.median == pytest.approx(honest.duration.median, rel=0.1)
+
+
+def test_failures_take_their_share_of_the_rate():
+    calm = plan(Workload.uniform(600), Limits(), PUBLISHED)
+    rough = plan(Workload.uniform(600), Limits(), ExpectedService(failure_rate=0.05))
+
+    assert rough.duration.median / calm.duration.median == pytest.approx(640 / 600 - 0.01, abs=0.03)
+    stormy = plan(Workload.uniform(300), Limits(), ExpectedService(failure_rate=0.5), seeds=1)
+    assert stormy.failed.median > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "service", "within"),
+    [
+        (Limits(), PUBLISHED, 0.0005),
+        (Limits(requests_per_minute=None), PUBLISHED, 0.005),
+        (Limits(), ExpectedService(failure_rate=0.03), 0.01),
+        (
+            Limits(requests_per_minute=600, burst=100),
+            ExpectedService(requests_per_minute=600, burst=100, latency=8, latency_sigma=0.5),
+            0.03,
+        ),
+    ],
+    ids=["declared", "undeclared", "failures", "slots"],
+)
+def test_what_is_extrapolated_is_what_a_full_simulation_gives(limits, service, within):
+    workload = Workload.uniform(4000)
+    short = plan(workload, limits, service, seeds=3, most_simulated=2000)
+    full = plan(workload, limits, service, seeds=1, most_simulated=4000)
+
+    assert (short.simulated, full.simulated) == (2000, 4000)
+    assert short.duration.median == pytest.approx(full.duration.median, rel=within)
+    assert short.refused.median == pytest.approx(full.refused.median, abs=3)
+    assert short.mean_in_flight == pytest.approx(full.mean_in_flight, rel=0.03)
+    assert short.progress[-1][1] == full.progress[-1][1] == 4000
+    for (quick, done), (slow, same) in zip(short.progress, full.progress, strict=True):
+        assert done == same
+        assert quick == pytest.approx(slow, rel=0.03, abs=60)
+
+
+def test_a_million_prompts_are_extrapolated_to_the_rate_that_was_declared():
+    foretold = plan(Workload.uniform(1_000_000), Limits(), PUBLISHED, seeds=1)
+
+    assert foretold.duration.median == pytest.approx((1_000_000 - 40) * 1.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["requests_per_minute", "burst", "latency", "latency_sigma", "failure_rate"])
+def test_impossible_expectations_are_refused_by_name(name):
+    with pytest.raises(ConfigurationError, match=f"ExpectedService.{name} is -1"):
+        ExpectedService(**{name: -1})
+
+
+# The arithmetic.
+
+
+@given(rate=st.floats(0.1, 100), burst=st.integers(0, 50), number=st.integers(200, 400), more=st.integers(0, 10**6))
+def test_a_pure_bucket_is_extrapolated_exactly(rate, burst, number, more):
+    left_at = [max(0, index - burst) / rate for index in range(number)]
+    state = steady_state(left_at, [], warm_up=100, tail=10)
+
+    assert state.gap == pytest.approx(1 / rate)
+    assert left_at[-1] + more * state.gap == pytest.approx((number + more - 1 - burst) / rate)
+
+
+def test_between_two_refusals_the_pace_is_that_of_the_refill():
+    """Slow for nine tenths of each cycle, then a sprint until the savings are gone: one refusal."""
+    left_at, refused_at, now = [], [], 0.0
+    for _ in range(20):
+        for _ in range(90):
+            now += 1.1
+            left_at.append(now)
+        for _ in range(30):
+            now += 0.7
+            left_at.append(now)
+        refused_at.append(now)
+    state = steady_state(left_at, refused_at, warm_up=700, tail=7)
+
+    assert state.gap == pytest.approx((90 * 1.1 + 30 * 0.7) / 120)
+    assert state.refusals == pytest.approx(1 / 120)
+
+
+def test_a_run_too_short_for_a_pace_has_none():
+    assert steady_state([], [], warm_up=100, tail=3) == SteadyState(0.0, 0.0, 0)
+    assert steady_state([1.0], [], warm_up=100, tail=3) == SteadyState(0.0, 0.0, 0)
+
+
+def test_runs_move_towards_their_mean_as_they_get_longer():
+    states = [SteadyState(gap, 0, 100) for gap in (1.0, 1.2, 1.4)]
+
+    assert settled_gaps(states, 0) == pytest.approx([1.2] * 3)
+    assert settled_gaps(states, 50) == pytest.approx([1.0, 1.2, 1.4])
+    assert settled_gaps(states, 10_000) == pytest.approx([1.18, 1.2, 1.22])
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=50).map(sorted), st.integers(0, 1000), st.integers(1, 70))
+def test_progress_never_goes_back_and_ends_with_everything(times, more, points):
+    curve = drawn_out(times, 0.5, more, points)
+
+    assert curve[-1] == (times[-1] + more * 0.5, len(times) + more)
+    assert [count for _, count in curve] == sorted({count for _, count in curve})
+    assert [time for time, _ in curve] == sorted(time for time, _ in curve)
+
+
+# The workload.
+
+
+def test_tokens_and_prices_are_summed_up_with_their_bounds():
+    entry = lookup("GPT-5")
+    meter = WorkloadMeter(output_tokens=100)
+    meter.add(ChatRequest("GPT-5", "x" * 400, max_tokens=1000))
+    meter.add(ChatRequest("GPT-5", "x" * 380, system="y" * 20, max_tokens=50))
+    workload = meter.workload()
+
+    assert (workload.prompts, workload.input_tokens, workload.models) == (2, 200, (("GPT-5", 2),))
+    least = 200 * entry.input_price / 1e6
+    assert workload.price.least == pytest.approx(least)
+    assert workload.price.typical == pytest.approx(least + 150 * entry.output_price / 1e6)
+    assert workload.price.most == pytest.approx(least + 1050 * entry.output_price / 1e6)
+
+
+def test_a_prompt_without_a_bound_leaves_the_highest_cost_open_and_an_unknown_model_is_said():
+    meter = WorkloadMeter()
+    meter.add(ChatRequest("GPT-5", "Hi", max_tokens=5))
+    meter.add(ChatRequest("GPT-5", "Hi"))
+    meter.add(ChatRequest("a-model-of-my-own", "Hi"))
+    price = meter.workload().price
+
+    assert price.most is None
+    assert price.unpriced == 1
+
+
+def test_a_sample_is_evenly_spaced_and_bounded():
+    meter = WorkloadMeter()
+    short, long = ChatRequest("m", "x"), ChatRequest("m", "x" * 1001)
+    for index in range(50_000):
+        meter.add(long if index >= 25_000 else short)
+    sample = meter.workload().sample
+
+    assert 4096 <= len(sample) < 8192
+    assert sum(demand.body_bytes > 1000 for demand in sample) == pytest.approx(len(sample) / 2, abs=1)
+
+
+def test_a_rehearsal_asks_with_the_sizes_of_the_workload():
+    """Big prompts first: while tokens decide, they leave further apart than small ones."""
+    demands = [Demand(8000, 100, 100)] * 40 + [Demand(800, 100, 100)] * 40
+    limits = Limits(requests_per_minute=6000, burst=1000, tokens_per_minute=6000)
+    service = ExpectedService(requests_per_minute=6000, burst=1000, latency=0.5, latency_sigma=0)
+    left = rehearse(demands, limits, service, seed=0).left_at
+
+    big, small = left[39] - left[20], left[79] - left[60]
+    assert big / small == pytest.approx((2000 + 100) / (200 + 100), rel=0.15)
