@@ -36,7 +36,9 @@ from onellm_async.errors import (
 )
 from onellm_async.events import Event, Hook
 from onellm_async.fanout import FanoutProgress
+from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.saving import rate_state_from_dict, rate_state_to_dict
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import ApiKey, Timeout
@@ -82,6 +84,7 @@ __all__ = [
     "Prompt",
     "QueueFullError",
     "RateLimitError",
+    "RateState",
     "ResponseDecodeError",
     "RetryPolicy",
     "Snapshot",
@@ -90,4 +93,6 @@ __all__ = [
     "Usage",
     "WithdrawnError",
     "__version__",
+    "rate_state_from_dict",
+    "rate_state_to_dict",
 ]

@@ -21,8 +21,9 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
+from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.policy import Limits
-from onellm_async.limits.snapshot import Snapshot
+from onellm_async.live_control import LiveControl
 from onellm_async.request_group import RequestGroup
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
@@ -34,7 +35,7 @@ from onellm_async.wire import JSON_HEADERS, Dialect, encode_request
 __all__ = ["AsyncOneLLM"]
 
 
-class AsyncOneLLM:
+class AsyncOneLLM(LiveControl):
     """An asyncio client for the OneLLM chat API that keeps to the rate limit by itself.
 
     Make one for each key and share it: the limit is the key's, and only what goes through one client can be kept to
@@ -44,6 +45,7 @@ class AsyncOneLLM:
         api_key: The key; default ``ONELLM_API_KEY``. It never shows in reprs, logs, errors or events.
         base_url: The exact address to post to; default ``ONELLM_BASE_URL``, else the documented one.
         limits: What is known of the service's limits; default the published ones.
+        rate_state: What an earlier client learned about the rate, from its `rate_state`; None starts without.
         retry: When failed attempts are repeated.
         timeout: For one attempt.
         dialect: ``"documented"`` or, for the self-hosted backend, ``"backend"``.
@@ -71,6 +73,7 @@ class AsyncOneLLM:
         *,
         base_url: str | None = None,
         limits: Limits | None = None,
+        rate_state: RateState | None = None,
         retry: RetryPolicy | None = None,
         timeout: Timeout | None = None,
         dialect: Dialect | str = Dialect.DOCUMENTED,
@@ -80,7 +83,7 @@ class AsyncOneLLM:
         transport: Transport | None = None,
         random: Random | None = None,
     ) -> None:
-        _check_policies(limits=limits, retry=retry, timeout=timeout)
+        _check_policies(limits=limits, rate_state=rate_state, retry=retry, timeout=timeout)
         self.limits: Limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
@@ -95,6 +98,7 @@ class AsyncOneLLM:
         self._sender = Sender(
             transport,
             limits=self.limits,
+            rate_state=rate_state,
             retry=retry if retry is not None else RetryPolicy(),
             dialect=self._dialect,
             hooks=_hooks_from(hooks),
@@ -113,30 +117,12 @@ class AsyncOneLLM:
     ) -> None:
         await self.aclose()
 
-    def snapshot(self) -> Snapshot:
-        """What the client is doing at this moment: who waits, for what, and at which rate requests leave."""
-        return self._sender.snapshot()
-
     def group(self) -> RequestGroup:
         """Requests that wait patiently for a service that is down, and whose waits can be ended together.
 
         `gather_chats` and `iter_chats` make one for themselves; make your own for another kind of fan-out.
         """
         return RequestGroup(self._sender)
-
-    async def drain(self) -> None:
-        """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.
-
-        Returns when the last one has; their callers get their answers, which are paid for. New chats are refused from
-        the start. Call it before `aclose` where there is time, as a service does on SIGTERM. Safe to cancel.
-
-        Example:
-            ::
-
-                async with asyncio.timeout(30):
-                    await client.drain()
-        """
-        await self._sender.drain()
 
     async def aclose(self) -> None:
         """Closes the client at once: chats that wait end with `ClientClosedError`, connections are closed.
@@ -343,8 +329,12 @@ class AsyncOneLLM:
         )
 
 
-def _check_policies(limits: object, retry: object, timeout: object) -> None:
-    for name, value, kind in (("limits", limits, Limits), ("retry", retry, RetryPolicy), ("timeout", timeout, Timeout)):
+_POLICIES = {"limits": Limits, "rate_state": RateState, "retry": RetryPolicy, "timeout": Timeout}
+
+
+def _check_policies(**policies: object) -> None:
+    for name, value in policies.items():
+        kind = _POLICIES[name]
         if value is not None and not isinstance(value, kind):
             raise ConfigurationError(f"{name} is {shown(value)}; it must be a {kind.__name__}.")
 

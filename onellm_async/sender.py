@@ -14,6 +14,8 @@ import time
 from collections.abc import Coroutine, Iterable
 from random import Random
 
+from attrs import evolve
+
 from onellm_async.call import Attempt, BeforeSending, Call
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
@@ -30,6 +32,7 @@ from onellm_async.errors import (
     WithdrawnError,
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
+from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Group, Limiter, Permit
 from onellm_async.limits.policy import Limits
@@ -59,6 +62,7 @@ class Sender:
     Args:
         transport: Carries the bytes.
         limits: For the limiter.
+        rate_state: What an earlier limiter learned about the rate.
         retry: When failed attempts are repeated.
         dialect: How requests are written.
         hooks: Hear of every event.
@@ -70,6 +74,7 @@ class Sender:
         transport: Transport,
         *,
         limits: Limits,
+        rate_state: RateState | None = None,
         retry: RetryPolicy,
         dialect: Dialect,
         hooks: Iterable[Hook],
@@ -80,12 +85,14 @@ class Sender:
         self._retry = retry
         self._hooks = tuple(hooks)
         self._random = random
-        self._limiter = Limiter(limits, random=random)
+        self._limiter = Limiter(limits, random=random, state=rate_state)
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
         self._breaker = CircuitBreaker(retry)
         self._impatient = Group()
         self._requests = 0
+        self._repeated = 0
+        self._backing_off: set[Call] = set()
         self._closed = False
 
     def open(self) -> None:
@@ -99,7 +106,28 @@ class Sender:
 
     def snapshot(self) -> Snapshot:
         """What is going on now."""
-        return self._limiter.snapshot()
+        return evolve(self._limiter.snapshot(), repeated=self._repeated, backing_off=len(self._backing_off))
+
+    @property
+    def rate_state(self) -> RateState | None:
+        """What has been learned about the rate."""
+        return self._limiter.state
+
+    def pause(self) -> None:
+        """Lets nothing leave until `resume`."""
+        self._limiter.pause()
+
+    def resume(self) -> None:
+        """Lets requests leave again."""
+        self._limiter.resume()
+
+    def retune(self, limits: Limits) -> None:
+        """Goes on with other limits."""
+        if limits.tokens_per_minute is None:
+            self._estimator = None
+        elif self._estimator is None:
+            self._estimator = TokenEstimator()
+        self._limiter.retune(limits)
 
     async def drain(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and returns when those under way have ended."""
@@ -167,12 +195,20 @@ class Sender:
         try:
             response = await self._admitted(call)
         except APIError as first_failure:
-            response = await run_attempts(
-                lambda: self._admitted(call), first_failure, lambda failure: self._verdict(failure, call)
-            )
+            try:
+                response = await run_attempts(
+                    lambda: self._repeat(call), first_failure, lambda failure: self._verdict(failure, call)
+                )
+            finally:
+                self._backing_off.discard(call)
         else:
             self._budget.earn()
         return response
+
+    def _repeat(self, call: Call) -> Coroutine[None, None, ChatResponse]:
+        self._backing_off.discard(call)
+        self._repeated += 1
+        return self._admitted(call)
 
     def _verdict(self, failure: APIError, call: Call) -> Verdict:
         now = asyncio.get_running_loop().time()
@@ -195,6 +231,7 @@ class Sender:
             failure.given_up = verdict.reason if failure.retryable else ""
         else:
             self._budget.spend()
+            self._backing_off.add(call)
             if self._hooks:
                 notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, verdict.wait, failure))
         return verdict

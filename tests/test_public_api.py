@@ -10,8 +10,9 @@ APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM Au
 BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
 ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Fate Hook InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
-PermissionDeniedError Prompt QueueFullError RateLimitError ResponseDecodeError RetryPolicy Snapshot Timeout
-UnprocessableEntityError Usage WithdrawnError __version__
+PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot Timeout
+UnprocessableEntityError Usage WithdrawnError __version__ rate_state_from_dict
+rate_state_to_dict
 """.split()  # noqa: SIM905
 
 
@@ -53,6 +54,7 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "api_key",
         "base_url",
         "limits",
+        "rate_state",
         "retry",
         "timeout",
         "dialect",

@@ -36,7 +36,7 @@ class Admission:
         self.waiting: int = 0
         self.answers: int = 0
         self.refusals: int = 0
-        self.unresolved: int = 0
+        self.unanswered: int = 0
         self.latency: float | None = None
         self.tokens: TokenBucket | None = _token_bucket(limits, now)
         self.gate: Gate = Gate()
@@ -44,7 +44,7 @@ class Admission:
 
     def take_over(self, earlier: "Admission", now: float) -> None:
         """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
-        self.answers, self.refusals, self.unresolved = earlier.answers, earlier.refusals, earlier.unresolved
+        self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
         self.latency, self.tokens = earlier.latency, earlier.tokens
         if self.tokens is not None:
             self.tokens.rebase(now)
@@ -196,11 +196,16 @@ class Admission:
             self.queue.withdraw(ticket)
             self.waiting -= 1
             return self.tokens is not None or not self.waiting
-        self.give_back(ticket, now)
+        self._undo(ticket, now)
         return True
 
     def give_back(self, ticket: Ticket, now: float) -> None:
         """It was granted, but never reached the service: slot, request and tokens go back."""
+        if ticket.state == GRANTED:
+            self.unanswered += 1
+            self._undo(ticket, now)
+
+    def _undo(self, ticket: Ticket, now: float) -> None:
         if ticket.state == GRANTED:
             self.rate.give_back(now)
             self._return_tokens(ticket, 0, now)
@@ -209,7 +214,7 @@ class Admission:
     def settle(self, ticket: Ticket, now: float) -> None:
         """It was sent, and nobody knows how it fared: the slot is freed, the estimate of its tokens stands."""
         if ticket.state == GRANTED:
-            self.unresolved += 1
+            self.unanswered += 1
             self._free(ticket)
 
     def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:

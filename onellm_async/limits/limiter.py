@@ -11,7 +11,7 @@ from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
 from onellm_async.limits.rate import RateControl
-from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.snapshot import Snapshot, snapshot_of, unused
 
 __all__ = ["Group", "Limiter", "Permit"]
 
@@ -291,23 +291,9 @@ class Limiter:
 
     def snapshot(self) -> Snapshot:
         """What is going on now. Changes nothing."""
-        most = self.limits.max_concurrency
         if self._loop is None:
-            return Snapshot(max_concurrency=most)
-        core, now = self.core, self.time()
-        rate = core.rate.rate * 60
-        wake = core.next_wake(now)
-        return Snapshot(
-            queued=core.queue.lengths(),
-            in_flight=core.in_flight,
-            max_concurrency=most,
-            rate=None if rate == float("inf") else rate,
-            answered=core.answers,
-            refused=core.refusals,
-            waiting_for=core.bottleneck(now),
-            next_in=None if wake is None else max(0.0, wake - now),
-            timer_set=self._timer is not None,
-        )
+            return unused(self.limits, paused=self._paused)
+        return snapshot_of(self.core, self.time(), timer_set=self._timer is not None)
 
     async def idle(self) -> None:
         """Returns when no permit is out. Safe to cancel."""

@@ -259,7 +259,7 @@ async def test_a_fan_out_outlives_an_outage_of_an_hour() -> None:
         fan_out = asyncio.create_task(client.gather_chats([f"prompt {i}" for i in range(30)], model="GPT-5"))
         await asyncio.sleep(3600)
         assert not fan_out.done()
-        assert client.snapshot().waiting_for == "service down"
+        assert client.snapshot().bottleneck == "service down"
         assert transport.posts < 70, "an outage is probed, not hammered"
         transport.steps = [replies(200)]
         replied = await fan_out
