@@ -8,6 +8,7 @@ from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
 from onellm_async.cli.models import MODELS_EXAMPLES, models
 from onellm_async.cli.options import STREAM
 from onellm_async.cli.plan import PLAN_EXAMPLES, plan
+from onellm_async.cli.report import REPORT_EXAMPLES, report
 from onellm_async.cli.run import RUN_EXAMPLES, run
 from onellm_async.cli.serve import SERVE_EXAMPLES, serve
 from onellm_async.cli.terminal import complain
@@ -35,6 +36,7 @@ for _command, _examples in (
     (chat, CHAT_EXAMPLES),
     (run, RUN_EXAMPLES),
     (plan, PLAN_EXAMPLES),
+    (report, REPORT_EXAMPLES),
     (serve, SERVE_EXAMPLES),
     (models, MODELS_EXAMPLES),
 ):
