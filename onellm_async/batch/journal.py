@@ -378,10 +378,10 @@ class Journal:
         if not self._finished:
             self._later(_LEFT_EARLY, (time.time(), self._sitting))
         waiters, self._waiters = self._waiters, []
-        loop, self._closed = self._loop, True
+        loop, told_before, self._closed = self._loop, self._failure is not None, True
 
         def answer(totals: Totals | None, failure: BatchError | None) -> None:
-            self._unwritten = failure if self._failure is None else None
+            self._unwritten = None if told_before else failure
             if totals is not None:
                 self._totals = totals
             if loop is not None and waiters:

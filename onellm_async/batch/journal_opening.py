@@ -99,7 +99,10 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
     found = connection.execute("SELECT identity FROM run").fetchone()
     if found is None:
         raise damaged(path, "it does not tell of which run")
-    return RunIdentity.from_json(parse_json(found[0].encode()))
+    try:
+        return RunIdentity.from_json(parse_json(found[0].encode()))
+    except ValueError:
+        raise damaged(path, "the identity of its run cannot be read") from None
 
 
 def _demand_replaceable(path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import ApiKey
 from onellm_async.batch.items import LineError
 from onellm_async.batch.journal import Counts, Journal, State
 from onellm_async.batch.journal_reader import JournalReader
 from onellm_async.errors import BatchError
-from tests.batch.journal_samples import IDENTITY, answer, failure, intent
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+import asyncio
+import errno
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from journal_examples import IDENTITY, answer, intent
+
+from onellm_async.batch import journal_writer
+from onellm_async.batch.journal import Journal, State
+from onellm_async.batch.journal_file import explained
+from onellm_async.batch.journal_lock import JournalLock
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.errors import BatchError
+
+BIG = b'{"content":"%s"}' % (b"x" * 20_000)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl.journal"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("a file system can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+async def filled(journal: Journal) -> tuple[int, BatchError]:
+    """Writes until that fails; how many were said to be durable, and what was said then."""
+    for index in range(1000):
+        try:
+            await journal.intend(intent(index))
+            await journal.settle(answer(index, result=BIG))
+        except BatchError as error:
+            return index, error
+    raise AssertionError("the disk was never full")
+
+
+def demand_advice_on_space(error: BatchError) -> None:
+    assert "disk is full" in error.message
+    assert "What was committed is kept: make space, then the same command goes on from there." in error.advice
+
+
+async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_goes_on(small_disk: Path) -> None:
+    path = small_disk / "out.jsonl.journal"
+    (small_disk / "ballast").write_bytes(b"x" * 600_000)
+    journal = Journal.open(path, IDENTITY)
+    durable, error = await filled(journal)
+    demand_advice_on_space(error)
+    later = await asyncio.gather(*(journal.intend(intent(index)) for index in range(900, 905)), return_exceptions=True)
+    assert {str(outcome) for outcome in later} == {str(error)}
+    await journal.aclose()
+    (small_disk / "ballast").unlink()
+    async with Journal.open(path, IDENTITY) as journal:
+            assert journal.counts().answered == durable
+        assert [row.index for row in journal.rows(0, 999) if row.state is State.ANSWERED] == list(range(durable))
+        await journal.intend(intent(durable))
+        await journal.settle(answer(durable))
+
+
+async def test_a_journal_that_may_not_grow_tells_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = journal_writer.connect
+
+    def confined(path: Path) -> sqlite3.Connection:
+        connection = connect(path)
+        connection.execute("PRAGMA max_page_count = 60")
+        return connection
+
+    monkeypatch.setattr(journal_writer, "connect", confined)
+    journal = Journal.open(path, IDENTITY)
+    durable, error = await filled(journal)
+    demand_advice_on_space(error)
+    await journal.aclose()
+    monkeypatch.undo()
+    with JournalReader.open(path) as reader:
+        assert reader.counts().answered == durable > 0
+        assert not reader.running
+
+
+async def test_those_who_await_at_the_moment_of_a_failure_are_all_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: JournalLock, writes: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal.open(path, IDENTITY)
+    monkeypatch.setattr(JournalLock, "note", broken)
+    outcomes = await asyncio.gather(*(journal.intend(intent(index)) for index in range(300)), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {BatchError}
+    assert "Input/output error" in str(outcomes[0])
+    assert outcomes[0] is not outcomes[1]
+    monkeypatch.undo()
+    await journal.aclose()
+
+
+async def test_what_cannot_be_written_at_the_end_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: JournalLock, writes: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal.open(path, IDENTITY)
+    journal.finish("done", complete=True)
+    monkeypatch.setattr(JournalLock, "note", broken)
+    with pytest.raises(BatchError, match="No space left on device"):
+        await journal.aclose()
+
+
+async def test_another_program_that_locks_the_journal_is_told_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onellm_async.batch.journal_file._BUSY_TIMEOUT", 0.05)
+    journal = Journal.open(path, IDENTITY)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(BatchError, match="locked by another program"):
+        await journal.intend(intent(0))
+    other.rollback()
+    other.close()
+    await journal.aclose()
+
+
+@pytest.mark.parametrize("parent", ["missing", "file/below"])
+def test_a_place_that_is_not_there_is_refused(tmp_path: Path, parent: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BatchError, match=r"cannot be (written|used): (No such file|Not a directory)"):
+        Journal.open(tmp_path / parent / "out.journal", IDENTITY)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(BatchError, match="Permission denied"):
+        Journal.open(tmp_path / "out.journal", IDENTITY)
+    tmp_path.chmod(0o700)
+
+
+def test_a_read_only_disk_can_be_read_and_is_not_written(small_disk: Path) -> None:
+    path = small_disk / "out.jsonl.journal"
+    Journal.open(path, IDENTITY).close()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(BatchError, match="Read-only file system"):
+        Journal.open(path, IDENTITY)
+    with JournalReader.open(path) as reader:
+        assert reader.identity == IDENTITY
+        assert not reader.running
+        assert list(reader.rows()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (sqlite3.SQLITE_FULL, "disk is full"),
+        (sqlite3.SQLITE_IOERR_FSYNC, "the disk reports an error"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "read-only"),
+        (sqlite3.SQLITE_PERM, "read-only"),
+        (sqlite3.SQLITE_CANTOPEN, "not accessible"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, "locked by another program"),
+        (sqlite3.SQLITE_CORRUPT, "is damaged"),
+        (sqlite3.SQLITE_NOTADB, "is not a journal"),
+        (sqlite3.SQLITE_TOOBIG, "cannot be used: it broke"),
+    ],
+)
+def test_each_refusal_of_sqlite_says_what_happened_and_how_to_go_on(code: int, words: str, path: Path) -> None:
+    refusal = sqlite3.OperationalError("it broke")
+    refusal.sqlite_errorcode = code
+    error = explained(refusal, path)
+    assert words in error.message
+    assert str(path) in error.message
+    assert error.advice

@@ -1,0 +1,76 @@
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from journal_examples import IDENTITY
+
+from onellm_async.batch import journal_schema
+from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal_schema import APPLICATION_ID, VERSION, migrate
+from onellm_async.errors import BatchError
+
+STEPS = (
+    "CREATE TABLE first (a); INSERT INTO first VALUES (1);",
+    "ALTER TABLE first ADD COLUMN b; UPDATE first SET b = a + 1;",
+    "CREATE TABLE third AS SELECT a + b AS c FROM first;",
+)
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        yield connection
+
+
+def version(connection: sqlite3.Connection) -> int:
+    return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_a_file_of_any_earlier_version_becomes_one_of_the_present(connection: sqlite3.Connection, start: int) -> None:
+    migrate(connection, "j", STEPS[:start])
+    assert version(connection) == start
+    migrate(connection, "j", STEPS)
+    assert version(connection) == 3
+    assert connection.execute("SELECT c FROM third").fetchall() == [(3,)]
+    assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+
+
+def test_a_step_that_fails_leaves_the_version_before_it(connection: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(connection, "j", (STEPS[0], "CREATE TABLE second (a); INSERT INTO nowhere VALUES (1);"))
+    assert version(connection) == 1
+    assert connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall() == [("first",)]
+
+
+def test_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.journal"
+    Journal.open(path, IDENTITY).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    for attempt in (lambda: Journal.open(path, IDENTITY), lambda: JournalReader.open(path)):
+        with pytest.raises(BatchError, match=rf"later version .*journal version {VERSION + 1}") as caught:
+            attempt()
+        assert "Upgrade" in caught.value.advice
+
+
+def test_an_earlier_version_is_migrated_by_its_run_and_not_by_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.journal"
+    Journal.open(path, IDENTITY).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE bad_lines")
+        connection.execute("PRAGMA user_version = 0")
+    with pytest.raises(BatchError, match="earlier version") as caught:
+        JournalReader.open(path)
+    assert "brings it up to date" in caught.value.advice
+    step = ("CREATE TABLE bad_lines (line INTEGER PRIMARY KEY, source TEXT NOT NULL, message TEXT NOT NULL);",)
+    monkeypatch.setattr(journal_schema.migrate, "__defaults__", (step,))
+    with Journal.open(path, IDENTITY) as journal:
+        assert journal.resumed
+    with JournalReader.open(path) as reader:
+        assert reader.bad_lines(1) == []
