@@ -62,7 +62,7 @@ async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_go
     await journal.aclose()
     (small_disk / "ballast").unlink()
     async with Journal.open(path, IDENTITY) as journal:
-            assert journal.counts().answered == durable
+        assert journal.counts().answered == durable
         assert [row.index for row in journal.rows(0, 999) if row.state is State.ANSWERED] == list(range(durable))
         await journal.intend(intent(durable))
         await journal.settle(answer(durable))
