@@ -40,6 +40,7 @@ from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.saving import rate_state_from_dict, rate_state_to_dict
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.timespent import TimeSpent, where_time_went
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.wire import Dialect
@@ -88,6 +89,7 @@ __all__ = [
     "ResponseDecodeError",
     "RetryPolicy",
     "Snapshot",
+    "TimeSpent",
     "Timeout",
     "UnprocessableEntityError",
     "Usage",
@@ -95,4 +97,5 @@ __all__ = [
     "__version__",
     "rate_state_from_dict",
     "rate_state_to_dict",
+    "where_time_went",
 ]

@@ -10,9 +10,9 @@ APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM Au
 BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
 ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Fate Hook InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
-PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot Timeout
-UnprocessableEntityError Usage WithdrawnError __version__ rate_state_from_dict
-rate_state_to_dict
+PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot TimeSpent
+Timeout UnprocessableEntityError Usage WithdrawnError __version__ rate_state_from_dict
+rate_state_to_dict where_time_went
 """.split()  # noqa: SIM905
 
 

@@ -1,0 +1,171 @@
+"""Where the time of a run went: the arithmetic, and the real client in virtual time."""
+
+import asyncio
+from random import Random
+
+import pytest
+
+from onellm_async import AsyncOneLLM, ConfigurationError, Limits, RetryPolicy, Snapshot, where_time_went
+from onellm_async.transport import RawReply
+
+pytestmark = pytest.mark.virtual_time
+
+
+def at(seconds, **values):
+    return Snapshot(at=seconds, max_concurrency=48, **values)
+
+
+def test_each_snapshot_speaks_for_the_time_half_way_to_its_neighbours():
+    spent = where_time_went([at(0, bottleneck="rate", rate=40.0), at(2, in_flight=3), at(10), at(12)])
+    assert spent.elapsed == 12
+    assert spent.shares == pytest.approx({"idle": 6 / 12, "server": 5 / 12, "rate": 1 / 12})
+    assert list(spent.shares) == ["idle", "server", "rate"]
+
+
+@pytest.mark.parametrize("samples", [[], [at(5.0)], [at(5.0), at(5.0)]], ids=["none", "one", "no time"])
+def test_too_few_snapshots_tell_nothing_and_say_so(samples):
+    spent = where_time_went(samples)
+    assert (spent.elapsed, spent.shares) == (0.0, {})
+    assert spent.verdict == "There are too few snapshots to tell where the time went."
+
+
+def test_snapshots_out_of_order_are_refused():
+    with pytest.raises(ConfigurationError, match="The snapshot of 1 s comes after that of 2 s"):
+        where_time_went([at(2.0), at(1.0)])
+
+
+def test_refusals_and_repeats_are_shares_of_what_was_sent_meanwhile():
+    spent = where_time_went(
+        [at(0, answered=100, refused=50, repeated=7), at(1, answered=180, refused=60, unanswered=10, repeated=27)]
+    )
+    assert (spent.refused_share, spent.repeated_share) == (0.1, 0.2)
+    assert spent.verdict.endswith(" 20 % of the requests were repeats.")
+
+
+class Service:
+    def __init__(self, seconds: float, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.seconds, self.status, self.headers = seconds, status, headers or {}
+
+    async def post(self, body: bytes) -> RawReply:
+        status, headers = self.status, self.headers
+        await asyncio.sleep(self.seconds)
+        return RawReply(status, headers, b'{"content":"x"}')
+
+    async def aclose(self) -> None:
+        return None
+
+
+async def watched(client, prompts=200, pace=0.0, meanwhile=None):
+    """Runs `prompts` through `client`, taking `pace` seconds over each answer; returns where the time went."""
+    samples = []
+
+    async def watch():
+        while True:
+            samples.append(client.snapshot())
+            await asyncio.sleep(0.25)
+
+    tasks = [asyncio.create_task(watch())]
+    if meanwhile is not None:
+        tasks.append(asyncio.create_task(meanwhile()))
+    async for _ in client.iter_chats((f"prompt {i}" for i in range(prompts)), model="GPT-5"):
+        await asyncio.sleep(pace)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return where_time_went(samples)
+
+
+async def test_a_run_at_its_rate_wants_more_requests_per_minute():
+    async with AsyncOneLLM(transport=Service(6.0), limits=Limits()) as client:
+        spent = await watched(client)
+    assert spent.shares["rate"] > 0.9
+    assert spent.verdict.endswith(
+        " % of the time the rate limit of 40.0 a minute decided: more requests per minute would make this run shorter;"
+        " more concurrency would not."
+    )
+
+
+@pytest.mark.parametrize("others_wait", [False, True])
+async def test_a_run_whose_slots_are_all_in_use_wants_more_concurrency(others_wait):
+    async def others():
+        await client.gather_chats(["x"] * 100, model="GPT-5")
+
+    async with AsyncOneLLM(transport=Service(6.0), limits=Limits.unlimited(max_concurrency=10)) as client:
+        spent = await watched(client, meanwhile=others if others_wait else None)
+    assert spent.shares["slots"] > 0.9
+    assert "all 10 slots were in use: a higher max_concurrency would" in spent.verdict
+
+
+async def test_a_run_that_waits_for_a_few_long_answers_wants_a_faster_service():
+    async with AsyncOneLLM(transport=Service(60.0), limits=Limits.unlimited()) as client:
+        spent = await watched(client, prompts=20)
+    assert spent.shares["server"] > 0.9
+    assert "the service was busy answering" in spent.verdict
+
+
+async def test_a_run_that_waits_for_tokens_wants_more_tokens():
+    async with AsyncOneLLM(transport=Service(1.0), limits=Limits(tokens_per_minute=300)) as client:
+        spent = await watched(client, prompts=100)
+    assert spent.shares["tokens"] > 0.6
+    assert "the limit of 300 tokens a minute decided" in spent.verdict
+
+
+async def test_a_slow_consumer_leaves_the_client_idle():
+    async with AsyncOneLLM(transport=Service(1.0), limits=Limits.unlimited(max_concurrency=4)) as client:
+        spent = await watched(client, prompts=20, pace=30.0)
+    assert spent.shares["idle"] > 0.8
+    assert "a faster consumer of the answers" in spent.verdict
+
+
+async def test_a_long_retry_after_is_named():
+    service = Service(0.0, 429, {"Retry-After": "250"})
+
+    async def relents():
+        await asyncio.sleep(200)
+        service.status = 200
+
+    async with AsyncOneLLM(transport=service, limits=Limits()) as client:
+        spent = await watched(client, prompts=30, meanwhile=relents)
+    assert spent.shares["retry-after"] > 0.7
+    assert "(Retry-After)" in spent.verdict
+    assert spent.refused_share > 0
+
+
+async def test_a_service_that_is_down_is_named():
+    service = Service(0.0, 500)
+
+    async def returns():
+        await asyncio.sleep(600)
+        service.status = 200
+
+    async with AsyncOneLLM(transport=service, limits=Limits(), random=Random(1)) as client:
+        spent = await watched(client, prompts=30, meanwhile=returns)
+    assert spent.shares["service down"] > 0.7
+    assert "the service was down" in spent.verdict
+    assert "of the requests were repeats" in spent.verdict
+
+
+async def test_a_pause_is_named():
+    async def pauses():
+        client.pause()
+        await asyncio.sleep(1000)
+        client.resume()
+
+    async with AsyncOneLLM(transport=Service(1.0), limits=Limits()) as client:
+        spent = await watched(client, prompts=60, meanwhile=pauses)
+    assert spent.shares["paused"] > 0.9
+    assert "resuming sooner" in spent.verdict
+
+
+async def test_waiting_to_try_again_is_told_from_idling():
+    service = Service(0.0, 503)
+    retry = RetryPolicy(backoff_base=100, backoff_cap=1000, breaker_failures=0)
+
+    async def recovers():
+        await asyncio.sleep(1)
+        service.status = 200
+
+    async with AsyncOneLLM(transport=service, limits=Limits(), retry=retry, random=Random(1)) as client:
+        spent = await watched(client, prompts=3, meanwhile=recovers)
+    assert spent.shares["back-off"] > 0.8
+    assert "to try again after failures" in spent.verdict
