@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import goodput, memory, overhead
+from benchmarks import goodput, journal, memory, overhead
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
 
-SUBJECTS = ("overhead", "goodput", "memory")
+SUBJECTS = ("overhead", "goodput", "memory", "journal")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -19,14 +19,15 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures this client beside its peers.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default all")
     parser.add_argument("--repetitions", type=int, default=3, help="of each measurement; default 3")
+    parser.add_argument("--seeds", type=int, default=50, help="of each simulated target; default 50")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, whose figures mean little")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="clients whose name starts so")
     parser.add_argument("--output", type=Path, help=f"write the report there; a full run writes {RESULTS.name} anyway")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.subjects) - set(SUBJECTS):
         parser.error(f"no such subject: {', '.join(sorted(unknown))}")
-    if parsed.repetitions < 1:
-        parser.error("at least one repetition is needed")
+    if parsed.repetitions < 1 or parsed.seeds < 1:
+        parser.error("at least one repetition and one seed are needed")
     return parsed
 
 
@@ -48,6 +49,15 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
     if "goodput" in subjects:
         number = 100 if chosen.quick else goodput.SCENE.number
         found["goodput"] = goodput.run(wanted(goodput.CONTENDERS), repetitions=repetitions, number=number)
+    if "journal" in subjects:
+        share = 0.05 if chosen.quick else 1.0
+        found["journal"] = journal.run(wanted(journal.CONTENDERS), repetitions=repetitions, share=share)
+    if "targets" in subjects:
+        sizes = {"seeds": 2, "long": 1000, "waiters": 5_000} if chosen.quick else {"seeds": chosen.seeds}
+        found["targets"] = targets.run(**sizes)
+    if "sockets" in subjects:
+        paces = sockets.QUICK if chosen.quick else sockets.PACES
+        found["sockets"] = sockets.run(repetitions=repetitions, paces=paces)
     return [found[subject] for subject in SUBJECTS if subject in found]
 
 

@@ -45,6 +45,15 @@ def test_a_peer_that_is_not_installed_is_reported_as_absent(monkeypatch):
     assert found == {"absent": "async_batch_llm"}
 
 
+def test_the_journal_is_measured_beside_a_commit_for_each_row(tmp_path):
+    output = tmp_path / "results.md"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "journal", "--output", output]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    report = output.read_text(encoding="utf-8")
+    for name in ("journal, 200 tasks", "a commit for each row, 1 task"):
+        assert re.search(rf"^\| {name} +\|( +[\d,.]+ \|){{5}}$", report, re.MULTILINE), name
+
+
 def test_the_limited_server_refuses_what_its_bucket_does_not_cover_and_counts():
     with python_server("bucket", "--rate=0.001", "--burst=2", "--latency=0") as port:
         root = f"http://127.0.0.1:{port}"

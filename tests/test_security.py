@@ -23,6 +23,8 @@ from onellm_async import (
     RetryPolicy,
     Timeout,
 )
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.journal import Intent, Journal
 
 CANARY = "sk-canary-0d9f5e"
 PASSWORD = "hunter2-5b1c"
@@ -169,6 +171,28 @@ def test_user_info_in_the_address_is_refused_and_not_echoed(url: str, monkeypatc
         with pytest.raises(ConfigurationError) as caught:
             attempt()
         assert PASSWORD not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+
+
+def contents_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+async def test_the_key_gets_into_no_file_of_a_journal(tmp_path: Path) -> None:
+    client = AsyncOneLLM(CANARY, base_url="https://host.example/")
+    identity = RunIdentity(input="in.jsonl", base_url="https://host.example/", dialect=str(client))
+    settings = {"limits": repr(client.limits), "client": repr(client)}
+    async with Journal.open(tmp_path / "out.journal", identity, settings=settings) as journal:
+        await journal.intend(Intent(0, 1, 7, "id", b"digest", 0.1, 1000.0))
+        journal.sample(1000.0, {"client": repr(client.snapshot())})
+        for secretive in (ApiKey(CANARY), client):
+            with pytest.raises(TypeError) as caught:
+                journal.sample(1001.0, {"key": secretive})
+            assert CANARY not in everything_about(caught.value).replace("tests/test_security.py", "")
+        await journal.intend(Intent(1, 2, 7, "id", b"digest", 0.1, 1000.0))
+        contents = contents_of(tmp_path)
+    assert contents.keys() > {"out.journal", "out.journal-wal", "out.journal.lock"}
+    for name, content in contents.items():
+        assert CANARY.encode() not in content, name
 
 
 def test_no_committed_sample_holds_a_key() -> None:

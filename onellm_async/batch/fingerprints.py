@@ -1,4 +1,4 @@
-"""Which keys were seen before, in 12 to 30 bytes each. Pure."""
+"""Which keys were seen before, in 23 to 46 bytes each. Pure."""
 
 from array import array
 from hashlib import blake2b
@@ -6,14 +6,16 @@ from hashlib import blake2b
 __all__ = ["Fingerprints"]
 
 _FULLEST = 0.7
-"""Share of the slots in use at which the table doubles: beyond it, probing open slots takes visibly longer."""
+"""Share of the slots in use at which a table doubles: beyond it, probing open slots takes visibly longer."""
+_TABLES = 256
+"""Each doubles by itself: with one table for a million keys the event loop would stand still for half a second."""
 
 
 class Fingerprints:
     """The position at which each key was first seen.
 
-    A key is kept as 64 bits of its BLAKE2b digest, in an open-addressing table of 16 bytes a slot, so a million keys
-    take 34 MB at most and no Python object each. Two different keys of a million are taken for the same with a
+    A key is kept as 64 bits of its BLAKE2b digest, in open-addressing tables of 16 bytes a slot, so a million keys
+    take 34 MB, and no Python object each. That any two different keys of a million are taken for the same has a
     probability of 3 in 100 million: verify a hit where a wrong one would hurt.
 
     Example:
@@ -22,20 +24,13 @@ class Fingerprints:
         (None, None, 0)
     """
 
-    __slots__ = ("_fingerprints", "_mask", "_positions", "_room", "_used")
+    __slots__ = ("_tables",)
 
     def __init__(self) -> None:
-        self._used = 0
-        self._make_slots(64)
-
-    def _make_slots(self, number: int) -> None:
-        self._mask = number - 1
-        self._room = int(number * _FULLEST)
-        self._fingerprints = array("Q", bytes(8 * number))  # 0: an open slot
-        self._positions = array("q", bytes(8 * number))
+        self._tables = [_Table() for _ in range(_TABLES)]
 
     def __len__(self) -> int:
-        return self._used
+        return sum(table.used for table in self._tables)
 
     def add(self, key: bytes, position: int) -> int | None:
         """Remembers that `key` is at `position`, unless it was seen before.
@@ -43,7 +38,24 @@ class Fingerprints:
         Returns:
             Where it was first seen; None where it is new.
         """
-        fingerprint = int.from_bytes(blake2b(key, digest_size=8).digest(), "little") or 1
+        digest = blake2b(key, digest_size=8).digest()
+        return self._tables[digest[7]].add(int.from_bytes(digest, "little") or 1, position)
+
+
+class _Table:
+    __slots__ = ("_fingerprints", "_mask", "_positions", "_room", "used")
+
+    def __init__(self) -> None:
+        self.used = 0
+        self._make_slots(8)
+
+    def _make_slots(self, number: int) -> None:
+        self._mask = number - 1
+        self._room = int(number * _FULLEST)
+        self._fingerprints = array("Q", bytes(8 * number))  # 0: an open slot
+        self._positions = array("q", bytes(8 * number))
+
+    def add(self, fingerprint: int, position: int) -> int | None:
         mask, fingerprints = self._mask, self._fingerprints
         slot = fingerprint & mask
         while found := fingerprints[slot]:
@@ -52,8 +64,8 @@ class Fingerprints:
             slot = (slot + 1) & mask
         fingerprints[slot] = fingerprint
         self._positions[slot] = position
-        self._used += 1
-        if self._used > self._room:
+        self.used += 1
+        if self.used > self._room:
             self._grow()
         return None
 

@@ -44,6 +44,7 @@ class Journal:
         identity: Of the run.
         resumed: Whether it was there before.
         started_at: When the run first began, in Unix seconds.
+        commits: Transactions of this sitting so far, the last one at its end left out.
 
     Example:
         .. code-block:: python
@@ -59,6 +60,7 @@ class Journal:
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
+        self.commits: int = 0
         self._sitting = opened.sitting
         self._thinning = Thinning(opened.sample_interval, opened.samples)
         self._totals: Totals = opened.totals
@@ -359,6 +361,7 @@ class Journal:
             self._waiters = []
             return
         self._totals = totals
+        self.commits += 1
         for waiter in waiters:
             if not waiter.done():  # cancelled, but written
                 waiter.set_result(None)
