@@ -5,12 +5,9 @@ from there. The rows live in an SQLite file in WAL mode; whoever awaits `Journal
 when the row is on the disk.
 """
 
-import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,12 +15,13 @@ from typing import Self
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.items import LineError
 from onellm_async.batch.journal_file import connect, journal_path, told
+from onellm_async.batch.journal_gathering import Gathering
 from onellm_async.batch.journal_lock import JournalLock
 from onellm_async.batch.journal_opening import Opened, open_journal
 from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled, State
 from onellm_async.batch.journal_samples import Thinning
 from onellm_async.batch.journal_selection import counts_of, one_row, rows_between
-from onellm_async.batch.journal_writer import Batch, JournalWriter, Totals
+from onellm_async.batch.journal_writer import JournalWriter
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
@@ -31,7 +29,6 @@ from onellm_async.wire import dump_json, parse_json
 __all__ = ["Command", "Counts", "Intent", "Journal", "Row", "Settled", "State", "journal_path"]
 
 _BAD_LINES_KEPT = 10_000
-_LEFT_EARLY = "UPDATE sittings SET ended_at = ?, how = 'left early' WHERE id = ?"
 
 
 class Journal:
@@ -44,7 +41,6 @@ class Journal:
         identity: Of the run.
         resumed: Whether it was there before.
         started_at: When the run first began, in Unix seconds.
-        commits: Transactions of this sitting so far, the last one at its end left out.
 
     Example:
         .. code-block:: python
@@ -60,21 +56,13 @@ class Journal:
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
-        self.commits: int = 0
         self._sitting = opened.sitting
         self._thinning = Thinning(opened.sample_interval, opened.samples)
-        self._totals: Totals = opened.totals
         self._last_command = opened.last_command
-        self._writer = JournalWriter(path, lock)
+        self._gathering = Gathering(path, JournalWriter(path, lock), opened.totals)
         self._reading: sqlite3.Connection | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._gathering: list[Batch] = [Batch()]
-        self._waiters: list[asyncio.Future[None]] = []
-        self._handing_over = False
         self._bad_lines = 0
-        self._failure: BatchError | None = None
-        self._unwritten: BatchError | None = None
-        self._finished = self._closed = False
+        self._finished = False
 
     @classmethod
     def open(
@@ -112,7 +100,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be written; the request must not leave then.
         """
-        batch = self._batch()
+        batch = self._gathering.batch()
         batch.intents += (
             intent.index,
             intent.line,
@@ -125,7 +113,7 @@ class Journal:
             intent.possibly_billed,
             self._sitting,
         )
-        await self._durable()
+        await self._gathering.durable()
 
     async def settle(self, settled: Settled) -> None:
         """Returns when an outcome is durable. The first one of an entry stays.
@@ -135,7 +123,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be written.
         """
-        batch = self._batch()
+        batch = self._gathering.batch()
         if settled.same_as is not None:
             batch.intents += (
                 settled.index,
@@ -160,7 +148,7 @@ class Journal:
             settled.same_as,
             settled.result,
         )
-        await self._durable()
+        await self._gathering.durable()
 
     async def forget(self, index: int) -> None:
         """Returns when it is durable that the last intent of an entry was not sent after all.
@@ -170,14 +158,14 @@ class Journal:
         Raises:
             BatchError: If it cannot be written.
         """
-        self._batch().forgotten.append(index)
-        await self._durable()
+        self._gathering.batch().forgotten.append(index)
+        await self._gathering.durable()
 
     def bad_line(self, error: LineError) -> None:
         """Keeps a bad line for the report: the first 10,000 of a sitting."""
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_KEPT:
-            self._later(
+            self._gathering.later(
                 "INSERT INTO bad_lines (line, source, message) VALUES (?, ?, ?) ON CONFLICT (line) DO UPDATE SET "
                 "source = excluded.source, message = excluded.message",
                 (error.line, error.source, error.message),
@@ -191,11 +179,16 @@ class Journal:
             sample: Any JSON value.
         """
         for statement, parameters in self._thinning.take(at, dump_json(sample).decode()):
-            self._later(statement, parameters)
+            self._gathering.later(statement, parameters)
+
+    @property
+    def commits(self) -> int:
+        """Transactions of this sitting so far, the last one at its end left out."""
+        return self._gathering.commits
 
     def counts(self) -> Counts:
         """What is durable by now, all sittings together."""
-        return counts_of(self._totals)
+        return counts_of(self._gathering.totals)
 
     def rows(self, first: int, last: int) -> list[Row]:
         """The durable rows of the entries from index `first` to `last`, both included, in order.
@@ -229,9 +222,8 @@ class Journal:
             )
         if found:
             self._last_command = found[-1][2]
-            self._later(
-                "UPDATE commands SET taken_at = ? WHERE id <= ? AND taken_at IS NULL", (time.time(), self._last_command)
-            )
+            taken = "UPDATE commands SET taken_at = ? WHERE id <= ? AND taken_at IS NULL"
+            self._gathering.later(taken, (time.time(), self._last_command))
         return [Command(name, parse_json(argument.encode()), id_, at) for name, argument, id_, at in found]
 
     def finish(self, how: str, complete: bool) -> None:
@@ -242,8 +234,10 @@ class Journal:
             complete: Whether every entry of the input has an outcome.
         """
         self._finished = True
-        self._later("UPDATE sittings SET ended_at = ?, how = ? WHERE id = ?", (time.time(), how, self._sitting))
-        self._later("UPDATE run SET complete = ?", (complete,))
+        self._gathering.later(
+            "UPDATE sittings SET ended_at = ?, how = ? WHERE id = ?", (time.time(), how, self._sitting)
+        )
+        self._gathering.later("UPDATE run SET complete = ?", (complete,))
 
     async def aclose(self) -> None:
         """Writes what is left and closes the journal; whoever still awaits it is answered first.
@@ -251,17 +245,11 @@ class Journal:
         Raises:
             BatchError: If what was left cannot be written.
         """
-        if self._closed:
-            return
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[None] = loop.create_future()
-        self._end(lambda: _tell(loop, ended))
+        self._note_that_it_was_left()
         try:
-            await ended
+            await self._gathering.aclose()
         finally:
             self._stop_reading()
-        if self._unwritten is not None:
-            raise self._unwritten
 
     def close(self) -> None:
         """Like `aclose`, but blocks for the disk.
@@ -269,13 +257,15 @@ class Journal:
         Raises:
             BatchError: If what was left cannot be written.
         """
-        if self._closed:
-            return
-        self._end(lambda: None)
-        self._writer.join()
-        self._stop_reading()
-        if self._unwritten is not None:
-            raise self._unwritten
+        self._note_that_it_was_left()
+        try:
+            self._gathering.close()
+        finally:
+            self._stop_reading()
+
+    def _note_that_it_was_left(self) -> None:
+        if not self._finished:
+            self.finish("left early", complete=False)
 
     async def __aenter__(self) -> Self:
         return self
@@ -303,102 +293,9 @@ class Journal:
             if error is None:
                 raise
 
-    # Gathering: everything that one turn of the loop brings, or that comes while a batch is written, goes together.
-
-    def _batch(self) -> Batch:
-        if self._failure is not None:
-            raise self._failed()
-        batch = self._gathering[-1]
-        if batch.forgotten:  # within a batch intents come first: what follows a withdrawal is another batch
-            batch = Batch()
-            self._gathering.append(batch)
-        return batch
-
-    def _durable(self) -> "asyncio.Future[None]":
-        if (loop := self._loop) is None:
-            loop = self._loop = asyncio.get_running_loop()
-        if not self._handing_over:
-            self._handing_over = True
-            loop.call_soon(self._hand_over)
-        waiter = loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
-
-    def _later(self, statement: str, parameters: tuple[object, ...]) -> None:
-        """Writes something that nobody waits for, with the next batch."""
-        if self._failure is not None:
-            return
-        self._gathering[-1].statements.append((statement, parameters))
-        if not self._handing_over:
-            if self._loop is None:
-                try:
-                    self._loop = asyncio.get_running_loop()
-                except RuntimeError:  # it goes with whatever comes next, or the end
-                    return
-            self._handing_over = True
-            self._loop.call_soon(self._hand_over)
-
-    def _hand_over(self) -> None:
-        if self._closed:
-            return
-        loop, waiters, batches = asyncio.get_running_loop(), self._waiters, self._gathering
-        self._waiters, self._gathering = [], [Batch()]
-
-        def answer(totals: Totals | None, failure: BatchError | None) -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(self._written, waiters, totals, failure)
-
-        self._writer.write(batches, answer)
-
-    def _written(
-        self, waiters: "list[asyncio.Future[None]]", totals: Totals | None, failure: BatchError | None
-    ) -> None:
-        if totals is None:
-            self._failure = failure or self._failure
-            for waiter in (*waiters, *self._waiters):
-                if not waiter.done():
-                    waiter.set_exception(self._failed())
-            self._waiters = []
-            return
-        self._totals = totals
-        self.commits += 1
-        for waiter in waiters:
-            if not waiter.done():  # cancelled, but written
-                waiter.set_result(None)
-        if self._waiters or self._gathering[0].statements:
-            asyncio.get_running_loop().call_soon(
-                self._hand_over
-            )  # after those just woken had their turn, who may have more to write
-        else:
-            self._handing_over = False
-
-    def _failed(self) -> BatchError:
-        """The failure for one more that awaits: an error object collects the tracebacks of all who raise it."""
-        failure = self._failure or BatchError(f"{self.path} cannot be written.")
-        return BatchError(failure.message, advice=failure.advice)
-
-    def _end(self, ended: Callable[[], None]) -> None:
-        if not self._finished:
-            self._later(_LEFT_EARLY, (time.time(), self._sitting))
-        waiters, self._waiters = self._waiters, []
-        loop, told_before, self._closed = self._loop, self._failure is not None, True
-
-        def answer(totals: Totals | None, failure: BatchError | None) -> None:
-            self._unwritten = None if told_before else failure
-            if totals is not None:
-                self._totals = totals
-            if loop is not None and waiters:
-                with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._written, waiters, totals, failure)
-
-        self._writer.write(self._gathering, answer)
-        self._gathering = [Batch()]
-        self._failure = self._failure or BatchError(f"{self.path} was closed.")
-        self._writer.end(lambda *_: ended())
-
     def _reader(self) -> sqlite3.Connection:
         if self._reading is None:
-            if self._closed:
+            if self._gathering.closed:
                 raise BatchError(f"{self.path} was closed.")
             self._reading = connect(self.path)
             self._reading.execute("PRAGMA query_only = 1")
@@ -408,13 +305,3 @@ class Journal:
         if self._reading is not None:
             self._reading.close()
             self._reading = None
-
-
-def _tell(loop: asyncio.AbstractEventLoop, waiter: "asyncio.Future[None]") -> None:
-    with suppress(RuntimeError):  # the loop was closed meanwhile
-        loop.call_soon_threadsafe(_resolve, waiter)
-
-
-def _resolve(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
