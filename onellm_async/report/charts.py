@@ -70,7 +70,8 @@ class _TimeAxis:
 
 def _throughput(report: Report, axis: _TimeAxis) -> Chart:
     fastest = max(part.answered / part.width for part in axis.slices)
-    unit, period = ("second", 1.0) if fastest >= _FAST else ("minute", 60.0)
+    usual = sum(part.answered for part in axis.slices) / sum(part.width for part in axis.slices)
+    unit, period = ("second", 1.0) if usual >= _FAST else ("minute", 60.0)
 
     def limit(part: TimeSlice) -> float | None:
         return None if part.limit is None else part.limit / 60 * period

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from attrs import asdict, evolve
 
-from onellm_async.batch import journal_reader
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal_reader import JournalReader
 from onellm_async.batch.journal_rows import Row
@@ -22,15 +21,16 @@ from onellm_async.report.model import (
     TimeSlice,
 )
 from onellm_async.report.timeline import bucket_width, possible_answers, slices_of
+from onellm_async.report.verdict import verdict_of
 from onellm_async.wire import parse_json
 
 __all__ = ["read_report"]
 
 _SLOWEST = 20
-_FAILED = 100
-_BAD_LINES = 100
+_FAILED = 50
+_BAD_LINES = 50
 """How many are listed: enough to find out why, few enough to read."""
-_LONGEST_MESSAGE = 500
+_LONGEST_MESSAGE = 300
 _SIGNS = 2000
 """Parts of a run's time in which signs of life are looked for."""
 _ALL_BAD_LINES = 1_000_000
@@ -47,7 +47,8 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         BatchError: If the journal cannot be read.
     """
     running = journal.running
-    looks = looks_of((point.at, point.sample) for point in _all_samples(journal))
+    samples = _samples(journal)
+    looks = looks_of(samples)
     sittings = _sittings(journal, looks, running=running, now=now)
     buckets = journal.throughput(bucket_width(sum(sitting.duration for sitting in sittings)))
     slices = _settled_up(slices_of(sittings, looks, buckets), journal)
@@ -59,6 +60,7 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         identity=tuple(_identity(journal.identity)),
         sittings=sittings,
         figures=_figures(journal, looks, sittings, slices, running=running),
+        verdict=verdict_of(sittings, samples),
         slices=slices,
         latency=latency_of(
             ((each.low, each.high, each.count) for each in journal.latency_histogram()),
@@ -70,9 +72,10 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
     )
 
 
-def _all_samples(journal: JournalReader) -> list[journal_reader.Sample]:
+def _samples(journal: JournalReader) -> list[tuple[float, JSON]]:
     latest = journal.latest_sample()
-    return journal.samples() + ([latest] if latest is not None else [])
+    found = {each.at: each.sample for each in (*journal.samples(), *([latest] if latest is not None else []))}
+    return sorted(found.items(), key=lambda each: each[0])
 
 
 def _standing(*, running: bool, complete: bool) -> Standing:

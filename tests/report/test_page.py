@@ -168,3 +168,28 @@ def test_lone_surrogates_and_control_characters_do_not_stop_the_page() -> None:
 
 def test_the_page_stays_small() -> None:
     assert len(render(a_report(), zone=UTC)) < 200_000
+
+
+def test_the_page_of_the_longest_run_stays_below_400_kilobytes() -> None:
+    lanes = {"interactive": 123_456.0, "default": 123_456.0, "batch": 123_456.0}
+    parts = tuple(
+        TimeSlice(
+            start=at * 14_400.0,
+            clock=START + at * 14_400,
+            width=14_400.0,
+            answered=123_456,
+            failed=123_456,
+            limit=12_345.678,
+            queued=lanes,
+            in_flight=1234.5678,
+            refusals=12_345,
+            retries=12_345,
+            cost=12_345.678 + at,
+            input_tokens=123_456_789,
+            output_tokens=123_456_789,
+        )
+        for at in range(190)
+    )
+    failure = evolve(a_report().failures[0], message="€" * 300, custom_id="i" * 64)
+    page = render(a_report(slices=parts, failures=(failure,) * 50, bad_lines=(BadLine(1, "€" * 300),) * 50), zone=UTC)
+    assert len(page.encode()) < 400_000

@@ -69,6 +69,15 @@ async def test_queue_limit_refusals_and_money_are_those_of_the_samples(resumed: 
     assert costs[-1] == pytest.approx(0.04)
 
 
+async def test_the_verdict_is_that_of_both_sittings_without_the_break(resumed: Report) -> None:
+    assert resumed.verdict is not None
+    shares = {share.name: share.share for share in resumed.verdict.shares}
+    assert shares.keys() == {"waiting for the rate limit", "waiting for answers"}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["waiting for answers"] == pytest.approx(8 / 193, abs=0.02)
+    assert "the rate limit of 40.0 a minute decided" in resumed.verdict.sentence
+
+
 async def test_goodput_is_what_became_of_the_bursts_and_what_was_refilled(resumed: Report) -> None:
     possible = 40 * 2 + resumed.duration * 40 / 60
     assert resumed.figures.possible == pytest.approx(possible)

@@ -140,4 +140,4 @@ def test_a_sample_is_read_whatever_it_lacks() -> None:
         output_tokens=8,
     )
     assert look_at(T, None) == look_at(T, [1]) == look_at(T, {"snapshot": "x", "queued": 3, "rate": True}) == Look(at=T)
-    assert [look.at for look in looks_of([(2.0, {}), (1.0, {})])] == [1.0, 2.0]
+    assert [look.at for look in looks_of([(1.0, {}), (2.0, {})])] == [1.0, 2.0]

@@ -1,0 +1,65 @@
+"""Where the time of a run went, over all its sittings, from the snapshots among its samples. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from attrs import evolve, fields
+
+from onellm_async.chat import JSON
+from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.timespent import where_time_went
+from onellm_async.report.model import Share, Sitting, Verdict
+
+__all__ = ["verdict_of"]
+
+_COUNTERS = ("answered", "refused", "unanswered", "repeated")
+_NAMES = {
+    "rate": "waiting for the rate limit",
+    "slots": "all slots in use",
+    "tokens": "waiting for tokens per minute",
+    "server": "waiting for answers",
+    "retry-after": "asked to wait",
+    "back-off": "waiting after failures",
+    "service down": "service down",
+    "paused": "paused",
+    "idle": "nothing asked for",
+}
+_LEAST = 0.001
+"""Shares below a tenth of a percent would not be seen."""
+
+
+def verdict_of(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]]) -> Verdict | None:
+    """Where the time went; None where too few snapshots were taken to tell.
+
+    Args:
+        sittings: In order.
+        samples: Unix seconds and what the run noted of itself then, in order.
+    """
+    told = where_time_went(_one_after_another(sittings, samples))
+    if not told.shares:
+        return None
+    return Verdict(
+        told.verdict,
+        tuple(Share(_NAMES.get(name, name), share) for name, share in told.shares.items() if share >= _LEAST),
+    )
+
+
+def _one_after_another(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]]) -> Iterator[Snapshot]:
+    """The snapshots as if one client had worked without a break: each sitting has a clock and counters of its own."""
+    worked, before = 0.0, dict.fromkeys(_COUNTERS, 0)
+    for sitting in sittings:
+        last = None
+        for at, sample in samples:
+            if sitting.started <= at <= sitting.ended and (last := _snapshot(sample) or last) is not None:
+                counts = {name: getattr(last, name) + before[name] for name in _COUNTERS}
+                yield evolve(last, at=worked + at - sitting.started, **counts)
+        if last is not None:
+            before = {name: getattr(last, name) + before[name] for name in _COUNTERS}
+        worked += sitting.duration
+
+
+def _snapshot(sample: JSON) -> Snapshot | None:
+    """What a sample holds of a `Snapshot`; None where it holds too little, as another version may have written it."""
+    taken = sample.get("snapshot") if isinstance(sample, Mapping) else None
+    if not isinstance(taken, Mapping) or not {"max_concurrency", "bottleneck", "in_flight"} <= taken.keys():
+        return None
+    return Snapshot(**{name: taken[name] for each in fields(Snapshot) if (name := each.name) in taken})
