@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import goodput, journal, memory, overhead
+from benchmarks import goodput, journal, memory, overhead, sockets, targets
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
 
-SUBJECTS = ("overhead", "goodput", "memory", "journal")
+SUBJECTS = ("overhead", "goodput", "targets", "sockets", "memory", "journal")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -13,14 +13,14 @@ _MODEL = "GPT-5-Mini"
 
 @asynccontextmanager
 async def connect(
-    target: Target, call: str = "chat", limits: Mapping[str, Any] | None = None
+    target: Target, call: str = "chat", limits: Mapping[str, Any] | None = None, dialect: str = "documented"
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
     `call` is ``chat``, ``gather_chats`` or ``iter_chats``.
     """
     limited = Limits.unlimited(target.in_flight) if limits is None else Limits(target.in_flight, **limits)
-    async with AsyncOneLLM("key", base_url=f"{target.root}/api", limits=limited) as client:
+    async with AsyncOneLLM("key", base_url=f"{target.root}/api", limits=limited, dialect=dialect) as client:
 
         async def ask(prompt: str) -> str:
             return (await client.chat(prompt, model=_MODEL)).content
