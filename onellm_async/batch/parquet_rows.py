@@ -32,7 +32,7 @@ def parquet_rows(source: str, descriptor: int) -> int:
         BatchError: If pyarrow is not installed, or the file is not Parquet.
     """
     with _opened(source, descriptor) as file:
-        return file.metadata.num_rows
+        return int(file.metadata.num_rows)
 
 
 def parquet_entries(

@@ -1,103 +1,121 @@
-"""What became of a prompt, as one line of output. Pure.
+"""What the journal has of a prompt, as a record of the output. Pure.
 
-The plain shape::
+Records are made of journal rows and never of live responses, so that a resumed run writes the bytes that an undisturbed
+one would have written. ``jsonl``::
 
-    {"index": 0, "custom_id": "a", "response": {"content", "model", "provider", "usage", "finish_reason", "cost",
-     "attempts"} or null, "error": null or {"type", "message", "status_code"}}
+    {"index": 0, "custom_id": "a", "response": {"content", "role", "model", "provider", "usage", "finish_reason",
+     "cost"} or null, "error": null or {"type", "message", "status_code"}}
 
-and, for an OpenAI-batch input, OpenAI's::
+``openai-batch``, where an HTTP error is a response, and ``error`` is for what never got an HTTP answer::
 
     {"id", "custom_id", "response": {"status_code", "request_id", "body"} or null, "error": null or {"code", "message"}}
 
-where an HTTP error is a response, and ``error`` is for what never got an HTTP answer.
+``csv`` and ``parquet`` have the columns of `onellm_async.batch.columns`.
 """
 
-from attrs import asdict, frozen
+from collections.abc import Callable
 
-from onellm_async.batch.formats import InputFormat
-from onellm_async.batch.items import Item
-from onellm_async.chat import JSON, ChatOutcome, ChatResponse
-from onellm_async.errors import APIStatusError, OneLLMError
-from onellm_async.wire import dump_json
+from onellm_async.batch.formats import OutputFormat
+from onellm_async.batch.journal_rows import Row, State
+from onellm_async.chat import JSON
+from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["RecordWriter"]
+__all__ = ["UNSETTLED", "RecordWriter"]
+
+UNSETTLED = dump_json(
+    {
+        "type": "PossiblyBilled",
+        "message": "It was sent and no answer has come; it may be billed. Run the same command again to go on.",
+        "status_code": None,
+    }
+)
+"""The error of a row that has no outcome yet."""
 
 
-@frozen
 class RecordWriter:
-    """Writes outcomes as JSON lines, in the shape that belongs to an input format.
+    """Turns journal rows into records.
+
+    Args:
+        shape: How records are written.
 
     Attributes:
-        created: The time to write where OpenAI's shape wants one, in seconds since 1970.
+        shape: As given.
+        header: What stands before the first record; empty except in CSV.
+        line: The record of a row, with its line break. The same row gives the same bytes.
+
+    Example:
+        ::
+
+            writer = RecordWriter(OutputFormat.CSV)
+            text = writer.header + b"".join(map(writer.line, rows))
     """
 
-    created: int
+    __slots__ = ("header", "line", "shape")
 
-    def line(self, item: Item, outcome: ChatOutcome, shape: InputFormat) -> bytes:
-        """One line, with its line break."""
-        record = self._openai(item, outcome) if shape is InputFormat.OPENAI_BATCH else _plain(item, outcome)
-        return dump_json(record) + b"\n"
+    def __init__(self, shape: OutputFormat = OutputFormat.JSONL) -> None:
+        self.shape: OutputFormat = shape
+        self.header: bytes = b""
+        self.line: Callable[[Row], bytes]
+        if shape is OutputFormat.JSONL:
+            self.line = plain_line
+        elif shape is OutputFormat.OPENAI_BATCH:
+            self.line = openai_line
+        elif shape is OutputFormat.CSV:
+            from onellm_async.batch.csv_records import CsvRecords  # noqa: PLC0415  # the csv module, only where wanted
 
-    def _openai(self, item: Item, outcome: ChatOutcome) -> dict[str, JSON]:
-        name = f"batch_req_{item.index}"
-        record: dict[str, JSON] = {"id": name, "custom_id": item.custom_id, "response": None, "error": None}
-        error = outcome.error
-        if outcome.response is not None:
-            body = self._completion(item, outcome.response)
-            record["response"] = {"status_code": 200, "request_id": name, "body": body}
-        elif isinstance(error, APIStatusError):
-            body = {"error": {"message": str(error), "type": type(error).__name__, "code": error.status_code}}
-            record["response"] = {"status_code": error.status_code, "request_id": name, "body": body}
-        elif error is not None:
-            record["error"] = {"code": type(error).__name__, "message": str(error)}
-        return record
+            records = CsvRecords()
+            self.header, self.line = records.header, records.line
+        else:
+            from onellm_async.batch.columns import packed_line  # noqa: PLC0415
 
-    def _completion(self, item: Item, response: ChatResponse) -> dict[str, JSON]:
-        usage = response.usage
-        return {
-            "id": f"chatcmpl-{item.index}",
-            "object": "chat.completion",
-            "created": self.created,
-            "model": response.model or item.request.model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": response.role or "assistant", "content": response.content},
-                    "finish_reason": response.finish_reason,
-                    "logprobs": None,
-                }
-            ],
-            "usage": None
-            if usage is None
-            else {
-                "prompt_tokens": usage.input_tokens,
-                "completion_tokens": usage.output_tokens,
-                "total_tokens": usage.total_tokens,
-            },
-            "onellm": {"provider": response.provider, "cost": response.cost, "attempts": response.attempts},
-        }
+            self.line = packed_line
 
 
-def _plain(item: Item, outcome: ChatOutcome) -> dict[str, JSON]:
-    record: dict[str, JSON] = {"index": item.index}
-    if item.custom_id is not None:
-        record["custom_id"] = item.custom_id
-    record["response"] = None if outcome.response is None else _response(outcome.response)
-    record["error"] = None if outcome.error is None else _error(outcome.error)
-    return record
+def plain_line(row: Row) -> bytes:
+    """A JSON line around the result as the journal has it: nothing in it is encoded again."""
+    named = b"" if row.custom_id is None else b'"custom_id":%b,' % dump_json(row.custom_id)
+    if row.state is State.ANSWERED:
+        return b'{"index":%d,%b"response":%b,"error":null}\n' % (row.index, named, row.result)
+    result = row.result if row.state is State.FAILED else UNSETTLED
+    return b'{"index":%d,%b"response":null,"error":%b}\n' % (row.index, named, result)
 
 
-def _response(response: ChatResponse) -> dict[str, JSON]:
+def openai_line(row: Row) -> bytes:
+    """A JSON line as OpenAI's batch service writes it."""
+    name = f"batch_req_{row.index}"
+    record: dict[str, JSON] = {"id": name, "custom_id": row.custom_id, "response": None, "error": None}
+    result = parse_json(UNSETTLED if row.state is State.SENT else row.result)
+    if row.state is State.ANSWERED:
+        record["response"] = {"status_code": 200, "request_id": name, "body": _completion(row, result)}
+    elif (status := result["status_code"]) is not None:
+        body = {"error": {"message": result["message"], "type": result["type"], "code": status}}
+        record["response"] = {"status_code": status, "request_id": name, "body": body}
+    else:
+        record["error"] = {"code": result["type"], "message": result["message"]}
+    return dump_json(record) + b"\n"
+
+
+def _completion(row: Row, result: dict[str, JSON]) -> dict[str, JSON]:
+    usage = result["usage"]
     return {
-        "content": response.content,
-        "model": response.model,
-        "provider": response.provider,
-        "usage": None if response.usage is None else asdict(response.usage),
-        "finish_reason": response.finish_reason,
-        "cost": response.cost,
-        "attempts": response.attempts,
+        "id": f"chatcmpl-{row.index}",
+        "object": "chat.completion",
+        "created": int(row.settled_at or 0),
+        "model": result["model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": result["role"] or "assistant", "content": result["content"]},
+                "finish_reason": result["finish_reason"],
+                "logprobs": None,
+            }
+        ],
+        "usage": None
+        if usage is None
+        else {
+            "prompt_tokens": usage["input_tokens"],
+            "completion_tokens": usage["output_tokens"],
+            "total_tokens": usage["total_tokens"],
+        },
+        "onellm": {"provider": result["provider"], "cost": result["cost"]},
     }
-
-
-def _error(error: OneLLMError) -> dict[str, JSON]:
-    return {"type": type(error).__name__, "message": str(error), "status_code": getattr(error, "status_code", None)}

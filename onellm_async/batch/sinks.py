@@ -1,18 +1,23 @@
-"""Where the lines of output go: a file that appears whole, or a stream.
+"""Where records go: a file that appears whole, or a stream.
 
 Writing happens in a thread: a full pipe or a slow disk holds back the run, never the requests under way.
 """
 
 import asyncio
 import os
-import stat
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
+from onellm_async.batch.formats import OutputFormat
+from onellm_async.batch.output_place import OutputPlace
+from onellm_async.batch.records import RecordWriter
 from onellm_async.errors import BatchError
 
-__all__ = ["FileSink", "Sink", "StreamSink"]
+if TYPE_CHECKING:
+    from onellm_async.batch.parquet_sink import ParquetSink
+
+__all__ = ["FileSink", "Sink", "StreamSink", "open_sink"]
 
 
 class Sink(Protocol):
@@ -27,13 +32,22 @@ class Sink(Protocol):
 
 
 class StreamSink:
-    """Writes to an open file descriptor, such as standard output (1), and leaves it open."""
+    """Writes to an open file descriptor, such as standard output (1), and leaves it open.
 
-    def __init__(self, descriptor: int, name: str = "standard output") -> None:
+    Args:
+        descriptor: Where to.
+        name: What it is called in messages.
+        header: What stands before the first record.
+    """
+
+    def __init__(self, descriptor: int, name: str = "standard output", *, header: bytes = b"") -> None:
         self._descriptor = descriptor
         self._name = name
+        self._header = header
 
     async def __aenter__(self) -> Self:
+        if self._header:
+            await self.write(self._header)
         return self
 
     async def __aexit__(
@@ -59,24 +73,27 @@ class FileSink:
     Args:
         path: Where the output is to be.
         force: Replace an existing output, and a ``.partial`` file that a killed run left.
+        resume: A ``.partial`` file is that of the run that goes on, and is written anew.
+        replace: An existing output is that of the run that goes on, and is replaced in the end.
+        header: What stands before the first record.
 
     Raises:
         BatchError: If the place is taken, is no regular file, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        self.path: Path = Path(path)
-        self.partial_path: Path = self.path.with_name(self.path.name + ".partial") if self.path.name else self.path
-        self._force = force
-        self._refuse_unless_free(self.path, "already exists")
-        self._refuse_unless_free(self.partial_path, "was left by a run that was killed; it holds answers")
-        try:
-            if force:
-                self.partial_path.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-            self._descriptor = os.open(self.partial_path, flags, 0o666)
-        except OSError as error:
-            raise BatchError(f"{self.path} cannot be written: {error.strerror}.") from None
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        resume: bool = False,
+        replace: bool = False,
+        header: bytes = b"",
+    ) -> None:
+        self._place = OutputPlace(path, force=force, resume=resume, replace=replace)
+        self.path: Path = self._place.path
+        self.partial_path: Path = self._place.partial_path
+        self._header = header
 
     async def write(self, lines: bytes) -> None:
         """Appends `lines`.
@@ -84,9 +101,15 @@ class FileSink:
         Raises:
             BatchError: If they cannot be written, for example on a full disk. What was written before is kept.
         """
-        await asyncio.to_thread(_write_all, self._descriptor, lines, str(self.partial_path))
+        await asyncio.to_thread(_write_all, self._place.descriptor, lines, str(self.partial_path))
 
     async def __aenter__(self) -> Self:
+        if self._header:
+            try:
+                await self.write(self._header)
+            except BaseException:
+                self._place.abandon()
+                raise
         return self
 
     async def __aexit__(
@@ -98,55 +121,48 @@ class FileSink:
             BatchError: If somebody else has taken the place meanwhile; the ``.partial`` file is kept.
         """
         if kind is None:
-            await asyncio.to_thread(self._publish)
+            await asyncio.to_thread(self._place.publish)
         else:
-            os.close(self._descriptor)
-
-    def _publish(self) -> None:
-        try:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            if self._force:
-                self.partial_path.replace(self.path)
-            else:
-                _rename_exclusively(self.partial_path, self.path)
-        except FileExistsError:
-            raise BatchError(
-                f"{self.path} came into being during the run; the answers are in {self.partial_path}."
-            ) from None
-        except OSError as error:
-            raise BatchError(
-                f"{self.path} cannot be finished: {error.strerror}. The answers are in {self.partial_path}."
-            ) from None
-
-    def _refuse_unless_free(self, path: Path, taken: str) -> None:
-        try:
-            mode = path.lstat().st_mode
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            raise BatchError(f"{self.path} cannot be written: {getattr(error, 'strerror', error)}.") from None
-        if stat.S_ISLNK(mode):
-            raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise BatchError(f"{path} is {kind}.", advice="Name a file, or leave -o out to write to standard output.")
-        if not self._force:
-            raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with --force.")
+            self._place.abandon()
 
 
-def _rename_exclusively(old: Path, new: Path) -> None:
-    """Renames without replacing anything, where the file system has hard links."""
-    try:
-        os.link(old, new, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except (OSError, NotImplementedError):
-        if os.path.lexists(new):
-            raise FileExistsError from None
-        old.rename(new)
-    else:
-        old.unlink()
+def open_sink(
+    path: str | os.PathLike[str] | None,
+    writer: RecordWriter,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    replace: bool = False,
+) -> "FileSink | StreamSink | ParquetSink":
+    """The sink for what `writer` makes; enter it before it is written to.
+
+    Args:
+        path: Where the output is to be; None is standard output.
+        writer: Makes the records that will be written.
+        force: Replace an existing output, and a ``.partial`` file that a killed run left.
+        resume: A ``.partial`` file is that of the run that goes on, and is written anew.
+        replace: An existing output is that of the run that goes on, and is replaced in the end.
+
+    Raises:
+        BatchError: If the place is taken, is no regular file, or cannot be written; for Parquet also if it is standard
+            output, or pyarrow is not installed.
+
+    Example:
+        ::
+
+            writer = RecordWriter(output_format("answers.csv", source.format))
+            async with open_sink("answers.csv", writer) as sink:
+                await sink.write(b"".join(map(writer.line, rows)))
+    """
+    if writer.shape is OutputFormat.PARQUET:
+        from onellm_async.batch.parquet_sink import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
+
+        if path is None:
+            raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")
+        return ParquetSink(path, force=force, resume=resume, replace=replace)
+    if path is None:
+        return StreamSink(1, header=writer.header)
+    return FileSink(path, force=force, resume=resume, replace=replace, header=writer.header)
 
 
 def _write_all(descriptor: int, lines: bytes, name: str) -> None:

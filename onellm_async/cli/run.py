@@ -126,12 +126,12 @@ async def _run(source: "Source", files: Files, connecting: Connecting) -> int:
 async def _answer_all(
     source: "Source", files: Files, connecting: Connecting, console: "Console", stop: "asyncio.Event"
 ) -> "RunReport":
-    from onellm_async.batch import FileSink, RecordWriter, StreamSink, Tally, run_prompts
+    from onellm_async.batch import FileSink, OutcomeWriter, StreamSink, Tally, run_prompts
     from onellm_async.cli.connection import connected
     from onellm_async.cli.progress import Display, note
 
     rate = connecting.requests_per_minute
-    writer = RecordWriter(created=int(time()))
+    writer = OutcomeWriter(created=int(time()))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(source)
         if files.output is not None and source.is_file(files.output):

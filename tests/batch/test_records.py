@@ -1,81 +1,75 @@
+import csv
+import io
 import json
 
-from onellm_async import APIConnectionError, AuthenticationError, ChatOutcome, ChatRequest, ChatResponse, Fate, Usage
-from onellm_async.batch import InputFormat, Item, RecordWriter
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
-REQUEST = ChatRequest("GPT-5", "Hi")
-RESPONSE = ChatResponse(
-    "Hello", model="gpt-5", provider="OpenAI", role="assistant", usage=Usage(3, 5, 8), finish_reason="stop", cost=0.5
-)
+from onellm_async import ConfigurationError
+from onellm_async.batch import InputFormat, OutputFormat, RecordWriter, output_format
+from onellm_async.batch.columns import COLUMNS
+from onellm_async.batch.journal_rows import State
 
 
-def written(outcome, shape, custom_id="a"):
-    line = RecordWriter(created=1234).line(Item(2, 5, REQUEST, custom_id), outcome, shape)
+def record(of, shape=OutputFormat.JSONL):
+    line = RecordWriter(shape).line(of)
     assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
     return json.loads(line)
 
 
-def test_an_answer_in_the_plain_shape():
-    assert written(ChatOutcome(0, REQUEST, RESPONSE), InputFormat.JSONL) == {
-        "index": 2,
-        "custom_id": "a",
-        "response": {
-            "content": "Hello",
-            "model": "gpt-5",
-            "provider": "OpenAI",
-            "usage": {"input_tokens": 3, "output_tokens": 5, "total_tokens": 8},
-            "finish_reason": "stop",
-            "cost": 0.5,
-            "attempts": 1,
-        },
-        "error": None,
-    }
+def rows_of_csv(*rows):
+    writer = RecordWriter(OutputFormat.CSV)
+    text = (writer.header + b"".join(map(writer.line, rows))).decode()
+    return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+
+
+def test_an_answer_in_the_plain_shape_is_what_the_journal_has():
+    assert record(answered()) == {"index": 2, "custom_id": "a", "response": ANSWER, "error": None}
 
 
 def test_a_failure_in_the_plain_shape_tells_type_message_and_status():
-    http = written(
-        ChatOutcome(0, REQUEST, error=AuthenticationError("No such key", status_code=401)), InputFormat.TEXT, None
-    )
-    lost = written(ChatOutcome(0, REQUEST, error=APIConnectionError("reset", fate=Fate.AMBIGUOUS)), InputFormat.TEXT)
+    assert record(row(State.FAILED, REFUSED, custom_id=None)) == {"index": 2, "response": None, "error": REFUSED}
 
-    assert http == {
-        "index": 2,
-        "response": None,
-        "error": {"type": "AuthenticationError", "message": "No such key", "status_code": 401},
-    }
-    assert lost["error"] == {"type": "APIConnectionError", "message": "reset", "status_code": None}
+
+def test_how_often_it_was_tried_leaves_no_trace():
+    for shape in OutputFormat:
+        line = RecordWriter(shape).line
+        assert line(row(State.ANSWERED, ANSWER, attempts=1)) == line(row(State.ANSWERED, ANSWER, attempts=3))
+
+
+@pytest.mark.parametrize("shape", OutputFormat)
+def test_a_prompt_without_an_outcome_is_an_error_that_says_it_may_be_billed(shape):
+    line = RecordWriter(shape).line(row(State.SENT, None))
+
+    assert b"PossiblyBilled" in line
+    assert b"may be billed" in line
 
 
 def test_an_answer_in_openais_shape_is_a_chat_completion():
-    record = written(ChatOutcome(0, REQUEST, RESPONSE), InputFormat.OPENAI_BATCH)
+    found = record(answered(), OutputFormat.OPENAI_BATCH)
 
-    assert record.keys() == {"id", "custom_id", "response", "error"}
-    assert record["custom_id"] == "a"
-    assert record["error"] is None
-    assert record["response"]["status_code"] == 200
-    body = record["response"]["body"]
-    assert body["object"] == "chat.completion"
-    assert body["created"] == 1234
+    assert (found["id"], found["custom_id"], found["error"]) == ("batch_req_2", "a", None)
+    assert found["response"]["status_code"] == 200
+    body = found["response"]["body"]
+    assert (body["id"], body["object"], body["created"]) == ("chatcmpl-2", "chat.completion", 1234)
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello"}
     assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
-    assert body["onellm"] == {"provider": "OpenAI", "cost": 0.5, "attempts": 1}
+    assert body["onellm"] == {"provider": "OpenAI", "cost": 0.5}
 
 
 def test_openais_shape_bears_a_reply_that_tells_nothing_but_its_text():
-    body = written(ChatOutcome(0, REQUEST, ChatResponse("Hello")), InputFormat.OPENAI_BATCH)["response"]["body"]
+    body = record(answered(usage=None, role=None, cost=None), OutputFormat.OPENAI_BATCH)["response"]["body"]
 
-    assert body["model"] == "GPT-5"
     assert body["usage"] is None
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello"}
 
 
 def test_an_http_error_is_a_response_in_openais_shape_and_a_lost_request_an_error():
-    http = written(
-        ChatOutcome(0, REQUEST, error=AuthenticationError("No such key", status_code=401)), InputFormat.OPENAI_BATCH
-    )
-    lost = written(
-        ChatOutcome(0, REQUEST, error=APIConnectionError("reset", fate=Fate.AMBIGUOUS)), InputFormat.OPENAI_BATCH
-    )
+    http = record(row(State.FAILED, REFUSED), OutputFormat.OPENAI_BATCH)
+    lost = record(row(State.FAILED, LOST), OutputFormat.OPENAI_BATCH)
 
     assert http["response"]["status_code"] == 401
     assert http["response"]["body"] == {"error": {"message": "No such key", "type": "AuthenticationError", "code": 401}}
@@ -84,8 +78,63 @@ def test_an_http_error_is_a_response_in_openais_shape_and_a_lost_request_an_erro
     assert lost["error"] == {"code": "APIConnectionError", "message": "reset"}
 
 
-def test_a_lone_surrogate_does_not_lose_a_paid_answer():
-    record = written(ChatOutcome(0, REQUEST, ChatResponse("a\ud800b")), InputFormat.JSONL, "\udfff")
+def test_csv_has_a_header_and_a_row_for_each_prompt():
+    answer, failure = rows_of_csv(answered(content='She said "no",\r\nthen\nleft'), row(State.FAILED, REFUSED))
 
-    assert record["response"]["content"] == "a\ud800b"
-    assert record["custom_id"] == "\udfff"
+    assert list(answer) == list(COLUMNS)
+    assert answer["content"] == 'She said "no",\r\nthen\nleft'
+    assert (answer["index"], answer["total_tokens"], answer["cost"], answer["error_type"]) == ("2", "8", "0.5", "")
+    assert (failure["error_type"], failure["status_code"], failure["content"]) == ("AuthenticationError", "401", "")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_text_in_csv_is_a_formula(start):
+    (found,) = rows_of_csv(answered(content=start + "1+1", model=start + "x")._replace(custom_id=start + "id"))
+
+    assert found["content"] == f"'{start}1+1"
+    assert found["model"] == f"'{start}x"
+    assert found["custom_id"] == f"'{start}id"
+
+
+@given(content=st.text(), custom_id=st.none() | st.text(), finish_reason=st.none() | st.text())
+@example(content="a\0b\u2028c\x85d", custom_id="\ufeff", finish_reason=None)
+def test_text_comes_back_out_of_csv_but_for_the_apostrophe(content, custom_id, finish_reason):
+    (found,) = rows_of_csv(answered(content=content, finish_reason=finish_reason)._replace(custom_id=custom_id))
+
+    for text, shown in [(content, found["content"]), (custom_id or "", found["custom_id"])]:
+        assert shown in {text, "'" + text}
+        assert not shown.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@given(content=st.text(st.characters()), custom_id=st.none() | st.text(st.characters()))
+@example(content="a\ud800b", custom_id="\udfff")
+def test_json_records_are_one_line_that_parses_whatever_the_text(content, custom_id):
+    for shape in (OutputFormat.JSONL, OutputFormat.OPENAI_BATCH):
+        found = record(answered(content=content)._replace(custom_id=custom_id), shape)
+        body = found["response"] if shape is OutputFormat.JSONL else found["response"]["body"]["choices"][0]["message"]
+        assert body["content"] == content
+        assert found.get("custom_id") == custom_id
+
+
+def test_half_a_character_is_replaced_in_csv_which_has_no_escapes():
+    assert "\ufffd" in rows_of_csv(answered(content="a\ud800b"))[0]["content"]
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("answers.csv", InputFormat.OPENAI_BATCH, OutputFormat.CSV),
+        ("answers.PARQUET", InputFormat.TEXT, OutputFormat.PARQUET),
+        ("answers.jsonl", InputFormat.CSV, OutputFormat.JSONL),
+        ("results.jsonl", InputFormat.OPENAI_BATCH, OutputFormat.OPENAI_BATCH),
+        (None, InputFormat.OPENAI_BATCH, OutputFormat.OPENAI_BATCH),
+        (None, InputFormat.PARQUET, OutputFormat.JSONL),
+    ],
+)
+def test_the_output_format_follows_from_the_name_and_from_the_input(name, source, expected):
+    assert output_format(name, source) is expected
+
+
+def test_an_unknown_output_format_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"'xlsx'.*jsonl, openai-batch, csv, parquet"):
+        OutputFormat("xlsx")

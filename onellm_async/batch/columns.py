@@ -1,0 +1,54 @@
+"""The columns of a table of answers, and a row's values in them. Pure."""
+
+from onellm_async.batch.journal_rows import Row, State
+from onellm_async.batch.records import UNSETTLED
+from onellm_async.chat import JSON
+from onellm_async.wire import dump_json, parse_json
+
+__all__ = ["COLUMNS", "packed_line", "values_of"]
+
+COLUMNS: dict[str, type] = {
+    "index": int,
+    "custom_id": str,
+    "content": str,
+    "error_type": str,
+    "error_message": str,
+    "status_code": int,
+    "model": str,
+    "provider": str,
+    "finish_reason": str,
+    "input_tokens": int,
+    "output_tokens": int,
+    "total_tokens": int,
+    "cost": float,
+}
+"""Names in their order, and what is in them; everything but ``index`` may be missing. ``cost`` is in USD."""
+
+
+def values_of(row: Row) -> list[JSON]:
+    """What stands in the columns; None where there is nothing."""
+    result = parse_json(UNSETTLED if row.state is State.SENT else row.result)
+    if row.state is not State.ANSWERED:
+        failure = [result["type"], result["message"], result["status_code"]]
+        return [row.index, row.custom_id, None, *failure, *[None] * 7]
+    usage = result["usage"] or {}
+    return [
+        row.index,
+        row.custom_id,
+        result["content"],
+        None,
+        None,
+        None,
+        result["model"],
+        result["provider"],
+        result["finish_reason"],
+        usage.get("input_tokens"),
+        usage.get("output_tokens"),
+        usage.get("total_tokens"),
+        result["cost"],
+    ]
+
+
+def packed_line(row: Row) -> bytes:
+    """The values as a JSON line, which is how they travel to a sink that writes columns."""
+    return dump_json(values_of(row)) + b"\n"

@@ -1,0 +1,118 @@
+"""The place of an output: a file is written beside it, as ``NAME.partial``, and takes it whole. Blocks.
+
+Symbolic links are not followed.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from onellm_async.errors import BatchError
+
+__all__ = ["OutputPlace"]
+
+
+class OutputPlace:
+    """A place that is free, and the open ``.partial`` file beside it.
+
+    Args:
+        path: Where the output is to be.
+        force: Replace whatever file is there, and a ``.partial`` file.
+        resume: The ``.partial`` file is that of the run that goes on, and is written anew.
+        replace: The output that is there is that of the run that goes on, and is replaced in the end.
+
+    Attributes:
+        path: As given.
+        partial_path: The file that is written.
+        descriptor: The same, open for writing.
+
+    Raises:
+        BatchError: If the place is taken, is no regular file, or cannot be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, force: bool = False, resume: bool = False, replace: bool = False
+    ) -> None:
+        self.path: Path = Path(path)
+        self.partial_path: Path = self.path.with_name(self.path.name + ".partial") if self.path.name else self.path
+        self._replace = force or replace
+        self._refuse_unless_free(self.path, self._replace, "already exists")
+        self._refuse_unless_free(
+            self.partial_path, force or resume, "was left by a run that was killed; it holds answers"
+        )
+        try:
+            if force or resume:
+                self.partial_path.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self.descriptor: int = os.open(self.partial_path, flags, 0o666)
+        except OSError as error:
+            raise BatchError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+    def abandon(self) -> None:
+        """Leaves the ``.partial`` file where it is."""
+        os.close(self.descriptor)
+
+    def publish(self) -> None:
+        """Moves the file to its place, durably.
+
+        Raises:
+            BatchError: If somebody else has taken the place meanwhile; the ``.partial`` file is kept.
+        """
+        try:
+            try:
+                os.fsync(self.descriptor)
+            finally:
+                os.close(self.descriptor)
+            if self._replace:
+                self.partial_path.replace(self.path)
+            else:
+                _rename_exclusively(self.partial_path, self.path)
+            _sync_directory(self.path.parent)
+        except FileExistsError:
+            raise BatchError(
+                f"{self.path} came into being during the run; the answers are in {self.partial_path}."
+            ) from None
+        except OSError as error:
+            raise BatchError(
+                f"{self.path} cannot be finished: {error.strerror}. The answers are in {self.partial_path}."
+            ) from None
+
+    def _refuse_unless_free(self, path: Path, may_go: bool, taken: str) -> None:
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            raise BatchError(f"{self.path} cannot be written: {getattr(error, 'strerror', error)}.") from None
+        if stat.S_ISLNK(mode):
+            raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
+        if not stat.S_ISREG(mode):
+            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise BatchError(f"{path} is {kind}.", advice="Name a file, or leave -o out to write to standard output.")
+        if not may_go:
+            raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with --force.")
+
+
+def _rename_exclusively(old: Path, new: Path) -> None:
+    """Renames without replacing anything, where the file system has hard links."""
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (OSError, NotImplementedError):
+        if os.path.lexists(new):
+            raise FileExistsError from None
+        old.rename(new)
+    else:
+        old.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes a new name survive a power cut, where directories can be opened."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
