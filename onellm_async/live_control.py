@@ -26,7 +26,8 @@ class LiveControl:
     def snapshot(self) -> Snapshot:
         """What the client is doing at this moment: who waits, for what, and at which rate requests leave.
 
-        It takes some 20 µs, however many wait. `onellm_async.where_time_went` draws conclusions from a series of them.
+        It takes less than a tenth of a millisecond, however many wait.
+        `onellm_async.where_time_went` draws conclusions from a series of them.
         """
         return self._sender.snapshot()
 
