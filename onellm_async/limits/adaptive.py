@@ -1,49 +1,31 @@
-"""What refusals teach about a rate that nobody declared. Pure.
+"""Finds out a rate that nobody declared. Pure.
 
-A refusal is a *mark*: at that moment the service's bucket held less than one token. Between two marks, with A requests
-let through in T seconds, the refill rate therefore lies between (A - 1) / T and (A + 1) / T. Every pair of marks gives
-such bounds; the tightest ones stand.
+**Start.** Eight requests per second, and as many more per second as are answered per second, until the first refusal.
+It tells that the service's bucket is empty, but not how fast it is refilled: the first guess is what came through,
+per minute (or less, if the refusal came early). While nothing comes through, the guess is halved.
 
-Between marks the client *cruises* at the lower bound, which the service certainly allows. What it leaves unused is not
-lost: the service's bucket saves it up. After a while it *sprints*, faster than the service refills, until the next
-mark: that uses up the savings and tells the rate anew, for the price of about one refused request, which is not
-billed. Cruises get longer as the bounds get tighter.
+**Cruise.** Marks give bounds (see `marks`). The client cruises at the lower one, which the service certainly allows.
+What it leaves unused is not lost: the service's bucket saves it up.
+
+**Sprint.** After a while, each request leaves a little sooner after the one before, until the next refusal: that uses
+up the savings and tells the rate anew, for the price of one refusal, which is not billed. The more is known, the longer
+are the cruises and the gentler the sprints. Once more has come through than the bounds allow, the limit has risen (or
+the bucket is too small to save anything up): the old marks are forgotten, and the sprint's pace becomes the rate.
+
+**Company.** Alone, a client is never refused while it cruises, and its marks never disagree. If that happens, or if at
+the start of a small burst nothing comes through time after time, somebody else uses the key: the rate then only gives
+way and comes back, with random gaps (see `sharing`), until the newest marks agree on one rate again.
 """
 
 from bisect import bisect_right
 from collections import deque
-
-from attrs import frozen
+from random import Random
 
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.rate import SharedRate
+from onellm_async.limits.marks import UNKNOWN, Bounds, Mark, RateState, bounds_of
+from onellm_async.limits.sharing import SharedRate
 
 __all__ = ["LearnedRate", "RateState"]
-
-_UNKNOWN = float("inf")
-
-
-@frozen
-class RateState:
-    """What has been learned, to be given to another limiter.
-
-    Attributes:
-        rate: Requests per second that the service certainly allows.
-        burst: Requests that it lets through at once after a pause.
-    """
-
-    rate: float
-    burst: float
-
-
-class _Mark:
-    """A moment at which the service's bucket was empty, and how many requests it had let through before."""
-
-    __slots__ = ("at", "passed")
-
-    def __init__(self, at: float, passed: int) -> None:
-        self.at = at
-        self.passed = passed
 
 
 class LearnedRate:
@@ -51,50 +33,73 @@ class LearnedRate:
 
     Args:
         now: The current time.
-        state: What an earlier limiter learned; None starts blind.
+        state: What an earlier control knew, or what somebody declared; it is held until the service disagrees. None
+            starts blind. What the service's bucket holds is not known: an early sprint finds out.
+        random: Where the gaps between requests come from while the key is shared; None: even gaps.
+        probe_every: Requests of the longest cruise, 1 or more. One refusal in so many is what staying informed costs;
+            a limit that rises is noticed after so many at the latest.
     """
 
     START_PACE = 8.0
-    """Requests per second before anything is known; each answer adds two, so that fast services are found fast."""
     LEAST_JITTER = 0.005
     MOST_JITTER = 0.15
     """Seconds by which the moments of sending and of arriving may differ between two requests: between these bounds,
     one and a half times the round trip of a refusal."""
+    SHORTEST_PERIOD = 10.0
+    LONGEST_PERIOD = 60.0
+    """Seconds in which the bucket is guessed to be refilled once; in between, twelve times as long as it lasted."""
+    LEAST = 1 / 45
+    """Requests per second below which nothing is guessed; only a measurement says less."""
     FIRST_CRUISE = 4
-    LONGEST_CRUISE = 300
-    """Requests; one refusal in 300 is what staying informed costs."""
-    CRUISE_GROWTH = 4
-    SPRINT = 1.5
-    """Times the rate, at first."""
-    PATIENCE = 8
-    """Requests of a sprint without a mark after which it gets faster and faster: the limit must have risen."""
+    CRUISE_GROWTH = 3
+    """Requests of a cruise for each request that the bounds rest on."""
+    DOUBLING = 1.0
+    HASTE = 0.1
+    TINY_HASTE = 0.02
+    LEAST_HASTE = 0.01
+    """How much sooner each request of a sprint leaves: before anything is known; at first, after a burst of four or
+    more and after a smaller one; at last."""
+    RISE_HASTE = 0.2
     OVERSHOOT = 2.0
     """Requests that may be on their way when a refusal comes back: the fastest sprint, times a refusal's round trip."""
-    LEAST_SHARE = 1 / 16
     MOST_MARKS = 24
     CONTESTED = 2.0
-    """Times that the marks have disagreed lately, each agreement taking back a quarter: somebody else uses the key."""
-    SHARED_FOR = 900.0
-    """Seconds for which the rate then only gives way and comes back, before it is identified anew."""
+    """Suspicions that make company certain: a refused cruise, or nothing let through again and again, counts two;
+    marks that disagree, one. Marks that agree take back a quarter."""
+    SMALL_BURST = 24
+    """Requests; who found that many at the start has hardly been robbed by others, however long nothing follows."""
+    ALONE, APART = 6, 8
+    CLOSE = 1.1
+    """Alone again: so many marks agree, with so many requests between them on average, on bounds that close."""
 
-    def __init__(self, now: float, state: RateState | None = None) -> None:
+    def __init__(
+        self, now: float, state: RateState | None = None, *, random: Random | None = None, probe_every: int = 300
+    ) -> None:
+        self._random = random
+        self._probe_every = probe_every
         self._started = now
         self._sent: deque[float] = deque(maxlen=4096)
         self._total = self._refused = 0
-        self._marks: deque[_Mark] = deque(maxlen=self.MOST_MARKS)
-        self._identified = False
-        self._cruise = self.FIRST_CRUISE
-        self._sprinted = 0
+        self._marks: deque[Mark] = deque(maxlen=self.MOST_MARKS)
+        self._bounds = Bounds()
+        self._cruise = 1
+        self._sprinting = False
+        self._haste = self.DOUBLING
+        self._first_haste = self.HASTE
         self._round_trip = 0.0
         self._jitter = self.LEAST_JITTER
-        self._disagreements = 0.0
+        self._suspicion = 0.0
+        self._in_vain = 0
         self._shared: SharedRate | None = None
-        self._shared_until = now
         self._bucket: TokenBucket | None = None
         self._pace = TokenBucket(self.START_PACE, 1.0, updated_at=now)
-        self._extra = 0.0
+        self._wanted = 1.0
+        self._given = state
         if state is not None:
-            self._bucket = TokenBucket(state.rate, max(1.0, state.burst), level=0.0, updated_at=now)
+            self._bucket = TokenBucket(state.rate, max(1.0, state.burst), level=1.0, updated_at=now)
+            self._bounds = Bounds(state.low, UNKNOWN if state.high is None else state.high)
+            self._marks.append(Mark(now, 0, empty=False))
+            self._haste = self.HASTE
 
     @property
     def rate(self) -> float:
@@ -102,39 +107,41 @@ class LearnedRate:
 
     @property
     def state(self) -> RateState | None:
-        """What has been learned so far; None before the first refusal."""
-        return None if self._bucket is None else RateState(self._bucket.rate, self._bucket.capacity)
+        """What is known now; None before the first refusal."""
+        if self._bucket is None:
+            return None
+        bounds = Bounds() if self._shared is not None else self._bounds
+        return RateState(self._bucket.rate, self._bucket.capacity, bounds.low, bounds.high if bounds.known else None)
+
+    @property
+    def confidence(self) -> float:
+        """0 while nothing is known or the key is shared, then 1 - (high - low) / (high + low) of the bounds."""
+        return 0.0 if self._shared is not None else self._bounds.confidence
 
     def time_until(self, requests: float, now: float) -> float:
-        pace_wait = (requests - self._pace.level_at(now)) / self._pace.rate
-        if self._bucket is None:
-            return 0.0 if self._extra >= requests else max(0.0, pace_wait)
-        wait = max(0.0, requests - self._bucket.level_at(now)) / self._bucket.rate
-        if self._sprinted:
-            wait = min(wait, max(0.0, pace_wait))
+        requests += self._wanted - 1
+        wait = (requests - self._pace.level_at(now)) / self._pace.rate
+        if self._bucket is not None:
+            steady = (requests - self._bucket.level_at(now)) / self._bucket.rate
+            wait = min(wait, steady) if self._sprinting else steady
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
         self._total += 1
         self._sent.append(now)
         if self._bucket is None:
-            if self._pace.level_at(now) < 1 and self._extra >= 1:
-                self._extra -= 1
-            else:
-                self._pace.take(1, now)
+            self._pace.take(1, now)
             return
         self._bucket.take(1, now)
-        if self._sprinted:
-            self._sprinted += 1
+        if self._shared is not None:
+            if self._random is not None:
+                self._wanted = self._random.uniform(0.5, 1.5)
+        elif self._sprinting:
             self._pace.take(1, now)
-            self._speed_up(now)
-        elif (
-            self._shared is None
-            and self._marks
-            and self._total - self._refused - self._marks[-1].passed >= self._cruise
-        ):
-            self._sprinted = 1
-            self._pace = TokenBucket(self.SPRINT * self._bucket.rate, 1.0, level=0.0, updated_at=now)
+            self._hurry(now)
+        elif self._marks and self._passed() >= self._cruise:
+            self._sprinting = True
+            self._pace = TokenBucket(self._bucket.rate * (1 + self._haste), 1.0, level=0.0, updated_at=now)
 
     def give_back(self, now: float) -> None:
         self._total -= 1
@@ -142,9 +149,9 @@ class LearnedRate:
             self._bucket.give_back(1, now)
 
     def answered(self, sent_at: float, now: float) -> None:
-        if self._bucket is None:
-            self._extra = min(self._extra + 2, 64)
-        elif self._shared is not None:
+        if self._bucket is None:  # the pace doubles with every round trip
+            self._pace.retune(now, rate=self._pace.rate + 1 / max(now - sent_at, self.LEAST_JITTER))
+        elif self._shared is not None and (not self._marks or sent_at > self._marks[-1].at):
             self._shared.grow()
             self._bucket.retune(now, rate=self._shared.value)
 
@@ -154,96 +161,120 @@ class LearnedRate:
         self._refused += 1
         self._round_trip = max(0.9 * self._round_trip, now - sent_at)
         self._jitter = min(self.MOST_JITTER, max(self.LEAST_JITTER, 1.5 * self._round_trip))
-        if self._marks and sent_at <= self._marks[-1].at + self._jitter:
+        if self._marks and self._marks[-1].empty and sent_at <= self._marks[-1].at + self._jitter:
             for mark in self._marks:  # of the same moment as the last mark, which took it for let through
                 if mark.at >= sent_at:
                     mark.passed -= 1
             return
-        self._marks.append(_Mark(sent_at, passed))
-        self._sprinted = 0
+        sprinting, self._sprinting = self._sprinting, False
+        self._marks.append(Mark(sent_at, passed))
         if self._bucket is None:
-            self._first_guess(now)
+            rate = self._first_guess()
+        elif self._given is not None:
+            rate = self._recall(self._given)
+        elif self._shared is not None:
+            rate = self._give_way(self._shared)
         else:
-            self._learn(now)
+            rate = self._learn(self._bucket, sprinting=sprinting)
+        burst = max(1.0, float(passed)) if self._bucket is None else self._bucket.capacity
+        self._bucket = TokenBucket(rate, burst, level=0.0, updated_at=now)
 
     def rebase(self, now: float) -> None:
         self._marks.clear()
         self._sent.clear()
+        self._sprinting = False
         self._pace.rebase(now)
         if self._bucket is not None:
             self._bucket.rebase(now)
 
-    def _first_guess(self, now: float) -> None:
-        """Little is known yet: at most what was let through since the start, per second; at least, per minute."""
+    def _passed(self) -> int:
+        return self._total - self._refused - self._marks[-1].passed
+
+    def _first_guess(self) -> float:
         mark = self._marks[-1]
-        elapsed = max(mark.at - self._started, self._jitter)
-        guess = min((mark.passed + 1) / 60, (mark.passed + 1) / elapsed)
-        self._bucket = TokenBucket(guess, max(1.0, float(mark.passed)), level=0.0, updated_at=now)
-        self._cruise = 1
+        lasted = max(mark.at - self._started, self._jitter)
+        self._first_haste = self.HASTE if mark.passed >= self.FIRST_CRUISE else self.TINY_HASTE
+        return (mark.passed + 1) / min(self.LONGEST_PERIOD, max(self.SHORTEST_PERIOD, 12 * lasted))
 
-    def _learn(self, now: float) -> None:
-        bucket = self._bucket
-        assert bucket is not None  # noqa: S101  # made by the first mark, or given
-        if self._shared is not None:
-            self._give_way(now)
-            return
-        low, high, agreeing = self._bounds()
-        if agreeing < len(self._marks):
-            # Older marks exclude the newer ones: the limit has changed, or somebody else uses the key.
-            for _ in range(len(self._marks) - agreeing):
-                self._marks.popleft()
-            self._cruise = self.FIRST_CRUISE
-            self._disagreements += 1
-        else:
-            self._disagreements = max(0.0, self._disagreements - 0.25)
-            self._cruise = min(max(self.FIRST_CRUISE, self._cruise * self.CRUISE_GROWTH), self.LONGEST_CRUISE)
-        self._identified = high < _UNKNOWN
-        rate = (low + high) / 2 if self._identified else bucket.rate
-        if len(self._marks) > 1 and self._marks[-1].passed <= self._marks[-2].passed:
-            rate = min(rate, bucket.rate / 2)  # not one was let through: bounds this short after a mark say little
-        rate = max(rate, self._least(now))
-        self._bucket = TokenBucket(rate, bucket.capacity, level=0.0, updated_at=now)
-        if self._disagreements >= self.CONTESTED:
-            self._shared = SharedRate(rate, floor=self._least(now), ceiling=_UNKNOWN)
-            self._shared_until = now + self.SHARED_FOR
+    def _recall(self, given: RateState) -> float:
+        """The first mark after a start from `given` only tells that the service's bucket is empty from now on."""
+        self._given = None
+        while len(self._marks) > 1:
+            self._marks.popleft()
+        if self._bounds.tight:
+            self._study(2 * given.low / max(self._bounds.high - given.low, 1e-9))
+        return given.rate
 
-    def _least(self, now: float) -> float:
-        """A share of what has been let through on average since the start: less would be despair."""
-        return self.LEAST_SHARE * (self._total - self._refused) / max(now - self._started, self._jitter)
+    def _study(self, evidence: float) -> None:
+        """How long the next cruise and how gentle the next sprint is, after so many requests that agree."""
+        self._cruise = max(1, int(min(self.CRUISE_GROWTH * evidence, self._probe_every)))
+        self._haste = min(self._first_haste, max(self.LEAST_HASTE, 1 / max(1, evidence)))
 
-    def _give_way(self, now: float) -> None:
-        assert self._bucket is not None  # noqa: S101  # only an identified rate can be contested
-        assert self._shared is not None  # noqa: S101  # see _learn
-        if len(self._marks) > 1:
-            last, previous = self._marks[-1], self._marks[-2]
-            self._shared.floor = self._least(now)
-            self._shared.shrink(last.passed - previous.passed, last.at - previous.at)
-        self._bucket = TokenBucket(self._shared.value, self._bucket.capacity, level=0.0, updated_at=now)
-        if now >= self._shared_until:
-            self._shared = None
-            self._disagreements = 0.0
-            self._cruise = self.FIRST_CRUISE
-            self._marks = deque([self._marks[-1]], maxlen=self.MOST_MARKS)
+    def _learn(self, bucket: TokenBucket, *, sprinting: bool) -> float:
+        marks = self._marks
+        if not sprinting and self._bounds.tight:
+            self._suspicion += 2
+        in_vain = len(marks) > 1 and marks[-1].passed <= marks[-2].passed
+        bounds = self._bounds = bounds_of(list(marks), self._jitter)
+        if bounds.agreeing < len(marks):
+            self._suspicion += 1
+            while len(marks) > bounds.agreeing:
+                marks.popleft()
+        elif not in_vain:
+            self._suspicion = max(0.0, self._suspicion - 0.25)
+            self._in_vain = 0
+        if len(marks) > 1:
+            self._study(marks[-1].passed - next(mark.passed for mark in marks if mark.empty))
+            if bounds.low > 0:
+                self._cruise = max(self._cruise, min(self.FIRST_CRUISE, self._probe_every))
+        rate = self._estimate(bucket, in_vain=in_vain, sprinting=sprinting)
+        if self._suspicion >= self.CONTESTED:
+            self._shared = SharedRate(rate, floor=min(rate, self.LEAST / 2), ceiling=UNKNOWN)
+        return rate
 
-    def _bounds(self) -> tuple[float, float, int]:
-        """The tightest bounds that the newest marks agree on, and how many marks these are."""
-        low, high = 0.0, _UNKNOWN
-        marks = list(self._marks)
-        jitter = self._jitter
-        for count, earlier in enumerate(reversed(marks[:-1]), 1):
-            tighter_low, tighter_high = low, high
-            for later in marks[len(marks) - count :]:
-                passed, elapsed = later.passed - earlier.passed, later.at - earlier.at
-                tighter_low = max(tighter_low, (passed - 1) / (elapsed + jitter))
-                if elapsed > jitter:
-                    tighter_high = min(tighter_high, (passed + 1) / (elapsed - jitter))
-            if tighter_low > tighter_high:
-                return low, high, count
-            low, high = tighter_low, tighter_high
-        return low, high, len(marks)
+    def _estimate(self, bucket: TokenBucket, *, in_vain: bool, sprinting: bool) -> float:
+        bounds = self._bounds
+        if in_vain:
+            rate = max(self.LEAST, bucket.rate / 2)
+            self._in_vain += 1
+            if rate <= self.LEAST or (self._in_vain >= 2 and bucket.capacity < self.SMALL_BURST):
+                self._suspicion += 2
+            return rate
+        if not bounds.known:
+            return bucket.rate
+        if bounds.tight:
+            return bounds.low
+        if bounds.low > 0:
+            return max(self.LEAST, (bounds.low + bounds.high) / 2)
+        if sprinting and not self._marks[0].empty:  # the limit had risen: the pace of the last request but one
+            return max(self.LEAST, min(bounds.high, self._pace.rate / (1 + self._haste) ** 2))
+        return max(self.LEAST, bounds.high / 2)
 
-    def _speed_up(self, now: float) -> None:
-        if self._sprinted > (self.PATIENCE if self._identified else 1):
-            fastest = self.OVERSHOOT / self._jitter
-            factor = 1.3 if self._identified else 2.0
-            self._pace.retune(now, rate=max(self._pace.rate, min(self._pace.rate * factor, fastest)))
+    def _give_way(self, shared: SharedRate) -> float:
+        shared.shrink()
+        self._wanted = 1.0
+        marks = self._marks
+        bounds = bounds_of(list(marks), self._jitter)
+        enough = bounds.agreeing >= self.ALONE and bounds.high < self.CLOSE * bounds.low
+        if not enough or marks[-1].passed - marks[-bounds.agreeing].passed <= self.APART * bounds.agreeing:
+            return shared.value
+        while len(marks) > bounds.agreeing:
+            marks.popleft()
+        self._shared = None
+        self._suspicion = 0.0
+        self._bounds = bounds
+        self._cruise = min(self.FIRST_CRUISE, self._probe_every)
+        return (bounds.low + bounds.high) / 2
+
+    def _hurry(self, now: float) -> None:
+        """Each request of a sprint leaves a little sooner than the one before."""
+        assert self._bucket is not None  # noqa: S101  # nobody sprints before the first guess
+        fastest = 4 * self._bucket.rate if self._given is not None else self.OVERSHOOT / self._jitter
+        pace = max(self._pace.rate, min(self._pace.rate * (1 + self._haste), fastest))
+        self._pace.retune(now, rate=pace)
+        passed = self._passed() - 1 - pace * self._round_trip
+        if self._given is None and passed > self._bounds.high * (now - self._marks[-1].at + self._jitter):
+            self._bucket.retune(now, rate=pace)
+            self._haste = min(self.RISE_HASTE, 2 * self._haste)
+            self._marks = deque([Mark(now, self._total - self._refused, empty=False)], maxlen=self.MOST_MARKS)
+            self._bounds = Bounds()

@@ -30,9 +30,9 @@ def rate_control(limits: Limits, now: float, random: Random, state: RateState | 
     if limits.mode == "discover" or declared is None:
         if state is None and declared is not None:
             state = RateState(declared / 60, limits.burst)
-        return LearnedRate(now, state)
+        return LearnedRate(now, state, random=random, probe_every=limits.probe_every)
     kind = StrictRate if limits.mode == "off" else DeclaredRate
-    return kind(declared / 60, limits.burst, now)
+    return kind(declared / 60, limits.burst, now, None if limits.mode == "off" else state, random=random)
 
 
 def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:

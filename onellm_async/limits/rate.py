@@ -4,8 +4,10 @@ from random import Random
 from typing import Protocol
 
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.marks import RateState
+from onellm_async.limits.sharing import SharedRate
 
-__all__ = ["BackOffOnly", "DeclaredRate", "RateControl", "SharedRate"]
+__all__ = ["BackOffOnly", "DeclaredRate", "RateControl"]
 
 
 class RateControl(Protocol):
@@ -14,6 +16,16 @@ class RateControl(Protocol):
     @property
     def rate(self) -> float:
         """Requests per second it would keep up; infinite without a limit."""
+        ...
+
+    @property
+    def state(self) -> RateState | None:
+        """What another control needs so as not to start blind; None when nothing is known."""
+        ...
+
+    @property
+    def confidence(self) -> float:
+        """How sure it is of its rate, between 0 (nothing is known) and 1."""
         ...
 
     def time_until(self, requests: float, now: float) -> float:
@@ -41,48 +53,6 @@ class RateControl(Protocol):
         ...
 
 
-class SharedRate:
-    """A rate that gives way and comes back, for a limit that others use, too, or that is not what it was said to be.
-
-    It shrinks with each refusal, but not below nine tenths of what was let through since the last one: that much is
-    certainly there. It grows with each answer, by a share of itself and by the same small step for everybody, which in
-    the long run makes the clients of a key equals.
-
-    Args:
-        rate: Requests per second, at first.
-        floor: The least it ever becomes.
-        ceiling: The most it ever becomes.
-    """
-
-    __slots__ = ("_answers", "_base", "_ceiling", "floor", "value")
-
-    DECREASE = 0.7
-    CERTAIN = 0.9
-    GROWTH = 0.01
-    STEP = 0.002
-    EAGER = 10
-    """Answers without a refusal after which it grows twice as fast, and so on: the others may have gone."""
-
-    def __init__(self, rate: float, *, floor: float, ceiling: float) -> None:
-        self._base = rate
-        self.floor: float = floor
-        self._ceiling = ceiling
-        self._answers = 0
-        self.value: float = rate
-
-    def grow(self) -> None:
-        """Takes note of an answer."""
-        self._answers += 1
-        growth = self.GROWTH * (1 + self._answers / self.EAGER)
-        self.value = min(self._ceiling, self.value * (1 + growth) + self.STEP * self._base)
-
-    def shrink(self, passed: int, elapsed: float) -> None:
-        """Takes note of a refusal, `passed` requests and `elapsed` seconds after the last one."""
-        self._answers = 0
-        certain = self.CERTAIN * passed / elapsed if elapsed > 0 else 0.0
-        self.value = max(self.floor, min(self.value, max(self.DECREASE * self.value, certain)))
-
-
 class DeclaredRate:
     """Holds a declared bucket exactly, and yields when the service disagrees.
 
@@ -99,6 +69,9 @@ class DeclaredRate:
         per_second: The declared refill rate.
         burst: The declared capacity.
         now: The current time.
+        state: What an earlier control held; its rate is gone on with if it is below the declared one.
+        random: Where the gaps between requests come from while the rate is corrected, so that clients of one key do
+            not fall into step; None: even gaps.
     """
 
     TRAVEL_JITTER = 0.05
@@ -108,56 +81,98 @@ class DeclaredRate:
     MOST_CLIENTS = 64
     """The rate never falls below the declared one shared by so many."""
     TRUST = 30
-    """Tokens' worth of time after a refusal in which another one is no coincidence."""
+    """Tokens' worth of time, at the rate held, after a refusal in which another one is no coincidence."""
 
-    def __init__(self, per_second: float, burst: float, now: float) -> None:
+    def __init__(
+        self,
+        per_second: float,
+        burst: float,
+        now: float,
+        state: RateState | None = None,
+        *,
+        random: Random | None = None,
+    ) -> None:
+        self._random = random
+        self._wanted = 1.0
+        self._mark: float | None = None
+        self._bucket: TokenBucket
+        self._declare(per_second, burst, now)
+        self._bucket = TokenBucket(self._rate.value, burst - self._margin, updated_at=now)
+        self._pace = TokenBucket(max(self.START_PACE, 4 * per_second), 1.0, updated_at=now)
+        self._confirmed_at = now + burst / per_second
+        if state is not None and state.rate < self._rate.value:
+            self._rate.value = max(self._rate.floor, state.rate)
+            self._bucket.retune(now, rate=self._rate.value)
+
+    def _declare(self, per_second: float, burst: float, now: float) -> None:
         margin = min(burst / 4, 1 + per_second * self.TRAVEL_JITTER) if burst >= 2 else 0.0
         if burst < 2:
             per_second /= 1 + per_second * self.TRAVEL_JITTER
-        self._bucket = TokenBucket(per_second, burst - margin, updated_at=now)
+        self._burst, self._margin = burst, margin
         self._empty_level = -min(1.0, margin)
-        self._pace = TokenBucket(max(self.START_PACE, 4 * per_second), 1.0, updated_at=now)
-        self._confirmed_at = now + burst / per_second
         self._rate = SharedRate(per_second, floor=per_second / self.MOST_CLIENTS, ceiling=per_second)
-        self._trusted_after = self.TRUST / per_second
-        self._mark: float | None = None
-        self._passed = 0
+
+    def retune(self, per_second: float, burst: float, now: float) -> None:
+        """Holds another declared limit from `now` on. What is in the bucket stays, cut to the new capacity.
+
+        A correction by refusals is forgotten: it was of the old limit.
+
+        Args:
+            per_second: The newly declared refill rate.
+            burst: The newly declared capacity.
+            now: The current time.
+        """
+        self._declare(per_second, burst, now)
+        self._bucket.retune(now, rate=self._rate.value, capacity=burst - self._margin)
+        self._pace.retune(now, rate=max(self.START_PACE, 4 * per_second))
+        self._confirmed_at = min(self._confirmed_at, now + burst / per_second)
+        self._wanted = 1.0
 
     @property
     def rate(self) -> float:
         return self._bucket.rate
 
+    @property
+    def state(self) -> RateState:
+        """What is held now, correction included."""
+        low = self._rate.value if self._rate.at_ceiling else 0.0
+        return RateState(self._rate.value, self._burst, low, self._rate.ceiling)
+
+    @property
+    def confidence(self) -> float:
+        """1 until refusals have corrected the declaration, then the share of it that is left."""
+        return self._rate.value / self._rate.ceiling
+
     def time_until(self, requests: float, now: float) -> float:
         level = self._bucket.level_at(now)
-        wait = max(0.0, requests - level) / self._bucket.rate
+        wait = max(0.0, requests + self._wanted - 1 - level) / self._bucket.rate
         if now < self._confirmed_at:
             wait = max(wait, (requests - self._pace.level_at(now)) / self._pace.rate)
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
-        self._passed += 1
         self._bucket.take(1, now)
+        shared = self._random is not None and not self._rate.at_ceiling
+        self._wanted = self._random.uniform(0.5, 1.5) if shared and self._random is not None else 1.0
         if now < self._confirmed_at:
             self._pace.take(1, now)
 
     def give_back(self, now: float) -> None:
-        self._passed -= 1
         self._bucket.give_back(1, now)
 
     def answered(self, sent_at: float, now: float) -> None:
-        self._rate.grow()
+        if self._mark is None or sent_at > self._mark:
+            self._rate.grow()
         if self._bucket.rate < self._rate.value:
             self._bucket.retune(now, rate=self._rate.value)
 
     def refused(self, sent_at: float, now: float) -> None:
-        self._passed -= 1
         if self._mark is not None and sent_at <= self._mark:
             return  # sent before the last refusal was known: it says nothing new
         previous, self._mark = self._mark, now
-        if previous is not None and now - previous < self._trusted_after:
-            self._rate.shrink(self._passed, now - previous)
+        if previous is not None and (now - previous) * self._rate.value < self.TRUST:
+            self._rate.shrink()
             self._bucket.retune(now, rate=self._rate.value)
-        self._passed = 0
         self._bucket.drain(now, self._empty_level)
 
     def rebase(self, now: float) -> None:
@@ -184,6 +199,15 @@ class BackOffOnly:
     @property
     def rate(self) -> float:
         return float("inf")
+
+    @property
+    def state(self) -> None:
+        """Nothing is known."""
+        return None
+
+    @property
+    def confidence(self) -> float:
+        return 0.0
 
     def time_until(self, requests: float, now: float) -> float:
         return max(0.0, self._closed_until - now)

@@ -1,0 +1,51 @@
+"""How a client shares a limit with others that it knows nothing of. Pure."""
+
+from math import sqrt
+
+__all__ = ["SharedRate"]
+
+
+class SharedRate:
+    """A rate that gives way and comes back, for a limit that others use, too, or that is not what it was said to be.
+
+    A refusal makes it smaller by a share of itself. An answer makes its *square root* larger by a fixed step (a
+    binomial law, halfway between growing by a share and growing by an amount). Who has more is refused more often and
+    grows by a smaller share, so the clients of a key become equals, whatever the size of the limit, which none of them
+    knows. The longer there is no refusal, the larger are the steps: the others may have gone.
+
+    Args:
+        rate: Requests per second, at first.
+        floor: The least it ever becomes.
+        ceiling: The most it ever becomes.
+    """
+
+    __slots__ = ("_answers", "ceiling", "floor", "value")
+
+    DECREASE = 0.7
+    STEP = 0.01
+    """Of the square root of the rate (1/s), for each answer. In balance that refuses one request in eight to each of
+    four clients that share 40 a minute, and one in five to each of sixteen."""
+    EAGER = 10
+    """Answers without a refusal after which a step is twice as large, after twice as many five times, and so on."""
+
+    def __init__(self, rate: float, *, floor: float, ceiling: float) -> None:
+        self.floor: float = floor
+        self.value: float = rate
+        self.ceiling: float = ceiling
+        self._answers = 0
+
+    @property
+    def at_ceiling(self) -> bool:
+        """Whether nothing is given way to any more."""
+        return self.value >= self.ceiling
+
+    def grow(self) -> None:
+        """Takes note of an answer."""
+        self._answers += 1
+        step = self.STEP * (1 + (self._answers / self.EAGER) ** 2)
+        self.value = min(self.ceiling, (sqrt(self.value) + step) ** 2)
+
+    def shrink(self) -> None:
+        """Takes note of a refusal."""
+        self._answers = 0
+        self.value = max(self.floor, self.DECREASE * self.value)
