@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["StandstillError", "VirtualClockLoop", "run_in_virtual_time"]
@@ -22,6 +22,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     """Polls instead of waiting, and tells the clock how long it would have waited."""
 
     elapsed = 0.0
+    onlooker: Callable[[float], None] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
@@ -33,6 +34,8 @@ class _JumpingSelector(selectors.DefaultSelector):
             if not ready:
                 raise StandstillError("Every task waits, and no timer is set that could wake one.")
             return ready
+        if self.onlooker is not None:
+            self.onlooker(max(timeout, 0.0))
         self.elapsed += max(timeout, 0.0)
         return ready
 
@@ -51,6 +54,18 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.elapsed
+
+    def before_each_jump(self, look: Callable[[float], None]) -> None:
+        """Has `look` called whenever nothing is left to be done now, with the seconds that the clock will jump.
+
+        It may look at everything, but must not schedule anything.
+        """
+        self._jumping.onlooker = look
+
+    def timers_set(self) -> int:
+        """Timers that have neither rung nor been cancelled."""
+        scheduled: list[asyncio.TimerHandle] = getattr(self, "_scheduled", [])
+        return sum(not timer.cancelled() for timer in scheduled)
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T]) -> T:

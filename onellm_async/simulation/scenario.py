@@ -1,31 +1,35 @@
 """A run of the real client against the pure service in virtual time: hours in seconds, repeatable by its seed."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from random import Random
 
 from attrs import evolve, field, frozen
 
-from onellm_async.chat import ChatResponse
 from onellm_async.client import AsyncOneLLM
-from onellm_async.errors import OneLLMError
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.server.ledger import Outcome
 from onellm_async.server.service import Service
 from onellm_async.server.settings import Faults, ServerSettings
-from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation.clock import VirtualClockLoop, run_in_virtual_time
+from onellm_async.simulation.invariants import violations
+from onellm_async.simulation.participant import Participant, SingleChat, Task
+from onellm_async.simulation.service_transport import Network, Outage, ServiceTransport
+from onellm_async.simulation.trace import Recorder, TrueLimit
+from onellm_async.wire import Dialect
 
-__all__ = ["LimitChange", "Scenario", "SimulationResult", "simulate"]
+__all__ = ["LimitChange", "Outage", "Scenario", "SimulationResult", "SingleChat", "simulate"]
 
 _KEY = "simulated"
-_MODEL = "GPT-5-Nano"
+_PATIENCE = 200
+"""Times the best makespan, and a day: a run that takes longer is given up."""
 
 
 @frozen
 class LimitChange:
-    """The service's limit becomes `requests_per_minute` at `at` seconds."""
+    """The service's limit becomes `requests_per_minute` at `at` seconds; 0 also empties its bucket."""
 
     at: float
     requests_per_minute: float
@@ -47,6 +51,14 @@ class Scenario:
         travel: Seconds on the way, each way.
         travel_jitter: Seconds by which a way may be longer.
         retry: The clients' policy.
+        dialect: Of the service and its clients.
+        lane: Where the prompts wait.
+        deadline: Seconds for each prompt; None for no end.
+        consumer_pause: Seconds that whoever reads the outcomes takes for each.
+        chats: Asked of each client beside its prompts.
+        stall_rate: Share of the requests that get lost on the way, without a word.
+        timeout: Seconds after which a client stops waiting for a reply; None: never.
+        outages: When nothing gets through. The best makespan does not count them.
         seed: Decides on every random value.
     """
 
@@ -61,6 +73,14 @@ class Scenario:
     travel: float = 0.02
     travel_jitter: float = 0.05
     retry: RetryPolicy = field(factory=RetryPolicy)
+    dialect: Dialect = Dialect.DOCUMENTED
+    lane: str = "batch"
+    deadline: float | None = None
+    consumer_pause: float = 0.0
+    chats: Sequence[SingleChat] = ()
+    stall_rate: float = 0.0
+    timeout: float | None = None
+    outages: Sequence[Outage] = ()
     seed: int = 0
 
 
@@ -79,6 +99,7 @@ class SimulationResult:
         sent_at: When each request left, per client.
         answered_at: When each answer was there, per client, in the order of completion.
         at_rest: Whether every client ended with all slots back, nobody waiting and no timer set.
+        violations: Which of the invariants in ``invariants.py`` were broken, and how; empty when all is well.
     """
 
     scenario: Scenario
@@ -91,6 +112,7 @@ class SimulationResult:
     sent_at: Sequence[Sequence[float]]
     answered_at: Sequence[Sequence[float]]
     at_rest: bool
+    violations: Sequence[str]
 
     @property
     def goodput(self) -> float:
@@ -127,58 +149,121 @@ def best_makespan(scenario: Scenario) -> float:
 
 
 async def _run(scenario: Scenario) -> SimulationResult:
+    loop, service = asyncio.get_running_loop(), _service(scenario)
+    assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
+    changes = [loop.call_at(change.at, _change, service, change) for change in scenario.changes]
+    seeds = Random(scenario.seed)
+    transports, participants = [], []
+    for number in range(scenario.clients):
+        transport, participant = _participant(scenario, service, number, Random(seeds.random()))
+        transports.append(transport)
+        participants.append(participant)
+
+    def look(ahead: float) -> None:
+        for participant in participants:
+            participant.look(ahead)
+
+    loop.before_each_jump(look)
+    working = [asyncio.create_task(participant.work()) for participant in participants]
+    await asyncio.wait(working, timeout=_PATIENCE * best_makespan(scenario) + 86400)
+    makespan = loop.time()
+    for task in working:
+        task.cancel()
+    for change in changes:
+        change.cancel()
+    await asyncio.gather(*working, return_exceptions=True)
+    left_over = _left_over(loop)
+    for task in working:
+        if not task.cancelled():
+            task.result()
+    outcomes = [outcome for participant in participants for outcome in participant.outcomes]
+    return SimulationResult(
+        scenario=scenario,
+        makespan=makespan,
+        best_makespan=best_makespan(scenario),
+        answered=sum(
+            outcome.response is not None and outcome.response.content == outcome.prompt for outcome in outcomes
+        ),
+        failed=sum(outcome.error is not None for outcome in outcomes),
+        refused=service.ledger.outcomes[Outcome.REFUSED],
+        billed=service.ledger.billed,
+        sent_at=[transport.sent_at for transport in transports],
+        answered_at=[participant.answered_at for participant in participants],
+        at_rest=all(participant.client.snapshot().at_rest for participant in participants),
+        violations=_violations(scenario, service, participants, left_over),
+    )
+
+
+def _service(scenario: Scenario) -> Service:
     settings = ServerSettings(
+        dialect=scenario.dialect,
         requests_per_minute=scenario.requests_per_minute,
         burst=scenario.burst,
         initial_level=scenario.initial_level,
         keys={_KEY: 1e9},
         faults=evolve(scenario.faults, seed=scenario.seed),
-        keep_rows=0,
     )
-    service = Service(settings)
-    loop = asyncio.get_running_loop()
-    for change in scenario.changes:
-        loop.call_at(change.at, service.retune, change.requests_per_minute, change.at)
-    seeds = Random(scenario.seed)
-    runs = [_Client(scenario, service, Random(seeds.random())) for _ in range(scenario.clients)]
-    await asyncio.gather(*(run.ask_everything(number) for number, run in enumerate(runs)))
-    return SimulationResult(
-        scenario=scenario,
-        makespan=loop.time(),
-        best_makespan=best_makespan(scenario),
-        answered=sum(run.answered for run in runs),
-        failed=sum(run.failed for run in runs),
-        refused=service.ledger.outcomes[Outcome.REFUSED],
-        billed=service.ledger.billed,
-        sent_at=[run.transport.sent_at for run in runs],
-        answered_at=[run.answered_at for run in runs],
-        at_rest=all(run.at_rest for run in runs),
+    return Service(settings)
+
+
+def _change(service: Service, change: LimitChange) -> None:
+    service.retune(change.requests_per_minute, change.at)
+    if not change.requests_per_minute:
+        service.account(_KEY, change.at).bucket.drain(change.at)
+
+
+def _participant(
+    scenario: Scenario, service: Service, number: int, random: Random
+) -> tuple[ServiceTransport, Participant]:
+    network = Network(
+        travel=scenario.travel,
+        travel_jitter=scenario.travel_jitter,
+        stall_rate=scenario.stall_rate,
+        timeout=scenario.timeout,
+        outages=scenario.outages,
     )
+    recorder = Recorder(scenario.deadline)
+    transport = ServiceTransport(service, _KEY, random=random, network=network, recorder=recorder)
+    client = AsyncOneLLM(
+        transport=transport,
+        limits=scenario.limits,
+        retry=scenario.retry,
+        dialect=scenario.dialect,
+        hooks=(recorder,),
+        random=random,
+    )
+    task = Task(
+        prompts=[f"{number}:{i}" for i in range(scenario.prompts)],
+        lane=scenario.lane,
+        deadline=scenario.deadline,
+        consumer_pause=scenario.consumer_pause,
+        chats=scenario.chats,
+    )
+    return transport, Participant(client, recorder, task)
 
 
-class _Client:
-    def __init__(self, scenario: Scenario, service: Service, random: Random) -> None:
-        self._scenario = scenario
-        self.transport = ServiceTransport(
-            service, _KEY, travel=scenario.travel, travel_jitter=scenario.travel_jitter, random=random
-        )
-        self._random = random
-        self.answered = self.failed = 0
-        self.answered_at: list[float] = []
-        self.at_rest = False
+def _left_over(loop: VirtualClockLoop) -> list[str]:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    timers = loop.timers_set()
+    return [*([f"tasks are left: {tasks}"] if tasks else []), *([f"{timers} timers are left"] if timers else [])]
 
-    async def ask_everything(self, number: int) -> None:
-        scenario, loop = self._scenario, asyncio.get_running_loop()
-        prompts = [f"{number}:{i}" for i in range(scenario.prompts)]
-        client = AsyncOneLLM(
-            transport=self.transport, limits=scenario.limits, retry=scenario.retry, random=self._random
-        )
-        async with client:
-            async for outcome in client.iter_chats(prompts, model=_MODEL):
-                match outcome.response, outcome.error:
-                    case ChatResponse(content=content), _ if content == outcome.prompt:
-                        self.answered += 1
-                        self.answered_at.append(loop.time())
-                    case _, OneLLMError():
-                        self.failed += 1
-            self.at_rest = client.snapshot().at_rest
+
+def _violations(
+    scenario: Scenario, service: Service, participants: Sequence[Participant], left_over: Sequence[str]
+) -> list[str]:
+    billed = Counter(row.prompt for row in service.ledger.rows if row.outcome in {Outcome.ANSWERED, Outcome.LOST})
+    true_limit = _true_limit(scenario)
+    found = []
+    for number, participant in enumerate(participants):
+        trace = participant.trace(scenario.limits, scenario.retry, true_limit, billed, left_over)
+        found += [text if len(participants) == 1 else f"client {number}: {text}" for text in violations(trace)]
+    return found
+
+
+def _true_limit(scenario: Scenario) -> TrueLimit | None:
+    """The service's bucket, if the only client was told the truth about it and believes it."""
+    limits, rate, burst = scenario.limits, scenario.requests_per_minute, scenario.burst
+    honest = limits.requests_per_minute == rate and limits.burst <= burst and limits.mode in {"correct", "off"}
+    if not honest or scenario.clients > 1:
+        return None
+    return TrueLimit(rate / 60, burst)
