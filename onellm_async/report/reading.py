@@ -161,7 +161,7 @@ def _figures(
         input_tokens=counts.input_tokens,
         output_tokens=counts.output_tokens,
         refusals=max(counts.refusals, sum(part.refusals for part in slices)),
-        retries=journal.retried(),
+        retries=max(journal.retried(), sum(part.retries for part in slices)),
         possible=possible_answers(sittings, slices),
     )
 

@@ -122,6 +122,7 @@ def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> di
             "rate": 40.0,
             "burst": 40.0,
             "bottleneck": "rate" if left else "nothing",
+            "answered": 200 - left,
             "refused": refused,
             "repeated": repeated,
         },

@@ -76,6 +76,7 @@ async def test_the_verdict_is_that_of_both_sittings_without_the_break(resumed: R
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["waiting for answers"] == pytest.approx(8 / 193, abs=0.02)
     assert "the rate limit of 40.0 a minute decided" in resumed.verdict.sentence
+    assert "repeats" not in resumed.verdict.sentence
 
 
 async def test_goodput_is_what_became_of_the_bursts_and_what_was_refilled(resumed: Report) -> None:

@@ -1,0 +1,48 @@
+import pytest
+from attrs import asdict
+
+from onellm_async.limits.snapshot import Snapshot
+from onellm_async.report.model import Sitting
+from onellm_async.report.verdict import verdict_of
+
+T = 1_767_258_000.0
+
+
+def sample(at: float, **known: object) -> tuple[float, dict[str, object]]:
+    snapshot = Snapshot(max_concurrency=48, at=5.0, **known)  # type: ignore[arg-type]
+    return at, {"progress": {}, "snapshot": asdict(snapshot)}
+
+
+def test_sittings_count_as_one_run_although_each_has_a_clock_and_counters_of_its_own() -> None:
+    sittings = (Sitting(started=T, ended=T + 30), Sitting(started=T + 9000, ended=T + 9010))
+    samples = [
+        sample(T, bottleneck="rate", rate=40.0),
+        sample(T + 30, bottleneck="rate", rate=40.0, answered=90, repeated=30),
+        sample(T + 9000, in_flight=2),
+        sample(T + 9010, in_flight=2, answered=8),
+    ]
+    told = verdict_of(sittings, samples)
+    assert told is not None
+    assert {share.name: share.share for share in told.shares} == {
+        "waiting for the rate limit": pytest.approx(0.75),
+        "waiting for answers": pytest.approx(0.25),
+    }
+    assert told.sentence.startswith("75 % of the time the rate limit of 40.0 a minute decided")
+    assert told.sentence.endswith("30 % of the requests were repeats.")
+
+
+def test_too_few_or_unreadable_samples_give_no_verdict() -> None:
+    sittings = (Sitting(started=T, ended=T + 30),)
+    assert verdict_of(sittings, []) is None
+    assert verdict_of(sittings, [sample(T)]) is None
+    assert verdict_of(sittings, [(T, None), (T + 1, {"snapshot": 3}), (T + 2, {"snapshot": {"rate": 1}})]) is None
+
+
+def test_what_a_later_version_adds_to_a_snapshot_is_left_out() -> None:
+    at, body = sample(T + 10, bottleneck="slots", in_flight=48)
+    told = verdict_of(
+        (Sitting(started=T, ended=T + 30),),
+        [(T, body), (at, {"snapshot": {**body["snapshot"], "mood": "good"}})],  # type: ignore[dict-item]
+    )
+    assert told is not None
+    assert [share.name for share in told.shares] == ["all slots in use"]
