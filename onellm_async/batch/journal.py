@@ -146,7 +146,7 @@ class Journal:
             settled.elapsed,
             settled.latency,
             settled.same_as,
-            settled.result,
+            settled.result if settled.same_as is None else b"",
         )
         await self._gathering.durable()
 

@@ -3,9 +3,12 @@ import os
 import stat
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import ApiKey
@@ -279,3 +282,49 @@ async def test_force_begins_anew(path: Path) -> None:
         assert journal.rows(0, 9) == []
     with JournalReader.open(path) as reader:
         assert reader.identity == other
+
+
+STEPS = ("intend", "answer", "unknown", "fail", "forget", "crash")
+steps = st.lists(
+    st.tuples(st.sampled_from(["intend", "answer", "unknown", "fail", "forget", "crash"]), st.integers(0, 4)),
+    max_size=25,
+)
+
+
+@given(steps)
+@settings(max_examples=25)
+def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: list[tuple[str, int]]) -> None:
+    async def walk(path: Path) -> None:
+        journal = Journal.open(path, IDENTITY)
+        for step, index in steps:
+            row = journal.answer_of(index)
+            sent = row is not None and row.state is State.SENT
+            if step == "crash":
+                await journal.aclose()
+                journal = Journal.open(path, IDENTITY)
+            elif step == "intend":
+                if row is None or row.state is not State.ANSWERED:
+                    await journal.intend(intent(index))
+            elif sent and step == "answer":
+                await journal.settle(answer(index, possibly_billed=1))
+            elif sent and step == "unknown":
+                await journal.settle(answer(index, cost=None))
+            elif sent and step == "fail":
+                await journal.settle(failure(index, possibly_billed=2))
+            elif step == "forget":
+                await journal.forget(index)
+        rows, counts = journal.rows(0, 9), journal.counts()
+        await journal.aclose()
+        unpriced = sum(row.state is State.ANSWERED and row.cost is None for row in rows)
+        billed = sum(row.possibly_billed for row in rows)
+        states = [row.state for row in rows]
+        assert [counts.answered, counts.failed, counts.sent] == [
+            states.count(state) for state in (State.ANSWERED, State.FAILED, State.SENT)
+        ]
+        assert (counts.unpriced, counts.possibly_billed) == (unpriced, billed - counts.sent)
+        assert counts.at_risk == pytest.approx(0.01 * (billed + unpriced))
+        assert counts.at_risk_tokens == 50 * billed
+        assert counts.cost == pytest.approx(sum(row.cost or 0.0 for row in rows))
+
+    with TemporaryDirectory() as directory:
+        asyncio.run(walk(Path(directory, "out.journal")))
