@@ -1,44 +1,81 @@
-"""Files of prompts to files of answers: source → items → outcomes → sink."""
+"""Files of prompts to files of answers, through crashes and restarts, within a budget.
 
+::
+
+    source ─ entries → what the journal has not ─ intent → journal ─→ POST ─ result → journal ─→ order → sink
+"""
+
+from onellm_async.batch.budget import Budget
 from onellm_async.batch.defaults import DEFAULT_MODEL, RequestDefaults
+from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
+from onellm_async.batch.health import HealthPolicy
+from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.items import Entry, Item, LineError
+from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal_control import request
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal_rows import Command, Counts, Row, State
 from onellm_async.batch.line_reader import LineReader
 from onellm_async.batch.lines import LONGEST_LINE
-from onellm_async.batch.outcome_records import OutcomeWriter
+from onellm_async.batch.outlet import LineSink
+from onellm_async.batch.policy import WINDOW, RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.prompts import NamedPrompt, PromptSource, entries_from
+from onellm_async.batch.protocols import EntrySource, RunClient, RunJournal
 from onellm_async.batch.records import RecordWriter
-from onellm_async.batch.run import WINDOW, Asker, RunReport, run_prompts
-from onellm_async.batch.sinks import FileSink, Sink, StreamSink, open_sink
+from onellm_async.batch.run import BatchReport, run_batch
+from onellm_async.batch.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.sources import Source, Survey, open_source
 from onellm_async.batch.template import PromptTemplate
+from onellm_async.batch.unjournaled import Unjournaled
 
 __all__ = [
     "DEFAULT_MODEL",
     "LONGEST_LINE",
     "WINDOW",
-    "Asker",
+    "BatchReport",
+    "Budget",
+    "Command",
+    "Counts",
     "Entry",
+    "EntrySource",
+    "FileRun",
     "FileSink",
+    "HealthPolicy",
     "InputFormat",
     "Item",
+    "Journal",
+    "JournalReader",
     "LineError",
     "LineReader",
-    "OutcomeWriter",
+    "LineSink",
+    "NamedPrompt",
     "OutputFormat",
+    "PromptSource",
     "PromptTemplate",
     "RecordWriter",
     "RequestDefaults",
+    "Row",
+    "RunClient",
+    "RunIdentity",
+    "RunJournal",
+    "RunPolicy",
     "RunProgress",
-    "RunReport",
-    "Sink",
+    "RunWatch",
     "Source",
+    "State",
     "StreamSink",
     "Survey",
     "Tally",
+    "Unjournaled",
+    "entries_from",
     "open_sink",
     "open_source",
     "output_format",
-    "run_prompts",
+    "request",
+    "run_batch",
+    "run_file",
     "sniff_format",
+    "survey",
 ]

@@ -27,11 +27,15 @@ def _message(value: JSON) -> JSON:
     if role == "developer":
         value = value | {"role": "system"}
     if isinstance(parts, list):
-        kinds = [part.get("type") if isinstance(part, dict) else part for part in parts]
-        if strange := [kind for kind in kinds if kind != "text"]:
-            raise InvalidRequestError(f"A message holds a part of type {shown(strange[0])}; OneLLM takes text only.")
-        value = value | {"content": "".join(str(part.get("text", "")) for part in parts)}
+        value = value | {"content": "".join(map(_text_of, parts))}
     return value
+
+
+def _text_of(part: JSON) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
+        return text
+    kind = part.get("type") if isinstance(part, dict) else part
+    raise InvalidRequestError(f"A message holds a part of type {shown(kind)}; OneLLM takes text only.")
 
 
 @frozen

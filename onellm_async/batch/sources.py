@@ -4,19 +4,18 @@ A file, a pipe or standard input is read in pieces of 256 KiB and cut into entri
 disk nor a slow producer stops the event loop, and a prompt that has arrived is sent without waiting for the next.
 """
 
-import asyncio
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 from attrs import frozen
 
+from onellm_async.batch.daemon_thread import in_daemon_thread
 from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
 from onellm_async.batch.items import Entry, LineError
@@ -40,7 +39,6 @@ _NOT_TEXT = (
     (MAGIC, "Parquet", "Say so with --format parquet, and give it as a file."),
 )
 """How files begin that would give only garbage, line after line."""
-_T = TypeVar("_T")
 
 
 class _Splitter(Protocol):
@@ -137,9 +135,9 @@ class Source:
         lines, first_error, hasher = 0, None, blake2b(digest_size=16)
         try:
             if self._format is InputFormat.PARQUET and not strict:
-                lines = parquet_rows(self.name, self._descriptor)
                 for piece in self._pieces():
                     hasher.update(piece)
+                lines = parquet_rows(self.name, self._descriptor)
             else:
                 for entries in self._batches(hasher.update):
                     lines += len(entries)
@@ -159,7 +157,7 @@ class Source:
         """
         batches = self._batches()
         try:
-            while (entries := await _in_daemon_thread(lambda: next(batches, None))) is not None:
+            while (entries := await in_daemon_thread(lambda: next(batches, None))) is not None:
                 for entry in entries:
                     yield entry
         finally:
@@ -284,30 +282,3 @@ def _open_file(path: str) -> int:
         os.close(descriptor)
         raise BatchError(f"{path} cannot be read: it is a directory.")
     return descriptor
-
-
-async def _in_daemon_thread(call: Callable[[], _T]) -> _T:
-    """Like `asyncio.to_thread`, but a read that never returns (a silent pipe) does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[_T] = loop.create_future()
-
-    def settle(found: list[_T], error: BaseException | None) -> None:
-        if result.done():  # nobody waits any more
-            return
-        if error is None:
-            result.set_result(found[0])
-        else:
-            result.set_exception(error)
-
-    def read() -> None:
-        found: list[_T] = []
-        failure: BaseException | None = None
-        try:
-            found.append(call())
-        except BaseException as error:  # handed to whoever awaits the result
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, found, failure)
-
-    threading.Thread(target=read, name="onellm-async-input", daemon=True).start()
-    return await result

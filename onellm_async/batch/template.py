@@ -90,7 +90,7 @@ class PromptTemplate:
             raise TemplateError(f"The template inserts a null (null here: {nulls or 'something inside'}).") from None
         except Exception as error:  # whatever an expression of the template's author can raise
             there = ", ".join(shown(name) for name in list(fields)[:5]) or "none"
-            what = str(error) or type(error).__name__
+            what = str(error).rstrip(".") or type(error).__name__
             raise TemplateError(f"The template cannot be filled: {what} (fields: {there}).") from None
 
 

@@ -154,6 +154,46 @@ def test_a_custom_id_used_twice_names_the_first_line():
     assert reader.read(raw, line=9, index=1) == LineError("in.jsonl", 9, "custom_id 'a' was used in line 3 already.")
 
 
+def test_vllms_own_parameters_are_passed_on_and_nulls_left_out():
+    body = {
+        "model": "GPT-5",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 5,
+        "max_completion_tokens": None,
+        "temperature": None,
+        "guided_json": {"type": "object"},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "min_p": 0.1,
+    }
+    request = read(batch_line(body=body), InputFormat.OPENAI_BATCH).request
+
+    assert (request.max_tokens, request.temperature) == (5, None)
+    assert request.extra == {
+        "guided_json": {"type": "object"}, "chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1
+    }  # fmt: skip
+
+
+def test_openais_other_ways_of_writing_a_message_are_understood():
+    parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there"}]
+    messages = [{"role": "developer", "content": "S"}, {"role": "user", "content": parts}]
+    request = read(batch_line(body={"messages": messages}), InputFormat.OPENAI_BATCH).request
+
+    assert request.messages == (Message.system("S"), Message.user("Hello there"))
+
+
+@pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/responses"])
+def test_what_else_vllm_and_openai_run_in_batches_is_refused_by_its_url(url):
+    assert f"url is '{url}'; only /v1/chat/completions" in read(batch_line(url=url), InputFormat.OPENAI_BATCH).message
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, "text", {"type": "text"}])
+def test_a_message_with_more_than_text_is_refused(part):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]
+    error = read(batch_line(body={"messages": messages}), InputFormat.OPENAI_BATCH)
+
+    assert "A message holds a part of type" in error.message
+
+
 @pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"temperature": 3}, {"model": " "}, {"fallback_model": ""}])
 def test_defaults_that_would_spoil_every_line_are_refused_at_once(bad):
     with pytest.raises(InvalidRequestError, match=next(iter(bad)).removeprefix("fallback_")):
@@ -180,6 +220,9 @@ def test_an_unknown_format_is_refused_by_name():
         ("<stdin>", b"Hi there", InputFormat.TEXT),
         ("<stdin>", b'"quoted"', InputFormat.TEXT),
         ("prompts", b"[" * 100_000, InputFormat.TEXT),
+        ("a.csv", b"prompt", InputFormat.CSV),
+        ("a.TSV", b"prompt", InputFormat.TSV),
+        ("a.parquet", b"PAR1", InputFormat.PARQUET),
     ],
 )
 def test_the_format_follows_from_name_and_first_line(name, first_line, expected):

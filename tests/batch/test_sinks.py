@@ -60,6 +60,59 @@ async def test_force_replaces_both(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+async def test_a_run_that_goes_on_writes_its_partial_file_anew(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    (tmp_path / "answers.jsonl.partial").write_text("half of it")
+    async with FileSink(path, resume=True) as sink:
+        await sink.write(b"all of it")
+
+    assert path.read_text() == "all of it"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_goes_on_does_not_replace_an_output_that_is_not_its_own(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("precious")
+
+    with pytest.raises(BatchError, match=r"answers\.jsonl already exists"):
+        FileSink(path, resume=True)
+    assert path.read_text() == "precious"
+
+
+async def test_an_output_of_its_own_is_replaced_only_in_the_end(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("some")
+    async with FileSink(path, resume=True, replace=True) as sink:
+        await sink.write(b"more")
+        assert path.read_text() == "some"
+
+    assert path.read_text() == "more"
+
+
+def test_replacing_its_own_output_says_nothing_of_a_partial_file(tmp_path):
+    (tmp_path / "answers.jsonl").write_text("some")
+    (tmp_path / "answers.jsonl.partial").write_text("whose?")
+
+    with pytest.raises(BatchError, match="was left by a run that was killed"):
+        FileSink(tmp_path / "answers.jsonl", replace=True)
+
+
+async def test_a_header_that_cannot_be_written_is_a_batch_error_and_leaves_no_descriptor_open(tmp_path, monkeypatch):
+    sink = FileSink(tmp_path / "answers.csv", header=b"index\r\n")
+    monkeypatch.setattr(os, "write", refuse(errno.ENOSPC))
+    with pytest.raises(BatchError, match=r"answers\.csv\.partial cannot be written: No space left"):
+        await sink.__aenter__()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(sink._place.descriptor)
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "open", refuse(errno.EACCES))
+    with pytest.raises(BatchError, match=r"answers\.jsonl cannot be written: Permission denied\."):
+        FileSink(tmp_path / "answers.jsonl")
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.partial"])
 def test_a_symbolic_link_is_never_followed(tmp_path, force, name):

@@ -203,3 +203,92 @@ def test_a_source_knows_its_own_file(tmp_path):
 
     assert source.is_file(str(tmp_path / "link"))
     assert not source.is_file(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf", b" \r\n\t\r\n"])
+async def test_an_input_in_which_nothing_stands_has_no_entries(tmp_path, content):
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(content)
+    source = open_source(str(path))
+
+    assert source.survey(strict=True).lines == 0
+    assert await entries(source) == []
+
+
+async def test_odd_bytes_are_bad_lines_or_part_of_a_prompt_and_never_the_end(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "caf\xe9"}\n{"prompt": "a\0b"}\n"four\\u0000"\n'
+        b'{"prompt": "five", "custom_id": "x"}\n{"prompt": "six", "custom_id": "x"}\n\x0c\n"eight\xe2\x80\xa8."\n'
+    )
+    found = await entries(open_source(str(path)))
+
+    assert [entry.line for entry in found] == [1, 2, 3, 4, 5, 6, 8]
+    assert texts([found[0], found[3], found[4], found[6]]) == ["one", "four\0", "five", "eight\u2028."]
+    assert [error.message for error in (found[1], found[5])] == [
+        "Not UTF-8: invalid continuation byte at byte 16 of the line.",
+        "custom_id 'x' was used in line 5 already.",
+    ]
+    assert found[2].message.startswith("Not JSON: ")
+
+
+async def test_a_line_of_more_than_16_mib_is_reported_and_the_others_come(tmp_path):
+    path = tmp_path / "long.txt"
+    with path.open("wb") as file:
+        file.write(b"one\n")
+        for _ in range(17):
+            file.write(b"x" * 2**20)
+        file.write(b"\nthree\n")
+    source = open_source(str(path))
+    survey = source.survey(strict=True)
+    first, second, third = await entries(source)
+
+    assert survey.first_error == second == LineError(str(path), 2, "The line is longer than 16 MiB.")
+    assert (survey.lines, *texts([first, third])) == (3, "one", "three")
+
+
+async def test_entries_are_told_apart_by_their_bytes_before_they_are_parsed(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\r\n{"prompt": "a"}\nbroken')
+    async with open_source(str(path)) as source:
+        one, two, broken = [entry async for entry in source]
+
+    assert one.raw == b'{"prompt": "a"}'
+    assert one.digest == two.digest != broken.digest
+    assert all(-(2**63) <= entry.digest < 2**63 for entry in (one, broken))
+    assert (broken.source, broken.line, broken.index) == (str(path), 3, 2)
+
+
+async def test_the_id_of_an_entry_that_was_passed_over_cannot_be_used_again(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "custom_id": "x"}\n{"prompt": "b", "custom_id": "x"}\n"c"')
+    async with open_source(str(path)) as source:
+        rows = aiter(source)
+        await anext(rows)
+        source.saw("x")
+        second = (await anext(rows)).item()
+        await rows.aclose()
+
+    assert second.message == "custom_id 'x' was used before, in a line that is done."
+
+
+async def test_an_item_may_be_asked_for_again_without_being_its_own_double(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "a", "custom_id": "x"}\n')
+    async with open_source(str(path)) as source:
+        (entry,) = [entry async for entry in source]
+
+    assert entry.item() == entry.item()
+    assert isinstance(entry.item(), Item)
+
+
+async def test_a_survey_tells_the_digest_of_all_bytes(tmp_path):
+    path = tmp_path / "in.txt"
+    digests = []
+    for text in ("one\n", "one\n", "one \n"):
+        path.write_text(text)
+        async with open_source(str(path)) as source:
+            digests.append(source.survey().digest)
+
+    assert digests[0] == digests[1] != digests[2]
+    assert len(digests[0]) == 32
