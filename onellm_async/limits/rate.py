@@ -80,7 +80,7 @@ class DeclaredRate:
     """Requests per second of an unconfirmed first burst, at least; or four times the declared rate."""
     MOST_CLIENTS = 64
     """The rate never falls below the declared one shared by so many."""
-    TRUST = 30
+    TRUST = 100
     """Tokens' worth of time, at the rate held, after a refusal in which another one is no coincidence."""
 
     def __init__(

@@ -1,0 +1,175 @@
+import statistics
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onellm_async.limits.adaptive import LearnedRate, RateState
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.marks import Bounds, Mark, bounds_of
+
+RATE, BURST = 40 / 60, 40
+SAVED = RateState(rate=0.66, burst=40, low=0.66, high=0.672)
+
+
+def drive(control, requests, *, rate=RATE, burst=BURST, level=None, change=None, round_trip=0.05):
+    """Sends through a bucket without latency; returns when each was let through, and how many were refused."""
+    bucket = TokenBucket(rate, burst, level=burst if level is None else level)
+    now, through, refused = 0.0, [], 0
+    while len(through) < requests:
+        now += control.time_until(1, now)
+        if change is not None and now >= change[0]:
+            bucket.retune(now, rate=change[1])
+            change = None
+        control.take(now)
+        sent_at, allowed = now, bucket.try_take(1, now)
+        now += round_trip
+        if allowed:
+            through.append(sent_at)
+            control.answered(sent_at, now)
+        else:
+            refused += 1
+            control.refused(sent_at, now)
+    return through, refused
+
+
+def goodput(through, level, rate=RATE):
+    return (len(through) - level) / rate / through[-1]
+
+
+def test_nothing_is_known_before_the_first_refusal():
+    control = LearnedRate(0.0)
+    assert control.state is None
+    assert control.confidence == 0
+
+
+def test_confidence_grows_with_the_marks_that_agree():
+    control = LearnedRate(0.0)
+    drive(control, 60)
+    early = control.confidence
+    through, refused = drive(LearnedRate(0.0), 400)
+    assert refused <= 6
+    assert goodput(through, BURST) >= 0.97
+    control = LearnedRate(0.0)
+    drive(control, 400)
+    assert early < control.confidence
+    assert control.confidence >= 0.98
+    assert control.state.low <= RATE <= control.state.high
+
+
+@pytest.mark.parametrize("level", [0, 20, 40])
+def test_a_saved_state_is_gone_on_with_whatever_the_bucket_holds(level):
+    through, refused = drive(LearnedRate(0.0, SAVED), 400, level=level)
+    assert refused <= 2
+    assert goodput(through, level) >= 0.97
+
+
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
+@pytest.mark.parametrize("level", [0, 40])
+def test_a_declaration_is_a_prior_that_may_be_wrong(factor, level):
+    through, refused = drive(LearnedRate(0.0, RateState(factor * RATE, 40)), 400, level=level)
+    assert refused <= 8
+    assert goodput(through, level) >= 0.95
+
+
+def test_a_bucket_that_is_empty_at_the_start_is_found_out():
+    through, refused = drive(LearnedRate(0.0), 400, level=0)
+    assert refused <= 8
+    assert goodput(through, 0) >= 0.95
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_limit_that_rises_is_met_soon_after_the_next_test(factor):
+    control = LearnedRate(0.0, probe_every=40)
+    through, refused = drive(control, 900, change=(300.0, factor * RATE))
+    assert refused <= 0.03 * 900
+    later = [at for at in through if at >= 300 + 40 / RATE + 30]
+    assert len(later) / (later[-1] - later[0]) >= 0.9 * factor * RATE
+
+
+def test_a_limit_that_halves_is_noticed_at_once():
+    through, refused = drive(LearnedRate(0.0), 600, change=(300.0, RATE / 2))
+    assert refused <= 0.06 * 600
+    later = [at for at in through if at >= 300 + 40 / RATE]
+    assert len(later) / (later[-1] - later[0]) >= 0.9 * RATE / 2
+
+
+def test_rarer_tests_cost_fewer_refusals():
+    refusals = [drive(LearnedRate(0.0, probe_every=every), 1500)[1] for every in (20, 80, 300)]
+    assert refusals[0] > refusals[1] > refusals[2]
+
+
+def test_gaps_are_random_only_while_the_key_is_shared():
+    alone = LearnedRate(0.0, random=Random(1))
+    through, _ = drive(alone, 300)
+    gaps = [late - early for early, late in pairwise(through[150:250])]
+    assert statistics.median(gaps) == pytest.approx(1 / RATE, rel=0.1)
+    contested = LearnedRate(0.0, SAVED, random=Random(1))
+    now = 0.0
+    for _ in range(40):  # others take every other token
+        now += contested.time_until(1, now)
+        contested.take(now)
+        (contested.refused if contested._total % 2 else contested.answered)(now, now + 0.05)
+        now += 0.05
+    assert contested.confidence == 0
+    assert contested.state.high is None
+    waits = set()
+    for _ in range(5):
+        wait = contested.time_until(1, now)
+        waits.add(round(wait * contested.rate, 3))
+        now += wait
+        contested.take(now)
+    assert len(waits) == 5
+
+
+def test_a_clock_set_back_forgets_the_marks_and_keeps_the_rate():
+    control = LearnedRate(0.0, random=Random(0))
+    drive(control, 300)
+    rate = control.rate
+    control.rebase(0.0)
+    assert control.rate == rate
+    control.take(1.0)
+    control.answered(1.0, 2.0)
+    control.refused(1.0, 2.0)
+    assert control.time_until(1, 2.0) <= 2 / rate
+
+
+@given(
+    st.floats(0.02, 50),
+    st.integers(1, 200),
+    st.floats(0, 1),
+    st.sampled_from([None, SAVED, RateState(5.0, 3)]),
+)
+def test_it_always_gets_through_whatever_the_bucket(rate, burst, full, state):
+    control = LearnedRate(0.0, state, random=Random(0))
+    through, refused = drive(control, 80, rate=rate, burst=burst, level=full * burst)
+    assert len(through) == 80
+    assert refused <= 60
+    assert 0 <= control.confidence <= 1
+
+
+def test_marks_bound_the_rate_from_both_sides():
+    marks = [Mark(0.0, 0), Mark(10.0, 20)]
+    bounds = bounds_of(marks, 0.0)
+    assert (bounds.low, bounds.high, bounds.agreeing) == (1.9, 2.1, 2)
+    assert bounds.tight
+
+
+def test_marks_that_disagree_are_not_counted():
+    marks = [Mark(0.0, 0), Mark(10.0, 100), Mark(20.0, 120), Mark(30.0, 140)]
+    bounds = bounds_of(marks, 0.0)
+    assert bounds.agreeing == 3
+    assert bounds.low <= 2 <= bounds.high
+
+
+def test_a_mark_that_may_not_have_been_empty_bounds_from_above_only():
+    bounds = bounds_of([Mark(0.0, 0, empty=False), Mark(10.0, 20)], 0.0)
+    assert bounds.low == 0
+    assert bounds.high == 2.1
+
+
+def test_no_bounds_give_no_confidence():
+    assert Bounds().confidence == 0
+    assert Bounds(1.0, 1.0).confidence == 1
