@@ -61,10 +61,9 @@ class RecordWriter:
         elif shape is OutputFormat.OPENAI_BATCH:
             self.line = openai_line
         elif shape is OutputFormat.CSV:
-            from onellm_async.batch.csv_records import CsvRecords  # noqa: PLC0415  # the csv module, only where wanted
+            from onellm_async.batch.csv_records import CSV_HEADER, csv_line  # noqa: PLC0415  # which need this file
 
-            records = CsvRecords()
-            self.header, self.line = records.header, records.line
+            self.header, self.line = CSV_HEADER, csv_line
         else:
             from onellm_async.batch.columns import packed_line  # noqa: PLC0415
 
