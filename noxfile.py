@@ -118,3 +118,12 @@ def bench(session: nox.Session) -> None:
     """The benchmarks beside the peers; writes benchmarks/RESULTS.md. Takes a while."""
     session.install("-r", "benchmarks/requirements.txt", ".[speed]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(python=FOUND[0])
+def plots(session: nox.Session) -> None:
+    """The plots of the documentation show what the client does; ``nox -s plots -- --draw`` draws them anew."""
+    session.install(*group("bench"), "-e", ".")
+    session.run(
+        "python", "docs/plots.py", *([] if "--draw" in session.posargs else ["--check"]), env={"PYTHONPATH": "."}
+    )

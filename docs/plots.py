@@ -1,0 +1,206 @@
+"""Draws the plots of ``limiter.md`` from simulated runs of the real client: ``python docs/plots.py``.
+
+The same code gives the same files. The figures that the text quotes are written beside them, to ``limiter.json``;
+``--check`` compares these with new runs and draws nothing.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from random import Random
+from statistics import fmean
+from typing import Any
+
+from benchmarks.targets import seconds_until_back
+from onellm_async import AsyncOneLLM, Limits
+from onellm_async.events import Answered, Event, Granted, Queued, Refused
+from onellm_async.server import Faults, ServerSettings
+from onellm_async.server.service import Service
+from onellm_async.simulation.clock import run_in_virtual_time
+from onellm_async.simulation.scenario import LimitChange, Scenario, simulate
+from onellm_async.simulation.service_transport import ServiceTransport
+
+STATIC = Path(__file__).with_name("_static")
+CHANGES = ((0, 40), (900, 20), (2400, 80))
+END = 4200
+PROBES = (40, 75, 150, 300, 600)
+INK = "#808080"  # readable on white and on black
+BLUE, RED, GREEN = "#3b82f6", "#ef4444", "#16a34a"
+
+
+def _service(seed: int) -> Service:
+    return Service(ServerSettings(faults=Faults(latency=6.0, latency_sigma=0.3, seed=seed), keep_rows=0))
+
+
+async def _endless(client: AsyncOneLLM) -> None:
+    async for _ in client.iter_chats(("batch" for _ in range(1_000_000)), model="GPT-5-Nano"):
+        pass
+
+
+async def _rate_found() -> dict[str, Any]:
+    service, loop, refused = _service(1), asyncio.get_running_loop(), []
+    answers: list[float] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Refused):
+            refused.append(event.at)
+        elif isinstance(event, Answered):
+            answers.append(event.at)
+
+    for at, rate in CHANGES[1:]:
+        loop.call_at(at, service.retune, rate, at)
+    transport = ServiceTransport(service, "key", random=Random(1))
+    limits = Limits(requests_per_minute=None)
+    async with AsyncOneLLM(transport=transport, limits=limits, hooks=(watch,)) as client:
+        asking = asyncio.create_task(_endless(client))
+        rates = []
+        for at in range(0, END, 10):
+            await asyncio.sleep(at - loop.time())
+            rates.append((at, client.snapshot().rate))
+        asking.cancel()
+        await asyncio.wait({asking})
+    return {"rates": rates, "refused": refused, "answered": len(answers)}
+
+
+async def _lanes() -> dict[str, Any]:
+    loop, random = asyncio.get_running_loop(), Random(2)
+    lane_of: dict[int, str] = {}
+    queued = {"interactive": 0, "batch": 0}
+    curves: dict[str, list[tuple[float, int]]] = {"interactive": [], "batch": []}
+    waits: list[tuple[float, float]] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Queued):
+            lane_of[event.request] = event.lane
+            queued[event.lane] += 1
+        elif isinstance(event, Granted):
+            lane = lane_of[event.request]
+            queued[lane] -= 1
+            if lane == "interactive":
+                waits.append((event.at, event.waited))
+        else:
+            return
+        for name, curve in curves.items():
+            curve.append((event.at, queued[name]))
+
+    transport = ServiceTransport(_service(2), "key", random=Random(2))
+    async with AsyncOneLLM(transport=transport, hooks=(watch,)) as client:
+        asking = asyncio.create_task(client.gather_chats(["batch"] * 200, model="GPT-5-Nano"))
+        async with asyncio.TaskGroup() as visitors:
+            while loop.time() < 270:
+                await asyncio.sleep(random.expovariate(1 / 12))
+                visitors.create_task(client.chat("Quick!", model="GPT-5-Mini", lane="interactive"))
+        await asking
+    return {"queued": curves, "waits": waits}
+
+
+def _noticed(probe_every: int, seed: int, at: float) -> tuple[float, float]:
+    """Seconds until a doubled limit is used, and refused sends per prompt while nothing changes."""
+    limits = Limits(requests_per_minute=None, probe_every=probe_every)
+    doubled = simulate(Scenario(prompts=2000, limits=limits, changes=[LimitChange(at, 80)], seed=seed))
+    steady = simulate(Scenario(prompts=2000, limits=limits, seed=seed))
+    return seconds_until_back(doubled, 80, at), steady.refused_share
+
+
+def found(*, probes: tuple[int, ...] = PROBES, seeds: int = 8) -> dict[str, Any]:
+    """Everything that is drawn."""
+    trade = {}
+    for probe_every in probes:
+        # At moments spread over the time between two probes: on average half of it is over.
+        runs = [_noticed(probe_every, seed, 900 + 1.5 * probe_every * seed / seeds) for seed in range(seeds)]
+        trade[probe_every] = (fmean(late for late, _ in runs), fmean(share for _, share in runs))
+    return {"rate": run_in_virtual_time(_rate_found()), "lanes": run_in_virtual_time(_lanes()), "trade": trade}
+
+
+def quoted(drawn: dict[str, Any]) -> dict[str, Any]:
+    """The figures of which the text speaks."""
+    waits = [wait for _, wait in drawn["lanes"]["waits"]]
+    rate = drawn["rate"]
+    return {
+        "answered": rate["answered"],
+        "refused": len(rate["refused"]),
+        "interactive chats": len(waits),
+        "longest interactive wait": round(max(waits), 1),
+        "batch queue": max(length for _, length in drawn["lanes"]["queued"]["batch"]),
+        "trade": {str(probe): [round(s), round(100 * share, 1)] for probe, (s, share) in drawn["trade"].items()},
+    }
+
+
+def draw(drawn: dict[str, Any], folder: Path) -> None:
+    """Writes the three plots."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    text = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    look = {"svg.hashsalt": "onellm-async", "svg.fonttype": "none", "savefig.transparent": True, "font.size": 10}
+    with mpl.rc_context(text | look | {"legend.labelcolor": INK, "legend.frameon": False}):
+        figure, axes = plt.subplots(figsize=(7.5, 3))
+        steps = [*CHANGES, (END, CHANGES[-1][1])]
+        axes.step(
+            [at / 60 for at, _ in steps],
+            [rate for _, rate in steps],
+            where="post",
+            color=INK,
+            ls="--",
+            label="true rate",
+        )
+        points = [(at / 60, rate) for at, rate in drawn["rate"]["rates"] if rate is not None]
+        axes.plot(*zip(*points, strict=True), color=BLUE, label="rate found")
+        axes.plot(
+            [at / 60 for at in drawn["rate"]["refused"]],
+            [0] * len(drawn["rate"]["refused"]),
+            "|",
+            color=RED,
+            ms=9,
+            label="refusal",
+        )
+        axes.set(xlabel="minutes", ylabel="requests a minute", ylim=(-3, 110))
+        _save(figure, axes, folder / "limiter-rate.svg")
+        figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 4.2), sharex=True)
+        for lane, colour in (("batch", BLUE), ("interactive", GREEN)):
+            above.step(*zip(*drawn["lanes"]["queued"][lane], strict=True), where="post", color=colour, label=lane)
+        above.set(ylabel="waiting")
+        above.legend(loc="upper right")
+        below.stem(
+            *zip(*drawn["lanes"]["waits"], strict=True),
+            linefmt=GREEN,
+            markerfmt="o",
+            basefmt=" ",
+            label="interactive chat",
+        )
+        below.set(xlabel="seconds", ylabel="seconds waited")
+        _save(figure, below, folder / "limiter-lanes.svg")
+        figure, axes = plt.subplots(figsize=(7.5, 3))
+        axes.plot(
+            [s for s, _ in drawn["trade"].values()],
+            [100 * share for _, share in drawn["trade"].values()],
+            "o-",
+            color=BLUE,
+            label="probe_every",
+        )
+        for probe, (seconds, share) in drawn["trade"].items():
+            axes.annotate(str(probe), (seconds, 100 * share), xytext=(6, 6), textcoords="offset points")
+        axes.set(xlabel="seconds until a doubled limit is used", ylabel="refused, %", ylim=(0, None))
+        _save(figure, axes, folder / "limiter-probes.svg")
+        plt.close("all")
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    axes.legend(loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    drawn = found()
+    figures = json.dumps(quoted(drawn), indent=1) + "\n"
+    if "--check" in sys.argv:
+        if figures != (STATIC / "limiter.json").read_text("utf-8"):
+            sys.exit(f"The plots are out of date; run python docs/plots.py. Now found:\n{figures}")
+    else:
+        STATIC.mkdir(exist_ok=True)
+        draw(drawn, STATIC)
+        (STATIC / "limiter.json").write_text(figures, encoding="utf-8")
