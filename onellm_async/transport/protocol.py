@@ -1,0 +1,33 @@
+"""What a transport is: whoever carries bytes to the service and brings an answer back."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from attrs import frozen
+
+__all__ = ["RawReply", "Transport"]
+
+
+@frozen
+class RawReply:
+    """An HTTP answer as it came, decompressed."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    """Carries a request body to the service."""
+
+    async def post(self, body: bytes) -> RawReply:
+        """Posts `body` and reads the whole answer.
+
+        Raises:
+            APIError: If no complete answer arrived; its ``fate`` tells whether it may have been billed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Closes what it opened. It may be used again afterwards."""
+        ...

@@ -1,0 +1,128 @@
+import asyncio
+import gc
+
+import aiohttp
+import pytest
+from fault_server import FaultServer, answers
+
+from onellm_async.settings import ApiKey, Timeout
+from onellm_async.transport import AiohttpTransport
+from onellm_async.transport.timeouts import CommonTimeout
+
+HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+
+
+def transport_at(url: str, session: aiohttp.ClientSession | None = None) -> AiohttpTransport:
+    return AiohttpTransport(url, ApiKey("key"), Timeout(5, 5), session, HEADERS)
+
+
+@pytest.mark.parametrize("path", ["/api", "/", "", "/a%20b/ü?x=1&y=%26#part"])
+@pytest.mark.parametrize("size", [1, 300, 100_000, 900_000])
+async def test_a_prepared_post_says_what_aiohttps_own_would_say(path: str, size: int) -> None:
+    body = b"x" * size
+    async with FaultServer(answers()) as server:
+        url = server.url.removesuffix("/api") + path
+        own = transport_at(url)
+        for _ in range(2):  # over a new connection and over one that is there
+            assert (await own.post(body)).status == 200
+        await own.aclose()
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
+            await transport_at(url, session).post(body)
+    first, second, by_aiohttp = server.requests
+    assert first == second == by_aiohttp
+    assert (len(first[2]), first[1]["authorization"]) == (size, "Bearer key")
+
+
+async def test_a_version_of_aiohttp_that_was_not_tried_makes_each_request_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aiohttp, "__version__", "3.99.0")
+    monkeypatch.setattr("onellm_async.transport.posting.prepared_post", None)
+    async with FaultServer(answers()) as server:
+        own = transport_at(server.url)
+        assert (await own.post(b"{}")).status == 200
+        await own.aclose()
+    assert server.requests[0][1]["authorization"] == "Bearer key"
+
+
+async def test_connections_are_kept_and_used_again() -> None:
+    async with FaultServer(answers()) as server:
+        own = transport_at(server.url)
+        for _ in range(5):
+            await own.post(b"{}")
+        assert server.connections == 1
+        await own.aclose()
+
+
+@pytest.mark.virtual_time
+class TestCommonTimeout:
+    async def test_each_task_has_its_own_time(self) -> None:
+        loop = asyncio.get_running_loop()
+        timeout = CommonTimeout(10)
+        ended = []
+
+        async def wait(start: float, seconds: float) -> None:
+            await asyncio.sleep(start)
+            try:
+                with timeout:
+                    await asyncio.sleep(seconds)
+            except TimeoutError:
+                ended.append((start, loop.time() - began))
+
+        began = loop.time()
+        await asyncio.gather(wait(0, 60), wait(3, 60), wait(4, 9), wait(30, 60), wait(3, 1))
+        assert ended == [(0, pytest.approx(10)), (3, pytest.approx(13)), (30, pytest.approx(40))]
+
+    async def test_a_task_can_enter_again_after_its_timeout(self) -> None:
+        timeout = CommonTimeout(10)
+        for _ in range(3):
+            with pytest.raises(TimeoutError), timeout:
+                await asyncio.sleep(11)
+            with timeout:
+                await asyncio.sleep(9)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    async def test_cancellation_from_outside_stays_a_cancellation(self) -> None:
+        timeout = CommonTimeout(10)
+
+        async def wait() -> None:
+            with timeout:
+                await asyncio.sleep(60)
+
+        for moment in (5, 10):  # well before, and in the same turn of the loop
+            task = asyncio.create_task(wait())
+            asyncio.get_running_loop().call_later(moment, task.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    async def test_another_error_in_the_moment_of_the_timeout_is_not_hidden(self) -> None:
+        async def wait() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                raise ValueError from None
+
+        with pytest.raises(ValueError), CommonTimeout(10):  # noqa: PT011
+            await wait()
+        await asyncio.sleep(1)  # and the task is not left cancelled
+
+    async def test_an_outer_timeout_that_ends_first_is_the_one_that_counts(self) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5) as outer:
+                with CommonTimeout(10):
+                    await asyncio.sleep(60)
+        assert outer.expired()
+
+    async def test_it_sets_one_timer_for_all_and_none_once_it_is_closed(self) -> None:
+        loop = asyncio.get_running_loop()
+        timeout = CommonTimeout(600)
+        before = len(loop._scheduled)  # type: ignore[attr-defined]
+        for _ in range(100):
+            with timeout:
+                pass
+        assert len(loop._scheduled) == before + 1  # type: ignore[attr-defined]
+        timeout.close()
+        gc.collect()
+        assert all(handle.cancelled() for handle in loop._scheduled[before:])  # type: ignore[attr-defined]
