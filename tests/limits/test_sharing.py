@@ -49,7 +49,7 @@ def test_two_clients_that_start_apart_become_equals():
     rates = [SharedRate(0.9, floor=0.001, ceiling=10.0), SharedRate(0.1, floor=0.001, ceiling=10.0)]
     random, level, totals = Random(0), 0.0, [0, 0]
     for step in range(20_000):  # tenths of a second; one request a second for both
-        level = min(5.0, level + 0.1)
+        level = min(40.0, level + 0.1)
         for who, rate in enumerate(rates):
             if random.random() >= 0.1 * rate.value:
                 continue
@@ -60,4 +60,4 @@ def test_two_clients_that_start_apart_become_equals():
             else:
                 rate.shrink()
     assert 0.6 < totals[0] / totals[1] < 1.6, "it began with nine to one"
-    assert sum(totals) >= 0.95 * 1500
+    assert sum(totals) >= 0.9 * 1500
