@@ -7,7 +7,7 @@ from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
 from onellm_async.wire import dump_json
 
-__all__ = ["HELD", "answer_json", "failure_json"]
+__all__ = ["answer_json", "failure_json"]
 
 
 def answer_json(response: ChatResponse, item: Item) -> bytes:
@@ -31,14 +31,3 @@ def failure_json(error: OneLLMError) -> bytes:
     return dump_json(
         {"type": type(error).__name__, "message": message, "status_code": getattr(error, "status_code", None)}
     )
-
-
-HELD = dump_json(
-    {
-        "type": "HeldError",
-        "message": "It was sent, and its answer never came: it may be billed, and is held back (--ambiguous hold)."
-        " Ask it again with --ambiguous retry.",
-        "status_code": None,
-    }
-)
-"""The failure of a prompt that is held back."""

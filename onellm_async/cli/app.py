@@ -4,13 +4,16 @@ from cyclopts import App, CycloptsError
 
 from onellm_async import __version__
 from onellm_async.cli.chat import CHAT_EXAMPLES, chat
+from onellm_async.cli.control import CONTROL_EXAMPLES, pause, resume, retune, stop
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
+from onellm_async.cli.export import EXPORT_EXAMPLES, export
 from onellm_async.cli.models import MODELS_EXAMPLES, models
 from onellm_async.cli.options import STREAM
 from onellm_async.cli.plan import PLAN_EXAMPLES, plan
 from onellm_async.cli.report import REPORT_EXAMPLES, report
 from onellm_async.cli.run import RUN_EXAMPLES, run
 from onellm_async.cli.serve import SERVE_EXAMPLES, serve
+from onellm_async.cli.status import STATUS_EXAMPLES, status
 from onellm_async.cli.terminal import complain
 from onellm_async.errors import OneLLMError
 
@@ -36,6 +39,12 @@ for _command, _examples in (
     (chat, CHAT_EXAMPLES),
     (run, RUN_EXAMPLES),
     (plan, PLAN_EXAMPLES),
+    (status, STATUS_EXAMPLES),
+    (pause, CONTROL_EXAMPLES),
+    (resume, CONTROL_EXAMPLES),
+    (retune, CONTROL_EXAMPLES),
+    (stop, CONTROL_EXAMPLES),
+    (export, EXPORT_EXAMPLES),
     (report, REPORT_EXAMPLES),
     (serve, SERVE_EXAMPLES),
     (models, MODELS_EXAMPLES),

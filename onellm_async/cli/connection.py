@@ -11,7 +11,7 @@ from onellm_async.events import Hook
 from onellm_async.limits.policy import Limits
 from onellm_async.settings import Timeout
 
-__all__ = ["connected", "defaults_from"]
+__all__ = ["connected", "defaults_from", "limits_from"]
 
 _LOCAL_KEY = "local"
 _LOCAL_LATENCY = 0.25
@@ -35,6 +35,20 @@ def defaults_from(asking: Asking) -> RequestDefaults:
         system=asking.system,
         max_tokens=asking.max_tokens,
         temperature=asking.temperature,
+    )
+
+
+def limits_from(connecting: Connecting) -> Limits:
+    """How much of the service may be used.
+
+    Raises:
+        ConfigurationError: If a value is out of range.
+    """
+    return Limits(
+        max_concurrency=connecting.concurrency,
+        requests_per_minute=connecting.requests_per_minute,
+        burst=connecting.burst_size,
+        tokens_per_minute=connecting.tpm,
     )
 
 
@@ -69,12 +83,7 @@ async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> As
             api_key,
             base_url=base_url,
             timeout=Timeout(total=connecting.timeout),
-            limits=Limits(
-                max_concurrency=connecting.concurrency,
-                requests_per_minute=connecting.requests_per_minute,
-                burst=connecting.burst_size,
-                tokens_per_minute=connecting.tpm,
-            ),
+            limits=limits_from(connecting),
             dialect=connecting.dialect,
             hooks=hooks,
         )

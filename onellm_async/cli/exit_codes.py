@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     """Flags, input, output or configuration cannot be used."""
     STOPPED = 3
     """Stopped early by what meets every prompt: a wrong key or address, a spent balance, a full disk."""
+    BUDGET = 4
+    """Stopped early because the next prompt could pass the budget."""
     INTERRUPTED = 130
     """Stopped by SIGINT (Ctrl-C); what had been sent was awaited and written."""
     BROKEN_PIPE = 141
@@ -42,6 +44,7 @@ Exit codes:
   2    flags, input, output or configuration cannot be used
   3    stopped early by what meets every prompt: wrong key or address, spent
        balance, output that cannot be written any more
+  4    stopped early because the next prompt could pass the budget
   130  interrupted (Ctrl-C), 143 terminated: what was sent is written
   141  the program reading the output has gone
 

@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "FieldName", "Limiting", "LineFormat", "Rate"]
+__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Limiting", "Rate"]
 
 _ASKING = Group.create_ordered("Asking")
 _LIMITING = Group.create_ordered("Limits")
@@ -19,12 +19,6 @@ STREAM = ("-", "\0-")
 
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
-
-FieldName = Annotated[str | None, Parameter(help="Field of each JSON object that holds the prompt.")]
-LineFormat = Annotated[
-    Literal["text", "jsonl", "openai-batch"] | None,
-    Parameter(help="How the input is written. [default: as its name and its first line say]"),
-]
 
 
 @Parameter(name="*", group=_ASKING)

@@ -8,7 +8,8 @@ from attrs import frozen
 from cyclopts import Group, Parameter
 
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import ASKING, STREAM, Asking, FieldName, Limiting, LineFormat
+from onellm_async.cli.options import ASKING, Asking, Limiting
+from onellm_async.cli.reading import READING, Reading, open_input
 from onellm_async.cli.terminal import complain, put, say
 from onellm_async.errors import BatchError, ConfigurationError
 
@@ -36,19 +37,8 @@ prices. The least cost is that of the input alone, the highest that of answers
 of --max-tokens each.
 """
 
-_INPUT = Group.create_ordered("Input")
 _EXPECTING = Group.create_ordered("Expecting")
 _ERRORS_SHOWN = 10
-
-
-@Parameter(name="*", group=_INPUT)
-@frozen
-class Reading:
-    """How the input is read."""
-
-    field: FieldName = None
-    format: LineFormat = None
-    strict: Annotated[bool, Parameter(negative="", help="Plan nothing if a line is bad.")] = False
 
 
 @Parameter(name="*", group=_EXPECTING)
@@ -77,7 +67,7 @@ def plan(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
     *,
-    reading: Reading = Reading(),
+    reading: Reading = READING,
     asking: Asking = ASKING,
     limiting: Limiting = LIMITING,
     expecting: Expecting = Expecting(),
@@ -95,17 +85,10 @@ def plan(
     """
     import asyncio
 
-    from onellm_async.batch import InputFormat, open_source
-    from onellm_async.cli.connection import defaults_from
     from onellm_async.simulation.plan import plan as foretell
 
     limits, service = _settings(limiting, expecting)
-    opened = open_source(
-        "-" if source in STREAM else source,
-        forced_format=None if reading.format is None else InputFormat(reading.format),
-        field=reading.field,
-        defaults=defaults_from(asking),
-    )
+    opened = open_input(source, reading, asking)
     workload, bad_lines = asyncio.run(_measured(opened, expecting, strict=reading.strict))
     foretold = foretell(workload, limits, service, seeds=expecting.seeds)
     _print(foretold, opened.name, bad_lines, json=json)

@@ -12,8 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from onellm_async.batch.budget import Budget
 from onellm_async.batch.progress import RunProgress
 from onellm_async.cli.terminal import printable
+from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
 
@@ -38,9 +40,32 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _money(progress: RunProgress) -> str:
+def _money(progress: RunProgress, budget: Budget | None = None) -> str:
     more = f" + {progress.unpriced:,} of unknown price" if progress.unpriced else ""
-    return f"${progress.cost:.4f}{more}"
+    most = "" if budget is None or budget.max_cost is None else f" of ${budget.max_cost:.2f}"
+    return f"${progress.cost:.4f}{most}{more}"
+
+
+def _tokens(progress: RunProgress, budget: Budget | None) -> str:
+    most = "" if budget is None or budget.max_tokens is None else f" of {budget.max_tokens:,}"
+    return f"{progress.input_tokens + progress.output_tokens:,}{most} tokens"
+
+
+def _rate(progress: RunProgress, limiter: Snapshot) -> str:
+    """Achieved against possible."""
+    possible = "" if limiter.rate is None else f" of {limiter.rate / 60:.1f}"
+    return f"{progress.rate:.1f}{possible} requests/s"
+
+
+def _state(limiter: Snapshot) -> list[str]:
+    """What a user would ask about when nothing seems to move."""
+    waiting = [f"{count:,} {lane}" for lane, count in limiter.queued.items() if count]
+    parts = [f"waiting: {', '.join(waiting)}"] if waiting else []
+    if limiter.paused:
+        parts.append("paused")
+    elif limiter.bottleneck not in {"nothing", "rate"}:
+        parts.append(f"held by: {limiter.bottleneck}")
+    return parts
 
 
 def _out_of(progress: RunProgress) -> str:
@@ -48,18 +73,23 @@ def _out_of(progress: RunProgress) -> str:
 
 
 def _eta(progress: RunProgress) -> str:
-    return "ETA unknown" if progress.eta is None else f"ETA {clock_time(progress.eta)}"
+    if progress.eta is None:
+        return "ETA unknown"
+    least, most = progress.eta_least, progress.eta_most
+    if least is None or most is None or most - least < max(2.0, 0.02 * progress.eta):
+        return f"ETA {clock_time(progress.eta)}"
+    return f"ETA {clock_time(progress.eta)} ({clock_time(least)} to {clock_time(most)})"
 
 
-def plain_line(progress: RunProgress) -> str:
+def plain_line(progress: RunProgress, limiter: Snapshot, budget: Budget | None = None) -> str:
     """A run at one moment, in one line."""
-    tokens = progress.input_tokens + progress.output_tokens
     parts = [
         f"{_out_of(progress)} done",
-        f"{progress.rate:.1f} requests/s",
+        _rate(progress, limiter),
         f"{progress.in_flight} in flight",
-        f"{tokens:,} tokens",
-        _money(progress),
+        *_state(limiter),
+        _tokens(progress, budget),
+        _money(progress, budget),
         f"{progress.refusals:,} refused",
         f"{progress.retries:,} retried",
         f"{progress.failed:,} failed",
@@ -69,7 +99,7 @@ def plain_line(progress: RunProgress) -> str:
     return ", ".join([*parts, _eta(progress)])
 
 
-def live_view(progress: RunProgress) -> Group:
+def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = None) -> Group:
     """A run at one moment, for a terminal."""
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(ratio=1)
@@ -81,13 +111,16 @@ def live_view(progress: RunProgress) -> Group:
         f"{_out_of(progress)}  {clock_time(progress.elapsed)}  {_eta(progress)}",
     )
     numbers = Text(no_wrap=True, overflow="ellipsis")
-    numbers.append(f"{progress.rate:.1f} requests/s", "bold")
+    numbers.append(_rate(progress, limiter), "bold")
     numbers.append(f"  {progress.in_flight} in flight  {progress.refusals:,} refused  {progress.retries:,} retried  ")
     numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
     if progress.bad_lines:
         numbers.append(f"  {counted(progress.bad_lines, 'bad line')}", "red")
+    for part in _state(limiter):
+        numbers.append(f"  {part}", "yellow" if part == "paused" else "")
     money = Text(
-        f"{progress.input_tokens:,} input + {progress.output_tokens:,} output tokens  {_money(progress)}",
+        f"{_tokens(progress, budget)} ({progress.input_tokens:,} input + {progress.output_tokens:,} output)  "
+        f"{_money(progress, budget)}",
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -96,10 +129,12 @@ def live_view(progress: RunProgress) -> Group:
 
 def summary(progress: RunProgress) -> str:
     """A run when it is over, in one line."""
-    rate = progress.done / progress.elapsed if progress.elapsed > 0 else 0.0
+    rate = (progress.done - progress.resumed) / progress.elapsed if progress.elapsed > 0 else 0.0
     bad = f", {counted(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
+    copied = f" ({progress.copied:,} copied from identical ones)" if progress.copied else ""
+    earlier = f" ({progress.resumed:,} in earlier sittings)" if progress.resumed else ""
     return (
-        f"{progress.answered:,} answered, {progress.failed:,} failed{bad} "
+        f"{progress.answered:,} answered{copied}, {progress.failed:,} failed{bad}{earlier} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "
         f"{progress.input_tokens:,} input + {progress.output_tokens:,} output tokens, {_money(progress)}; "
         f"{progress.refusals:,} refused, {progress.retries:,} retried."
@@ -116,13 +151,25 @@ class Display:
 
     Args:
         console: Where; whether it is a terminal decides how.
-        snapshot: The run as it stands now.
+        progress: The run as it stands now.
+        limiter: What the client is doing now.
+        budget: What the run may spend.
         live: Draw on a terminal; plain lines otherwise.
     """
 
-    def __init__(self, console: Console, snapshot: Callable[[], RunProgress], *, live: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        progress: Callable[[], RunProgress],
+        limiter: Callable[[], Snapshot],
+        *,
+        live: bool,
+        budget: Budget | None = None,
+    ) -> None:
         self._console = console
-        self._snapshot = snapshot
+        self._progress = progress
+        self._limiter = limiter
+        self._budget = budget
         self._live = Live(console=console, auto_refresh=False, transient=True) if live else None
         self._drawing: asyncio.Task[None] | None = None
 
@@ -146,8 +193,8 @@ class Display:
             wait = _FIRST_LINE
             while True:
                 await asyncio.sleep(wait)
-                note(self._console, plain_line(self._snapshot()))
+                note(self._console, plain_line(self._progress(), self._limiter(), self._budget))
                 wait = _LINE_EVERY
         while True:
-            self._live.update(live_view(self._snapshot()), refresh=True)
+            self._live.update(live_view(self._progress(), self._limiter(), self._budget), refresh=True)
             await asyncio.sleep(_REFRESH)

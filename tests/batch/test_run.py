@@ -1,50 +1,52 @@
 import asyncio
 import json
-import re
 
 import pytest
 
-from onellm_async import AsyncOneLLM, AuthenticationError, BatchError, ChatRequest, ClientClosedError, Limits
-from onellm_async.batch import Item, LineError, Tally, run_prompts
+from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, RetryPolicy
+from onellm_async.batch.budget import Budget
+from onellm_async.batch.health import HealthPolicy
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.items import Entry, Item, LineError
+from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal_rows import State
+from onellm_async.batch.policy import RunPolicy
+from onellm_async.batch.progress import Tally
+from onellm_async.batch.run import run_batch
+from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError, Fate
 from onellm_async.transport import RawReply
 
 
 class Service:
-    """Answers when it is told to: each request waits for its turn unless its prompt is in `at_once`."""
+    """Answers at once, except prompts in `held`, which wait until they are released; ``bad`` and ``nobody`` fail."""
 
-    def __init__(self, *, at_once=True):
-        self.at_once = at_once
+    def __init__(self):
         self.asked = []
-        self.turns = {}
-        self.changed = asyncio.Event()
-        self.closed = False
+        self.held = {}
+        self.down = False
+
+    def hold(self, prompt):
+        self.held[prompt] = asyncio.Event()
 
     async def post(self, body):
         prompt = json.loads(body)["messages"][-1]["content"]
         self.asked.append(prompt)
-        self.changed.set()
-        if not self.at_once:
-            await self.turns.setdefault(prompt, asyncio.Event()).wait()
-        if prompt.startswith("bad"):
+        if prompt in self.held:
+            await self.held[prompt].wait()
+        if prompt.startswith("lost"):
+            raise APIConnectionError("reset", fate=Fate.AMBIGUOUS)
+        if self.down or prompt.startswith("bad"):
             return RawReply(422, {}, b"no")
         if prompt.startswith("nobody"):
             return RawReply(401, {}, b"no such key")
-        reply = {"content": prompt.upper(), "usage": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}}
-        return RawReply(200, {}, json.dumps(reply).encode())
+        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+        return RawReply(200, {}, json.dumps({"content": prompt.upper(), "usage": usage}).encode())
 
     async def aclose(self):
-        self.closed = True
-
-    def answer(self, prompt):
-        self.turns.setdefault(prompt, asyncio.Event()).set()
-
-    async def until_asked(self, count):
-        while len(self.asked) < count:
-            self.changed.clear()
-            await self.changed.wait()
+        pass
 
 
-class Lines:
+class Sink:
     def __init__(self, *, full_after=None):
         self.text = b""
         self.full_after = full_after
@@ -56,263 +58,279 @@ class Lines:
 
     @property
     def contents(self):
-        return self.text.decode().split()
+        return self.text.decode().splitlines()
 
 
-class Drawn:
-    """A source that knows how many entries were drawn from it, and whether it was closed."""
+class Prompts:
+    """Entries of a list; the text before a colon is the custom_id."""
 
-    def __init__(self, entries, *, then=None):
-        self.entries = entries
-        self.then = then
-        self.count = 0
-        self.closed = False
+    source = "prompts.txt"
+
+    def __init__(self, *prompts, max_tokens=None):
+        self.prompts = prompts
+        self.max_tokens = max_tokens
+        self.parsed = []
+
+    def read(self, raw, *, line, index):
+        self.parsed.append(index)
+        text = raw.decode()
+        if text == "?":
+            return LineError(self.source, line, "no prompt")
+        custom_id, _, prompt = text.rpartition(":")
+        return Item(index, line, ChatRequest("GPT-5", prompt, max_tokens=self.max_tokens), custom_id or None)
 
     async def __aiter__(self):
-        try:
-            for position, entry in enumerate(self.entries):
-                self.count += 1
-                if isinstance(entry, str):
-                    yield Item(position, position + 1, ChatRequest("GPT-5", entry))
-                else:
-                    yield entry
-            if self.then is not None:
-                await self.then()
-        finally:
-            self.closed = True
+        for index, prompt in enumerate(self.prompts):
+            yield Entry(index, index + 1, prompt.encode(), self)
+
+    def saw(self, custom_id):
+        pass
 
 
-def encode(item, outcome):
-    return f"{outcome.response.content if outcome.response else type(outcome.error).__name__}\n".encode()
+def encode(row):
+    if row.state is State.SENT:
+        return f"{row.index} possibly billed\n".encode()
+    result = json.loads(row.result)
+    return f"{row.index} {result['content'] if row.state is State.ANSWERED else result['type']}\n".encode()
 
 
-def client_for(service, concurrency=8, **options):
-    limits = Limits.unlimited(max_concurrency=concurrency)
-    return AsyncOneLLM(transport=service, **({"limits": limits} | options))
+@pytest.fixture
+def opened(tmp_path):
+    return lambda: Journal.open(tmp_path / "answers.journal", RunIdentity(input="prompts.txt"))
+
+
+@pytest.fixture
+def ask(opened):
+    """One sitting of a run, from beginning to end."""
+
+    async def ask(service, source, *, sink=None, concurrency=8, retry=None, **options):
+        limits = Limits.unlimited(max_concurrency=concurrency)
+        tally = options.setdefault("tally", Tally(0.0))
+        client = AsyncOneLLM(transport=service, limits=limits, retry=retry, hooks=(tally,))
+        sink = sink if sink is not None else Sink()
+        async with client, opened() as journal:
+            report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, **options)
+        return report, sink
+
+    return ask
 
 
 async def until(condition):
-    while not condition():  # noqa: ASYNC110  # turns of the loop, not of a clock
-        await asyncio.sleep(0)
+    while not condition():
+        await asyncio.sleep(0.001)  # noqa: ASYNC110  # the journal's thread runs in real time
 
 
-async def forever():
-    await asyncio.Event().wait()
-
-
-async def test_outcomes_are_written_in_the_order_of_the_source_whatever_comes_first():
-    service, sink, tally = Service(at_once=False), Lines(), Tally(0.0)
-    async with client_for(service, hooks=(tally,)) as client:
-        run = asyncio.create_task(
-            run_prompts(client, Drawn(["a", "b", "c"]), sink=sink, encode=encode, tally=tally, clock=lambda: 2.0)
-        )
-        await service.until_asked(3)
-        assert tally.snapshot(1.0).in_flight == 3
-        for prompt in "cb":
-            service.answer(prompt)
-        await until(lambda: tally.snapshot(1.0).done == 2)
-        assert sink.text == b""
-        service.answer("a")
-        report = await run
-
-    assert sink.contents == ["A", "B", "C"]
+async def test_outcomes_are_written_in_the_order_of_the_source(ask):
+    service = Service()
+    service.hold("a")
+    running = asyncio.create_task(ask(service, Prompts("a", "b", "bad", "?", "c")))
+    await until(lambda: len(service.asked) == 4)
+    service.held["a"].set()
+    report, sink = await running
+    assert sink.contents == ["0 A", "1 B", "2 UnprocessableEntityError", "4 C"]
     assert report.complete
-    assert report.unsent == 0
-    assert (report.progress.done, report.progress.failed, report.progress.output_tokens) == (3, 0, 6)
-    assert report.progress.elapsed == 2.0
+    assert (report.progress.answered, report.progress.failed, report.progress.bad_lines) == (3, 1, 1)
+    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (3, 1, 0)
 
 
-async def test_a_failed_prompt_is_an_outcome_like_any_other():
-    sink = Lines()
-    async with client_for(Service()) as client:
-        report = await run_prompts(client, Drawn(["a", "bad", "c"]), sink=sink, encode=encode)
+async def test_a_finished_run_asks_and_parses_nothing_again_and_writes_the_same(ask):
+    service, prompts = Service(), ("a", "b", "bad")
+    _, first = await ask(service, Prompts(*prompts))
+    again = Prompts(*prompts)
+    report, second = await ask(service, again)
+    assert sorted(service.asked) == ["a", "b", "bad"]
+    assert again.parsed == []
+    assert second.text == first.text
+    assert (report.progress.done, report.progress.resumed) == (3, 3)
 
-    assert sink.contents == ["A", "UnprocessableEntityError", "C"]
+
+async def test_what_failed_is_asked_again_on_request(ask):
+    service = Service()
+    service.down = True
+    await ask(service, Prompts("a", "b"))
+    service.down = False
+    _, sink = await ask(service, Prompts("a", "b"), policy=RunPolicy(retry_failed=True))
+    assert sink.contents == ["0 A", "1 B"]
+    report, _ = await ask(service, Prompts("a", "b"))
+    assert (report.counts.answered, report.counts.failed) == (2, 0)
+
+
+async def cancelled_in_flight(ask, service, source):
+    """A sitting that ends like a crash: two prompts answered, ``lost`` under way."""
+    running = asyncio.create_task(ask(service, source))
+    await until(lambda: len(service.asked) == 3)
+    await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_what_was_under_way_in_a_crash_is_asked_again_and_remembered_as_possibly_billed(ask):
+    service = Service()
+    service.hold("c")
+    await cancelled_in_flight(ask, service, Prompts("a", "b", "c"))
+    del service.held["c"]
+    report, sink = await ask(service, Prompts("a", "b", "c"))
+    assert sink.contents == ["0 A", "1 B", "2 C"]
+    assert sorted(service.asked) == ["a", "b", "c", "c"]
+    assert report.counts.possibly_billed == 1
+
+
+async def test_what_was_under_way_in_a_crash_is_held_back_on_request_and_asked_on_the_next(ask):
+    service = Service()
+    service.hold("c")
+    await cancelled_in_flight(ask, service, Prompts("a", "b", "c"))
+    del service.held["c"]
+    report, sink = await ask(service, Prompts("a", "b", "c"), policy=RunPolicy(ambiguous="hold"))
+    assert sink.contents == ["0 A", "1 B", "2 possibly billed"]
+    assert (report.progress.held, report.counts.sent) == (1, 1)
+    _, sink = await ask(service, Prompts("a", "b", "c"))
+    assert sink.contents == ["0 A", "1 B", "2 C"]
+
+
+async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
+    service, stop = Service(), asyncio.Event()
+    service.hold("b")
+    running = asyncio.create_task(ask(service, Prompts("a", "b", "c", "d"), stop=stop, concurrency=1))
+    await until(lambda: service.asked == ["a", "b"])
+    stop.set()
+    await asyncio.sleep(0.02)
+    service.held["b"].set()
+    report, sink = await running
+    assert report.interrupted
+    assert not report.complete
+    assert sink.contents == ["0 A", "1 B"]
+    assert report.counts.sent == 0
+    report, sink = await ask(service, Prompts("a", "b", "c", "d"))
+    assert service.asked == ["a", "b", "c", "d"]
+    assert sink.contents == ["0 A", "1 B", "2 C", "3 D"]
+
+
+async def test_an_error_that_meets_every_prompt_ends_the_run_and_its_prompts_count_as_never_sent(ask):
+    report, sink = await ask(Service(), Prompts("a", "nobody", *"bcdefgh"), concurrency=1)
+    assert isinstance(report.stopped_by, AuthenticationError)
+    assert sink.contents == ["0 A"]
+    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (1, 0, 0)
+
+
+async def test_identical_requests_are_sent_once_and_all_answered(ask):
+    service = Service()
+    service.hold("a")
+    running = asyncio.create_task(ask(service, Prompts("x:a", "y:a", "b", "z:a")))
+    await until(lambda: len(service.asked) == 2)
+    service.held["a"].set()
+    report, sink = await running
+    assert sorted(service.asked) == ["a", "b"]
+    assert sink.contents == ["0 A", "1 A", "2 B", "3 A"]
+    assert report.progress.copied == 2
+    assert report.counts.cost == pytest.approx(2 * (1 * 1.28 + 2 * 10.2) / 1e6, rel=0.5)
+    _, again = await ask(service, Prompts("x:a", "y:a", "b", "z:a"))
+    assert again.text == sink.text
+
+
+async def test_a_repetition_that_comes_after_the_answer_copies_it(ask):
+    service = Service()
+    prompts = ["a", *(f"p{number}" for number in range(200)), "a"]
+    report, sink = await ask(service, Prompts(*prompts), concurrency=2)
+    assert service.asked.count("a") == 1
+    assert sink.contents[-1] == "201 A"
+    assert report.progress.copied == 1
+
+
+async def test_who_wants_every_repetition_asked_gets_it(ask):
+    service = Service()
+    await ask(service, Prompts("a", "a", "a"), policy=RunPolicy(deduplicate=False))
+    assert service.asked == ["a", "a", "a"]
+
+
+async def test_a_spent_budget_ends_the_run_and_a_larger_one_goes_on(ask):
+    service = Service()
+    prompts = [f"p{number}" for number in range(10)]
+    one = 2 + 32 + 5  # bytes, what a chat format adds, max_tokens; each answer uses 3
+    report, _ = await ask(service, Prompts(*prompts, max_tokens=5), budget=Budget(max_tokens=one + 6))
+    assert isinstance(report.stopped_by, BudgetExceededError)
+    assert report.counts.answered == 3
+    report, _ = await ask(service, Prompts(*prompts, max_tokens=5), budget=Budget(max_tokens=one + 3 * 9))
     assert report.complete
-    assert report.progress.failed == 1
+    assert len(service.asked) == 10
 
 
-async def test_a_bad_line_is_told_and_the_others_are_answered():
-    sink, told = Lines(), []
-    bad = LineError("in", 2, "odd")
-    async with client_for(Service()) as client:
-        report = await run_prompts(client, Drawn(["a", bad, "c"]), sink=sink, encode=encode, on_bad_line=told.append)
-
-    assert sink.contents == ["A", "C"]
-    assert told == [bad]
-    assert report.complete
+async def test_a_prompt_without_a_highest_price_is_a_bad_line_under_a_budget(ask):
+    told = []
+    report, _ = await ask(Service(), Prompts("a"), budget=Budget(max_cost=1), on_bad_line=told.append)
+    assert "Without max_tokens" in str(told[0])
     assert report.progress.bad_lines == 1
 
 
-async def test_a_strict_run_ends_at_the_first_bad_line_and_keeps_what_was_sent():
-    sink, bad = Lines(), LineError("in", 2, "odd")
-    source = Drawn(["a", bad, "c"])
-    async with client_for(Service()) as client:
-        report = await run_prompts(client, source, sink=sink, encode=encode, strict=True)
-
-    assert sink.contents == ["A"]
-    assert report.strict_error == bad
-    assert not report.complete
-    assert not report.interrupted
-    assert source.closed
-
-
-async def test_an_error_that_meets_every_prompt_ends_the_run():
-    service, sink = Service(), Lines()
-    source = Drawn(["a", "nobody", *(f"p{number}" for number in range(1000))])
-    async with client_for(service, concurrency=2) as client:
-        report = await run_prompts(client, source, sink=sink, encode=encode)
-
-    assert isinstance(report.stopped_by, AuthenticationError)
-    assert sink.contents[:2] == ["A", "AuthenticationError"]
-    assert len(service.asked) < 10
-    assert source.closed
-
-
-async def test_an_error_that_meets_every_prompt_ends_a_run_whose_source_is_silent():
-    sink = Lines()
-    source = Drawn(["nobody"], then=forever)
-    async with client_for(Service()) as client:
-        report = await run_prompts(client, source, sink=sink, encode=encode)
-
-    assert isinstance(report.stopped_by, AuthenticationError)
-    assert source.closed
-
-
-async def test_a_stop_sends_nothing_more_and_awaits_and_writes_what_is_under_way():
-    service, sink, stop = Service(at_once=False), Lines(), asyncio.Event()
-    source = Drawn([f"p{number}" for number in range(100)])
-    # Four may leave at once and the fifth in a minute: it waits for admission when the run is stopped.
-    async with client_for(service, limits=Limits(requests_per_minute=1, burst=4, max_concurrency=8)) as client:
-        service.answer("p0")
-        run = asyncio.create_task(run_prompts(client, source, sink=sink, encode=encode, stop=stop))
-        await service.until_asked(1)
-        await until(lambda: sink.contents == ["P0"])
-        under_way = len(service.asked) - 1
-        stop.set()
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not run.done() or not under_way
-        assert not service.closed or not under_way
-        for prompt in service.asked:
-            service.answer(prompt)
-        report = await run
-
-    assert len(service.asked) == under_way + 1
-    assert sink.contents == [prompt.upper() for prompt in service.asked]
-    assert report.interrupted
-    assert not report.complete
-    assert report.stopped_by is None
-    assert report.unsent >= 1
-    assert source.closed
-
-
-async def test_a_stop_ends_a_run_whose_source_is_silent():
-    sink, stop = Lines(), asyncio.Event()
-    source = Drawn(["a"], then=forever)
-    async with client_for(Service()) as client:
-        run = asyncio.create_task(run_prompts(client, source, sink=sink, encode=encode, stop=stop))
-        await until(lambda: sink.text)
-        stop.set()
-        report = await run
-
-    assert report.interrupted
-    assert sink.contents == ["A"]
-    assert source.closed
-
-
-async def test_a_slow_first_prompt_holds_back_no_more_than_the_window():
-    service, sink, stop = Service(at_once=False), Lines(), asyncio.Event()
-    prompts = [f"p{number}" for number in range(50)]
-    for prompt in prompts[1:]:
-        service.answer(prompt)
-    source = Drawn(prompts)
-    tally = Tally(0.0)
-    async with client_for(service) as client:
-        run = asyncio.create_task(
-            run_prompts(client, source, sink=sink, encode=encode, window=10, tally=tally, stop=stop)
-        )
-        await until(lambda: tally.snapshot(0.0).done == 9)
-        for _ in range(50):
-            await asyncio.sleep(0)
-        assert service.asked == prompts[:10]
-        assert source.count == 11
-        assert sink.text == b""
-        service.answer("p0")
-        report = await run
-
-    assert report.complete
-    assert sink.contents == [prompt.upper() for prompt in prompts]
-
-
-async def test_a_stop_ends_a_run_that_waits_for_room_and_writes_over_the_gap():
-    service, sink, stop, tally = Service(at_once=False), Lines(), asyncio.Event(), Tally(0.0)
-    for prompt in "bcd":
-        service.answer(prompt)
-    async with client_for(service) as client:
-        run = asyncio.create_task(
-            run_prompts(client, Drawn(list("abcdefgh")), sink=sink, encode=encode, window=3, stop=stop, tally=tally)
-        )
-        await until(lambda: tally.snapshot(0.0).done == 2)
-        stop.set()
-        await asyncio.sleep(0)
-        service.answer("a")
-        report = await run
-
-    assert sink.contents == ["A", "B", "C"]
-    assert report.interrupted
-
-
-async def test_a_cancelled_run_still_writes_what_was_answered():
-    service, sink, tally = Service(at_once=False), Lines(), Tally(0.0)
-    service.answer("b")
-    async with client_for(service) as client:
-        run = asyncio.create_task(run_prompts(client, Drawn(["a", "b"]), sink=sink, encode=encode, tally=tally))
-        await until(lambda: tally.snapshot(0.0).done == 1)
-        assert sink.text == b""
-        run.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await run
-
-    assert sink.contents == ["B"]
-    assert len(asyncio.all_tasks()) == 1
-
-
-async def test_a_sink_that_fails_ends_the_run_and_is_its_reason():
-    service, sink = Service(), Lines(full_after=2)
-    async with client_for(service, concurrency=1) as client:
-        report = await run_prompts(client, Drawn(list("abcdefghij")), sink=sink, encode=encode)
-
-    assert sink.contents == ["A"]
+async def test_failures_that_are_all_alike_end_the_run(ask):
+    service = Service()
+    service.down = True
+    prompts = [f"p{number}" for number in range(100)]
+    report, _ = await ask(service, Prompts(*prompts), concurrency=1)
     assert isinstance(report.stopped_by, BatchError)
-    assert re.search("disk is full", str(report.stopped_by))
-    assert len(service.asked) < 10
+    assert "11 of the last 11 prompts failed with UnprocessableEntityError (422)" in str(report.stopped_by)
+    assert len(service.asked) < 20
+    report, _ = await ask(Service(), Prompts(*prompts), health=HealthPolicy(most_alike=1))
+    assert report.complete
 
 
-async def test_a_source_that_breaks_ends_the_run_and_is_its_reason():
-    async def broken():
-        raise BatchError("in cannot be read: I/O error.")
-
-    sink = Lines()
-    async with client_for(Service()) as client:
-        report = await run_prompts(client, Drawn(["a"], then=broken), sink=sink, encode=encode)
-
-    assert sink.contents == ["A"]
-    assert str(report.stopped_by) == "in cannot be read: I/O error."
+async def test_an_attempt_that_may_have_been_billed_is_written_down_as_such(ask):
+    report, sink = await ask(Service(), Prompts("lost"), retry=RetryPolicy(max_attempts=2, ambiguous="retry"))
+    assert sink.contents == ["0 APIConnectionError"]
+    assert report.counts.possibly_billed == 2
 
 
-async def test_draining_awaits_what_is_under_way_and_refuses_what_is_new():
-    service = Service(at_once=False)
-    async with client_for(service) as client:
-        asking = asyncio.create_task(client.chat("a", model="GPT-5"))
-        await service.until_asked(1)
-        draining = asyncio.create_task(client.drain())
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not draining.done()
-        with pytest.raises(ClientClosedError):
-            await client.chat("b", model="GPT-5")
-        service.answer("a")
-        await draining
-        assert (await asking).content == "A"
-        assert service.asked == ["a"]
+async def test_an_input_that_has_changed_is_refused_where_it_differs(ask):
+    service = Service()
+    await ask(service, Prompts("a", "b"))
+    report, _ = await ask(service, Prompts("a", "other"))
+    assert "prompts.txt:2 is not what it was" in str(report.stopped_by)
+    assert service.asked == ["a", "b"]
+
+
+async def test_strictness_ends_the_run_at_the_first_bad_line(ask):
+    report, _ = await ask(Service(), Prompts("a", "?", "b"), policy=RunPolicy(strict=True), concurrency=1)
+    assert report.strict_error == LineError("prompts.txt", 2, "no prompt")
+    assert not report.complete
+
+
+async def test_a_sink_that_is_full_ends_the_run_and_loses_nothing(ask):
+    service, prompts = Service(), [f"p{number}" for number in range(50)]
+    report, _ = await ask(service, Prompts(*prompts), sink=Sink(full_after=1), concurrency=1)
+    assert "the disk is full" in str(report.stopped_by)
+    _, sink = await ask(service, Prompts(*prompts))
+    assert len(service.asked) == 50
+    assert len(sink.contents) == 50
+
+
+async def test_only_the_first_entries_are_asked_on_request(ask):
+    service = Service()
+    report, _ = await ask(service, Prompts("a", "b", "c"), policy=RunPolicy(first=2))
+    assert report.partial
+    assert not report.complete
+    assert sorted(service.asked) == ["a", "b"]
+    report, sink = await ask(service, Prompts("a", "b", "c"))
+    assert report.complete
+    assert sink.contents == ["0 A", "1 B", "2 C"]
+
+
+async def test_the_window_bounds_how_far_the_source_is_read_ahead(ask):
+    service = Service()
+    service.hold("p0")
+    prompts = Prompts(*(f"p{number}" for number in range(100)))
+    running = asyncio.create_task(ask(service, prompts, policy=RunPolicy(window=10)))
+    await until(lambda: len(service.asked) == 10)
+    await asyncio.sleep(0.05)
+    assert len(service.asked) == 10
+    service.held["p0"].set()
+    report, _ = await running
+    assert report.complete
+
+
+async def test_no_task_is_left_when_a_run_is_cancelled(ask):
+    service = Service()
+    service.hold("a")
+    running = asyncio.create_task(ask(service, Prompts("a", "b")))
+    await until(lambda: len(service.asked) == 2)
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()

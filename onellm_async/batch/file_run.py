@@ -1,0 +1,257 @@
+"""A run from a file to a file: what is opened before the first prompt, and what is left behind after the last.
+
+::
+
+    the input is surveyed      its digest and its lines make the identity of the run
+    the journal is opened      a new one, or that of an earlier sitting of the same run
+    the output is opened       OUTPUT.partial, which is written from its beginning
+    run_batch                  asks what is left
+    complete                   OUTPUT.partial becomes OUTPUT; otherwise it stays, and the next sitting replaces it
+"""
+
+import asyncio
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from onellm_async.batch.budget import Budget
+from onellm_async.batch.defaults import RequestDefaults
+from onellm_async.batch.formats import OutputFormat, output_format
+from onellm_async.batch.health import HealthPolicy
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.items import LineError
+from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal_file import journal_path
+from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal_rows import Counts, Row
+from onellm_async.batch.outlet import LineSink
+from onellm_async.batch.policy import RunPolicy
+from onellm_async.batch.progress import Tally
+from onellm_async.batch.protocols import RunClient, RunJournal
+from onellm_async.batch.records import RecordWriter
+from onellm_async.batch.run import BatchReport, run_batch
+from onellm_async.batch.sinks import FileSink, StreamSink, open_sink
+from onellm_async.batch.sources import Source, Survey
+from onellm_async.batch.unjournaled import Unjournaled
+from onellm_async.chat import JSON
+from onellm_async.errors import BatchError
+
+if TYPE_CHECKING:
+    from onellm_async.batch.parquet_sink import ParquetSink
+
+__all__ = ["FileRun", "RunWatch", "run_file", "survey"]
+
+
+@frozen(kw_only=True)
+class FileRun:
+    """What is to be run, and how.
+
+    Attributes:
+        output: File for the answers; None for standard output, where nothing can be resumed.
+        journal: Where to remember; None for ``OUTPUT.journal``.
+        output_format: How answers are written; None to tell from the name and the input.
+        defaults: What is asked of every prompt.
+        prompt_field: The field that holds the prompt, as the source knows it.
+        template_digest: Of the template that makes the prompts.
+        base_url: Where the requests go; part of the run's identity.
+        dialect: How they are written; likewise.
+        force: Begin anew, whatever is there.
+        policy: What is done with doubtful, failed and repeated prompts.
+        budget: What all sittings together may spend.
+        health: When a run that gets nowhere ends.
+        settings: Of this sitting, kept in the journal for the report.
+    """
+
+    output: str | None
+    journal: str | None = None
+    output_format: OutputFormat | None = None
+    defaults: RequestDefaults = field(factory=RequestDefaults)
+    prompt_field: str | None = None
+    template_digest: str | None = None
+    base_url: str | None = None
+    dialect: str | None = None
+    force: bool = False
+    policy: RunPolicy = field(factory=RunPolicy)
+    budget: Budget = field(factory=Budget)
+    health: HealthPolicy = field(factory=HealthPolicy)
+    settings: JSON = None
+
+    def identity(self, source: Source, surveyed: Survey | None) -> RunIdentity:
+        """What its answers depend on."""
+        defaults = self.defaults
+        return RunIdentity(
+            input=source.name,
+            input_digest=None if surveyed is None else surveyed.digest,
+            lines=None if surveyed is None else surveyed.lines,
+            format=None if surveyed is None else source.format.value,
+            field=self.prompt_field,
+            template_digest=self.template_digest,
+            model=defaults.model,
+            fallback_model=defaults.fallback_model,
+            system_digest=None if defaults.system is None else _digest(defaults.system),
+            max_tokens=defaults.max_tokens,
+            temperature=defaults.temperature,
+            base_url=self.base_url,
+            dialect=self.dialect,
+        )
+
+
+@frozen(kw_only=True)
+class RunWatch:
+    """Who looks on.
+
+    Attributes:
+        tally: Counts; a hook of the client, too.
+        stop: Set it to end the sitting in good order.
+        began: Told what earlier sittings left, None where there were none, before the first prompt is asked.
+        say: Told what a user should know while the run goes on, in a sentence.
+        on_bad_line: Told of each bad line.
+    """
+
+    tally: Tally
+    stop: asyncio.Event
+    began: Callable[[Counts | None], None] = lambda counts: None
+    say: Callable[[str], None] = lambda text: None
+    on_bad_line: Callable[[LineError], None] = lambda error: None
+
+
+async def survey(source: Source, *, strict: bool) -> Survey | None:
+    """A look through the whole input before anything is sent; None for a pipe.
+
+    Raises:
+        BatchError: If it cannot be read, or with `strict` holds a bad line.
+    """
+    surveyed = await asyncio.to_thread(source.survey, strict=strict)
+    if surveyed is not None and surveyed.first_error is not None:
+        raise BatchError(str(surveyed.first_error), advice="Nothing was sent (--strict).")
+    return surveyed
+
+
+async def run_file(
+    client: RunClient, source: Source, surveyed: Survey | None, run: FileRun, watch: RunWatch
+) -> BatchReport:
+    """One sitting of `run`: asks what is left of `source` and writes all there is then.
+
+    Safe to cancel: requests under way are then possibly billed, and the journal knows them.
+
+    Args:
+        client: Asks, within its limits.
+        source: The input.
+        surveyed: What `survey` found in it.
+        run: What is to be done.
+        watch: Who looks on.
+
+    Raises:
+        BatchError: If the journal or the output cannot be opened or finished.
+    """
+    if run.output is None:
+        async with open_sink(None, _writer(source, run)) as sink:
+            watch.began(None)
+            return await _ask(client, source, run, watch, Unjournaled(), sink)
+    place = journal_path(run.output) if run.journal is None else Path(run.journal)
+    identity = run.identity(source, surveyed)
+    if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
+        watch.began(there)
+        watch.tally.found(there)
+        return BatchReport(progress=watch.tally.snapshot(watch.tally.started), counts=there)
+    journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
+    async with journal:
+        watch.began(journal.counts() if journal.resumed else None)
+        try:
+            async with sink:
+                report = await _ask(client, source, run, watch, journal, sink)
+                _demand_complete(report)  # the sink leaves its file as NAME.partial otherwise
+        except _UnfinishedError as unfinished:
+            report = unfinished.report
+        journal.finish(_how(report), report.complete)
+    return report
+
+
+class _UnfinishedError(Exception):
+    """Inside this file only: something is left to do."""
+
+    def __init__(self, report: BatchReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+def _demand_complete(report: BatchReport) -> None:
+    if not report.complete:
+        raise _UnfinishedError(report)
+
+
+def _finished(place: Path, identity: RunIdentity, run: FileRun) -> Counts | None:
+    """What a run has that is complete and whose output is there, so that nothing is left to do; else None."""
+    if run.force or not place.exists() or not Path(run.output or "").is_file():
+        return None
+    with JournalReader.open(place) as journal:
+        counts, policy = journal.counts(), run.policy
+        redo = (counts.sent and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
+        same = journal.complete and not journal.running and not identity.differences(journal.identity)
+        return counts if same and not redo else None
+
+
+def _opened(
+    place: Path, identity: RunIdentity, source: Source, run: FileRun
+) -> "tuple[Journal, FileSink | StreamSink | ParquetSink]":
+    """The journal and the sink. Neither is touched before it is certain that it is ours."""
+    writer, output = _writer(source, run), Path(run.output or "")
+    if not place.exists() and not run.force:
+        # A process that was killed between the two lines below leaves an empty file.
+        partial = output.with_name(output.name + ".partial")
+        sink = open_sink(output, writer, resume=partial.is_file() and not partial.stat().st_size)
+        return Journal.open(place, identity, settings=run.settings), sink
+    journal = Journal.open(place, identity, force=run.force, settings=run.settings)
+    try:
+        return journal, open_sink(output, writer, force=run.force, resume=True, replace=True)
+    except BaseException:
+        journal.close()
+        raise
+
+
+async def _ask(
+    client: RunClient, source: Source, run: FileRun, watch: RunWatch, journal: RunJournal, sink: LineSink
+) -> BatchReport:
+    writer: RecordWriter | None = None
+
+    def encode(row: Row) -> bytes:
+        nonlocal writer
+        if writer is None:  # the first line of a pipe may have told the format
+            writer = _writer(source, run)
+        return writer.line(row)
+
+    return await run_batch(
+        client,
+        source,
+        journal=journal,
+        sink=sink,
+        encode=encode,
+        budget=run.budget,
+        policy=run.policy,
+        health=run.health,
+        stop=watch.stop,
+        tally=watch.tally,
+        say=watch.say,
+        on_bad_line=watch.on_bad_line,
+    )
+
+
+def _writer(source: Source, run: FileRun) -> RecordWriter:
+    return RecordWriter(run.output_format or output_format(run.output, source.format))
+
+
+def _how(report: BatchReport) -> str:
+    if report.complete:
+        return "complete"
+    if report.stopped_by is not None:
+        return f"stopped: {report.stopped_by}"
+    if report.strict_error is not None:
+        return f"stopped at a bad line: {report.strict_error}"
+    return "stopped by a signal or a command" if report.interrupted else "stopped after the first prompts, as asked"
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

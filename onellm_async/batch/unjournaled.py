@@ -1,0 +1,74 @@
+"""A run that remembers nothing, for output that goes into a stream: what was written there cannot be resumed."""
+
+from collections.abc import Sequence
+
+from attrs import evolve
+
+from onellm_async.batch.items import LineError
+from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled, State
+from onellm_async.chat import JSON
+
+__all__ = ["Unjournaled"]
+
+
+class Unjournaled:
+    """Stands in for a journal, and only counts."""
+
+    resumed: bool = False
+
+    def __init__(self) -> None:
+        self._counts = Counts()
+        self._reserved: dict[int, Intent] = {}
+
+    async def intend(self, intent: Intent) -> None:
+        """Remembers what an attempt can cost, until it is settled."""
+        self._reserved[intent.index] = intent
+
+    async def settle(self, settled: Settled) -> None:
+        """Counts an outcome."""
+        intent = self._reserved.pop(settled.index, None)
+        reserved = 0.0 if intent is None else intent.reserved or 0.0
+        reserved_tokens = 0 if intent is None else intent.reserved_tokens or 0
+        counts, answered = self._counts, settled.state is State.ANSWERED
+        unpriced = answered and settled.cost is None
+        lost = settled.possibly_billed + unpriced
+        self._counts = evolve(
+            counts,
+            answered=counts.answered + answered,
+            failed=counts.failed + (not answered),
+            reused=counts.reused + (settled.same_as is not None),
+            possibly_billed=counts.possibly_billed + settled.possibly_billed,
+            refusals=counts.refusals + settled.refusals,
+            cost=counts.cost + (settled.cost or 0.0),
+            unpriced=counts.unpriced + unpriced,
+            input_tokens=counts.input_tokens + (settled.input_tokens or 0),
+            output_tokens=counts.output_tokens + (settled.output_tokens or 0),
+            at_risk=counts.at_risk + lost * reserved,
+            at_risk_tokens=counts.at_risk_tokens + lost * reserved_tokens,
+        )
+
+    async def forget(self, index: int) -> None:
+        """Forgets an intent."""
+        self._reserved.pop(index, None)
+
+    def bad_line(self, error: LineError) -> None:
+        """Keeps nothing."""
+
+    def sample(self, at: float, sample: JSON) -> None:
+        """Keeps nothing."""
+
+    def counts(self) -> Counts:
+        """What there is so far."""
+        return evolve(self._counts, sent=len(self._reserved))
+
+    def rows(self, first: int, last: int) -> Sequence[Row]:
+        """None are kept."""
+        return ()
+
+    def answer_of(self, index: int) -> Row | None:
+        """None is kept: a repetition is asked again, unless the first is still under way."""
+        return None
+
+    def commands(self) -> Sequence[Command]:
+        """Nobody can reach it."""
+        return ()

@@ -1,0 +1,91 @@
+"""``onellm-async pause | resume | retune | stop``: a run that another terminal is at work on."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from attrs import asdict, frozen
+from cyclopts import Group, Parameter
+
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.terminal import say
+from onellm_async.errors import BatchError
+
+if TYPE_CHECKING:
+    from onellm_async.chat import JSON
+
+__all__ = ["CONTROL_EXAMPLES", "pause", "resume", "retune", "stop"]
+
+CONTROL_EXAMPLES = """\
+Examples:
+  onellm-async pause answers.jsonl
+  onellm-async resume answers.jsonl
+  onellm-async retune answers.jsonl --rpm 120 --concurrency 96
+  onellm-async stop answers.jsonl
+
+The run looks once a second. An interrupted run is not resumed by `resume`, but
+by its own `onellm-async run` command, given once more.
+"""
+
+RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")]
+
+
+@Parameter(name="*", group=Group.create_ordered("Limits"))
+@frozen
+class NewLimits:
+    """What is to change; what is not given stays."""
+
+    rpm: Annotated[float | None, Parameter(help="Requests per minute.")] = None
+    burst: Annotated[int | None, Parameter(help="Requests the service takes at once after a pause.")] = None
+    tpm: Annotated[float | None, Parameter(help="Tokens per minute.")] = None
+    concurrency: Annotated[int | None, Parameter(help="Requests under way at once.")] = None
+
+
+def pause(run: RunPath, /) -> int:
+    """Let nothing more leave for the time being; requests under way finish.
+
+    Args:
+        run: Output of the run, or its journal.
+    """
+    return _ask(run, "pause", None, "It pauses; `onellm-async resume` lets it go on.")
+
+
+def resume(run: RunPath, /) -> int:
+    """Let a paused run go on.
+
+    Args:
+        run: Output of the run, or its journal.
+    """
+    return _ask(run, "resume", None, "It goes on.")
+
+
+def stop(run: RunPath, /) -> int:
+    """End a run in good order: nothing more is sent, requests under way finish.
+
+    Args:
+        run: Output of the run, or its journal.
+    """
+    return _ask(run, "stop", None, "It ends; its `run` command, given again, goes on from there.")
+
+
+def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
+    """Change the limits of a run while it is at work.
+
+    Args:
+        run: Output of the run, or its journal.
+        limits: What is to change.
+    """
+    from onellm_async.limits.policy import Limits
+
+    names = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute", "concurrency": "max_concurrency"}
+    changes = {names.get(name, name): value for name, value in asdict(limits).items() if value is not None}
+    if not changes:
+        raise BatchError("Nothing is to change.", advice="Give --rpm, --burst, --tpm or --concurrency.")
+    Limits(**changes)  # refused here, where somebody reads it
+    return _ask(run, "retune", changes, "It keeps to the new limits.")
+
+
+def _ask(run: str, name: str, argument: "JSON", done: str) -> int:
+    from onellm_async.batch import Command, request
+
+    request(run, Command(name, argument))
+    say(done)
+    return ExitCode.OK

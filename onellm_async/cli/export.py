@@ -1,0 +1,74 @@
+"""``onellm-async export``: the answers of a run, whole or not, from its journal."""
+
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.options import STREAM
+from onellm_async.cli.terminal import say
+
+if TYPE_CHECKING:
+    from onellm_async.batch import JournalReader
+
+__all__ = ["EXPORT_EXAMPLES", "export"]
+
+EXPORT_EXAMPLES = """\
+Examples:
+  onellm-async export answers.jsonl -o so-far.jsonl
+  onellm-async export answers.jsonl -o answers.csv
+  onellm-async export answers.jsonl | jq -r .response.content
+
+It works while the run is under way, too: what is settled by then is written.
+"""
+
+_ROWS = 1000
+
+
+def export(
+    run: Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")],
+    /,
+    *,
+    output: Annotated[
+        str | None,
+        Parameter(name=["--output", "-o"], help="The file; `-` is standard output. [default: standard output]"),
+    ] = None,
+    shape: Annotated[
+        Literal["jsonl", "openai-batch", "csv", "parquet"] | None,
+        Parameter(name="--format", help="How it is written. [default: as the output's name and the run's input say]"),
+    ] = None,
+    force: Annotated[bool, Parameter(negative="", show_default=False, help="Replace an existing file.")] = False,
+) -> int:
+    """Write the answers that a run has so far, from its journal.
+
+    Args:
+        run: Output of the run, or its journal.
+        output: Where to.
+        shape: How it is written.
+        force: Replace an existing file.
+    """
+    import asyncio
+
+    from onellm_async.batch import JournalReader
+
+    output = None if output in STREAM else output
+    with JournalReader.open(run) as journal:
+        written = asyncio.run(_write(journal, output, shape, force=force))
+    if output is not None:
+        say(f"{written:,} records written to {output}.")
+    return ExitCode.OK
+
+
+async def _write(journal: "JournalReader", output: str | None, shape: str | None, *, force: bool) -> int:
+    from onellm_async.batch import InputFormat, OutputFormat, RecordWriter, open_sink, output_format
+
+    source = InputFormat(journal.identity.format or "jsonl")
+    writer = RecordWriter(output_format(output, source) if shape is None else OutputFormat(shape))
+    written = 0
+    async with open_sink(output, writer, force=force) as sink:
+        rows = journal.rows()
+        while lines := [writer.line(row) for row in islice(rows, _ROWS)]:
+            await sink.write(b"".join(lines))
+            written += len(lines)
+    return written

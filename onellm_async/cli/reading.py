@@ -1,0 +1,61 @@
+"""How the commands that take prompts read them."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from attrs import frozen
+from cyclopts import Group, Parameter
+
+from onellm_async.cli.options import STREAM, Asking
+
+if TYPE_CHECKING:
+    from onellm_async.batch import Source
+
+__all__ = ["READING", "Reading", "open_input"]
+
+
+@Parameter(name="*", group=Group.create_ordered("Input"))
+@frozen
+class Reading:
+    """How the input is read."""
+
+    field: Annotated[
+        str | None, Parameter(help="Field of each JSON object, or column of each row, that holds the prompt.")
+    ] = None
+    template: Annotated[
+        str | None,
+        Parameter(help="Jinja2 template that makes the prompt of the fields or columns: a file, or the text itself."),
+    ] = None
+    format: Annotated[
+        Literal["text", "jsonl", "openai-batch", "csv", "tsv", "parquet"] | None,
+        Parameter(help="How the input is written. [default: as its name and its first line say]"),
+    ] = None
+    strict: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Send nothing if a line of the file is bad; a pipe is stopped at the first bad line."
+        ),
+    ] = False
+
+
+READING = Reading()
+"""Nothing but defaults."""
+
+
+def open_input(source: str, reading: Reading, asking: Asking) -> "Source":
+    """Opens what a command was told to read.
+
+    Outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that.
+
+    Raises:
+        BatchError: If it cannot be opened, or a flag does not go with it.
+    """
+    from onellm_async.batch import InputFormat, PromptTemplate, open_source
+    from onellm_async.cli.connection import defaults_from
+
+    return open_source(
+        "-" if source in STREAM else source,
+        forced_format=None if reading.format is None else InputFormat(reading.format),
+        field=reading.field,
+        template=None if reading.template is None else PromptTemplate.open(reading.template),
+        defaults=defaults_from(asking),
+    )

@@ -1,0 +1,55 @@
+"""From the flags of ``onellm-async run`` to what the library is told."""
+
+from typing import TYPE_CHECKING
+
+from attrs import asdict
+
+from onellm_async.batch import Budget, FileRun, HealthPolicy, PromptTemplate, RunPolicy
+from onellm_async.cli.connection import defaults_from, limits_from
+from onellm_async.cli.options import Asking, Connecting
+from onellm_async.settings import base_url_from
+
+if TYPE_CHECKING:
+    from onellm_async.cli.reading import Reading
+    from onellm_async.cli.run import GoingOn, Spending, Writing
+
+__all__ = ["file_run"]
+
+
+def file_run(
+    reading: "Reading",
+    writing: "Writing",
+    spending: "Spending",
+    going_on: "GoingOn",
+    asking: Asking,
+    connecting: Connecting,
+) -> FileRun:
+    """What is to be run, as the flags say.
+
+    Raises:
+        ConfigurationError: If a value is out of range.
+    """
+    budget = Budget(max_cost=spending.max_cost, max_tokens=spending.max_tokens_total)
+    return FileRun(
+        output=writing.output,
+        journal=writing.journal,
+        force=writing.force,
+        defaults=defaults_from(asking),
+        prompt_field=reading.field,
+        template_digest=None if reading.template is None else PromptTemplate.open(reading.template).digest,
+        base_url="local" if connecting.local else base_url_from(connecting.base_url),
+        dialect=connecting.dialect,
+        policy=RunPolicy(
+            ambiguous=going_on.ambiguous,
+            retry_failed=going_on.retry_failed,
+            deduplicate=going_on.deduplicate,
+            strict=reading.strict,
+        ),
+        budget=budget,
+        health=HealthPolicy(
+            most_alike=1.0 if going_on.keep_going else HealthPolicy().most_alike,
+            quiet_after=min(HealthPolicy().quiet_after, going_on.stall_after),
+            stalled_after=going_on.stall_after,
+        ),
+        settings={"limits": asdict(limits_from(connecting)), "budget": asdict(budget)},
+    )

@@ -1,0 +1,96 @@
+"""A run in a process of its own, against a server whose ledger tells what was billed."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+from attrs import field, frozen
+
+from onellm_async.batch import JournalReader
+from onellm_async.batch.journal_rows import State
+from onellm_async.server import Faults, LocalServer, ServerSettings
+from onellm_async.server.ledger import Outcome
+
+KEY = "a key of the tests"
+BILLED = {Outcome.ANSWERED, Outcome.LOST}
+
+
+def quick_server(**settings) -> LocalServer:
+    return LocalServer(
+        ServerSettings(
+            **{
+                "requests_per_minute": 1e6,
+                "burst": 100_000,
+                "keys": {KEY: 1e6},
+                "faults": Faults(latency=0.01, latency_sigma=0.3),
+            }
+            | settings
+        )
+    )
+
+
+def prompts_file(folder: Path, count: int) -> Path:
+    path = folder / "prompts.txt"
+    path.write_text("".join(f"prompt number {number}\n" for number in range(count)))
+    return path
+
+
+def billed_by_prompt(server: LocalServer) -> Counter[str]:
+    return Counter(row.prompt for row in server.ledger.rows if row.outcome in BILLED)
+
+
+async def start_run(source: Path, output: Path, server: LocalServer, *flags: str) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "onellm_async", "run", str(source), "-o", str(output), "--base-url", server.url]
+    return await asyncio.create_subprocess_exec(
+        *command,
+        *("--rpm", "600000", "--burst", "10000", "--concurrency", "16", *flags),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"ONELLM_API_KEY": KEY},
+    )
+
+
+async def finish(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    _, stderr = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, stderr.decode()
+
+
+async def at_rest(server: LocalServer) -> None:
+    while server.ledger.under_way:
+        await asyncio.sleep(0.005)  # noqa: ASYNC110  # a real server on real sockets
+
+
+@frozen
+class Left:
+    """What a run that has ended somehow left in its journal, prompts by their index."""
+
+    answered: set[int] = field(factory=set)
+    sent: set[int] = field(factory=set)
+
+    @classmethod
+    def by(cls, output: Path) -> "Left":
+        if not output.with_name(output.name + ".journal").exists():
+            return cls()
+        with JournalReader.open(output) as journal:
+            states = {row.index: row.state for row in journal.rows()}
+        return cls(
+            {index for index, state in states.items() if state is State.ANSWERED},
+            {index for index, state in states.items() if state is State.SENT},
+        )
+
+
+async def kill_after(process: asyncio.subprocess.Process, server: LocalServer, received: int, moment: float) -> bool:
+    """Kills a run `moment` seconds after the server has received so many requests; whether it was still running."""
+    while server.ledger.received < received and process.returncode is None:
+        await asyncio.sleep(0.001)  # noqa: ASYNC110  # see at_rest
+    await asyncio.sleep(moment)
+    if process.returncode is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    await process.communicate()
+    return True
