@@ -135,7 +135,7 @@ class LearnedRate:
         self._bucket.take(1, now)
         if self._shared is not None:
             if self._random is not None:
-                self._wanted = self._random.uniform(0.5, 1.5)
+                self._wanted = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
         elif self._sprinting:
             self._pace.take(1, now)
             self._hurry(now)

@@ -152,8 +152,9 @@ class DeclaredRate:
 
     def take(self, now: float) -> None:
         self._bucket.take(1, now)
-        shared = self._random is not None and not self._rate.at_ceiling
-        self._wanted = self._random.uniform(0.5, 1.5) if shared and self._random is not None else 1.0
+        self._wanted = 1.0
+        if self._random is not None and not self._rate.at_ceiling:
+            self._wanted = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
         if now < self._confirmed_at:
             self._pace.take(1, now)
 

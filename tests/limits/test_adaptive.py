@@ -173,3 +173,14 @@ def test_a_mark_that_may_not_have_been_empty_bounds_from_above_only():
 def test_no_bounds_give_no_confidence():
     assert Bounds().confidence == 0
     assert Bounds(1.0, 1.0).confidence == 1
+
+
+def test_a_random_gap_never_waits_for_more_than_the_bucket_can_hold():
+    control, now = LearnedRate(0.0, RateState(0.66, 1, 0.66, 0.67), random=Random(0)), 0.0
+    for turn in range(60):
+        now += control.time_until(1, now)
+        assert control.time_until(1, now) == 0
+        control.take(now)
+        (control.answered if turn % 4 else control.refused)(now, now + 0.05)
+        now += 0.05
+    assert control.confidence == 0, "it is shared"

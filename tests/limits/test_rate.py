@@ -78,3 +78,13 @@ def test_backing_off_knows_nothing():
     control = BackOffOnly(Random(0))
     assert control.state is None
     assert control.confidence == 0
+
+
+def test_a_random_gap_never_waits_for_more_than_the_bucket_can_hold():
+    control = DeclaredRate(1.0, 1, 0.0, RateState(0.5, 1), random=Random(0))
+    now = 0.0
+    for _ in range(50):
+        now += control.time_until(1, now)
+        assert control.time_until(1, now) == 0
+        control.take(now)
+    assert now <= 2.5 * 50
