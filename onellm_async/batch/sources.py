@@ -15,30 +15,20 @@ from typing import Protocol, Self
 
 from attrs import frozen
 
+from onellm_async.batch.binary_files import refuse_binary
 from onellm_async.batch.daemon_thread import in_daemon_thread
 from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
 from onellm_async.batch.items import Entry, LineError
 from onellm_async.batch.line_reader import LineReader, demand_prompt
 from onellm_async.batch.lines import LineEntries
-from onellm_async.batch.parquet_rows import MAGIC, parquet_entries, parquet_rows
+from onellm_async.batch.parquet_rows import parquet_entries, parquet_rows
 from onellm_async.batch.template import PromptTemplate
 from onellm_async.errors import BatchError
 
 __all__ = ["Source", "Survey", "open_source"]
 
 _PIECE = 256 * 1024
-_DECOMPRESS = "Decompress it, for example into a pipe: gunzip -c FILE | onellm-async run -"
-_SAVE = "Save it as UTF-8."
-_NOT_TEXT = (
-    (b"\xff\xfe", "UTF-16", _SAVE),
-    (b"\xfe\xff", "UTF-16", _SAVE),
-    (b"\x1f\x8b", "compressed with gzip", _DECOMPRESS),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", _DECOMPRESS.replace("gunzip", "zstd -d")),
-    (b"PK\x03\x04", "a ZIP archive or a workbook", "Unpack it, or save the sheet as CSV."),
-    (MAGIC, "Parquet", "Say so with --format parquet, and give it as a file."),
-)
-"""How files begin that would give only garbage, line after line."""
 
 
 class _Splitter(Protocol):
@@ -221,17 +211,10 @@ class Source:
     def _pieces(self) -> Iterator[bytes]:
         start = True
         while piece := self._read_piece():
-            if start:
-                self._refuse_binary(piece)
-                start = False
+            if start and self._format is not InputFormat.PARQUET:
+                refuse_binary(self.name, piece)
+            start = False
             yield piece
-
-    def _refuse_binary(self, piece: bytes) -> None:
-        if self._format is InputFormat.PARQUET:
-            return
-        for magic, kind, advice in _NOT_TEXT:
-            if piece.startswith(magic):
-                raise BatchError(f"{self.name} cannot be read: it is {kind}.", advice=advice)
 
     def _read_piece(self) -> bytes:
         try:
