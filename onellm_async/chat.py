@@ -5,12 +5,14 @@ before anything is sent, with the offending value in the message.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias, TypedDict
 
+import attrs
 from attrs import field, frozen
 
 from onellm_async.errors import InvalidRequestError, OneLLMError
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, Validator, shown
 
 __all__ = [
     "JSON",
@@ -115,12 +117,10 @@ def _tuple_from(value: Any) -> Any:
 
 
 def _own_mapping(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value
+    return dict(value) if value is not None and isinstance(value, Mapping) else value
 
 
 def _extra(_: object, attribute: object, value: Any) -> None:
-    if value is None:
-        return
     if not isinstance(value, Mapping):
         raise _check.refusal("extra", value, "it must be a mapping of further request fields")
     if "stream" in value:
@@ -131,7 +131,12 @@ def _extra(_: object, attribute: object, value: Any) -> None:
     _check.json("extra", value)
 
 
-_text = _check.kind(str, "it must be a string", optional=True)
+_text = _check.kind(str, "it must be a string")
+
+
+def _if_set(check: Validator) -> dict[str, Validator]:
+    # attrs would call each field's validator, set or not, which takes longer than all the rest of making a request.
+    return {"check": check}
 
 
 @frozen
@@ -172,41 +177,57 @@ class ChatRequest:
 
     model: str = field(validator=_model)
     messages: tuple[Message, ...] = field(converter=_messages_from, validator=_some_messages)
-    temperature: float | None = field(default=None, kw_only=True, validator=_check.number(0, 2, optional=True))
-    max_tokens: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
-    top_p: float | None = field(default=None, kw_only=True, validator=_check.number(0, 1, optional=True))
+    temperature: float | None = field(default=None, kw_only=True, metadata=_if_set(_check.number(0, 2)))
+    max_tokens: int | None = field(default=None, kw_only=True, metadata=_if_set(_check.integer(1)))
+    top_p: float | None = field(default=None, kw_only=True, metadata=_if_set(_check.number(0, 1)))
     stop_sequences: tuple[str, ...] | None = field(
-        default=None, kw_only=True, converter=_tuple_from, validator=_check.sequence(str, "it must be strings")
+        default=None, kw_only=True, converter=_tuple_from, metadata=_if_set(_check.sequence(str, "it must be strings"))
     )
-    system: str | None = field(default=None, kw_only=True, validator=_text)
+    system: str | None = field(default=None, kw_only=True, metadata=_if_set(_text))
     tools: tuple[Mapping[str, JSON], ...] | None = field(
         default=None,
         kw_only=True,
         hash=False,
         converter=_tuple_from,
-        validator=_check.sequence(Mapping, "it must be tool objects"),
+        metadata=_if_set(_check.sequence(Mapping, "it must be tool objects")),
     )
-    tool_choice: str | None = field(default=None, kw_only=True, validator=_text)
+    tool_choice: str | None = field(default=None, kw_only=True, metadata=_if_set(_text))
     response_format: Mapping[str, JSON] | None = field(
         default=None,
         kw_only=True,
         hash=False,
         converter=_own_mapping,
-        validator=_check.json_object('it must be an object such as {"type": "json_object"}'),
+        metadata=_if_set(_check.json_object('it must be an object such as {"type": "json_object"}')),
     )
-    seed: int | None = field(default=None, kw_only=True, validator=_check.integer(optional=True))
-    n: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
-    user: str | None = field(default=None, kw_only=True, validator=_text)
-    frequency_penalty: float | None = field(default=None, kw_only=True, validator=_check.number(-2, 2, optional=True))
-    presence_penalty: float | None = field(default=None, kw_only=True, validator=_check.number(-2, 2, optional=True))
+    seed: int | None = field(default=None, kw_only=True, metadata=_if_set(_check.integer()))
+    n: int | None = field(default=None, kw_only=True, metadata=_if_set(_check.integer(1)))
+    user: str | None = field(default=None, kw_only=True, metadata=_if_set(_text))
+    frequency_penalty: float | None = field(default=None, kw_only=True, metadata=_if_set(_check.number(-2, 2)))
+    presence_penalty: float | None = field(default=None, kw_only=True, metadata=_if_set(_check.number(-2, 2)))
     logprobs: bool | None = field(
-        default=None, kw_only=True, validator=_check.kind(bool, "it must be True or False", optional=True)
+        default=None, kw_only=True, metadata=_if_set(_check.kind(bool, "it must be True or False"))
     )
-    top_logprobs: int | None = field(default=None, kw_only=True, validator=_check.integer(0, optional=True))
-    top_k: int | None = field(default=None, kw_only=True, validator=_check.integer(1, optional=True))
+    top_logprobs: int | None = field(default=None, kw_only=True, metadata=_if_set(_check.integer(0)))
+    top_k: int | None = field(default=None, kw_only=True, metadata=_if_set(_check.integer(1)))
     extra: Mapping[str, JSON] | None = field(
-        default=None, kw_only=True, hash=False, converter=_own_mapping, validator=_extra
+        default=None, kw_only=True, hash=False, converter=_own_mapping, metadata=_if_set(_extra)
     )
+
+    def __attrs_post_init__(self) -> None:
+        for value in _options_of(self):
+            if value is not None:
+                _check_options(self)
+                return
+
+
+def _check_options(request: ChatRequest) -> None:
+    for value, (attribute, check) in zip(_options_of(request), _OPTION_CHECKS, strict=True):
+        if value is not None:
+            check(request, attribute, value)
+
+
+_OPTION_CHECKS = [(each, each.metadata["check"]) for each in attrs.fields(ChatRequest) if "check" in each.metadata]
+_options_of = attrgetter(*(each.name for each, _ in _OPTION_CHECKS))
 
 
 Prompt: TypeAlias = str | Messages | ChatRequest

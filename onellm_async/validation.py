@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 
 from onellm_async.errors import OneLLMError
 
-__all__ = ["Checks", "shown"]
+__all__ = ["Checks", "Validator", "shown"]
 
 Validator: TypeAlias = Callable[[Any, Any, Any], None]
+"""Called with the object, an attrs attribute and its value, as attrs does; raises where the value is refused."""
 
 _EXCERPT = 80
 _DEEPEST = 100

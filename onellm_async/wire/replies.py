@@ -5,6 +5,7 @@ The documented API answers flat and with HTTP statuses; the published backend an
 """
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import TypeGuard
 
 import attrs
@@ -73,6 +74,8 @@ _converter.register_structure_hook(Usage | None, _or_none(_strict_usage))
 _structure_reply = _converter.get_structure_hook(_Reply)
 _REPLY_FIELDS = frozenset(field.name for field in attrs.fields(_Reply))
 _USAGE_FIELDS = frozenset(field.name for field in attrs.fields(Usage))
+_reply_fields = itemgetter("content", "provider", "model", "role", "usage", "finish_reason")
+_usage_fields = itemgetter("input_tokens", "output_tokens", "total_tokens")
 _structure: dict[str, Callable[[JSON, JSON], JSON]] = dict.fromkeys(_REPLY_FIELDS, _strict_text)
 _structure["usage"] = _strict_usage
 
@@ -102,8 +105,28 @@ def decode_reply(status: int, headers: Mapping[str, str], body: bytes, *, model:
         elif type(payload["output"]) is dict and "content" not in payload:
             payload = payload["output"]  # an envelope without a usable code: HTTP tells the status
     if 200 <= status < 300:
-        return _response(status, payload, body, model)
+        return _as_documented(payload, model) or _response(status, payload, body, model)
     raise failure(status, headers, payload, body, model=model, now=now)
+
+
+def _as_documented(payload: JSON, model: str) -> ChatResponse | None:
+    """The response if the reply holds exactly what is documented, as nearly all do; `_response` takes twice as long."""
+    try:
+        content, provider, answered_by, role, used, finish_reason = _reply_fields(payload)
+        counts = incoming, outgoing, total = _usage_fields(used)
+    except (KeyError, TypeError):
+        return None
+    if not (
+        len(payload) == len(_REPLY_FIELDS)
+        and len(used) == len(_USAGE_FIELDS)
+        and type(content) is type(provider) is type(answered_by) is type(role) is type(finish_reason) is str
+        and type(incoming) is type(outgoing) is type(total) is int
+        and min(counts) >= 0
+        and max(counts) <= _LARGEST_COUNT
+    ):
+        return None
+    usage = Usage(incoming, outgoing, total)
+    return ChatResponse(content, answered_by, provider, role, usage, finish_reason, catalog.cost(model, usage))
 
 
 def _envelope_code(code: object) -> int | None:

@@ -56,6 +56,10 @@ async def test_connections_are_kept_and_used_again() -> None:
 
 @pytest.mark.virtual_time
 class TestCommonTimeout:
+    async def ten_seconds_at_most(self, seconds: float) -> None:
+        with CommonTimeout(10):
+            await asyncio.sleep(seconds)
+
     async def test_each_task_has_its_own_time(self) -> None:
         loop = asyncio.get_running_loop()
         timeout = CommonTimeout(10)
@@ -109,10 +113,10 @@ class TestCommonTimeout:
         await asyncio.sleep(1)  # and the task is not left cancelled
 
     async def test_an_outer_timeout_that_ends_first_is_the_one_that_counts(self) -> None:
+        outer = asyncio.timeout(5)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(5) as outer:
-                with CommonTimeout(10):
-                    await asyncio.sleep(60)
+            async with outer:
+                await self.ten_seconds_at_most(60)
         assert outer.expired()
 
     async def test_it_sets_one_timer_for_all_and_none_once_it_is_closed(self) -> None:

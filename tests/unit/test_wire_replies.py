@@ -4,6 +4,7 @@ import math
 from email.utils import formatdate
 from types import MappingProxyType
 
+import attrs
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -147,6 +148,29 @@ def test_a_field_of_another_type_becomes_none_and_is_kept_raw(name: str, odd: ob
 )
 def test_counts_that_are_none_are_never_invented(usage: object, counts: Usage | None) -> None:
     assert decode(as_json({"content": "x", "usage": usage})).usage == counts
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            **{name: st.text() for name in ("content", "provider", "model", "role", "finish_reason")},
+            "usage": st.fixed_dictionaries(
+                {
+                    name: st.integers(-1, 2**53 + 1) | st.just(True)
+                    for name in ("input_tokens", "output_tokens", "total_tokens")
+                }
+            ),
+        }
+    ),
+    st.sampled_from(["GPT-5", "unknown"]),
+)
+def test_the_documented_reply_is_read_alike_with_and_without_a_further_field(
+    reply: dict[str, object], model: str
+) -> None:
+    plain = decode_reply(200, {}, dump_json(reply), model=model, now=0.0)
+    more = decode_reply(200, {}, dump_json({**reply, "further": 1}), model=model, now=0.0)
+    assert more.extra["further"] == 1
+    assert attrs.evolve(more, extra={name: value for name, value in more.extra.items() if name != "further"}) == plain
 
 
 def test_lone_surrogates_survive_as_they_came() -> None:
