@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import goodput, journal, memory, overhead, sockets, targets
+from benchmarks import durable, goodput, journal, memory, overhead, sockets, targets
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
 
-SUBJECTS = ("overhead", "goodput", "targets", "sockets", "memory", "journal")
+SUBJECTS = ("overhead", "goodput", "targets", "sockets", "memory", "durable", "journal")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -38,12 +38,15 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
     subjects = chosen.subjects or SUBJECTS
     repetitions = 1 if chosen.quick else chosen.repetitions
     found: dict[str, Section] = {}
-    if {"overhead", "memory"} & set(subjects):
+    if {"overhead", "memory", "durable"} & set(subjects):
         seconds = 0.2 if chosen.quick else 3.0
         with fast_server(seconds) as server:
             if "overhead" in subjects:
                 peers = wanted(overhead.CONTENDERS)
                 found["overhead"] = overhead.run(server, peers, repetitions=repetitions, seconds=seconds)
+            if "durable" in subjects:
+                peers = wanted(durable.CONTENDERS)
+                found["durable"] = durable.run(server, peers, repetitions=repetitions, seconds=seconds)
             if "memory" in subjects:
                 found["memory"] = memory.run(server, number=5_000 if chosen.quick else 200_000)
     if "goodput" in subjects:

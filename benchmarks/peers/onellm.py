@@ -1,23 +1,39 @@
 """This package: one chat at a time like its peers, a whole list at once, or a stream of any length."""
 
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import AnswerAll, Errors, Target, pooled
 from onellm_async import AsyncOneLLM, Limits
+from onellm_async.batch import (
+    FileSink,
+    Journal,
+    RecordWriter,
+    RequestDefaults,
+    RunIdentity,
+    Unjournaled,
+    entries_from,
+    run_batch,
+)
 
 _MODEL = "GPT-5-Mini"
 
 
 @asynccontextmanager
 async def connect(
-    target: Target, call: str = "chat", limits: Mapping[str, Any] | None = None, dialect: str = "documented"
+    target: Target,
+    call: str = "chat",
+    limits: Mapping[str, Any] | None = None,
+    dialect: str = "documented",
+    journal: bool = False,
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
-    `call` is ``chat``, ``gather_chats`` or ``iter_chats``.
+    `call` is ``chat``, ``gather_chats``, ``iter_chats``, or ``run_batch`` with or without ``journal``.
     """
     limited = Limits.unlimited(target.in_flight) if limits is None else Limits(target.in_flight, **limits)
     async with AsyncOneLLM("key", base_url=f"{target.root}/api", limits=limited, dialect=dialect) as client:
@@ -35,4 +51,20 @@ async def connect(
                 errors.update([type(outcome.error).__name__] if outcome.error else ())
             return errors
 
-        yield {"chat": pooled(ask, target.in_flight), "gather_chats": gather, "iter_chats": stream}[call]
+        async def durable(texts: Iterable[str]) -> Errors:
+            writer, source = RecordWriter(), entries_from(texts, defaults=RequestDefaults(model=_MODEL))
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder) / "answers.jsonl"
+                sink = FileSink(place)
+                if journal:
+                    memory = Journal.open(place.with_name("answers.journal"), RunIdentity(input="prompts"))
+                else:
+                    memory = Unjournaled()
+                async with sink:
+                    report = await run_batch(client, source, journal=memory, sink=sink, encode=writer.line)
+                if isinstance(memory, Journal):
+                    await memory.aclose()
+            return Counter({"failed": report.progress.failed} if report.progress.failed else {})
+
+        calls = {"gather_chats": gather, "iter_chats": stream, "run_batch": durable}
+        yield pooled(ask, target.in_flight) if call == "chat" else calls[call]
