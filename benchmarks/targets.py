@@ -121,7 +121,9 @@ async def _waits_beside_a_batch(seed: int, minutes: int) -> float:
         if isinstance(event, Granted) and event.model == _HURRIED:
             waits.append(event.waited)
 
-    async with AsyncOneLLM(transport=ServiceTransport(service, "key", random=random), hooks=(watch,)) as client:
+    async with AsyncOneLLM(
+        transport=ServiceTransport(service, "key", random=random), hooks=(watch,), random=random
+    ) as client:
 
         async def batch() -> None:
             async for _ in client.iter_chats(("batch" for _ in range(100_000)), model="GPT-5-Nano"):

@@ -52,7 +52,7 @@ async def _rate_found() -> dict[str, Any]:
         loop.call_at(at, service.retune, rate, at)
     transport = ServiceTransport(service, "key", random=Random(1))
     limits = Limits(requests_per_minute=None)
-    async with AsyncOneLLM(transport=transport, limits=limits, hooks=(watch,)) as client:
+    async with AsyncOneLLM(transport=transport, limits=limits, hooks=(watch,), random=Random(1)) as client:
         asking = asyncio.create_task(_endless(client))
         rates = []
         for at in range(0, END, 10):
@@ -85,7 +85,7 @@ async def _lanes() -> dict[str, Any]:
             curve.append((event.at, queued[name]))
 
     transport = ServiceTransport(_service(2), "key", random=Random(2))
-    async with AsyncOneLLM(transport=transport, hooks=(watch,)) as client:
+    async with AsyncOneLLM(transport=transport, hooks=(watch,), random=Random(2)) as client:
         asking = asyncio.create_task(client.gather_chats(["batch"] * 200, model="GPT-5-Nano"))
         async with asyncio.TaskGroup() as visitors:
             while loop.time() < 270:
@@ -189,7 +189,7 @@ def draw(drawn: dict[str, Any], folder: Path) -> None:
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper center")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
