@@ -23,8 +23,8 @@ from onellm_async.wire import Dialect
 __all__ = ["LimitChange", "Outage", "Scenario", "SimulationResult", "SingleChat", "simulate"]
 
 _KEY = "simulated"
-_PATIENCE = 200
-"""Times the best makespan, and a day: a run that takes longer is given up."""
+_PATIENCE = 50
+"""Times the best makespan, and an hour: a run that takes longer is given up."""
 
 
 @frozen
@@ -165,7 +165,7 @@ async def _run(scenario: Scenario) -> SimulationResult:
 
     loop.before_each_jump(look)
     working = [asyncio.create_task(participant.work()) for participant in participants]
-    await asyncio.wait(working, timeout=_PATIENCE * best_makespan(scenario) + 86400)
+    await asyncio.wait(working, timeout=_PATIENCE * best_makespan(scenario) + 3600)
     makespan = loop.time()
     for task in working:
         task.cancel()

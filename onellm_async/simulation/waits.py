@@ -46,7 +46,7 @@ def waits(events: Iterable[Event]) -> list[Wait]:
             case Granted() if event.request in current:
                 wait = granted[event.request] = current.pop(event.request)
                 wait.until = wait.granted_at = event.at
-            case Refused():
+            case Refused() if event.request in granted:
                 kept[event.request] = granted[event.request].place
             case Failed() | Cancelled() if event.request in current:
                 current.pop(event.request).until = event.at

@@ -1,0 +1,275 @@
+"""Any sequence of requests, refusals, failures, pauses and withdrawals, held against lists that are easy to believe."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from onellm_async.errors import DeadlineExceededError
+from onellm_async.limits.admission import Admission
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.policy import LANES, Limits
+from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, WITHDRAWN, Ticket
+from onellm_async.limits.rate import DeclaredRate
+
+SLACK = 1e-6
+
+
+class AdmissionMachine(RuleBasedStateMachine):
+    """The model: lists of who waits in each lane, who is out, and when whoever was sent has left."""
+
+    PER_SECOND, BURST, SLOTS, TOKENS_PER_MINUTE = 2.0, 5, 3, None
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        limits = Limits(self.SLOTS, self.PER_SECOND * 60, self.BURST, self.TOKENS_PER_MINUTE)
+        self.core = Admission(limits, DeclaredRate(self.PER_SECOND, self.BURST, 0.0), 0.0)
+        self.waiting = {lane: [] for lane in LANES}
+        self.out = []
+        self.sent_at = {}
+        self.granted = self.given_back = self.settled = 0
+        self.gate = float("-inf")
+        self.held_until = None
+        self.probe = None
+        self.paused = False
+        self.token_level = float(self.TOKENS_PER_MINUTE or 0)
+        self.tokens_at = 0.0
+
+    # What the model knows.
+
+    def everybody(self):
+        return [ticket for lane in self.waiting.values() for ticket in lane]
+
+    def shut(self):
+        held = self.held_until is not None and (self.now < self.held_until or self.probe is not None)
+        return self.paused or self.now < self.gate or held
+
+    def note_grant(self, ticket):
+        assert not self.shut(), "(7) nothing passes the gate"
+        assert len(self.out) < self.SLOTS, "(2)"
+        assert ticket.deadline is None or self.now < ticket.deadline + SLACK, "(7) nothing leaves after its deadline"
+        assert ticket.state == GRANTED
+        if ticket in self.waiting[ticket.lane]:
+            ahead = [other for other in self.waiting[ticket.lane] if other.order < ticket.order]
+            assert not ahead, "(4) first in, first out within a lane"
+            self.waiting[ticket.lane].remove(ticket)
+        else:
+            assert not self.everybody(), "(4) no newcomer overtakes the queue"
+        self.granted += 1
+        self.out.append(ticket)
+        self.sent_at[ticket] = self.now
+        if self.held_until is not None:
+            self.probe = ticket
+
+    def pump(self):
+        for ticket in self.core.expire(self.now):
+            assert ticket.deadline <= self.now
+            assert ticket.state == WITHDRAWN
+            self.waiting[ticket.lane].remove(ticket)
+        for ticket in self.core.dispatch(self.now):
+            self.note_grant(ticket)
+        for ticket in self.everybody():
+            assert ticket.deadline is None or ticket.deadline > self.now, "an expired ticket was left waiting"
+
+    def leave(self, ticket):
+        self.out.remove(ticket)
+        if ticket is self.probe:
+            self.probe = None
+        self.settled += 1
+
+    # What can happen.
+
+    @rule(
+        lane=st.sampled_from(list(LANES)),
+        tokens=st.sampled_from([0, 1, 50, 400, 5000]),
+        patience=st.none() | st.floats(0.01, 30),
+    )
+    def arrive(self, lane, tokens, patience):
+        ticket = Ticket(lane, tokens, None if patience is None else self.now + patience)
+        if self.core.try_enter(ticket, self.now):
+            self.note_grant(ticket)
+            return
+        try:
+            self.core.enqueue(ticket, self.now)
+        except DeadlineExceededError:
+            assert patience is not None
+            return
+        self.waiting[lane].append(ticket)
+        self.pump()
+
+    @rule(seconds=st.floats(0, 20))
+    def time_passes(self, seconds):
+        until = self.now + seconds
+        while (wake := self.core.next_wake(self.now)) is not None and wake <= until:
+            self.now = max(wake, self.now + 1e-9)
+            self.pump()
+        self.now = until
+        self.pump()
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 99), tokens=st.none() | st.integers(0, 2000))
+    def answer(self, which, tokens):
+        ticket = self.out[which % len(self.out)]
+        self.leave(ticket)
+        self.core.answered(ticket, self.now, tokens)
+        self.pump()
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 99), retry_after=st.none() | st.sampled_from([0.0, 1.0, 12.0]))
+    def refuse(self, which, retry_after):
+        ticket = self.out[which % len(self.out)]
+        self.leave(ticket)
+        self.core.refused(ticket, self.now, retry_after)
+        if retry_after is not None:
+            self.gate = max(self.gate, self.now + retry_after)
+        self.pump()
+        again = Ticket(ticket.lane, ticket.tokens, None, ticket.order)
+        if self.core.try_enter(again, self.now):
+            self.note_grant(again)
+        else:
+            self.core.enqueue(again, self.now)
+            self.waiting[again.lane].append(again)
+            self.pump()
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 99))
+    def nobody_knows(self, which):
+        ticket = self.out[which % len(self.out)]
+        self.leave(ticket)
+        self.core.settle(ticket, self.now)
+        self.pump()
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.integers(0, 99))
+    def cancelled_before_it_left(self, which):
+        ticket = self.out[which % len(self.out)]
+        self.leave(ticket)
+        self.given_back += 1
+        del self.sent_at[ticket]
+        self.core.withdraw(ticket, self.now)
+        self.pump()
+
+    @precondition(lambda self: self.everybody())
+    @rule(which=st.integers(0, 99))
+    def cancelled_while_waiting(self, which):
+        waiting = self.everybody()
+        ticket = waiting[which % len(waiting)]
+        self.waiting[ticket.lane].remove(ticket)
+        looks = self.core.withdraw(ticket, self.now)
+        assert ticket.state == WITHDRAWN
+        if looks:
+            self.pump()
+
+    @rule()
+    def pause(self):
+        self.paused = True
+        self.core.gate.pause()
+
+    @precondition(lambda self: self.paused)
+    @rule()
+    def resume(self):
+        self.paused = False
+        self.core.gate.resume()
+        self.pump()
+
+    @rule(seconds=st.sampled_from([1.0, 15.0]))
+    def service_goes_down(self, seconds):
+        self.held_until = self.now + seconds
+        self.core.gate.hold(self.held_until)
+
+    @precondition(lambda self: self.held_until is not None)
+    @rule()
+    def service_is_back(self):
+        self.held_until = self.probe = None
+        self.core.gate.release()
+        self.pump()
+
+    # What is always true.
+
+    @invariant()
+    def counts_agree_with_the_lists(self):
+        assert self.core.in_flight == len(self.out)
+        assert 0 <= self.core.in_flight <= self.SLOTS
+        assert self.core.waiting == len(self.core.queue) == len(self.everybody())
+        assert self.core.queue.lengths() == {lane: len(tickets) for lane, tickets in self.waiting.items()}
+        assert self.granted == len(self.out) + self.settled
+        assert self.granted == len(self.sent_at) + self.given_back
+        assert all(ticket.state == QUEUED for ticket in self.everybody())
+        assert all(ticket.state == GRANTED for ticket in self.out)
+
+    @invariant()
+    def no_window_sees_more_than_the_bucket(self):
+        level, last = 0.0, 0.0
+        for at in sorted(self.sent_at.values()):
+            level = max(0.0, level - (at - last) * self.PER_SECOND) + 1
+            last = at
+            assert level <= self.BURST + 1 + SLACK
+
+    @invariant()
+    def nobody_waits_for_nothing(self):
+        """Whoever waits does so for a reason that the model knows, or for a moment that is certain."""
+        if not self.everybody() or len(self.out) >= self.SLOTS or self.paused or self.probe is not None:
+            return
+        wake = self.core.next_wake(self.now)
+        assert wake is not None, "(5) somebody waits, and nothing will ever wake the limiter"
+        assert wake > self.now or self.core.dispatch(self.now) == [], "(5) a slot, a token and a waiter, but no grant"
+
+    def teardown(self):
+        self.paused, self.held_until, self.probe = False, None, None
+        self.core.gate.resume()
+        self.core.gate.release()
+        for ticket in list(self.out):
+            self.leave(ticket)
+            self.core.answered(ticket, self.now)
+        for _ in range(200):
+            self.time_passes(60.0)
+            for ticket in list(self.out):
+                self.leave(ticket)
+                self.core.answered(ticket, self.now)
+            if not self.everybody():
+                break
+        assert not self.everybody(), "(10) faults have ceased, and somebody still waits"
+        assert self.core.in_flight == self.core.waiting == 0
+        assert self.core.next_wake(self.now) is None
+
+
+class TokensMachine(AdmissionMachine):
+    PER_SECOND, BURST, SLOTS, TOKENS_PER_MINUTE = 5.0, 20, 8, 600
+
+
+class NarrowMachine(AdmissionMachine):
+    PER_SECOND, BURST, SLOTS, TOKENS_PER_MINUTE = 0.5, 1, 1, None
+
+
+SOME = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAdmission = AdmissionMachine.TestCase
+TestAdmission.settings = SOME
+TestTokens = TokensMachine.TestCase
+TestTokens.settings = SOME
+TestNarrow = NarrowMachine.TestCase
+TestNarrow.settings = SOME
+
+
+@pytest.mark.parametrize("state", [QUEUED, GRANTED, SETTLED, WITHDRAWN])
+def test_withdrawing_in_any_state_twice_takes_nothing_from_anybody(state):
+    core = Admission(Limits(2, 60, 5, 600), DeclaredRate(1.0, 5, 0.0), 0.0)
+    other, ticket = Ticket("batch", 10), Ticket("batch", 10)
+    assert core.try_enter(other, 0.0)
+    if state in {GRANTED, SETTLED}:
+        assert core.try_enter(ticket, 1.0)
+        if state == SETTLED:
+            core.answered(ticket, 1.0)
+    else:
+        core.gate.pause()
+        core.enqueue(ticket, 1.0)
+        if state == WITHDRAWN:
+            core.withdraw(ticket, 1.0)
+    assert ticket.state == state
+    if state != WITHDRAWN:
+        core.withdraw(ticket, 1.0)
+    core.give_back(ticket, 1.0)
+    core.settle(ticket, 1.0)
+    assert (core.in_flight, core.waiting, len(core.queue)) == (1, 0, 0)
+    assert isinstance(core.tokens, TokenBucket)
+    assert core.tokens.level_at(1.0) == pytest.approx(600 if state != SETTLED else 590)
