@@ -1,0 +1,125 @@
+"""The client waits as it is told, says so meanwhile, and goes on at once when it is over."""
+
+import asyncio
+
+import pytest
+
+from onellm_async.limits.policy import Limits
+from onellm_async.server.settings import Faults
+from onellm_async.simulation.participant import Participant
+from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, simulate
+
+DECLARED = Limits(requests_per_minute=60, burst=10)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What the client says of itself whenever time passes: when, and its snapshot."""
+    said = []
+    look = Participant.look
+
+    def listen(participant, ahead):
+        said.append((asyncio.get_running_loop().time(), participant.client.snapshot()))
+        look(participant, ahead)
+
+    monkeypatch.setattr(Participant, "look", listen)
+    return said
+
+
+def sent_between(run, begin, end):
+    return sum(begin < at < end for times in run.sent_at for at in times)
+
+
+def first_answer_after(run, moment):
+    return min(at for times in run.answered_at for at in times if at > moment)
+
+
+def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_it_ends(heard):
+    run = simulate(
+        Scenario(
+            prompts=60,
+            limits=DECLARED,
+            requests_per_minute=60,
+            burst=10,
+            faults=Faults(latency=2, retry_after=20),
+            changes=(LimitChange(15, 0), LimitChange(615, 60)),
+        )
+    )
+    assert (run.answered, run.failed, run.violations) == (60, 0, [])
+    assert sent_between(run, 17, 615) <= 2 * 600 / 20, "no more than Retry-After allows"
+    meanwhile = [said for at, said in heard if 60 < at < 610]
+    assert meanwhile
+    assert all(said.queued["batch"] and said.bottleneck in {"retry-after", "rate", "slots"} for said in meanwhile)
+    assert sum(said.bottleneck == "retry-after" for said in meanwhile) > len(meanwhile) / 2
+    assert first_answer_after(run, 615) - 615 <= 64 + 20 + 2 + 20, "the floor of the rate, one Retry-After, one answer"
+
+
+def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
+    run = simulate(
+        Scenario(
+            prompts=30,
+            limits=DECLARED,
+            requests_per_minute=60,
+            burst=10,
+            faults=Faults(latency=2, retry_after=240),
+            changes=(LimitChange(5, 0), LimitChange(3605, 60)),
+        )
+    )
+    assert (run.answered, run.failed, run.violations) == (30, 0, [])
+    assert sent_between(run, 10, 3605) <= 10 * 3600 / 240, "each time no more than a burst"
+    waiting = [said for at, said in heard if 100 < at < 3600 and said.bottleneck == "retry-after"]
+    assert waiting
+    assert all(said.retry_after is not None and 0 < said.retry_after <= 240.001 for said in waiting)
+    assert first_answer_after(run, 3605) - 3605 <= 240 + 4
+
+
+def test_a_server_that_never_answers_is_probed_and_used_again_when_it_is_back(heard):
+    run = simulate(
+        Scenario(
+            prompts=60,
+            limits=DECLARED,
+            requests_per_minute=60,
+            burst=10,
+            faults=Faults(latency=2),
+            timeout=10,
+            outages=(Outage(15, 615, "silent"),),
+        )
+    )
+    assert run.violations == []
+    assert run.answered + run.failed == 60
+    assert any(said.bottleneck == "service down" for at, said in heard if 60 < at < 610)
+    assert sent_between(run, 60, 615) <= 40, "probes, not a storm"
+    assert first_answer_after(run, 615) - 615 <= 300 + 10 + 4, "the longest wait for a probe"
+
+
+def test_an_unreachable_service_loses_no_prompt_of_a_fan_out(heard):
+    run = simulate(
+        Scenario(
+            prompts=60,
+            limits=DECLARED,
+            requests_per_minute=60,
+            burst=10,
+            faults=Faults(latency=2),
+            outages=(Outage(15, 1815, "unreachable"),),
+        )
+    )
+    assert (run.answered, run.failed, run.violations) == (60, 0, [])
+    assert any(said.bottleneck == "service down" for at, said in heard if 100 < at < 1800)
+    assert first_answer_after(run, 1815) - 1815 <= 300 + 4
+
+
+def test_prompts_with_a_deadline_do_not_wait_for_a_silent_server_longer_than_that():
+    run = simulate(
+        Scenario(
+            prompts=20,
+            limits=DECLARED,
+            requests_per_minute=60,
+            burst=10,
+            deadline=30,
+            timeout=600,
+            faults=Faults(latency=2),
+            outages=(Outage(0, 1e6, "silent"),),
+        )
+    )
+    assert (run.answered, run.failed, run.violations) == (0, 20, [])
+    assert run.makespan <= 30.001
