@@ -321,7 +321,7 @@ class AsyncOneLLM(LiveControl):
         return FanOut(
             source,
             answer,
-            window=self.limits.max_concurrency,
+            window=lambda: self.limits.max_concurrency,
             withdraw=group.withdraw,
             stop_on_error=stop_on_error,
             buffered=buffered,

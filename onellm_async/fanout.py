@@ -95,7 +95,7 @@ class FanOut:
     Args:
         source: The prompts; a sync or async iterable of any length.
         answer: Turns one prompt into its response, or raises `OneLLMError`.
-        window: How many prompts may be under way or wait for admission.
+        window: How many prompts may be under way or wait for admission; asked again after each outcome, as it may grow.
         withdraw: Ends the waits of `answer` with `WithdrawnError`; called once when the run is stopped.
         stop_on_error: Draw nothing more from the source after the first failure of any kind.
         buffered: Finished outcomes that may wait for the consumer; None for any number.
@@ -108,7 +108,7 @@ class FanOut:
         source: Source,
         answer: Callable[[Prompt], Awaitable[ChatResponse]],
         *,
-        window: int,
+        window: Callable[[], int],
         withdraw: Callable[[], None] = lambda: None,
         stop_on_error: bool = False,
         buffered: int | None = None,
@@ -119,7 +119,7 @@ class FanOut:
         self._sync = iter(source) if isinstance(source, Iterable) else None
         self._async = aiter(source) if isinstance(source, AsyncIterable) else None
         self._total = len(source) if isinstance(source, list | tuple) else None
-        self._window = window if self._total is None else max(1, min(window, self._total))
+        self._window = window
         self._answer = answer
         self._withdraw = withdraw
         self._stop_on_error = stop_on_error
@@ -139,11 +139,15 @@ class FanOut:
         """Why nothing more is drawn although the source has more; None while all is well."""
 
     async def __aenter__(self) -> Self:
-        for _ in range(self._window):
+        self._employ()
+        return self
+
+    def _employ(self) -> None:
+        window = self._window() if self._total is None else min(self._window(), max(1, self._total - self._drawn))
+        while len(self._workers) < window:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_done)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         workers = list(self._workers)
@@ -229,6 +233,8 @@ class FanOut:
             self._cost += outcome.response.cost
         self._finished.append(outcome)
         self._news.set()
+        if len(self._workers) < self._window() and not self._exhausted and self.stopped_by is None:
+            self._employ()
         if self._progress is not None:
             elapsed = self._clock() - self._started
             self._progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))

@@ -70,8 +70,8 @@ class LiveControl:
 
         Whoever waits keeps its place, whatever is under way goes on, and what could have left at once still can, as far
         as the new limits allow. When more is under way than the new `max_concurrency`, nothing leaves until it is
-        fewer. What was learned is kept when rate, burst and mode stay as they were. A fan-out that has begun keeps its
-        window: it never has more prompts under way than `max_concurrency` was when it began.
+        fewer. What was learned is kept when rate, burst and mode stay as they were. A fan-out that has begun widens its
+        window with its next outcome.
 
         Args:
             limits: All of them, not only those that change.
