@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import durable, goodput, journal, memory, overhead, sockets, targets
+from benchmarks import closed_loop, durable, goodput, journal, memory, overhead, sockets, targets
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
 
-SUBJECTS = ("overhead", "goodput", "targets", "sockets", "memory", "durable", "journal")
+SUBJECTS = ("overhead", "goodput", "targets", "closed_loop", "sockets", "memory", "durable", "journal")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -55,13 +55,22 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
     if "journal" in subjects:
         share = 0.05 if chosen.quick else 1.0
         found["journal"] = journal.run(wanted(journal.CONTENDERS), repetitions=repetitions, share=share)
-    if "targets" in subjects:
-        sizes = {"seeds": 2, "long": 1000, "waiters": 5_000} if chosen.quick else {"seeds": chosen.seeds}
-        found["targets"] = targets.run(**sizes)
+    found |= _simulated(chosen, subjects)
     if "sockets" in subjects:
         paces = sockets.QUICK if chosen.quick else sockets.PACES
         found["sockets"] = sockets.run(repetitions=repetitions, paces=paces)
     return [found[subject] for subject in SUBJECTS if subject in found]
+
+
+def _simulated(chosen: argparse.Namespace, subjects: Sequence[str]) -> dict[str, Section]:
+    found: dict[str, Section] = {}
+    if "targets" in subjects:
+        sizes = {"seeds": 2, "long": 1000, "waiters": 5_000} if chosen.quick else {"seeds": chosen.seeds}
+        found["targets"] = targets.run(**sizes)
+    if "closed_loop" in subjects:
+        size = {"seeds": 1, "prompts": 16} if chosen.quick else {}
+        found["closed_loop"] = closed_loop.run(**size)
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:

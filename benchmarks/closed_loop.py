@@ -1,0 +1,73 @@
+"""Clients that share one key and know nothing of each other, over all sizes of limits: simulated, in virtual time.
+
+The best possible makespan is that of one client that knows everything; goodput is that over the real one.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+from statistics import median
+
+from benchmarks.report import Section
+from onellm_async.limits.policy import Limits
+from onellm_async.server.settings import Faults
+from onellm_async.simulation.scenario import Scenario, SimulationResult, simulate
+
+RATES = (0.1, 0.67, 5.0, 20.0)
+BURSTS = (1, 40, 600)
+CLIENTS = (1, 4, 16)
+SEEDS = 3
+PROMPTS = 320
+"""Beyond the burst, of all clients together."""
+
+
+def scenario(rate: float, burst: int, clients: int, *, declared: bool, seed: int, prompts: int = PROMPTS) -> Scenario:
+    """One cell of the table: answers take 6 s, or less where requests come so fast that 6 s would need many slots."""
+    return Scenario(
+        prompts=-(-(prompts + burst) // clients),
+        clients=clients,
+        limits=Limits(200, rate * 60, burst) if declared else Limits(200, None),
+        requests_per_minute=rate * 60,
+        burst=burst,
+        faults=Faults(latency=min(6.0, 40 / rate), latency_sigma=0.3),
+        seed=seed,
+    )
+
+
+def run(*, seeds: int = SEEDS, prompts: int = PROMPTS) -> Section:
+    """Simulates every cell."""
+    rows = [_row(rate, burst, clients, seeds, prompts) for rate, burst, clients in product(RATES, BURSTS, CLIENTS)]
+    return Section(
+        "Clients without coordination on one key",
+        f"Simulated: {prompts} prompts and one burst, shared by K clients that start at the same moment and know "
+        "nothing of each other, against a token bucket of b, full at the start and refilled at r per second. Goodput is "
+        "the time that one client would need that knows everything over the time until the last answer; refused sends "
+        "per prompt; Jain's index of the clients' rates is 1 when all are equal and 1/K when one has everything. "
+        f"Median of {seeds}.",
+        ("r, b, K", *(f"{told}: {figure}" for told in ("declared", "not") for figure in _FIGURES)),
+        rows,
+    )
+
+
+_FIGURES = ("goodput", "refused", "Jain")
+
+
+def _row(rate: float, burst: int, clients: int, seeds: int, prompts: int) -> Sequence[str]:
+    cells = [f"{rate:g}/s, {burst}, {clients}"]
+    for declared in (True, False):
+        runs = [
+            simulate(scenario(rate, burst, clients, declared=declared, seed=seed, prompts=prompts))
+            for seed in range(seeds)
+        ]
+        cells += _cells(runs)
+    return cells
+
+
+def _cells(runs: Sequence[SimulationResult]) -> Sequence[str]:
+    asked = runs[0].scenario.prompts * runs[0].scenario.clients
+    missing = max(asked - each.answered for each in runs)
+    goodput = f"{median(each.goodput for each in runs):.3f}"
+    return (
+        f"{missing} unanswered" if missing else goodput,
+        f"{median(each.refused_share for each in runs):.1%}",
+        f"{median(each.fairness for each in runs):.2f}",
+    )
