@@ -1,6 +1,9 @@
+import ast
 import inspect
 import subprocess
 import sys
+
+import pytest
 
 import onellm_async
 from onellm_async import errors
@@ -41,8 +44,27 @@ def imported_by(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
+def test_the_package_itself_imports_nothing_until_a_name_is_used() -> None:
+    assert not imported_by("import onellm_async") & {"aiohttp", "attrs", "cattrs", "onellm_async.client"}
+    assert "onellm_async.client" in imported_by("from onellm_async import AsyncOneLLM")
+    assert "onellm_async.catalog" in imported_by("import onellm_async; onellm_async.catalog.entries()")
+
+
+def test_type_checkers_and_the_interpreter_import_the_same_names() -> None:
+    tree = ast.parse(inspect.getsource(onellm_async))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert seen == {name: f"onellm_async.{room}" for name, room in onellm_async._HOMES.items()}
+    assert {*seen, "__version__"} == set(PUBLIC) <= set(dir(onellm_async))
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'AsyncOneLM'"):
+        onellm_async.AsyncOneLM  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_importing_the_package_imports_only_what_a_chat_needs() -> None:
-    modules = imported_by("import onellm_async")
+    modules = imported_by("from onellm_async import *")
     rooms = {name.split(".")[1] for name in modules if name.startswith("onellm_async.")}
     assert not rooms & {"server", "cli", "batch", "simulation", "testing", "integrations", "__main__"}
     assert not modules & {"tenacity", "cyclopts", "rich", "sqlite3", "pytest", "aiohttp.web", "uvloop", "fastapi"}
