@@ -24,7 +24,7 @@ __all__ = ["LimitChange", "Outage", "Scenario", "SimulationResult", "SingleChat"
 
 _KEY = "simulated"
 _PATIENCE = 50
-"""Times the best makespan, and an hour: a run that takes longer is given up."""
+"""Times the best makespan, an hour, and four Retry-Afters for each request: a run that takes longer is given up."""
 
 
 @frozen
@@ -148,6 +148,11 @@ def best_makespan(scenario: Scenario) -> float:
     return now + max(0.0, left / rate) + scenario.faults.latency + 2 * scenario.travel + scenario.travel_jitter
 
 
+def _longest_makespan(scenario: Scenario) -> float:
+    told_to_wait = 4 * (scenario.faults.retry_after or 0) * (scenario.prompts + len(scenario.chats)) * scenario.clients
+    return _PATIENCE * best_makespan(scenario) + 3600 + told_to_wait
+
+
 async def _run(scenario: Scenario) -> SimulationResult:
     loop, service = asyncio.get_running_loop(), _service(scenario)
     assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
@@ -165,7 +170,7 @@ async def _run(scenario: Scenario) -> SimulationResult:
 
     loop.before_each_jump(look)
     working = [asyncio.create_task(participant.work()) for participant in participants]
-    await asyncio.wait(working, timeout=_PATIENCE * best_makespan(scenario) + 3600)
+    await asyncio.wait(working, timeout=_longest_makespan(scenario))
     makespan = loop.time()
     for task in working:
         task.cancel()
