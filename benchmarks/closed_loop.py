@@ -40,8 +40,8 @@ def run(*, seeds: int = SEEDS, prompts: int = PROMPTS) -> Section:
         "Clients without coordination on one key",
         f"Simulated: {prompts} prompts and one burst, shared by K clients that start at the same moment and know "
         "nothing of each other, against a token bucket of b, full at the start and refilled at r per second. Goodput "
-        "is the time that one client would need that knows everything over the time until the last answer; refused sends "
-        "per prompt; Jain's index of the clients' rates is 1 when all are equal and 1/K when one has everything. "
+        "is the time that one client would need that knows everything over the time until the last answer; refused "
+        "sends per prompt; Jain's index of the clients' rates is 1 when all are equal and 1/K when one has everything. "
         f"Median of {seeds}.",
         ("r, b, K", *(f"{told}: {figure}" for told in ("declared", "not") for figure in _FIGURES)),
         rows,

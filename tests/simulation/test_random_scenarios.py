@@ -16,7 +16,6 @@ from onellm_async.simulation.scenario import Scenario, simulate
 from onellm_async.simulation.trace import Cancelled, Left, Returned, Trace, TrueLimit
 
 IDLE_AT_CONFIRMATION = "the pace of the first burst ends, and the timer set by it rings a tenth of a second later"
-STARVED = "clients that only ever met refusals wait three times as long after each, without an end"
 KNOWN = {20: IDLE_AT_CONFIRMATION, 631: IDLE_AT_CONFIRMATION}
 CHUNK = 20
 
