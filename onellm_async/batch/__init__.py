@@ -7,7 +7,7 @@
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.defaults import DEFAULT_MODEL, RequestDefaults
-from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
+from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
@@ -70,6 +70,7 @@ __all__ = [
     "Tally",
     "Unjournaled",
     "entries_from",
+    "learned_rate",
     "open_sink",
     "open_source",
     "output_format",

@@ -37,12 +37,14 @@ from onellm_async.batch.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.sources import Source, Survey
 from onellm_async.batch.unjournaled import Unjournaled
 from onellm_async.chat import JSON
-from onellm_async.errors import BatchError
+from onellm_async.errors import BatchError, ConfigurationError
+from onellm_async.limits.marks import RateState
+from onellm_async.limits.saving import rate_state_from_dict
 
 if TYPE_CHECKING:
     from onellm_async.batch.parquet_sink import ParquetSink
 
-__all__ = ["FileRun", "RunWatch", "run_file", "survey"]
+__all__ = ["FileRun", "RunWatch", "learned_rate", "run_file", "survey"]
 
 
 @frozen(kw_only=True)
@@ -130,6 +132,29 @@ async def survey(source: Source, *, strict: bool) -> Survey | None:
     return surveyed
 
 
+def learned_rate(run: FileRun) -> RateState | None:
+    """What the client of an earlier sitting had learned about the rate, so that the next does not start blind.
+
+    Blocks for the disk. What cannot be read is not learned: whether the journal can be used is found out later.
+    """
+    place = _place(run)
+    if place is None or not place.exists():
+        return None
+    try:
+        with JournalReader.open(place) as journal:
+            sample = journal.latest_sample()
+        saved = sample.sample.get("rate_state") if sample is not None and isinstance(sample.sample, dict) else None
+        return None if saved is None else rate_state_from_dict(saved)
+    except (BatchError, ConfigurationError):
+        return None
+
+
+def _place(run: FileRun) -> Path | None:
+    if run.journal is not None:
+        return Path(run.journal)
+    return None if run.output is None else journal_path(run.output)
+
+
 async def run_file(
     client: RunClient, source: Source, surveyed: Survey | None, run: FileRun, watch: RunWatch
 ) -> BatchReport:
@@ -147,11 +172,11 @@ async def run_file(
     Raises:
         BatchError: If the journal or the output cannot be opened or finished.
     """
-    if run.output is None:
+    place = _place(run)
+    if place is None:
         async with open_sink(None, _writer(source, run)) as sink:
             watch.began(None)
             return await _ask(client, source, run, watch, Unjournaled(), sink)
-    place = journal_path(run.output) if run.journal is None else Path(run.journal)
     identity = run.identity(source, surveyed)
     if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
         watch.began(there)

@@ -6,6 +6,7 @@ from typing import Protocol
 from onellm_async.batch.items import Entry, LineError
 from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled
 from onellm_async.chat import JSON
+from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.request_group import RequestGroup
@@ -19,6 +20,10 @@ class RunClient(Protocol):
     @property
     def limits(self) -> Limits:
         """The limits it keeps to now."""
+
+    @property
+    def rate_state(self) -> RateState | None:
+        """What it has learned about the rate."""
 
     def group(self) -> RequestGroup:
         """Requests that wait patiently and can be withdrawn together."""

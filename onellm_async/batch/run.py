@@ -30,6 +30,7 @@ from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.protocols import EntrySource, RunClient, RunJournal
 from onellm_async.batch.purse import Purse
+from onellm_async.chat import JSON
 from onellm_async.errors import (
     BatchError,
     BudgetExceededError,
@@ -39,6 +40,8 @@ from onellm_async.errors import (
     WithdrawnError,
 )
 from onellm_async.fanout import concerns_every_prompt
+from onellm_async.limits.saving import rate_state_to_dict
+from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["BatchReport", "run_batch"]
 
@@ -374,14 +377,21 @@ class _Run:
                 self._obey(command)
                 self._employ(tasks)
             snapshot, now = self._client.snapshot(), self._clock()
-            progress = self._tally.snapshot(now)
-            self._journal.sample(time.time(), {"progress": asdict(progress), "snapshot": asdict(snapshot)})
+            self._journal.sample(time.time(), self._sample(snapshot, now))
             if snapshot.paused:
                 self._health.waits(now)
             if (quiet := self._health.quiet_for(now)) is not None:
                 self._say(f"No outcome for {quiet / 60:.0f} min; the next request waits for: {snapshot.bottleneck}.")
             if self._health.stalled(now):
                 self._end(BatchError("Nothing has come back for too long.", advice=_STALLED_ADVICE))
+
+    def _sample(self, snapshot: Snapshot, now: float) -> JSON:
+        learned = self._client.rate_state
+        return {
+            "progress": asdict(self._tally.snapshot(now)),
+            "snapshot": asdict(snapshot),
+            "rate_state": None if learned is None else rate_state_to_dict(learned),
+        }
 
     def _obey(self, command: Command) -> None:
         match command.name:

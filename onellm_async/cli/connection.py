@@ -8,7 +8,9 @@ from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import Asking, Connecting
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
+from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.retry import RetryPolicy
 from onellm_async.settings import Timeout
 
 __all__ = ["connected", "defaults_from", "limits_from"]
@@ -68,8 +70,20 @@ def _local_server(connecting: Connecting) -> "LocalServer":
 
 
 @asynccontextmanager
-async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> AsyncIterator[AsyncOneLLM]:
+async def connected(
+    connecting: Connecting,
+    *,
+    hooks: Iterable[Hook] = (),
+    retry: RetryPolicy | None = None,
+    rate_state: RateState | None = None,
+) -> AsyncIterator[AsyncOneLLM]:
     """A client as the flags say; with ``--local`` also the server that it asks.
+
+    Args:
+        connecting: The flags.
+        hooks: Hear of every event.
+        retry: When failed attempts are repeated.
+        rate_state: What an earlier client learned about the rate.
 
     Raises:
         ConfigurationError: If the key, the address or a limit is missing or unusable.
@@ -86,5 +100,7 @@ async def connected(connecting: Connecting, *, hooks: Iterable[Hook] = ()) -> As
             limits=limits_from(connecting),
             dialect=connecting.dialect,
             hooks=hooks,
+            retry=retry,
+            rate_state=rate_state,
         )
         yield await stack.enter_async_context(client)

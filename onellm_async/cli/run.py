@@ -199,9 +199,12 @@ async def _sit(
     console: "Console",
     stop: "asyncio.Event",
 ) -> "BatchReport":
-    from onellm_async.batch import RunWatch, Tally, run_file, survey
+    import asyncio
+
+    from onellm_async.batch import RunWatch, Tally, learned_rate, run_file, survey
     from onellm_async.cli.connection import connected
     from onellm_async.cli.progress import Display, note
+    from onellm_async.retry import RetryPolicy
 
     rate = connecting.requests_per_minute
     async with AsyncExitStack() as stack:
@@ -211,7 +214,10 @@ async def _sit(
         surveyed = await survey(source, strict=plan.policy.strict)
         tally = Tally(monotonic(), ceiling=None if rate is None else rate / 60)
         tally.total = None if surveyed is None else surveyed.lines
-        client = await stack.enter_async_context(connected(connecting, hooks=(tally,)))
+        # What may have been billed is not asked again by itself where the user wants it held back.
+        retry = RetryPolicy(ambiguous="never" if plan.policy.ambiguous == "hold" else "retry")
+        learned = await asyncio.to_thread(learned_rate, plan)
+        client = await stack.enter_async_context(connected(connecting, hooks=(tally,), retry=retry, rate_state=learned))
         watch = RunWatch(
             tally=tally,
             stop=stop,
