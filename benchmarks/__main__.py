@@ -6,12 +6,38 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import closed_loop, durable, goodput, journal, memory, overhead, sockets, targets
+from benchmarks import (
+    bulk,
+    closed_loop,
+    durable,
+    goodput,
+    import_time,
+    journal,
+    latency,
+    memory,
+    overhead,
+    scaling,
+    sockets,
+    targets,
+)
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
 
-SUBJECTS = ("overhead", "goodput", "targets", "closed_loop", "sockets", "memory", "durable", "journal")
+SUBJECTS = (
+    "overhead",
+    "bulk",
+    "latency",
+    "scaling",
+    "imports",
+    "goodput",
+    "targets",
+    "closed_loop",
+    "sockets",
+    "memory",
+    "durable",
+    "journal",
+)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -32,34 +58,52 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _sections(chosen: argparse.Namespace) -> list[Section]:
-    def wanted(contenders: Sequence[Contender]) -> list[Contender]:
-        return [each for each in contenders if not chosen.only or each.name.startswith(tuple(chosen.only))]
-
     subjects = chosen.subjects or SUBJECTS
     repetitions = 1 if chosen.quick else chosen.repetitions
-    found: dict[str, Section] = {}
-    if {"overhead", "memory", "durable"} & set(subjects):
-        seconds = 0.2 if chosen.quick else 3.0
-        with fast_server(seconds) as server:
-            if "overhead" in subjects:
-                peers = wanted(overhead.CONTENDERS)
-                found["overhead"] = overhead.run(server, peers, repetitions=repetitions, seconds=seconds)
-            if "durable" in subjects:
-                peers = wanted(durable.CONTENDERS)
-                found["durable"] = durable.run(server, peers, repetitions=repetitions, seconds=seconds)
-            if "memory" in subjects:
-                found["memory"] = memory.run(server, number=5_000 if chosen.quick else 200_000)
+    found: dict[str, Section | list[Section]] = {}
+    if {"overhead", "bulk", "latency", "memory", "durable"} & set(subjects):
+        found |= _on_the_fast_server(chosen, subjects, repetitions)
+    if "scaling" in subjects:
+        size = {"number": 500, "most": 1_000} if chosen.quick else {"number": 20_000, "most": 1_000_000}
+        found["scaling"] = scaling.run(repetitions=repetitions, **size)
+    if "imports" in subjects:
+        found["imports"] = import_time.run(repetitions=repetitions)
     if "goodput" in subjects:
         number = 100 if chosen.quick else goodput.SCENE.number
-        found["goodput"] = goodput.run(wanted(goodput.CONTENDERS), repetitions=repetitions, number=number)
+        found["goodput"] = goodput.run(_wanted(chosen, goodput.CONTENDERS), repetitions=repetitions, number=number)
     if "journal" in subjects:
         share = 0.05 if chosen.quick else 1.0
-        found["journal"] = journal.run(wanted(journal.CONTENDERS), repetitions=repetitions, share=share)
+        found["journal"] = journal.run(_wanted(chosen, journal.CONTENDERS), repetitions=repetitions, share=share)
     found |= _simulated(chosen, subjects)
     if "sockets" in subjects:
         paces = sockets.QUICK if chosen.quick else sockets.PACES
         found["sockets"] = sockets.run(repetitions=repetitions, paces=paces)
-    return [found[subject] for subject in SUBJECTS if subject in found]
+    ordered = [found[subject] for subject in SUBJECTS if subject in found]
+    return [section for sections in ordered for section in (sections if isinstance(sections, list) else [sections])]
+
+
+def _wanted(chosen: argparse.Namespace, contenders: Sequence[Contender]) -> list[Contender]:
+    return [each for each in contenders if not chosen.only or each.name.startswith(tuple(chosen.only))]
+
+
+def _on_the_fast_server(chosen: argparse.Namespace, subjects: Sequence[str], repetitions: int) -> dict[str, Section]:
+    seconds = 0.2 if chosen.quick else 3.0
+    found: dict[str, Section] = {}
+    with fast_server(seconds) as server:
+        if "overhead" in subjects:
+            peers = _wanted(chosen, overhead.CONTENDERS)
+            found["overhead"] = overhead.run(server, peers, repetitions=repetitions, seconds=seconds)
+        if "bulk" in subjects:
+            number = 2_000 if chosen.quick else 100_000
+            found["bulk"] = bulk.run(server, repetitions=repetitions, number=number)
+        if "latency" in subjects:
+            found["latency"] = latency.run(server, repetitions=repetitions, seconds=seconds)
+        if "durable" in subjects:
+            peers = _wanted(chosen, durable.CONTENDERS)
+            found["durable"] = durable.run(server, peers, repetitions=repetitions, seconds=seconds)
+        if "memory" in subjects:
+            found["memory"] = memory.run(server, number=5_000 if chosen.quick else 200_000)
+    return found
 
 
 def _simulated(chosen: argparse.Namespace, subjects: Sequence[str]) -> dict[str, Section]:

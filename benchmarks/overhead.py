@@ -13,6 +13,14 @@ BASELINE = Contender("aiohttp", "plain_aiohttp")
 CONTENDERS = (
     BASELINE,
     Contender("onellm-async, chat", "onellm"),
+    Contender(
+        "onellm-async, chat with limits, lanes and a hook",
+        "onellm",
+        {
+            "limits": {"requests_per_minute": 10**8, "burst": 10**6, "tokens_per_minute": 10**11},
+            "watched": True,
+        },
+    ),
     Contender("onellm-async, gather_chats", "onellm", {"call": "gather_chats"}),
     Contender("async-batch-llm around aiohttp", "async_batch"),
     Contender("openai-python over aiohttp", "openai_python", {"transport": "aiohttp"}),

@@ -54,6 +54,24 @@ def test_the_journal_is_measured_beside_a_commit_for_each_row(tmp_path):
         assert re.search(rf"^\| {name} +\|( +[\d,.]+ \|){{5}}$", report, re.MULTILINE), name
 
 
+def test_costs_are_measured_as_lists_queues_and_paces_grow(tmp_path):
+    output = tmp_path / "results.md"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "bulk", "latency", "scaling", "imports"]
+    subprocess.run([*command, "--output", output], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    report = output.read_text(encoding="utf-8")
+    for name in (
+        "aiohttp, a pool of workers",
+        "onellm-async, gather_chats",
+        "onellm-async, chat",
+        "1,000 under way",
+        "1,000 waiting",
+        "that is waiting",
+        "import onellm_async",
+        "onellm-async --help",
+    ):
+        assert re.search(rf"^\| {name} +\|( +-?[\d,.]+( \([^)]*\))? \|)+$", report, re.MULTILINE), name
+
+
 def test_the_limited_server_refuses_what_its_bucket_does_not_cover_and_counts():
     with python_server("bucket", "--rate=0.001", "--burst=2", "--latency=0") as port:
         root = f"http://127.0.0.1:{port}"

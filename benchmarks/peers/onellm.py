@@ -1,14 +1,15 @@
 """This package: one chat at a time like its peers, a whole list at once, or a stream of any length."""
 
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import AnswerAll, Errors, Target, pooled
-from onellm_async import AsyncOneLLM, Limits
+from onellm_async import AsyncOneLLM, Event, Hook, Limits
 from onellm_async.batch import (
     FileSink,
     Journal,
@@ -30,16 +31,23 @@ async def connect(
     limits: Mapping[str, Any] | None = None,
     dialect: str = "documented",
     journal: bool = False,
+    watched: bool = False,
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
-    `call` is ``chat``, ``gather_chats``, ``iter_chats``, or ``run_batch`` with or without ``journal``.
+    `call` is ``chat``, ``gather_chats``, ``iter_chats``, or ``run_batch`` with or without ``journal``. When `watched`,
+    a hook hears of everything and chats take turns in two lanes.
     """
     limited = Limits.unlimited(target.in_flight) if limits is None else Limits(target.in_flight, **limits)
-    async with AsyncOneLLM("key", base_url=f"{target.root}/api", limits=limited, dialect=dialect) as client:
+    events: deque[Event] = deque(maxlen=1000)
+    hooks: list[Hook] = [events.append] if watched else []
+    lanes = cycle(("interactive", "batch") if watched else ("default",))
+    async with AsyncOneLLM(
+        "key", base_url=f"{target.root}/api", limits=limited, dialect=dialect, hooks=hooks
+    ) as client:
 
         async def ask(prompt: str) -> str:
-            return (await client.chat(prompt, model=_MODEL)).content
+            return (await client.chat(prompt, model=_MODEL, lane=next(lanes))).content
 
         async def gather(texts: Iterable[str]) -> Errors:
             replies = await client.gather_chats(texts, model=_MODEL, return_exceptions=True)

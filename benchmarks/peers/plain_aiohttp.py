@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 
@@ -9,8 +10,12 @@ from benchmarks.peers import AnswerAll, Target, pooled
 
 
 @asynccontextmanager
-async def connect(target: Target, retries: int = 0) -> AsyncIterator[AnswerAll]:
-    """Opens a session. `retries` are tenacity's, with exponential waits and its default jitter."""
+async def connect(target: Target, retries: int = 0, keep: bool = False) -> AsyncIterator[AnswerAll]:
+    """Opens a session. `retries` are tenacity's, with exponential waits and its default jitter.
+
+    With `keep` the replies stay in memory.
+    """
+    kept: list[Any] = []
     url = f"{target.root}/v1/chat/completions"
     connector = aiohttp.TCPConnector(limit=target.in_flight)
     async with aiohttp.ClientSession(
@@ -21,6 +26,8 @@ async def connect(target: Target, retries: int = 0) -> AsyncIterator[AnswerAll]:
             body = {"model": "gpt-5-mini", "messages": [{"role": "user", "content": prompt}]}
             async with session.post(url, json=body) as response:
                 reply = await response.json()
+            if keep:
+                kept.append(reply)
             text: str = reply["choices"][0]["message"]["content"]
             return text
 
