@@ -90,6 +90,7 @@ class LearnedRate:
         self._jitter = self.LEAST_JITTER
         self._suspicion = 0.0
         self._in_vain = 0
+        self._fallen_from: float | None = None
         self._shared: SharedRate | None = None
         self._bucket: TokenBucket | None = None
         self._pace = TokenBucket(self.START_PACE, 1.0, updated_at=now)
@@ -155,7 +156,7 @@ class LearnedRate:
             self._shared.grow()
             self._bucket.retune(now, rate=self._shared.value)
 
-    def refused(self, sent_at: float, now: float) -> None:
+    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
         after = len(self._sent) - bisect_right(self._sent, sent_at)
         passed = self._total - after - 1 - self._refused
         self._refused += 1
@@ -229,13 +230,21 @@ class LearnedRate:
                 self._cruise = max(self._cruise, min(self.FIRST_CRUISE, self._probe_every))
         rate = self._estimate(bucket, in_vain=in_vain, sprinting=sprinting)
         if self._suspicion >= self.CONTESTED:
-            self._shared = SharedRate(rate, floor=min(rate, self.LEAST / 2), ceiling=UNKNOWN)
+            self._shared = SharedRate(
+                rate,
+                floor=min(rate, self.LEAST / 2),
+                ceiling=UNKNOWN,
+                in_vain=self._in_vain,
+                fallen_from=self._fallen_from,
+            )
         return rate
 
     def _estimate(self, bucket: TokenBucket, *, in_vain: bool, sprinting: bool) -> float:
         bounds = self._bounds
         if in_vain:
             rate = max(self.LEAST, bucket.rate / 2)
+            if not self._in_vain:
+                self._fallen_from = bounds.low or None
             self._in_vain += 1
             if rate <= self.LEAST or (self._in_vain >= 2 and bucket.capacity < self.SMALL_BURST):
                 self._suspicion += 2

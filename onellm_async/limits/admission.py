@@ -239,7 +239,7 @@ class Admission:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
         if ticket.state == GRANTED:
             self.refusals += 1
-            self.rate.refused(ticket.since, now)
+            self.rate.refused(ticket.since, now, told=retry_after is not None)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:

@@ -44,8 +44,8 @@ class RateControl(Protocol):
         """Takes note that the service let a request through."""
         ...
 
-    def refused(self, sent_at: float, now: float) -> None:
-        """Takes note that the service refused a request by rate limit."""
+    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
+        """Takes note that the service refused a request by rate limit, and whether it told when to return."""
         ...
 
     def rebase(self, now: float) -> None:
@@ -79,7 +79,8 @@ class DeclaredRate:
     START_PACE = 10.0
     """Requests per second of an unconfirmed first burst, at least; or four times the declared rate."""
     MOST_CLIENTS = 64
-    """The rate never falls below the declared one shared by so many."""
+    LONGEST_GAP = 30.0
+    """The rate never falls below the declared one shared by so many, nor below one request in so many seconds."""
     TRUST = 100
     """Tokens' worth of time, at the rate held, after a refusal in which another one is no coincidence."""
 
@@ -95,6 +96,7 @@ class DeclaredRate:
         self._random = random
         self._wanted = 1.0
         self._mark: float | None = None
+        self._in_vain = 0
         self._bucket: TokenBucket
         self._declare(per_second, burst, now)
         self._bucket = TokenBucket(self._rate.value, burst - self._margin, updated_at=now)
@@ -110,7 +112,8 @@ class DeclaredRate:
             per_second /= 1 + per_second * self.TRAVEL_JITTER
         self._burst, self._margin = burst, margin
         self._empty_level = -min(1.0, margin)
-        self._rate = SharedRate(per_second, floor=per_second / self.MOST_CLIENTS, ceiling=per_second)
+        floor = max(per_second / self.MOST_CLIENTS, min(per_second, 1 / self.LONGEST_GAP))
+        self._rate = SharedRate(per_second, floor=floor, ceiling=per_second)
 
     def retune(self, per_second: float, burst: float, now: float) -> None:
         """Holds another declared limit from `now` on. What is in the bucket stays, cut to the new capacity.
@@ -147,11 +150,14 @@ class DeclaredRate:
         level = self._bucket.level_at(now)
         wait = max(0.0, requests + self._wanted - 1 - level) / self._bucket.rate
         if now < self._confirmed_at:
-            wait = max(wait, (requests - self._pace.level_at(now)) / self._pace.rate)
+            pace_wait = (requests - self._pace.level_at(now)) / self._pace.rate
+            wait = max(wait, min(pace_wait, self._confirmed_at - now))
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
         self._bucket.take(1, now)
+        if self._in_vain > 1:  # one at a time, until one gets through
+            self._bucket.drain(now, 0.0)
         self._wanted = 1.0
         if self._random is not None and not self._rate.at_ceiling:
             self._wanted = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
@@ -164,14 +170,18 @@ class DeclaredRate:
     def answered(self, sent_at: float, now: float) -> None:
         if self._mark is None or sent_at > self._mark:
             self._rate.grow()
+            self._in_vain = 0
         if self._bucket.rate < self._rate.value:
             self._bucket.retune(now, rate=self._rate.value)
 
-    def refused(self, sent_at: float, now: float) -> None:
+    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
         if self._mark is not None and sent_at <= self._mark:
             return  # sent before the last refusal was known: it says nothing new
         previous, self._mark = self._mark, now
-        if previous is not None and (now - previous) * self._rate.value < self.TRUST:
+        self._in_vain += 1
+        if told and self._in_vain > 1:
+            pass  # nothing comes through, and the service says when to return: no rate is to blame
+        elif previous is not None and (now - previous) * self._rate.value < self.TRUST:
             self._rate.shrink()
             self._bucket.retune(now, rate=self._rate.value)
         self._bucket.drain(now, self._empty_level)
@@ -223,7 +233,7 @@ class BackOffOnly:
         if self._refusals and sent_at > self._mark:
             self._refusals = 0
 
-    def refused(self, sent_at: float, now: float) -> None:
+    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
         if sent_at <= self._mark:
             return
         self._mark = now

@@ -46,12 +46,13 @@ def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_
         )
     )
     assert (run.answered, run.failed, run.violations) == (60, 0, [])
-    assert sent_between(run, 17, 615) <= 2 * 600 / 20, "no more than Retry-After allows"
+    assert sent_between(run, 17, 615) <= 600 / 20 + 10, "one for each Retry-After, after what was under way"
     meanwhile = [said for at, said in heard if 60 < at < 610]
     assert meanwhile
     assert all(said.queued["batch"] and said.bottleneck in {"retry-after", "rate", "slots"} for said in meanwhile)
-    assert sum(said.bottleneck == "retry-after" for said in meanwhile) > len(meanwhile) / 2
-    assert first_answer_after(run, 615) - 615 <= 64 + 20 + 2 + 20, "the floor of the rate, one Retry-After, one answer"
+    assert sum(said.bottleneck == "retry-after" for said in meanwhile) >= len(meanwhile) / 2
+    assert first_answer_after(run, 615) - 615 <= 20 + 4, "one Retry-After, and an answer"
+    assert run.makespan <= 615 + 20 + 60, "and then at the old rate"
 
 
 def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
@@ -66,7 +67,7 @@ def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
         )
     )
     assert (run.answered, run.failed, run.violations) == (30, 0, [])
-    assert sent_between(run, 10, 3605) <= 10 * 3600 / 240, "each time no more than a burst"
+    assert sent_between(run, 10, 3605) <= 3600 / 240 + 10, "one for each Retry-After, after what was under way"
     waiting = [said for at, said in heard if 100 < at < 3600 and said.bottleneck == "retry-after"]
     assert waiting
     assert all(said.retry_after is not None and 0 < said.retry_after <= 240.001 for said in waiting)
