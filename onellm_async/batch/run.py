@@ -182,6 +182,8 @@ class _Run:
         self._feeding: asyncio.Task[None] | None = None
         self._ended = False
         self._interrupted = self._partial = False
+        self._read_all = False
+        self._left_out = False
         self._stopped_by: OneLLMError | None = None
         self._strict_error: LineError | None = None
 
@@ -198,13 +200,15 @@ class _Run:
             for task in beside:
                 task.cancel()
             self._outlet.close()
+        # Told to stop when there was nothing left to stop: that is a run like any other.
+        interrupted = self._interrupted and (self._left_out or not self._read_all)
         return BatchReport(
             progress=self._tally.snapshot(self._clock()),
             counts=self._journal.counts(),
-            interrupted=self._interrupted,
+            interrupted=interrupted,
             stopped_by=self._stopped_by,
             strict_error=self._strict_error,
-            partial=self._partial and not self._ended,
+            partial=self._partial and not (interrupted or self._stopped_by or self._strict_error),
         )
 
     def _employ(self, tasks: asyncio.TaskGroup) -> None:
@@ -244,7 +248,7 @@ class _Run:
             async with aclosing(_entries(source)) as entries:
                 async for entry in entries:
                     if self._policy.first is not None and entry.index >= self._policy.first:
-                        self._partial = True
+                        self._partial = self._read_all = True
                         return
                     await self._outlet.room_for(entry.index)
                     row = known.of(entry)
@@ -252,6 +256,7 @@ class _Run:
                         await self._take(entry, row)
                     elif row.custom_id is not None:
                         source.saw(row.custom_id)
+            self._read_all = True
         except BatchError as error:
             self._end(error)
 
@@ -318,6 +323,7 @@ class _Run:
     async def _work(self) -> None:
         while (passage := await self._waiting.get()) is not None:
             if self._ended:
+                self._left_out = True
                 continue
             try:
                 if passage.copied is not None:
@@ -345,6 +351,7 @@ class _Run:
             self._end(error)
         if everybody or isinstance(error, WithdrawnError | ClientClosedError):
             # It is not this prompt's fault. What was surely not billed counts as never sent.
+            self._left_out = True
             if passage.intended and not passage.lost:
                 await self._journal.forget(passage.entry.index)
             return

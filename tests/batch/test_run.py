@@ -205,6 +205,20 @@ async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
     assert sink.contents == ["0 A", "1 B", "2 C", "3 D"]
 
 
+async def test_a_run_told_to_stop_when_nothing_is_left_to_stop_is_complete(ask):
+    service, stop = Service(), asyncio.Event()
+    service.hold("b")
+    running = asyncio.create_task(ask(service, Prompts("a", "b"), stop=stop))
+    await until(lambda: service.asked == ["a", "b"])
+    stop.set()
+    await asyncio.sleep(0.02)
+    service.held["b"].set()
+    report, sink = await running
+    assert report.complete
+    assert not report.interrupted
+    assert sink.contents == ["0 A", "1 B"]
+
+
 async def test_an_error_that_meets_every_prompt_ends_the_run_and_its_prompts_count_as_never_sent(ask):
     report, sink = await ask(Service(), Prompts("a", "nobody", *"bcdefgh"), concurrency=1)
     assert isinstance(report.stopped_by, AuthenticationError)
