@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError, OneLLMError
-from onellm_async.limits.adaptive import RateState
+from onellm_async.limits.marks import RateState
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import Limits
@@ -278,8 +278,7 @@ class Limiter:
     @property
     def state(self) -> RateState | None:
         """What has been learned about the rate, for another limiter to start with; None when there is nothing yet."""
-        learned: RateState | None = self._state if self._rate is None else getattr(self._rate, "state", None)
-        return learned
+        return self._state if self._rate is None else self._rate.state
 
     def close(self) -> None:
         """Ends every wait with `ClientClosedError`. Permits that are out may still be settled."""

@@ -36,7 +36,9 @@ def rate_control(limits: Limits, now: float, random: Random, state: RateState | 
 
 
 def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:
-    """The control to go on with when `before` becomes `limits`: the same one where nothing changes for it.
+    """The control to go on with when `before` becomes `limits`: the same one where it can.
+
+    A declared bucket keeps its level. What was found out about a rate stays known as long as the declaration does.
 
     Args:
         rate: The control so far.
@@ -47,7 +49,12 @@ def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, rando
     """
     if _declaration(before) == _declaration(limits):
         return rate
-    return rate_control(limits, now, random)
+    declared = limits.requests_per_minute
+    if before.mode == limits.mode and isinstance(rate, DeclaredRate) and declared is not None:
+        rate.retune(declared / 60, limits.burst, now)
+        return rate
+    stands = limits.mode == "discover" and before.requests_per_minute == declared
+    return rate_control(limits, now, random, rate.state if stands else None)
 
 
 def _declaration(limits: Limits) -> tuple[object, ...]:

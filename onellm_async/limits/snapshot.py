@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import LANES, Limits, Mode
@@ -100,8 +99,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
     """What `core` is doing at `now`. Changes nothing, and takes the same time however many wait."""
     limits, gate, rate = core.limits, core.gate, core.rate
     limited = limits.mode != "unlimited"
-    learned: RateState | None = getattr(rate, "state", None)
-    confidence: float | None = getattr(rate, "confidence", None)
+    learned = rate.state
     declared_burst = limits.burst if limits.requests_per_minute is not None else None
     wake = core.next_wake(now)
     nobody = dict.fromkeys(LANES, 0.0)
@@ -118,7 +116,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         mode=limits.mode,
         declared_rate=limits.requests_per_minute,
         rate=rate.rate * 60 if limited else None,
-        confidence=confidence if limited else None,
+        confidence=rate.confidence if limited else None,
         burst=declared_burst if learned is None else learned.burst,
         level=_leaving_at_once(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,

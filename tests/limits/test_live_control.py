@@ -7,6 +7,7 @@ import pytest
 
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.limiter import Limiter
+from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.clock import run_in_virtual_time
 
@@ -323,3 +324,23 @@ def test_a_retry_after_holds_in_the_next_loop_too_but_never_longer_than_it_may()
 
     run_in_virtual_time(refused())
     assert 295 <= run_in_virtual_time(asked_again()) <= 301, "the clock of the next loop starts at 0 again"
+
+
+async def test_a_declared_bucket_keeps_its_level_when_it_is_declared_anew():
+    held = limiter(requests_per_minute=60, burst=40)
+    for _ in range(30):
+        (await held.acquire()).answered()
+    before = held.snapshot().level
+    held.retune(Limits(requests_per_minute=600, burst=40))
+    assert held.snapshot().rate == 600
+    assert held.snapshot().level == before < 40
+
+
+async def test_what_was_found_out_stays_known_when_only_the_tests_of_it_become_rarer():
+    found = RateState(rate=2.0, burst=10, low=1.9, high=2.1)
+    held = Limiter(Limits(requests_per_minute=None), random=Random(1), state=found)
+    (await held.acquire()).answered()
+    held.retune(Limits(requests_per_minute=None, probe_every=50))
+    assert held.snapshot().rate == 120
+    held.retune(Limits(requests_per_minute=60, burst=5))
+    assert held.snapshot().rate == 60
