@@ -5,8 +5,8 @@ from collections.abc import Callable, Coroutine
 from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError, OneLLMError
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.marks import RateState
 from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
