@@ -5,8 +5,8 @@
     python examples/batch.py examples/prompts.txt answers.jsonl
 
 It needs ``ONELLM_API_KEY``, and ``ONELLM_BASE_URL`` for anything but the documented address. Answers come in the order
-of completion; ``index`` says which prompt each belongs to. ``onellm-async run`` does more: it keeps the
-order of the input, reads JSON lines, shows live progress and stops cleanly at Ctrl-C.
+of completion; ``index`` says which prompt each belongs to. ``onellm-async run`` does more: it goes on after a crash
+without paying twice, keeps to a budget and to the order of the input, and reads tables.
 """
 
 import asyncio

@@ -53,7 +53,7 @@ class FileRun:
 
     Attributes:
         output: File for the answers; None for standard output, where nothing can be resumed.
-        journal: Where to remember; None for ``OUTPUT.journal``.
+        journal: Where to remember, named ``….journal``; None for ``OUTPUT.journal``.
         output_format: How answers are written; None to tell from the name and the input.
         defaults: What is asked of every prompt.
         prompt_field: The field that holds the prompt, as the source knows it.
@@ -65,10 +65,13 @@ class FileRun:
         budget: What all sittings together may spend.
         health: When a run that gets nowhere ends.
         settings: Of this sitting, kept in the journal for the report.
+
+    Raises:
+        ConfigurationError: If the journal is named otherwise.
     """
 
     output: str | None
-    journal: str | None = None
+    journal: str | None = field(default=None, validator=lambda _, attribute, value: _demand_suffix(value))
     output_format: OutputFormat | None = None
     defaults: RequestDefaults = field(factory=RequestDefaults)
     prompt_field: str | None = None
@@ -109,6 +112,7 @@ class RunWatch:
         tally: Counts; a hook of the client, too.
         stop: Set it to end the sitting in good order.
         began: Told what earlier sittings left, None where there were none, before the first prompt is asked.
+        nothing_left: Told instead what earlier sittings left, where that is everything.
         say: Told what a user should know while the run goes on, in a sentence.
         on_bad_line: Told of each bad line.
     """
@@ -116,6 +120,7 @@ class RunWatch:
     tally: Tally
     stop: asyncio.Event
     began: Callable[[Counts | None], None] = lambda counts: None
+    nothing_left: Callable[[Counts], None] = lambda counts: None
     say: Callable[[str], None] = lambda text: None
     on_bad_line: Callable[[LineError], None] = lambda error: None
 
@@ -179,7 +184,7 @@ async def run_file(
             return await _ask(client, source, run, watch, Unjournaled(), sink)
     identity = run.identity(source, surveyed)
     if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
-        watch.began(there)
+        watch.nothing_left(there)
         watch.tally.found(there)
         return BatchReport(progress=watch.tally.snapshot(watch.tally.started), counts=there)
     journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
@@ -209,8 +214,11 @@ def _demand_complete(report: BatchReport) -> None:
 
 
 def _finished(place: Path, identity: RunIdentity, run: FileRun) -> Counts | None:
-    """What a run has that is complete and whose output is there, so that nothing is left to do; else None."""
-    if run.force or not place.exists() or not Path(run.output or "").is_file():
+    """What a run has that is complete and whose output is there, so that nothing is left to do; else None.
+
+    Of a pipe nobody knows what is in it, so it is read and compared.
+    """
+    if run.force or identity.input_digest is None or not place.exists() or not Path(run.output or "").is_file():
         return None
     with JournalReader.open(place) as journal:
         counts, policy = journal.counts(), run.policy
@@ -266,6 +274,14 @@ async def _ask(
 
 def _writer(source: Source, run: FileRun) -> RecordWriter:
     return RecordWriter(run.output_format or output_format(run.output, source.format))
+
+
+def _demand_suffix(journal: str | None) -> None:
+    """Other commands are given the output or the journal, and tell them by their names."""
+    if journal is not None and journal_path(journal) != Path(journal):
+        raise ConfigurationError(
+            f"journal is {journal!r}; its name must end with .journal, by which other commands know it."
+        )
 
 
 def _how(report: BatchReport) -> str:

@@ -11,7 +11,7 @@ from onellm_async.settings import base_url_from
 
 if TYPE_CHECKING:
     from onellm_async.cli.reading import Reading
-    from onellm_async.cli.run import GoingOn, Spending, Writing
+    from onellm_async.cli.run_flags import GoingOn, Spending, Writing
 
 __all__ = ["file_run"]
 

@@ -1,25 +1,29 @@
 import pytest
 
-from onellm_async import APIConnectionError, ChatOutcome, ChatResponse, Fate, Usage
-from onellm_async.batch import Tally
+from onellm_async import APIConnectionError, Fate
+from onellm_async.batch import Counts, Row, State, Tally
 from onellm_async.events import Answered, Failed, Granted, Queued, Refused, Retrying, Sent
 
 ERROR = APIConnectionError("reset", fate=Fate.AMBIGUOUS)
 
 
-USAGE = Usage(3, 5, 8)
+def row(state, *, cost=None, tokens=(None, None), same_as=None):
+    return Row(0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", same_as)
 
 
-def answer(cost=0.01, usage=USAGE):
-    return ChatOutcome(0, "Hi", ChatResponse("Hello", usage=usage, cost=cost))
+def answer(cost=0.01, tokens=(3, 5), **changes):
+    return row(State.ANSWERED, cost=cost, tokens=tokens, **changes)
+
+
+FAILURE = row(State.FAILED)
 
 
 def test_outcomes_add_up():
     tally = Tally(100.0)
     tally.settled(answer(), 101.0)
-    tally.settled(answer(cost=None, usage=None), 101.5)
-    tally.settled(answer(usage=Usage(None, 2, None)), 102.0)
-    tally.settled(ChatOutcome(3, "Hi", error=ERROR), 102.0)
+    tally.settled(answer(cost=None, tokens=(None, None)), 101.5)
+    tally.settled(answer(tokens=(None, 2)), 102.0)
+    tally.settled(FAILURE, 102.0)
     tally.bad_line()
     now = tally.snapshot(104.0)
 
@@ -90,3 +94,62 @@ def test_nothing_left_takes_no_time():
     tally.settled(answer(), 1.0)
 
     assert tally.snapshot(2.0).eta == 0.0
+
+
+def test_outcomes_of_earlier_sittings_count_but_are_not_this_ones_speed():
+    tally = Tally(0.0)
+    tally.resumed(answer())
+    tally.resumed(FAILURE)
+    tally.resumed(row(State.SENT), held=True)
+    now = tally.snapshot(10.0)
+
+    assert (now.done, now.answered, now.failed, now.resumed, now.held) == (3, 1, 2, 3, 1)
+    assert now.cost == 0.01
+    assert now.rate == 0.0
+
+
+def test_a_copied_answer_is_an_answer_that_costs_nothing():
+    tally = Tally(0.0)
+    tally.settled(answer(), 1.0)
+    tally.settled(answer(cost=0.0, same_as=0), 1.0)
+    now = tally.snapshot(2.0)
+
+    assert (now.answered, now.copied, now.unpriced) == (2, 1, 0)
+    assert (now.cost, now.input_tokens, now.output_tokens) == (0.01, 3, 5)
+
+
+def test_a_run_that_was_complete_before_is_told_by_its_counts():
+    tally = Tally(0.0)
+    tally.total = 12
+    tally.found(Counts(answered=8, failed=2, reused=3, cost=0.5, unpriced=1, input_tokens=30, output_tokens=50))
+    now = tally.snapshot(1.0)
+
+    assert (now.done, now.answered, now.failed, now.resumed, now.copied, now.bad_lines) == (10, 8, 2, 10, 3, 2)
+    assert (now.cost, now.unpriced, now.input_tokens, now.output_tokens) == (0.5, 1, 30, 50)
+    assert now.eta == 0.0
+
+
+def test_the_time_left_has_a_spread_once_the_rate_was_seen_to_vary():
+    tally = Tally(0.0)
+    tally.total = 1000
+    for second in range(20):
+        tally.settled(answer(), second + 0.5)
+    early = tally.snapshot(20.0)
+    for second in range(20, 60):
+        for _ in range(1 + (second // 10) % 2 * 4):
+            tally.settled(answer(), second + 0.5)
+    now = tally.snapshot(60.0)
+
+    assert (early.eta_least, early.eta_most) == (None, None)
+    assert now.eta_least < now.eta < now.eta_most
+
+
+def test_a_steady_rate_has_hardly_any_spread():
+    tally = Tally(0.0)
+    tally.total = 1000
+    for second in range(60):
+        tally.settled(answer(), second + 0.5)
+    now = tally.snapshot(60.0)
+
+    assert now.eta == pytest.approx(940.0, rel=0.02)  # the window begins and ends within a second
+    assert now.eta_most - now.eta_least < 0.07 * now.eta

@@ -3,14 +3,18 @@ import io
 import pytest
 from rich.console import Console
 
-from onellm_async.batch import RunProgress
+from onellm_async.batch import Budget, RunProgress
 from onellm_async.cli.progress import clock_time, counted, live_view, note, plain_line, summary
+from onellm_async.limits.snapshot import Snapshot
 
 
 def progress(**changes):
     usual = {
         "done": 120,
         "failed": 2,
+        "resumed": 0,
+        "held": 0,
+        "copied": 0,
         "bad_lines": 0,
         "total": 2000,
         "in_flight": 12,
@@ -23,8 +27,14 @@ def progress(**changes):
         "elapsed": 60.0,
         "rate": 2.0,
         "eta": 940.0,
+        "eta_least": None,
+        "eta_most": None,
     }
     return RunProgress(**usual | changes)
+
+
+def limiter(**changes):
+    return Snapshot(**{"max_concurrency": 48, "rate": 150.0, "bottleneck": "rate"} | changes)
 
 
 def drawn(renderable):
@@ -45,16 +55,37 @@ def test_numbers_agree_with_their_nouns():
 
 
 def test_a_plain_line_tells_everything():
-    assert plain_line(progress()) == (
-        "120/2,000 done, 2.0 requests/s, 12 in flight, 4,241 tokens, $0.0123, "
-        "3 refused, 4 retried, 2 failed, ETA 15:40 min"
+    waiting = limiter(queued={"interactive": 1, "default": 0, "batch": 1200}, bottleneck="tokens")
+    assert plain_line(progress(), waiting) == (
+        "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, held by: tokens, "
+        "4,241 tokens, $0.0123, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
     )
 
 
-def test_what_is_not_known_is_not_made_up():
-    line = plain_line(progress(total=None, eta=None, unpriced=7, bad_lines=1))
+def test_money_and_tokens_are_set_against_the_budget():
+    line = plain_line(progress(), limiter(), Budget(max_cost=5.0, max_tokens=10_000))
 
-    assert line.startswith("120 done, ")
+    assert "4,241 of 10,000 tokens, $0.0123 of $5.00" in line
+
+
+def test_the_time_left_has_its_spread_where_that_matters():
+    assert plain_line(progress(eta_least=800.0, eta_most=1100.0), limiter()).endswith(
+        "ETA 15:40 min (13:20 min to 18:20 min)"
+    )
+    assert plain_line(progress(eta_least=939.0, eta_most=940.5), limiter()).endswith("ETA 15:40 min")
+
+
+def test_a_paused_run_says_so_instead_of_what_it_waits_for():
+    line = plain_line(progress(), limiter(paused=True, bottleneck="paused"))
+
+    assert "paused" in line
+    assert "held by" not in line
+
+
+def test_what_is_not_known_is_not_made_up():
+    line = plain_line(progress(total=None, eta=None, unpriced=7, bad_lines=1), limiter(rate=None))
+
+    assert line.startswith("120 done, 2.0 requests/s, ")
     assert line.endswith("2 failed, 1 bad line, ETA unknown")
     assert "$0.0123 + 7 of unknown price" in line
 
@@ -67,22 +98,32 @@ def test_a_summary_has_totals_with_units():
     assert summary(progress(done=0, failed=0, elapsed=0.0)).startswith("0 answered, 0 failed in 0.0 s (0.0 requests/s)")
 
 
+def test_a_summary_tells_what_was_there_before_and_what_was_copied_and_counts_neither_as_speed():
+    assert summary(progress(resumed=60, copied=20)).startswith(
+        "118 answered (20 copied from identical ones), 2 failed (60 in earlier sittings) in 60.0 s (1.0 requests/s)"
+    )
+
+
 def test_the_live_view_shows_a_bar_the_numbers_and_failures_in_red():
-    shown = drawn(live_view(progress(bad_lines=1)))
+    shown = drawn(live_view(progress(bad_lines=1), limiter()))
 
     assert "120/2,000  1:00 min  ETA 15:40 min" in shown
-    assert "2.0 requests/s" in shown
+    assert "2.0 of 2.5 requests/s" in shown
     assert "\x1b[31m2 failed" in shown
     assert "1 bad line" in shown
-    assert "1,240 input + 3,001 output tokens  $0.0123" in shown
+    assert "4,241 tokens (1,240 input + 3,001 output)  $0.0123" in shown
     assert "━" in shown
 
 
 def test_the_live_view_of_an_endless_input_has_no_total_and_nothing_red_while_all_is_well():
-    shown = drawn(live_view(progress(total=None, failed=0, eta=None)))
+    shown = drawn(live_view(progress(total=None, failed=0, eta=None), limiter()))
 
     assert "120  1:00 min  ETA unknown" in shown
     assert "\x1b[31m0 failed" not in shown
+
+
+def test_the_live_view_of_a_paused_run_says_so_in_yellow():
+    assert "\x1b[33m  paused" in drawn(live_view(progress(), limiter(paused=True)))
 
 
 def test_a_note_is_printed_as_it_is_but_for_control_characters():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from onellm_async.cli import main
+from onellm_async.cli.progress import counted
 
 ROOT = Path(__file__).parents[2]
 FAST = ("--rpm", 60_000, "--burst", 1000)
@@ -28,7 +29,11 @@ async def test_two_hundred_prompts_are_answered_in_order_by_the_servers_own_loca
     assert contents((tmp_path / "answers.jsonl").read_text()) == prompts
     assert "200 answered, 0 failed in " in ended.err
     assert "0 refused, 0 retried. Written to answers.jsonl." in ended.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "answers.jsonl",
+        "answers.jsonl.journal",
+        "prompts.txt",
+    ]
 
 
 async def test_a_pipe_in_and_a_pipe_out(onellm, at):
@@ -97,13 +102,20 @@ async def test_a_strict_run_of_a_file_with_a_bad_line_sends_nothing(onellm, at, 
     assert not (tmp_path / "out.jsonl").exists()
 
 
-async def test_a_strict_run_of_a_pipe_stops_at_the_bad_line_and_keeps_what_was_sent(onellm, at):
-    ended = await onellm("run", "-", "--strict", *FAST, stdin='{"prompt": "one"}\n{"prompt": 2}\n"three"\n', **at)
+async def test_a_strict_run_of_a_pipe_stops_at_the_bad_line_and_keeps_what_was_sent(start, at, backend):
+    backend.held = {"one"}
+    command = await start("run", "-", "--strict", *FAST, stdin=asyncio.subprocess.PIPE, **at)
+    command.process.stdin.write(b'{"prompt": "one"}\n')
+    await backend.until_asked(1)
+    command.process.stdin.write(b'{"prompt": 2}\n"three"\n')
+    assert b"<stdin>:2: prompt is a number" in await command.process.stderr.readline()
+    await backend.release()
+    ended = await command.ended()
 
     assert ended.code == 2
     assert contents(ended.out) == ["one"]
     assert "stopped at a bad line (--strict): <stdin>:2: prompt is a number" in ended.err
-    assert "not sent: " in ended.err
+    assert "onellm-async: not asked yet: what was not read.\n" in ended.err
 
 
 async def test_a_prompt_that_fails_is_in_the_output_and_the_exit_code_says_so(onellm, at):
@@ -115,19 +127,25 @@ async def test_a_prompt_that_fails_is_in_the_output_and_the_exit_code_says_so(on
     assert "0 answered, 1 failed" in ended.err
 
 
-@pytest.mark.parametrize(("key", "kind"), [("unknown", "AuthenticationError"), ("poor", "InsufficientBalanceError")])
-async def test_a_wrong_key_or_a_spent_balance_stops_the_run(onellm, tmp_path, server, key, kind):
-    at = {"ONELLM_BASE_URL": server.url, "ONELLM_API_KEY": key}
-    (tmp_path / "in.txt").write_text("Hi\n" * 500)
-    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+@pytest.mark.parametrize("key", ["unknown", "poor"])
+async def test_a_wrong_key_or_a_spent_balance_stops_the_run_and_what_met_it_counts_as_never_sent(
+    onellm, at, tmp_path, server, key
+):
+    (tmp_path / "in.txt").write_text("".join(f"Prompt {number}\n" for number in range(300)))
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at | {"ONELLM_API_KEY": key})
 
     assert ended.code == 3
     assert "stopped early: " in ended.err
     assert server.ledger.received < 60
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert {record["error"]["type"] for record in records} == {kind}
-    assert f"not sent: {500 - len(records)} prompts." in ended.err
-    assert "unknown" not in ended.err
+    assert "0 answered, 0 failed" in ended.err
+    assert "not asked yet: 300 prompts. The same command again goes on from here." in ended.err
+    assert "Possibly billed" not in ended.err
+    assert (tmp_path / "out.jsonl.partial").read_text() == ""
+    assert not (tmp_path / "out.jsonl").exists()
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert ended.code == 0, ended.err
+    assert len(contents((tmp_path / "out.jsonl").read_text())) == 300
 
 
 @pytest.mark.parametrize(
@@ -139,14 +157,27 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run(onellm, tmp_path, se
         (("run", "in.txt", "-o", "in.txt", "--force"), "in.txt is the input itself."),
         (("run", "in.txt", "-o", "no/where.jsonl"), "no/where.jsonl cannot be written: No such file or directory."),
         (("run", "in.txt", "-o", "link.jsonl", "--force"), "link.jsonl is a symbolic link"),
-        (("run", "in.txt", "--field", "q", "--format", "text"), "can be named only in JSON lines and tables, not in text."),
+        (
+            ("run", "in.txt", "--field", "q", "--format", "text"),
+            "can be named only in JSON lines and tables",
+        ),
         (("run", "in.txt", "--temperature", "3"), "temperature is 3.0"),
         (("run", "in.txt", "--concurrency", "0"), "max_concurrency is 0"),
         (("run", "in.txt", "--burst", "0"), "burst is 0"),
         (("run", "in.txt", "--timeout", "0"), "Timeout.total is 0.0"),
         (("run", "in.txt", "--base-url", "ftp://x"), "'ftp://x' is not an http or https URL"),
         (("run", "in.txt", "--base-url", "http://x", "--local"), "--local and --base-url exclude each other"),
-        (("run", "in.txt", "--format", "csv"), "csv"),
+        (("run", "in.txt", "--format", "xml"), "xml"),
+        (("run", "in.txt", "--ambiguous", "maybe"), "maybe"),
+        (("run", "in.txt", "--max-cost", "0"), "Budget.max_cost is 0.0"),
+        (("run", "in.txt", "--max-tokens-total", "0"), "Budget.max_tokens is 0"),
+        (("run", "in.txt", "--stall-after", "0"), "quiet_after is 0.0"),
+        (("run", "in.txt", "--journal", "x.journal"), "A journal needs an output file (-o)"),
+        (("run", "in.txt", "-o", "out.jsonl", "--journal", "x.db"), "its name must end with .journal"),
+        (("run", "in.txt", "--preflight", "5"), "an input file and an output file (-o)"),
+        (("run", "in.txt", "-o", "out.jsonl", "--preflight", "1"), "preflight is 1; it needs at least 2 prompts"),
+        (("run", "in.txt", "--template", "{{"), "template is not a template"),
+        (("run", "in.txt", "--template", "nowhere.txt"), "The template nowhere.txt cannot be read"),
         (("run",), "INPUT"),
         (("fly",), "fly"),
     ],
@@ -191,8 +222,9 @@ async def test_force_replaces_an_existing_output(onellm, at, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered(start, server, backend, tmp_path, number):
-    at = {"ONELLM_BASE_URL": server.url, "ONELLM_API_KEY": "good"}
+async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered_and_the_command_goes_on_from_there(
+    start, onellm, at, server, backend, tmp_path, number
+):
     prompts = [f"p{position}" for position in range(30)]
     (tmp_path / "in.txt").write_text("\n".join(prompts))
     backend.held = {"p1", "p2"}
@@ -204,11 +236,20 @@ async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered(start, s
     ended = await command.ended()
 
     assert ended.code == 128 + number, ended.err
-    answered = contents((tmp_path / "out.jsonl").read_text())
+    answered = contents((tmp_path / "out.jsonl.partial").read_text())
     assert answered == backend.asked
     assert f"{len(answered)} answered, 0 failed in " in ended.err
-    assert f"not sent: {30 - len(answered)} prompts." in ended.err
+    left = 30 - len(answered)
+    assert f"not asked yet: {left} prompts. The same command again goes on from here." in ended.err
     assert server.ledger.billed == len(answered) < 10
+    assert not (tmp_path / "out.jsonl").exists()
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert ended.code == 0, ended.err
+    assert f"Resuming: {counted(len(answered), 'prompt')} answered, 0 failed, 0 possibly billed; $" in ended.err
+    assert f"30 answered, 0 failed ({len(answered)} in earlier sittings)" in ended.err
+    assert contents((tmp_path / "out.jsonl").read_text()) == prompts
+    assert sorted(backend.asked) == sorted(prompts)
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
@@ -223,7 +264,7 @@ async def test_a_second_interrupt_ends_at_once_and_keeps_the_partial_output(star
     ended = await command.ended()
 
     assert ended.code == 130
-    assert "ended at once; requests under way may be billed. What was answered is in out.jsonl.partial." in ended.err
+    assert "ended at once; requests under way may be billed. The same command again goes on from here." in ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "out.jsonl").exists()
     assert set(contents((tmp_path / "out.jsonl.partial").read_text())) <= {"p0", "p2"}
@@ -316,7 +357,7 @@ def test_ctrl_c_ends_the_wait_for_the_writer_of_a_named_pipe(tmp_path):
     )
     with process:
         # The last import before the pipe is opened.
-        while b"onellm_async.cli.connection" not in process.stderr.readline():
+        while b"onellm_async.cli.run_settings" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
         process.communicate()

@@ -1,0 +1,142 @@
+"""What a run will cost and take, from the prompts that were asked first. Pure.
+
+The intervals are those within which 95 % of all projections hold, if the prompts that were asked are like the others:
+a sum of future draws spreads by itself, and about a mean that is known only from the sample (Student's t).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import NormalDist, fmean, stdev
+
+from attrs import frozen
+
+from onellm_async.batch.journal_rows import Row, State
+
+__all__ = ["Capacity", "Interval", "Projection", "project"]
+
+_CONFIDENCE = 0.95
+
+
+@frozen
+class Interval:
+    """A figure and how sure it is.
+
+    Attributes:
+        expected: What is to be expected.
+        least: The least it is likely to be.
+        most: The most it is likely to be.
+    """
+
+    expected: float
+    least: float
+    most: float
+
+
+@frozen
+class Capacity:
+    """How fast a run can be.
+
+    Attributes:
+        requests: Per second, in the long run; None where nobody knows, or there is no limit.
+        tokens: Per second, in the long run; likewise.
+        concurrency: Requests under way at once.
+    """
+
+    requests: float | None
+    tokens: float | None
+    concurrency: int
+
+
+@frozen
+class Projection:
+    """What is probably to come.
+
+    Attributes:
+        asked: Prompts that it is based on.
+        left: Prompts that are not asked yet.
+        cost: USD that these will cost; None where the price of an answer is unknown, or fewer than two are known.
+        seconds: That they will take; None with fewer than two answers.
+        bound_by: What sets the pace: ``"rate"``, ``"tokens"`` or ``"concurrency"``.
+    """
+
+    asked: int
+    left: int
+    cost: Interval | None
+    seconds: Interval | None
+    bound_by: str
+
+
+def project(rows: Iterable[Row], left: int, capacity: Capacity) -> Projection:
+    """What the `left` other prompts will cost and take.
+
+    Repetitions, which cost nothing, are part of the sample: the others will have as many.
+
+    Args:
+        rows: What the journal has of the prompts asked first.
+        left: How many there are beside them.
+        capacity: How fast the run can be.
+
+    Example:
+        >>> project([], 10, Capacity(requests=2.0, tokens=None, concurrency=4)).cost is None
+        True
+    """
+    sample = [row for row in rows if row.state is not State.SENT]
+    answered = [row for row in sample if row.state is State.ANSWERED]
+    costs = [row.cost or 0.0 for row in sample]
+    known = len(sample) > 1 and all(row.cost is not None for row in answered)
+    latencies = [row.latency for row in answered if row.latency is not None and row.same_as is None]
+    sent = left * sum(row.same_as is None for row in sample) / len(sample) if sample else left
+    tokens = [(row.input_tokens or 0) + (row.output_tokens or 0) for row in answered if row.same_as is None]
+    seconds, bound_by = _pace(sent, latencies, tokens, capacity)
+    return Projection(
+        asked=len(sample),
+        left=left,
+        cost=_sum_of(left, costs) if known else None,
+        seconds=seconds,
+        bound_by=bound_by,
+    )
+
+
+def _sum_of(number: float, sample: Sequence[float]) -> Interval:
+    """The sum of so many future draws from what `sample` was drawn from."""
+    expected, size = number * fmean(sample), len(sample)
+    spread = _student(size - 1) * stdev(sample) * math.sqrt(number + number * number / size)
+    return Interval(expected, max(0.0, expected - spread), expected + spread)
+
+
+def _pace(
+    sent: float, latencies: Sequence[float], tokens: Sequence[int], capacity: Capacity
+) -> tuple[Interval | None, str]:
+    if len(latencies) < 2:
+        return None, "concurrency"
+    busy = _sum_of(sent, latencies)
+    paces = {"concurrency": _scaled(busy, 1 / capacity.concurrency)}
+    if capacity.tokens is not None:
+        paces["tokens"] = _scaled(_sum_of(sent, tokens), 1 / capacity.tokens)
+    if capacity.requests is not None:
+        paces["rate"] = Interval(*3 * [sent / capacity.requests])
+    slowest = max(paces, key=lambda name: paces[name].expected)
+    last = fmean(latencies)  # the last request leaves, and its answer is still to come
+    found = [max(getattr(pace, bound) for pace in paces.values()) + last for bound in ("expected", "least", "most")]
+    return Interval(*found), slowest
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(interval.expected * factor, interval.least * factor, interval.most * factor)
+
+
+def _student(freedom: int) -> float:
+    """The two-sided quantile of Student's t: exact for 1 and 2 degrees of freedom, else within 0.2 %."""
+    share = (1 + _CONFIDENCE) / 2
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    if freedom == 2:
+        return (2 * share - 1) / math.sqrt(2 * share * (1 - share))
+    z = NormalDist().inv_cdf(share)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * freedom**4)
+    )

@@ -1,0 +1,77 @@
+"""The flags of ``onellm-async run`` alone."""
+
+from typing import Annotated, Literal
+
+from attrs import frozen
+from cyclopts import Group, Parameter
+
+__all__ = ["GOING_ON", "SPENDING", "WRITING", "GoingOn", "Spending", "Writing"]
+
+
+@Parameter(name="*", group=Group.create_ordered("Output"))
+@frozen
+class Writing:
+    """Where answers go."""
+
+    output: Annotated[
+        str | None,
+        Parameter(
+            name=["--output", "-o"],
+            help="File for the answers; `-` is standard output, which cannot be resumed. [default: standard output]",
+        ),
+    ] = None
+    journal: Annotated[
+        str | None, Parameter(help="File that remembers what was sent and answered. [default: OUTPUT.journal]")
+    ] = None
+    force: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Begin anew: drop an existing output and the answers in its journal."
+        ),
+    ] = False
+
+
+@Parameter(name="*", group=Group.create_ordered("Spending"))
+@frozen
+class Spending:
+    """What may be spent; all sittings of a run count together."""
+
+    max_cost: Annotated[float | None, Parameter(help="USD, never passed; needs --max-tokens. [default: no cap]")] = None
+    max_tokens_total: Annotated[
+        int | None, Parameter(help="Input and output tokens together, never passed; likewise. [default: no cap]")
+    ] = None
+    preflight: Annotated[
+        int | None,
+        Parameter(help="Ask so many prompts first, then project cost and time, and on a terminal ask to go on."),
+    ] = None
+    estimate: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Send nothing; foretell as `onellm-async plan` does.")
+    ] = False
+
+
+@Parameter(name="*", group=Group.create_ordered("Going on"))
+@frozen
+class GoingOn:
+    """What is done with doubtful, failed and repeated prompts."""
+
+    ambiguous: Annotated[
+        Literal["retry", "hold"],
+        Parameter(help="What was sent, and its answer never came: ask again (may bill twice), or hold back."),
+    ] = "retry"
+    retry_failed: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Ask again what an earlier sitting failed to get.")
+    ] = False
+    deduplicate: Annotated[bool, Parameter(show_default=False, help="Send identical requests once. [default: yes]")] = (
+        True
+    )
+    keep_going: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="Do not stop when over 20 % of the last 50 fail alike."),
+    ] = False
+    stall_after: Annotated[float, Parameter(help="Seconds without any outcome after which the run ends.")] = 3600.0
+
+
+WRITING = Writing()
+SPENDING = Spending()
+GOING_ON = GoingOn()
+"""Nothing but defaults."""

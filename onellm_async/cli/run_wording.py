@@ -1,0 +1,70 @@
+"""What a run says when it begins and when it ends, and the exit code that goes with it."""
+
+from onellm_async.batch import BatchReport, Counts
+from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.progress import counted, summary
+from onellm_async.cli.terminal import complain, say
+from onellm_async.errors import BudgetExceededError
+
+__all__ = ["exit_code", "nothing_left", "resuming", "tell"]
+
+
+def resuming(counts: Counts) -> str:
+    """What earlier sittings left."""
+    risk = f" (at most ${counts.at_risk:.4f} at risk)" if counts.at_risk else ""
+    return (
+        f"Resuming: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
+        f" {counts.sent:,} possibly billed{risk}; ${counts.cost:.4f} spent so far."
+    )
+
+
+def nothing_left(counts: Counts, output: str) -> str:
+    """What is said of a run that was complete before."""
+    failed = " --retry-failed asks again what failed." if counts.failed else ""
+    return (
+        f"Nothing is left to do: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
+        f" ${counts.cost:.4f} spent; the answers are in {output}.{failed} --force begins anew."
+    )
+
+
+def tell(report: BatchReport, output: str | None) -> None:
+    """Says how a sitting ended, and how to go on."""
+    where = "" if output is None else f" Written to {output}{'' if report.complete else '.partial'}."
+    say(summary(report.progress) + where)
+    counts = report.counts
+    if counts.possibly_billed or (counts.sent and output is not None):
+        lost = counted(counts.possibly_billed + counts.sent, "attempt")
+        say(f"Possibly billed without an answer: {lost}, at most ${counts.at_risk:.4f}.")
+    if report.strict_error is not None:
+        complain(f"stopped at a bad line (--strict): {report.strict_error}")
+    if report.stopped_by is not None:
+        complain(f"stopped early: {report.stopped_by}")
+    if not report.complete:
+        total = report.progress.total
+        left = None if total is None else total - report.progress.done - report.progress.bad_lines
+        again = "" if output is None else f" {_how_to_go_on(report)}"
+        complain(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
+
+
+def _how_to_go_on(report: BatchReport) -> str:
+    if isinstance(report.stopped_by, BudgetExceededError):
+        return "The same command with a larger budget goes on from here."
+    return "The same command again goes on from here."
+
+
+def exit_code(report: BatchReport, signal_number: int | None) -> int:
+    """The exit code of a run.
+
+    Args:
+        report: How it ended.
+        signal_number: Of the signal that ended it; None where none came.
+    """
+    if report.strict_error is not None:
+        return ExitCode.USAGE
+    if isinstance(report.stopped_by, BudgetExceededError):
+        return ExitCode.BUDGET
+    if report.stopped_by is not None:
+        return ExitCode.STOPPED
+    if report.interrupted:
+        return ExitCode.INTERRUPTED if signal_number is None else 128 + signal_number
+    return ExitCode.FAILED if report.progress.failed or report.progress.bad_lines else ExitCode.OK
