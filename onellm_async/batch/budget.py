@@ -77,26 +77,29 @@ class Budget:
             self.max_tokens is None or charge.tokens <= self.max_tokens
         )
 
-    def worst_case(self, request: ChatRequest) -> Charge:
-        """The most that one attempt of `request` can cost; nothing where nobody wants to know.
+    def worst_case(self, request: ChatRequest) -> Charge | None:
+        """The most that one attempt of `request` can cost; None where nothing bounds it, and no cap needs it to.
 
         Raises:
             InvalidRequestError: If there is a cap, and no ``max_tokens`` or no known price bounds the request.
         """
-        entry = catalog.lookup(request.model)
-        priced = entry is not None and entry.input_price is not None and entry.output_price is not None
-        if request.max_tokens is None and self.capped:
+        if request.max_tokens is None:
+            if not self.capped:
+                return None
             raise InvalidRequestError(
                 "Without max_tokens an answer has no highest price, so no budget can hold.",
                 advice="Set max_tokens (--max-tokens), or leave the budget out.",
             )
-        if not priced and self.max_cost is not None:
+        usage = Usage(most_input_tokens(request), request.max_tokens)
+        cost = catalog.cost(request.model, usage)
+        if cost is None and not self.capped:
+            return None
+        if cost is None and self.max_cost is not None:
             raise InvalidRequestError(
                 f"The price of {request.model!r} is not known, so a budget in USD cannot hold.",
                 advice="Cap the tokens instead (--max-tokens-total).",
             )
-        usage = Usage(most_input_tokens(request), request.max_tokens or 0)
-        return Charge(catalog.cost(request.model, usage) or 0.0, (usage.input_tokens or 0) + (usage.output_tokens or 0))
+        return Charge(cost or 0.0, (usage.input_tokens or 0) + request.max_tokens)
 
 
 def most_input_tokens(request: ChatRequest) -> int:

@@ -1,7 +1,5 @@
 """What the journal keeps of an outcome, as JSON: everything an output needs, nothing that differs between attempts."""
 
-from attrs import asdict
-
 from onellm_async.batch.items import Item
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
@@ -12,13 +10,20 @@ __all__ = ["answer_json", "failure_json"]
 
 def answer_json(response: ChatResponse, item: Item) -> bytes:
     """An answer."""
+    usage = response.usage
     return dump_json(
         {
             "content": response.content,
             "role": response.role,
             "model": response.model or item.request.model,
             "provider": response.provider,
-            "usage": None if response.usage is None else asdict(response.usage),
+            "usage": None
+            if usage is None
+            else {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "total_tokens": usage.total_tokens,
+            },
             "finish_reason": response.finish_reason,
             "cost": response.cost,
         }

@@ -40,7 +40,7 @@ class Outlet:
         self._order: InOrder[bytes] = InOrder()
         self._ready: list[bytes] = []
         self._size = 0
-        self._closed = False
+        self._closed = self._abandoned = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self.lost: BatchError | None = None
@@ -67,7 +67,7 @@ class Outlet:
         Raises:
             BatchError: If the sink fails; it is also in `lost`.
         """
-        while not (self._closed and not self._ready):
+        while not self._abandoned and not (self._closed and not self._ready):
             if not self._ready:
                 self._news.clear()
                 await self._news.wait()
@@ -82,6 +82,11 @@ class Outlet:
             finally:
                 self._size -= len(lines)
                 self._room.set()
+
+    def abandon(self) -> None:
+        """Nothing more is to be written: what little space the disk has is wanted elsewhere."""
+        self._abandoned = True
+        self._news.set()
 
     def close(self) -> None:
         """Nothing more will come: what waits for a gap to be filled is let go of over the gap."""

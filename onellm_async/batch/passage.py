@@ -25,8 +25,8 @@ class Passage:
         entry: Where it stands in the input.
         item: What is asked.
         earlier: What the journal has of it from an earlier sitting; None where it is new.
-        charge: The most that one attempt can cost.
-        purse: Where the money comes from.
+        charge: The most that one attempt can cost; None where nobody knows.
+        purse: Where the money comes from; None where there is no cap.
         journal: Where intents go.
         clock: Seconds that only go forward.
 
@@ -63,8 +63,8 @@ class Passage:
         item: Item,
         *,
         earlier: Row | None,
-        charge: Charge,
-        purse: Purse,
+        charge: Charge | None,
+        purse: Purse | None,
         journal: RunJournal,
         clock: Callable[[], float],
     ) -> None:
@@ -90,8 +90,9 @@ class Passage:
             BatchError: If the journal cannot be written.
         """
         self._close(attempt.possibly_billed, NOTHING)
-        await self._purse.reserve(self._charge)
-        self._held = True
+        if self._purse is not None and self._charge is not None:
+            await self._purse.reserve(self._charge)
+            self._held = True
         if not self.intended or attempt.possibly_billed:
             await self.intend()
         self._left_at = self._clock()
@@ -109,8 +110,8 @@ class Passage:
                 digest=self.entry.digest,
                 custom_id=self.item.custom_id,
                 request_digest=self.item.request_digest,
-                reserved=self._charge.cost,
-                reserved_tokens=self._charge.tokens,
+                reserved=None if self._charge is None else self._charge.cost,
+                reserved_tokens=None if self._charge is None else self._charge.tokens,
                 possibly_billed=self.lost,
                 at=time(),
             )
@@ -119,7 +120,7 @@ class Passage:
 
     def _close(self, lost: int, actual: Charge) -> None:
         """The attempt under way is over; where it may have been billed unanswered, its money is gone for good."""
-        if self._held:
+        if self._held and self._purse is not None and self._charge is not None:
             self._held = False
             self._purse.settle(self._charge, self._charge if lost > self.lost else actual)
         self.lost = lost
@@ -127,13 +128,11 @@ class Passage:
     def answered(self, response: ChatResponse) -> Settled:
         """Settles the money of an answer, and tells what to write down."""
         usage = response.usage
-        tokens = None if usage is None else usage.total_tokens
-        actual = Charge(
-            self._charge.cost if response.cost is None else response.cost,
-            self._charge.tokens if tokens is None else tokens,
-        )
         self.lost = response.possibly_billed
-        self._close(self.lost, actual)
+        if self._held and self._charge is not None:
+            tokens = None if usage is None else usage.total_tokens
+            cost = self._charge.cost if response.cost is None else response.cost
+            self._close(self.lost, Charge(cost, self._charge.tokens if tokens is None else tokens))
         return self._settled(
             State.ANSWERED,
             answer_json(response, self.item),
@@ -205,8 +204,8 @@ class Passage:
             attempts=settled.attempts,
             possibly_billed=self._earlier_lost + self.lost,
             refusals=settled.refusals,
-            reserved=self._charge.cost,
-            reserved_tokens=self._charge.tokens,
+            reserved=None if self._charge is None else self._charge.cost,
+            reserved_tokens=None if self._charge is None else self._charge.tokens,
             cost=settled.cost,
             input_tokens=settled.input_tokens,
             output_tokens=settled.output_tokens,

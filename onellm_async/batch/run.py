@@ -212,8 +212,9 @@ class _Run:
         )
 
     def _employ(self, tasks: asyncio.TaskGroup) -> None:
-        """Twice as many workers as slots: some wait for the journal while the others' requests are under way."""
-        for _ in range(2 * self._client.limits.max_concurrency - len(self._workers)):
+        """More workers than slots: some wait for the journal while the others' requests are under way."""
+        slots = self._client.limits.max_concurrency
+        for _ in range(slots + max(4, slots // 4) - len(self._workers)):
             worker = tasks.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
@@ -228,6 +229,11 @@ class _Run:
         self._group.withdraw()
         if self._feeding is not None:
             self._feeding.cancel()
+
+    def _end_unwritten(self, error: BatchError) -> None:
+        """Where the journal cannot grow the output may not take what space is left; it is written anew next time."""
+        self._outlet.abandon()
+        self._end(error)
 
     async def _end_when(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -284,7 +290,13 @@ class _Run:
             self._bad_line(entry, LineError(entry.source, entry.line, str(error)))
             return
         passage = Passage(
-            entry, item, earlier=row, charge=charge, purse=self._purse, journal=self._journal, clock=self._clock
+            entry,
+            item,
+            earlier=row,
+            charge=charge,
+            purse=self._purse if self._purse.account.budget.capped else None,
+            journal=self._journal,
+            clock=self._clock,
         )
         if not self._policy.deduplicate or not self._repeats(passage):
             self._under_way[entry.index] = passage
@@ -331,7 +343,7 @@ class _Run:
                 else:
                     await self._ask(passage)
             except BatchError as error:
-                self._end(error)
+                self._end_unwritten(error)
         self._waiting.put_nowait(None)
 
     async def _ask(self, passage: Passage) -> None:
@@ -347,7 +359,9 @@ class _Run:
     async def _failed(self, passage: Passage, error: OneLLMError) -> None:
         settled = passage.failed(error)
         everybody = concerns_every_prompt(error) or isinstance(error, BatchError | BudgetExceededError)
-        if everybody:
+        if isinstance(error, BatchError):
+            self._end_unwritten(error)
+        elif everybody:
             self._end(error)
         if everybody or isinstance(error, WithdrawnError | ClientClosedError):
             # It is not this prompt's fault. What was surely not billed counts as never sent.

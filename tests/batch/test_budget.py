@@ -36,7 +36,9 @@ def test_tokens_of_an_unpriced_model_can_be_capped():
 
 
 def test_without_a_cap_nothing_is_refused():
-    assert Budget().worst_case(ChatRequest("my-model", "Hi")).cost == 0
+    assert Budget().worst_case(ChatRequest("my-model", "Hi")) is None
+    assert Budget().worst_case(ChatRequest("my-model", "Hi", max_tokens=5)) is None
+    assert Budget().worst_case(ChatRequest("GPT-5", "Hi", max_tokens=5)).tokens == 39
     assert not Budget().capped
 
 
