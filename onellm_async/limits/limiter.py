@@ -104,6 +104,7 @@ class Limiter:
         self._paused = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
         self._rate: RateControl | None = None
         self._idle = asyncio.Event()
         self.core: Admission
@@ -228,12 +229,13 @@ class Limiter:
     def _arm(self, now: float) -> None:
         wake = self.core.next_wake(now)
         if self._timer is not None:
-            if wake is not None and self._timer.when() <= wake and not self._timer.cancelled():
+            if wake is not None and self._rings_at <= wake:
                 return  # it rings early enough, and will set itself anew
             self._timer.cancel()
             self._timer = None
         if wake is not None and self._loop is not None:
-            self._timer = self._loop.call_at(wake, self._ring)
+            # Not asked of the timer: uvloop's, where it is due at once, does not know.
+            self._timer, self._rings_at = self._loop.call_at(wake, self._ring), wake
 
     def _ring(self) -> None:
         self._timer = None
