@@ -112,9 +112,9 @@ class BadEntry(Entry):
     __slots__ = ("_error",)
 
     def __init__(self, index: int, raw: bytes, error: LineError) -> None:
-        self.index = index
-        self.line = error.line
-        self.raw = raw
+        self.index: int = index
+        self.line: int = error.line
+        self.raw: bytes = raw
         self._error = error
 
     @property
