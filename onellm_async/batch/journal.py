@@ -14,6 +14,7 @@ from typing import Self
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.items import LineError
+from onellm_async.batch.journal_ballast import Ballast
 from onellm_async.batch.journal_file import connect, journal_path, told
 from onellm_async.batch.journal_gathering import Gathering
 from onellm_async.batch.journal_lock import JournalLock
@@ -51,7 +52,7 @@ class Journal:
                 journal.finish("done", complete=True)
     """
 
-    def __init__(self, path: Path, lock: JournalLock, opened: Opened) -> None:
+    def __init__(self, path: Path, opened: Opened, writer: JournalWriter) -> None:
         self.path: Path = path
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
@@ -59,7 +60,7 @@ class Journal:
         self._sitting = opened.sitting
         self._thinning = Thinning(opened.sample_interval, opened.samples)
         self._last_command = opened.last_command
-        self._gathering = Gathering(path, JournalWriter(path, lock), opened.totals)
+        self._gathering = Gathering(path, writer, opened.totals)
         self._reading: sqlite3.Connection | None = None
         self._bad_lines = 0
         self._finished = False
@@ -89,7 +90,13 @@ class Journal:
         with told(where):
             lock = JournalLock(where)
             try:
-                return cls(where, lock, open_journal(where, lock, identity, force=force, settings=settings))
+                ballast = Ballast(where)
+                try:
+                    opened = open_journal(where, lock, identity, force=force, settings=settings)
+                except BaseException:
+                    ballast.release()
+                    raise
+                return cls(where, opened, JournalWriter(where, lock, ballast))
             except BaseException:
                 lock.release(clean=lock.before is None)
                 raise
@@ -98,9 +105,10 @@ class Journal:
         """Returns when it is durable that a request is about to leave.
 
         Raises:
-            BatchError: If it cannot be written; the request must not leave then.
+            BatchError: If it cannot be written, or the disk is so full that only outcomes can; the request must not
+                leave then.
         """
-        batch = self._gathering.batch()
+        batch = self._gathering.batch(beginning=True)
         batch.intents += (
             intent.index,
             intent.line,
@@ -123,7 +131,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be written.
         """
-        batch = self._gathering.batch()
+        batch = self._gathering.batch(beginning=settled.same_as is not None)
         if settled.same_as is not None:
             batch.intents += (
                 settled.index,
@@ -178,6 +186,8 @@ class Journal:
             at: Unix seconds.
             sample: Any JSON value.
         """
+        if self._gathering.full is not None:
+            return
         for statement, parameters in self._thinning.take(at, dump_json(sample).decode()):
             self._gathering.later(statement, parameters)
 

@@ -27,12 +27,14 @@ class Gathering:
         totals: What it has by now.
         commits: How many batches became durable.
         closed: Whether nothing more is taken.
+        full: Why nothing new may be begun: the disk is full, and what is written is written into the last reserve.
     """
 
     def __init__(self, path: Path, writer: JournalWriter, totals: Totals) -> None:
         self.totals: Totals = totals
         self.commits: int = 0
         self.closed: bool = False
+        self.full: BatchError | None = None
         self._path = path
         self._writer = writer
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -42,13 +44,16 @@ class Gathering:
         self._failure: BatchError | None = None
         self._unwritten: BatchError | None = None
 
-    def batch(self) -> Batch:
+    def batch(self, *, beginning: bool = False) -> Batch:
         """Where the next row is to be put; `durable` follows at once.
 
+        Args:
+            beginning: Whether the row begins something, instead of ending what is under way.
+
         Raises:
-            BatchError: If nothing can be written any more.
+            BatchError: If nothing can be written any more, or nothing may be begun.
         """
-        if self._failure is not None:
+        if self._failure is not None or (beginning and self.full is not None):
             raise self._failed()
         batch = self._batches[-1]
         if batch.forgotten:  # within a batch intents come first: what follows a withdrawal is another batch
@@ -132,7 +137,7 @@ class Gathering:
                     waiter.set_exception(self._failed())
             self._waiters = []
             return
-        self.totals = totals
+        self.totals, self.full = totals, failure
         self.commits += 1
         for waiter in waiters:
             _resolve(waiter)
@@ -144,7 +149,7 @@ class Gathering:
 
     def _failed(self) -> BatchError:
         """The failure for one more that awaits: an error object collects the tracebacks of all who raise it."""
-        failure = self._failure or BatchError(f"{self._path} cannot be written.")
+        failure = self._failure or self.full or BatchError(f"{self._path} cannot be written.")
         return BatchError(failure.message, advice=failure.advice)
 
     def _end(self, ended: Callable[[], None]) -> None:
@@ -152,7 +157,7 @@ class Gathering:
         loop, told_before, self.closed = self._loop, self._failure is not None, True
 
         def answer(totals: Totals | None, failure: BatchError | None) -> None:
-            self._unwritten = None if told_before else failure
+            self._unwritten = None if told_before or totals is not None else failure
             if totals is not None:
                 self.totals = totals
             if loop is not None and waiters:

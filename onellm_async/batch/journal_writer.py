@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
+from onellm_async.batch.journal_ballast import Ballast, lacks_space
 from onellm_async.batch.journal_file import connect, explained
 from onellm_async.batch.journal_lock import JournalLock
 from onellm_async.errors import BatchError
@@ -80,11 +81,14 @@ class JournalWriter:
     Args:
         path: Of the journal.
         lock: The right to write it; released when the writer ends.
+        ballast: Given up when the disk is full.
     """
 
-    def __init__(self, path: Path, lock: JournalLock) -> None:
+    def __init__(self, path: Path, lock: JournalLock, ballast: Ballast) -> None:
         self._path = path
         self._lock = lock
+        self._ballast = ballast
+        self._full: BatchError | None = None
         self._queue: SimpleQueue[tuple[Sequence[Batch] | None, Answer]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="onellm-async-journal", daemon=True)
         self._thread.start()
@@ -92,7 +96,8 @@ class JournalWriter:
     def write(self, batches: Sequence[Batch], answer: Answer) -> None:
         """Commits `batches` in their order, then calls `answer`, in the writer's thread.
 
-        It gets the totals, or the error after which nothing is written any more.
+        It gets the totals, or the error after which nothing is written any more; or both, which means that all was
+        written, but only because the ballast was given up.
         """
         self._queue.put((batches, answer))
 
@@ -118,10 +123,10 @@ class JournalWriter:
                 try:
                     if connection is None:
                         connection = self._connect()
-                    totals = self._commit(connection, batches)
+                    totals = self._commit_somehow(connection, batches)
                 except Exception as error:  # whatever it is, nobody may believe that it was written
                     totals, failure = None, explained(error, self._path)
-            answer(totals, failure)
+            answer(totals, failure or self._full)
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._path)
@@ -130,6 +135,15 @@ class JournalWriter:
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
         connection.execute("PRAGMA cache_size = -16000")
         return connection
+
+    def _commit_somehow(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Totals:
+        try:
+            return self._commit(connection, batches)
+        except sqlite3.Error as error:
+            if not (lacks_space(error) and self._ballast.release()):
+                raise
+            self._full = explained(error, self._path)
+            return self._commit(connection, batches)
 
     def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Totals:
         execute = connection.execute
@@ -156,14 +170,16 @@ class JournalWriter:
 
     def _close(self, connection: sqlite3.Connection | None, *, failed: bool) -> None:
         clean = not failed
+        self._ballast.release()
         if connection is not None:
             try:
                 if clean:
                     busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                     clean = not busy
-                connection.close()
             except sqlite3.Error:
                 clean = False
+            finally:
+                connection.close()
         with suppress(OSError):
             self._lock.release(clean=clean)
 

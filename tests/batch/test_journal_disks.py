@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True, check=False)
     if made.returncode:
         pytest.skip("a file system can be mounted by root only")
     yield disk
@@ -53,14 +53,14 @@ def demand_advice_on_space(error: BatchError) -> None:
 
 async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_goes_on(small_disk: Path) -> None:
     path = small_disk / "out.jsonl.journal"
-    (small_disk / "ballast").write_bytes(b"x" * 600_000)
+    (small_disk / "other").write_bytes(b"x" * 600_000)
     journal = Journal.open(path, IDENTITY)
     durable, error = await filled(journal)
     demand_advice_on_space(error)
     later = await asyncio.gather(*(journal.intend(intent(index)) for index in range(900, 905)), return_exceptions=True)
     assert {str(outcome) for outcome in later} == {str(error)}
     await journal.aclose()
-    (small_disk / "ballast").unlink()
+    (small_disk / "other").unlink()
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.counts().answered == durable
         assert [row.index for row in journal.rows(0, 999) if row.state is State.ANSWERED] == list(range(durable))

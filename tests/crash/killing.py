@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import field, frozen
@@ -14,7 +15,7 @@ from onellm_async.batch.journal_rows import State
 from onellm_async.server import Faults, LocalServer, ServerSettings
 from onellm_async.server.ledger import Outcome
 
-KEY = "a key of the tests"
+KEY = "the-key-of-the-tests"
 BILLED = {Outcome.ANSWERED, Outcome.LOST}
 
 
@@ -60,9 +61,21 @@ async def finish(process: asyncio.subprocess.Process) -> tuple[int, str]:
     return process.returncode, stderr.decode()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Looks again and again: those who make it true are other processes."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+
+
 async def at_rest(server: LocalServer) -> None:
-    while server.ledger.under_way:
-        await asyncio.sleep(0.005)  # noqa: ASYNC110  # a real server on real sockets
+    await until(lambda: not server.ledger.under_way)
+
+
+async def received(server: LocalServer, count: int, process: asyncio.subprocess.Process) -> None:
+    """Returns when the server has received so many requests, or the run has ended."""
+    await until(lambda: server.ledger.received >= count or process.returncode is not None)
 
 
 @frozen
@@ -84,10 +97,9 @@ class Left:
         )
 
 
-async def kill_after(process: asyncio.subprocess.Process, server: LocalServer, received: int, moment: float) -> bool:
+async def kill_after(process: asyncio.subprocess.Process, server: LocalServer, count: int, moment: float) -> bool:
     """Kills a run `moment` seconds after the server has received so many requests; whether it was still running."""
-    while server.ledger.received < received and process.returncode is None:
-        await asyncio.sleep(0.001)  # noqa: ASYNC110  # see at_rest
+    await received(server, count, process)
     await asyncio.sleep(moment)
     if process.returncode is not None:
         return False

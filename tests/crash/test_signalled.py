@@ -6,7 +6,7 @@ import signal
 from random import Random
 
 import pytest
-from killing import Left, at_rest, billed_by_prompt, finish, prompts_file, quick_server, start_run
+from killing import Left, at_rest, billed_by_prompt, finish, prompts_file, quick_server, received, start_run
 
 from onellm_async.server import Faults
 
@@ -18,11 +18,6 @@ SEEDS = range(int(os.environ.get("SIGNAL_SEEDS", "5")))
 @pytest.fixture(scope="module")
 def expected(undisturbed):
     return undisturbed(PROMPTS)
-
-
-async def received(server, count, process):
-    while server.ledger.received < count and process.returncode is None:
-        await asyncio.sleep(0.001)  # noqa: ASYNC110  # a real process at work
 
 
 @pytest.mark.parametrize("seed", SEEDS)
