@@ -20,6 +20,7 @@ from benchmarks import (
     sockets,
     targets,
 )
+from benchmarks.charts import draw
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
 from benchmarks.report import Section, markdown
@@ -120,9 +121,10 @@ def _simulated(chosen: argparse.Namespace, subjects: Sequence[str]) -> dict[str,
 def main(arguments: Sequence[str]) -> None:
     chosen = _arguments(arguments)
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
-    text = markdown(_sections(chosen), command)
-    print(text)
     whole = not (chosen.quick or chosen.only or chosen.subjects)
+    sections = _sections(chosen)
+    text = markdown(sections, command, draw(sections, RESULTS.with_name("charts")) if whole else None)
+    print(text)
     if output := chosen.output or (RESULTS if whole else None):
         output.write_text(text, encoding="utf-8")
 

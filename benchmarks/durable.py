@@ -30,10 +30,11 @@ def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int
     return Section(
         "A run that survives a crash",
         f"As above, {IN_FLIGHT} in flight. `run_batch` writes an output in the order of its input. Its journal makes "
-        "an intent durable (fsync) before each request leaves and its result before it is shown; async-batch-llm's store "
-        "keeps results, `balanced` (its default) without an fsync for each commit, `full` with one.",
+        "an intent durable (fsync) before each request leaves and its result before it is shown; async-batch-llm's "
+        "store keeps results, `balanced` (its default) without an fsync for each commit, `full` with one.",
         ("client", "prompts/s", "CPU µs/prompt", "prompts/s / without a journal"),
         [_row(contender, found, baseline) for contender, found in table],
+        charted="prompts/s",
     )
 
 

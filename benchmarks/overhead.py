@@ -70,6 +70,7 @@ def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int
         "repetition.",
         ("client", "requests/s", "CPU µs/request", "requests/s / aiohttp", "CPU / aiohttp"),
         [_row(contender, found, baseline) for contender, found in table],
+        charted="requests/s",
     )
 
 

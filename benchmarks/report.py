@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,15 +32,17 @@ class Section:
         text: How, in a few sentences.
         header: Names of the columns; the first is text, the others are figures.
         rows: As many cells each.
+        charted: The column that is drawn, too; None for none.
     """
 
     title: str
     text: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    charted: str | None = None
 
-    def markdown(self) -> str:
-        """Heading, text and table."""
+    def markdown(self, chart: str | None = None) -> str:
+        """Heading, text, chart and table."""
         widths = [
             max(3, *(len(row[column]) for row in (self.header, *self.rows))) for column in range(len(self.header))
         ]
@@ -53,11 +55,18 @@ class Section:
             for row in (self.header, rule, *self.rows)
         ]
         table = "\n".join(f"| {line} |" for line in lines)
-        return f"## {self.title}\n\n{self.text}\n\n{table}\n"
+        shown = "" if chart is None else f"![{self.title}: {self.charted}]({chart})\n\n"
+        return f"## {self.title}\n\n{self.text}\n\n{shown}{table}\n"
 
 
-def markdown(sections: Sequence[Section], command: str) -> str:
-    """The whole report, with what a reader needs to know of the machine."""
+def markdown(sections: Sequence[Section], command: str, charts: Mapping[str, str] | None = None) -> str:
+    """The whole report, with what a reader needs to know of the machine.
+
+    Args:
+        sections: What was found.
+        command: That found it.
+        charts: Files by the titles of their sections.
+    """
     today = datetime.now(UTC).date().isoformat()
     facts = (
         f"Measured on {today} with `{command}`.",
@@ -65,7 +74,7 @@ def markdown(sections: Sequence[Section], command: str) -> str:
         f"{platform.python_implementation()} {platform.python_version()}; {_versions()}.",
     )
     head = "# Benchmarks\n\n" + "\\\n".join(facts) + "\n"
-    return "\n".join((head, *(section.markdown() for section in sections)))
+    return "\n".join((head, *(section.markdown((charts or {}).get(section.title)) for section in sections)))
 
 
 def _processor() -> str:

@@ -143,6 +143,7 @@ def run(*, repetitions: int, number: int, most: int) -> list[Section]:
             f"Median of {repetitions} (minimum to maximum).",
             ("requests", "CPU µs/request"),
             figures(rows, "µs", 1),
+            charted="CPU µs/request",
         ),
         Section(
             "Memory of a request",
