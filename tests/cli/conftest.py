@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from onellm_async.batch import JournalReader
+from onellm_async.errors import BatchError
 from onellm_async.server import LocalServer, ServerSettings
-from onellm_async.server.backends import echo
+from onellm_async.server.backends import BackendError, echo
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +30,10 @@ class Command:
 
     def interrupt(self, number=signal.SIGINT):
         self.process.send_signal(number)
+
+    async def killed(self):
+        self.process.kill()
+        await self.process.communicate()
 
     async def ended(self, stdin=None):
         out, err = await self.process.communicate(None if stdin is None else stdin.encode())
@@ -73,12 +79,30 @@ def onellm(start):
     return onellm
 
 
+@pytest.fixture
+def journal_has(tmp_path):
+    """Waits until the journal of a run meets a condition."""
+
+    async def journal_has(output, condition):
+        while True:
+            try:
+                with JournalReader.open(tmp_path / output) as journal:
+                    if condition(journal):
+                        return
+            except BatchError:  # it is not there yet
+                pass
+            await asyncio.sleep(0.02)
+
+    return journal_has
+
+
 class HeldBackend:
-    """Echoes; a prompt in `held` waits until it is released."""
+    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails."""
 
     def __init__(self):
         self.asked = []
         self.held = set()
+        self.failing = set()
         self.changed = asyncio.Condition()
 
     async def complete(self, job):
@@ -87,6 +111,8 @@ class HeldBackend:
             self.asked.append(prompt)
             self.changed.notify_all()
             await self.changed.wait_for(lambda: prompt not in self.held)
+        if prompt in self.failing:
+            raise BackendError("It fails.")
         return echo(job)
 
     async def until_asked(self, count):
@@ -120,3 +146,10 @@ async def server(backend):
 def at(server):
     """Environment that leads to the local service."""
     return {"ONELLM_BASE_URL": server.url, "ONELLM_API_KEY": "good"}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    prompts = [f"p{number}" for number in range(10)]
+    (tmp_path / "in.txt").write_text("\n".join(prompts))
+    return prompts

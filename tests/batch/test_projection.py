@@ -1,0 +1,106 @@
+import random
+
+import pytest
+
+from onellm_async.batch.journal_rows import Row, State
+from onellm_async.batch.projection import Capacity, project
+
+ENOUGH = Capacity(requests=None, tokens=None, concurrency=1_000_000)
+
+
+def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=State.ANSWERED, same_as=None):
+    return Row(
+        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, latency, latency, b"{}", same_as
+    )
+
+
+def test_prompts_that_all_cost_the_same_are_projected_exactly():
+    cost = project([row(0.01)] * 20, 980, ENOUGH).cost
+
+    assert (cost.expected, cost.least, cost.most) == pytest.approx((9.8, 9.8, 9.8))
+
+
+def test_the_interval_is_as_wide_as_the_sample_is_small_and_varied():
+    narrow = project([row(0.010), row(0.011)] * 50, 1000, ENOUGH).cost
+    small = project([row(0.010), row(0.011)] * 3, 1000, ENOUGH).cost
+    varied = project([row(0.001), row(0.020)] * 50, 1000, ENOUGH).cost
+
+    def width(cost):
+        return cost.most - cost.least
+
+    assert width(narrow) < width(small)
+    assert width(narrow) < width(varied)
+    assert all(cost.least <= cost.expected <= cost.most for cost in (narrow, small, varied))
+
+
+def test_the_interval_holds_in_nineteen_of_twenty_cases():
+    draw = random.Random(7)
+    held = 0
+    for _ in range(400):
+        costs = [draw.uniform(0.001, 0.02) for _ in range(10 + 200)]
+        projected = project([row(cost) for cost in costs[:10]], 200, ENOUGH).cost
+        held += projected.least <= sum(costs[10:]) <= projected.most
+
+    assert 0.91 <= held / 400 <= 0.98
+
+
+def test_two_answers_give_a_wide_interval_that_never_goes_below_nothing():
+    cost = project([row(0.001), row(0.02)], 100, ENOUGH).cost
+
+    assert cost.least == 0.0
+    assert cost.most > 5 * cost.expected
+
+
+def test_an_unknown_price_is_not_made_up():
+    assert project([row(0.01), row(None), row(0.01)], 10, ENOUGH).cost is None
+    assert project([row(0.01)], 10, ENOUGH).cost is None
+    assert project([], 10, ENOUGH).cost is None
+
+
+def test_failures_and_copies_cost_nothing_and_are_as_frequent_later():
+    sample = [row(0.03), row(None, state=State.FAILED), row(0.0, same_as=0)] * 10
+
+    assert project(sample, 300, ENOUGH).cost.expected == pytest.approx(3.0)
+
+
+def test_what_is_still_under_way_is_no_sample():
+    projection = project([row(), row(), row(None, state=State.SENT)], 10, ENOUGH)
+
+    assert projection.asked == 2
+    assert projection.cost is not None
+
+
+@pytest.mark.parametrize(
+    ("capacity", "seconds", "bound_by"),
+    [
+        (Capacity(requests=0.5, tokens=None, concurrency=48), 100 / 0.5 + 2.0, "rate"),
+        (Capacity(requests=50.0, tokens=None, concurrency=4), 100 * 2.0 / 4 + 2.0, "concurrency"),
+        (Capacity(requests=50.0, tokens=10.0, concurrency=48), 100 * 30 / 10 + 2.0, "tokens"),
+        (Capacity(requests=None, tokens=None, concurrency=1), 100 * 2.0 + 2.0, "concurrency"),
+    ],
+)
+def test_the_slowest_of_all_limits_sets_the_pace(capacity, seconds, bound_by):
+    projection = project([row()] * 10, 100, capacity)
+
+    assert projection.seconds.expected == pytest.approx(seconds)
+    assert projection.bound_by == bound_by
+
+
+def test_the_time_spreads_where_answers_take_different_times_and_not_where_the_rate_rules():
+    varied = [row(latency=1.0), row(latency=9.0)] * 10
+    slots = project(varied, 100, Capacity(requests=None, tokens=None, concurrency=4)).seconds
+    paced = project(varied, 100, Capacity(requests=0.1, tokens=None, concurrency=48)).seconds
+
+    assert slots.least < slots.expected < slots.most
+    assert paced.least == paced.expected == paced.most
+
+
+def test_copies_take_no_time():
+    sample = [row(), row(0.0, latency=None, same_as=0)] * 10
+    projection = project(sample, 100, Capacity(requests=1.0, tokens=None, concurrency=48))
+
+    assert projection.seconds.expected == pytest.approx(50 + 2.0)
+
+
+def test_too_few_answers_tell_nothing_about_the_time():
+    assert project([row(), row(None, state=State.FAILED)], 10, ENOUGH).seconds is None

@@ -1,0 +1,141 @@
+import json
+import re
+import signal
+from collections import Counter
+
+import pytest
+
+FAST = ("--rpm", 60_000, "--burst", 1000)
+GPT5 = ("--model", "GPT-5", "--max-tokens", 1000)
+
+
+def contents(path):
+    records = map(json.loads, path.read_text().splitlines())
+    return [record["response"] and record["response"]["content"] for record in records]
+
+
+@pytest.fixture
+def killed(start, at, prompts, backend, journal_has):
+    """A run that was killed while p8 and p9 were under way."""
+
+    async def killed(*flags):
+        backend.held = {"p8", "p9"}
+        command = await start("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, *flags, **at)
+        await backend.until_asked(10)
+        await journal_has("out.jsonl", lambda journal: journal.counts().answered == 8)
+        await command.killed()
+        await backend.release()
+
+    return killed
+
+
+async def test_a_killed_run_tells_what_may_be_billed_and_for_how_much_and_asks_only_that_again(
+    killed, onellm, at, prompts, backend, tmp_path
+):
+    await killed()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, **at)
+
+    assert ended.code == 0, ended.err
+    resuming = re.search(
+        r"Resuming: 8 prompts answered, 0 failed, 2 possibly billed \(at most \$(0\.0\d+) at risk\); \$0\.\d+ spent",
+        ended.err,
+    )
+    assert 2 * 1000 * 10e-6 < float(resuming[1]) < 2 * 1100 * 11e-6
+    assert "Possibly billed without an answer: 2 attempts, at most $0.02" in ended.err
+    assert contents(tmp_path / "out.jsonl") == prompts
+    assert Counter(backend.asked) == Counter([*prompts, "p8", "p9"])
+
+
+async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_sitting(
+    killed, onellm, at, prompts, backend, tmp_path
+):
+    await killed()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, "--ambiguous", "hold", **at)
+
+    assert ended.code == 1
+    assert len(backend.asked) == 10
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["error"] and record["error"]["type"] for record in records] == [None] * 8 + ["PossiblyBilled"] * 2
+    assert "Possibly billed without an answer: 2 attempts" in ended.err
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, **at)
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "out.jsonl") == prompts
+
+
+async def test_an_interrupted_run_knows_for_certain_and_nothing_is_at_risk(
+    start, onellm, at, prompts, backend, journal_has, tmp_path
+):
+    backend.held = {"p1"}
+    command = await start("run", "in.txt", "-o", "out.jsonl", "--concurrency", 1, *FAST, **at)
+    await backend.until_asked(2)
+    command.interrupt(signal.SIGINT)
+    await command.process.stderr.readline()
+    await backend.release()
+    ended = await command.ended()
+    assert ended.code == 130
+    assert contents(tmp_path / "out.jsonl.partial") == ["p0", "p1"]
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert "Resuming: 2 prompts answered, 0 failed, 0 possibly billed; $" in ended.err
+    assert sorted(backend.asked) == prompts
+
+
+async def test_what_failed_stays_failed_until_it_is_asked_for_again(onellm, at, prompts, backend, tmp_path):
+    backend.failing = {"p3"}
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert ended.code == 1
+    assert contents(tmp_path / "out.jsonl")[3] is None
+
+    backend.failing = set()
+    backend.asked.clear()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert (ended.code, backend.asked) == (1, [])
+    assert "Nothing is left to do: 9 prompts answered, 1 failed, " in ended.err
+    assert "--retry-failed asks again what failed." in ended.err
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--retry-failed", *FAST, **at)
+    assert (ended.code, backend.asked) == (0, ["p3"])
+    assert contents(tmp_path / "out.jsonl") == prompts
+
+
+async def test_an_output_that_was_lost_is_written_again_without_asking(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+
+    assert (ended.code, len(backend.asked)) == (0, 10)
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+async def test_a_pipe_resumes_where_the_same_lines_come_again_and_others_are_refused(
+    start, onellm, at, backend, journal_has, tmp_path
+):
+    backend.held = {"three"}
+    lines = "one\ntwo\nthree\n"
+    command = await start("run", "-", "-o", "out.jsonl", *FAST, stdin=-1, **at)
+    command.process.stdin.write(lines.encode())
+    await backend.until_asked(3)
+    await journal_has("out.jsonl", lambda journal: journal.counts().answered == 2)
+    await command.killed()
+    await backend.release()
+    ended = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin="one\nTWO\nthree\n", **at)
+    assert ended.code == 3
+    assert "<stdin>:2 is not what it was when this run began." in ended.err
+
+    ended = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin=lines, **at)
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "out.jsonl") == ["one", "two", "three"]
+    assert Counter(backend.asked) == Counter({"one": 1, "two": 1, "three": 2})
+
+
+async def test_a_complete_run_of_a_pipe_compares_what_comes_before_it_says_that_nothing_is_left(onellm, at, backend):
+    await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin="one\ntwo\n", **at)
+    same = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin="one\ntwo\n", **at)
+    other = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin="one\nzwei\n", **at)
+
+    assert (same.code, other.code) == (0, 3)
+    assert "2 answered, 0 failed (2 in earlier sittings)" in same.err
+    assert "<stdin>:2 is not what it was" in other.err
+    assert sorted(backend.asked) == ["one", "two"]

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+
+FAST = ("--rpm", 60_000, "--burst", 1000)
+GPT5 = ("--model", "GPT-5", "--max-tokens", 1000)
+
+
+def contents(path):
+    records = map(json.loads, path.read_text().splitlines())
+    return [record["response"] and record["response"]["content"] for record in records]
+
+
+async def test_a_complete_run_sends_nothing_and_says_so(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    before = (tmp_path / "out.jsonl").read_bytes()
+    backend.asked.clear()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+
+    assert (ended.code, ended.out, backend.asked) == (0, "", [])
+    assert ended.err == (
+        "Nothing is left to do: 10 prompts answered, 0 failed, $0.0000 spent; the answers are in out.jsonl. "
+        "--force begins anew.\n"
+    )
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--model", "GPT-5-Mini"), "the model was not given and is now GPT-5-Mini"),
+        (("--max-tokens", 5), "max_tokens was not given and is now 5"),
+        (("--system", "Be brief"), "the system prompt was not given and is now"),
+        (("--dialect", "backend"), "the dialect was documented and is now backend"),
+    ],
+)
+async def test_another_question_is_another_run(onellm, at, prompts, backend, tmp_path, flags, difference):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    backend.asked.clear()
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *flags, *FAST, **at)
+
+    assert (ended.code, backend.asked) == (2, [])
+    assert f"out.jsonl.journal is of another run: {difference}" in ended.err
+    assert "with another output, or with --force, which drops the earlier run's answers." in ended.err.replace(
+        "\n", " "
+    )
+    assert contents(tmp_path / "out.jsonl") == prompts
+
+
+async def test_another_input_is_refused_and_force_begins_anew(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    (tmp_path / "in.txt").write_text("one\ntwo\n")
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    assert ended.code == 2
+    assert "the input has changed (it had 10 lines and has 2)" in ended.err
+
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--force", *FAST, **at)
+    assert ended.code == 0, ended.err
+    assert contents(tmp_path / "out.jsonl") == ["one", "two"]
+    assert "Resuming" not in ended.err
+
+
+async def test_an_input_that_was_moved_is_the_same_run(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    (tmp_path / "in.txt").rename(tmp_path / "moved.txt")
+    ended = await onellm("run", "moved.txt", "-o", "out.jsonl", *FAST, **at)
+
+    assert ended.code == 0
+    assert "Nothing is left to do" in ended.err
+
+
+async def test_a_second_process_on_one_run_is_refused_and_told_who_is_at_work(start, onellm, at, prompts, backend):
+    backend.held = {"p0"}
+    command = await start("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    await backend.until_asked(10)
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+
+    assert ended.code == 2
+    assert f"out.jsonl.journal is in use by process {command.process.pid} on " in ended.err
+    await backend.release()
+    assert (await command.ended()).code == 0

@@ -1,0 +1,84 @@
+import json
+import re
+from collections import Counter
+
+FAST = ("--rpm", 60_000, "--burst", 1000)
+GPT5 = ("--model", "GPT-5", "--max-tokens", 1000)
+
+
+def contents(path):
+    records = map(json.loads, path.read_text().splitlines())
+    return [record["response"] and record["response"]["content"] for record in records]
+
+
+async def test_a_budget_ends_the_run_and_a_larger_one_goes_on(onellm, at, backend, server, tmp_path):
+    prompts = [f"{number:03} " + "word " * 80 for number in range(20)]
+    (tmp_path / "in.txt").write_text("\n".join(prompts))
+    run = ("run", "in.txt", "-o", "out.jsonl", "--model", "GPT-5", "--max-tokens", 150, *FAST)
+    ended = await onellm(*run, "--max-cost", 0.01, **at)
+
+    assert ended.code == 4
+    assert re.search(
+        r"stopped early: The budget is used up: \$0\.\d{4} of \$0\.01 are left, "
+        r"and the next prompt could cost \$0\.\d{4}\.",
+        ended.err,
+    )
+    assert "The same command with a larger budget goes on from here." in ended.err
+    answered = contents(tmp_path / "out.jsonl.partial")
+    assert 3 < len(answered) < 20
+    status = json.loads((await onellm("status", "out.jsonl", "--json")).out)
+    assert 0 < status["counts"]["cost"] <= 0.01
+    assert (status["counts"]["sent"], status["counts"]["at_risk"]) == (0, 0)
+
+    ended = await onellm(*run, "--max-cost", 1, **at)
+    assert ended.code == 0, ended.err
+    assert Counter(backend.asked).most_common(1)[0][1] == 1
+    assert len(backend.asked) == 20
+
+
+async def test_a_budget_in_tokens_ends_the_run_too(onellm, at, prompts, backend):
+    ended = await onellm(
+        "run",
+        "in.txt",
+        "-o",
+        "out.jsonl",
+        "--max-tokens",
+        10,
+        "--max-tokens-total",
+        50,
+        "--concurrency",
+        1,
+        *FAST,
+        **at,
+    )
+
+    assert ended.code == 4
+    assert re.search(r"\d+ of 50 tokens are left, and the next prompt could use \d+\.", ended.err)
+    assert 0 < len(backend.asked) < 10
+
+
+async def test_a_budget_needs_a_bound_and_a_price(onellm, at, prompts, backend):
+    unbounded = await onellm("run", "in.txt", "-o", "a.jsonl", "--max-cost", 1, *FAST, **at)
+    unpriced = await onellm(
+        "run", "in.txt", "-o", "b.jsonl", "--max-cost", 1, "--max-tokens", 9, "--model", "Mistral-7B", *FAST, **at
+    )
+
+    assert (unbounded.code, unpriced.code, backend.asked) == (2, 2, [])
+    assert unbounded.err == (
+        "onellm-async: Without max_tokens an answer has no highest price, so no budget can hold. "
+        "Set max_tokens (--max-tokens), or leave the budget out.\n"
+    )
+    assert unpriced.err.startswith("onellm-async: The price of 'Mistral-7B' is not known")
+
+
+async def test_identical_requests_are_sent_once_unless_each_is_wanted(onellm, at, backend, tmp_path):
+    (tmp_path / "in.txt").write_text("same\nother\nsame\nsame\n")
+    ended = await onellm("run", "in.txt", "-o", "once.jsonl", *FAST, **at)
+    assert sorted(backend.asked) == ["other", "same"]
+    assert "4 answered (2 copied from identical ones), 0 failed" in ended.err
+    assert contents(tmp_path / "once.jsonl") == ["same", "other", "same", "same"]
+
+    backend.asked.clear()
+    await onellm("run", "in.txt", "-o", "each.jsonl", "--no-deduplicate", *FAST, **at)
+    assert sorted(backend.asked) == ["other", "same", "same", "same"]
+    assert (tmp_path / "each.jsonl").read_bytes() == (tmp_path / "once.jsonl").read_bytes()
