@@ -28,6 +28,7 @@ from onellm_async.batch.journal_file import journal_path
 from onellm_async.batch.journal_reader import JournalReader
 from onellm_async.batch.journal_rows import Counts, Row
 from onellm_async.batch.outlet import LineSink
+from onellm_async.batch.output_place import demand_free
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.protocols import RunClient, RunJournal
@@ -230,16 +231,21 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> Counts | None
 def _opened(
     place: Path, identity: RunIdentity, source: Source, run: FileRun
 ) -> "tuple[Journal, FileSink | StreamSink | ParquetSink]":
-    """The journal and the sink. Neither is touched before it is certain that it is ours."""
+    """The journal and the sink. Neither is touched before it is certain that it is ours.
+
+    The journal's lock decides between two that start at once, so it comes first: the files of the output belong to
+    whoever has it.
+    """
     writer, output = _writer(source, run), Path(run.output or "")
     if not place.exists() and not run.force:
-        # A process that was killed between the two lines below leaves an empty file.
-        partial = output.with_name(output.name + ".partial")
-        sink = open_sink(output, writer, resume=partial.is_file() and not partial.stat().st_size)
-        return Journal.open(place, identity, settings=run.settings), sink
+        try:
+            demand_free(output)
+        except BatchError:
+            if not place.exists():  # otherwise it is taken by somebody who began just now
+                raise
     journal = Journal.open(place, identity, force=run.force, settings=run.settings)
     try:
-        return journal, open_sink(output, writer, force=run.force, resume=True, replace=True)
+        return journal, open_sink(output, writer, force=run.force, resume=True, replace=run.force or journal.resumed)
     except BaseException:
         journal.close()
         raise

@@ -3,13 +3,17 @@
 Symbolic links are not followed.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 from onellm_async.errors import BatchError
 
-__all__ = ["OutputPlace"]
+__all__ = ["OutputPlace", "demand_free"]
+
+
+_LEFT = "was left by a run that was killed; it holds answers"
 
 
 class OutputPlace:
@@ -36,10 +40,8 @@ class OutputPlace:
         self.path: Path = Path(path)
         self.partial_path: Path = self.path.with_name(self.path.name + ".partial") if self.path.name else self.path
         self._replace = force or replace
-        self._refuse_unless_free(self.path, self._replace, "already exists")
-        self._refuse_unless_free(
-            self.partial_path, force or resume, "was left by a run that was killed; it holds answers"
-        )
+        _demand_free(self.path, self._replace, "already exists", self.path)
+        _demand_free(self.partial_path, force or resume, _LEFT, self.path)
         try:
             if force or resume:
                 self.partial_path.unlink(missing_ok=True)
@@ -77,20 +79,35 @@ class OutputPlace:
                 f"{self.path} cannot be finished: {error.strerror}. The answers are in {self.partial_path}."
             ) from None
 
-    def _refuse_unless_free(self, path: Path, may_go: bool, taken: str) -> None:
-        try:
-            mode = path.lstat().st_mode
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError) as error:
-            raise BatchError(f"{self.path} cannot be written: {getattr(error, 'strerror', error)}.") from None
-        if stat.S_ISLNK(mode):
-            raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise BatchError(f"{path} is {kind}.", advice="Name a file, or leave -o out to write to standard output.")
-        if not may_go:
-            raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with --force.")
+
+def demand_free(path: str | os.PathLike[str]) -> None:
+    """Looks whether an output could begin at `path`, and touches nothing. An empty ``.partial`` file is no hindrance.
+
+    Raises:
+        BatchError: If the place is taken, is no regular file, or in a directory that does not exist.
+    """
+    output = Path(path)
+    if not output.parent.exists():
+        raise BatchError(f"{output} cannot be written: {os.strerror(errno.ENOENT)}.")
+    partial = output.with_name(output.name + ".partial")
+    _demand_free(output, False, "already exists", output)
+    _demand_free(partial, partial.is_file() and not partial.stat().st_size, _LEFT, output)
+
+
+def _demand_free(path: Path, may_go: bool, taken: str, output: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise BatchError(f"{output} cannot be written: {getattr(error, 'strerror', error)}.") from None
+    if stat.S_ISLNK(mode):
+        raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+        raise BatchError(f"{path} is {kind}.", advice="Name a file, or leave -o out to write to standard output.")
+    if not may_go:
+        raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with --force.")
 
 
 def _rename_exclusively(old: Path, new: Path) -> None:
