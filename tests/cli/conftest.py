@@ -46,8 +46,11 @@ async def start(tmp_path, monkeypatch):
     started = []
     usual = {"PYTHONPATH": str(ROOT), "ONELLM_API_KEY": "", "ONELLM_BASE_URL": "", "ONELLM_MODEL": "", "COLUMNS": "100"}
 
-    async def start(*arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, **environment):
+    async def start(
+        *arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, without=(), **environment
+    ):
         process = await asyncio.create_subprocess_exec(
+            *without,
             sys.executable,
             "-m",
             "onellm_async",

@@ -155,7 +155,7 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run_and_what_met_it_coun
         (("run", "."), ". cannot be read: it is a directory."),
         (("run", "in.txt", "-o", "old.jsonl"), "old.jsonl already exists."),
         (("run", "in.txt", "-o", "in.txt", "--force"), "in.txt is the input itself."),
-        (("run", "in.txt", "-o", "no/where.jsonl"), "no/where.jsonl cannot be written: No such file or directory."),
+        (("run", "in.txt", "-o", "no/where.jsonl"), "cannot be written: No such file or directory."),
         (("run", "in.txt", "-o", "link.jsonl", "--force"), "link.jsonl is a symbolic link"),
         (
             ("run", "in.txt", "--field", "q", "--format", "text"),
