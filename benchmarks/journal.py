@@ -14,7 +14,7 @@ from benchmarks.peers import Contender
 from benchmarks.repetitions import Found, interleaved, spread
 from benchmarks.report import Section
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal import Intent, Journal, Settled, State
+from onellm_async.batch.journal.journal import Intent, Journal, Settled, State
 
 Remember: TypeAlias = Callable[[int], Awaitable[None]]
 Store: TypeAlias = tuple[Remember, Remember, Callable[[], float]]

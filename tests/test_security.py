@@ -24,7 +24,7 @@ from onellm_async import (
     Timeout,
 )
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal import Intent, Journal
+from onellm_async.batch.journal.journal import Intent, Journal
 
 CANARY = "sk-canary-0d9f5e"
 PASSWORD = "hunter2-5b1c"

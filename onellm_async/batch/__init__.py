@@ -6,28 +6,28 @@
 """
 
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.defaults import DEFAULT_MODEL, RequestDefaults
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import Entry, Item, LineError
-from onellm_async.batch.journal import Journal
-from onellm_async.batch.journal_control import request
-from onellm_async.batch.journal_reader import JournalReader
-from onellm_async.batch.journal_rows import Command, Counts, Row, State
-from onellm_async.batch.line_reader import LineReader
-from onellm_async.batch.lines import LONGEST_LINE
-from onellm_async.batch.outlet import LineSink
+from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
+from onellm_async.batch.inputs.items import Entry, Item, LineError
+from onellm_async.batch.inputs.line_reader import LineReader
+from onellm_async.batch.inputs.lines import LONGEST_LINE
+from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
+from onellm_async.batch.inputs.sources import Source, Survey, open_source
+from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.batch.journal.control import request
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.rows import Command, Counts, Row, State
+from onellm_async.batch.outputs.outlet import LineSink
+from onellm_async.batch.outputs.records import RecordWriter
+from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import WINDOW, RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
-from onellm_async.batch.prompts import NamedPrompt, PromptSource, entries_from
 from onellm_async.batch.protocols import EntrySource, RunClient, RunJournal
-from onellm_async.batch.records import RecordWriter
 from onellm_async.batch.run import BatchReport, run_batch
-from onellm_async.batch.sinks import FileSink, StreamSink, open_sink
-from onellm_async.batch.sources import Source, Survey, open_source
-from onellm_async.batch.template import PromptTemplate
 from onellm_async.batch.unjournaled import Unjournaled
 
 __all__ = [

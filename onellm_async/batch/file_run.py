@@ -18,24 +18,24 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal import Journal
-from onellm_async.batch.journal_file import journal_path
-from onellm_async.batch.journal_reader import JournalReader
-from onellm_async.batch.journal_rows import Counts, Row
-from onellm_async.batch.outlet import LineSink
-from onellm_async.batch.output_place import demand_free
+from onellm_async.batch.inputs.defaults import RequestDefaults
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.sources import Source, Survey
+from onellm_async.batch.journal.file import journal_path
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.rows import Counts, Row
+from onellm_async.batch.outputs.outlet import LineSink
+from onellm_async.batch.outputs.output_place import demand_free
+from onellm_async.batch.outputs.records import RecordWriter
+from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.protocols import RunClient, RunJournal
-from onellm_async.batch.records import RecordWriter
 from onellm_async.batch.run import BatchReport, run_batch
-from onellm_async.batch.sinks import FileSink, StreamSink, open_sink
-from onellm_async.batch.sources import Source, Survey
 from onellm_async.batch.unjournaled import Unjournaled
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, ConfigurationError
@@ -43,7 +43,7 @@ from onellm_async.limits.marks import RateState
 from onellm_async.limits.saving import rate_state_from_dict
 
 if TYPE_CHECKING:
-    from onellm_async.batch.parquet_sink import ParquetSink
+    from onellm_async.batch.outputs.parquet_sink import ParquetSink
 
 __all__ = ["FileRun", "RunWatch", "learned_rate", "run_file", "survey"]
 

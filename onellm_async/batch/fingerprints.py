@@ -41,6 +41,11 @@ class Fingerprints:
         digest = blake2b(key, digest_size=8).digest()
         return self._tables[digest[7]].add(int.from_bytes(digest, "little") or 1, position)
 
+    def find(self, key: bytes) -> int | None:
+        """Where `key` was first seen; None where it was not."""
+        digest = blake2b(key, digest_size=8).digest()
+        return self._tables[digest[7]].find(int.from_bytes(digest, "little") or 1)
+
 
 class _Table:
     __slots__ = ("_fingerprints", "_mask", "_positions", "_room", "used")
@@ -72,6 +77,14 @@ class _Table:
         self.used += 1
         if self.used > self._room:
             self._grow()
+        return None
+
+    def find(self, fingerprint: int) -> int | None:
+        slot = fingerprint & self._mask
+        while found := self._fingerprints[slot]:
+            if found == fingerprint:
+                return self._positions[slot]
+            slot = (slot + 1) & self._mask
         return None
 
     def _grow(self) -> None:

@@ -1,6 +1,6 @@
 """What the journal keeps of an outcome, as JSON: everything an output needs, nothing that differs between attempts."""
 
-from onellm_async.batch.items import Item
+from onellm_async.batch.inputs.items import Item
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
 from onellm_async.wire import dump_json

@@ -6,8 +6,8 @@ from time import time
 from attrs import evolve
 
 from onellm_async.batch.budget import NOTHING, Charge
-from onellm_async.batch.items import Entry, Item
-from onellm_async.batch.journal_rows import Intent, Row, Settled, State
+from onellm_async.batch.inputs.items import Entry, Item
+from onellm_async.batch.journal.rows import Intent, Row, Settled, State
 from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.batch.purse import Purse

@@ -6,7 +6,7 @@ from statistics import stdev
 
 from attrs import frozen
 
-from onellm_async.batch.journal_rows import Counts, Row, State
+from onellm_async.batch.journal.rows import Counts, Row, State
 from onellm_async.events import Answered, Event, Failed, Refused, Retrying, Sent
 
 __all__ = ["RunProgress", "Tally"]

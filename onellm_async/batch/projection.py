@@ -10,7 +10,7 @@ from statistics import NormalDist, fmean, stdev
 
 from attrs import frozen
 
-from onellm_async.batch.journal_rows import Row, State
+from onellm_async.batch.journal.rows import Row, State
 
 __all__ = ["Capacity", "Interval", "Projection", "project"]
 

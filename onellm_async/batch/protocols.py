@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from onellm_async.batch.items import Entry, LineError
-from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled
+from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled
 from onellm_async.chat import JSON
 from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits

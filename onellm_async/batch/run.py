@@ -22,9 +22,9 @@ from attrs import asdict, evolve, frozen
 from onellm_async.batch.budget import Account, Budget, Charge
 from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.health import Health, HealthPolicy
-from onellm_async.batch.items import Entry, LineError
-from onellm_async.batch.journal_rows import Command, Counts, Row, Settled, State
-from onellm_async.batch.outlet import LineSink, Outlet
+from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.journal.rows import Command, Counts, Row, Settled, State
+from onellm_async.batch.outputs.outlet import LineSink, Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from attrs import evolve
 
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled, State
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
 from onellm_async.chat import JSON
 
 __all__ = ["Unjournaled"]

@@ -39,7 +39,7 @@ class Asking:
 
     def fallback_model(self) -> str:
         """The model for prompts that name none, where no flag names one either."""
-        from onellm_async.batch.defaults import DEFAULT_MODEL
+        from onellm_async.batch.inputs.defaults import DEFAULT_MODEL
 
         return os.environ.get("ONELLM_MODEL") or DEFAULT_MODEL
 

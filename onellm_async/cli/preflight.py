@@ -5,7 +5,7 @@ import sys
 from itertools import takewhile
 
 from onellm_async.batch import FileRun, JournalReader
-from onellm_async.batch.daemon_thread import in_daemon_thread
+from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.projection import Capacity, Projection, project
 from onellm_async.cli.progress import clock_time, counted
 from onellm_async.limits.snapshot import Snapshot

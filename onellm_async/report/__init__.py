@@ -8,7 +8,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.report.model import Report
 from onellm_async.report.page import render
 from onellm_async.report.reading import read_report

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal_reader import JournalReader
-from onellm_async.batch.journal_rows import Row
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.rows import Row
 from onellm_async.chat import JSON
 from onellm_async.report.latency import latency_of
 from onellm_async.report.looks import Look, looks_of

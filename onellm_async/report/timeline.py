@@ -7,7 +7,7 @@ from math import ceil
 
 from attrs import evolve
 
-from onellm_async.batch.journal_reader import Bucket
+from onellm_async.batch.journal.reader import Bucket
 from onellm_async.report.looks import Look
 from onellm_async.report.model import Sitting, TimeSlice
 

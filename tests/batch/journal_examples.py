@@ -3,7 +3,7 @@
 from attrs import evolve
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal import Intent, Settled, State
+from onellm_async.batch.journal.journal import Intent, Settled, State
 
 IDENTITY = RunIdentity(input="in.jsonl", input_digest="aa", max_tokens=100)
 

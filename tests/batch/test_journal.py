@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import ApiKey
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal import Counts, Journal, State
-from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.journal import Counts, Journal, State
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 
 

@@ -13,14 +13,14 @@ from random import Random
 import pytest
 from journal_examples import IDENTITY, answer, intent
 
-from onellm_async.batch.journal import Journal, State
-from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal.journal import Journal, State
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
 import asyncio, sys
-from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal.journal import Journal
 from journal_examples import IDENTITY, answer, intent
 
 async def main(path, first):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from journal_examples import IDENTITY, answer, intent
 
-from onellm_async.batch import journal_writer
-from onellm_async.batch.journal import Journal, State
-from onellm_async.batch.journal_file import explained
-from onellm_async.batch.journal_lock import JournalLock
-from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal import writer as journal_writer
+from onellm_async.batch.journal.file import explained
+from onellm_async.batch.journal.journal import Journal, State
+from onellm_async.batch.journal.lock import JournalLock
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 
 BIG = b'{"content":"%s"}' % (b"x" * 20_000)
@@ -115,7 +115,7 @@ async def test_what_cannot_be_written_at_the_end_is_told(path: Path, monkeypatch
 
 
 async def test_another_program_that_locks_the_journal_is_told_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onellm_async.batch.journal_file._BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("onellm_async.batch.journal.file._BUSY_TIMEOUT", 0.05)
     journal = Journal.open(path, IDENTITY)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal import Command, Journal, State, journal_path
-from onellm_async.batch.journal_control import request
-from onellm_async.batch.journal_reader import Bucket, JournalReader, Sample
-from onellm_async.batch.journal_samples import MOST_SAMPLES, Thinning
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.control import request
+from onellm_async.batch.journal.journal import Command, Journal, State, journal_path
+from onellm_async.batch.journal.reader import Bucket, JournalReader, Sample
+from onellm_async.batch.journal.samples import MOST_SAMPLES, Thinning
 from onellm_async.errors import BatchError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from journal_examples import IDENTITY
 
-from onellm_async.batch import journal_schema
-from onellm_async.batch.journal import Journal
-from onellm_async.batch.journal_reader import JournalReader
-from onellm_async.batch.journal_schema import APPLICATION_ID, VERSION, migrate
+from onellm_async.batch.journal import schema as journal_schema
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.schema import APPLICATION_ID, VERSION, migrate
 from onellm_async.errors import BatchError
 
 STEPS = (

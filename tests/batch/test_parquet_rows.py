@@ -8,7 +8,7 @@ import pytest
 
 from onellm_async import BatchError, Message
 from onellm_async.batch import InputFormat, LineError, PromptTemplate, open_source
-from onellm_async.batch.sources import Source
+from onellm_async.batch.inputs.sources import Source
 
 
 def written(tmp_path, columns, name="in.parquet", **options):

@@ -9,9 +9,9 @@ from settled_rows import REFUSED, answered, row
 
 from onellm_async import BatchError
 from onellm_async.batch import OutputFormat, RecordWriter, StreamSink, open_sink
-from onellm_async.batch import parquet_sink as module
-from onellm_async.batch.columns import COLUMNS
-from onellm_async.batch.journal_rows import State
+from onellm_async.batch.journal.rows import State
+from onellm_async.batch.outputs import parquet_sink as module
+from onellm_async.batch.outputs.columns import COLUMNS
 
 WRITER = RecordWriter(OutputFormat.PARQUET)
 
@@ -136,7 +136,7 @@ def test_without_pyarrow_the_message_names_the_extra(tmp_path):
         "told(lambda: open_source('in.parquet').survey())\n"
     )
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
-    environment = {"PYTHONPATH": str(Path(module.__file__).parents[2])}
+    environment = {"PYTHONPATH": str(Path(module.__file__).parents[3])}
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )

@@ -9,8 +9,8 @@ from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
 from onellm_async import ConfigurationError
 from onellm_async.batch import InputFormat, OutputFormat, RecordWriter, output_format
-from onellm_async.batch.columns import COLUMNS
-from onellm_async.batch.journal_rows import State
+from onellm_async.batch.journal.rows import State
+from onellm_async.batch.outputs.columns import COLUMNS
 
 
 def record(of, shape=OutputFormat.JSONL):

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.batch.reorder import InOrder
+from onellm_async.batch.outputs.reorder import InOrder
 
 
 @given(st.permutations(range(12)))

@@ -7,9 +7,9 @@ from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import Entry, Item, LineError
-from onellm_async.batch.journal import Journal
-from onellm_async.batch.journal_rows import State
+from onellm_async.batch.inputs.items import Entry, Item, LineError
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.rows import State
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.run import run_batch
@@ -117,7 +117,7 @@ def ask(opened):
 
 async def until(condition):
     while not condition():
-        await asyncio.sleep(0.001)  # noqa: ASYNC110  # the journal's thread runs in real time
+        await asyncio.sleep(0.001)  # the journal's thread runs in real time
 
 
 async def test_outcomes_are_written_in_the_order_of_the_source(ask):

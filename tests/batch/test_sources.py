@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onellm_async import BatchError
 from onellm_async.batch import InputFormat, Item, LineError, Source, open_source
-from onellm_async.batch.lines import LineSplitter
+from onellm_async.batch.inputs.lines import LineSplitter
 
 
 def split(pieces, longest=1000):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from onellm_async import BatchError, Message
 from onellm_async.batch import InputFormat, LineError, PromptTemplate, RequestDefaults, open_source
-from onellm_async.batch.csv_rows import CsvSplitter, Dialect, dialect_of
-from onellm_async.batch.sources import Source
+from onellm_async.batch.inputs.csv_rows import CsvSplitter, Dialect, dialect_of
+from onellm_async.batch.inputs.sources import Source
 
 
 async def entries(path, **options):

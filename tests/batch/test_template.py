@@ -8,7 +8,7 @@ import pytest
 import onellm_async
 from onellm_async import BatchError
 from onellm_async.batch import InputFormat, LineReader, PromptTemplate, open_source
-from onellm_async.batch.template import TemplateError
+from onellm_async.batch.inputs.template import TemplateError
 
 
 def read(value, template, shape=InputFormat.JSONL):
@@ -128,11 +128,11 @@ def test_importing_batch_loads_neither_jinja2_nor_pyarrow_nor_csv_and_without_ji
     code = (
         "import sys; sys.modules['jinja2'] = None\n"
         "import onellm_async.batch as batch\n"
-        "late = {'pyarrow', 'onellm_async.batch.csv_rows', 'onellm_async.batch.csv_records'}\n"
+        "late = {'pyarrow', 'onellm_async.batch.inputs.csv_rows', 'onellm_async.batch.outputs.csv_records'}\n"
         "print(sorted(late & set(sys.modules)))\n"
         "try:\n"
         "    batch.PromptTemplate('{{ a }}')\n"
-        "except batch.template.BatchError as error:\n"
+        "except batch.inputs.template.BatchError as error:\n"
         "    print(error)\n"
     )
     environment = {"PYTHONPATH": str(Path(onellm_async.__file__).parents[1])}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal import Journal
+from onellm_async.batch.journal.journal import Journal
 from onellm_async.cli import main
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from unittest import mock
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal import Intent, Journal, Settled, State
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.journal import Intent, Journal, Settled, State
 from onellm_async.wire import dump_json
 
 START = 1_767_258_000.0

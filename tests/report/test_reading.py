@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from journals import HOSTILE, START, answered, ask, intent, killed_and_resumed, sample, sitting, time_of_day
 
-from onellm_async.batch.journal_reader import JournalReader
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.report.model import Report, Sitting, Standing
 from onellm_async.report.page import render
 from onellm_async.report.reading import read_report

@@ -1,7 +1,7 @@
 import pytest
 from attrs import evolve
 
-from onellm_async.batch.journal_reader import Bucket
+from onellm_async.batch.journal.reader import Bucket
 from onellm_async.report.looks import Look, look_at, looks_of
 from onellm_async.report.model import Sitting
 from onellm_async.report.timeline import bucket_width, possible_answers, slice_width, slices_of

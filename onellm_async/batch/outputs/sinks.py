@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.output_place import OutputPlace
-from onellm_async.batch.records import RecordWriter
+from onellm_async.batch.outputs.output_place import OutputPlace
+from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.errors import BatchError
 
 if TYPE_CHECKING:
-    from onellm_async.batch.parquet_sink import ParquetSink
+    from onellm_async.batch.outputs.parquet_sink import ParquetSink
 
 __all__ = ["FileSink", "Sink", "StreamSink", "open_sink"]
 
@@ -155,7 +155,7 @@ def open_sink(
                 await sink.write(b"".join(map(writer.line, rows)))
     """
     if writer.shape is OutputFormat.PARQUET:
-        from onellm_async.batch.parquet_sink import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
+        from onellm_async.batch.outputs.parquet_sink import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
 
         if path is None:
             raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")

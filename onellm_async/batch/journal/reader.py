@@ -15,14 +15,14 @@ from typing import Self
 from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal_file import connect, journal_path, told
-from onellm_async.batch.journal_lock import Holder, held
-from onellm_async.batch.journal_opening import read_identity
-from onellm_async.batch.journal_rows import Command, Counts, Row
-from onellm_async.batch.journal_schema import VERSION, demand_version
-from onellm_async.batch.journal_selection import counts_of, every_row, rows_of, select
-from onellm_async.batch.journal_writer import TOTALS
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.file import connect, journal_path, told
+from onellm_async.batch.journal.lock import Holder, held
+from onellm_async.batch.journal.opening import read_identity
+from onellm_async.batch.journal.rows import Command, Counts, Row
+from onellm_async.batch.journal.schema import VERSION, demand_version
+from onellm_async.batch.journal.selection import counts_of, every_row, rows_of, select
+from onellm_async.batch.journal.writer import TOTALS
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
 

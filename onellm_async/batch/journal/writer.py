@@ -13,9 +13,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from onellm_async.batch.journal_ballast import Ballast, lacks_space
-from onellm_async.batch.journal_file import connect, explained
-from onellm_async.batch.journal_lock import JournalLock
+from onellm_async.batch.journal.ballast import Ballast, lacks_space
+from onellm_async.batch.journal.file import connect, explained
+from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.errors import BatchError
 
 __all__ = ["TOTALS", "Batch", "JournalWriter", "Totals"]

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from onellm_async.batch.journal_schema import APPLICATION_ID, migrate
+from onellm_async.batch.journal.schema import APPLICATION_ID, migrate
 from onellm_async.errors import BatchError
 
 __all__ = ["connect", "create", "demand_regular", "explained", "journal_path", "remove", "told"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from onellm_async.batch.journal_file import demand_regular
+from onellm_async.batch.journal.file import demand_regular
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
 

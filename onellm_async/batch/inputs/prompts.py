@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TypeAlias
 
-from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.fingerprints import Fingerprints
-from onellm_async.batch.items import Entry, Item, LineError
+from onellm_async.batch.inputs.defaults import RequestDefaults
+from onellm_async.batch.inputs.items import Entry, Item, LineError
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import shown

@@ -1,7 +1,7 @@
 """The columns of a table of answers, and a row's values in them. Pure."""
 
-from onellm_async.batch.journal_rows import Row, State
-from onellm_async.batch.records import UNSETTLED
+from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.outputs.records import UNSETTLED
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
 

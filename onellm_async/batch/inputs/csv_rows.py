@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from onellm_async.batch.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
+from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
 
 __all__ = ["CsvSplitter", "Dialect", "dialect_of"]
 

@@ -13,16 +13,16 @@ from types import TracebackType
 from typing import Self
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.items import LineError
-from onellm_async.batch.journal_ballast import Ballast
-from onellm_async.batch.journal_file import connect, journal_path, told
-from onellm_async.batch.journal_gathering import Gathering
-from onellm_async.batch.journal_lock import JournalLock
-from onellm_async.batch.journal_opening import Opened, open_journal
-from onellm_async.batch.journal_rows import Command, Counts, Intent, Row, Settled, State
-from onellm_async.batch.journal_samples import Thinning
-from onellm_async.batch.journal_selection import counts_of, one_row, rows_between
-from onellm_async.batch.journal_writer import JournalWriter
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.ballast import Ballast
+from onellm_async.batch.journal.file import connect, journal_path, told
+from onellm_async.batch.journal.gathering import Gathering
+from onellm_async.batch.journal.lock import JournalLock
+from onellm_async.batch.journal.opening import Opened, open_journal
+from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
+from onellm_async.batch.journal.samples import Thinning
+from onellm_async.batch.journal.selection import counts_of, one_row, rows_between
+from onellm_async.batch.journal.writer import JournalWriter
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json

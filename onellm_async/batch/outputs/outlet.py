@@ -7,7 +7,7 @@ larger, and not the requests slower, until `_MOST_BYTES` wait.
 import asyncio
 from typing import Protocol
 
-from onellm_async.batch.reorder import InOrder
+from onellm_async.batch.outputs.reorder import InOrder
 from onellm_async.errors import BatchError
 
 __all__ = ["LineSink", "Outlet"]

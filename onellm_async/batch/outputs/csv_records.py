@@ -4,8 +4,8 @@ An answer that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage retur
 apostrophe before it keeps it text.
 """
 
-from onellm_async.batch.columns import COLUMNS, values_of
-from onellm_async.batch.journal_rows import Row
+from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.outputs.columns import COLUMNS, values_of
 from onellm_async.chat import JSON
 
 __all__ = ["CSV_HEADER", "csv_line", "neutralised"]

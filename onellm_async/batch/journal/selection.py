@@ -4,8 +4,8 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from onellm_async.batch.journal_rows import Counts, Row, State
-from onellm_async.batch.journal_writer import Totals
+from onellm_async.batch.journal.rows import Counts, Row, State
+from onellm_async.batch.journal.writer import Totals
 
 __all__ = ["counts_of", "every_row", "one_row", "rows_between", "rows_of", "select"]
 

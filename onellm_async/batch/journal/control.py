@@ -4,10 +4,10 @@ import os
 import time
 from contextlib import closing
 
-from onellm_async.batch.journal_file import connect, journal_path, told
-from onellm_async.batch.journal_lock import held
-from onellm_async.batch.journal_rows import Command
-from onellm_async.batch.journal_schema import VERSION, demand_version
+from onellm_async.batch.journal.file import connect, journal_path, told
+from onellm_async.batch.journal.lock import held
+from onellm_async.batch.journal.rows import Command
+from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from onellm_async.batch.columns import COLUMNS
-from onellm_async.batch.output_place import OutputPlace
+from onellm_async.batch.outputs.columns import COLUMNS
+from onellm_async.batch.outputs.output_place import OutputPlace
 from onellm_async.errors import BatchError
 from onellm_async.wire import parse_json
 

@@ -15,15 +15,15 @@ from typing import Protocol, Self
 
 from attrs import frozen
 
-from onellm_async.batch.binary_files import refuse_binary
-from onellm_async.batch.daemon_thread import in_daemon_thread
-from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
-from onellm_async.batch.items import Entry, LineError
-from onellm_async.batch.line_reader import LineReader, demand_prompt
-from onellm_async.batch.lines import LineEntries
-from onellm_async.batch.parquet_rows import parquet_entries, parquet_rows
-from onellm_async.batch.template import PromptTemplate
+from onellm_async.batch.inputs.binary_files import refuse_binary
+from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
+from onellm_async.batch.inputs.defaults import RequestDefaults
+from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.inputs.line_reader import LineReader, demand_prompt
+from onellm_async.batch.inputs.lines import LineEntries
+from onellm_async.batch.inputs.parquet_rows import parquet_entries, parquet_rows
+from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.errors import BatchError
 
 __all__ = ["Source", "Survey", "open_source"]
@@ -185,7 +185,7 @@ class Source:
     def _splitter(self) -> _Splitter:
         if self._format not in {InputFormat.CSV, InputFormat.TSV}:
             return LineEntries(self.name, self._line_reader)
-        from onellm_async.batch.csv_entries import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
+        from onellm_async.batch.inputs.csv_entries import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
 
         return CsvEntries(self.name, "\t" if self._format is InputFormat.TSV else None, self._table_reader)
 

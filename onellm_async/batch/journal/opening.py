@@ -9,10 +9,10 @@ from pathlib import Path
 from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal_file import connect, create, damaged, demand_regular, remove
-from onellm_async.batch.journal_lock import JournalLock
-from onellm_async.batch.journal_schema import migrate
-from onellm_async.batch.journal_writer import TOTALS, Totals
+from onellm_async.batch.journal.file import connect, create, damaged, demand_regular, remove
+from onellm_async.batch.journal.lock import JournalLock
+from onellm_async.batch.journal.schema import migrate
+from onellm_async.batch.journal.writer import TOTALS, Totals
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from onellm_async.batch.journal_writer import Batch, JournalWriter, Totals
+from onellm_async.batch.journal.writer import Batch, JournalWriter, Totals
 from onellm_async.errors import BatchError
 
 __all__ = ["Gathering"]

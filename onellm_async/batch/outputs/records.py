@@ -10,13 +10,13 @@ one would have written. ``jsonl``::
 
     {"id", "custom_id", "response": {"status_code", "request_id", "body"} or null, "error": null or {"code", "message"}}
 
-``csv`` and ``parquet`` have the columns of `onellm_async.batch.columns`.
+``csv`` and ``parquet`` have the columns of `onellm_async.batch.outputs.columns`.
 """
 
 from collections.abc import Callable
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.journal_rows import Row, State
+from onellm_async.batch.journal.rows import Row, State
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
 
@@ -61,11 +61,11 @@ class RecordWriter:
         elif shape is OutputFormat.OPENAI_BATCH:
             self.line = openai_line
         elif shape is OutputFormat.CSV:
-            from onellm_async.batch.csv_records import CSV_HEADER, csv_line  # noqa: PLC0415  # which need this file
+            from onellm_async.batch.outputs.csv_records import CSV_HEADER, csv_line  # noqa: PLC0415  # which need this file
 
             self.header, self.line = CSV_HEADER, csv_line
         else:
-            from onellm_async.batch.columns import packed_line  # noqa: PLC0415
+            from onellm_async.batch.outputs.columns import packed_line  # noqa: PLC0415
 
             self.line = packed_line
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from onellm_async.batch.defaults import RequestDefaults
 from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.formats import InputFormat
-from onellm_async.batch.items import Item, LineError
-from onellm_async.batch.template import PromptTemplate, TemplateError
+from onellm_async.batch.inputs.defaults import RequestDefaults
+from onellm_async.batch.inputs.items import Item, LineError
+from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.validation import shown

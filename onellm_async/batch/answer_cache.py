@@ -1,0 +1,94 @@
+"""Answers of earlier runs, found by what was asked: the journals of those runs, read only."""
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from onellm_async.batch.fingerprints import Fingerprints
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.rows import Row, State
+from onellm_async.errors import BatchError
+
+__all__ = ["AnswerCache"]
+
+
+class AnswerCache:
+    """The answers in other runs' journals. Make it with `AnswerCache.open`, which reads each of them once.
+
+    Requests are the same if they would be written in the same way: model, messages, instruction and every parameter.
+    It needs 23 to 46 bytes for each answer, and no file is changed.
+
+    Attributes:
+        hits: Answers that were found so far.
+
+    Example:
+        .. code-block:: python
+
+            with AnswerCache.open(["monday.jsonl"], base_url="https://api.onellm.dev/api") as cache:
+                report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, cache=cache)
+    """
+
+    def __init__(self, journals: list[JournalReader]) -> None:
+        self.hits: int = 0
+        self._journals = journals
+        self._places = Fingerprints()
+        for number, journal in enumerate(journals):
+            for row in journal.rows():
+                if row.state is State.ANSWERED and row.same_as is None:
+                    self._places.add(row.request_digest, row.index * len(journals) + number)
+
+    @classmethod
+    def open(cls, paths: Iterable[str], *, base_url: str | None = None) -> "AnswerCache":
+        """Opens journals. Blocks for the disk, three seconds for a million answers.
+
+        Args:
+            paths: Of outputs or journals; where several have an answer, the first one's is taken.
+            base_url: Where the requests of the run go; None where that does not matter.
+
+        Raises:
+            BatchError: If one is missing or no journal, or its answers came from another service.
+        """
+        journals: list[JournalReader] = []
+        try:
+            for path in paths:
+                journals.append(JournalReader.open(path))
+                theirs = journals[-1].identity.base_url
+                if base_url is not None and theirs != base_url:
+                    raise BatchError(
+                        f"The answers in {path} came from {theirs}, and this run asks {base_url}.",
+                        advice="Leave that cache out.",
+                    )
+            return cls(journals)
+        except BaseException:
+            for journal in journals:
+                journal.close()
+            raise
+
+    def answer_to(self, request_digest: bytes) -> Row | None:
+        """The answer to a request, as the journal of an earlier run has it; None where there is none.
+
+        Raises:
+            BatchError: If a journal cannot be read.
+        """
+        place = self._places.find(request_digest)
+        if place is None:
+            return None
+        index, number = divmod(place, len(self._journals))
+        row = self._journals[number].row(index)
+        if row is None or row.state is not State.ANSWERED or row.request_digest != request_digest:
+            return None
+        self.hits += 1
+        return row
+
+    def close(self) -> None:
+        """Closes the journals; not to be used afterwards."""
+        for journal in self._journals:
+            journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""What a run remembers, in SQLite: one writer thread, readers from any process."""
