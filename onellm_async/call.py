@@ -10,7 +10,7 @@ from onellm_async.events import Answered
 from onellm_async.limits.limiter import Group
 from onellm_async.retry import History
 
-__all__ = ["Attempt", "BeforeSending", "Call"]
+__all__ = ["AfterFailing", "Attempt", "BeforeSending", "Call"]
 
 
 @frozen
@@ -30,11 +30,16 @@ BeforeSending: TypeAlias = Callable[[Attempt], Awaitable[None]]
 """Awaited when an attempt has been admitted and before it leaves; what it raises ends the request, and the attempt
 counts as never made."""
 
+AfterFailing: TypeAlias = Callable[[int], None]
+"""Told when an attempt has brought no answer, refusals included, before it is decided whether there will be another:
+how many attempts so far may have been billed."""
+
 
 class Call:
     """One request on its way through the client."""
 
     __slots__ = (
+        "after_failing",
         "attempts",
         "before_sending",
         "body",
@@ -68,6 +73,7 @@ class Call:
         self.possibly_billed: int = 0
         self.under_way: bool = False
         self.before_sending: BeforeSending | None = None
+        self.after_failing: AfterFailing | None = None
 
     def history(self) -> History:
         """What the verdict on a failure needs to know."""

@@ -1,6 +1,6 @@
 """Requests that belong together: they wait patiently, and their waits can be ended all at once."""
 
-from onellm_async.call import BeforeSending
+from onellm_async.call import AfterFailing, BeforeSending
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.limits.limiter import Group
 from onellm_async.sender import Sender
@@ -29,6 +29,7 @@ class RequestGroup:
         lane: str = "batch",
         deadline: float | None = None,
         before_sending: BeforeSending | None = None,
+        after_failing: AfterFailing | None = None,
     ) -> ChatResponse:
         """Sends one request as `AsyncOneLLM.send` does.
 
@@ -41,13 +42,20 @@ class RequestGroup:
             before_sending: Awaited when an attempt has been admitted and before it leaves, with an `Attempt`: the
                 place to write down that it will, or to forbid it by raising an `OneLLMError`, which then ends the
                 request. It holds a slot and a request of the rate meanwhile, so it should be quick.
+            after_failing: Told of each attempt that brought no answer, before a repeat waits: the place to give back
+                what was set aside for it.
 
         Raises:
             WithdrawnError: If the group was withdrawn before it left.
             OneLLMError: As `AsyncOneLLM.send`, and whatever `before_sending` raises.
         """
         return await self._sender.send(
-            request, lane=lane, deadline=deadline, group=self._group, before_sending=before_sending
+            request,
+            lane=lane,
+            deadline=deadline,
+            group=self._group,
+            before_sending=before_sending,
+            after_failing=after_failing,
         )
 
     def withdraw(self) -> None:

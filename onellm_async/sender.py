@@ -16,7 +16,7 @@ from random import Random
 
 from attrs import evolve
 
-from onellm_async.call import Attempt, BeforeSending, Call
+from onellm_async.call import AfterFailing, Attempt, BeforeSending, Call
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
     APIError,
@@ -149,6 +149,7 @@ class Sender:
         deadline: float | None,
         group: Group | None = None,
         before_sending: BeforeSending | None = None,
+        after_failing: AfterFailing | None = None,
     ) -> ChatResponse:
         """Sends one request; see `AsyncOneLLM.chat` for what it raises.
 
@@ -158,6 +159,7 @@ class Sender:
             deadline: Seconds from now for everything together; None for no end.
             group: The fan-out it belongs to. It then waits while the circuit is open; a single request fails at once.
             before_sending: Awaited before each attempt leaves.
+            after_failing: Told of each attempt that brought no answer.
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
@@ -165,7 +167,7 @@ class Sender:
         loop = asyncio.get_running_loop()
         self._requests += 1
         call = Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
-        call.before_sending = before_sending
+        call.before_sending, call.after_failing = before_sending, after_failing
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
         try:
@@ -310,6 +312,8 @@ class Sender:
         call.refusals += 1
         call.order = permit.order
         permit.refused(refusal.retry_after)
+        if call.after_failing is not None:
+            call.after_failing(call.possibly_billed)
         if self._hooks:
             notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), refusal.retry_after))
 
@@ -319,6 +323,8 @@ class Sender:
             call.possibly_billed += 1
         elif failure.fate is Fate.UNBILLED:
             call.server_errors += 1
+        if call.after_failing is not None:
+            call.after_failing(call.possibly_billed)
         if failure.retryable:
             reopens_at = self._breaker.failed(call.number, self._limiter.time())
             if reopens_at is not None:

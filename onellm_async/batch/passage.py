@@ -35,7 +35,7 @@ class Passage:
         item: As given.
         followers: Identical requests that wait for the answer to this one.
         copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
-        copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
+        cached: The answer that an earlier run got to the same request; likewise.
         intended: Whether the journal has it as sent in this sitting.
         lost: Attempts of this sitting that may have been billed without an answer.
     """
@@ -49,6 +49,7 @@ class Passage:
         "_left_at",
         "_purse",
         "_started",
+        "cached",
         "copied",
         "entry",
         "followers",
@@ -72,6 +73,7 @@ class Passage:
         self.item: Item = item
         self.followers: list[Passage] = []
         self.copied: Row | None = None
+        self.cached: Row | None = None
         self.intended: bool = False
         self.lost: int = 0
         self._charge = charge
@@ -96,6 +98,13 @@ class Passage:
         if not self.intended or attempt.possibly_billed:
             await self.intend()
         self._left_at = self._clock()
+
+    def after_failing(self, possibly_billed: int) -> None:
+        """Gives back what was set aside for an attempt without an answer.
+
+        A repeat may have to wait long for its turn, and those whose turn it is wait for the money.
+        """
+        self._close(possibly_billed, NOTHING)
 
     async def intend(self) -> None:
         """Makes it durable that an attempt may leave.
@@ -177,10 +186,18 @@ class Passage:
 
     def copy_of(self, row: Row) -> Settled:
         """What to write down where `row`, of an identical request, has the outcome."""
+        settled = self._unsent(row.state, b"")
+        return evolve(settled, same_as=row.index if row.same_as is None else row.same_as)
+
+    def reused(self, row: Row) -> Settled:
+        """What to write down where `row`, of an earlier run, has the answer."""
+        return self._unsent(State.ANSWERED, row.result)
+
+    def _unsent(self, state: State, result: bytes) -> Settled:
         return evolve(
-            self._settled(row.state, b"", attempts=0),
+            self._settled(state, result, attempts=0),
             cost=0.0,
-            same_as=row.index if row.same_as is None else row.same_as,
+            latency=None,
             line=self.entry.line,
             digest=self.entry.digest,
             custom_id=self.item.custom_id,

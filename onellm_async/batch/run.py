@@ -28,7 +28,7 @@ from onellm_async.batch.outputs.outlet import LineSink, Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
-from onellm_async.batch.protocols import EntrySource, RunClient, RunJournal
+from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
 from onellm_async.batch.purse import Purse
 from onellm_async.chat import JSON
 from onellm_async.errors import (
@@ -86,6 +86,7 @@ async def run_batch(
     journal: RunJournal,
     sink: LineSink,
     encode: Callable[[Row], bytes],
+    cache: AnswerLookup | None = None,
     budget: Budget | None = None,
     policy: RunPolicy | None = None,
     health: HealthPolicy | None = None,
@@ -108,6 +109,7 @@ async def run_batch(
         journal: Remembers, such as an `onellm_async.batch.Journal`.
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
         encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`.
+        cache: Answers of earlier runs, such as an `onellm_async.batch.AnswerCache`: what is there is not asked.
         budget: What all sittings together may spend. Default: anything.
         policy: What is done with doubtful, failed and repeated prompts.
         health: When a run that gets nowhere ends.
@@ -131,6 +133,7 @@ async def run_batch(
         journal,
         Outlet(sink, (policy or RunPolicy()).window),
         encode=encode,
+        cache=cache,
         account=_account(budget or Budget(), journal.counts()),
         policy=policy or RunPolicy(),
         health=Health(health or HealthPolicy(), clock()),
@@ -155,6 +158,7 @@ class _Run:
         outlet: Outlet,
         *,
         encode: Callable[[Row], bytes],
+        cache: AnswerLookup | None,
         account: Account,
         policy: RunPolicy,
         health: Health,
@@ -167,6 +171,7 @@ class _Run:
         self._journal = journal
         self._outlet = outlet
         self._encode = encode
+        self._cache = cache
         self._purse = Purse(account)
         self._policy = policy
         self._health = health
@@ -299,6 +304,8 @@ class _Run:
             clock=self._clock,
         )
         if not self._policy.deduplicate or not self._repeats(passage):
+            if self._cache is not None:
+                passage.cached = self._cache.answer_to(item.request_digest)
             self._under_way[entry.index] = passage
             await self._waiting.put(passage)
         elif passage.copied is not None:
@@ -340,6 +347,9 @@ class _Run:
             try:
                 if passage.copied is not None:
                     await self._settle(passage, passage.copy_of(passage.copied), passage.copied.result)
+                elif passage.cached is not None:
+                    settled = passage.reused(passage.cached)
+                    await self._settle_followers(passage, await self._settle(passage, settled, settled.result))
                 else:
                     await self._ask(passage)
             except BatchError as error:
@@ -348,7 +358,9 @@ class _Run:
 
     async def _ask(self, passage: Passage) -> None:
         try:
-            response = await self._group.send(passage.item.request, before_sending=passage.before_sending)
+            response = await self._group.send(
+                passage.item.request, before_sending=passage.before_sending, after_failing=passage.after_failing
+            )
         except OneLLMError as error:
             await self._failed(passage, error)
         else:

@@ -1,0 +1,121 @@
+"""Random runs under random caps: what the service billed never passes them. ``BUDGET_SEEDS=200`` tries as many."""
+
+import asyncio
+import os
+from contextlib import suppress
+from random import Random
+
+import pytest
+
+from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy, catalog
+from onellm_async.batch import Budget, Entry, HealthPolicy, Item, Journal, RunIdentity, run_batch
+from onellm_async.errors import BudgetExceededError
+from onellm_async.server import Faults, ServerSettings, Service
+from onellm_async.simulation.service_transport import ServiceTransport
+
+MODELS = [entry.name for entry in catalog.entries() if entry.output_price is not None]
+EXACT = 1e-9
+"""USD; sums of the same prices in another order differ by less."""
+
+
+class RandomPrompts:
+    """Prompts of all lengths to models of all prices, a tenth of them repeated."""
+
+    source = "random"
+
+    def __init__(self, random):
+        self.requests = []
+        for number in range(random.randint(20, 80)):
+            if self.requests and random.random() < 0.1:
+                self.requests.append(random.choice(self.requests))
+                continue
+            text = f"{number} " + "äbc d"[: random.randint(1, 5)] * int(random.paretovariate(0.7) % 2000)
+            self.requests.append(ChatRequest(random.choice(MODELS), text, max_tokens=random.randint(1, 2000)))
+
+    def read(self, raw, *, line, index):
+        return Item(index, line, self.requests[index])
+
+    async def __aiter__(self):
+        for index in range(len(self.requests)):
+            yield Entry(index, index + 1, str(index).encode(), self)
+
+    def saw(self, custom_id):
+        pass
+
+
+class Nowhere:
+    async def write(self, lines):
+        pass
+
+
+def random_service(random):
+    rates = ("reset_before_rate", "server_error_rate", "reset_after_rate", "truncate_rate")
+    faults = {rate: random.choice([0, 0.02, 0.1]) for rate in rates}
+    return Service(
+        ServerSettings(
+            requests_per_minute=1e6,
+            burst=100_000,
+            balance=1e6,
+            faults=Faults(seed=random.randrange(10**6), latency=0.002, latency_sigma=0.5, **faults),
+        )
+    )
+
+
+async def sit(service, prompts, budget, path, random, *, concurrency, until_the_end):
+    """One sitting; one that is not until the end is told to stop, or cancelled, at a random moment."""
+    transport = ServiceTransport(service, "any key", travel=0.0, travel_jitter=0.002, random=random)
+    limits, retry = (
+        Limits.unlimited(max_concurrency=concurrency),
+        RetryPolicy(backoff_cap=0.002, budget=1000, breaker_failures=0),
+    )
+    stop = asyncio.Event()
+    client = AsyncOneLLM(transport=transport, limits=limits, retry=retry)
+    async with client, Journal.open(path, RunIdentity(input="random")) as journal:
+        running = asyncio.create_task(
+            run_batch(
+                client,
+                prompts,
+                journal=journal,
+                sink=Nowhere(),
+                encode=lambda row: b"",
+                budget=budget,
+                health=HealthPolicy(most_alike=1.0),
+                stop=stop,
+            )
+        )
+        if not until_the_end:
+            await asyncio.wait({running}, timeout=random.uniform(0, 0.1))
+            random.choice([stop.set, running.cancel])()
+        with suppress(asyncio.CancelledError):
+            return await running
+    return None
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("BUDGET_SEEDS", "20"))))
+async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, tmp_path):
+    random = Random(seed)
+    prompts, service, path = RandomPrompts(random), random_service(random), tmp_path / "answers.journal"
+    worst = [Budget(max_cost=1).worst_case(request) for request in prompts.requests]
+    share = random.choice([0.02, 0.2, 0.5, 1.0])
+    by_tokens = seed % 3 == 2
+    max_cost = None if by_tokens else share * sum(charge.cost for charge in worst)
+    max_tokens = max(1, int(share * sum(charge.tokens for charge in worst))) if by_tokens else None
+    budget, ledger = Budget(max_cost=max_cost, max_tokens=max_tokens), service.ledger
+
+    for sitting in range(last := random.randint(0, 2), -1, -1):
+        report = await sit(
+            service, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=sitting == 0
+        )
+        assert max_cost is None or ledger.billed_usd <= max_cost + EXACT
+        assert max_tokens is None or ledger.input_tokens + ledger.output_tokens <= max_tokens
+    counts = report.counts
+    assert ledger.billed_usd <= counts.cost + counts.at_risk + EXACT
+    if report.complete:
+        assert counts.answered + counts.failed == len(prompts.requests)
+        return
+    assert isinstance(report.stopped_by, BudgetExceededError), (report, last)
+    tokens = counts.input_tokens + counts.output_tokens + counts.at_risk_tokens
+    if by_tokens:
+        assert tokens + max(charge.tokens for charge in worst) > max_tokens
+    else:
+        assert counts.cost + counts.at_risk + max(charge.cost for charge in worst) > max_cost
