@@ -43,11 +43,17 @@ def billed_by_prompt(server: LocalServer) -> Counter[str]:
     return Counter(row.prompt for row in server.ledger.rows if row.outcome in BILLED)
 
 
-async def start_run(source: Path, output: Path, server: LocalServer, *flags: str) -> asyncio.subprocess.Process:
+HARDLY_LIMITED = ("--rpm", "600000", "--burst", "10000", "--concurrency", "16")
+
+
+async def start_run(
+    source: Path, output: Path, server: LocalServer, *flags: str, limits: tuple[str, ...] = HARDLY_LIMITED
+) -> asyncio.subprocess.Process:
     command = [sys.executable, "-m", "onellm_async", "run", str(source), "-o", str(output), "--base-url", server.url]
     return await asyncio.create_subprocess_exec(
         *command,
-        *("--rpm", "600000", "--burst", "10000", "--concurrency", "16", *flags),
+        *limits,
+        *flags,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
