@@ -5,6 +5,7 @@
     source ─ entries → what the journal has not ─ intent → journal ─→ POST ─ result → journal ─→ order → sink
 """
 
+from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
@@ -26,7 +27,7 @@ from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import WINDOW, RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
-from onellm_async.batch.protocols import EntrySource, RunClient, RunJournal
+from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
 from onellm_async.batch.run import BatchReport, run_batch
 from onellm_async.batch.unjournaled import Unjournaled
 
@@ -34,6 +35,8 @@ __all__ = [
     "DEFAULT_MODEL",
     "LONGEST_LINE",
     "WINDOW",
+    "AnswerCache",
+    "AnswerLookup",
     "BatchReport",
     "Budget",
     "Command",

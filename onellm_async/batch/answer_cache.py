@@ -13,56 +13,45 @@ __all__ = ["AnswerCache"]
 
 
 class AnswerCache:
-    """The answers in other runs' journals. Make it with `AnswerCache.open`, which reads each of them once.
+    """The answers in other runs' journals.
 
     Requests are the same if they would be written in the same way: model, messages, instruction and every parameter.
-    It needs 23 to 46 bytes for each answer, and no file is changed.
+    What is kept in memory is 23 to 46 bytes for each answer; no file is changed. Making one blocks for the disk, about
+    three seconds for a million answers; it may then be used in another thread.
+
+    Args:
+        paths: Of outputs or journals; where several have an answer, the first one's is taken.
+        base_url: Where the requests of the run go; None where that does not matter.
 
     Attributes:
         hits: Answers that were found so far.
 
+    Raises:
+        BatchError: If one is missing or no journal, or its answers came from another service.
+
     Example:
         .. code-block:: python
 
-            with AnswerCache.open(["monday.jsonl"], base_url="https://api.onellm.dev/api") as cache:
+            with AnswerCache(["monday.jsonl"]) as cache:
                 report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, cache=cache)
     """
 
-    def __init__(self, journals: list[JournalReader]) -> None:
+    def __init__(self, paths: Iterable[str], *, base_url: str | None = None) -> None:
         self.hits: int = 0
-        self._journals = journals
+        self._paths = list(paths)
+        self._open: dict[int, JournalReader] = {}
         self._places = Fingerprints()
-        for number, journal in enumerate(journals):
-            for row in journal.rows():
-                if row.state is State.ANSWERED and row.same_as is None:
-                    self._places.add(row.request_digest, row.index * len(journals) + number)
-
-    @classmethod
-    def open(cls, paths: Iterable[str], *, base_url: str | None = None) -> "AnswerCache":
-        """Opens journals. Blocks for the disk, three seconds for a million answers.
-
-        Args:
-            paths: Of outputs or journals; where several have an answer, the first one's is taken.
-            base_url: Where the requests of the run go; None where that does not matter.
-
-        Raises:
-            BatchError: If one is missing or no journal, or its answers came from another service.
-        """
-        journals: list[JournalReader] = []
-        try:
-            for path in paths:
-                journals.append(JournalReader.open(path))
-                theirs = journals[-1].identity.base_url
+        for number, path in enumerate(self._paths):
+            with JournalReader.open(path) as journal:
+                theirs = journal.identity.base_url
                 if base_url is not None and theirs != base_url:
                     raise BatchError(
                         f"The answers in {path} came from {theirs}, and this run asks {base_url}.",
                         advice="Leave that cache out.",
                     )
-            return cls(journals)
-        except BaseException:
-            for journal in journals:
-                journal.close()
-            raise
+                for row in journal.rows():
+                    if row.state is State.ANSWERED and row.same_as is None:
+                        self._places.add(row.request_digest, row.index * len(self._paths) + number)
 
     def answer_to(self, request_digest: bytes) -> Row | None:
         """The answer to a request, as the journal of an earlier run has it; None where there is none.
@@ -73,17 +62,19 @@ class AnswerCache:
         place = self._places.find(request_digest)
         if place is None:
             return None
-        index, number = divmod(place, len(self._journals))
-        row = self._journals[number].row(index)
+        index, number = divmod(place, len(self._paths))
+        if number not in self._open:
+            self._open[number] = JournalReader.open(self._paths[number])
+        row = self._open[number].row(index)
         if row is None or row.state is not State.ANSWERED or row.request_digest != request_digest:
             return None
         self.hits += 1
         return row
 
     def close(self) -> None:
-        """Closes the journals; not to be used afterwards."""
-        for journal in self._journals:
-            journal.close()
+        """Closes the journals."""
+        while self._open:
+            self._open.popitem()[1].close()
 
     def __enter__(self) -> Self:
         return self

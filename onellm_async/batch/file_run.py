@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
@@ -62,6 +63,7 @@ class FileRun:
         base_url: Where the requests go; part of the run's identity.
         dialect: How they are written; likewise.
         force: Begin anew, whatever is there.
+        caches: Outputs or journals of earlier runs, whose answers are used instead of asking.
         policy: What is done with doubtful, failed and repeated prompts.
         budget: What all sittings together may spend.
         health: When a run that gets nowhere ends.
@@ -80,6 +82,7 @@ class FileRun:
     base_url: str | None = None
     dialect: str | None = None
     force: bool = False
+    caches: tuple[str, ...] = ()
     policy: RunPolicy = field(factory=RunPolicy)
     budget: Budget = field(factory=Budget)
     health: HealthPolicy = field(factory=HealthPolicy)
@@ -180,21 +183,24 @@ async def run_file(
     """
     place = _place(run)
     if place is None:
-        async with open_sink(None, _writer(source, run)) as sink:
-            watch.began(None)
-            return await _ask(client, source, run, watch, Unjournaled(), sink)
+        with await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url) as cache:
+            async with open_sink(None, _writer(source, run)) as sink:
+                watch.began(None)
+                return await _ask(client, source, run, watch, Unjournaled(), sink, cache)
     identity = run.identity(source, surveyed)
     if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
         watch.nothing_left(there)
         watch.tally.found(there)
         return BatchReport(progress=watch.tally.snapshot(watch.tally.started), counts=there)
+    cache = await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url)
     journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
     async with journal:
         watch.began(journal.counts() if journal.resumed else None)
         try:
-            async with sink:
-                report = await _ask(client, source, run, watch, journal, sink)
-                _demand_complete(report)  # the sink leaves its file as NAME.partial otherwise
+            with cache:
+                async with sink:
+                    report = await _ask(client, source, run, watch, journal, sink, cache)
+                    _demand_complete(report)  # the sink leaves its file as NAME.partial otherwise
         except _UnfinishedError as unfinished:
             report = unfinished.report
         journal.finish(_how(report), report.complete)
@@ -252,7 +258,13 @@ def _opened(
 
 
 async def _ask(
-    client: RunClient, source: Source, run: FileRun, watch: RunWatch, journal: RunJournal, sink: LineSink
+    client: RunClient,
+    source: Source,
+    run: FileRun,
+    watch: RunWatch,
+    journal: RunJournal,
+    sink: LineSink,
+    cache: AnswerCache,
 ) -> BatchReport:
     writer: RecordWriter | None = None
 
@@ -262,12 +274,13 @@ async def _ask(
             writer = _writer(source, run)
         return writer.line(row)
 
-    return await run_batch(
+    report = await run_batch(
         client,
         source,
         journal=journal,
         sink=sink,
         encode=encode,
+        cache=cache if run.caches else None,
         budget=run.budget,
         policy=run.policy,
         health=run.health,
@@ -276,6 +289,9 @@ async def _ask(
         say=watch.say,
         on_bad_line=watch.on_bad_line,
     )
+    if cache.hits:
+        watch.say(f"{cache.hits:,} answered from a cache.")
+    return report
 
 
 def _writer(source: Source, run: FileRun) -> RecordWriter:

@@ -197,6 +197,8 @@ class Passage:
         return evolve(
             self._settled(state, result, attempts=0),
             cost=0.0,
+            input_tokens=0,
+            output_tokens=0,
             latency=None,
             line=self.entry.line,
             digest=self.entry.digest,

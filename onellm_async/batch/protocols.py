@@ -11,7 +11,7 @@ from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.request_group import RequestGroup
 
-__all__ = ["EntrySource", "RunClient", "RunJournal"]
+__all__ = ["AnswerLookup", "EntrySource", "RunClient", "RunJournal"]
 
 
 class RunClient(Protocol):
@@ -49,6 +49,13 @@ class EntrySource(Protocol):
 
     def saw(self, custom_id: str) -> None:
         """Takes note of an id that was used in an entry that nobody parsed."""
+
+
+class AnswerLookup(Protocol):
+    """Answers of earlier runs; `onellm_async.batch.AnswerCache` has those in their journals."""
+
+    def answer_to(self, request_digest: bytes) -> Row | None:
+        """The row of an answered request with that digest; None where there is none."""
 
 
 class RunJournal(Protocol):

@@ -61,6 +61,14 @@ class GoingOn:
     retry_failed: Annotated[
         bool, Parameter(negative="", show_default=False, help="Ask again what an earlier sitting failed to get.")
     ] = False
+    cache: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Output or journal of an earlier run, whose answers to the same requests are used; repeatable.",
+        ),
+    ] = ()
     deduplicate: Annotated[bool, Parameter(show_default=False, help="Send identical requests once. [default: yes]")] = (
         True
     )

@@ -34,6 +34,7 @@ def file_run(
         output=writing.output,
         journal=writing.journal,
         force=writing.force,
+        caches=going_on.cache,
         defaults=defaults_from(asking),
         prompt_field=reading.field,
         template_digest=None if reading.template is None else PromptTemplate.open(reading.template).digest,

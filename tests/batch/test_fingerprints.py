@@ -38,3 +38,12 @@ def test_negative_and_large_positions_come_back() -> None:
     for key, position in ((b"a", -5), (b"b", 2**62)):
         seen.add(key, position)
         assert seen.add(key, 0) == position
+
+
+def test_what_was_added_is_found_and_looking_adds_nothing() -> None:
+    seen = Fingerprints()
+    for number in range(5000):
+        seen.add(b"%d" % number, number)
+
+    assert [seen.find(b"%d" % number) for number in (0, 4999, 5000)] == [0, 4999, None]
+    assert len(seen) == 5000

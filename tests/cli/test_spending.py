@@ -82,3 +82,31 @@ async def test_identical_requests_are_sent_once_unless_each_is_wanted(onellm, at
     await onellm("run", "in.txt", "-o", "each.jsonl", "--no-deduplicate", *FAST, **at)
     assert sorted(backend.asked) == ["other", "same", "same", "same"]
     assert (tmp_path / "each.jsonl").read_bytes() == (tmp_path / "once.jsonl").read_bytes()
+
+
+async def test_answers_of_an_earlier_run_are_used_instead_of_asking(onellm, at, backend, tmp_path):
+    (tmp_path / "monday.txt").write_text("one\ntwo\n")
+    (tmp_path / "tuesday.txt").write_text("three\ntwo\none\n")
+    await onellm("run", "monday.txt", "-o", "monday.jsonl", *FAST, **at)
+    backend.asked.clear()
+    ended = await onellm("run", "tuesday.txt", "-o", "tuesday.jsonl", "--cache", "monday.jsonl", *FAST, **at)
+
+    assert ended.code == 0, ended.err
+    assert backend.asked == ["three"]
+    assert "2 answered from a cache." in ended.err
+    assert contents(tmp_path / "tuesday.jsonl") == ["three", "two", "one"]
+
+    piped = await onellm("run", "tuesday.txt", "--cache", "tuesday.jsonl", "--cache", "monday.jsonl", *FAST, **at)
+    assert (piped.code, backend.asked) == (0, ["three"])
+    assert piped.out == (tmp_path / "tuesday.jsonl").read_text()
+
+
+async def test_a_cache_that_cannot_be_used_is_refused_and_nothing_is_begun(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "local.jsonl", "--local")
+    missing = await onellm("run", "in.txt", "-o", "out.jsonl", "--cache", "nowhere.jsonl", *FAST, **at)
+    foreign = await onellm("run", "in.txt", "-o", "out.jsonl", "--cache", "local.jsonl", *FAST, **at)
+
+    assert (missing.code, foreign.code, backend.asked) == (2, 2, [])
+    assert "There is no journal at nowhere.jsonl.journal." in missing.err
+    assert "The answers in local.jsonl came from local, and this run asks http://127.0.0.1:" in foreign.err
+    assert not list(tmp_path.glob("out*"))

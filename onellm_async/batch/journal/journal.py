@@ -132,7 +132,7 @@ class Journal:
             BatchError: If it cannot be written.
         """
         batch = self._gathering.batch(beginning=settled.same_as is not None)
-        if settled.same_as is not None:
+        if settled.same_as is not None or settled.request_digest:  # it was never to leave
             batch.intents += (
                 settled.index,
                 settled.line,

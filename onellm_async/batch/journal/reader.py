@@ -21,7 +21,7 @@ from onellm_async.batch.journal.lock import Holder, held
 from onellm_async.batch.journal.opening import read_identity
 from onellm_async.batch.journal.rows import Command, Counts, Row
 from onellm_async.batch.journal.schema import VERSION, demand_version
-from onellm_async.batch.journal.selection import counts_of, every_row, rows_of, select
+from onellm_async.batch.journal.selection import counts_of, every_row, one_row, rows_of, select
 from onellm_async.batch.journal.writer import TOTALS
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
@@ -248,6 +248,11 @@ class JournalReader:
         """All rows in the order of the input, a piece at a time."""
         with told(self.path):
             yield from every_row(self._connection)
+
+    def row(self, index: int) -> Row | None:
+        """The row of one entry; None where there is none."""
+        with told(self.path):
+            return one_row(self._connection, index)
 
     def untaken(self) -> list[Command]:
         """Commands that the run has not seen yet."""

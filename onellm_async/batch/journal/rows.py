@@ -63,12 +63,12 @@ class Settled:
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
         result: The answer or the failure, as a JSON object; b"" where `same_as` tells where it is.
-        same_as: Index of an identical request whose outcome this is. Such an entry needs no intent, and brings what
-            an intent would have told: `line`, `digest`, `custom_id` and `request_digest`.
-        line: Only beside `same_as`.
-        digest: Only beside `same_as`.
-        custom_id: Only beside `same_as`.
-        request_digest: Only beside `same_as`.
+        same_as: Index of an identical request whose outcome this is. Such an entry needs no intent, nor does one whose
+            answer came from a cache: they bring what an intent would have told.
+        line: Only without an intent.
+        digest: Only without an intent.
+        custom_id: Only without an intent.
+        request_digest: Only without an intent.
     """
 
     index: int

@@ -39,9 +39,9 @@ _INTENTS = "INSERT INTO intents (item, line, digest, custom_id, request_digest, 
 unsure, sitting) VALUES "
 _INTENDED_AGAIN = """ ON CONFLICT (item) DO UPDATE SET
     line = excluded.line, digest = excluded.digest, custom_id = excluded.custom_id,
-    request_digest = excluded.request_digest, reserved = excluded.reserved,
-    reserved_tokens = excluded.reserved_tokens, sent_at = excluded.sent_at, unsure = excluded.unsure,
-    sitting = excluded.sitting,
+    request_digest = excluded.request_digest, reserved = coalesce(excluded.reserved, reserved),
+    reserved_tokens = coalesce(excluded.reserved_tokens, reserved_tokens),
+    sent_at = excluded.sent_at, unsure = excluded.unsure, sitting = excluded.sitting,
     risked = risked + coalesce((SELECT possibly_billed FROM results WHERE results.item = excluded.item),
                                CASE WHEN sitting = excluded.sitting THEN 0 ELSE 1 + unsure END)"""
 _RESULTS = "INSERT INTO results (item, state, settled_at, attempts, possibly_billed, refusals, cost, input_tokens, \
