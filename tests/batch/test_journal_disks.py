@@ -68,6 +68,27 @@ async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_go
         await journal.settle(answer(durable))
 
 
+async def test_on_a_full_disk_outcomes_are_written_and_nothing_new_is_begun(small_disk: Path) -> None:
+    path = small_disk / "out.jsonl.journal"
+    async with Journal.open(path, IDENTITY) as journal:
+        await asyncio.gather(*(journal.intend(intent(index)) for index in range(40)))
+        (small_disk / "other").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+        for index in range(40):
+            await journal.settle(answer(index, result=BIG))
+        with pytest.raises(BatchError) as refused:
+            await journal.intend(intent(40))
+        demand_advice_on_space(refused.value)
+        with pytest.raises(BatchError, match="disk is full"):
+            await journal.settle(answer(41, result=b"", same_as=0))
+        assert journal.counts().answered == 40
+        assert journal.counts().sent == 0
+        journal.finish("stopped: the disk is full", complete=False)
+    assert not [name for name in os.listdir(small_disk) if "ballast" in name]
+    with JournalReader.open(path) as reader:
+        assert reader.counts().answered == 40
+        assert reader.sittings()[-1].how == "stopped: the disk is full"
+
+
 async def test_a_journal_that_may_not_grow_tells_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = journal_writer.connect
 

@@ -116,8 +116,10 @@ def ask(opened):
 
 
 async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.001)  # the journal's thread runs in real time
+    while True:  # the journal's thread runs in real time
+        if condition():
+            return
+        await asyncio.sleep(0.001)
 
 
 async def test_outcomes_are_written_in_the_order_of_the_source(ask):
@@ -254,6 +256,20 @@ async def test_who_wants_every_repetition_asked_gets_it(ask):
     service = Service()
     await ask(service, Prompts("a", "a", "a"), policy=RunPolicy(deduplicate=False))
     assert service.asked == ["a", "a", "a"]
+
+
+async def test_a_repeat_that_waits_for_its_turn_keeps_no_money_from_whoever_has_the_turn(ask):
+    class FailsOnce(Service):
+        async def post(self, body):
+            reply = await super().post(body)
+            return RawReply(500, {}, b"no") if self.asked == ["a"] else reply
+
+    prompts = Prompts("a", "b", max_tokens=10)
+    cap = Budget(max_cost=Budget(max_cost=1.0).worst_case(ChatRequest("GPT-5", "a", max_tokens=10)).cost * 1.5)
+    retry = RetryPolicy(backoff_cap=0.05)
+    report, sink = await asyncio.wait_for(ask(FailsOnce(), prompts, budget=cap, concurrency=1, retry=retry), 10)
+    assert report.complete
+    assert sink.contents == ["0 A", "1 B"]
 
 
 async def test_a_spent_budget_ends_the_run_and_a_larger_one_goes_on(ask):
