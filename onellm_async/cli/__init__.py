@@ -1,4 +1,4 @@
-"""The command line: ``onellm-async chat | run | plan | serve | models``."""
+"""The command line: ``onellm-async chat | run | status | …``, a file for each command or for a few of a kind."""
 
 import os
 import sys

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTROL_EXAMPLES", "pause", "resume", "retune", "stop"]
 
-CONTROL_EXAMPLES = """\
-Examples:
-  onellm-async pause answers.jsonl
-  onellm-async resume answers.jsonl
-  onellm-async retune answers.jsonl --rpm 120 --concurrency 96
-  onellm-async stop answers.jsonl
-
+_LINES = {
+    "pause": "onellm-async pause answers.jsonl",
+    "resume": "onellm-async resume answers.jsonl",
+    "retune": "onellm-async retune answers.jsonl --rpm 120 --concurrency 96",
+    "stop": "onellm-async stop answers.jsonl",
+}
+_NOTE = """\
 The run looks once a second. An interrupted run is not resumed by `resume`, but
 by its own `onellm-async run` command, given once more.
 """
+CONTROL_EXAMPLES = {
+    name: "\n  ".join(["Examples:", line, *(other for other in _LINES.values() if other != line)]) + f"\n\n{_NOTE}"
+    for name, line in _LINES.items()
+}
+"""For the help of each of the commands: its own one first."""
 
 RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")]
 

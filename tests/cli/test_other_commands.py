@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from onellm_async.cli import main
+from onellm_async.cli.app import app
 
 
-@pytest.mark.parametrize("command", ["chat", "run", "plan", "serve", "models"])
+@pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
 async def test_the_help_of_each_command_has_examples_and_exit_codes(onellm, command):
     ended = await onellm(command, "--help", COLUMNS=80)
 
