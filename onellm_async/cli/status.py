@@ -66,6 +66,7 @@ def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.cli.progress import clock_time, counted
 
     counts, lines = found["counts"], found["lines"]
+    running = found["state"] == "running"
     settled = counts["answered"] + counts["failed"]
     of = "" if lines is None else f" of {lines:,}"
     head = f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sittings'], 'sitting')}"
@@ -73,11 +74,11 @@ def _text(found: "dict[str, JSON]") -> str:
         head,
         f"  answered         {counts['answered']:,}",
         f"  failed           {counts['failed']:,}",
-        f"  under way        {counts['sent']:,}" + ("" if found["state"] == "running" else " (possibly billed)"),
+        f"  under way        {counts['sent']:,}" + (" (possibly billed)" if counts["sent"] and not running else ""),
         f"  spent            ${counts['cost']:.4f}, at most ${counts['at_risk']:.4f} more at risk",
         f"  tokens           {counts['input_tokens']:,} input + {counts['output_tokens']:,} output",
     ]
-    if found["state"] == "running" and found["sample"]:
+    if running and found["sample"]:
         progress, limiter = found["sample"]["progress"], found["sample"]["snapshot"]
         possible = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
         rows.append(f"  rate             {progress['rate']:.1f}{possible} requests/s")

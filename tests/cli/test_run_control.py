@@ -53,6 +53,7 @@ async def test_status_of_a_complete_run_and_of_its_journal(running, onellm, stat
 
     assert ended.code == 0
     assert ended.out.startswith("in.txt: complete, 10 of 10 settled in 1 sitting\n")
+    assert "  under way        0\n" in ended.out
     assert (await status())["state"] == "complete"
 
 
