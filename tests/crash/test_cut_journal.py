@@ -49,7 +49,7 @@ def cuts(folder, ending):
 
 
 def chosen(places):
-    return places if os.environ.get("CUTS") == "all" else Random(0).sample(places, min(12, len(places)))
+    return places if os.environ.get("CUTS") == "all" else Random(0).sample(places, min(6, len(places)))
 
 
 @pytest.mark.parametrize("ending", ["", "-wal"], ids=["the file", "its log"])

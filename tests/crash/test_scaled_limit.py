@@ -19,7 +19,7 @@ LIMITS = ("--rpm", "2400", "--burst", "40", "--concurrency", "16")
 
 
 def questions(folder):
-    path, count = folder / "questions.jsonl", int(os.environ.get("SCALE", "120"))
+    path, count = folder / "questions.jsonl", int(os.environ.get("SCALE", "90"))
     if given := os.environ.get("GSM8K"):
         with Path(given).open() as lines:
             asked = [json.loads(line)["question"] for line in lines][:count]
@@ -49,7 +49,8 @@ async def test_killed_twice_at_the_scaled_limit_and_its_report_tells_the_truth(t
         for part in (3, 2):
             process = await start_run(source, output, server, *flags, limits=LIMITS)
             target = server.ledger.received + (len(asked) - server.ledger.received) // part
-            assert await kill_after(process, server, target, 0.005)
+            killed = await kill_after(process, server, target, 0.005)
+            assert killed, (await finish(process))[1]
             await at_rest(server)
             left = Left.by(output)
             in_flight += len(left.sent)

@@ -48,7 +48,7 @@ async def test_a_run_that_is_told_to_stop_leaves_nothing_in_doubt(seed, expected
     assert output.read_bytes() == expected
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[: max(2, len(SEEDS) // 2)])
 async def test_a_second_ctrl_c_ends_at_once_and_the_journal_knows_what_was_under_way(seed, expected, tmp_path):
     random = Random(seed)
     source, output = prompts_file(tmp_path, PROMPTS), tmp_path / "answers.jsonl"
