@@ -36,6 +36,7 @@ def found() -> list[str]:
 
 FOUND = found() or SUPPORTED[:1]
 CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
+WITH_PROCESSES = ["cli", "crash", "report"]
 
 nox.options.sessions = ["lint", "types", "imports", "tests", "wheel"]
 
@@ -70,10 +71,15 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(python=FOUND)
 def tests(session: nox.Session) -> None:
-    """The test suite in development mode, where every warning is an error; with coverage on the first Python."""
+    """The test suite in development mode, where every warning is an error.
+
+    On the first Python everything, with coverage; on the others all but what starts processes, which takes minutes.
+    Arguments go to pytest: ``nox -s tests-3.13 -- tests`` runs everything there.
+    """
     session.install(*group("tests"), "-e", ".[cli,report]")
     if session.python != FOUND[0] or session.posargs:
-        session.run("python", "-X", "dev", "-m", "pytest", "-q", *session.posargs)
+        chosen = session.posargs or [f"--ignore=tests/{folder}" for folder in WITH_PROCESSES]
+        session.run("python", "-X", "dev", "-m", "pytest", "-q", *chosen)
         return
     session.run("coverage", "erase")
     session.run("python", "-X", "dev", "-m", "coverage", "run", "-m", "pytest", "-q")

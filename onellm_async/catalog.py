@@ -139,4 +139,5 @@ def cost(model: str, usage: Usage | None) -> float | None:
     entry = _index().get(model)
     if entry is None or entry.input_price is None or entry.output_price is None:
         return None
-    return (usage.input_tokens * entry.input_price + usage.output_tokens * entry.output_price) / 1_000_000
+    # Rounded to what prices in USD per million tokens can add up to: 4.7e-07, not 4.6999999999999995e-07.
+    return round((usage.input_tokens * entry.input_price + usage.output_tokens * entry.output_price) / 1_000_000, 10)

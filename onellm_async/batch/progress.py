@@ -151,7 +151,8 @@ class Tally:
         """The run as it stands `now`."""
         elapsed = max(0.0, now - self.started)
         self._forget(int(elapsed))
-        rate = sum(count for _, count in self._recent) / max(min(elapsed, _RECENT), 0.001)
+        span = min(elapsed, _RECENT - 1 + elapsed % 1)  # what `_forget` leaves: whole seconds, and the one that runs
+        rate = sum(count for _, count in self._recent) / max(span, 0.001)
         eta, least, most = self._eta(rate, elapsed)
         return RunProgress(
             done=self._done,
