@@ -6,12 +6,22 @@ from onellm_async.cli.progress import counted, summary
 from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BudgetExceededError
 
-__all__ = ["exit_code", "nothing_left", "resuming", "tell"]
+__all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell"]
+
+
+def money_at_risk(counts: Counts) -> str:
+    """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
+    lost = counts.sent + counts.possibly_billed
+    if counts.at_risk or not lost:
+        return f"at most ${counts.at_risk:.4f} at risk"
+    if not counts.answered or not counts.cost:
+        return "without --max-tokens nobody knows what is at risk"
+    return f"about ${lost * counts.cost / counts.answered:.4f} at risk, as answers cost so far"
 
 
 def resuming(counts: Counts) -> str:
     """What earlier sittings left."""
-    risk = f" (at most ${counts.at_risk:.4f} at risk)" if counts.at_risk else ""
+    risk = f" ({money_at_risk(counts)})" if counts.sent or counts.possibly_billed else ""
     return (
         f"Resuming: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
         f" {counts.sent:,} possibly billed{risk}; ${counts.cost:.4f} spent so far."
@@ -34,7 +44,7 @@ def tell(report: BatchReport, output: str | None) -> None:
     counts = report.counts
     if counts.possibly_billed or (counts.sent and output is not None):
         lost = counted(counts.possibly_billed + counts.sent, "attempt")
-        say(f"Possibly billed without an answer: {lost}, at most ${counts.at_risk:.4f}.")
+        say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
     if report.strict_error is not None:
         complain(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:

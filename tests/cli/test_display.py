@@ -3,8 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from onellm_async.batch import Budget, RunProgress
+from onellm_async.batch import Budget, Counts, RunProgress
 from onellm_async.cli.progress import clock_time, counted, live_view, note, plain_line, summary
+from onellm_async.cli.run_wording import money_at_risk
 from onellm_async.limits.snapshot import Snapshot
 
 
@@ -131,3 +132,10 @@ def test_a_note_is_printed_as_it_is_but_for_control_characters():
     note(console, "[bold]in.txt:1[/bold] \x1b[31m a line that is longer than the terminal is wide")
 
     assert console.file.getvalue() == "[bold]in.txt:1[/bold] �[31m a line that is longer than the terminal is wide\n"
+
+
+def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
+    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2, at_risk=0.05)) == "at most $0.0500 at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2)) == "about $0.2000 at risk, as answers cost so far"
+    assert money_at_risk(Counts(sent=2)) == "without --max-tokens nobody knows what is at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.0000 at risk"
