@@ -79,8 +79,10 @@ class DeclaredRate:
     START_PACE = 10.0
     """Requests per second of an unconfirmed first burst, at least; or four times the declared rate."""
     MOST_CLIENTS = 64
+    MANY_CLIENTS = 16
     LONGEST_GAP = 30.0
-    """The rate never falls below the declared one shared by so many, nor below one request in so many seconds."""
+    """The rate never falls below the declared one shared by the most; nor, where it is a share of many, below one
+    request in so many seconds, so that a service that was shut is soon found open."""
     TRUST = 100
     """Tokens' worth of time, at the rate held, after a refusal in which another one is no coincidence."""
 
@@ -112,7 +114,7 @@ class DeclaredRate:
             per_second /= 1 + per_second * self.TRAVEL_JITTER
         self._burst, self._margin = burst, margin
         self._empty_level = -min(1.0, margin)
-        floor = max(per_second / self.MOST_CLIENTS, min(per_second, 1 / self.LONGEST_GAP))
+        floor = max(per_second / self.MOST_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.LONGEST_GAP))
         self._rate = SharedRate(per_second, floor=floor, ceiling=per_second)
 
     def retune(self, per_second: float, burst: float, now: float) -> None:
