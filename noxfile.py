@@ -36,7 +36,10 @@ def found() -> list[str]:
 
 FOUND = found() or SUPPORTED[:1]
 CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
-WITH_PROCESSES = ["cli", "crash", "report"]
+WITHOUT_PROCESSES = [
+    *(f"--ignore=tests/{folder}" for folder in ("cli", "crash", "report")),
+    *("--ignore-glob=tests/test_benchmark*.py", "--ignore=tests/test_examples.py"),
+]
 
 nox.options.sessions = ["lint", "types", "imports", "tests", "wheel"]
 
@@ -73,14 +76,18 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite in development mode, where every warning is an error.
 
-    On the first Python everything, with coverage; on the others all but what starts processes, which takes minutes.
-    Arguments go to pytest: ``nox -s tests-3.13 -- tests`` runs everything there.
+    On the first Python everything; on the others all but what starts processes, which takes minutes. Arguments go to
+    pytest: ``nox -s tests-3.13 -- tests`` runs everything there.
     """
     session.install(*group("tests"), "-e", ".[cli,report]")
-    if session.python != FOUND[0] or session.posargs:
-        chosen = session.posargs or [f"--ignore=tests/{folder}" for folder in WITH_PROCESSES]
-        session.run("python", "-X", "dev", "-m", "pytest", "-q", *chosen)
-        return
+    chosen = session.posargs or ([] if session.python == FOUND[0] else WITHOUT_PROCESSES)
+    session.run("python", "-X", "dev", "-m", "pytest", "-q", *chosen)
+
+
+@nox.session(python=FOUND[0])
+def coverage(session: nox.Session) -> None:
+    """What the tests miss, processes included; it takes twice as long as the tests."""
+    session.install(*group("tests"), "-e", ".[cli,report]")
     session.run("coverage", "erase")
     session.run("python", "-X", "dev", "-m", "coverage", "run", "-m", "pytest", "-q")
     session.run("coverage", "combine", "--quiet")
