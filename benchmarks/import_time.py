@@ -6,7 +6,7 @@ import sys
 import time
 
 from benchmarks.peers import Contender
-from benchmarks.repetitions import Found, interleaved, spread
+from benchmarks.repetitions import Found, interleaved, shortfall, spread
 from benchmarks.report import Section
 
 BASELINE = Contender("import aiohttp", "", {"arguments": ["-c", "import aiohttp"]})
@@ -45,7 +45,9 @@ def run(*, repetitions: int) -> Section:
         f"included, in the same repetition. Median of {repetitions} (minimum to maximum).",
         ("what", "ms", "CPU ms", "time / import aiohttp"),
         [
-            (
+            (contender.name, missing, "", "")
+            if (missing := shortfall(found))
+            else (
                 contender.name,
                 spread(each["elapsed"] * 1000 for each in found),
                 spread(each["cpu"] * 1000 for each in found),
