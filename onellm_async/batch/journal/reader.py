@@ -192,8 +192,9 @@ class JournalReader:
             width: Seconds of a bucket; its bounds are multiples of it.
         """
         found = self._all(
-            "SELECT CAST(settled_at / ?1 AS INTEGER) * ?1, sum(state = 2), sum(state = 3) FROM results "
+            "SELECT CAST(settled_at / ? AS INTEGER) * ?, sum(state = 2), sum(state = 3) FROM results "
             "WHERE same_as IS NULL GROUP BY 1 ORDER BY 1",
+            width,
             width,
         )
         return [Bucket(*bucket) for bucket in found]

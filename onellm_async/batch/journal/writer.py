@@ -48,9 +48,9 @@ _RESULTS = "INSERT INTO results (item, state, settled_at, attempts, possibly_bil
 output_tokens, elapsed, latency, same_as, result) VALUES "
 _SETTLED_AGAIN = " ON CONFLICT (item) DO NOTHING"
 _STEP_BACK = """UPDATE intents SET risked = risked + unsure - 1, unsure = 0, sitting = 0
-    WHERE item = ?1 AND risked + unsure > 0 AND item NOT IN (SELECT item FROM results WHERE item = ?1)"""
+    WHERE item = :item AND risked + unsure > 0 AND item NOT IN (SELECT item FROM results WHERE item = :item)"""
 """Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent."""
-_FORGET = "DELETE FROM intents WHERE item = ?1 AND item NOT IN (SELECT item FROM results WHERE item = ?1)"
+_FORGET = "DELETE FROM intents WHERE item = :item AND item NOT IN (SELECT item FROM results WHERE item = :item)"
 
 
 class Batch:
@@ -155,8 +155,9 @@ class JournalWriter:
                 for statement, values in _in_pieces(batch.results, _RESULT_WIDTH, _RESULT_STATEMENTS):
                     execute(statement, values)
                 for item in batch.forgotten:
-                    if not execute(_STEP_BACK, (item,)).rowcount:
-                        execute(_FORGET, (item,))
+                    named = {"item": item}
+                    if not execute(_STEP_BACK, named).rowcount:
+                        execute(_FORGET, named)
                 for statement, parameters in batch.statements:
                     execute(statement, parameters)
             totals: Totals = execute(TOTALS).fetchone()
