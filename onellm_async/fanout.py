@@ -28,7 +28,7 @@ from onellm_async.errors import (
 )
 from onellm_async.validation import shown
 
-__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "concerns_every_prompt"]
+__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator", "concerns_every_prompt"]
 
 Source: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
 
@@ -85,6 +85,12 @@ def check_source(source: object) -> None:
         )
     if not isinstance(source, Iterable | AsyncIterable):
         raise InvalidRequestError(f"The prompts are {shown(source)}; they must be an (async) iterable.")
+
+
+async def close_iterator(iterator: AsyncIterator[object]) -> None:
+    """Closes an async generator that may not have come to its end; other iterators have nothing to close."""
+    if (close := getattr(iterator, "aclose", None)) is not None:
+        await close()
 
 
 class FanOut:
@@ -157,8 +163,8 @@ class FanOut:
             if workers:
                 await asyncio.wait(workers)
         finally:
-            if self._async is not None and (close := getattr(self._async, "aclose", None)) is not None:
-                await close()
+            if self._async is not None:
+                await close_iterator(self._async)
 
     def __aiter__(self) -> AsyncIterator[ChatOutcome]:
         return self

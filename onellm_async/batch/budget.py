@@ -39,10 +39,6 @@ class Charge:
     def __sub__(self, other: "Charge") -> "Charge":
         return Charge(self.cost - other.cost, self.tokens - other.tokens)
 
-    def times(self, factor: int) -> "Charge":
-        """So many of it."""
-        return Charge(self.cost * factor, self.tokens * factor)
-
 
 NOTHING = Charge()
 

@@ -22,7 +22,6 @@ from onellm_async.batch.budget import Budget
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
@@ -57,9 +56,6 @@ class FileRun:
         output: File for the answers; None for standard output, where nothing can be resumed.
         journal: Where to remember, named ``….journal``; None for ``OUTPUT.journal``.
         output_format: How answers are written; None to tell from the name and the input.
-        defaults: What is asked of every prompt.
-        prompt_field: The field that holds the prompt, as the source knows it.
-        template_digest: Of the template that makes the prompts.
         base_url: Where the requests go; part of the run's identity.
         dialect: How they are written; likewise.
         force: Begin anew, whatever is there.
@@ -76,9 +72,6 @@ class FileRun:
     output: str | None
     journal: str | None = field(default=None, validator=lambda _, attribute, value: _demand_suffix(value))
     output_format: OutputFormat | None = None
-    defaults: RequestDefaults = field(factory=RequestDefaults)
-    prompt_field: str | None = None
-    template_digest: str | None = None
     base_url: str | None = None
     dialect: str | None = None
     force: bool = False
@@ -90,14 +83,14 @@ class FileRun:
 
     def identity(self, source: Source, surveyed: Survey | None) -> RunIdentity:
         """What its answers depend on."""
-        defaults = self.defaults
+        defaults, template = source.defaults, source.template
         return RunIdentity(
             input=source.name,
             input_digest=None if surveyed is None else surveyed.digest,
             lines=None if surveyed is None else surveyed.lines,
             format=None if surveyed is None else source.format.value,
-            field=self.prompt_field,
-            template_digest=self.template_digest,
+            field=source.field,
+            template_digest=None if template is None else template.digest,
             model=defaults.model,
             fallback_model=defaults.fallback_model,
             system_digest=None if defaults.system is None else _digest(defaults.system),

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-from onellm_async.batch.budget import Account, Charge
+from onellm_async.batch.budget import NOTHING, Account, Charge
 from onellm_async.errors import BudgetExceededError
 
 __all__ = ["Purse"]
@@ -37,7 +37,7 @@ class Purse:
             await waker
         except asyncio.CancelledError:
             if waker.done() and not waker.cancelled() and waker.exception() is None:
-                self.settle(charge, Charge())
+                self.settle(charge, NOTHING)
             else:
                 self._serve()
             raise

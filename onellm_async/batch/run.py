@@ -14,8 +14,7 @@ The journal is the only truth; whatever the sink holds was committed before.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 
 from attrs import asdict, evolve, frozen
 
@@ -39,7 +38,7 @@ from onellm_async.errors import (
     OneLLMError,
     WithdrawnError,
 )
-from onellm_async.fanout import concerns_every_prompt
+from onellm_async.fanout import close_iterator, concerns_every_prompt
 from onellm_async.limits.saving import rate_state_to_dict
 from onellm_async.limits.snapshot import Snapshot
 
@@ -128,14 +127,15 @@ async def run_batch(
             with Journal.open("answers.jsonl.journal", identity) as journal:
                 report = await run_batch(client, source, journal=journal, sink=sink, encode=writer.line)
     """
+    policy = policy or RunPolicy()
     run = _Run(
         client,
         journal,
-        Outlet(sink, (policy or RunPolicy()).window),
+        Outlet(sink, policy.window),
         encode=encode,
         cache=cache,
         account=_account(budget or Budget(), journal.counts()),
-        policy=policy or RunPolicy(),
+        policy=policy,
         health=Health(health or HealthPolicy(), clock()),
         tally=tally or Tally(clock()),
         say=say,
@@ -254,22 +254,23 @@ class _Run:
     # What there is to ask.
 
     async def _feed(self, source: EntrySource) -> None:
-        known = _Known(self._journal)
+        known, entries = _Known(self._journal), aiter(source)
         try:
-            async with aclosing(_entries(source)) as entries:
-                async for entry in entries:
-                    if self._policy.first is not None and entry.index >= self._policy.first:
-                        self._partial = self._read_all = True
-                        return
-                    await self._outlet.room_for(entry.index)
-                    row = known.of(entry)
-                    if row is None or not self._stands(row):
-                        await self._take(entry, row)
-                    elif row.custom_id is not None:
-                        source.saw(row.custom_id)
+            async for entry in entries:
+                if self._policy.first is not None and entry.index >= self._policy.first:
+                    self._partial = True
+                    break
+                await self._outlet.room_for(entry.index)
+                row = known.of(entry)
+                if row is None or not self._stands(row):
+                    await self._take(entry, row)
+                elif row.custom_id is not None:
+                    source.saw(row.custom_id)
             self._read_all = True
         except BatchError as error:
             self._end(error)
+        finally:
+            await close_iterator(entries)
 
     def _stands(self, row: Row) -> bool:
         """Passes on what needs no asking."""
@@ -459,8 +460,3 @@ class _Known:
                 advice="Give the run its old input back, or begin another one with another output.",
             )
         return row
-
-
-async def _entries(source: EntrySource) -> AsyncGenerator[Entry, None]:
-    async for entry in source:
-        yield entry

@@ -89,7 +89,7 @@ def run(
     def opened() -> "Source":
         return open_input(source, reading, asking)
 
-    wanted = file_run(reading, writing, spending, going_on, asking, connecting)
+    wanted = file_run(reading, writing, spending, going_on, connecting)
     first = opened()  # outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that
 
     from onellm_async.cli.run_sitting import Sitting

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict
 
-from onellm_async.batch import Budget, FileRun, HealthPolicy, PromptTemplate, RunPolicy
-from onellm_async.cli.connection import defaults_from, limits_from
-from onellm_async.cli.options import Asking, Connecting
+from onellm_async.batch import Budget, FileRun, HealthPolicy, RunPolicy
+from onellm_async.cli.connection import limits_from
+from onellm_async.cli.options import Connecting
 from onellm_async.settings import base_url_from
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ def file_run(
     writing: "Writing",
     spending: "Spending",
     going_on: "GoingOn",
-    asking: Asking,
     connecting: Connecting,
 ) -> FileRun:
     """What is to be run, as the flags say.
@@ -35,9 +34,6 @@ def file_run(
         journal=writing.journal,
         force=writing.force,
         caches=going_on.cache,
-        defaults=defaults_from(asking),
-        prompt_field=reading.field,
-        template_digest=None if reading.template is None else PromptTemplate.open(reading.template).digest,
         base_url="local" if connecting.local else base_url_from(connecting.base_url),
         dialect=connecting.dialect,
         policy=RunPolicy(

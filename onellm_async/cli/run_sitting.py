@@ -91,7 +91,7 @@ class Sitting:
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(source, strict=plan.policy.strict)
             if surveyed is not None and source.format is not InputFormat.OPENAI_BATCH:
-                plan.budget.worst_case(plan.defaults.request("What no line can mend is refused here, once."))
+                plan.budget.worst_case(source.defaults.request("What no line can mend is refused here, once."))
             # What may have been billed is not asked again by itself where the user wants it held back.
             retry = RetryPolicy(ambiguous="never" if plan.policy.ambiguous == "hold" else "retry")
             learned = await asyncio.to_thread(learned_rate, plan)

@@ -58,6 +58,9 @@ class Source:
     Attributes:
         name: The input's name, as shown to the user.
         format: How it is written; known once the first line was read.
+        field: The field or column that holds the prompt, None where none was named.
+        template: Makes the prompt of all fields or columns instead, None where none does.
+        defaults: What is asked of every prompt.
     """
 
     def __init__(
@@ -74,9 +77,9 @@ class Source:
         self._descriptor = descriptor
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._format = forced_format or format_by_name(name) or (InputFormat.JSONL if field is not None else None)
-        self._field = field
-        self._template = template
-        self._defaults = defaults or RequestDefaults()
+        self.field: str | None = field
+        self.template: PromptTemplate | None = template
+        self.defaults: RequestDefaults = defaults or RequestDefaults()
         self._reader: LineReader | None = None
 
     async def __aenter__(self) -> Self:
@@ -177,8 +180,8 @@ class Source:
         yield from parquet_entries(
             self.name,
             self._descriptor,
-            field=self._field,
-            all_columns=self._template is not None,
+            field=self.field,
+            all_columns=self.template is not None,
             reader=lambda: self._new_reader(InputFormat.PARQUET),
         )
 
@@ -192,19 +195,19 @@ class Source:
     def _line_reader(self, first_line: bytes) -> LineReader:
         if self._format is None:
             found = sniff_format(self.name, first_line)
-            if found is InputFormat.OPENAI_BATCH and self._template is not None:
+            if found is InputFormat.OPENAI_BATCH and self.template is not None:
                 raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
             self._format = found
         return self._new_reader(self._format)
 
     def _table_reader(self, columns: list[str]) -> LineReader:
-        if self._template is None:
-            demand_prompt(self.name, columns, self._field)
+        if self.template is None:
+            demand_prompt(self.name, columns, self.field)
         return self._new_reader(self.format)
 
     def _new_reader(self, shape: InputFormat) -> LineReader:
         self._reader = LineReader(
-            self.name, shape, prompt_field=self._field, template=self._template, defaults=self._defaults
+            self.name, shape, prompt_field=self.field, template=self.template, defaults=self.defaults
         )
         return self._reader
 

@@ -8,7 +8,6 @@ import asyncio
 from typing import Protocol
 
 from onellm_async.batch.outputs.reorder import InOrder
-from onellm_async.errors import BatchError
 
 __all__ = ["LineSink", "Outlet"]
 
@@ -43,8 +42,6 @@ class Outlet:
         self._closed = self._abandoned = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self.lost: BatchError | None = None
-        """Why nothing can be written any more."""
 
     def put(self, position: int, line: bytes) -> None:
         """Takes the line of `position`, once; an empty one where there is nothing to say."""
@@ -65,7 +62,7 @@ class Outlet:
         """Writes until `close`, and everything that is there by then.
 
         Raises:
-            BatchError: If the sink fails; it is also in `lost`.
+            BatchError: If the sink fails.
         """
         while not self._abandoned and not (self._closed and not self._ready):
             if not self._ready:
@@ -76,9 +73,6 @@ class Outlet:
             try:
                 if lines:
                     await self._sink.write(lines)
-            except BatchError as error:
-                self.lost = error
-                raise
             finally:
                 self._size -= len(lines)
                 self._room.set()

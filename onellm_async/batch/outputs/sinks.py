@@ -7,7 +7,7 @@ import asyncio
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from onellm_async.batch.formats import OutputFormat
 from onellm_async.batch.outputs.output_place import OutputPlace
@@ -17,18 +17,7 @@ from onellm_async.errors import BatchError
 if TYPE_CHECKING:
     from onellm_async.batch.outputs.parquet_sink import ParquetSink
 
-__all__ = ["FileSink", "Sink", "StreamSink", "open_sink"]
-
-
-class Sink(Protocol):
-    """Takes lines in the order in which they are to stand."""
-
-    async def write(self, lines: bytes) -> None:
-        """Takes whole lines.
-
-        Raises:
-            BatchError: If they cannot be written.
-        """
+__all__ = ["FileSink", "StreamSink", "open_sink"]
 
 
 class StreamSink:
