@@ -12,6 +12,11 @@ from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, simu
 DECLARED = Limits(requests_per_minute=60, burst=10)
 
 
+def declared(**scenario):
+    """One client that is told the truth."""
+    return Scenario(limits=DECLARED, requests_per_minute=60, burst=10, **scenario)
+
+
 @pytest.fixture
 def heard(monkeypatch):
     """What the client says of itself whenever time passes: when, and its snapshot."""
@@ -36,11 +41,8 @@ def first_answer_after(run, moment):
 
 def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_it_ends(heard):
     run = simulate(
-        Scenario(
+        declared(
             prompts=60,
-            limits=DECLARED,
-            requests_per_minute=60,
-            burst=10,
             faults=Faults(latency=2, retry_after=20),
             changes=(LimitChange(15, 0), LimitChange(615, 60)),
         )
@@ -57,11 +59,8 @@ def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_
 
 def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
     run = simulate(
-        Scenario(
+        declared(
             prompts=30,
-            limits=DECLARED,
-            requests_per_minute=60,
-            burst=10,
             faults=Faults(latency=2, retry_after=240),
             changes=(LimitChange(5, 0), LimitChange(3605, 60)),
         )
@@ -76,11 +75,8 @@ def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
 
 def test_a_server_that_never_answers_is_probed_and_used_again_when_it_is_back(heard):
     run = simulate(
-        Scenario(
+        declared(
             prompts=60,
-            limits=DECLARED,
-            requests_per_minute=60,
-            burst=10,
             faults=Faults(latency=2),
             timeout=10,
             outages=(Outage(15, 615, "silent"),),
@@ -95,11 +91,8 @@ def test_a_server_that_never_answers_is_probed_and_used_again_when_it_is_back(he
 
 def test_an_unreachable_service_loses_no_prompt_of_a_fan_out(heard):
     run = simulate(
-        Scenario(
+        declared(
             prompts=60,
-            limits=DECLARED,
-            requests_per_minute=60,
-            burst=10,
             faults=Faults(latency=2),
             outages=(Outage(15, 1815, "unreachable"),),
         )
@@ -111,11 +104,8 @@ def test_an_unreachable_service_loses_no_prompt_of_a_fan_out(heard):
 
 def test_prompts_with_a_deadline_do_not_wait_for_a_silent_server_longer_than_that():
     run = simulate(
-        Scenario(
+        declared(
             prompts=20,
-            limits=DECLARED,
-            requests_per_minute=60,
-            burst=10,
             deadline=30,
             timeout=600,
             faults=Faults(latency=2),
