@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from benchmarks.overhead import IN_FLIGHT, compared
 from benchmarks.peers import Contender
-from benchmarks.processes import FastServer, measured
-from benchmarks.repetitions import Found, interleaved, shortfall, spread
+from benchmarks.processes import FastServer
+from benchmarks.repetitions import Found, shortfall, spread
 from benchmarks.report import Section
 
 BASELINE = Contender("onellm-async, run_batch without a journal", "onellm", {"call": "run_batch"})
@@ -15,18 +16,11 @@ CONTENDERS = (
     Contender("async-batch-llm with its SQLite store, balanced", "async_batch", {"durability": "balanced"}),
     Contender("async-batch-llm with its SQLite store, full", "async_batch", {"durability": "full"}),
 )
-IN_FLIGHT = 64
 
 
 def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int, seconds: float) -> Section:
     """Compares the contenders; the ratios are to our own run without a journal in the same repetition."""
-    target = {"root": f"http://127.0.0.1:{server.port}", "in_flight": IN_FLIGHT}
-
-    def once(contender: Contender) -> Found:
-        return measured("overhead", contender.peer, options=contender.options, target=target, plan={"seconds": seconds})
-
-    table = interleaved(contenders, repetitions, once)
-    baseline = next((found for contender, found in table if contender is BASELINE), [])
+    table, baseline = compared(server, contenders, BASELINE, repetitions=repetitions, seconds=seconds)
     return Section(
         "A run that survives a crash",
         f"As above, {IN_FLIGHT} in flight. `run_batch` writes an output in the order of its input. Its journal makes "

@@ -52,15 +52,22 @@ async def measure(connect: Callable[[], AbstractAsyncContextManager[AnswerAll]],
     return {"rate": number / elapsed, "cpu": cpu / number * 1e6}
 
 
-def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int, seconds: float) -> Section:
-    """Compares the contenders; the ratios are to plain aiohttp in the same repetition."""
+def compared(
+    server: FastServer, contenders: Sequence[Contender], baseline: Contender, *, repetitions: int, seconds: float
+) -> tuple[list[tuple[Contender, list[Found]]], Sequence[Found]]:
+    """What was found of each contender, and of the one that the others are compared with."""
     target = {"root": f"http://127.0.0.1:{server.port}", "in_flight": IN_FLIGHT}
 
     def once(contender: Contender) -> Found:
         return measured("overhead", contender.peer, options=contender.options, target=target, plan={"seconds": seconds})
 
     table = interleaved(contenders, repetitions, once)
-    baseline = next((found for contender, found in table if contender is BASELINE), [])
+    return table, next((found for contender, found in table if contender is baseline), [])
+
+
+def run(server: FastServer, contenders: Sequence[Contender], *, repetitions: int, seconds: float) -> Section:
+    """Compares the contenders; the ratios are to plain aiohttp in the same repetition."""
+    table, baseline = compared(server, contenders, BASELINE, repetitions=repetitions, seconds=seconds)
     return Section(
         "Overhead",
         f"One client process, {IN_FLIGHT} requests in flight on loopback; about {seconds:g} s for each measurement, "

@@ -59,15 +59,6 @@ class PromptSource:
             raw = dump_json(custom_id) + raw
         return _PromptEntry(index, raw, self, custom_id, Item(index, index + 1, request, custom_id))
 
-    def read(self, raw: bytes, *, line: int, index: int) -> Item | LineError:
-        """Nothing is read here: a prompt in memory is an item already."""
-        raise NotImplementedError
-
-    @property
-    def source(self) -> str:
-        """What it is called in messages."""
-        return self.name
-
     def claim(self, custom_id: str, line: int) -> LineError | None:
         """An error where `custom_id` belongs to another entry."""
         first = self._ids.add(custom_id.encode(errors="surrogatepass"), line)
@@ -83,10 +74,16 @@ class _PromptEntry(Entry):
     def __init__(
         self, index: int, raw: bytes, prompts: PromptSource, custom_id: str | None, item: Item | LineError
     ) -> None:
-        super().__init__(index, index + 1, raw, prompts)
+        self.index: int = index
+        self.line: int = index + 1
+        self.raw: bytes = raw
         self._prompts = prompts
         self._custom_id = custom_id
         self._item = item
+
+    @property
+    def source(self) -> str:
+        return self._prompts.name
 
     def item(self) -> Item | LineError:
         if self._custom_id is None or isinstance(self._item, LineError):
