@@ -5,7 +5,8 @@ It tells that the service's bucket is empty, but not how fast it is refilled: th
 per minute (or less, if the refusal came early). While nothing comes through, the guess is halved.
 
 **Cruise.** Marks give bounds (see `marks`). The client cruises at the lower one, which the service certainly allows.
-What it leaves unused is not lost: the service's bucket saves it up.
+What it leaves unused is not lost: the service's bucket saves it up. Nothing is concluded from times in which the bucket
+may have been full, such as silences (see `overflow`).
 
 **Sprint.** After a while, each request leaves a little sooner after the one before, until the next refusal: that uses
 up the savings and tells the rate anew, for the price of one refusal, which is not billed. The more is known, the longer
@@ -23,6 +24,7 @@ from random import Random
 
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.marks import UNKNOWN, Bounds, Mark, RateState, bounds_of
+from onellm_async.limits.overflow import Overflow
 from onellm_async.limits.sharing import SharedRate
 
 __all__ = ["LearnedRate", "RateState"]
@@ -66,6 +68,8 @@ class LearnedRate:
     CONTESTED = 2.0
     """Suspicions that make company certain: a refused cruise, or nothing let through again and again, counts two;
     marks that disagree, one. Marks that agree take back a quarter."""
+    FASTER = 3.0
+    """How many times the first guess the rate may be, for what is made of the silences before anything is known."""
     SMALL_BURST = 24
     """Requests; who found that many at the start has hardly been robbed by others, however long nothing follows."""
     ALONE, APART = 6, 8
@@ -94,6 +98,8 @@ class LearnedRate:
         self._shared: SharedRate | None = None
         self._bucket: TokenBucket | None = None
         self._pace = TokenBucket(self.START_PACE, 1.0, updated_at=now)
+        self._overflow = Overflow(now)
+        self._first: Mark | None = None
         self._wanted = 1.0
         self._given = state
         if state is not None:
@@ -134,6 +140,7 @@ class LearnedRate:
             self._pace.take(1, now)
             return
         self._bucket.take(1, now)
+        self._overflow.take(now)
         if self._shared is not None:
             if self._random is not None:
                 self._wanted = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
@@ -148,6 +155,7 @@ class LearnedRate:
         self._total -= 1
         if self._bucket is not None:
             self._bucket.give_back(1, now)
+            self._overflow.give_back()
 
     def answered(self, sent_at: float, now: float) -> None:
         if self._bucket is None:  # the pace doubles with every round trip
@@ -156,7 +164,7 @@ class LearnedRate:
             self._shared.grow()
             self._bucket.retune(now, rate=self._shared.value)
 
-    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
+    def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         after = len(self._sent) - bisect_right(self._sent, sent_at)
         passed = self._total - after - 1 - self._refused
         self._refused += 1
@@ -168,8 +176,10 @@ class LearnedRate:
                     mark.passed -= 1
             return
         sprinting, self._sprinting = self._sprinting, False
-        self._marks.append(Mark(sent_at, passed))
+        below = self._overflow.refused(sent_at, after, self._jitter)
+        self._marks.append(Mark(sent_at, passed, self._overflow.seconds, below))
         if self._bucket is None:
+            self._first = self._marks[-1]
             rate = self._first_guess()
         elif self._given is not None:
             rate = self._recall(self._given)
@@ -177,16 +187,27 @@ class LearnedRate:
             rate = self._give_way(self._shared)
         else:
             rate = self._learn(self._bucket, sprinting=sprinting)
-        burst = max(1.0, float(passed)) if self._bucket is None else self._bucket.capacity
-        self._bucket = TokenBucket(rate, burst, level=0.0, updated_at=now)
+        burst = self._burst(self._bucket)
+        # While nothing certain is known, what a silence brings is left to the sprints.
+        silence = 0.0 if retry_after is None or self._bounds.tight else retry_after
+        self._bucket = TokenBucket(rate, burst, level=0.0, updated_at=now + silence)
+        self._overflow.restart(now, self._bounds.high if self._bounds.known else self.FASTER * rate, burst)
 
     def rebase(self, now: float) -> None:
         self._marks.clear()
         self._sent.clear()
+        self._overflow.rebase(now)
         self._sprinting = False
         self._pace.rebase(now)
         if self._bucket is not None:
             self._bucket.rebase(now)
+
+    def _burst(self, bucket: TokenBucket | None) -> float:
+        """What the service's bucket holds: what came through at first, less what may have been refilled meanwhile."""
+        if self._first is None:
+            return 1.0 if bucket is None else bucket.capacity
+        passed, lasted = self._first.passed, self._first.at - self._started
+        return max(1.0, passed - self._bounds.high * lasted if self._bounds.tight else passed / 2)
 
     def _passed(self) -> int:
         return self._total - self._refused - self._marks[-1].passed
@@ -285,5 +306,6 @@ class LearnedRate:
         if self._given is None and passed > self._bounds.high * (now - self._marks[-1].at + self._jitter):
             self._bucket.retune(now, rate=pace)
             self._haste = min(self.RISE_HASTE, 2 * self._haste)
-            self._marks = deque([Mark(now, self._total - self._refused, empty=False)], maxlen=self.MOST_MARKS)
+            mark = Mark(now, self._total - self._refused, self._overflow.seconds, empty=False)
+            self._marks = deque([mark], maxlen=self.MOST_MARKS)
             self._bounds = Bounds()

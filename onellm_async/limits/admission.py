@@ -11,6 +11,7 @@ from onellm_async.limits.gate import Gate
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
+from onellm_async.limits.rounding import Rounding
 
 __all__ = ["Admission"]
 
@@ -40,6 +41,7 @@ class Admission:
         self.latency: float | None = None
         self.tokens: TokenBucket | None = _token_bucket(limits, now)
         self.gate: Gate = Gate()
+        self._rounding = Rounding()
         self._next_order = 0
 
     def take_over(self, earlier: "Admission", now: float) -> None:
@@ -231,6 +233,7 @@ class Admission:
             self._return_tokens(ticket, tokens, now)
         self.answers += 1
         self.rate.answered(ticket.since, now)
+        self._rounding.answered(ticket.since)
         took = now - ticket.since
         self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
         self._free(ticket)
@@ -239,7 +242,13 @@ class Admission:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
         if ticket.state == GRANTED:
             self.refusals += 1
-            self.rate.refused(ticket.since, now, told=retry_after is not None)
+            if (
+                retry_after
+                and self.limits.mode == "discover"
+                and not self._rounding.is_meant(ticket.since, now, retry_after, self.rate.rate)
+            ):
+                retry_after = None
+            self.rate.refused(ticket.since, now, retry_after=retry_after)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:

@@ -44,8 +44,8 @@ class RateControl(Protocol):
         """Takes note that the service let a request through."""
         ...
 
-    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
-        """Takes note that the service refused a request by rate limit, and whether it told when to return."""
+    def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        """Takes note that the service refused a request by rate limit, and in how many seconds it said to return."""
         ...
 
     def rebase(self, now: float) -> None:
@@ -176,12 +176,12 @@ class DeclaredRate:
         if self._bucket.rate < self._rate.value:
             self._bucket.retune(now, rate=self._rate.value)
 
-    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
+    def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if self._mark is not None and sent_at <= self._mark:
             return  # sent before the last refusal was known: it says nothing new
         previous, self._mark = self._mark, now
         self._in_vain += 1
-        if told and self._in_vain > 1:
+        if retry_after is not None and self._in_vain > 1:
             pass  # nothing comes through, and the service says when to return: no rate is to blame
         elif previous is not None and (now - previous) * self._rate.value < self.TRUST:
             self._rate.shrink()
@@ -235,7 +235,7 @@ class BackOffOnly:
         if self._refusals and sent_at > self._mark:
             self._refusals = 0
 
-    def refused(self, sent_at: float, now: float, *, told: bool = False) -> None:
+    def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if sent_at <= self._mark:
             return
         self._mark = now

@@ -14,11 +14,17 @@ RATE, BURST = 40 / 60, 40
 SAVED = RateState(rate=0.66, burst=40, low=0.66, high=0.672)
 
 
-def drive(control, requests, *, rate=RATE, burst=BURST, level=None, change=None, round_trip=0.05):
-    """Sends through a bucket without latency; returns when each was let through, and how many were refused."""
+def drive(control, requests, *, rate=RATE, burst=BURST, level=None, change=None, round_trip=0.05, waves=None):
+    """Sends through a bucket without latency; returns when each was let through, and how many were refused.
+
+    With `waves`, so many requests come at once, and nothing is asked until as many seconds after the last wave began.
+    """
     bucket = TokenBucket(rate, burst, level=burst if level is None else level)
     now, through, refused = 0.0, [], 0
     while len(through) < requests:
+        if waves is not None:
+            wave = len(through) // waves[0] * waves[1]
+            now = max(now, float(wave))
         now += control.time_until(1, now)
         if change is not None and now >= change[0]:
             bucket.retune(now, rate=change[1])
@@ -94,6 +100,24 @@ def test_a_limit_that_halves_is_noticed_at_once():
     assert refused <= 0.06 * 600
     later = [at for at in through if at >= 300 + 40 / RATE]
     assert len(later) / (later[-1] - later[0]) >= 0.9 * RATE / 2
+
+
+@pytest.mark.parametrize(("number", "every"), [(60, 600), (200, 900), (30, 60), (100, 200)])
+def test_the_rate_is_not_underestimated_for_the_time_in_which_nothing_was_asked(number, every):
+    control = LearnedRate(0.0)
+    through, refused = drive(control, 30 * number, waves=(number, every))
+    waited = [last - wave * every for wave, last in enumerate(through[number - 1 :: number])][1:]
+    best = (number - BURST) / RATE if number > BURST else 0
+    assert statistics.median(waited) <= best + 15
+    assert refused <= 0.02 * len(through)
+    assert control.rate >= 0.5 * RATE
+
+
+@pytest.mark.parametrize(("burst", "share"), [(1, 0.6), (2, 0.65), (5, 0.85)])
+def test_a_burst_that_saves_little_up_is_used_all_the_same(burst, share):
+    through, refused = drive(LearnedRate(0.0), 400, burst=burst, level=1)
+    assert goodput(through, burst) >= share
+    assert refused <= 12
 
 
 def test_rarer_tests_cost_fewer_refusals():
