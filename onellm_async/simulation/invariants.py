@@ -8,10 +8,15 @@ The numbers are those under which violations are reported:
 4. First in, first out within a lane; a refused request keeps its place.
 5. A free slot, a token and a waiter: a grant without time passing.
 6. Cancelling leaks nothing (seen as 2) and spoils nobody else's run (seen as 9 and 10).
-7. Nothing leaves after its deadline, or while the service asked everybody to wait.
+7. Nothing leaves after its deadline, or while the service asked everybody to wait; while a rate is looked for, a second
+   that was asked for may have been rounded up.
 8. No more attempts than the policy allows, and none that is billed unsaid.
 9. One outcome for each prompt, and it is that prompt's.
 10. Every run ends.
+11. Nothing leaves while the client is paused.
+12. No more tokens are used than the limit allows, and the client's book of them is right.
+
+Limits are those in force: they may change during a run. What is under way when they do goes on.
 """
 
 from collections import Counter
@@ -20,7 +25,8 @@ from itertools import islice
 
 from onellm_async.errors import APIError, Fate
 from onellm_async.events import Answered, Failed, Granted, Refused, Retrying, Sent
-from onellm_async.simulation.trace import RESOLUTION, Cancelled, Left, Returned, Trace
+from onellm_async.limits.rounding import Rounding
+from onellm_async.simulation.trace import RESOLUTION, Cancelled, Left, Paused, Resumed, Retuned, Returned, Trace
 from onellm_async.simulation.waits import Wait, waits
 
 __all__ = ["violations"]
@@ -65,12 +71,21 @@ def _arrived(trace: Trace) -> list[float]:
 
 def slots_bound_what_is_under_way(trace: Trace) -> Iterator[str]:
     """Counts the requests under way, which the client must know of, and reads what is left over in the end."""
-    under_way = 0
+    under_way, slots, retuned_at, slots_before = 0, trace.limits.max_concurrency, float("-inf"), 0
     for event in trace.events:
-        under_way += isinstance(event, Left)
-        under_way -= isinstance(event, Returned)
-        if not 0 <= under_way <= trace.limits.max_concurrency:
-            yield f"{under_way} of {trace.limits.max_concurrency} requests under way at {event.at:.3f} s"
+        match event:
+            case Retuned():
+                slots_before = max(slots, slots_before if event.at <= retuned_at + RESOLUTION else 0)
+                slots, retuned_at = event.limits.max_concurrency, event.at
+            case Left():
+                under_way += 1
+                most = slots if event.at > retuned_at + RESOLUTION else max(slots, slots_before)
+                if under_way > most:
+                    yield f"{under_way} of {most} requests under way at {event.at:.3f} s"
+            case Returned():
+                under_way -= 1
+                if under_way < 0:
+                    yield f"{under_way} requests under way at {event.at:.3f} s"
     yield from trace.phantoms
     yield from trace.left_over
 
@@ -91,9 +106,9 @@ def what_is_granted_is_sent(trace: Trace) -> Iterator[str]:
 
 def lanes_are_first_in_first_out(trace: Trace) -> Iterator[str]:
     """Looks for a request that left although one in front of it in its lane went on waiting."""
-    if trace.limits.tokens_per_minute is None:
-        for lane in {wait.lane: None for wait in waits(trace.events)}:
-            yield from _overtakings([wait for wait in waits(trace.events) if wait.lane == lane])
+    found = waits(trace.events)
+    for lane in {wait.lane: None for wait in found}:
+        yield from _overtakings([wait for wait in found if wait.lane == lane])
 
 
 def _overtakings(lane: Sequence[Wait]) -> Iterator[str]:
@@ -128,9 +143,10 @@ def cancelling_leaves_nothing(trace: Trace) -> Iterator[str]:
 def nothing_leaves_late_or_while_told_to_wait(trace: Trace) -> Iterator[str]:
     """Compares each send with its deadline and with every Retry-After before it."""
     open_from = told_at = float("-inf")
+    rounded = Rounding.LONGEST if trace.limits.mode == "discover" else 0.0
     for event in trace.events:
         match event:
-            case Refused(retry_after=float() | int()):
+            case Refused(retry_after=float() | int() as asked) if asked > rounded:
                 told = min(event.retry_after or 0.0, _LONGEST_RETRY_AFTER)
                 open_from, told_at = max(open_from, event.at + told), event.at
             case Sent():
@@ -195,6 +211,24 @@ def the_run_ends(trace: Trace) -> Iterator[str]:
         yield f"{len(trace.asked) - len(trace.outcomes)} prompts were still open when the run was given up"
 
 
+def nothing_leaves_while_paused(trace: Trace) -> Iterator[str]:
+    """What was granted in the very moment of the pause may still leave."""
+    paused_at: float | None = None
+    for event in trace.events:
+        match event:
+            case Paused() if paused_at is None:
+                paused_at = event.at
+            case Resumed():
+                paused_at = None
+            case Sent() | Left() if paused_at is not None and event.at > paused_at + RESOLUTION:
+                yield f"request {event.request} left at {event.at:.3f} s, after the pause at {paused_at:.3f} s"
+
+
+def tokens_keep_to_the_limit(trace: Trace) -> Iterator[str]:
+    """Reads where client and observer disagreed about its tokens, and where it used some that were not there."""
+    yield from trace.token_errors
+
+
 _CHECKS: Sequence[Callable[[Trace], Iterator[str]]] = (
     sends_keep_to_the_limit,
     slots_bound_what_is_under_way,
@@ -206,4 +240,6 @@ _CHECKS: Sequence[Callable[[Trace], Iterator[str]]] = (
     attempts_keep_to_the_policy,
     every_prompt_has_one_outcome_that_is_its_own,
     the_run_ends,
+    nothing_leaves_while_paused,
+    tokens_keep_to_the_limit,
 )
