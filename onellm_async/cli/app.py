@@ -1,19 +1,14 @@
-"""The commands, put together. Each of them imports what it works with only when it runs, so that help is fast."""
+"""The commands, put together, each with its line in the list of them.
+
+Help has to be fast: a command's file is imported only when the command is asked for, and imports what it works with
+only when it runs.
+"""
 
 from cyclopts import App, CycloptsError
 
 from onellm_async import __version__
-from onellm_async.cli.chat import CHAT_EXAMPLES, chat
-from onellm_async.cli.control import CONTROL_EXAMPLES, pause, resume, retune, stop
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
-from onellm_async.cli.export import EXPORT_EXAMPLES, export
-from onellm_async.cli.models import MODELS_EXAMPLES, models
-from onellm_async.cli.options import STREAM
-from onellm_async.cli.plan import PLAN_EXAMPLES, plan
-from onellm_async.cli.report import REPORT_EXAMPLES, report
-from onellm_async.cli.run import RUN_EXAMPLES, run
-from onellm_async.cli.serve import SERVE_EXAMPLES, serve
-from onellm_async.cli.status import STATUS_EXAMPLES, status
+from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import complain
 from onellm_async.errors import OneLLMError
 
@@ -35,21 +30,56 @@ app: App = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-for _command, _examples in (
-    (chat, CHAT_EXAMPLES),
-    (run, RUN_EXAMPLES),
-    (plan, PLAN_EXAMPLES),
-    (status, STATUS_EXAMPLES),
-    (pause, CONTROL_EXAMPLES["pause"]),
-    (resume, CONTROL_EXAMPLES["resume"]),
-    (retune, CONTROL_EXAMPLES["retune"]),
-    (stop, CONTROL_EXAMPLES["stop"]),
-    (export, EXPORT_EXAMPLES),
-    (report, REPORT_EXAMPLES),
-    (serve, SERVE_EXAMPLES),
-    (models, MODELS_EXAMPLES),
-):
-    app.command(_command, help_epilogue=f"{_examples}\n{EXIT_CODES_HELP}")
+app.command("onellm_async.cli.chat:chat_command", name="chat", help="Ask one question and print the answer.")
+app.command(
+    "onellm_async.cli.run:run_command",
+    name="run",
+    help="Ask every prompt of a file once and write the answers in its order; the same command again resumes.",
+)
+app.command(
+    "onellm_async.cli.plan:plan_command",
+    name="plan",
+    help="Foretell duration, load and cost of a run by simulation; nothing is sent.",
+)
+app.command(
+    "onellm_async.cli.status:status_command",
+    name="status",
+    help="Tell how a run stands: what is answered, spent, at risk and left.",
+)
+app.command(
+    "onellm_async.cli.control:pause_command",
+    name="pause",
+    help="Let nothing more leave for the time being; requests under way finish.",
+)
+app.command("onellm_async.cli.control:resume_command", name="resume", help="Let a paused run go on.")
+app.command(
+    "onellm_async.cli.control:retune_command", name="retune", help="Change the limits of a run while it is at work."
+)
+app.command(
+    "onellm_async.cli.control:stop_command",
+    name="stop",
+    help="End a run in good order: nothing more is sent, requests under way finish.",
+)
+app.command(
+    "onellm_async.cli.export:export_command",
+    name="export",
+    help="Write the answers that a run has so far, from its journal.",
+)
+app.command(
+    "onellm_async.cli.report:report_command",
+    name="report",
+    help="Write one HTML file that tells how a run went: plots, tables, where the time went.",
+)
+app.command(
+    "onellm_async.cli.serve:serve_command",
+    name="serve",
+    help="Run a local OneLLM to try things against, faults included.",
+)
+app.command(
+    "onellm_async.cli.models:models_command",
+    name="models",
+    help="List the documented models with their prices. Other models can be asked, too.",
+)
 
 
 def run_app(arguments: list[str]) -> int:

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from onellm_async.cli.options import ASKING, CONNECTING, STREAM, Asking, Connecting
+from onellm_async.cli.command import command
+from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
+from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from onellm_async.chat import ChatRequest, ChatResponse
 
-__all__ = ["CHAT_EXAMPLES", "chat"]
+__all__ = ["chat", "chat_command"]
 
-CHAT_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async chat "What is the capital of France?"
   onellm-async chat "Say hello" --local
@@ -32,7 +34,7 @@ def chat(
     asking: Asking = ASKING,
     connecting: Connecting = CONNECTING,
 ) -> int:
-    """Ask one question and print the answer.
+    """Runs ``onellm-async chat``.
 
     Args:
         prompt: What to ask; `-` reads it from standard input.
@@ -52,6 +54,9 @@ def chat(
     if sys.stderr.isatty():
         say(_summary(response, request.model, monotonic() - started))
     return 0
+
+
+chat_command = command(chat, _EXAMPLES)
 
 
 async def _ask(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":

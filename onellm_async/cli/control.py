@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from attrs import asdict, frozen
 from cyclopts import Group, Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.terminal import say
 from onellm_async.errors import BatchError
@@ -12,7 +13,7 @@ from onellm_async.errors import BatchError
 if TYPE_CHECKING:
     from onellm_async.chat import JSON
 
-__all__ = ["CONTROL_EXAMPLES", "pause", "resume", "retune", "stop"]
+__all__ = ["pause_command", "resume_command", "retune_command", "stop_command"]
 
 _LINES = {
     "pause": "onellm-async pause answers.jsonl",
@@ -24,7 +25,7 @@ _NOTE = """\
 The run looks once a second. An interrupted run is not resumed by `resume`, but
 by its own `onellm-async run` command, given once more.
 """
-CONTROL_EXAMPLES = {
+_EXAMPLES = {
     name: "\n  ".join(["Examples:", line, *(other for other in _LINES.values() if other != line)]) + f"\n\n{_NOTE}"
     for name, line in _LINES.items()
 }
@@ -45,7 +46,7 @@ class NewLimits:
 
 
 def pause(run: RunPath, /) -> int:
-    """Let nothing more leave for the time being; requests under way finish.
+    """Runs ``onellm-async pause``.
 
     Args:
         run: Output of the run, or its journal.
@@ -54,7 +55,7 @@ def pause(run: RunPath, /) -> int:
 
 
 def resume(run: RunPath, /) -> int:
-    """Let a paused run go on.
+    """Runs ``onellm-async resume``.
 
     Args:
         run: Output of the run, or its journal.
@@ -63,7 +64,7 @@ def resume(run: RunPath, /) -> int:
 
 
 def stop(run: RunPath, /) -> int:
-    """End a run in good order: nothing more is sent, requests under way finish.
+    """Runs ``onellm-async stop``.
 
     Args:
         run: Output of the run, or its journal.
@@ -72,7 +73,7 @@ def stop(run: RunPath, /) -> int:
 
 
 def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
-    """Change the limits of a run while it is at work.
+    """Runs ``onellm-async retune``.
 
     Args:
         run: Output of the run, or its journal.
@@ -86,6 +87,12 @@ def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
         raise BatchError("Nothing is to change.", advice="Give --rpm, --burst, --tpm or --concurrency.")
     Limits(**changes)  # refused here, where somebody reads it
     return _ask(run, "retune", changes, "It keeps to the new limits.")
+
+
+pause_command = command(pause, _EXAMPLES["pause"])
+resume_command = command(resume, _EXAMPLES["resume"])
+retune_command = command(retune, _EXAMPLES["retune"])
+stop_command = command(stop, _EXAMPLES["stop"])
 
 
 def _ask(run: str, name: str, argument: "JSON", done: str) -> int:

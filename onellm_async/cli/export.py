@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import STREAM
+from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import say
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
 
-__all__ = ["EXPORT_EXAMPLES", "export"]
+__all__ = ["export", "export_command"]
 
-EXPORT_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async export answers.jsonl -o so-far.jsonl
   onellm-async export answers.jsonl -o answers.csv
@@ -40,7 +41,7 @@ def export(
     ] = None,
     force: Annotated[bool, Parameter(negative="", show_default=False, help="Replace an existing file.")] = False,
 ) -> int:
-    """Write the answers that a run has so far, from its journal.
+    """Runs ``onellm-async export``.
 
     Args:
         run: Output of the run, or its journal.
@@ -58,6 +59,9 @@ def export(
     if output is not None:
         say(f"{written:,} records written to {output}.")
     return ExitCode.OK
+
+
+export_command = command(export, _EXAMPLES)
 
 
 async def _write(journal: "JournalReader", output: str | None, shape: str | None, *, force: bool) -> int:

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.terminal import put
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from onellm_async.catalog import CatalogEntry
 
-__all__ = ["MODELS_EXAMPLES", "models"]
+__all__ = ["models", "models_command"]
 
-MODELS_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async models
   onellm-async models --provider anthropic
@@ -38,7 +39,7 @@ def models(
     provider: Annotated[str | None, Parameter(help="Only the models of this provider.")] = None,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print a JSON array.")] = False,
 ) -> int:
-    """List the documented models with their prices. Other models can be asked, too."""
+    """Runs ``onellm-async models``."""
     from onellm_async.catalog import entries
 
     listed = entries()
@@ -57,6 +58,9 @@ def models(
     else:
         put("\n".join("\t".join("" if cell is None else str(cell) for cell in row) for row in rows))
     return 0
+
+
+models_command = command(models, _EXAMPLES)
 
 
 def _row(entry: "CatalogEntry") -> tuple[str | float | None, ...]:

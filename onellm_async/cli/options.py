@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from attrs import frozen
 from cyclopts import Group, Parameter
 
+from onellm_async.cli.stream import STREAM
 from onellm_async.errors import ConfigurationError
 
 __all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Limiting", "Rate"]
@@ -13,9 +14,6 @@ __all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Limiting",
 _ASKING = Group.create_ordered("Asking")
 _LIMITING = Group.create_ordered("Limits")
 _CONNECTING = Group.create_ordered("Connecting")
-
-STREAM = ("-", "\0-")
-"""Standard input or output: as it is written, and as it passes cyclopts, which takes a lone hyphen for an option."""
 
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from attrs import frozen
 from cyclopts import Group, Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.options import ASKING, Asking, Limiting
 from onellm_async.cli.reading import READING, Reading, open_input
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from onellm_async.simulation.rehearsal import ExpectedService
     from onellm_async.simulation.workload import Workload
 
-__all__ = ["PLAN_EXAMPLES", "plan"]
+__all__ = ["plan", "plan_command"]
 
-PLAN_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async plan questions.jsonl --field question --latency 6
   onellm-async plan prompts.txt --rpm 600 --burst 100 --latency 8
@@ -73,7 +74,7 @@ def plan(
     expecting: Expecting = Expecting(),
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the plan as JSON.")] = False,
 ) -> int:
-    """Foretell duration, load and cost of a run by simulation; nothing is sent.
+    """Runs ``onellm-async plan``.
 
     Args:
         source: File of prompts; `-` is standard input.
@@ -93,6 +94,9 @@ def plan(
     foretold = foretell(workload, limits, service, seeds=expecting.seeds)
     _print(foretold, opened.name, bad_lines, json=json)
     return ExitCode.FAILED if bad_lines else ExitCode.OK
+
+
+plan_command = command(plan, _EXAMPLES)
 
 
 def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, ExpectedService]":

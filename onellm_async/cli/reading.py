@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from attrs import frozen
 from cyclopts import Group, Parameter
 
-from onellm_async.cli.options import STREAM, Asking
+from onellm_async.cli.options import Asking
+from onellm_async.cli.stream import STREAM
 
 if TYPE_CHECKING:
     from onellm_async.batch import Source

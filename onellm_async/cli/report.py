@@ -5,14 +5,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import STREAM
+from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["REPORT_EXAMPLES", "report"]
+__all__ = ["report", "report_command"]
 
-REPORT_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async report answers.jsonl
   onellm-async report answers.jsonl -o monday.html
@@ -33,7 +34,7 @@ def report(
         Parameter(name=["--output", "-o"], help="The HTML file; `-` is standard output. [default: RUN.report.html]"),
     ] = None,
 ) -> int:
-    """Write one HTML file that tells how a run went: plots, tables, where the time went.
+    """Runs ``onellm-async report``.
 
     Args:
         run: Output of the run, or its journal.
@@ -50,6 +51,9 @@ def report(
     save(page, path)
     say(f"Written to {path} ({len(page.encode()) / 1000:.0f} kB).")
     return ExitCode.OK
+
+
+report_command = command(report, _EXAMPLES)
 
 
 def _demand_jinja() -> None:

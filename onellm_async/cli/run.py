@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Annotated
 from attrs import evolve
 from cyclopts import Parameter
 
-from onellm_async.cli.options import ASKING, CONNECTING, STREAM, Asking, Connecting
+from onellm_async.cli.command import command
+from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
 from onellm_async.cli.reading import READING, Reading, open_input
 from onellm_async.cli.run_flags import GOING_ON, SPENDING, WRITING, GoingOn, Spending, Writing
+from onellm_async.cli.stream import STREAM
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from onellm_async.batch import Source
 
-__all__ = ["RUN_EXAMPLES", "run"]
+__all__ = ["run", "run_command"]
 
-RUN_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async run prompts.txt -o answers.jsonl --local
   onellm-async run questions.jsonl -o answers.jsonl --field question
@@ -59,7 +61,7 @@ def run(
     asking: Asking = ASKING,
     connecting: Connecting = CONNECTING,
 ) -> int:
-    """Ask every prompt of a file once and write the answers in its order; the same command again resumes.
+    """Runs ``onellm-async run``.
 
     Args:
         source: File of prompts; `-` is standard input.
@@ -95,3 +97,6 @@ def run(
     from onellm_async.cli.run_sitting import Sitting
 
     return asyncio.run(Sitting(wanted, connecting, preflight=spending.preflight).ended(first, opened))
+
+
+run_command = command(run, _EXAMPLES)

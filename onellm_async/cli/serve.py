@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from attrs import asdict, frozen
 from cyclopts import Group, Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.terminal import put
 from onellm_async.errors import ConfigurationError
@@ -15,9 +16,9 @@ from onellm_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from onellm_async.server import ServerSettings
 
-__all__ = ["SERVE_EXAMPLES", "serve"]
+__all__ = ["serve", "serve_command"]
 
-SERVE_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async serve
   onellm-async serve --rpm 600 --burst 100 --key alice=5.00 --key bob
@@ -83,7 +84,7 @@ def serve(
     serving: Serving = Serving(),
     troubles: Troubles = Troubles(),
 ) -> int:
-    """Run a local OneLLM to try things against, faults included.
+    """Runs ``onellm-async serve``.
 
     Args:
         serving: What it pretends to be.
@@ -103,6 +104,9 @@ def serve(
     )
     asyncio.run(_serve(settings, serving))
     return ExitCode.OK
+
+
+serve_command = command(serve, _EXAMPLES)
 
 
 def _keys(given: tuple[str, ...]) -> dict[str, float] | None:

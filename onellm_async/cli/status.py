@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.terminal import put
 
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
     from onellm_async.chat import JSON
 
-__all__ = ["STATUS_EXAMPLES", "status"]
+__all__ = ["status", "status_command"]
 
-STATUS_EXAMPLES = """\
+_EXAMPLES = """\
 Examples:
   onellm-async status answers.jsonl
   onellm-async status answers.jsonl --json | jq .counts.answered
@@ -30,7 +31,7 @@ def status(
     *,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print it as JSON.")] = False,
 ) -> int:
-    """Tell how a run stands: what is answered, spent, at risk and left.
+    """Runs ``onellm-async status``.
 
     Args:
         run: Output of the run, or its journal.
@@ -44,6 +45,9 @@ def status(
         put(dump_json(found).decode() if json else _text(found))
         complete = journal.complete and not found["counts"]["failed"]
     return ExitCode.OK if complete else ExitCode.FAILED
+
+
+status_command = command(status, _EXAMPLES)
 
 
 def _found(journal: "JournalReader") -> "dict[str, JSON]":

@@ -4,12 +4,14 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from onellm_async import cli
 from onellm_async.cli import main
 from onellm_async.cli.app import app
 
@@ -33,12 +35,51 @@ async def test_the_program_tells_about_itself(onellm, flag):
     assert ended.out.strip()
 
 
-def test_help_needs_neither_the_client_nor_its_libraries():
-    script = "import sys; from onellm_async.cli.app import app; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+LIBRARIES = {"aiohttp", "asyncio", "cattrs", "orjson", "sqlite3", "ssl", "tenacity", "rich.live", "importlib.metadata"}
+ROOMS = {"batch", "client", "limits", "report", "server", "settings", "simulation", "transport", "wire"}
+IMPORTED = """
+import sys
+from onellm_async.cli import main
+code = main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def imported_by(*arguments):
+    ended = subprocess.run([sys.executable, "-c", IMPORTED, *arguments], capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(("Usage: onellm-async", "0."))
+    return set(ended.stderr.split())
+
+
+def commands_in(loaded):
+    files = Path(cli.__file__).parent.glob("*.py")
+    return {path.stem for path in files if "_command = command(" in path.read_text("utf-8")} & {
+        name.removeprefix("onellm_async.cli.") for name in loaded
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["--help"], None),
+        (["--version"], None),
+        (["run", "--help"], "run"),
+        (["plan", "--help"], "plan"),
+        (["serve", "--help"], "serve"),
+        (["resume", "--help"], "control"),
+    ],
+)
+def test_help_needs_neither_the_client_nor_its_libraries_nor_another_command(arguments, command):
+    loaded = imported_by(*arguments)
 
     assert "cyclopts" in loaded
-    assert not {"onellm_async.batch", "onellm_async.server", "rich.live", "importlib.metadata"} & set(loaded)
+    assert not (LIBRARIES | {f"onellm_async.{room}" for room in ROOMS}) & loaded
+    assert commands_in(loaded) == (set() if command is None else {command})
+
+
+def test_the_list_of_commands_needs_no_flags():
+    assert not {"onellm_async.cli.options", "onellm_async.cli.command", "json"} & imported_by("--help")
 
 
 @pytest.mark.parametrize("missing", ["cyclopts", "rich"])
