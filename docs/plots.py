@@ -89,7 +89,7 @@ async def _lanes() -> dict[str, Any]:
         asking = asyncio.create_task(client.gather_chats(["batch"] * 200, model="GPT-5-Nano"))
         async with asyncio.TaskGroup() as visitors:
             while loop.time() < 270:
-                await asyncio.sleep(random.expovariate(1 / 12))
+                await asyncio.sleep(random.expovariate(1 / 4))
                 visitors.create_task(client.chat("Quick!", model="GPT-5-Mini", lane="interactive"))
         await asking
     return {"queued": curves, "waits": waits}

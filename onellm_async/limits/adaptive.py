@@ -125,10 +125,12 @@ class LearnedRate:
         """0 while nothing is known or the key is shared, then 1 - (high - low) / (high + low) of the bounds."""
         return 0.0 if self._shared is not None else self._bounds.confidence
 
-    def time_until(self, requests: float, now: float) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
         requests += self._wanted - 1
         wait = (requests - self._pace.level_at(now)) / self._pace.rate
         if self._bucket is not None:
+            if keep:
+                requests += min(keep, self._bucket.capacity - self._wanted)
             steady = (requests - self._bucket.level_at(now)) / self._bucket.rate
             wait = min(wait, steady) if self._sprinting else steady
         return wait if wait > 1e-9 else 0.0

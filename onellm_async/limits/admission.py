@@ -8,7 +8,7 @@ from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.gate import Gate
-from onellm_async.limits.policy import LANES, Limits
+from onellm_async.limits.policy import FIRST_LANE, LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 from onellm_async.limits.rounding import Rounding
@@ -16,6 +16,9 @@ from onellm_async.limits.rounding import Rounding
 __all__ = ["Admission"]
 
 _NEVER = float("inf")
+_KEPT = 3.0
+"""Tokens that the other lanes leave for interactive requests, once there have been any: so many may come at the same
+moment and leave at once. They are saved up once, which delays a batch by three refills, and used by whoever comes."""
 _LATENCY_WEIGHT = 0.1
 """Of the newest latency in the moving average that projections use."""
 
@@ -43,11 +46,12 @@ class Admission:
         self.gate: Gate = Gate()
         self._rounding = Rounding()
         self._next_order = 0
+        self._hurried = False
 
     def take_over(self, earlier: "Admission", now: float) -> None:
         """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
         self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
-        self.latency, self.tokens = earlier.latency, earlier.tokens
+        self.latency, self.tokens, self._hurried = earlier.latency, earlier.tokens, earlier._hurried
         if self.tokens is not None:
             self.tokens.rebase(now)
         self.gate.take_over(earlier.gate, now)
@@ -77,6 +81,8 @@ class Admission:
         self.waiting += 1
 
     def _number(self, ticket: Ticket) -> None:
+        if ticket.lane == FIRST_LANE:
+            self._hurried = True
         ticket.order = self._next_order
         self._next_order += 1
 
@@ -172,11 +178,17 @@ class Admission:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""
         if self.in_flight >= self.limits.max_concurrency:
             return _NEVER
-        delay = max(self.rate.time_until(1, now), self.gate.opens_at - now)
+        delay = max(self.rate.time_until(1, now, self._kept_from(ticket)), self.gate.opens_at - now)
         if self.tokens is not None:
             # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
         return delay
+
+    def _kept_from(self, ticket: Ticket) -> float:
+        """Tokens that are kept from `ticket` for those who will come in the first lane."""
+        if not self._hurried or ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE):
+            return 0.0
+        return _KEPT
 
     def _grant(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1

@@ -15,6 +15,8 @@ Mode: TypeAlias = Literal["discover", "correct", "off", "unlimited"]
 
 LANES: Mapping[str, int] = {"interactive": 16, "default": 4, "batch": 1}
 """The lanes and their shares: while all three wait, of 21 requests 16 are interactive, 4 default and 1 batch."""
+FIRST_LANE = "interactive"
+"""For which a few tokens are kept, once it has been used."""
 
 _check = Checks(ConfigurationError, "Limits.")
 

@@ -95,6 +95,10 @@ class Queue:
     def __len__(self) -> int:
         return sum(lane.live for lane in self._lanes.values())
 
+    def waits(self, name: str) -> bool:
+        """Whether somebody waits in that lane."""
+        return self._lanes[name].live > 0
+
     def lengths(self) -> dict[str, int]:
         """Waiting tickets in each lane."""
         return {name: lane.live for name, lane in self._lanes.items()}

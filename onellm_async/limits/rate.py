@@ -28,8 +28,14 @@ class RateControl(Protocol):
         """How sure it is of its rate, between 0 (nothing is known) and 1."""
         ...
 
-    def time_until(self, requests: float, now: float) -> float:
-        """Seconds until that many requests may have left, 0 if they may leave now."""
+    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+        """Seconds until that many requests may have left, 0 if they may leave now.
+
+        Args:
+            requests: How many.
+            now: The current time.
+            keep: Tokens that are not to be used up, as far as the bucket can hold them beside one request.
+        """
         ...
 
     def take(self, now: float) -> None:
@@ -148,9 +154,11 @@ class DeclaredRate:
         """1 until refusals have corrected the declaration, then the share of it that is left."""
         return self._rate.value / self._rate.ceiling
 
-    def time_until(self, requests: float, now: float) -> float:
-        level = self._bucket.level_at(now)
-        wait = max(0.0, requests + self._wanted - 1 - level) / self._bucket.rate
+    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+        bucket = self._bucket
+        if keep:
+            requests += min(keep, bucket.capacity - self._wanted)
+        wait = max(0.0, requests + self._wanted - 1 - bucket.level_at(now)) / bucket.rate
         if now < self._confirmed_at:
             pace_wait = (requests - self._pace.level_at(now)) / self._pace.rate
             wait = max(wait, min(pace_wait, self._confirmed_at - now))
@@ -222,7 +230,7 @@ class BackOffOnly:
     def confidence(self) -> float:
         return 0.0
 
-    def time_until(self, requests: float, now: float) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
         return max(0.0, self._closed_until - now)
 
     def take(self, now: float) -> None:

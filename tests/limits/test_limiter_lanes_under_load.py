@@ -13,7 +13,7 @@ pytestmark = pytest.mark.virtual_time
 RATE = 40 / 60
 BATCH = 10_000
 ARRIVALS = 200
-PERIODS_ALLOWED = 2
+PERIODS_ALLOWED = 0.5
 
 
 async def share_the_key(seed, share):
@@ -58,7 +58,7 @@ def p99(waits):
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_interactive_waits_at_most_two_refill_periods_while_a_batch_saturates_the_key(seed):
+async def test_interactive_hardly_waits_while_a_batch_saturates_the_key(seed):
     waited, _ = await share_the_key(seed, share=0.1)
     assert waited <= PERIODS_ALLOWED
 
