@@ -46,12 +46,12 @@ class Admission:
         self.gate: Gate = Gate()
         self._rounding = Rounding()
         self._next_order = 0
-        self._hurried = False
+        self.hurried: bool = False
 
     def take_over(self, earlier: "Admission", now: float) -> None:
         """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
         self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
-        self.latency, self.tokens, self._hurried = earlier.latency, earlier.tokens, earlier._hurried
+        self.latency, self.tokens, self.hurried = earlier.latency, earlier.tokens, earlier.hurried
         if self.tokens is not None:
             self.tokens.rebase(now)
         self.gate.take_over(earlier.gate, now)
@@ -82,7 +82,7 @@ class Admission:
 
     def _number(self, ticket: Ticket) -> None:
         if ticket.lane == FIRST_LANE:
-            self._hurried = True
+            self.hurried = True
         ticket.order = self._next_order
         self._next_order += 1
 
@@ -186,7 +186,7 @@ class Admission:
 
     def _kept_from(self, ticket: Ticket) -> float:
         """Tokens that are kept from `ticket` for those who will come in the first lane."""
-        if not self._hurried or ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE):
+        if not self.hurried or ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE):
             return 0.0
         return _KEPT
 

@@ -10,7 +10,6 @@ from onellm_async.limits.modes import rate_control
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
 
-
 RATE = 40 / 60
 
 
