@@ -12,9 +12,9 @@ from onellm_async.simulation.scenario import Scenario, SimulationResult, simulat
 __all__ = ["main", "replay_line"]
 
 
-def replay_line(seed: int) -> str:
+def replay_line(seed: int, *, undisturbed: bool = False) -> str:
     """The command that repeats the run of a seed."""
-    return f"python -m onellm_async.simulation {seed}"
+    return f"python -m onellm_async.simulation {seed}{' --undisturbed' * undisturbed}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,17 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("seed", type=int, help="decides on everything")
     parser.add_argument("--count", type=int, default=1, help="run that many seeds from SEED on, and show what fails")
+    parser.add_argument(
+        "--undisturbed", action="store_true", help="without pauses, retunes, limits of tokens, waves and silences"
+    )
     chosen = parser.parse_args(arguments)
     if chosen.count == 1:
-        result = simulate(random_scenario(chosen.seed))
+        result = simulate(random_scenario(chosen.seed, undisturbed=chosen.undisturbed))
         print(_shown(result))
         return bool(result.violations)
     broken = 0
     for seed in range(chosen.seed, chosen.seed + chosen.count):
-        result = simulate(random_scenario(seed))
+        result = simulate(random_scenario(seed, undisturbed=chosen.undisturbed))
         if result.violations:
             broken += 1
-            print(f"{replay_line(seed)}   # {result.violations[0]}", flush=True)
+            print(f"{replay_line(seed, undisturbed=chosen.undisturbed)}   # {result.violations[0]}", flush=True)
     print(f"{chosen.count - broken:,} of {chosen.count:,} seeds passed.")
     return bool(broken)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 
 from attrs import frozen
@@ -12,9 +12,11 @@ from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import OneLLMError
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
-from onellm_async.simulation.trace import Recorder, Trace, TrueLimit, asked_until
+from onellm_async.simulation.controls import Control, schedule
+from onellm_async.simulation.recorder import Recorder, asked_until
+from onellm_async.simulation.trace import Trace, TrueLimit
 
-__all__ = ["Participant", "SingleChat", "Task"]
+__all__ = ["Participant", "Silence", "SingleChat", "Task"]
 
 _MODEL = "GPT-5-Nano"
 
@@ -37,6 +39,14 @@ class SingleChat:
 
 
 @frozen(kw_only=True)
+class Silence:
+    """The source of a fan-out has nothing for `seconds`, and then goes on with the prompt of index `before`."""
+
+    before: int
+    seconds: float
+
+
+@frozen(kw_only=True)
 class Task:
     """What one client is asked.
 
@@ -46,6 +56,8 @@ class Task:
         deadline: Seconds for each prompt of the fan-out; None for no end.
         consumer_pause: Seconds that the consumer takes for each outcome.
         chats: Asked beside the fan-out.
+        silences: When the prompts of the fan-out are long in coming.
+        controls: What is done to the client meanwhile.
     """
 
     prompts: Sequence[str]
@@ -53,6 +65,8 @@ class Task:
     deadline: float | None = None
     consumer_pause: float = 0.0
     chats: Sequence[SingleChat] = ()
+    silences: Sequence[Silence] = ()
+    controls: Sequence[Control] = ()
 
 
 class Participant:
@@ -76,8 +90,9 @@ class Participant:
     async def work(self) -> None:
         """Asks everything."""
         async with self.client:
+            controls = schedule(self._task.controls, self.client, self._recorder)
             chats = [
-                asyncio.create_task(self._ask(chat, f"{self._task.prompts[0]}/{number}"))
+                asyncio.create_task(self._ask(chat, f"{number}/{self._task.prompts[0]}"))
                 for number, chat in enumerate(self._task.chats)
             ]
             try:
@@ -86,6 +101,8 @@ class Participant:
                     await asyncio.wait(chats)
                 self._complete = True
             finally:
+                for timer in controls:
+                    timer.cancel()
                 for chat in chats:
                     chat.cancel()
         for chat in chats:
@@ -93,7 +110,8 @@ class Participant:
 
     async def _fan_out(self) -> None:
         task, loop = self._task, asyncio.get_running_loop()
-        source = self.client.iter_chats(task.prompts, model=_MODEL, lane=task.lane, deadline=task.deadline)
+        prompts = self._with_silences() if task.silences else task.prompts
+        source = self.client.iter_chats(prompts, model=_MODEL, lane=task.lane, deadline=task.deadline)
         async with aclosing(source) as outcomes:
             async for outcome in outcomes:
                 self.outcomes.append(outcome)
@@ -101,6 +119,12 @@ class Participant:
                     self.answered_at.append(loop.time())
                 if task.consumer_pause:
                     await asyncio.sleep(task.consumer_pause)
+
+    async def _with_silences(self) -> AsyncIterator[str]:
+        silences = {silence.before: silence.seconds for silence in self._task.silences}
+        for index, prompt in enumerate(self._task.prompts):
+            await asyncio.sleep(silences.get(index, 0.0))
+            yield prompt
 
     async def _ask(self, chat: SingleChat, prompt: str) -> None:
         loop = asyncio.get_running_loop()
@@ -146,6 +170,7 @@ class Participant:
             billed=Counter(billed),
             phantoms=recorder.phantoms,
             idle_waits=recorder.idle_waits,
+            token_errors=recorder.token_errors,
             left_over=[*own, *left_over],
             complete=self._complete,
         )

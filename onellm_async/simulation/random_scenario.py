@@ -1,6 +1,5 @@
 """Any scenario at all, drawn from a seed. Pure."""
 
-from math import exp, log
 from random import Random
 from typing import Literal
 
@@ -8,6 +7,7 @@ from attrs import evolve
 
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.server.settings import Faults
+from onellm_async.simulation.disturbances import disturbed, log_uniform
 from onellm_async.simulation.participant import SingleChat
 from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, best_makespan
 from onellm_async.wire import Dialect
@@ -18,19 +18,26 @@ _MOST_PROMPTS = 300
 """Of all clients together: a run then takes some hundredths of a second."""
 
 
-def random_scenario(seed: int) -> Scenario:
+def random_scenario(seed: int, *, undisturbed: bool = False) -> Scenario:
     """Draws a scenario; the same seed always gives the same one.
 
     Rates lie between 0.1 and 20 per second, bursts between 1 and 600, and 1, 4 or 16 clients share the key. The
     limit is declared truly, declared wrongly or not at all, and may change or be zero for a while; requests fail,
     break off, stall and are refused with and without Retry-After; chats of all lanes come in between, some with
-    deadlines, and some are cancelled.
+    deadlines, and some are cancelled. Unless it is to be `undisturbed`, clients may also be paused and resumed, their
+    limits change under way, tokens be limited, too, and prompts and chats come in waves with long silences between.
     """
+    plain = _undisturbed(seed)
+    # Dice of their own, so that what a seed meant before there were disturbances is what it means without them.
+    return plain if undisturbed else disturbed(plain, Random(f"disturbances of {seed}"), best_makespan(plain))
+
+
+def _undisturbed(seed: int) -> Scenario:
     random = Random(seed)
-    rate, burst = _log_uniform(random, 0.1, 20), round(_log_uniform(random, 1, 600))
+    rate, burst = log_uniform(random, 0.1, 20), round(log_uniform(random, 1, 600))
     clients = random.choices((1, 4, 16), (70, 20, 10))[0]
-    prompts = max(1, round(_log_uniform(random, 5, _MOST_PROMPTS) / clients))
-    latency = _log_uniform(random, 0.05, 20)
+    prompts = max(1, round(log_uniform(random, 5, _MOST_PROMPTS) / clients))
+    latency = log_uniform(random, 0.05, 20)
     plain = Scenario(
         prompts=prompts,
         clients=clients,
@@ -39,12 +46,12 @@ def random_scenario(seed: int) -> Scenario:
         burst=burst,
         initial_level=random.choice((None, None, 0.0, random.uniform(0, burst))),
         faults=_faults(random, latency),
-        travel=_log_uniform(random, 0.0005, 0.1),
-        travel_jitter=_log_uniform(random, 0.0005, 0.1),
+        travel=log_uniform(random, 0.0005, 0.1),
+        travel_jitter=log_uniform(random, 0.0005, 0.1),
         dialect=random.choice(list(Dialect)),
         lane=random.choice(list(LANES)),
-        deadline=_log_uniform(random, 1, 600) if random.random() < 0.1 else None,
-        consumer_pause=_log_uniform(random, 0.01, 5) if random.random() < 0.15 else 0.0,
+        deadline=log_uniform(random, 1, 600) if random.random() < 0.1 else None,
+        consumer_pause=log_uniform(random, 0.01, 5) if random.random() < 0.15 else 0.0,
         stall_rate=random.choice((0.0, 0.0, random.uniform(0, 0.02))),
         timeout=random.uniform(3, 10) * latency + 5,
         seed=seed,
@@ -56,11 +63,11 @@ def _with_events(plain: Scenario, random: Random, span: float) -> Scenario:
     """Adds what happens at certain moments of a run that takes about `span` seconds."""
     changes: list[LimitChange] = []
     if random.random() < 0.2:
-        changes.append(LimitChange(random.uniform(0, span), plain.requests_per_minute * _log_uniform(random, 0.4, 2.5)))
+        changes.append(LimitChange(random.uniform(0, span), plain.requests_per_minute * log_uniform(random, 0.4, 2.5)))
     if random.random() < 0.1:
         shut = random.uniform(0, span)
         last = changes[-1].requests_per_minute if changes else plain.requests_per_minute
-        changes += [LimitChange(shut, 0), LimitChange(shut + _log_uniform(random, 5, 600), last)]
+        changes += [LimitChange(shut, 0), LimitChange(shut + log_uniform(random, 5, 600), last)]
         changes.sort(key=lambda change: change.at)
         if not changes[-1].requests_per_minute:
             changes.append(LimitChange(changes[-1].at + 60, last))
@@ -68,20 +75,20 @@ def _with_events(plain: Scenario, random: Random, span: float) -> Scenario:
     if random.random() < 0.1:
         begin = random.uniform(0, span)
         kinds: list[Literal["unreachable", "silent"]] = ["unreachable", "silent"]
-        outages.append(Outage(begin, begin + _log_uniform(random, 1, 300), random.choice(kinds)))
+        outages.append(Outage(begin, begin + log_uniform(random, 1, 300), random.choice(kinds)))
     chats = [_chat(random, span) for _ in range(random.choice((0, 0, 3, 12)))]
     return evolve(plain, changes=tuple(changes), outages=tuple(outages), chats=tuple(chats))
 
 
 def _limits(random: Random, rate: float, burst: int) -> Limits:
-    slots = round(_log_uniform(random, 1, 200))
+    slots = round(log_uniform(random, 1, 200))
     told = random.choice(("truth", "truth", "nothing", "nothing", "untruth"))
     if told == "nothing":
         return Limits(slots, None)
     if told == "truth":
         return Limits(slots, rate * 60, burst)
-    factor = _log_uniform(random, 0.5, 2)
-    wrong_burst = max(1, round(burst * _log_uniform(random, 0.5, 2)))
+    factor = log_uniform(random, 0.5, 2)
+    wrong_burst = max(1, round(burst * log_uniform(random, 0.5, 2)))
     modes: list[Literal["discover", "correct", "off"]] = ["discover", "correct", "off"]
     return Limits(slots, rate * 60 * factor, wrong_burst, adaptive=random.choice(modes))
 
@@ -104,10 +111,6 @@ def _chat(random: Random, span: float) -> SingleChat:
     return SingleChat(
         at=random.uniform(0, span),
         lane=random.choice(list(LANES)),
-        deadline=_log_uniform(random, 0.1, 300) if random.random() < 0.4 else None,
-        cancelled_after=_log_uniform(random, 0.01, 100) if random.random() < 0.5 else None,
+        deadline=log_uniform(random, 0.1, 300) if random.random() < 0.4 else None,
+        cancelled_after=log_uniform(random, 0.01, 100) if random.random() < 0.5 else None,
     )
-
-
-def _log_uniform(random: Random, least: float, most: float) -> float:
-    return exp(random.uniform(log(least), log(most)))

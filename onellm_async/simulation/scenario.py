@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from math import exp, log
 from random import Random
 
 from attrs import evolve, field, frozen
@@ -14,17 +15,31 @@ from onellm_async.server.ledger import Outcome
 from onellm_async.server.service import Service
 from onellm_async.server.settings import Faults, ServerSettings
 from onellm_async.simulation.clock import VirtualClockLoop, run_in_virtual_time
+from onellm_async.simulation.controls import Control, Pause, Retune
 from onellm_async.simulation.invariants import violations
-from onellm_async.simulation.participant import Participant, SingleChat, Task
+from onellm_async.simulation.participant import Participant, Silence, SingleChat, Task
+from onellm_async.simulation.recorder import Recorder
 from onellm_async.simulation.service_transport import Network, Outage, ServiceTransport
-from onellm_async.simulation.trace import Recorder, TrueLimit
+from onellm_async.simulation.trace import TrueLimit
 from onellm_async.wire import Dialect
 
-__all__ = ["LimitChange", "Outage", "Scenario", "SimulationResult", "SingleChat", "simulate"]
+__all__ = [
+    "LimitChange",
+    "Outage",
+    "Pause",
+    "Retune",
+    "Scenario",
+    "Silence",
+    "SimulationResult",
+    "SingleChat",
+    "simulate",
+]
 
 _KEY = "simulated"
 _PATIENCE = 50
 """Times the best makespan, an hour, and four Retry-Afters for each request: a run that takes longer is given up."""
+_UNLEARNED_TOKENS = 600
+"""What a request is taken for until its model's usual answers are known, and what is booked for it if it gets lost."""
 
 
 @frozen
@@ -59,6 +74,10 @@ class Scenario:
         stall_rate: Share of the requests that get lost on the way, without a word.
         timeout: Seconds after which a client stops waiting for a reply; None: never.
         outages: When nothing gets through. The best makespan does not count them.
+        controls: Pauses of running clients, and limits that they go on with. Nor are these counted.
+        silences: When the prompts are long in coming. Nor are these.
+        longest_prompt: Characters to which prompts are filled up, each to a random length between its own and this
+            one; 0: none is.
         seed: Decides on every random value.
     """
 
@@ -81,7 +100,15 @@ class Scenario:
     stall_rate: float = 0.0
     timeout: float | None = None
     outages: Sequence[Outage] = ()
+    controls: Sequence[Control] = ()
+    silences: Sequence[Silence] = ()
+    longest_prompt: int = 0
     seed: int = 0
+
+    @property
+    def limits_in_turn(self) -> Sequence[Limits]:
+        """What the clients are told at the start and later."""
+        return [self.limits, *(control.limits for control in self.controls if isinstance(control, Retune))]
 
 
 @frozen
@@ -150,7 +177,21 @@ def best_makespan(scenario: Scenario) -> float:
 
 def _longest_makespan(scenario: Scenario) -> float:
     told_to_wait = 4 * (scenario.faults.retry_after or 0) * (scenario.prompts + len(scenario.chats)) * scenario.clients
-    return _PATIENCE * best_makespan(scenario) + 3600 + told_to_wait
+    return _PATIENCE * best_makespan(scenario) + 3600 + told_to_wait + _held_back(scenario)
+
+
+def _held_back(scenario: Scenario) -> float:
+    """Seconds for which pauses, silences, scarce slots and scarce tokens may hold up a client."""
+    asked = scenario.prompts + len(scenario.chats)
+    pauses = sum(control.seconds for control in scenario.controls if isinstance(control, Pause))
+    silences = sum(silence.seconds for silence in scenario.silences)
+    last_chat = max((chat.at for chat in scenario.chats), default=0.0)
+    slow = max(
+        asked * scenario.faults.latency / limits.max_concurrency
+        + 60 * asked * (_UNLEARNED_TOKENS + scenario.longest_prompt) / (limits.tokens_per_minute or float("inf"))
+        for limits in scenario.limits_in_turn
+    )
+    return pauses + silences + last_chat + _PATIENCE * slow / 10
 
 
 async def _run(scenario: Scenario) -> SimulationResult:
@@ -227,7 +268,7 @@ def _participant(
         timeout=scenario.timeout,
         outages=scenario.outages,
     )
-    recorder = Recorder(scenario.deadline)
+    recorder = Recorder(scenario.limits, scenario.deadline)
     transport = ServiceTransport(service, _KEY, random=random, network=network, recorder=recorder)
     client = AsyncOneLLM(
         transport=transport,
@@ -238,13 +279,23 @@ def _participant(
         random=random,
     )
     task = Task(
-        prompts=[f"{number}:{i}" for i in range(scenario.prompts)],
+        prompts=_prompts(scenario, number),
         lane=scenario.lane,
         deadline=scenario.deadline,
         consumer_pause=scenario.consumer_pause,
         chats=scenario.chats,
+        silences=scenario.silences,
+        controls=[control for control in scenario.controls if control.client in {None, number}],
     )
     return transport, Participant(client, recorder, task)
+
+
+def _prompts(scenario: Scenario, client: int) -> list[str]:
+    prompts = [f"{client}:{index}" for index in range(scenario.prompts)]
+    lengths = Random(f"lengths of {scenario.seed}, {client}")
+    if not scenario.longest_prompt:
+        return prompts
+    return [prompt.ljust(round(exp(lengths.uniform(0, log(scenario.longest_prompt)))), ".") for prompt in prompts]
 
 
 def _left_over(loop: VirtualClockLoop) -> list[str]:
@@ -256,6 +307,7 @@ def _left_over(loop: VirtualClockLoop) -> list[str]:
 def _violations(
     scenario: Scenario, service: Service, participants: Sequence[Participant], left_over: Sequence[str]
 ) -> list[str]:
+    # The ledger keeps the beginnings of prompts, and these are enough to tell them apart.
     billed = Counter(row.prompt for row in service.ledger.rows if row.outcome in {Outcome.ANSWERED, Outcome.LOST})
     true_limit = _true_limit(scenario)
     found = []
@@ -266,9 +318,12 @@ def _violations(
 
 
 def _true_limit(scenario: Scenario) -> TrueLimit | None:
-    """The service's bucket, if the only client was told the truth about it and believes it."""
-    limits, rate, burst = scenario.limits, scenario.requests_per_minute, scenario.burst
-    honest = limits.requests_per_minute == rate and limits.burst <= burst and limits.mode in {"correct", "off"}
+    """The service's bucket, if the only client was always told the truth about it and believes it."""
+    rate, burst = scenario.requests_per_minute, scenario.burst
+    honest = all(
+        limits.requests_per_minute == rate and limits.burst <= burst and limits.mode in {"correct", "off"}
+        for limits in scenario.limits_in_turn
+    )
     if not honest or scenario.clients > 1:
         return None
     return TrueLimit(rate / 60, burst)

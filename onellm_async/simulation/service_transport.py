@@ -12,7 +12,7 @@ from onellm_async.errors import APIConnectionError, APITimeoutError, Fate
 from onellm_async.server.backends import echo
 from onellm_async.server.jobs import Job
 from onellm_async.server.service import PATH, Service
-from onellm_async.simulation.trace import Recorder
+from onellm_async.simulation.recorder import Recorder
 from onellm_async.transport import RawReply
 
 __all__ = ["Network", "Outage", "ServiceTransport"]
@@ -98,7 +98,7 @@ class ServiceTransport:
         self.sent_at.append(asyncio.get_running_loop().time())
         if self._recorder is None:
             return await self._in_time(body)
-        request, arrived = self._recorder.left(), True
+        request, arrived = self._recorder.left(len(body)), True
         try:
             return await self._in_time(body)
         except APIConnectionError as error:

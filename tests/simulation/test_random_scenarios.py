@@ -1,5 +1,7 @@
 """Two hundred scenarios drawn from seeds, each held against every invariant; and an observer that is no blind one."""
 
+from collections import Counter
+
 import pytest
 from attrs import evolve
 
@@ -12,16 +14,16 @@ from onellm_async.server.settings import Faults
 from onellm_async.simulation.__main__ import main, replay_line
 from onellm_async.simulation.invariants import violations
 from onellm_async.simulation.random_scenario import random_scenario
-from onellm_async.simulation.scenario import Scenario, simulate
-from onellm_async.simulation.trace import Cancelled, Left, Returned, Trace, TrueLimit
+from onellm_async.simulation.scenario import Pause, Retune, Scenario, simulate
+from onellm_async.simulation.trace import Cancelled, Left, Paused, Resumed, Retuned, Returned, Trace, TrueLimit
 
 KNOWN = (20, 209, 377, 474, 631, 778, 925, 1207, 1238, 1517, 1603, 1618)
 CHUNK = 20
 
 
-def broken(seed):
-    found = simulate(random_scenario(seed)).violations
-    return [f"{replay_line(seed)}   # {text}" for text in found[:1]]
+def broken(seed, **how):
+    found = simulate(random_scenario(seed, **how)).violations
+    return [f"{replay_line(seed, **how)}   # {text}" for text in found[:1]]
 
 
 @pytest.mark.parametrize("first", range(0, 200, CHUNK))
@@ -32,7 +34,27 @@ def test_no_seed_breaks_an_invariant(first):
 
 @pytest.mark.parametrize("seed", KNOWN)
 def test_seeds_that_once_broke_an_invariant_never_do_again(seed):
-    assert not broken(seed)
+    assert not broken(seed, undisturbed=True)
+
+
+def test_disturbances_leave_what_a_seed_means_without_them():
+    told = ("requests_per_minute", "burst", "faults", "changes", "outages", "travel", "lane", "deadline", "timeout")
+    for seed in KNOWN:
+        plain, full = random_scenario(seed, undisturbed=True), random_scenario(seed)
+        assert [getattr(plain, name) for name in told] == [getattr(full, name) for name in told]
+        assert full.chats[: len(plain.chats)] == plain.chats
+        assert (plain.controls, plain.silences, plain.longest_prompt) == ((), (), 0)
+        assert plain.limits.tokens_per_minute is None
+
+
+def test_the_two_hundred_have_every_disturbance_among_them_and_some_have_none():
+    scenarios = [random_scenario(seed) for seed in range(200)]
+    controls = [control for scenario in scenarios for control in scenario.controls]
+    kinds = Counter(type(control) for control in controls)
+    assert min(kinds[Pause], kinds[Retune]) >= 30
+    assert sum(scenario.limits.tokens_per_minute is not None for scenario in scenarios) >= 20
+    assert sum(bool(scenario.silences) for scenario in scenarios) >= 10
+    assert sum(random_scenario(seed, undisturbed=True) == scenarios[seed] for seed in range(200)) >= 50
 
 
 def test_a_seed_gives_the_same_run_again_to_the_last_digit():
@@ -56,6 +78,8 @@ def test_many_seeds_are_summed_up_and_the_broken_ones_can_be_replayed(capsys, mo
     )
     assert main(["5", "--count", "3"]) == 1
     assert capsys.readouterr().out == "python -m onellm_async.simulation 6   # (1) wrong\n2 of 3 seeds passed.\n"
+    assert main(["6", "--count", "2", "--undisturbed"]) == 1
+    assert capsys.readouterr().out.startswith("python -m onellm_async.simulation 6 --undisturbed   # (1) wrong\n")
 
 
 # The observer sees what it is there for.
@@ -136,6 +160,12 @@ BROKEN = {
     "no answer": (9, trace(asked=["a"])),
     "two answers": (9, trace(asked=["a"], outcomes=[outcome(0, "a", "a")] * 2)),
     "no end": (10, trace(complete=False)),
+    "a send while paused": (11, trace(Paused(0, "", 1.0), *attempt(1, 2.0), Resumed(0, "", 3.0))),
+    "more under way than the new slots": (
+        2,
+        trace(Left(1, "m", 0.0), Retuned(0, "", 1.0, Limits(1, 60, 1)), Left(2, "m", 2.0), true_limit=None),
+    ),
+    "tokens that were not there": (12, trace(token_errors=["request 1 left"])),
 }
 
 
@@ -146,8 +176,22 @@ def test_the_observer_sees(name):
 
 
 def test_the_observer_finds_nothing_wrong_with_a_good_run():
-    events = (queued(1, 0.0), *attempt(1, 0.0), queued(2, 0.1), *attempt(2, 1.1))
+    events = (
+        queued(1, 0.0),
+        *attempt(1, 0.0),
+        queued(2, 0.1),
+        Paused(0, "", 0.2),
+        Resumed(0, "", 0.9),
+        Retuned(0, "", 1.0, Limits(1, 60, 1)),
+        *attempt(2, 1.1),
+    )
     assert violations(trace(*events, asked=["a"], outcomes=[outcome(0, "a", "a")], billed={"a": 1})) == []
+
+
+def test_more_under_way_than_new_slots_is_no_error_as_long_as_nothing_is_added():
+    events = [Left(1, "m", 0.0), Left(2, "m", 0.0), Retuned(0, "", 1.0, Limits(1, 60, 1))]
+    ended = [Returned(1, "m", 2.0, arrived=True), Returned(2, "m", 2.0, arrived=True), Left(3, "m", 2.0)]
+    assert not [text for text in violations(trace(*events, *ended, true_limit=None)) if text.startswith("(2)")]
 
 
 def test_a_limiter_that_forgets_a_slot_is_caught(monkeypatch):
