@@ -7,6 +7,7 @@
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
 from onellm_async.batch.health import HealthPolicy
@@ -28,7 +29,7 @@ from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import WINDOW, RunPolicy
 from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
-from onellm_async.batch.run import BatchReport, run_batch
+from onellm_async.batch.run import run_batch
 from onellm_async.batch.unjournaled import Unjournaled
 
 __all__ = [

@@ -19,6 +19,7 @@ from attrs import field, frozen
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
@@ -35,7 +36,7 @@ from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.protocols import RunClient, RunJournal
-from onellm_async.batch.run import BatchReport, run_batch
+from onellm_async.batch.run import run_batch
 from onellm_async.batch.unjournaled import Unjournaled
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, ConfigurationError

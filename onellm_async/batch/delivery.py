@@ -1,0 +1,73 @@
+"""An outcome on its way out: durable first, then counted, then on its place in the output."""
+
+import asyncio
+from collections.abc import Callable
+
+from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.journal.rows import Row, Settled, State
+from onellm_async.batch.outputs.outlet import Outlet
+from onellm_async.batch.passage import Passage
+from onellm_async.batch.progress import Tally
+from onellm_async.batch.protocols import RunJournal
+
+__all__ = ["Delivery"]
+
+
+class Delivery:
+    """Delivers the outcomes of a run.
+
+    Args:
+        journal: Where they become durable.
+        tally: Counts them.
+        outlet: Where they leave.
+        encode: Makes the output of a row.
+        on_bad_line: Told of each bad line.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        journal: RunJournal,
+        tally: Tally,
+        outlet: Outlet,
+        *,
+        encode: Callable[[Row], bytes],
+        on_bad_line: Callable[[LineError], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._tally = tally
+        self._outlet = outlet
+        self._encode = encode
+        self._on_bad_line = on_bad_line
+        self._clock = clock
+
+    async def settle(self, passage: Passage, settled: Settled, result: bytes) -> Row:
+        """Delivers the outcome of a passage; gives the row that the journal has of it.
+
+        Raises:
+            BatchError: If the journal cannot be written.
+        """
+        await self._journal.settle(settled)
+        row = passage.row(settled, result)
+        self._tally.settled(row, self._clock())
+        self._outlet.put(row.index, self._encode(row))
+        return row
+
+    async def settle_followers(self, passage: Passage, row: Row) -> None:
+        """Delivers `row`, the outcome of a passage, to all that follow it, and to those that join meanwhile."""
+        while passage.followers:
+            followers, passage.followers = passage.followers, []
+            await asyncio.gather(*(self.settle(follower, follower.copy_of(row), row.result) for follower in followers))
+
+    def pass_on(self, row: Row) -> None:
+        """Delivers what an earlier sitting left."""
+        self._tally.resumed(row, held=row.state is State.SENT)
+        self._outlet.put(row.index, self._encode(row))
+
+    def bad_line(self, entry: Entry, error: LineError) -> None:
+        """Leaves a line without an outcome out."""
+        self._outlet.put(entry.index, b"")
+        self._tally.bad_line()
+        self._journal.bad_line(error)
+        self._on_bad_line(error)

@@ -1,0 +1,107 @@
+"""How a sitting ends: with its input, or before it, and then for the reason that came first."""
+
+import asyncio
+
+from attrs import frozen
+
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.rows import Counts
+from onellm_async.batch.outputs.outlet import Outlet
+from onellm_async.batch.progress import RunProgress
+from onellm_async.errors import BatchError, OneLLMError
+from onellm_async.request_group import RequestGroup
+
+__all__ = ["BatchReport", "Ending"]
+
+
+@frozen
+class BatchReport:
+    """How a sitting of a run ended.
+
+    Attributes:
+        progress: The counts at its end.
+        counts: What the journal has, all sittings together.
+        interrupted: Whether `stop` ended it before its input.
+        stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
+        strict_error: The bad line that ended it, where the run was strict.
+        partial: Whether it was told to ask only the first entries, and did.
+    """
+
+    progress: RunProgress
+    counts: Counts
+    interrupted: bool = False
+    stopped_by: OneLLMError | None = None
+    strict_error: LineError | None = None
+    partial: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole input was read and every prompt in it has an outcome."""
+        return not (self.interrupted or self.partial or self.stopped_by or self.strict_error)
+
+
+class Ending:
+    """The end of a sitting. Whatever ends it, nothing more is sent, and what is under way finishes.
+
+    Args:
+        group: The requests of the run; those that still wait are withdrawn.
+        outlet: Where its output leaves.
+
+    Attributes:
+        feeding: The task that reads the input, which is cancelled.
+        over: Whether something ended it before its input.
+        read_all: Whether it read its input, or as much as it was told to.
+        left_out: Whether a prompt that was read has no outcome.
+        partial: Whether it was told to ask only the first entries, and there are more.
+    """
+
+    def __init__(self, group: RequestGroup, outlet: Outlet) -> None:
+        self.feeding: asyncio.Task[None] | None = None
+        self.over: bool = False
+        self.read_all: bool = False
+        self.left_out: bool = False
+        self.partial: bool = False
+        self._group = group
+        self._outlet = outlet
+        self._interrupted = False
+        self._stopped_by: OneLLMError | None = None
+        self._strict_error: LineError | None = None
+
+    def stop(self, error: OneLLMError | None = None) -> None:
+        """Ends it for `error`, unless it is over."""
+        if self.over:
+            return
+        self.over = True
+        self._stopped_by = error
+        self._group.withdraw()
+        if self.feeding is not None:
+            self.feeding.cancel()
+
+    def stop_unwritten(self, error: BatchError) -> None:
+        """Where the journal cannot grow the output may not take what space is left; it is written anew next time."""
+        self._outlet.abandon()
+        self.stop(error)
+
+    def interrupt(self) -> None:
+        """Ends it because a user wants it."""
+        self._interrupted = not self.over
+        self.stop()
+
+    def refuse(self, error: LineError) -> None:
+        """Ends it for a bad line, unless it is over."""
+        if not self.over:
+            self._strict_error = error
+            self.stop()
+
+    def report(self, progress: RunProgress, counts: Counts) -> BatchReport:
+        """How it ended, now that nothing is under way any more."""
+        # Told to stop when there was nothing left to stop: that is a run like any other.
+        interrupted = self._interrupted and (self.left_out or not self.read_all)
+        return BatchReport(
+            progress=progress,
+            counts=counts,
+            interrupted=interrupted,
+            stopped_by=self._stopped_by,
+            strict_error=self._strict_error,
+            partial=self.partial and not (interrupted or self._stopped_by or self._strict_error),
+        )

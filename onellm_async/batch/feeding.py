@@ -1,0 +1,146 @@
+"""From the input to the workers: what the journal has is passed on, what is asked already follows, the rest waits."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+from onellm_async.batch.delivery import Delivery
+from onellm_async.batch.ending import Ending
+from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.outputs.outlet import Outlet
+from onellm_async.batch.passage import Passage
+from onellm_async.batch.policy import RunPolicy
+from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunJournal
+from onellm_async.batch.purse import Purse
+from onellm_async.batch.repetitions import Repetitions
+from onellm_async.errors import BatchError, InvalidRequestError
+from onellm_async.fanout import close_iterator
+
+__all__ = ["Feeder"]
+
+_ROWS = 1000
+"""Journal rows read at once while a run is resumed."""
+
+
+class Feeder:
+    """Draws the entries of an input, as fast as the workers take them and the output leaves.
+
+    Args:
+        journal: Has what earlier sittings did.
+        waiting: Where the workers take from.
+        policy: What is done with doubtful, failed and repeated prompts.
+        purse: The money of the run.
+        cache: Answers of earlier runs.
+        repetitions: Which requests are the same.
+        outlet: How far the input may be ahead of the output.
+        delivery: Takes what needs no worker.
+        ending: Ends the sitting where the input cannot be used.
+        clock: Seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        journal: RunJournal,
+        waiting: asyncio.Queue[Passage | None],
+        *,
+        policy: RunPolicy,
+        purse: Purse,
+        cache: AnswerLookup | None,
+        repetitions: Repetitions,
+        outlet: Outlet,
+        delivery: Delivery,
+        ending: Ending,
+        clock: Callable[[], float],
+    ) -> None:
+        self._journal = journal
+        self._waiting = waiting
+        self._policy = policy
+        self._budget = purse.account.budget
+        self._purse = purse if self._budget.capped else None
+        self._cache = cache
+        self._repetitions = repetitions
+        self._outlet = outlet
+        self._delivery = delivery
+        self._ending = ending
+        self._clock = clock
+
+    async def feed(self, source: EntrySource) -> None:
+        """Draws all entries, or as many as the policy allows."""
+        known, entries = _Known(self._journal), aiter(source)
+        try:
+            async for entry in entries:
+                if self._policy.first is not None and entry.index >= self._policy.first:
+                    self._ending.partial = True
+                    break
+                await self._outlet.room_for(entry.index)
+                row = known.of(entry)
+                if row is None or not self._stands(row):
+                    await self._take(entry, row)
+                    continue
+                self._delivery.pass_on(row)
+                if row.custom_id is not None:
+                    source.saw(row.custom_id)
+            self._ending.read_all = True
+        except BatchError as error:
+            self._ending.stop(error)
+        finally:
+            await close_iterator(entries)
+
+    def _stands(self, row: Row) -> bool:
+        """Whether it needs no asking."""
+        hold = self._policy.ambiguous == "hold"
+        if row.state is State.SENT and not hold:
+            return False
+        if row.state is State.FAILED and self._policy.retry_failed and not (hold and row.possibly_billed):
+            return False
+        if row.state is State.ANSWERED and self._policy.deduplicate:
+            self._repetitions.answered(row)
+        return True
+
+    async def _take(self, entry: Entry, row: Row | None) -> None:
+        item = entry.item()
+        if isinstance(item, LineError):
+            self._bad_line(entry, item)
+            return
+        try:
+            charge = self._budget.worst_case(item.request)
+        except InvalidRequestError as error:
+            self._bad_line(entry, LineError(entry.source, entry.line, str(error)))
+            return
+        passage = Passage(
+            entry, item, earlier=row, charge=charge, purse=self._purse, journal=self._journal, clock=self._clock
+        )
+        if not self._policy.deduplicate or not self._repetitions.recognise(passage):
+            if self._cache is not None:
+                passage.cached = self._cache.answer_to(item.request_digest)
+            self._repetitions.begin(passage)
+            await self._waiting.put(passage)
+        elif passage.copied is not None:
+            await self._waiting.put(passage)
+
+    def _bad_line(self, entry: Entry, error: LineError) -> None:
+        self._delivery.bad_line(entry, error)
+        if self._policy.strict:
+            self._ending.refuse(error)
+
+
+class _Known:
+    """The rows of the journal in the order of the input, a thousand at a time."""
+
+    def __init__(self, journal: RunJournal) -> None:
+        self._journal = journal
+        self._rows: dict[int, Row] = {}
+        self._end = 0 if journal.resumed else sys.maxsize
+
+    def of(self, entry: Entry) -> Row | None:
+        if entry.index >= self._end:
+            self._rows = {row.index: row for row in self._journal.rows(entry.index, entry.index + _ROWS - 1)}
+            self._end = entry.index + _ROWS
+        row = self._rows.get(entry.index)
+        if row is not None and row.digest != entry.digest:
+            raise BatchError(
+                f"{entry.source}:{entry.line} is not what it was when this run began.",
+                advice="Give the run its old input back, or begin another one with another output.",
+            )
+        return row
