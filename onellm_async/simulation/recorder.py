@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from onellm_async.events import Answered, Event, Failed, Granted, Queued
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.simulation.token_account import SAME_LEVEL, TokenAccount
+from onellm_async.simulation.token_account import TokenAccount
 from onellm_async.simulation.trace import RESOLUTION, Cancelled, Left, Paused, Resumed, Retuned, Returned
 
 __all__ = ["Recorder", "asked_until"]
@@ -118,15 +118,11 @@ class Recorder:
             self.idle_waits.append(f"at {now:.3f} s {ahead:g} s pass, but the next could leave in {said.next_in:g} s")
 
     def _compare_tokens(self, said: Snapshot, now: float) -> None:
-        there = self._tokens.level_at(now)
         if said.tokens_level is None and not said.sent:
             return  # a client that was not asked anything yet has no level of anything
-        if (there is None) != (said.tokens_level is None):
-            self._misbooked.append(f"at {now:.3f} s the client keeps the wrong limit of tokens")
-        elif there is not None and said.tokens_level is not None and abs(there - said.tokens_level) > SAME_LEVEL:
-            self._misbooked.append(
-                f"at {now:.3f} s {said.tokens_level:.1f} tokens are said to be there, not {there:.1f}"
-            )
+        if not self._tokens.agrees(said.tokens_level, now):
+            there = self._tokens.level_at(now)
+            self._misbooked.append(f"at {now:.3f} s {said.tokens_level} tokens are said to be there, not {there}")
 
     @property
     def token_errors(self) -> Sequence[str]:

@@ -6,9 +6,9 @@ from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.trace import RESOLUTION, Left, Retuned, Returned
 
-__all__ = ["SAME_LEVEL", "TokenAccount"]
+__all__ = ["TokenAccount"]
 
-SAME_LEVEL = 1e-3
+_SAME_LEVEL = 1e-3
 """Tokens; books that differ by less agree."""
 _PROBE_BYTES = 1000
 
@@ -30,8 +30,8 @@ class TokenAccount:
         self._estimates: dict[int, tuple[float, float]] = {}
         self._taken: dict[int, float] = {}
         self._sizes: dict[int, int] = {}
-        self._unsettled_at = 0.0
-        self._new_debt = 0.0
+        self._moment = 0.0
+        self._new_debt = self._spilt = 0.0
         self.overdrafts: list[str] = []
         """Where a request left although its tokens were not there."""
         self._retune(limits, 0.0)
@@ -39,6 +39,22 @@ class TokenAccount:
     def level_at(self, now: float) -> float | None:
         """Tokens that are there; None without a limit."""
         return None if self._bucket is None else self._bucket.level_at(now)
+
+    def agrees(self, level: float | None, now: float) -> bool:
+        """Whether the client's own level is the one it should be, or may be: it is then gone on with.
+
+        Of what happens in one moment only the order that can be seen is known. In another one the client may have
+        taken before it gave back, and have spilt less.
+        """
+        if self._bucket is None or level is None:
+            return self._bucket is None and level is None
+        self._see(now)
+        more = level - self._bucket.level_at(now)
+        if not -_SAME_LEVEL <= more <= self._spilt + _SAME_LEVEL:
+            return False
+        self._bucket.give_back(more, now)
+        self._spilt = 0.0
+        return True
 
     def hear(self, event: Event) -> None:
         """Books one event."""
@@ -69,8 +85,10 @@ class TokenAccount:
             return
         estimate = self._taken[request] = reply + of_a_byte * left.size
         needed = min(estimate, self._bucket.capacity)
-        there = self._bucket.level_at(left.at) + self._debt_of_this_moment(left.at)
-        if there < needed - SAME_LEVEL - self._bucket.rate * RESOLUTION:
+        self._see(left.at)
+        # It may have been granted just before an answer of the same moment told of a debt.
+        there = self._bucket.level_at(left.at) + self._new_debt
+        if there < needed - _SAME_LEVEL - self._bucket.rate * RESOLUTION:
             self.overdrafts.append(
                 f"request {request} left at {left.at:.3f} s with {there:.1f} tokens there; it needed {needed:.1f}"
             )
@@ -85,14 +103,14 @@ class TokenAccount:
 
     def _give_back(self, tokens: float, now: float) -> None:
         if self._bucket is not None:
+            self._see(now)
+            self._new_debt += max(0.0, -tokens)
+            self._spilt += max(0.0, self._bucket.level_at(now) + tokens - self._bucket.capacity)
             self._bucket.give_back(tokens, now)
-            self._new_debt = self._debt_of_this_moment(now) + max(0.0, -tokens)
 
-    def _debt_of_this_moment(self, now: float) -> float:
-        """What leaves may have been granted just before an answer of the same moment told of a debt."""
-        if now > self._unsettled_at + RESOLUTION:
-            self._unsettled_at, self._new_debt = now, 0.0
-        return self._new_debt
+    def _see(self, now: float) -> None:
+        if now > self._moment + RESOLUTION:
+            self._moment, self._new_debt, self._spilt = now, 0.0, 0.0
 
     def _retune(self, limits: Limits, now: float) -> None:
         per_minute = limits.tokens_per_minute
@@ -101,9 +119,10 @@ class TokenAccount:
             return
         if self._estimator is None:
             self._estimator = TokenEstimator()
-        if self._bucket is None:
+        if self._bucket is None or not self._estimates:  # what nobody has used yet is full
             self._bucket = TokenBucket(per_minute / 60, per_minute, updated_at=now)
         else:
             before = self._bucket.level_at(now)
             self._bucket.retune(now, rate=per_minute / 60, capacity=per_minute)
-            self._new_debt = self._debt_of_this_moment(now) + before - self._bucket.level_at(now)
+            self._see(now)
+            self._new_debt += before - self._bucket.level_at(now)
