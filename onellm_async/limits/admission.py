@@ -178,7 +178,8 @@ class Admission:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""
         if self.in_flight >= self.limits.max_concurrency:
             return _NEVER
-        delay = max(self.rate.time_until(1, now, self._kept_from(ticket)), self.gate.opens_at - now)
+        keep = self._kept_from(ticket) if self.hurried else 0.0
+        delay = max(self.rate.time_until(1, now, keep), self.gate.opens_at - now)
         if self.tokens is not None:
             # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
@@ -186,9 +187,7 @@ class Admission:
 
     def _kept_from(self, ticket: Ticket) -> float:
         """Tokens that are kept from `ticket` for those who will come in the first lane."""
-        if not self.hurried or ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE):
-            return 0.0
-        return _KEPT
+        return 0.0 if ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE) else _KEPT
 
     def _grant(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
