@@ -7,9 +7,9 @@ from typing import Literal
 from attrs import evolve
 
 from onellm_async.limits.policy import LANES, Limits
+from onellm_async.simulation.conditions import Scenario
 from onellm_async.simulation.controls import Control, Pause, Retune
 from onellm_async.simulation.participant import Silence, SingleChat
-from onellm_async.simulation.scenario import Scenario
 
 __all__ = ["disturbed", "log_uniform"]
 

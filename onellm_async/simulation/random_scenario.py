@@ -7,9 +7,11 @@ from attrs import evolve
 
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.server.settings import Faults
+from onellm_async.simulation.conditions import LimitChange, Scenario
 from onellm_async.simulation.disturbances import disturbed, log_uniform
+from onellm_async.simulation.makespan import best_makespan
 from onellm_async.simulation.participant import SingleChat
-from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, best_makespan
+from onellm_async.simulation.service_transport import Outage
 from onellm_async.wire import Dialect
 
 __all__ = ["random_scenario"]

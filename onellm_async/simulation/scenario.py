@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from math import exp, log
 from random import Random
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from onellm_async.client import AsyncOneLLM
-from onellm_async.limits.policy import Limits
-from onellm_async.retry import RetryPolicy
 from onellm_async.server.ledger import Outcome
 from onellm_async.server.service import Service
-from onellm_async.server.settings import Faults, ServerSettings
+from onellm_async.server.settings import ServerSettings
 from onellm_async.simulation.clock import VirtualClockLoop, run_in_virtual_time
-from onellm_async.simulation.controls import Control, Pause, Retune
+from onellm_async.simulation.conditions import LimitChange, Scenario
+from onellm_async.simulation.controls import Pause, Retune
 from onellm_async.simulation.invariants import violations
+from onellm_async.simulation.makespan import best_makespan, longest_makespan
 from onellm_async.simulation.participant import Participant, Silence, SingleChat, Task
 from onellm_async.simulation.recorder import Recorder
 from onellm_async.simulation.service_transport import Network, Outage, ServiceTransport
 from onellm_async.simulation.trace import TrueLimit
-from onellm_async.wire import Dialect
 
 __all__ = [
     "LimitChange",
@@ -36,79 +35,6 @@ __all__ = [
 ]
 
 _KEY = "simulated"
-_PATIENCE = 50
-"""Times the best makespan, an hour, and four Retry-Afters for each request: a run that takes longer is given up."""
-_UNLEARNED_TOKENS = 600
-"""What a request is taken for until its model's usual answers are known, and what is booked for it if it gets lost."""
-
-
-@frozen
-class LimitChange:
-    """The service's limit becomes `requests_per_minute` at `at` seconds; 0 also empties its bucket."""
-
-    at: float
-    requests_per_minute: float
-
-
-@frozen(kw_only=True)
-class Scenario:
-    """What is simulated.
-
-    Attributes:
-        prompts: How many each client asks.
-        clients: Uncoordinated clients, each as in a process of its own, on one key.
-        limits: What the clients are told.
-        requests_per_minute: The service's true refill.
-        burst: The service's true capacity.
-        initial_level: Tokens in the service's bucket at the start; None: full.
-        faults: What goes wrong; its seed is replaced by `seed`.
-        changes: When the true limit changes.
-        travel: Seconds on the way, each way.
-        travel_jitter: Seconds by which a way may be longer.
-        retry: The clients' policy.
-        dialect: Of the service and its clients.
-        lane: Where the prompts wait.
-        deadline: Seconds for each prompt; None for no end.
-        consumer_pause: Seconds that whoever reads the outcomes takes for each.
-        chats: Asked of each client beside its prompts.
-        stall_rate: Share of the requests that get lost on the way, without a word.
-        timeout: Seconds after which a client stops waiting for a reply; None: never.
-        outages: When nothing gets through. The best makespan does not count them.
-        controls: Pauses of running clients, and limits that they go on with. Nor are these counted.
-        silences: When the prompts are long in coming. Nor are these.
-        longest_prompt: Characters to which prompts are filled up, each to a random length between its own and this
-            one; 0: none is.
-        seed: Decides on every random value.
-    """
-
-    prompts: int = 400
-    clients: int = 1
-    limits: Limits = field(factory=lambda: Limits(requests_per_minute=None))
-    requests_per_minute: float = 40.0
-    burst: int = 40
-    initial_level: float | None = None
-    faults: Faults = field(factory=lambda: Faults(latency=6.0, latency_sigma=0.3))
-    changes: Sequence[LimitChange] = ()
-    travel: float = 0.02
-    travel_jitter: float = 0.05
-    retry: RetryPolicy = field(factory=RetryPolicy)
-    dialect: Dialect = Dialect.DOCUMENTED
-    lane: str = "batch"
-    deadline: float | None = None
-    consumer_pause: float = 0.0
-    chats: Sequence[SingleChat] = ()
-    stall_rate: float = 0.0
-    timeout: float | None = None
-    outages: Sequence[Outage] = ()
-    controls: Sequence[Control] = ()
-    silences: Sequence[Silence] = ()
-    longest_prompt: int = 0
-    seed: int = 0
-
-    @property
-    def limits_in_turn(self) -> Sequence[Limits]:
-        """What the clients are told at the start and later."""
-        return [self.limits, *(control.limits for control in self.controls if isinstance(control, Retune))]
 
 
 @frozen
@@ -163,37 +89,6 @@ def simulate(scenario: Scenario) -> SimulationResult:
     return run_in_virtual_time(_run(scenario))
 
 
-def best_makespan(scenario: Scenario) -> float:
-    """Seconds that a client would need that knows everything beforehand."""
-    level = scenario.burst if scenario.initial_level is None else scenario.initial_level
-    left, now, rate = scenario.prompts * scenario.clients - level, 0.0, scenario.requests_per_minute / 60
-    for change in scenario.changes:
-        step = (change.at - now) * rate
-        if left <= step:
-            break
-        left, now, rate = left - step, change.at, change.requests_per_minute / 60
-    return now + max(0.0, left / rate) + scenario.faults.latency + 2 * scenario.travel + scenario.travel_jitter
-
-
-def _longest_makespan(scenario: Scenario) -> float:
-    told_to_wait = 4 * (scenario.faults.retry_after or 0) * (scenario.prompts + len(scenario.chats)) * scenario.clients
-    return _PATIENCE * best_makespan(scenario) + 3600 + told_to_wait + _held_back(scenario)
-
-
-def _held_back(scenario: Scenario) -> float:
-    """Seconds for which pauses, silences, scarce slots and scarce tokens may hold up a client."""
-    asked = scenario.prompts + len(scenario.chats)
-    pauses = sum(control.seconds for control in scenario.controls if isinstance(control, Pause))
-    silences = sum(silence.seconds for silence in scenario.silences)
-    last_chat = max((chat.at for chat in scenario.chats), default=0.0)
-    slow = max(
-        asked * scenario.faults.latency / limits.max_concurrency
-        + 60 * asked * (_UNLEARNED_TOKENS + scenario.longest_prompt) / (limits.tokens_per_minute or float("inf"))
-        for limits in scenario.limits_in_turn
-    )
-    return pauses + silences + last_chat + _PATIENCE * slow / 10
-
-
 async def _run(scenario: Scenario) -> SimulationResult:
     loop, service = asyncio.get_running_loop(), _service(scenario)
     assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
@@ -211,7 +106,7 @@ async def _run(scenario: Scenario) -> SimulationResult:
 
     loop.before_each_jump(look)
     working = [asyncio.create_task(participant.work()) for participant in participants]
-    await asyncio.wait(working, timeout=_longest_makespan(scenario))
+    await asyncio.wait(working, timeout=longest_makespan(scenario))
     makespan = loop.time()
     for task in working:
         task.cancel()
