@@ -44,6 +44,8 @@ class Admission:
         self.latency: float | None = None
         self.tokens: TokenBucket | None = _token_bucket(limits, now)
         self.gate: Gate = Gate()
+        # A control, and a bucket of tokens, that came while requests were under way know nothing of those.
+        self._counted_from = self._taken_from = -_NEVER
         self._rounding = Rounding()
         self._next_order = 0
         self.hurried: bool = False
@@ -220,7 +222,8 @@ class Admission:
 
     def _undo(self, ticket: Ticket, now: float) -> None:
         if ticket.state == GRANTED:
-            self.rate.give_back(now)
+            if ticket.since >= self._counted_from:
+                self.rate.give_back(now)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
 
@@ -243,7 +246,8 @@ class Admission:
         if tokens is not None:
             self._return_tokens(ticket, tokens, now)
         self.answers += 1
-        self.rate.answered(ticket.since, now)
+        if ticket.since >= self._counted_from:
+            self.rate.answered(ticket.since, now)
         self._rounding.answered(ticket.since)
         took = now - ticket.since
         self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
@@ -259,7 +263,8 @@ class Admission:
                 and not self._rounding.is_meant(ticket.since, now, retry_after, self.rate.rate)
             ):
                 retry_after = None
-            self.rate.refused(ticket.since, now, retry_after=retry_after)
+            if ticket.since >= self._counted_from:
+                self.rate.refused(ticket.since, now, retry_after=retry_after)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:
@@ -270,16 +275,19 @@ class Admission:
 
         More may then be under way or wait than the new limits allow; nobody is added until it is fewer.
         """
-        self.limits, self.rate = limits, rate
+        self.limits = limits
+        if rate is not self.rate:
+            self.rate, self._counted_from = rate, now
         per_minute = limits.tokens_per_minute
         if self.tokens is None or per_minute is None:
-            self.tokens = _token_bucket(limits, now)
+            self.tokens, self._taken_from = _token_bucket(limits, now), now
         else:
             self.tokens.retune(now, rate=per_minute / 60, capacity=per_minute)
 
     def _return_tokens(self, ticket: Ticket, used: float, now: float) -> None:
         if self.tokens is not None:
-            self.tokens.give_back(ticket.tokens - used, now)
+            taken = ticket.tokens if ticket.since >= self._taken_from else 0.0
+            self.tokens.give_back(taken - used, now)
 
     def _free(self, ticket: Ticket) -> None:
         ticket.state = SETTLED

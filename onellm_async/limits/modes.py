@@ -6,13 +6,7 @@ from onellm_async.limits.adaptive import LearnedRate, RateState
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
 
-__all__ = ["StrictRate", "rate_control", "retuned"]
-
-
-class StrictRate(DeclaredRate):
-    """Holds a declared bucket whatever the service says: a refusal empties the bucket, and never changes the rate."""
-
-    TRUST = 0  # no two refusals are ever too close to be a coincidence
+__all__ = ["rate_control", "retuned"]
 
 
 def rate_control(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
@@ -31,14 +25,14 @@ def rate_control(limits: Limits, now: float, random: Random, state: RateState | 
         if state is None and declared is not None:
             state = RateState(declared / 60, limits.burst)
         return LearnedRate(now, state, random=random, probe_every=limits.probe_every)
-    kind = StrictRate if limits.mode == "off" else DeclaredRate
-    return kind(declared / 60, limits.burst, now, None if limits.mode == "off" else state, random=random)
+    return DeclaredRate(declared / 60, limits.burst, now, state, random=random, strict=limits.mode == "off")
 
 
 def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:
     """The control to go on with when `before` becomes `limits`: the same one where it can.
 
-    A declared bucket keeps its level. What was found out about a rate stays known as long as the declaration does.
+    A declared bucket keeps its level, and one that is declared where another was found to be empty begins empty. What
+    was found out about a rate stays known as long as the declaration does.
 
     Args:
         rate: The control so far.
@@ -50,11 +44,14 @@ def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, rando
     if _declaration(before) == _declaration(limits):
         return rate
     declared = limits.requests_per_minute
-    if before.mode == limits.mode and isinstance(rate, DeclaredRate) and declared is not None:
-        rate.retune(declared / 60, limits.burst, now)
+    if isinstance(rate, DeclaredRate) and limits.mode in {"correct", "off"} and declared is not None:
+        rate.retune(declared / 60, limits.burst, now, strict=limits.mode == "off")
         return rate
     stands = limits.mode == "discover" and before.requests_per_minute == declared
-    return rate_control(limits, now, random, rate.state if stands else None)
+    control = rate_control(limits, now, random, rate.state if stands else None)
+    if isinstance(control, DeclaredRate) and rate.time_until(1, now) > 0:
+        control.drain(now)
+    return control
 
 
 def _declaration(limits: Limits) -> tuple[object, ...]:

@@ -13,6 +13,10 @@ class Overflow:
         seconds: For how long, in all, the bucket may have been full.
     """
 
+    PATIENCE = 4.0
+    """Tokens that may have come between two requests of which the second is refused; beyond that somebody else uses
+    the key, or the service was shut."""
+
     __slots__ = ("_at", "_before", "_capacity", "_full_at", "_level", "_rate", "_taken", "seconds")
 
     def __init__(self, now: float) -> None:
@@ -25,12 +29,13 @@ class Overflow:
         self._rate, self._capacity = rate, capacity
         self._full_at: float | None = None
         self._taken = 0
-        self._before: tuple[float, float | None, int] = self.seconds, None, 0
+        self._before: tuple[float, float | None, int] | None = None
 
     def take(self, now: float) -> None:
         """A request leaves that takes a token."""
-        self._before = self.seconds, self._full_at, self._taken
-        level = self._level + max(0.0, now - self._at) * self._rate
+        refilled = max(0.0, now - self._at) * self._rate
+        self._before = (self.seconds, self._full_at, self._taken) if refilled <= self.PATIENCE else None
+        level = self._level + refilled
         if level > self._capacity:
             self.seconds += (level - self._capacity) / self._rate
             self._full_at, self._taken = now, 0
@@ -55,11 +60,9 @@ class Overflow:
             Tokens per second that are refilled at most: since the bucket may last have been full nothing was lost, and
             after a take it holds no less than nothing. Infinite where nothing follows.
         """
-        if not later:
-            self.seconds, self._full_at, self._taken = self._before
-            passed = self._taken
-        else:
-            passed = self._taken - later - 1
+        passed = self._taken - later - 1
+        if not later and self._before is not None:
+            self.seconds, self._full_at, passed = self._before
         if self._full_at is None or sent_at - self._full_at <= jitter or passed < 0:
             return float("inf")
         return (passed + 1) / (sent_at - self._full_at - jitter)
@@ -67,4 +70,4 @@ class Overflow:
     def rebase(self, now: float) -> None:
         """Goes on with a clock that may have been set back; what was counted before says nothing about it."""
         self._at, self._full_at = now, None
-        self._before = self.seconds, None, self._taken
+        self._before = None

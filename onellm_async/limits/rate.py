@@ -78,6 +78,8 @@ class DeclaredRate:
         state: What an earlier control held; its rate is gone on with if it is below the declared one.
         random: Where the gaps between requests come from while the rate is corrected, so that clients of one key do
             not fall into step; None: even gaps.
+        strict: Whether the declared rate is held whatever the service says. A refusal then empties the bucket, and
+            never changes the rate.
     """
 
     TRAVEL_JITTER = 0.05
@@ -100,8 +102,10 @@ class DeclaredRate:
         state: RateState | None = None,
         *,
         random: Random | None = None,
+        strict: bool = False,
     ) -> None:
         self._random = random
+        self._strict = strict
         self._wanted = 1.0
         self._mark: float | None = None
         self._in_vain = 0
@@ -110,7 +114,7 @@ class DeclaredRate:
         self._bucket = TokenBucket(self._rate.value, burst - self._margin, updated_at=now)
         self._pace = TokenBucket(max(self.START_PACE, 4 * per_second), 1.0, updated_at=now)
         self._confirmed_at = now + burst / per_second
-        if state is not None and state.rate < self._rate.value:
+        if not strict and state is not None and state.rate < self._rate.value:
             self._rate.value = max(self._rate.floor, state.rate)
             self._bucket.retune(now, rate=self._rate.value)
 
@@ -123,7 +127,7 @@ class DeclaredRate:
         floor = max(per_second / self.MOST_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.LONGEST_GAP))
         self._rate = SharedRate(per_second, floor=floor, ceiling=per_second)
 
-    def retune(self, per_second: float, burst: float, now: float) -> None:
+    def retune(self, per_second: float, burst: float, now: float, *, strict: bool = False) -> None:
         """Holds another declared limit from `now` on. What is in the bucket stays, cut to the new capacity.
 
         A correction by refusals is forgotten: it was of the old limit.
@@ -132,7 +136,9 @@ class DeclaredRate:
             per_second: The newly declared refill rate.
             burst: The newly declared capacity.
             now: The current time.
+            strict: Whether it is held whatever the service says.
         """
+        self._strict = strict
         self._declare(per_second, burst, now)
         self._bucket.retune(now, rate=self._rate.value, capacity=burst - self._margin)
         self._pace.retune(now, rate=max(self.START_PACE, 4 * per_second))
@@ -191,10 +197,14 @@ class DeclaredRate:
         self._in_vain += 1
         if retry_after is not None and self._in_vain > 1:
             pass  # nothing comes through, and the service says when to return: no rate is to blame
-        elif previous is not None and (now - previous) * self._rate.value < self.TRUST:
+        elif not self._strict and previous is not None and (now - previous) * self._rate.value < self.TRUST:
             self._rate.shrink()
             self._bucket.retune(now, rate=self._rate.value)
         self._bucket.drain(now, self._empty_level)
+
+    def drain(self, now: float) -> None:
+        """There is nothing in the service's bucket now."""
+        self._bucket.drain(now)
 
     def rebase(self, now: float) -> None:
         self._bucket.rebase(now)

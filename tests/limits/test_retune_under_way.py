@@ -19,7 +19,6 @@ def go_on_with(core, limits, now):
     core.retune(limits, retuned(core.rate, core.limits, limits, now, Random(1)), now)
 
 
-@pytest.mark.xfail(strict=True, reason="an estimate that was never taken is given back")
 def test_tokens_of_a_request_that_left_without_a_limit_of_tokens_are_not_given_back_to_a_later_one():
     core = admission(Limits())
     early, ticket = Ticket("batch", tokens=500.0), Ticket("batch", tokens=600.0)
@@ -33,10 +32,7 @@ def test_tokens_of_a_request_that_left_without_a_limit_of_tokens_are_not_given_b
 @pytest.mark.parametrize(
     "later",
     [
-        pytest.param(
-            Limits(requests_per_minute=None),
-            marks=pytest.mark.xfail(strict=True, reason="a refusal of what was never counted makes a rate of 0"),
-        ),
+        Limits(requests_per_minute=None),
         Limits(adaptive="discover"),
     ],
 )
@@ -52,7 +48,6 @@ def test_a_refusal_of_a_request_from_before_the_search_for_the_rate_does_not_sto
     core.give_back(early, 1.2)
 
 
-@pytest.mark.xfail(strict=True, reason="a request that was never counted is taken off the count")
 def test_a_request_from_before_the_search_that_never_arrived_does_not_stop_it():
     core = admission(Limits(requests_per_minute=100))
     early, ticket = Ticket("batch"), Ticket("batch")
@@ -64,7 +59,6 @@ def test_a_request_from_before_the_search_that_never_arrived_does_not_stop_it():
     assert core.rate.rate > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the new control begins with a full bucket")
 @pytest.mark.parametrize(("before", "after"), [("correct", "off"), ("off", "correct")])
 def test_another_mode_for_the_same_declared_bucket_does_not_fill_it(before, after):
     now, control = 1000.0, rate_control(Limits(adaptive=before), 0.0, Random(1))

@@ -2,12 +2,9 @@
 
 from random import Random
 
-import pytest
-
 from onellm_async.limits.adaptive import LearnedRate
 
 
-@pytest.mark.xfail(strict=True, reason="the whole silence is taken for the refill of the few that passed")
 def test_a_refusal_after_an_hour_of_silence_does_not_make_the_next_hour_one_of_waiting():
     rate = LearnedRate(0.0, random=Random(1))
     rate.take(0.0)
