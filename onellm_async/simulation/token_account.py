@@ -121,6 +121,7 @@ class TokenAccount:
             self._estimator = TokenEstimator()
         if self._bucket is None or not self._estimates:  # what nobody has used yet is full
             self._bucket = TokenBucket(per_minute / 60, per_minute, updated_at=now)
+            self._taken = dict.fromkeys(self._taken, 0.0)  # not from this one
         else:
             before = self._bucket.level_at(now)
             self._bucket.retune(now, rate=per_minute / 60, capacity=per_minute)
