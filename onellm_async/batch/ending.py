@@ -83,9 +83,10 @@ class Ending:
         self.stop(error)
 
     def interrupt(self) -> None:
-        """Ends it because a user wants it."""
-        self._interrupted = not self.over
-        self.stop()
+        """Ends it because a user wants it, unless it is over."""
+        if not self.over:
+            self._interrupted = True
+            self.stop()
 
     def refuse(self, error: LineError) -> None:
         """Ends it for a bad line, unless it is over."""

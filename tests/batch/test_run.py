@@ -8,8 +8,9 @@ from onellm_async.batch.budget import Budget
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import Entry, Item, LineError
+from onellm_async.batch.journal.control import request
 from onellm_async.batch.journal.journal import Journal
-from onellm_async.batch.journal.rows import State
+from onellm_async.batch.journal.rows import Command, State
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.run import run_batch
@@ -205,6 +206,23 @@ async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
     report, sink = await ask(service, Prompts("a", "b", "c", "d"))
     assert service.asked == ["a", "b", "c", "d"]
     assert sink.contents == ["0 A", "1 B", "2 C", "3 D"]
+
+
+async def test_a_run_that_is_told_to_stop_twice_is_not_taken_for_complete(ask, tmp_path):
+    service, stop = Service(), asyncio.Event()
+    service.hold("b")
+    said = []
+    options = {"stop": stop, "concurrency": 1, "say": said.append}
+    running = asyncio.create_task(ask(service, Prompts("a", "b", "c", "d"), **options))
+    await until(lambda: service.asked == ["a", "b"])
+    stop.set()
+    request(tmp_path / "answers.journal", Command("stop"))
+    await until(lambda: said)
+    service.held["b"].set()
+    report, sink = await running
+    assert report.interrupted
+    assert not report.complete
+    assert sink.contents == ["0 A", "1 B"]
 
 
 async def test_a_run_told_to_stop_when_nothing_is_left_to_stop_is_complete(ask):
