@@ -21,9 +21,15 @@ CONTENDERS = (
 )
 
 
+_COMPILING = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""As it is for a user: what was compiled once is kept."""
+
+
 def _once(contender: Contender) -> Found:
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *contender.options["arguments"]], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *contender.options["arguments"]], stdout=subprocess.DEVNULL, env=_COMPILING
+    )
     _, status, usage = os.wait4(process.pid, 0)
     elapsed = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)

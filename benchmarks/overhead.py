@@ -12,6 +12,7 @@ from benchmarks.report import Section
 BASELINE = Contender("aiohttp", "plain_aiohttp")
 CONTENDERS = (
     BASELINE,
+    Contender("onellm-async, its transport alone", "onellm", {"call": "post"}),
     Contender("onellm-async, chat", "onellm"),
     Contender(
         "onellm-async, chat with limits, lanes and a hook",

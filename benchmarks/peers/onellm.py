@@ -20,6 +20,9 @@ from onellm_async.batch import (
     entries_from,
     run_batch,
 )
+from onellm_async.settings import ApiKey, Timeout
+from onellm_async.transport import AiohttpTransport
+from onellm_async.wire import dump_json
 
 _MODEL = "GPT-5-Mini"
 
@@ -35,9 +38,14 @@ async def connect(
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
-    `call` is ``chat``, ``gather_chats``, ``iter_chats``, or ``run_batch`` with or without ``journal``. When `watched`,
-    a hook hears of everything and chats take turns in two lanes.
+    `call` is ``chat``, ``gather_chats``, ``iter_chats``, ``run_batch`` with or without ``journal``, or ``post``, which is
+    the transport without a client around it. When `watched`, a hook hears of everything and chats take turns in two
+    lanes.
     """
+    if call == "post":
+        async with _transport(target) as answer_all:
+            yield answer_all
+        return
     limited = Limits.unlimited(target.in_flight) if limits is None else Limits(target.in_flight, **limits)
     events: deque[Event] = deque(maxlen=1000)
     hooks: list[Hook] = [events.append] if watched else []
@@ -76,3 +84,17 @@ async def connect(
 
         calls = {"gather_chats": gather, "iter_chats": stream, "run_batch": durable}
         yield pooled(ask, target.in_flight) if call == "chat" else calls[call]
+
+
+@asynccontextmanager
+async def _transport(target: Target) -> AsyncIterator[AnswerAll]:
+    transport = AiohttpTransport(f"{target.root}/api", ApiKey("key"), Timeout())
+
+    async def post(prompt: str) -> str:
+        body = dump_json({"model": _MODEL, "messages": [{"role": "user", "content": prompt}]})
+        return str(len((await transport.post(body)).body))
+
+    try:
+        yield pooled(post, target.in_flight)
+    finally:
+        await transport.aclose()
