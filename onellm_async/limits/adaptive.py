@@ -168,7 +168,7 @@ class LearnedRate:
 
     def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         after = len(self._sent) - bisect_right(self._sent, sent_at)
-        passed = self._total - after - 1 - self._refused
+        passed = max(0, self._total - after - 1 - self._refused)
         self._refused += 1
         self._round_trip = max(0.9 * self._round_trip, now - sent_at)
         self._jitter = min(self.MOST_JITTER, max(self.LEAST_JITTER, 1.5 * self._round_trip))

@@ -9,6 +9,7 @@ from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.modes import rate_control
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
+from onellm_async.limits.rate import DeclaredRate
 
 RATE = 40 / 60
 
@@ -63,3 +64,9 @@ def test_keeping_tokens_costs_a_batch_no_more_than_those():
 def test_the_others_are_never_shut_out_however_small_the_burst(burst):
     _, batch, _ = saturated(Limits(burst=burst), visitors_from=10.0)
     assert len(batch) >= 0.8 * 600 * RATE - 30
+
+
+def test_the_first_burst_goes_on_at_its_pace_while_tokens_are_kept():
+    rate = DeclaredRate(4 / 60, 980, 0.0)
+    rate.take(0.0)
+    assert rate.time_until(1, 60.0, 3.0) == 0, "hundreds of tokens are there, and a minute has passed"
