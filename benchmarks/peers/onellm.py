@@ -38,9 +38,8 @@ async def connect(
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
-    `call` is ``chat``, ``gather_chats``, ``iter_chats``, ``run_batch`` with or without ``journal``, or ``post``, which is
-    the transport without a client around it. When `watched`, a hook hears of everything and chats take turns in two
-    lanes.
+    `call` is ``chat``, ``gather_chats``, ``iter_chats``, ``run_batch`` with or without ``journal``, or ``post``: the
+    transport without a client around it. When `watched`, a hook hears of everything and chats take turns in two lanes.
     """
     if call == "post":
         async with _transport(target) as answer_all:
