@@ -1,6 +1,7 @@
 """Finds out a rate that nobody declared. Pure.
 
-**Start.** Eight requests per second, and as many more per second as are answered per second, until the first refusal.
+**Start.** Eight requests per second (more where answers come fast), and as many more per second as are answered per
+second, until the first refusal.
 It tells that the service's bucket is empty, but not how fast it is refilled: the first guess is what came through,
 per minute (or less, if the refusal came early). While nothing comes through, the guess is halved.
 
@@ -43,6 +44,9 @@ class LearnedRate:
     """
 
     START_PACE = 8.0
+    START_UNDER_WAY = 4
+    """Requests per second of the start; and requests under way at least, once the first answer tells how fast the
+    service is."""
     LEAST_JITTER = 0.005
     MOST_JITTER = 0.15
     """Seconds by which the moments of sending and of arriving may differ between two requests: between these bounds,
@@ -161,7 +165,8 @@ class LearnedRate:
 
     def answered(self, sent_at: float, now: float) -> None:
         if self._bucket is None:  # the pace doubles with every round trip
-            self._pace.retune(now, rate=self._pace.rate + 1 / max(now - sent_at, self.LEAST_JITTER))
+            latency = max(now - sent_at, self.LEAST_JITTER)
+            self._pace.retune(now, rate=max(self._pace.rate + 1 / latency, self.START_UNDER_WAY / latency))
         elif self._shared is not None and (not self._marks or sent_at > self._marks[-1].at):
             self._shared.grow()
             self._bucket.retune(now, rate=self._shared.value)

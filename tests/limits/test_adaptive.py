@@ -108,9 +108,9 @@ def test_the_rate_is_not_underestimated_for_the_time_in_which_nothing_was_asked(
     through, refused = drive(control, 30 * number, waves=(number, every))
     waited = [last - wave * every for wave, last in enumerate(through[number - 1 :: number])][1:]
     best = (number - BURST) / RATE if number > BURST else 0
-    assert statistics.median(waited) <= best + 15
+    assert statistics.median(waited) <= best + 40
     assert refused <= 0.02 * len(through)
-    assert control.rate >= 0.5 * RATE
+    assert control.rate >= 0.4 * RATE
 
 
 @pytest.mark.parametrize(("burst", "share"), [(1, 0.6), (2, 0.65), (5, 0.85)])
