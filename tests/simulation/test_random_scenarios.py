@@ -38,7 +38,6 @@ def test_seeds_that_once_broke_an_invariant_never_do_again(seed):
     assert not broken(seed, undisturbed=True)
 
 
-@pytest.mark.xfail(strict=True, reason="a refusal after a long silence is taken for a rate of one in that time")
 @pytest.mark.parametrize("seed", AFTER_SILENCE)
 def test_a_client_that_is_refused_after_a_long_silence_does_not_fall_silent_itself(seed):
     assert not broken(seed)
