@@ -143,9 +143,12 @@ def cancelling_leaves_nothing(trace: Trace) -> Iterator[str]:
 def nothing_leaves_late_or_while_told_to_wait(trace: Trace) -> Iterator[str]:
     """Compares each send with its deadline and with every Retry-After before it."""
     open_from = told_at = float("-inf")
-    rounded = Rounding.LONGEST if trace.limits.mode == "discover" else 0.0
+    limits = trace.limits
     for event in trace.events:
+        rounded = Rounding.LONGEST if limits.mode == "discover" else 0.0
         match event:
+            case Retuned():
+                limits = event.limits
             case Refused(retry_after=float() | int() as asked) if asked > rounded:
                 told = min(event.retry_after or 0.0, _LONGEST_RETRY_AFTER)
                 open_from, told_at = max(open_from, event.at + told), event.at
