@@ -21,7 +21,7 @@ from onellm_async import AsyncOneLLM, Limits
 from onellm_async.cli import main
 from onellm_async.cli.app import app
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import STREAM
+from onellm_async.cli.stream import STREAM
 from onellm_async.server import LocalServer, ServerSettings
 
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from attrs import frozen
 from cyclopts import Group, Parameter
 
-from onellm_async.cli.stream import STREAM
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["ASKING", "CONNECTING", "STREAM", "Asking", "Connecting", "Limiting", "Rate"]
+__all__ = ["ASKING", "CONNECTING", "Asking", "Connecting", "Limiting", "Rate"]
 
 _ASKING = Group.create_ordered("Asking")
 _LIMITING = Group.create_ordered("Limits")
