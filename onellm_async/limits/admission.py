@@ -181,7 +181,9 @@ class Admission:
         if self.in_flight >= self.limits.max_concurrency:
             return _NEVER
         keep = self._kept_from(ticket) if self.hurried else 0.0
-        delay = max(self.rate.time_until(1, now, keep), self.gate.opens_at - now)
+        delay = self.rate.time_until(1, now, keep)
+        if self.gate.opens_at > now + delay:
+            delay = self.gate.opens_at - now
         if self.tokens is not None:
             # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))

@@ -163,7 +163,7 @@ class DeclaredRate:
     def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
         bucket = self._bucket
         kept = min(keep, bucket.capacity - self._wanted) if keep else 0.0
-        wait = max(0.0, requests + kept + self._wanted - 1 - bucket.level_at(now)) / bucket.rate
+        wait = (requests + kept + self._wanted - 1 - bucket.level_at(now)) / bucket.rate
         if now < self._confirmed_at:
             pace_wait = (requests - self._pace.level_at(now)) / self._pace.rate
             wait = max(wait, min(pace_wait, self._confirmed_at - now))

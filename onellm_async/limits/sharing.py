@@ -53,6 +53,8 @@ class SharedRate:
 
     def grow(self) -> None:
         """Takes note of an answer."""
+        if not self._in_vain and self.value >= self.ceiling:
+            return
         if self._in_vain >= self.SHUT:
             self.value = max(self.value, self.DECREASE * self._fallen_from)
         self._in_vain = 0
