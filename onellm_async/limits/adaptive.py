@@ -274,7 +274,8 @@ class LearnedRate:
             if not self._in_vain:
                 self._fallen_from = bounds.low or None
             self._in_vain += 1
-            if rate <= self.LEAST or (self._in_vain >= 2 and bucket.capacity < self.SMALL_BURST):
+            found = bucket.capacity if self._first is None else self._first.passed
+            if rate <= self.LEAST or (self._in_vain >= 2 and found < self.SMALL_BURST):
                 self._suspicion += 2
             return rate
         if not bounds.known:

@@ -86,6 +86,13 @@ def test_a_bucket_that_is_empty_at_the_start_is_found_out():
     assert goodput(through, 0) >= 0.95
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
+def test_a_slow_refill_after_a_large_burst_is_not_taken_for_company(rate):
+    through, refused = drive(LearnedRate(0.0), 360, rate=rate)
+    assert refused <= 10
+    assert goodput(through, BURST, rate) >= 0.97
+
+
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_a_limit_that_rises_is_met_soon_after_the_next_test(factor):
     control = LearnedRate(0.0, probe_every=40)
