@@ -4,6 +4,7 @@ The figures are those of the OneLLM documentation's model list, kept in ``catalo
 """
 
 import csv
+import difflib
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -121,8 +122,6 @@ def lookup(model: str) -> CatalogEntry | None:
 
 def nearest(model: str) -> str | None:
     """The documented id that looks most like `model`, for "did you mean"; None when none is close."""
-    import difflib  # noqa: PLC0415  # only for who mistypes
-
     folded = {entry.name.casefold(): entry.name for entry in entries()}
     close = difflib.get_close_matches(model.casefold(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from html import unescape
 
 from onellm_async import catalog
 from onellm_async.chat import JSON
@@ -152,8 +153,6 @@ def _error_text(payload: JSON, body: bytes) -> str:
         text = body[: EXCERPT_CHARACTERS * 4].decode("utf-8", "replace")
         title = _TITLE.search(text)
         if title:
-            from html import unescape  # noqa: PLC0415  # a long table, for pages that a proxy answers with
-
             text = unescape(title.group(1))
         elif "<html" in text.casefold():
             text = ""
