@@ -30,6 +30,9 @@ class Admission:
         limits: What the user declared.
         rate: Decides on the rate of requests.
         now: The current time, on the clock that all later calls use.
+
+    Attributes:
+        hurried: Whether there has been an interactive request, so that tokens are kept for the next ones.
     """
 
     def __init__(self, limits: Limits, rate: RateControl, now: float) -> None:

@@ -55,7 +55,3 @@ class Rounding:
         """A request came through."""
         if self._from < sent_at < self._until:
             self._believe = 0
-
-    def rebase(self) -> None:
-        """The clock may have been set back."""
-        self._from = self._first_by = self._until = _NEVER
