@@ -4,7 +4,7 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
@@ -56,7 +56,7 @@ def chat(
     return 0
 
 
-chat_command = command(chat, _EXAMPLES)
+chat_command: App = command(chat, _EXAMPLES)
 
 
 async def _ask(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import asdict, frozen
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -89,10 +89,10 @@ def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
     return _ask(run, "retune", changes, "It keeps to the new limits.")
 
 
-pause_command = command(pause, _EXAMPLES["pause"])
-resume_command = command(resume, _EXAMPLES["resume"])
-retune_command = command(retune, _EXAMPLES["retune"])
-stop_command = command(stop, _EXAMPLES["stop"])
+pause_command: App = command(pause, _EXAMPLES["pause"])
+resume_command: App = command(resume, _EXAMPLES["resume"])
+retune_command: App = command(retune, _EXAMPLES["retune"])
+stop_command: App = command(stop, _EXAMPLES["stop"])
 
 
 def _ask(run: str, name: str, argument: "JSON", done: str) -> int:

@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -61,7 +61,7 @@ def export(
     return ExitCode.OK
 
 
-export_command = command(export, _EXAMPLES)
+export_command: App = command(export, _EXAMPLES)
 
 
 async def _write(journal: "JournalReader", output: str | None, shape: str | None, *, force: bool) -> int:

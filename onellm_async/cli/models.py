@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.terminal import put
@@ -60,7 +60,7 @@ def models(
     return 0
 
 
-models_command = command(models, _EXAMPLES)
+models_command: App = command(models, _EXAMPLES)
 
 
 def _row(entry: "CatalogEntry") -> tuple[str | float | None, ...]:

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -96,7 +96,7 @@ def plan(
     return ExitCode.FAILED if bad_lines else ExitCode.OK
 
 
-plan_command = command(plan, _EXAMPLES)
+plan_command: App = command(plan, _EXAMPLES)
 
 
 def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, ExpectedService]":

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -53,7 +53,7 @@ def report(
     return ExitCode.OK
 
 
-report_command = command(report, _EXAMPLES)
+report_command: App = command(report, _EXAMPLES)
 
 
 def _demand_jinja() -> None:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import evolve
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
@@ -99,4 +99,4 @@ def run(
     return asyncio.run(Sitting(wanted, connecting, preflight=spending.preflight).ended(first, opened))
 
 
-run_command = command(run, _EXAMPLES)
+run_command: App = command(run, _EXAMPLES)

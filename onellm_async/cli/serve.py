@@ -6,7 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from attrs import asdict, frozen
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -106,7 +106,7 @@ def serve(
     return ExitCode.OK
 
 
-serve_command = command(serve, _EXAMPLES)
+serve_command: App = command(serve, _EXAMPLES)
 
 
 def _keys(given: tuple[str, ...]) -> dict[str, float] | None:

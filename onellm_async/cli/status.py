@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
@@ -47,7 +47,7 @@ def status(
     return ExitCode.OK if complete else ExitCode.FAILED
 
 
-status_command = command(status, _EXAMPLES)
+status_command: App = command(status, _EXAMPLES)
 
 
 def _found(journal: "JournalReader") -> "dict[str, JSON]":

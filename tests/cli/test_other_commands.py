@@ -54,7 +54,7 @@ def imported_by(*arguments):
 
 def commands_in(loaded):
     files = Path(cli.__file__).parent.glob("*.py")
-    return {path.stem for path in files if "_command = command(" in path.read_text("utf-8")} & {
+    return {path.stem for path in files if "_command: App = command(" in path.read_text("utf-8")} & {
         name.removeprefix("onellm_async.cli.") for name in loaded
     }
 
