@@ -45,7 +45,7 @@ async def main(source: Path, target: Path) -> int:
     failed = 0
     with target.open("x", encoding="utf-8") as answers:  # "x": answers that were paid for are never overwritten
         async with AsyncOneLLM() as client:
-            outcomes = client.iter_chats(prompts_in(source), model="GPT-5-Nano", max_tokens=400, progress=show)
+            outcomes = client.iter_chats(prompts_in(source), model="GPT-5-Nano", max_tokens=400, on_progress=show)
             async with aclosing(outcomes):
                 async for outcome in outcomes:
                     failed += not outcome.ok

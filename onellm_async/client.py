@@ -177,7 +177,7 @@ class AsyncOneLLM(LiveControl):
         lane: str = "batch",
         deadline: float | None = None,
         return_exceptions: Literal[False] = False,
-        progress: Progress | None = None,
+        on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[ChatResponse]: ...
 
@@ -190,7 +190,7 @@ class AsyncOneLLM(LiveControl):
         lane: str = "batch",
         deadline: float | None = None,
         return_exceptions: bool,
-        progress: Progress | None = None,
+        on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[ChatResponse | OneLLMError]: ...
 
@@ -202,7 +202,7 @@ class AsyncOneLLM(LiveControl):
         lane: str = "batch",
         deadline: float | None = None,
         return_exceptions: bool = False,
-        progress: Progress | None = None,
+        on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[ChatResponse] | list[ChatResponse | OneLLMError]:
         """Answers all prompts and returns the answers in their order.
@@ -216,14 +216,14 @@ class AsyncOneLLM(LiveControl):
             lane: Where they wait; default ``"batch"``, behind whatever is more urgent.
             deadline: Seconds for each prompt, counted from when it enters the window.
             return_exceptions: Put a failed prompt's error in its place instead of raising the first.
-            progress: Called after each outcome with a `FanoutProgress`.
+            on_progress: Called after each outcome with a `FanoutProgress`.
             **options: Fields of `ChatRequest` for the prompts that are not complete requests.
 
         Raises:
             InvalidRequestError: If a prompt is refused; nothing was sent.
             OneLLMError: Without `return_exceptions`, the first failure. With it, still a failure that concerns every
                 prompt, such as a wrong key or an empty balance. Either way nothing more is sent, what is under way is
-                awaited, and the outcomes that are there are on the error as ``partial``.
+                awaited, and the outcomes that are there are on the error as ``partial_results``.
 
         Example:
             ::
@@ -241,14 +241,16 @@ class AsyncOneLLM(LiveControl):
                 checked_text = True
             _check_prompt(index, prompt, model, options)
         outcomes: list[ChatOutcome | None] = [None] * len(listed)
-        fan_out = self._fan_out(listed, model, lane, deadline, options, progress, stop_on_error=not return_exceptions)
+        fan_out = self._fan_out(
+            listed, model, lane, deadline, options, on_progress, stop_on_error=not return_exceptions
+        )
         async with fan_out as run:
             async for outcome in run:
                 outcomes[outcome.index] = outcome
         there = [outcome for outcome in outcomes if outcome is not None]
         if run.stopped_by is not None:
             if isinstance(run.stopped_by, OneLLMError):
-                run.stopped_by.partial = tuple(there)
+                run.stopped_by.partial_results = tuple(there)
             raise run.stopped_by
         return [outcome.response or outcome.error or outcome.unwrap() for outcome in there]
 
@@ -259,7 +261,7 @@ class AsyncOneLLM(LiveControl):
         model: Model | None = None,
         lane: str = "batch",
         deadline: float | None = None,
-        progress: Progress | None = None,
+        on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[ChatOutcome, None]:
         """Yields the outcome of each prompt as it is there, from a source of any length, in constant memory.
@@ -272,7 +274,7 @@ class AsyncOneLLM(LiveControl):
             model: As in `gather_chats`, like all that follow.
             lane: As in `gather_chats`.
             deadline: As in `gather_chats`.
-            progress: As in `gather_chats`.
+            on_progress: As in `gather_chats`.
             **options: As in `gather_chats`.
 
         Yields:
@@ -289,7 +291,7 @@ class AsyncOneLLM(LiveControl):
         """
         self._check_options(model, options)
         buffered = self.limits.max_concurrency
-        fan_out = self._fan_out(source, model, lane, deadline, options, progress, buffered=buffered)
+        fan_out = self._fan_out(source, model, lane, deadline, options, on_progress, buffered=buffered)
         async with fan_out as run:
             async for outcome in run:
                 yield outcome
@@ -308,7 +310,7 @@ class AsyncOneLLM(LiveControl):
         lane: str,
         deadline: float | None,
         options: RequestOptions,
-        progress: Progress | None,
+        on_progress: Progress | None,
         *,
         stop_on_error: bool = False,
         buffered: int | None = None,
@@ -325,7 +327,7 @@ class AsyncOneLLM(LiveControl):
             withdraw=group.withdraw,
             stop_on_error=stop_on_error,
             buffered=buffered,
-            progress=progress,
+            on_progress=on_progress,
         )
 
 

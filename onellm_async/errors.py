@@ -6,7 +6,7 @@
     ├── ConfigurationError               a setting of the client is unusable          (also a ValueError)
     ├── InvalidRequestError              a prompt or parameter is unusable, unsent    (also a ValueError)
     ├── ClientClosedError                the client was closed before this was sent
-    ├── WithdrawnError                   the fan-out it belongs to was stopped before this was sent
+    ├── RequestCancelledError                   the fan-out it belongs to was stopped before this was sent
     ├── DeadlineExceededError            the caller's deadline passed or cannot be met (also a TimeoutError)
     ├── QueueFullError                   ``max_pending`` chats are waiting already
     ├── CircuitOpenError                 the service fails again and again; not sent
@@ -41,12 +41,12 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "BatchError",
+    "Billing",
     "BudgetExceededError",
     "CircuitOpenError",
     "ClientClosedError",
     "ConfigurationError",
     "DeadlineExceededError",
-    "Fate",
     "InsufficientBalanceError",
     "InternalServerError",
     "InvalidRequestError",
@@ -56,21 +56,21 @@ __all__ = [
     "PermissionDeniedError",
     "QueueFullError",
     "RateLimitError",
+    "RequestCancelledError",
     "ResponseDecodeError",
     "UnprocessableEntityError",
-    "WithdrawnError",
 ]
 
 
-class Fate(Enum):
+class Billing(Enum):
     """What became of a failed attempt on the server, as far as a client can know."""
 
     NOT_PROCESSED = "not processed"
     """It never reached the model: nothing was billed."""
-    UNBILLED = "failed, not billed"
+    NOT_BILLED = "failed, not billed"
     """The service says that it failed; a failure is not billed."""
-    AMBIGUOUS = "possibly billed"
-    """It was sent, and no proof of its fate came back."""
+    POSSIBLY_BILLED = "possibly billed"
+    """It was sent, and no proof of its billing came back."""
 
 
 class OneLLMError(Exception):
@@ -85,7 +85,7 @@ class OneLLMError(Exception):
         attempts: How many times the request had been sent when the error was raised (0: never).
         elapsed: Seconds from the call until the error, waiting included.
         possibly_billed: How many of these may have been billed without an answer.
-        partial: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
+        partial_results: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
     """
 
     def __init__(self, message: str, *, advice: str = "") -> None:
@@ -96,7 +96,7 @@ class OneLLMError(Exception):
         self.attempts: int = 0
         self.elapsed: float = 0.0
         self.possibly_billed: int = 0
-        self.partial: tuple[object, ...] = ()
+        self.partial_results: tuple[object, ...] = ()
 
     def __str__(self) -> str:
         parts = [self.message]
@@ -107,14 +107,14 @@ class OneLLMError(Exception):
             parts.append(f"Attempts that may be billed: {self.possibly_billed}.")
         if isinstance(self, APIError) and self.given_up:
             parts.append(f"Given up because {self.given_up}.")
-        if self.partial:
-            parts.append(f"{len(self.partial)} outcomes were already there: see .partial.")
+        if self.partial_results:
+            parts.append(f"{len(self.partial_results)} outcomes were already there: see .partial_results.")
         if self.advice:
             parts.append(self.advice)
         return " ".join(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The attributes travel as state, not as arguments: `partial` may hold an outcome with this very error in it.
+        # The attributes travel as state, not as arguments: an outcome in `partial_results` may hold this very error.
         return _restore, (type(self), self.args), self.__dict__
 
 
@@ -136,7 +136,7 @@ class ClientClosedError(OneLLMError):
     """The client was closed while this chat waited, or before it began; it was not sent."""
 
 
-class WithdrawnError(OneLLMError):
+class RequestCancelledError(OneLLMError):
     """The fan-out that this chat belongs to was stopped while it waited."""
 
 
@@ -144,12 +144,12 @@ class DeadlineExceededError(OneLLMError, TimeoutError):
     """The caller's deadline has passed, or would pass before an answer can be there.
 
     Attributes:
-        fate: `Fate.NOT_PROCESSED` when nothing was under way, `Fate.AMBIGUOUS` when an attempt was cut off.
+        billing: `Billing.NOT_PROCESSED` when nothing was in flight, `Billing.POSSIBLY_BILLED` when an attempt was.
     """
 
-    def __init__(self, message: str, *, advice: str = "", fate: Fate = Fate.NOT_PROCESSED) -> None:
+    def __init__(self, message: str, *, advice: str = "", billing: Billing = Billing.NOT_PROCESSED) -> None:
         super().__init__(message, advice=advice)
-        self.fate = fate
+        self.billing = billing
 
 
 class QueueFullError(OneLLMError):
@@ -190,22 +190,22 @@ class APIError(OneLLMError):
     """The service, or the way to it, failed.
 
     Attributes:
-        fate: What became of the failed attempt, as far as a client can know.
+        billing: What became of the failed attempt, as far as a client can know.
         retryable: Whether another attempt can help at all.
         given_up: Why no further attempt was made, for failures that are worth one; else "".
     """
 
     given_up: str = ""
-    fate: Fate = Fate.AMBIGUOUS
+    billing: Billing = Billing.POSSIBLY_BILLED
     retryable: bool = True
 
 
 class APIConnectionError(APIError):
     """No HTTP answer arrived: name not found, refused, reset, disconnected, bad certificate."""
 
-    def __init__(self, message: str, *, fate: Fate, retryable: bool = True, advice: str = "") -> None:
+    def __init__(self, message: str, *, billing: Billing, retryable: bool = True, advice: str = "") -> None:
         super().__init__(message, advice=advice)
-        self.fate = fate
+        self.billing = billing
         self.retryable = retryable
 
 
@@ -237,7 +237,7 @@ class APIStatusError(_AnsweredError):
         body: The first 500 characters of the answer.
     """
 
-    fate = Fate.UNBILLED
+    billing = Billing.NOT_BILLED
     retryable = False
 
 
@@ -272,7 +272,7 @@ class RateLimitError(APIStatusError):
         retry_after: Seconds that the service asked to wait; None when it did not say.
     """
 
-    fate = Fate.NOT_PROCESSED
+    billing = Billing.NOT_PROCESSED
     retryable = True
     retry_after: float | None = None
 
@@ -280,7 +280,7 @@ class RateLimitError(APIStatusError):
 class InternalServerError(APIStatusError):
     """500 and above: the service or its provider failed.
 
-    A 500 is not billed (`Fate.UNBILLED`); after 502, 503, 504 and the like nobody knows (`Fate.AMBIGUOUS`).
+    A 500 is not billed (`Billing.NOT_BILLED`). A 502, 503 or 504 may be (`Billing.POSSIBLY_BILLED`).
 
     Attributes:
         retry_after: Seconds that the service asked to wait; None when it did not say.

@@ -24,7 +24,7 @@ from onellm_async.errors import (
     MethodNotAllowedError,
     NotFoundError,
     OneLLMError,
-    WithdrawnError,
+    RequestCancelledError,
 )
 from onellm_async.validation import shown
 
@@ -102,10 +102,10 @@ class FanOut:
         source: The prompts; a sync or async iterable of any length.
         answer: Turns one prompt into its response, or raises `OneLLMError`.
         window: How many prompts may be under way or wait for admission; asked again after each outcome, as it may grow.
-        withdraw: Ends the waits of `answer` with `WithdrawnError`; called once when the run is stopped.
+        withdraw: Ends the waits of `answer` with `RequestCancelledError`; called once when the run is stopped.
         stop_on_error: Draw nothing more from the source after the first failure of any kind.
         buffered: Finished outcomes that may wait for the consumer; None for any number.
-        progress: Called after each outcome.
+        on_progress: Called after each outcome.
         clock: Seconds, for `FanoutProgress.elapsed`.
     """
 
@@ -118,7 +118,7 @@ class FanOut:
         withdraw: Callable[[], None] = lambda: None,
         stop_on_error: bool = False,
         buffered: int | None = None,
-        progress: Progress | None = None,
+        on_progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_source(source)
@@ -130,7 +130,7 @@ class FanOut:
         self._withdraw = withdraw
         self._stop_on_error = stop_on_error
         self._buffered = buffered
-        self._progress = progress
+        self._on_progress = on_progress
         self._clock = clock
         self._started = clock()
         self._drawn = self._done = self._failed = 0
@@ -197,7 +197,7 @@ class FanOut:
             try:
                 outcome = ChatOutcome(index, prompt, await self._answer(prompt))
             except OneLLMError as error:
-                if isinstance(error, WithdrawnError) and not error.attempts:
+                if isinstance(error, RequestCancelledError) and not error.attempts:
                     return
                 outcome = ChatOutcome(index, prompt, error=error)
             self._deliver(outcome)
@@ -241,6 +241,6 @@ class FanOut:
         self._news.set()
         if len(self._workers) < self._window() and not self._exhausted and self.stopped_by is None:
             self._employ()
-        if self._progress is not None:
+        if self._on_progress is not None:
             elapsed = self._clock() - self._started
-            self._progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))
+            self._on_progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))

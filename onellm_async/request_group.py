@@ -46,7 +46,7 @@ class RequestGroup:
                 what was set aside for it.
 
         Raises:
-            WithdrawnError: If the group was withdrawn before it left.
+            RequestCancelledError: If the group was withdrawn before it left.
             OneLLMError: As `AsyncOneLLM.send`, and whatever `before_sending` raises.
         """
         return await self._sender.send(
@@ -59,5 +59,5 @@ class RequestGroup:
         )
 
     def withdraw(self) -> None:
-        """Ends the waits of the group with `WithdrawnError`, for good; its requests under way go on."""
+        """Ends the waits of the group with `RequestCancelledError`, for good; its requests under way go on."""
         self._sender.withdraw(self._group)

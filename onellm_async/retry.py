@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from attrs import field, frozen
 
-from onellm_async.errors import APIError, ConfigurationError, Fate
+from onellm_async.errors import APIError, Billing, ConfigurationError
 from onellm_async.validation import Checks
 
 __all__ = ["CircuitBreaker", "History", "RetryBudget", "RetryPolicy", "Verdict", "judge", "run_attempts"]
@@ -142,7 +142,7 @@ def judge(
     wait = max(random.uniform(0, ceiling), getattr(error, "retry_after", None) or 0.0)
     if time_left is not None and wait >= time_left:
         return Verdict(retry=False, wait=0.0, reason="the deadline would pass while waiting to try again")
-    return Verdict(retry=True, wait=wait, reason=error.fate.value)
+    return Verdict(retry=True, wait=wait, reason=error.billing.value)
 
 
 def _hindrance(error: APIError, history: History, policy: RetryPolicy) -> str | None:
@@ -150,11 +150,11 @@ def _hindrance(error: APIError, history: History, policy: RetryPolicy) -> str | 
         return "trying again cannot help"
     if history.attempts >= policy.max_attempts:
         return f"all {policy.max_attempts} attempts are used up"
-    if error.fate is Fate.UNBILLED and history.server_errors > policy.max_server_error_retries:
+    if error.billing is Billing.NOT_BILLED and history.server_errors > policy.max_server_error_retries:
         return f"{policy.max_server_error_retries} repeats after server errors are used up"
-    if error.fate is Fate.AMBIGUOUS and policy.ambiguous == "never":
+    if error.billing is Billing.POSSIBLY_BILLED and policy.ambiguous == "never":
         return "it may have been billed, and the policy does not repeat such requests"
-    if error.fate is Fate.AMBIGUOUS and policy.ambiguous == "once" and history.possibly_billed > 1:
+    if error.billing is Billing.POSSIBLY_BILLED and policy.ambiguous == "once" and history.possibly_billed > 1:
         return "it may have been billed twice, and the policy repeats such requests once"
     return None
 

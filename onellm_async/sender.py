@@ -21,15 +21,15 @@ from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
     APIError,
     APIStatusError,
+    Billing,
     CircuitOpenError,
     ClientClosedError,
     DeadlineExceededError,
-    Fate,
     InvalidRequestError,
     OneLLMError,
     RateLimitError,
+    RequestCancelledError,
     ResponseDecodeError,
-    WithdrawnError,
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
 from onellm_async.limits.adaptive import RateState
@@ -52,8 +52,8 @@ def _refuse_if_ended(group: Group) -> None:
         raise group.ended()
 
 
-def _withdrawn() -> WithdrawnError:
-    return WithdrawnError("The fan-out was stopped while this chat waited.")
+def _withdrawn() -> RequestCancelledError:
+    return RequestCancelledError("The fan-out was stopped while this chat waited.")
 
 
 class Sender:
@@ -215,7 +215,7 @@ class Sender:
     def _verdict(self, failure: APIError, call: Call) -> Verdict:
         now = asyncio.get_running_loop().time()
         history, patient = call.history(), call.group is not self._impatient
-        if patient and self._breaker.reopens_at is not None and failure.fate is not Fate.AMBIGUOUS:
+        if patient and self._breaker.reopens_at is not None and failure.billing is not Billing.POSSIBLY_BILLED:
             # The service is down, and a fan-out waits until it is back: what was surely not billed costs no attempt.
             history = History(1, 0, history.possibly_billed)
         verdict = judge(
@@ -319,9 +319,9 @@ class Sender:
 
     def _account_for(self, failure: APIError, call: Call, permit: Permit) -> None:
         call.under_way = False
-        if failure.fate is Fate.AMBIGUOUS:
+        if failure.billing is Billing.POSSIBLY_BILLED:
             call.possibly_billed += 1
-        elif failure.fate is Fate.UNBILLED:
+        elif failure.billing is Billing.NOT_BILLED:
             call.server_errors += 1
         if call.after_failing is not None:
             call.after_failing(call.possibly_billed)
@@ -332,7 +332,7 @@ class Sender:
                 self._limiter.end(self._impatient, self._circuit_open)
         else:
             self._service_answered()
-        if failure.fate is Fate.NOT_PROCESSED:
+        if failure.billing is Billing.NOT_PROCESSED:
             permit.give_back()
         elif isinstance(failure, APIStatusError | ResponseDecodeError):
             permit.answered()
@@ -361,6 +361,6 @@ class Sender:
         error.elapsed = now - call.started
         error.possibly_billed = call.possibly_billed
         if isinstance(error, DeadlineExceededError) and call.possibly_billed:
-            error.fate = Fate.AMBIGUOUS
+            error.billing = Billing.POSSIBLY_BILLED
         if self._hooks:
             notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))

@@ -11,10 +11,10 @@ from onellm_async import errors
 PUBLIC = """
 APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM AuthenticationError BadRequestError
 BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
-ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Fate Hook InsufficientBalanceError
+ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Billing Hook InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot TimeSpent
-Timeout UnprocessableEntityError Usage WithdrawnError __version__ rate_state_from_dict
+Timeout UnprocessableEntityError Usage RequestCancelledError __version__ rate_state_from_dict
 rate_state_to_dict where_time_went
 """.split()  # noqa: SIM905
 

@@ -10,7 +10,7 @@ from onellm_async.batch.journal.rows import Settled
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.batch.repetitions import Repetitions
-from onellm_async.errors import BatchError, BudgetExceededError, ClientClosedError, OneLLMError, WithdrawnError
+from onellm_async.errors import BatchError, BudgetExceededError, ClientClosedError, OneLLMError, RequestCancelledError
 from onellm_async.fanout import concerns_every_prompt
 from onellm_async.request_group import RequestGroup
 
@@ -102,7 +102,7 @@ class Workers:
             self._ending.stop_unwritten(error)
         elif everybody:
             self._ending.stop(error)
-        if everybody or isinstance(error, WithdrawnError | ClientClosedError):
+        if everybody or isinstance(error, RequestCancelledError | ClientClosedError):
             # It is not this prompt's fault. What was surely not billed counts as never sent.
             self._ending.left_out = True
             if passage.intended and not passage.lost:

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from onellm_async.errors import APIError, Fate
+from onellm_async.errors import APIError, Billing
 from onellm_async.events import Answered, Failed, Granted, Refused, Retrying, Sent
 from onellm_async.limits.rounding import Rounding
 from onellm_async.simulation.trace import RESOLUTION, Cancelled, Left, Paused, Resumed, Retuned, Returned, Trace
@@ -172,7 +172,7 @@ def attempts_keep_to_the_policy(trace: Trace) -> Iterator[str]:
             case Retrying():
                 failures += 1
                 error = event.error
-                unbilled = isinstance(error, APIError) and error.fate is not Fate.AMBIGUOUS
+                unbilled = isinstance(error, APIError) and error.billing is not Billing.POSSIBLY_BILLED
                 down = 0 < trace.retry.breaker_failures <= failures
                 free = down and unbilled and event.request not in trace.singles
                 if event.attempt >= trace.retry.max_attempts and not free:

@@ -5,7 +5,7 @@ import ssl
 
 import aiohttp
 
-from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, Fate
+from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError
 
 __all__ = ["translated"]
 
@@ -24,34 +24,36 @@ def translated(error: Exception, host: str) -> APIError | ConfigurationError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
         return APIConnectionError(
             f"The certificate of {host} was not accepted: {_words(error)}.",
-            fate=Fate.NOT_PROCESSED,
+            billing=Billing.NOT_PROCESSED,
             retryable=False,
             advice="Check base_url and the certificates of this machine; nothing was sent.",
         )
     if isinstance(error, OSError) and error.errno in _DESCRIPTORS_USED_UP:
         return APIConnectionError(
             "This process has no file descriptor left for another connection.",
-            fate=Fate.NOT_PROCESSED,
+            billing=Billing.NOT_PROCESSED,
             retryable=False,
             advice="Raise `ulimit -n` or lower Limits.max_concurrency.",
         )
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return APITimeoutError(f"No connection to {host} in time (Timeout.connect).", fate=Fate.NOT_PROCESSED)
+        return APITimeoutError(f"No connection to {host} in time (Timeout.connect).", billing=Billing.NOT_PROCESSED)
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientProxyConnectionError):
         return APIConnectionError(
             f"No connection to {host}: {_words(error)}.",
-            fate=Fate.NOT_PROCESSED,
+            billing=Billing.NOT_PROCESSED,
             advice="Check base_url and the network.",
         )
     if isinstance(error, TimeoutError):
         return APITimeoutError(
             f"No complete answer from {host} in time (Timeout.total).",
-            fate=Fate.AMBIGUOUS,
+            billing=Billing.POSSIBLY_BILLED,
             advice="It may still be billed. Raise Timeout.total if answers usually take that long.",
         )
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return APIConnectionError(f"The proxy refused: {_words(error)}.", fate=Fate.NOT_PROCESSED, retryable=False)
-    return APIConnectionError(f"The connection to {host} broke: {_words(error)}.", fate=Fate.AMBIGUOUS)
+        return APIConnectionError(
+            f"The proxy refused: {_words(error)}.", billing=Billing.NOT_PROCESSED, retryable=False
+        )
+    return APIConnectionError(f"The connection to {host} broke: {_words(error)}.", billing=Billing.POSSIBLY_BILLED)
 
 
 def _words(error: BaseException) -> str:

@@ -24,7 +24,7 @@ class Transport(Protocol):
         """Posts `body` and reads the whole answer.
 
         Raises:
-            APIError: If no complete answer arrived; its ``fate`` tells whether it may have been billed.
+            APIError: If no complete answer arrived; its ``billing`` tells whether it may have been billed.
         """
         ...
 

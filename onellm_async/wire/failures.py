@@ -13,7 +13,7 @@ from onellm_async.errors import (
     APIStatusError,
     AuthenticationError,
     BadRequestError,
-    Fate,
+    Billing,
     InsufficientBalanceError,
     InternalServerError,
     MethodNotAllowedError,
@@ -94,7 +94,7 @@ def failure(status: int, headers: Mapping[str, str], payload: JSON, body: bytes,
         error.retry_after = parse_retry_after(_header(headers, "Retry-After"), now)
     if isinstance(error, InternalServerError):
         error.retryable = status not in _NOT_IMPLEMENTED
-        error.fate = Fate.UNBILLED if status == 500 or not error.retryable else Fate.AMBIGUOUS
+        error.billing = Billing.NOT_BILLED if status == 500 or not error.retryable else Billing.POSSIBLY_BILLED
     return error
 
 

@@ -16,13 +16,13 @@ from fault_server import FaultServer, Script, answers, sends
 from onellm_async import (
     APIConnectionError,
     AsyncOneLLM,
+    Billing,
     ChatRequest,
     CircuitOpenError,
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
     Dialect,
-    Fate,
     InvalidRequestError,
     Limits,
     QueueFullError,
@@ -198,7 +198,7 @@ async def test_a_deadline_that_passes_in_the_queue_leaves_the_chat_unsent() -> N
             await server.asked.wait()
             with pytest.raises(DeadlineExceededError) as caught:
                 await client.chat("b", model="GPT-5", deadline=0.05)
-            assert caught.value.fate is Fate.NOT_PROCESSED
+            assert caught.value.billing is Billing.NOT_PROCESSED
             assert caught.value.attempts == 0
             assert "[request 2 (GPT-5), never sent," in str(caught.value)
             release.set()
@@ -215,14 +215,14 @@ async def test_a_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> Non
             with pytest.raises(DeadlineExceededError, match="the queue takes about") as caught:
                 await client.chat("b", model="GPT-5", deadline=5)
             assert asyncio.get_running_loop().time() - started < 1
-            assert (caught.value.fate, caught.value.attempts, server.posts) == (Fate.NOT_PROCESSED, 0, 1)
+            assert (caught.value.billing, caught.value.attempts, server.posts) == (Billing.NOT_PROCESSED, 0, 1)
 
 
 async def test_a_deadline_that_passes_under_way_may_have_been_billed() -> None:
     async with FaultServer(sends(b"", "stall"), answers()) as server, client_at(server.url) as client:
         with pytest.raises(DeadlineExceededError, match="may be billed") as caught:
             await client.chat("a", model="GPT-5", deadline=0.05)
-        assert (caught.value.fate, caught.value.attempts) == (Fate.AMBIGUOUS, 1)
+        assert (caught.value.billing, caught.value.attempts) == (Billing.POSSIBLY_BILLED, 1)
         assert isinstance(caught.value, TimeoutError)
         await asyncio.wait_for(server.client_closed.wait(), 5)
         assert (await client.chat("b", model="GPT-5", deadline=5)).content == "Paris."

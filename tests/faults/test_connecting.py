@@ -16,7 +16,16 @@ import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from fault_server import FaultServer, answers, answers_then_drops, at_connection, sends
 
-from onellm_async import APIConnectionError, APIError, APITimeoutError, AsyncOneLLM, Fate, Limits, RetryPolicy, Timeout
+from onellm_async import (
+    APIConnectionError,
+    APIError,
+    APITimeoutError,
+    AsyncOneLLM,
+    Billing,
+    Limits,
+    RetryPolicy,
+    Timeout,
+)
 
 FAST = RetryPolicy(backoff_base=0.0, breaker_failures=0)
 
@@ -69,7 +78,12 @@ async def trusting(authority: trustme.CA) -> AsyncIterator[aiohttp.ClientSession
 async def test_a_refused_connection_was_never_sent_and_is_tried_again() -> None:
     error = await failure_of(client_at(f"http://127.0.0.1:{free_port()}/api"))
     assert type(error) is APIConnectionError
-    assert (error.fate, error.retryable, error.attempts, error.possibly_billed) == (Fate.NOT_PROCESSED, True, 4, 0)
+    assert (error.billing, error.retryable, error.attempts, error.possibly_billed) == (
+        Billing.NOT_PROCESSED,
+        True,
+        4,
+        0,
+    )
     assert "No connection to 127.0.0.1" in error.message
     assert "Check base_url and the network." in str(error)
     assert "all 4 attempts are used up" in str(error)
@@ -120,7 +134,7 @@ async def test_a_wrong_certificate_gets_no_request_and_no_second_try(
     async with FaultServer(answers(), tls=server_context(certificate)) as server:
         error = await failure_of(client_at(server.url, session=trusting))
         assert type(error) is APIConnectionError
-        assert (error.fate, error.retryable, error.attempts) == (Fate.NOT_PROCESSED, False, 1)
+        assert (error.billing, error.retryable, error.attempts) == (Billing.NOT_PROCESSED, False, 1)
         assert "certificate of 127.0.0.1 was not accepted" in error.message
         assert {"of another host": "mismatch", "expired": "expired", "of an unknown authority": "unable to get"}[
             flaw
@@ -141,14 +155,14 @@ async def test_a_certificate_failure_stops_a_fan_out_at_once(authority: trustme.
         async with client_at(server.url) as client:
             with pytest.raises(APIConnectionError, match="certificate") as caught:
                 await client.gather_chats(["x"] * 50, model="GPT-5", return_exceptions=True)
-        assert len(caught.value.partial) == 1
+        assert len(caught.value.partial_results) == 1
 
 
 async def test_plain_http_on_the_https_port_is_an_unsent_request() -> None:
     async with FaultServer(at_connection(sends(b"HTTP/1.1 400 Bad Request\r\n\r\n"))) as server:
         error = await failure_of(client_at(server.url.replace("http:", "https:")))
         assert type(error) is APIConnectionError
-        assert error.fate is Fate.NOT_PROCESSED
+        assert error.billing is Billing.NOT_PROCESSED
         assert server.posts == 0
 
 
@@ -177,7 +191,7 @@ async def test_a_name_that_is_not_found_was_never_sent_and_is_tried_again() -> N
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver)) as session:
         error = await failure_of(client_at("https://nowhere.invalid/api", session=session))
     assert type(error) is APIConnectionError
-    assert (error.fate, error.attempts) == (Fate.NOT_PROCESSED, 4)
+    assert (error.billing, error.attempts) == (Billing.NOT_PROCESSED, 4)
     assert error.message == "No connection to nowhere.invalid: Name or service not known."
     assert resolver.asked == ["nowhere.invalid"] * 4
 
@@ -187,7 +201,7 @@ async def test_a_look_up_that_hangs_counts_as_connecting() -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=resolver)) as session:
         error = await failure_of(client_at("https://nowhere.invalid/api", session=session, connect=0.05, total=60))
     assert type(error) is APITimeoutError
-    assert (error.fate, error.possibly_billed, error.attempts) == (Fate.NOT_PROCESSED, 0, 4)
+    assert (error.billing, error.possibly_billed, error.attempts) == (Billing.NOT_PROCESSED, 0, 4)
     assert "Timeout.connect" in error.message
 
 
@@ -207,7 +221,7 @@ async def test_a_server_that_never_accepts_is_a_timeout_while_connecting() -> No
             for filler in fillers:
                 filler.close()
     assert type(error) is APITimeoutError
-    assert (error.fate, error.possibly_billed) == (Fate.NOT_PROCESSED, 0)
+    assert (error.billing, error.possibly_billed) == (Billing.NOT_PROCESSED, 0)
 
 
 async def test_cancelling_while_connecting_frees_the_slot() -> None:
@@ -293,7 +307,7 @@ async def test_nothing_from_the_environment_goes_with_the_request(
 def test_without_file_descriptors_it_says_so_and_does_not_try_again() -> None:
     script = """
         import asyncio, resource, socket
-        from onellm_async import APIConnectionError, AsyncOneLLM, Fate, Limits
+        from onellm_async import APIConnectionError, AsyncOneLLM, Billing, Limits
 
         async def main():
             server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
@@ -309,7 +323,7 @@ def test_without_file_descriptors_it_says_so_and_does_not_try_again() -> None:
                 try:
                     await client.chat("x", model="GPT-5")
                 except APIConnectionError as error:
-                    assert error.fate is Fate.NOT_PROCESSED, error.fate
+                    assert error.billing is Billing.NOT_PROCESSED, error.billing
                     assert error.attempts == 1 and not error.retryable
                     print(error)
                 finally:

@@ -191,7 +191,7 @@ async def test_a_failure_that_concerns_everybody_stops_a_fan_out_early(
             with pytest.raises(error) as caught:
                 await client.gather_chats(["x"] * 500, model="GPT-5", return_exceptions=return_exceptions)
         assert 7 <= server.posts <= 10
-        outcomes = caught.value.partial
+        outcomes = caught.value.partial_results
         assert len(outcomes) == server.posts
         assert sum(outcome.ok for outcome in outcomes) == 6  # type: ignore[attr-defined]
         indices = [outcome.index for outcome in outcomes]  # type: ignore[attr-defined]
@@ -219,8 +219,8 @@ async def test_the_first_failure_ends_a_gather_and_what_is_under_way_is_kept() -
         with pytest.raises(BadRequestError) as caught:
             await client.gather_chats(prompts, model="GPT-5")
     assert 21 <= echo.posts <= 28
-    assert len(caught.value.partial) == echo.posts
-    assert sum(not outcome.ok for outcome in caught.value.partial) == 1  # type: ignore[attr-defined]
+    assert len(caught.value.partial_results) == echo.posts
+    assert sum(not outcome.ok for outcome in caught.value.partial_results) == 1  # type: ignore[attr-defined]
 
 
 async def test_with_return_exceptions_a_failure_takes_its_place() -> None:
@@ -407,12 +407,14 @@ async def test_twenty_thousand_prompts_take_no_more_memory_than_two_thousand() -
 async def test_progress_counts_done_failed_and_cost() -> None:
     seen: list[FanoutProgress] = []
     async with client_on(Echo()) as client:
-        await client.gather_chats(["a", "status 400", "b"], model="GPT-5", return_exceptions=True, progress=seen.append)
+        await client.gather_chats(
+            ["a", "status 400", "b"], model="GPT-5", return_exceptions=True, on_progress=seen.append
+        )
         assert [(step.done, step.total) for step in seen] == [(1, 3), (2, 3), (3, 3)]
         assert (seen[-1].failed, seen[-1].cost) == (1, pytest.approx(2 * (1.28 + 10.40) / 1e6))
         assert 0 <= seen[0].elapsed <= seen[-1].elapsed
         seen.clear()
-        async for _ in client.iter_chats(iter(["a"]), model="GPT-5", progress=seen.append):
+        async for _ in client.iter_chats(iter(["a"]), model="GPT-5", on_progress=seen.append):
             pass
         assert [step.total for step in seen] == [None]
 
@@ -423,7 +425,7 @@ async def test_a_progress_callback_that_raises_is_heard_and_leaks_nothing() -> N
 
     async with client_on(Echo()) as client:
         with pytest.raises(LookupError, match="progress trouble"):
-            await client.gather_chats(["a"] * 50, model="GPT-5", progress=broken)
+            await client.gather_chats(["a"] * 50, model="GPT-5", on_progress=broken)
     assert tasks() == 1
 
 
@@ -436,7 +438,7 @@ async def test_closing_the_client_ends_a_fan_out() -> None:
     await client.aclose()
     with pytest.raises(ClientClosedError) as caught:
         await gathering
-    assert len(caught.value.partial) >= 8
+    assert len(caught.value.partial_results) >= 8
     assert tasks() == 1
 
 

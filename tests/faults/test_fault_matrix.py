@@ -28,7 +28,7 @@ from onellm_async import (
     AsyncOneLLM,
     AuthenticationError,
     BadRequestError,
-    Fate,
+    Billing,
     InsufficientBalanceError,
     InternalServerError,
     Limits,
@@ -46,7 +46,7 @@ HTML = b"<html><head><title>502 Bad Gateway</title></head></html>"
 class Fault:
     script: Callable[[], Script]
     error: type[APIError]
-    fate: Fate
+    billing: Billing
     message: str
     retryable: bool = True
     posts: int | None = 1
@@ -54,7 +54,7 @@ class Fault:
 
 
 def ambiguous(script: Callable[[], Script], message: str, error: type[APIError] = APIConnectionError, **more) -> Fault:
-    return Fault(script, error, Fate.AMBIGUOUS, message, **more)
+    return Fault(script, error, Billing.POSSIBLY_BILLED, message, **more)
 
 
 def undecodable(body: bytes, message: str, status: str = "200 OK", **headers: str) -> Fault:
@@ -62,7 +62,7 @@ def undecodable(body: bytes, message: str, status: str = "200 OK", **headers: st
 
 
 def fatal(body: bytes, status: str, error: type[APIError], message: str, **headers: str) -> Fault:
-    return Fault(lambda: answers(body, status, **headers), error, Fate.UNBILLED, message, retryable=False)
+    return Fault(lambda: answers(body, status, **headers), error, Billing.NOT_BILLED, message, retryable=False)
 
 
 CHUNKED = head(Transfer_Encoding="chunked")
@@ -111,11 +111,11 @@ FAULTS: dict[str, Fault] = {
     "502 in HTML": ambiguous(lambda: answers(HTML, "502 Bad Gateway"), "502 502 Bad Gateway.", InternalServerError),
     "503": ambiguous(lambda: answers(b"", "503 Service Unavailable"), "503.", InternalServerError),
     "504": ambiguous(lambda: answers(b"late", "504 Gateway Timeout"), "504 late.", InternalServerError),
-    "500": Fault(lambda: answers(b'{"error":"x"}', "500 Oops"), InternalServerError, Fate.UNBILLED, "500 x."),
+    "500": Fault(lambda: answers(b'{"error":"x"}', "500 Oops"), InternalServerError, Billing.NOT_BILLED, "500 x."),
     "500 in the envelope": Fault(
         lambda: answers(b'{"code":500,"output":{"output":"missing field `id`"}}'),
         InternalServerError,
-        Fate.UNBILLED,
+        Billing.NOT_BILLED,
         "500 missing field `id`.",
     ),
     "400": fatal(b"not JSON", "400 Bad Request", BadRequestError, "400 not JSON."),
@@ -161,9 +161,9 @@ async def test_a_single_attempt_tells_what_happened_and_what_it_may_have_cost(fa
             await client.chat("Capital of France?", model="GPT-5-Mini")
         error = caught.value
         assert type(error) is fault.error
-        assert (error.fate, error.retryable) == (fault.fate, fault.retryable)
+        assert (error.billing, error.retryable) == (fault.billing, fault.retryable)
         assert error.attempts == 1
-        assert error.possibly_billed == (fault.fate is Fate.AMBIGUOUS)
+        assert error.possibly_billed == (fault.billing is Billing.POSSIBLY_BILLED)
         assert fault.message in error.message
         assert "[request 1 (GPT-5-Mini), 1 attempt, " in str(error)
         assert ("all 1 attempts are used up" in str(error)) is fault.retryable
@@ -178,7 +178,7 @@ async def test_what_can_pass_is_tried_again_and_what_cannot_is_not(fault: Fault)
             response = await client.chat("Capital of France?", model="GPT-5-Mini")
             assert response.content == "Paris."
             assert response.attempts == 2
-            assert response.possibly_billed == (fault.fate is Fate.AMBIGUOUS)
+            assert response.possibly_billed == (fault.billing is Billing.POSSIBLY_BILLED)
             assert server.posts == fault.posts + 1
         else:
             with pytest.raises(fault.error):
@@ -189,7 +189,7 @@ async def test_what_can_pass_is_tried_again_and_what_cannot_is_not(fault: Fault)
 @each_fault
 async def test_with_ambiguous_never_nothing_is_sent_twice_that_may_have_been_billed(fault: Fault) -> None:
     async with FaultServer(fault.script(), answers()) as server, client_of(server, ambiguous="never") as client:
-        if fault.retryable and fault.fate is not Fate.AMBIGUOUS:
+        if fault.retryable and fault.billing is not Billing.POSSIBLY_BILLED:
             assert (await client.chat("x", model="GPT-5")).attempts == 2
             return
         with pytest.raises(fault.error) as caught:
@@ -203,7 +203,7 @@ async def test_with_ambiguous_never_nothing_is_sent_twice_that_may_have_been_bil
 async def test_with_ambiguous_once_a_second_such_failure_is_the_last(fault: Fault) -> None:
     scripts = (fault.script(), fault.script(), answers())
     async with FaultServer(*scripts) as server, client_of(server, ambiguous="once") as client:
-        if fault.retryable and fault.fate is not Fate.AMBIGUOUS:
+        if fault.retryable and fault.billing is not Billing.POSSIBLY_BILLED:
             assert (await client.chat("x", model="GPT-5")).attempts == 3
             return
         with pytest.raises(fault.error) as caught:
@@ -267,7 +267,7 @@ async def test_an_answer_longer_than_32_mib_is_cut_off_early() -> None:
     async with FaultServer(floods(10**9)) as server, client_of(server, total=30, max_attempts=1) as client:
         with pytest.raises(ResponseDecodeError, match="longer than 32 MiB") as caught:
             await client.chat("x", model="GPT-5")
-        assert caught.value.fate is Fate.AMBIGUOUS
+        assert caught.value.billing is Billing.POSSIBLY_BILLED
         assert len(caught.value.body) <= 500
         await asyncio.wait_for(server.client_closed.wait(), 5)
         assert server.bytes_sent < 64 * 1024 * 1024

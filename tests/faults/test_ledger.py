@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from onellm_async import APIError, AsyncOneLLM, ChatResponse, Dialect, Fate, Limits, OneLLMError, RetryPolicy
+from onellm_async import APIError, AsyncOneLLM, Billing, ChatResponse, Dialect, Limits, OneLLMError, RetryPolicy
 from onellm_async.server import Faults, LocalServer, ServerSettings
 
 PROMPTS = 150
@@ -62,7 +62,7 @@ async def test_whatever_was_billed_is_answered_or_told(seed: int, ambiguous: str
             assert isinstance(end, APIError)
             assert end.attempts <= 4
             assert end.possibly_billed <= end.attempts
-            if end.fate is Fate.AMBIGUOUS:
+            if end.billing is Billing.POSSIBLY_BILLED:
                 assert end.possibly_billed >= 1
 
 

@@ -63,7 +63,7 @@ async def main() -> None:
 
         assert_type(await client.gather_chats(["a", "b"], model="GPT-5"), list[ChatResponse])
         assert_type(
-            await client.gather_chats(["a"], model="GPT-5", return_exceptions=True, progress=report),
+            await client.gather_chats(["a"], model="GPT-5", return_exceptions=True, on_progress=report),
             list[ChatResponse | OneLLMError],
         )
         requests = [ChatRequest("GPT-5", "Hello")]
@@ -73,7 +73,7 @@ async def main() -> None:
         mixed: list[Prompt] = ["a", [Message.user("b")], ChatRequest("GPT-5", "c")]
         await client.gather_chats(mixed, model="GPT-5", max_tokens=5)
 
-        async for outcome in client.iter_chats(prompts(), model="GPT-5", progress=report):
+        async for outcome in client.iter_chats(prompts(), model="GPT-5", on_progress=report):
             assert_type(outcome, ChatOutcome)
             assert_type(outcome.unwrap(), ChatResponse)
             assert_type(outcome.error, OneLLMError | None)

@@ -8,7 +8,7 @@ import pytest
 
 from onellm_async.chat import ChatRequest
 from onellm_async.client import AsyncOneLLM
-from onellm_async.errors import APIConnectionError, Fate
+from onellm_async.errors import APIConnectionError, Billing
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.simulation.clock import run_in_virtual_time
@@ -18,7 +18,7 @@ MODEL = "GPT-5-Nano"
 ANSWER = RawReply(200, {}, b'{"content": "there"}')
 REFUSAL = RawReply(429, {"Retry-After": "3"}, b'{"error": "rate limit"}')
 ERROR = RawReply(500, {}, b'{"error": "upstream"}')
-BREAK = APIConnectionError("refused", fate=Fate.NOT_PROCESSED)
+BREAK = APIConnectionError("refused", billing=Billing.NOT_PROCESSED)
 
 
 class Scripted:

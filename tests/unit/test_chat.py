@@ -101,7 +101,7 @@ BAD = {
     "tool_choice": [{"type": "auto"}, 5],
     "stop_sequences": ["stop", b"stop", [1], ["a", None], 5, {"a": 1}],
     "tools": [{"type": "function"}, "f", ["f"], [None], [{"a": math.nan}], [{1: 2}], 5],
-    "response_format": ["json", [("type", "x")], {"type": math.nan}, {"type": object()}, {1: 2}],
+    "response_format": ["json", [("type", "x")], {"type": math.nan}, {"type": print}, {1: 2}],
     "extra": ["x", [1], 5, {"a": math.nan}, {"a": math.inf}, {"a": b"x"}, {"a": {1}}, {1: 2}, {"a": 10**5000}],
 }
 

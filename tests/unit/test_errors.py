@@ -12,19 +12,19 @@ from onellm_async.errors import (
     APITimeoutError,
     AuthenticationError,
     BatchError,
+    Billing,
     BudgetExceededError,
     CircuitOpenError,
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
-    Fate,
     InternalServerError,
     InvalidRequestError,
     OneLLMError,
     QueueFullError,
     RateLimitError,
+    RequestCancelledError,
     ResponseDecodeError,
-    WithdrawnError,
 )
 
 STATUS_CLASSES = [
@@ -40,15 +40,15 @@ def one_of_each() -> list[OneLLMError]:
         ConfigurationError("bad setting"),
         InvalidRequestError("bad prompt"),
         ClientClosedError("closed"),
-        WithdrawnError("stopped"),
-        DeadlineExceededError("late", fate=Fate.AMBIGUOUS),
+        RequestCancelledError("stopped"),
+        DeadlineExceededError("late", billing=Billing.POSSIBLY_BILLED),
         QueueFullError("full", pending=3, retry_after=1.5),
         CircuitOpenError("open", retry_after=15.0),
         BudgetExceededError("dear"),
         BatchError("stuck"),
         APIError("failed"),
-        APIConnectionError("refused", fate=Fate.NOT_PROCESSED, retryable=False),
-        APITimeoutError("slow", fate=Fate.AMBIGUOUS),
+        APIConnectionError("refused", billing=Billing.NOT_PROCESSED, retryable=False),
+        APITimeoutError("slow", billing=Billing.POSSIBLY_BILLED),
         *(cls("no", status_code=418, body="teapot", advice="drink coffee") for cls in STATUS_CLASSES),
     ]
 
@@ -69,7 +69,7 @@ def test_every_error_class_is_tried_below() -> None:
     known = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, OneLLMError)}
     public = {cls for cls in known if not cls.__name__.startswith("_")}
     assert public == {type(error) for error in one_of_each()}
-    assert {cls.__name__ for cls in public} | {"Fate"} == set(errors.__all__)
+    assert {cls.__name__ for cls in public} | {"Billing"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
@@ -81,20 +81,20 @@ def test_errors_survive_pickling_and_copying_with_all_they_know(error: OneLLMErr
     assert vars(twin) == vars(error)
     assert twin.args == error.args
     assert str(twin) == str(error)
-    for name in ("fate", "retryable", "retry_after", "status_code", "body"):
+    for name in ("billing", "retryable", "retry_after", "status_code", "body"):
         assert getattr(twin, name, None) == getattr(error, name, None)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_an_error_among_its_own_partial_outcomes_can_be_pickled_and_copied(again) -> None:
     error = AuthenticationError("no", status_code=401)
-    error.partial = (ChatOutcome(0, "a", error=error),)
+    error.partial_results = (ChatOutcome(0, "a", error=error),)
     twin = again(error)
     assert isinstance(twin, AuthenticationError)
     assert twin.status_code == 401
-    assert len(twin.partial) == 1
-    assert isinstance(twin.partial[0], ChatOutcome)
-    assert isinstance(twin.partial[0].error, AuthenticationError)
+    assert len(twin.partial_results) == 1
+    assert isinstance(twin.partial_results[0], ChatOutcome)
+    assert isinstance(twin.partial_results[0].error, AuthenticationError)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_errors_that_python_has_a_word_for_are_caught_by_it(cls: type, builtin: 
 
 def test_a_message_tells_what_to_whom_how_often_and_what_to_do() -> None:
     error = with_context(InternalServerError("500 broken.", status_code=500, advice="Ask again later."))
-    error.partial = (1, 2)
+    error.partial_results = (1, 2)
     assert str(error) == (
         "500 broken. [request 17 (GPT-5-Mini), 3 attempts, 1.2 s] Attempts that may be billed: 2."
         " Given up because all 3 attempts are used up."
-        " 2 outcomes were already there: see .partial. Ask again later."
+        " 2 outcomes were already there: see .partial_results. Ask again later."
     )
 
 
@@ -128,10 +128,10 @@ def test_a_message_counts_attempts_in_words(attempts: int, words: str) -> None:
 
 
 def test_only_failures_that_prove_it_are_called_unbilled() -> None:
-    fates = {cls.__name__: cls("x", status_code=500).fate for cls in STATUS_CLASSES}
-    assert fates.pop("ResponseDecodeError") is Fate.AMBIGUOUS
-    assert fates.pop("RateLimitError") is Fate.NOT_PROCESSED
-    assert set(fates.values()) == {Fate.UNBILLED}
+    billings = {cls.__name__: cls("x", status_code=500).billing for cls in STATUS_CLASSES}
+    assert billings.pop("ResponseDecodeError") is Billing.POSSIBLY_BILLED
+    assert billings.pop("RateLimitError") is Billing.NOT_PROCESSED
+    assert set(billings.values()) == {Billing.NOT_BILLED}
 
 
 def test_only_failures_that_can_pass_are_worth_a_repeat() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.call import Attempt
-from onellm_async.errors import APIConnectionError, BudgetExceededError, Fate, WithdrawnError
+from onellm_async.errors import APIConnectionError, Billing, BudgetExceededError, RequestCancelledError
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time
@@ -35,7 +35,7 @@ def client_over(transport: Script, **settings: object) -> AsyncOneLLM:
 
 
 async def test_every_attempt_is_announced_before_it_leaves():
-    transport = Script(APIConnectionError("reset", fate=Fate.AMBIGUOUS), REFUSAL, REPLY)
+    transport = Script(APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED), REFUSAL, REPLY)
     announced: list[tuple[Attempt, int]] = []
 
     async def before_sending(attempt: Attempt) -> None:
@@ -90,7 +90,7 @@ async def test_a_request_withdrawn_during_its_announcement_is_not_sent():
         async def withdraw(attempt: Attempt) -> None:
             group.withdraw()
 
-        with pytest.raises(WithdrawnError) as caught:
+        with pytest.raises(RequestCancelledError) as caught:
             await group.send(REQUEST, before_sending=withdraw)
     assert (caught.value.attempts, transport.sent) == (0, 0)
 
@@ -100,6 +100,6 @@ async def test_a_withdrawn_group_sends_nothing_more_while_other_requests_go_on()
     async with client_over(transport, retry=RetryPolicy(max_attempts=1)) as client:
         group = client.group()
         group.withdraw()
-        with pytest.raises(WithdrawnError):
+        with pytest.raises(RequestCancelledError):
             await group.send(REQUEST)
         assert (await client.send(REQUEST)).content == "Hello"

@@ -11,8 +11,8 @@ from onellm_async.errors import (
     APIConnectionError,
     APIError,
     APITimeoutError,
+    Billing,
     ConfigurationError,
-    Fate,
     InternalServerError,
     ResponseDecodeError,
 )
@@ -28,11 +28,11 @@ def status(code: int, text: str = "", retry_after: str | None = None) -> APIErro
 
 
 def unconnected(*, retryable: bool = True) -> APIError:
-    return APIConnectionError("refused", fate=Fate.NOT_PROCESSED, retryable=retryable)
+    return APIConnectionError("refused", billing=Billing.NOT_PROCESSED, retryable=retryable)
 
 
 def cut_off() -> APIError:
-    return APITimeoutError("late", fate=Fate.AMBIGUOUS)
+    return APITimeoutError("late", billing=Billing.POSSIBLY_BILLED)
 
 
 def verdict(
@@ -60,10 +60,10 @@ def verdict(
 
 TABLE: list[tuple[str, Callable[[], APIError], str]] = [
     ("name not found, refused, TLS handshake", unconnected, "repeat"),
-    ("timeout while connecting", lambda: APITimeoutError("no connection", fate=Fate.NOT_PROCESSED), "repeat"),
+    ("timeout while connecting", lambda: APITimeoutError("no connection", billing=Billing.NOT_PROCESSED), "repeat"),
     ("certificate failure, too many open files", lambda: unconnected(retryable=False), "fatal"),
     ("timeout after sending", cut_off, "ambiguous"),
-    ("reset after sending", lambda: APIConnectionError("reset", fate=Fate.AMBIGUOUS), "ambiguous"),
+    ("reset after sending", lambda: APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED), "ambiguous"),
     ("undecodable body", lambda: ResponseDecodeError("?", status_code=200), "ambiguous"),
     ("500", lambda: status(500), "unbilled"),
     *((f"{code}", lambda code=code: status(code), "ambiguous") for code in (502, 503, 504, 520, 529, 599)),

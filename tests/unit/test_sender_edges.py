@@ -9,11 +9,11 @@ import pytest
 from onellm_async import (
     AsyncOneLLM,
     AuthenticationError,
+    Billing,
     CircuitOpenError,
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
-    Fate,
     InvalidRequestError,
     Limits,
     OneLLMError,
@@ -59,7 +59,7 @@ async def test_a_deadline_while_an_earlier_attempt_may_be_billed_says_so() -> No
     async with AsyncOneLLM(transport=transport, retry=RetryPolicy(backoff_base=1)) as client:
         with pytest.raises(DeadlineExceededError) as caught:
             await client.chat("x", model="GPT-5", deadline=60)
-    assert (caught.value.fate, caught.value.attempts) == (Fate.AMBIGUOUS, 2)
+    assert (caught.value.billing, caught.value.attempts) == (Billing.POSSIBLY_BILLED, 2)
     assert asyncio.get_running_loop().time() == 60
 
 
@@ -69,7 +69,7 @@ async def test_a_repeat_that_the_queue_cannot_serve_in_time_does_not_deny_the_fi
     async with AsyncOneLLM(transport=Scripted(replies(503)), limits=limits, retry=retry) as client:
         with pytest.raises(OneLLMError) as caught:
             await client.chat("x", model="GPT-5", deadline=30)
-    assert getattr(caught.value, "fate", None) is Fate.AMBIGUOUS
+    assert getattr(caught.value, "billing", None) is Billing.POSSIBLY_BILLED
     assert says_it_may_be_billed(caught.value)
 
 
@@ -133,7 +133,7 @@ async def test_an_endless_rate_limit_ends_with_the_deadline_and_costs_nothing() 
     async with AsyncOneLLM(transport=Scripted(replies(429))) as client:
         with pytest.raises(DeadlineExceededError) as caught:
             await client.chat("x", model="GPT-5", deadline=60)
-    assert (caught.value.fate, caught.value.attempts) == (Fate.NOT_PROCESSED, 0)
+    assert (caught.value.billing, caught.value.attempts) == (Billing.NOT_PROCESSED, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -199,7 +199,7 @@ async def test_a_fan_out_stopped_by_a_failure_sends_nothing_of_what_waits() -> N
         with pytest.raises(UnprocessableEntityError) as caught:
             await client.gather_chats([f"prompt {i}" for i in range(200)], model="GPT-5")
         assert transport.posts == 1
-        assert [outcome.index for outcome in caught.value.partial] == [0]
+        assert [outcome.index for outcome in caught.value.partial_results] == [0]
         assert client.snapshot().at_rest
 
 

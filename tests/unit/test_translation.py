@@ -11,7 +11,7 @@ from aiohttp.client_reqrep import ConnectionKey, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, Fate
+from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError
 from onellm_async.transport import translated
 
 CANARY = "sk-canary-51c0"
@@ -95,7 +95,7 @@ def test_each_of_aiohttps_errors_is_translated_with_its_fate(cls: type) -> None:
         assert type(error) is ConfigurationError
         return
     assert isinstance(error, APIConnectionError)
-    assert error.fate is (Fate.NOT_PROCESSED if cls.__name__ in UNSENT else Fate.AMBIGUOUS)
+    assert error.billing is (Billing.NOT_PROCESSED if cls.__name__ in UNSENT else Billing.POSSIBLY_BILLED)
     assert error.retryable is (cls.__name__ not in HOPELESS)
     assert isinstance(error, APITimeoutError) is issubclass(cls, TimeoutError)
     assert CANARY not in f"{error!s} {error!r} {error.__dict__}"
@@ -118,7 +118,7 @@ OS_ERRORS = [
 def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(error: OSError) -> None:
     found = translated(error, "host.example")
     assert type(found) is APIConnectionError
-    assert (found.fate, found.retryable) == (Fate.AMBIGUOUS, True)
+    assert (found.billing, found.retryable) == (Billing.POSSIBLY_BILLED, True)
     assert "host.example" in found.message
 
 
@@ -126,7 +126,7 @@ def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(err
 def test_each_timeout_after_connecting_is_possibly_billed(error: OSError) -> None:
     found = translated(error, "host.example")
     assert isinstance(found, APITimeoutError)
-    assert found.fate is Fate.AMBIGUOUS
+    assert found.billing is Billing.POSSIBLY_BILLED
     assert "Raise Timeout.total" in found.advice
 
 
@@ -138,7 +138,7 @@ def test_used_up_descriptors_are_named_however_they_come(number: int, wrapped: b
         error = aiohttp.ClientConnectorError(KEY, error)
     found = translated(error, "host.example")
     assert isinstance(found, APIError)
-    assert (found.fate, found.retryable) == (Fate.NOT_PROCESSED, False)
+    assert (found.billing, found.retryable) == (Billing.NOT_PROCESSED, False)
     assert "ulimit -n" in found.advice
 
 

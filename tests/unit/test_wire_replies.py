@@ -13,7 +13,7 @@ from onellm_async.chat import ChatResponse, Usage
 from onellm_async.errors import (
     APIError,
     APIStatusError,
-    Fate,
+    Billing,
     InsufficientBalanceError,
     InternalServerError,
     RateLimitError,
@@ -221,7 +221,7 @@ def test_a_long_error_text_is_cut_and_its_white_space_folded() -> None:
 def test_the_text_of_an_error_is_found_wherever_it_lies(body: object) -> None:
     with pytest.raises(InternalServerError, match=r"^500 found it\.") as caught:
         decode(as_json(body), 500)
-    assert caught.value.fate is Fate.UNBILLED
+    assert caught.value.billing is Billing.NOT_BILLED
 
 
 @pytest.mark.parametrize("status", [200, 204, 307, 400, 401, 402, 429, 500, 503, 999])
@@ -243,7 +243,7 @@ def test_only_a_500_proves_that_nothing_was_billed(status: int) -> None:
     error = failure(status, {}, None, b"", model="GPT-5", now=0)
     assert isinstance(error, InternalServerError)
     unbilled = status in {500, 501, 505, 506, 508, 510, 511}
-    assert error.fate is (Fate.UNBILLED if unbilled else Fate.AMBIGUOUS)
+    assert error.billing is (Billing.NOT_BILLED if unbilled else Billing.POSSIBLY_BILLED)
     assert error.retryable is (status == 500 or not unbilled)
 
 

@@ -42,7 +42,7 @@ def test_a_recorded_reply_is_understood(case: Path) -> None:
 def assert_error(error: APIError, expected: dict[str, object], body: bytes) -> None:
     assert type(error).__name__ == expected["error"]
     assert getattr(error, "status_code", None) == expected["status_code"]
-    assert (error.fate.value, error.retryable) == (expected["fate"], expected["retryable"])
+    assert (error.billing.value, error.retryable) == (expected["billing"], expected["retryable"])
     assert expected["message"] in error.message  # type: ignore[operator]
     assert expected["advice"] in error.advice  # type: ignore[operator]
     assert getattr(error, "retry_after", None) == expected["retry_after"]
