@@ -30,8 +30,9 @@
 The names below `APIError` are those of openai-python, so that nobody has to learn them twice.
 """
 
-from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
+
+from onellm_async.failure_kinds import RULES, Billing, FailureKind, kind_of_status
 
 __all__ = [
     "APIConnectionError",
@@ -47,6 +48,7 @@ __all__ = [
     "ClientClosedError",
     "ConfigurationError",
     "DeadlineExceededError",
+    "FailureKind",
     "InsufficientBalanceError",
     "InternalServerError",
     "InvalidRequestError",
@@ -62,17 +64,6 @@ __all__ = [
 ]
 
 
-class Billing(Enum):
-    """What became of a failed attempt on the server, as far as a client can know."""
-
-    NOT_PROCESSED = "not processed"
-    """It never reached the model: nothing was billed."""
-    NOT_BILLED = "failed, not billed"
-    """The service says that it failed; a failure is not billed."""
-    POSSIBLY_BILLED = "possibly billed"
-    """It was sent, and no proof of its billing came back."""
-
-
 class OneLLMError(Exception):
     """Base of every error raised here.
 
@@ -81,6 +72,8 @@ class OneLLMError(Exception):
         advice: What the user can do about it; "" when there is nothing to say.
 
     Attributes:
+        kind: Why there is no answer; `onellm_async.failure_kinds` has a table of what follows from each kind.
+        affects_every_prompt: Whether all other prompts would fail in the same way, so that a fan-out or a run ends.
         request: The request it happened to, for example ``"request 17 (GPT-5-Mini)"``; "" when it concerns none.
         attempts: How many times the request had been sent when the error was raised (0: never).
         elapsed: Seconds from the call until the error, waiting included.
@@ -88,8 +81,13 @@ class OneLLMError(Exception):
         partial_results: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
     """
 
-    def __init__(self, message: str, *, advice: str = "") -> None:
+    kind: FailureKind = FailureKind.NOT_SENT
+
+    def __init__(self, message: str, *, advice: str = "", kind: FailureKind | None = None) -> None:
         super().__init__(message)
+        if kind is not None:
+            self.kind = kind
+        self.affects_every_prompt: bool = RULES[self.kind].every_prompt == "yes"
         self.message: str = message
         self.advice: str = advice
         self.request: str = ""
@@ -127,17 +125,25 @@ def _restore(cls: type[OneLLMError], args: tuple[object, ...]) -> OneLLMError:
 class ConfigurationError(OneLLMError, ValueError):
     """A setting of the client (key, base URL, limits, policies) is missing or unusable."""
 
+    kind = FailureKind.LOCAL
+
 
 class InvalidRequestError(OneLLMError, ValueError):
     """A prompt or one of its parameters is unusable; nothing was sent."""
+
+    kind = FailureKind.INVALID
 
 
 class ClientClosedError(OneLLMError):
     """The client was closed while this chat waited, or before it began; it was not sent."""
 
+    kind = FailureKind.CLOSED
+
 
 class RequestCancelledError(OneLLMError):
     """The fan-out that this chat belongs to was stopped while it waited."""
+
+    kind = FailureKind.CANCELLED
 
 
 class DeadlineExceededError(OneLLMError, TimeoutError):
@@ -147,9 +153,11 @@ class DeadlineExceededError(OneLLMError, TimeoutError):
         billing: `Billing.NOT_PROCESSED` when nothing was in flight, `Billing.POSSIBLY_BILLED` when an attempt was.
     """
 
+    kind = FailureKind.DEADLINE
+
     def __init__(self, message: str, *, advice: str = "", billing: Billing = Billing.NOT_PROCESSED) -> None:
         super().__init__(message, advice=advice)
-        self.billing = billing
+        self.billing: Billing = billing
 
 
 class QueueFullError(OneLLMError):
@@ -181,32 +189,41 @@ class CircuitOpenError(OneLLMError):
 class BudgetExceededError(OneLLMError):
     """The next request could cost more than what is left of the budget; it was not sent."""
 
+    kind = FailureKind.RUN_STOPPED
+
 
 class BatchError(OneLLMError):
     """A durable run cannot start or go on; what it has is kept."""
+
+    kind = FailureKind.RUN_STOPPED
 
 
 class APIError(OneLLMError):
     """The service, or the way to it, failed.
 
     Attributes:
-        billing: What became of the failed attempt, as far as a client can know.
-        retryable: Whether another attempt can help at all.
         given_up: Why no further attempt was made, for failures that are worth one; else "".
     """
 
+    kind = FailureKind.CONNECTION_LOST
     given_up: str = ""
-    billing: Billing = Billing.POSSIBLY_BILLED
-    retryable: bool = True
+
+    @property
+    def billing(self) -> Billing:
+        """What became of the bill of the failed attempt, as far as a client can know."""
+        return RULES[self.kind].billing
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt can help at all."""
+        return RULES[self.kind].retry != "no"
 
 
 class APIConnectionError(APIError):
-    """No HTTP answer arrived: name not found, refused, reset, disconnected, bad certificate."""
+    """No HTTP answer arrived: name not found, refused, reset, disconnected, bad certificate.
 
-    def __init__(self, message: str, *, billing: Billing, retryable: bool = True, advice: str = "") -> None:
-        super().__init__(message, advice=advice)
-        self.billing = billing
-        self.retryable = retryable
+    A transport of your own raises it with the `FailureKind` that fits; the default is that of a request that was sent.
+    """
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
@@ -214,8 +231,10 @@ class APITimeoutError(APIConnectionError, TimeoutError):
 
 
 class _AnsweredError(APIError):
-    def __init__(self, message: str, *, status_code: int, body: str = "", advice: str = "") -> None:
-        super().__init__(message, advice=advice)
+    def __init__(
+        self, message: str, *, status_code: int, body: str = "", advice: str = "", kind: FailureKind | None = None
+    ) -> None:
+        super().__init__(message, advice=advice, kind=kind)
         self.status_code = status_code
         self.body = body
 
@@ -228,6 +247,8 @@ class ResponseDecodeError(_AnsweredError):
         body: The first 500 characters of the answer.
     """
 
+    kind = FailureKind.NOT_JSON
+
 
 class APIStatusError(_AnsweredError):
     """The service answered with an error status, over HTTP or inside the envelope.
@@ -235,10 +256,17 @@ class APIStatusError(_AnsweredError):
     Attributes:
         status_code: The status, from the envelope if there is one, else from HTTP.
         body: The first 500 characters of the answer.
+        retry_after: Seconds that the service asked to wait; None when it did not say.
     """
 
-    billing = Billing.NOT_BILLED
-    retryable = False
+    retry_after: float | None = None
+    _own_kind: ClassVar[FailureKind | None] = None
+
+    def __init__(
+        self, message: str, *, status_code: int, body: str = "", advice: str = "", kind: FailureKind | None = None
+    ) -> None:
+        kind = kind or self._own_kind or kind_of_status(status_code)
+        super().__init__(message, status_code=status_code, body=body, advice=advice, kind=kind)
 
 
 class BadRequestError(APIStatusError):
@@ -266,29 +294,19 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: refused by the rate limit; not processed, not billed.
+    """429: refused by the rate limit; not processed, not billed."""
 
-    Attributes:
-        retry_after: Seconds that the service asked to wait; None when it did not say.
-    """
-
-    billing = Billing.NOT_PROCESSED
-    retryable = True
-    retry_after: float | None = None
+    _own_kind = FailureKind.RATE_LIMITED
 
 
 class InternalServerError(APIStatusError):
     """500 and above: the service or its provider failed.
 
     A 500 is not billed (`Billing.NOT_BILLED`). A 502, 503 or 504 may be (`Billing.POSSIBLY_BILLED`).
-
-    Attributes:
-        retry_after: Seconds that the service asked to wait; None when it did not say.
     """
-
-    retryable = True
-    retry_after: float | None = None
 
 
 class InsufficientBalanceError(APIStatusError):
     """The balance of the key is too low (any status). Never retried: only topping up helps."""
+
+    _own_kind = FailureKind.BALANCE_TOO_LOW

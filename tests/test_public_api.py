@@ -11,7 +11,8 @@ from onellm_async import errors
 PUBLIC = """
 APIConnectionError APIError APIStatusError APITimeoutError ApiKey AsyncOneLLM AuthenticationError BadRequestError
 BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse CircuitOpenError ClientClosedError
-ConfigurationError Conversation DeadlineExceededError Dialect Event FanoutProgress Billing Hook InsufficientBalanceError
+ConfigurationError Conversation DeadlineExceededError Dialect Event FailureKind FanoutProgress Billing Hook
+InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot TimeSpent
 Timeout UnprocessableEntityError Usage RequestCancelledError __version__ rate_state_from_dict

@@ -8,7 +8,7 @@ from typing import Literal
 from attrs import field, frozen
 from attrs.validators import in_
 
-from onellm_async.errors import APIConnectionError, APITimeoutError, Billing
+from onellm_async.errors import APIConnectionError, APITimeoutError, FailureKind
 from onellm_async.server.backends import echo
 from onellm_async.server.jobs import Job
 from onellm_async.server.service import PATH, Service
@@ -102,7 +102,7 @@ class ServiceTransport:
         try:
             return await self._in_time(body)
         except APIConnectionError as error:
-            arrived = error.billing is not Billing.NOT_PROCESSED
+            arrived = error.kind is not FailureKind.CANNOT_CONNECT
             raise
         finally:
             self._recorder.returned(request, arrived=arrived)
@@ -115,14 +115,14 @@ class ServiceTransport:
                 return await self._carried(body)
         except TimeoutError:
             text = f"No answer within {self._network.timeout:g} s."
-            raise APITimeoutError(text, billing=Billing.POSSIBLY_BILLED) from None
+            raise APITimeoutError(text) from None
 
     async def _carried(self, body: bytes) -> RawReply:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._way())
         outage = self._network.outage_at(loop.time())
         if outage is not None and outage.kind == "unreachable":
-            raise APIConnectionError(_UNREACHABLE, billing=Billing.NOT_PROCESSED)
+            raise APIConnectionError(_UNREACHABLE, kind=FailureKind.CANNOT_CONNECT)
         if outage is not None or (self._network.stall_rate and self._random.random() < self._network.stall_rate):
             await loop.create_future()
         received = self._service.receive("POST", PATH, self._headers, body, loop.time())
@@ -141,7 +141,7 @@ class ServiceTransport:
         delivery = self._service.doomed(job) or self._service.complete(job, echo(job))
         await asyncio.sleep(self._way())
         if delivery.reply is None or delivery.truncated:
-            raise APIConnectionError(_BROKEN, billing=Billing.POSSIBLY_BILLED)
+            raise APIConnectionError(_BROKEN)
         return delivery.reply
 
     async def aclose(self) -> None:

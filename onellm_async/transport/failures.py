@@ -5,7 +5,7 @@ import ssl
 
 import aiohttp
 
-from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError
+from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, FailureKind
 
 __all__ = ["translated"]
 
@@ -24,36 +24,36 @@ def translated(error: Exception, host: str) -> APIError | ConfigurationError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
         return APIConnectionError(
             f"The certificate of {host} was not accepted: {_words(error)}.",
-            billing=Billing.NOT_PROCESSED,
-            retryable=False,
+            kind=FailureKind.NOT_TRUSTED,
             advice="Check base_url and the certificates of this machine; nothing was sent.",
         )
     if isinstance(error, OSError) and error.errno in _DESCRIPTORS_USED_UP:
         return APIConnectionError(
             "This process has no file descriptor left for another connection.",
-            billing=Billing.NOT_PROCESSED,
-            retryable=False,
+            kind=FailureKind.LOCAL,
             advice="Raise `ulimit -n` or lower Limits.max_concurrency.",
         )
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return APITimeoutError(f"No connection to {host} in time (Timeout.connect).", billing=Billing.NOT_PROCESSED)
+        return APITimeoutError(f"No connection to {host} in time (Timeout.connect).", kind=FailureKind.CANNOT_CONNECT)
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientProxyConnectionError):
         return APIConnectionError(
             f"No connection to {host}: {_words(error)}.",
-            billing=Billing.NOT_PROCESSED,
+            kind=FailureKind.CANNOT_CONNECT,
             advice="Check base_url and the network.",
         )
     if isinstance(error, TimeoutError):
         return APITimeoutError(
             f"No complete answer from {host} in time (Timeout.total).",
-            billing=Billing.POSSIBLY_BILLED,
             advice="It may still be billed. Raise Timeout.total if answers usually take that long.",
         )
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return APIConnectionError(
-            f"The proxy refused: {_words(error)}.", billing=Billing.NOT_PROCESSED, retryable=False
-        )
-    return APIConnectionError(f"The connection to {host} broke: {_words(error)}.", billing=Billing.POSSIBLY_BILLED)
+        return APIConnectionError(f"The proxy refused: {_words(error)}.", kind=_proxy_kind(error))
+    return APIConnectionError(f"The connection to {host} broke: {_words(error)}.")
+
+
+def _proxy_kind(error: aiohttp.ClientHttpProxyError) -> FailureKind:
+    """A proxy that refuses this client refuses every prompt; any other answer may pass."""
+    return FailureKind.NOT_TRUSTED if error.status in {403, 407} else FailureKind.CANNOT_CONNECT
 
 
 def _words(error: BaseException) -> str:

@@ -13,7 +13,6 @@ from onellm_async.errors import (
     APIStatusError,
     AuthenticationError,
     BadRequestError,
-    Billing,
     InsufficientBalanceError,
     InternalServerError,
     MethodNotAllowedError,
@@ -53,7 +52,6 @@ _ADVICE = {
 _DEEPEST_TEXT = 6
 _UNKNOWN_MODEL = re.compile(r"unknown variant `([^`]*)`")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-_NOT_IMPLEMENTED = frozenset({501, 505, 506, 508, 510, 511})
 
 
 def excerpt(body: bytes) -> str:
@@ -90,11 +88,7 @@ def failure(status: int, headers: Mapping[str, str], payload: JSON, body: bytes,
         text = f"Redirected to {where[:EXCERPT_CHARACTERS]}"
         advice = "Redirects are not followed with a paid request: set base_url to the final address."
     error = kind(f"{status} {text}".rstrip() + _full_stop(text), status_code=status, body=excerpt(body), advice=advice)
-    if isinstance(error, RateLimitError | InternalServerError):
-        error.retry_after = parse_retry_after(_header(headers, "Retry-After"), now)
-    if isinstance(error, InternalServerError):
-        error.retryable = status not in _NOT_IMPLEMENTED
-        error.billing = Billing.NOT_BILLED if status == 500 or not error.retryable else Billing.POSSIBLY_BILLED
+    error.retry_after = parse_retry_after(_header(headers, "Retry-After"), now)
     return error
 
 

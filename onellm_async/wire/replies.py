@@ -14,7 +14,7 @@ from cattrs.preconf.orjson import make_converter
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatResponse, Usage
-from onellm_async.errors import InsufficientBalanceError, ResponseDecodeError
+from onellm_async.errors import FailureKind, InsufficientBalanceError, ResponseDecodeError
 from onellm_async.wire.failures import excerpt, failure
 from onellm_async.wire.json_text import parse_json
 
@@ -146,6 +146,7 @@ def _response(status: int, payload: JSON, body: bytes, model: str) -> ChatRespon
             f"The service answered {status}, but its reply holds no content: {_what_came(payload, body)}.",
             status_code=status,
             body=excerpt(body),
+            kind=FailureKind.NOT_JSON if payload is None and not _is_json(body) else FailureKind.NOT_A_CHAT_REPLY,
             advice="The request may have been billed. Check that base_url points at a OneLLM API.",
         )
     try:

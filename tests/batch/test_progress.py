@@ -1,10 +1,10 @@
 import pytest
 
-from onellm_async import APIConnectionError, Billing
+from onellm_async import APIConnectionError
 from onellm_async.batch import Counts, Row, State, Tally
 from onellm_async.events import Answered, Failed, Granted, Queued, Refused, Retrying, Sent
 
-ERROR = APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED)
+ERROR = APIConnectionError("reset")
 
 
 def row(state, *, cost=None, tokens=(None, None), same_as=None):

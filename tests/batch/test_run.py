@@ -14,7 +14,7 @@ from onellm_async.batch.journal.rows import Command, State
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.run import run_batch
-from onellm_async.errors import APIConnectionError, BatchError, Billing, BudgetExceededError
+from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError
 from onellm_async.transport import RawReply
 
 
@@ -35,7 +35,7 @@ class Service:
         if prompt in self.held:
             await self.held[prompt].wait()
         if prompt.startswith("lost"):
-            raise APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED)
+            raise APIConnectionError("reset")
         if self.down or prompt.startswith("bad"):
             return RawReply(422, {}, b"no")
         if prompt.startswith("nobody"):

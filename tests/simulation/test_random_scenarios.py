@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from onellm_async.chat import ChatOutcome, ChatResponse
-from onellm_async.errors import APIConnectionError, Billing
+from onellm_async.errors import APIConnectionError
 from onellm_async.events import Granted, Queued, Refused, Retrying, Sent
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
@@ -126,7 +126,7 @@ def queued(request, at, lane="batch"):
 
 
 def failure():
-    return APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED)
+    return APIConnectionError("reset")
 
 
 def outcome(index, prompt, content):

@@ -8,7 +8,8 @@ import pytest
 
 from onellm_async.chat import ChatRequest
 from onellm_async.client import AsyncOneLLM
-from onellm_async.errors import APIConnectionError, Billing
+from onellm_async.errors import APIConnectionError
+from onellm_async.failure_kinds import FailureKind
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.simulation.clock import run_in_virtual_time
@@ -18,7 +19,7 @@ MODEL = "GPT-5-Nano"
 ANSWER = RawReply(200, {}, b'{"content": "there"}')
 REFUSAL = RawReply(429, {"Retry-After": "3"}, b'{"error": "rate limit"}')
 ERROR = RawReply(500, {}, b'{"error": "upstream"}')
-BREAK = APIConnectionError("refused", billing=Billing.NOT_PROCESSED)
+BREAK = APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
 
 
 class Scripted:

@@ -26,12 +26,24 @@ from onellm_async.errors import (
     RequestCancelledError,
     ResponseDecodeError,
 )
+from onellm_async.failure_kinds import FailureKind
 
 STATUS_CLASSES = [
     cls
     for cls in vars(errors).values()
     if isinstance(cls, type) and issubclass(cls, errors.APIStatusError | ResponseDecodeError)
 ]
+
+
+STATUS = {
+    "BadRequestError": 400,
+    "AuthenticationError": 401,
+    "PermissionDeniedError": 403,
+    "NotFoundError": 404,
+    "MethodNotAllowedError": 405,
+    "UnprocessableEntityError": 422,
+    "InternalServerError": 500,
+}
 
 
 def one_of_each() -> list[OneLLMError]:
@@ -47,8 +59,8 @@ def one_of_each() -> list[OneLLMError]:
         BudgetExceededError("dear"),
         BatchError("stuck"),
         APIError("failed"),
-        APIConnectionError("refused", billing=Billing.NOT_PROCESSED, retryable=False),
-        APITimeoutError("slow", billing=Billing.POSSIBLY_BILLED),
+        APIConnectionError("refused", kind=FailureKind.NOT_TRUSTED),
+        APITimeoutError("slow"),
         *(cls("no", status_code=418, body="teapot", advice="drink coffee") for cls in STATUS_CLASSES),
     ]
 
@@ -69,7 +81,7 @@ def test_every_error_class_is_tried_below() -> None:
     known = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, OneLLMError)}
     public = {cls for cls in known if not cls.__name__.startswith("_")}
     assert public == {type(error) for error in one_of_each()}
-    assert {cls.__name__ for cls in public} | {"Billing"} == set(errors.__all__)
+    assert {cls.__name__ for cls in public} | {"Billing", "FailureKind"} == set(errors.__all__)
 
 
 @pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
@@ -128,12 +140,13 @@ def test_a_message_counts_attempts_in_words(attempts: int, words: str) -> None:
 
 
 def test_only_failures_that_prove_it_are_called_unbilled() -> None:
-    billings = {cls.__name__: cls("x", status_code=500).billing for cls in STATUS_CLASSES}
+    billings = {cls.__name__: cls("x", status_code=STATUS.get(cls.__name__, 500)).billing for cls in STATUS_CLASSES}
     assert billings.pop("ResponseDecodeError") is Billing.POSSIBLY_BILLED
     assert billings.pop("RateLimitError") is Billing.NOT_PROCESSED
     assert set(billings.values()) == {Billing.NOT_BILLED}
 
 
 def test_only_failures_that_can_pass_are_worth_a_repeat() -> None:
-    retryable = {cls.__name__ for cls in STATUS_CLASSES if cls("x", status_code=500).retryable}
+    errors_by_status = [cls("x", status_code=STATUS.get(cls.__name__, 400)) for cls in STATUS_CLASSES]
+    retryable = {type(error).__name__ for error in errors_by_status if error.retryable}
     assert retryable == {"ResponseDecodeError", "RateLimitError", "InternalServerError"}

@@ -4,7 +4,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.call import Attempt
-from onellm_async.errors import APIConnectionError, Billing, BudgetExceededError, RequestCancelledError
+from onellm_async.errors import APIConnectionError, BudgetExceededError, RequestCancelledError
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time
@@ -35,7 +35,7 @@ def client_over(transport: Script, **settings: object) -> AsyncOneLLM:
 
 
 async def test_every_attempt_is_announced_before_it_leaves():
-    transport = Script(APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED), REFUSAL, REPLY)
+    transport = Script(APIConnectionError("reset"), REFUSAL, REPLY)
     announced: list[tuple[Attempt, int]] = []
 
     async def before_sending(attempt: Attempt) -> None:

@@ -11,11 +11,11 @@ from onellm_async.errors import (
     APIConnectionError,
     APIError,
     APITimeoutError,
-    Billing,
     ConfigurationError,
     InternalServerError,
     ResponseDecodeError,
 )
+from onellm_async.failure_kinds import FailureKind
 from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
 from onellm_async.wire.failures import failure
 
@@ -28,11 +28,11 @@ def status(code: int, text: str = "", retry_after: str | None = None) -> APIErro
 
 
 def unconnected(*, retryable: bool = True) -> APIError:
-    return APIConnectionError("refused", billing=Billing.NOT_PROCESSED, retryable=retryable)
+    return APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT if retryable else FailureKind.NOT_TRUSTED)
 
 
 def cut_off() -> APIError:
-    return APITimeoutError("late", billing=Billing.POSSIBLY_BILLED)
+    return APITimeoutError("late")
 
 
 def verdict(
@@ -60,18 +60,15 @@ def verdict(
 
 TABLE: list[tuple[str, Callable[[], APIError], str]] = [
     ("name not found, refused, TLS handshake", unconnected, "repeat"),
-    ("timeout while connecting", lambda: APITimeoutError("no connection", billing=Billing.NOT_PROCESSED), "repeat"),
+    ("timeout while connecting", lambda: APITimeoutError("no connection", kind=FailureKind.CANNOT_CONNECT), "repeat"),
     ("certificate failure, too many open files", lambda: unconnected(retryable=False), "fatal"),
     ("timeout after sending", cut_off, "ambiguous"),
-    ("reset after sending", lambda: APIConnectionError("reset", billing=Billing.POSSIBLY_BILLED), "ambiguous"),
+    ("reset after sending", lambda: APIConnectionError("reset"), "ambiguous"),
     ("undecodable body", lambda: ResponseDecodeError("?", status_code=200), "ambiguous"),
     ("500", lambda: status(500), "unbilled"),
-    *((f"{code}", lambda code=code: status(code), "ambiguous") for code in (502, 503, 504, 520, 529, 599)),
+    *((f"{code}", lambda code=code: status(code), "ambiguous") for code in (408, 425, 502, 503, 504, 520, 599)),
     *((f"{code}", lambda code=code: status(code), "fatal") for code in (301, 302, 303, 307, 308)),
-    *(
-        (f"{code}", lambda code=code: status(code), "fatal")
-        for code in (400, 401, 402, 403, 404, 405, 408, 413, 415, 422)
-    ),
+    *((f"{code}", lambda code=code: status(code), "fatal") for code in (400, 401, 402, 403, 404, 405, 413, 415, 422)),
     *((f"{code}", lambda code=code: status(code), "fatal") for code in (501, 505, 511)),
     ("insufficient balance in a 500", lambda: status(500, "Insufficient balance, please"), "fatal"),
     ("insufficient balance in a 503", lambda: status(503, "insufficient balance"), "fatal"),

@@ -70,7 +70,7 @@ UNSENT = {
     "ServerFingerprintMismatch",
     "UnixClientConnectorError",
 }
-HOPELESS = {"ClientConnectorCertificateError", "ClientHttpProxyError", "ServerFingerprintMismatch"}
+HOPELESS = {"ClientConnectorCertificateError", "ServerFingerprintMismatch"}
 MISCONFIGURED = {
     "InvalidURL",
     "InvalidUrlClientError",
