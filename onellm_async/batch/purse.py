@@ -5,6 +5,7 @@ from collections import deque
 
 from onellm_async.batch.budget import NOTHING, Account, Charge
 from onellm_async.errors import BudgetExceededError
+from onellm_async.formatting import format_usd
 
 __all__ = ["Purse"]
 
@@ -62,8 +63,9 @@ class Purse:
     def _exceeded(self, charge: Charge) -> BudgetExceededError:
         budget, spent = self.account.budget, self.account.spent
         if budget.max_cost is not None and spent.cost + charge.cost > budget.max_cost:
-            left = f"${max(0.0, budget.max_cost - spent.cost):.4f} of ${budget.max_cost:.2f} are left"
-            needed = f"the next prompt could cost ${charge.cost:.4f}"
+            cap = format_usd(budget.max_cost, exact=True)
+            left = f"{format_usd(max(0.0, budget.max_cost - spent.cost))} of {cap} are left"
+            needed = f"the next prompt could cost {format_usd(charge.cost)}"
         else:
             left = f"{max(0, (budget.max_tokens or 0) - spent.tokens):,} of {budget.max_tokens or 0:,} tokens are left"
             needed = f"the next prompt could use {charge.tokens:,}"

@@ -11,6 +11,7 @@ from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import InvalidRequestError
+from onellm_async.formatting import format_usd
 
 if TYPE_CHECKING:
     from onellm_async.chat import ChatRequest, ChatResponse
@@ -81,5 +82,5 @@ def _summary(response: "ChatResponse", model: str, seconds: float) -> str:
     if response.usage is not None:
         parts.append(f"{response.usage.input_tokens or 0:,} + {response.usage.output_tokens or 0:,} tokens")
     if response.cost is not None:
-        parts.append(f"${response.cost:.6f}")
+        parts.append(format_usd(response.cost))
     return ", ".join([*parts, f"{seconds:.1f} s"])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict
 
 from onellm_async.cli.progress import clock_time, counted
+from onellm_async.formatting import format_usd
 
 if TYPE_CHECKING:
     from onellm_async.simulation.plan import Plan, Remedy, Resource, Spread
@@ -132,13 +133,10 @@ def _cost(plan: "Plan") -> str:
     price, prompts = plan.price, plan.workload.prompts
     if price.unpriced == prompts:
         return "unknown: no price is listed for the model"
-    highest = "without --max-tokens there is no upper bound" if price.most is None else f"at most {_usd(price.most)}"
+    bounded = "" if price.most is None else f"at most {format_usd(price.most)}"
+    highest = bounded or "without --max-tokens there is no upper bound"
     unpriced = f"; {counted(price.unpriced, 'prompt')} of unknown price not included" if price.unpriced else ""
-    return f"about {_usd(price.typical)}; at least {_usd(price.least)}, {highest}{unpriced}"
-
-
-def _usd(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 1 else f"${amount:.4f}"
+    return f"about {format_usd(price.typical)}; at least {format_usd(price.least)}, {highest}{unpriced}"
 
 
 def _basis(plan: "Plan") -> str:

@@ -8,6 +8,7 @@ from onellm_async.batch import FileRun, JournalReader
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.projection import Capacity, Projection, project
 from onellm_async.cli.progress import clock_time, counted
+from onellm_async.formatting import format_usd
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["go_on", "projected", "wording"]
@@ -45,11 +46,14 @@ def wording(projection: Projection, *, spent: float, most: float | None) -> str:
         most: USD that the run may spend; None for no cap.
     """
     cost, seconds = projection.cost, projection.seconds
-    text = f"Preflight: {counted(projection.asked, 'prompt')} asked, ${spent:.4f} spent. The other {projection.left:,} "
+    text = f"Preflight: {counted(projection.asked, 'prompt')} asked, {format_usd(spent)} spent."
+    text += f" The other {projection.left:,} "
     if cost is None:
         text += "will cost something unknown (the model has no list price)"
     else:
-        text += f"will cost about ${cost.expected:.4f} (95 %: ${cost.least:.4f} to ${cost.most:.4f})"
+        text += (
+            f"will cost about {format_usd(cost.expected)} (95 %: {format_usd(cost.least)} to {format_usd(cost.most)})"
+        )
     if seconds is None:
         text += " and take unknown time: too few were answered."
     else:
@@ -58,7 +62,7 @@ def wording(projection: Projection, *, spent: float, most: float | None) -> str:
         text += f" and take about {likely}{spread}; the {projection.bound_by} sets the pace."
     if cost is not None and most is not None and spent + cost.most > most:
         likely_or_not = "It is likely to" if spent + cost.expected > most else "It may"
-        text += f" {likely_or_not} end before that at the budget of ${most:.2f}."
+        text += f" {likely_or_not} end before that at the budget of {format_usd(most, exact=True)}."
     return text
 
 

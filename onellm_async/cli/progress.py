@@ -15,6 +15,7 @@ from rich.text import Text
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.progress import RunProgress
 from onellm_async.cli.terminal import printable
+from onellm_async.formatting import format_usd
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
@@ -42,8 +43,8 @@ def counted(number: int, noun: str) -> str:
 
 def _money(progress: RunProgress, budget: Budget | None = None) -> str:
     more = f" + {progress.unpriced:,} of unknown price" if progress.unpriced else ""
-    most = "" if budget is None or budget.max_cost is None else f" of ${budget.max_cost:.2f}"
-    return f"${progress.cost:.4f}{most}{more}"
+    most = "" if budget is None or budget.max_cost is None else f" of {format_usd(budget.max_cost, exact=True)}"
+    return f"{format_usd(progress.cost)}{most}{more}"
 
 
 def _tokens(progress: RunProgress, budget: Budget | None) -> str:

@@ -5,6 +5,7 @@ from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.progress import counted, summary
 from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BudgetExceededError
+from onellm_async.formatting import format_usd
 
 __all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell"]
 
@@ -13,10 +14,10 @@ def money_at_risk(counts: Counts) -> str:
     """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
     lost = counts.sent + counts.possibly_billed
     if counts.at_risk or not lost:
-        return f"at most ${counts.at_risk:.4f} at risk"
+        return f"at most {format_usd(counts.at_risk)} at risk"
     if not counts.answered or not counts.cost:
         return "without --max-tokens nobody knows what is at risk"
-    return f"about ${lost * counts.cost / counts.answered:.4f} at risk, as answers cost so far"
+    return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
 
 
 def resuming(counts: Counts) -> str:
@@ -24,7 +25,7 @@ def resuming(counts: Counts) -> str:
     risk = f" ({money_at_risk(counts)})" if counts.sent or counts.possibly_billed else ""
     return (
         f"Resuming: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
-        f" {counts.sent:,} possibly billed{risk}; ${counts.cost:.4f} spent so far."
+        f" {counts.sent:,} possibly billed{risk}; {format_usd(counts.cost)} spent so far."
     )
 
 
@@ -33,7 +34,7 @@ def nothing_left(counts: Counts, output: str) -> str:
     failed = " --retry-failed asks again what failed." if counts.failed else ""
     return (
         f"Nothing is left to do: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
-        f" ${counts.cost:.4f} spent; the answers are in {output}.{failed} --force begins anew."
+        f" {format_usd(counts.cost)} spent; the answers are in {output}.{failed} --force begins anew."
     )
 
 

@@ -70,6 +70,7 @@ def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.batch import Counts
     from onellm_async.cli.progress import clock_time, counted
     from onellm_async.cli.run_wording import money_at_risk
+    from onellm_async.formatting import format_usd
 
     counts, lines = found["counts"], found["lines"]
     running = found["state"] == "running"
@@ -81,7 +82,7 @@ def _text(found: "dict[str, JSON]") -> str:
         f"  answered         {counts['answered']:,}",
         f"  failed           {counts['failed']:,}",
         f"  under way        {counts['sent']:,}" + (" (possibly billed)" if counts["sent"] and not running else ""),
-        f"  spent            ${counts['cost']:.4f}, {money_at_risk(Counts(**counts))}",
+        f"  spent            {format_usd(counts['cost'])}, {money_at_risk(Counts(**counts))}",
         f"  tokens           {counts['input_tokens']:,} input + {counts['output_tokens']:,} output",
     ]
     if running and found["sample"]:

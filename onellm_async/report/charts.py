@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from datetime import tzinfo
 from itertools import pairwise
 
+from onellm_async.formatting import format_usd
 from onellm_async.report.drawing import Chart, Curve, Mark, Table
 from onellm_async.report.model import Latency, Report, TimeSlice
-from onellm_async.report.wording import clock, count, duration, number, percent, seconds, usd
+from onellm_async.report.wording import clock, count, duration, number, percent, seconds
 
 __all__ = ["charts"]
 
@@ -227,11 +228,11 @@ def _spending(report: Report, axis: _TimeAxis) -> Chart:
     for label, colour in (("input", "violet"), ("output", "blue")):
         values = axis.column(lambda part, label=label: getattr(part, f"{label}_tokens"))  # type: ignore[misc]
         curves.append(Curve(label=f"{label} tokens", values=values, colour=colour, style="slope", axis=side))
-    cap = "" if figures.budget is None else f" of {usd(figures.budget)} allowed"
+    cap = "" if figures.budget is None else f" of {format_usd(figures.budget, exact=True)} allowed"
     return Chart(
         key="spending",
         title="Tokens and cost, accumulated",
-        summary=f"{usd(figures.cost)}{cap} by list price, "
+        summary=f"{format_usd(figures.cost)}{cap} by list price, "
         f"for {count(figures.input_tokens)} input and {count(figures.output_tokens)} output tokens.",
         x=axis.x,
         curves=tuple(curves),
@@ -242,7 +243,7 @@ def _spending(report: Report, axis: _TimeAxis) -> Chart:
         table=axis.table(
             "Tokens and cost over time",
             ("Cost, USD", "Input tokens", "Output tokens"),
-            lambda part: (usd(part.cost), count(part.input_tokens), count(part.output_tokens)),
+            lambda part: (format_usd(part.cost), count(part.input_tokens), count(part.output_tokens)),
         ),
     )
 

@@ -4,8 +4,9 @@ from datetime import tzinfo
 
 from attrs import frozen
 
+from onellm_async.formatting import format_usd
 from onellm_async.report.model import Report, Standing
-from onellm_async.report.wording import count, duration, moment, number, percent, usd
+from onellm_async.report.wording import count, duration, moment, number, percent
 
 __all__ = ["Figure", "figures", "standing_sentence"]
 
@@ -100,9 +101,10 @@ def figures(report: Report) -> tuple[Figure, ...]:
 def _possibly_billed(report: Report) -> Figure:
     told = report.figures
     running = report.standing is Standing.RUNNING
-    at_risk = f"{usd(told.at_risk)} at risk" if told.at_risk else "nothing at risk"
+    at_risk = f"{format_usd(told.at_risk)} at risk" if told.at_risk else "nothing at risk"
     if running:
-        return Figure(label="Under way", value=count(told.unsettled), beside=f"{usd(told.at_risk)} reserved or at risk")
+        beside = f"{format_usd(told.at_risk)} reserved or at risk"
+        return Figure(label="Under way", value=count(told.unsettled), beside=beside)
     return Figure(
         label="Possibly billed",
         value=count(told.possibly_billed),
@@ -130,11 +132,13 @@ def _goodput(report: Report) -> Figure:
 
 def _cost(report: Report) -> Figure:
     told = report.figures
-    beside = "by list price, no budget set" if told.budget is None else f"of {usd(told.budget)} budget"
+    beside = (
+        "by list price, no budget set" if told.budget is None else f"of {format_usd(told.budget, exact=True)} budget"
+    )
     if told.unpriced:
         beside += f"; {count(told.unpriced)} answers of unknown price"
     tight = told.budget is not None and told.cost > 0.9 * told.budget
-    return Figure(label="Cost", value=usd(told.cost), beside=beside, tone="warn" if tight else "")
+    return Figure(label="Cost", value=format_usd(told.cost), beside=beside, tone="warn" if tight else "")
 
 
 def _short(value: int) -> str:

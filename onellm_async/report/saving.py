@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from onellm_async.errors import BatchError
+from onellm_async.files import describe_os_error
 
 __all__ = ["GENERATOR", "report_path", "save"]
 
@@ -39,7 +40,7 @@ def save(page: str, path: Path) -> None:
         fresh.replace(path)
     except OSError as error:
         raise BatchError(
-            f"{path} cannot be written: {error.strerror or error}.", advice="Name another file with -o."
+            f"{path} cannot be written: {describe_os_error(error)}.", advice="Name another file with -o."
         ) from None
     finally:
         if path.name:

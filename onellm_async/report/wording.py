@@ -3,7 +3,7 @@
 from datetime import datetime, tzinfo
 from math import floor, log10
 
-__all__ = ["clock", "count", "duration", "moment", "number", "percent", "seconds", "usd"]
+__all__ = ["clock", "count", "duration", "moment", "number", "percent", "seconds"]
 
 
 def count(value: float) -> str:
@@ -18,14 +18,6 @@ def number(value: float) -> str:
     digits = max(0, 2 - floor(log10(abs(value))))
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def usd(value: float) -> str:
-    """``$1.23``; below a dollar two digits that matter: ``$0.00042``."""
-    if value >= 1 or not value:
-        return f"${value:,.2f}"
-    cents, rest = f"{value:.{max(2, 1 - floor(log10(value)))}f}".split(".")
-    return f"${cents}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
 def percent(share: float) -> str:

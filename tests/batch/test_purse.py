@@ -44,7 +44,7 @@ async def test_what_does_not_fit_while_nothing_is_under_way_is_refused_with_the_
     with pytest.raises(BudgetExceededError, match="15 of 25 tokens are left, and the next prompt could use 16"):
         await purse.reserve(Charge(tokens=16))
     dollars = Purse(Account(Budget(max_cost=0.5), spent=Charge(cost=0.25)))
-    with pytest.raises(BudgetExceededError, match=r"\$0.2500 of \$0.50 are left, and .* could cost \$0.3000"):
+    with pytest.raises(BudgetExceededError, match=r"\$0.25 of \$0.50 are left, and .* could cost \$0.30"):
         await dollars.reserve(Charge(cost=0.3))
 
 

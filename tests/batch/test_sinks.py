@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -212,3 +213,21 @@ def refuse(number):
         raise OSError(number, os.strerror(number))
 
     return refused
+
+
+async def test_an_output_that_another_program_holds_open_is_kept_beside_it_and_the_cure_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "answers.csv"
+    path.write_text("open in a spreadsheet")
+
+    def held_open(self, target):
+        error = PermissionError(errno.EACCES, "Access is denied")
+        error.winerror = 5
+        raise error
+
+    monkeypatch.setattr(Path, "replace", held_open)
+    with pytest.raises(BatchError, match=r"cannot be finished: Access is denied\. If another program .*\.partial\.$"):
+        async with FileSink(path, replace=True) as sink:
+            await sink.write(b"one\n")
+
+    assert path.read_text() == "open in a spreadsheet"
+    assert (tmp_path / "answers.csv.partial").read_bytes() == b"one\n"

@@ -59,14 +59,14 @@ def test_a_plain_line_tells_everything():
     waiting = limiter(queued={"interactive": 1, "default": 0, "batch": 1200}, bottleneck="tokens")
     assert plain_line(progress(), waiting) == (
         "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, held by: tokens, "
-        "4,241 tokens, $0.0123, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
+        "4,241 tokens, $0.012, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
     )
 
 
 def test_money_and_tokens_are_set_against_the_budget():
     line = plain_line(progress(), limiter(), Budget(max_cost=5.0, max_tokens=10_000))
 
-    assert "4,241 of 10,000 tokens, $0.0123 of $5.00" in line
+    assert "4,241 of 10,000 tokens, $0.012 of $5.00" in line
 
 
 def test_the_time_left_has_its_spread_where_that_matters():
@@ -88,13 +88,13 @@ def test_what_is_not_known_is_not_made_up():
 
     assert line.startswith("120 done, 2.0 requests/s, ")
     assert line.endswith("2 failed, 1 bad line, ETA unknown")
-    assert "$0.0123 + 7 of unknown price" in line
+    assert "$0.012 + 7 of unknown price" in line
 
 
 def test_a_summary_has_totals_with_units():
     assert summary(progress(bad_lines=2)) == (
         "118 answered, 2 failed, 2 bad lines in 60.0 s (2.0 requests/s); "
-        "1,240 input + 3,001 output tokens, $0.0123; 3 refused, 4 retried."
+        "1,240 input + 3,001 output tokens, $0.012; 3 refused, 4 retried."
     )
     assert summary(progress(done=0, failed=0, elapsed=0.0)).startswith("0 answered, 0 failed in 0.0 s (0.0 requests/s)")
 
@@ -112,7 +112,7 @@ def test_the_live_view_shows_a_bar_the_numbers_and_failures_in_red():
     assert "2.0 of 2.5 requests/s" in shown
     assert "\x1b[31m2 failed" in shown
     assert "1 bad line" in shown
-    assert "4,241 tokens (1,240 input + 3,001 output)  $0.0123" in shown
+    assert "4,241 tokens (1,240 input + 3,001 output)  $0.012" in shown
     assert "━" in shown
 
 
@@ -135,7 +135,7 @@ def test_a_note_is_printed_as_it_is_but_for_control_characters():
 
 
 def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
-    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2, at_risk=0.05)) == "at most $0.0500 at risk"
-    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2)) == "about $0.2000 at risk, as answers cost so far"
+    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2, at_risk=0.05)) == "at most $0.05 at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2)) == "about $0.20 at risk, as answers cost so far"
     assert money_at_risk(Counts(sent=2)) == "without --max-tokens nobody knows what is at risk"
-    assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.0000 at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.00 at risk"

@@ -203,7 +203,7 @@ def test_chat_on_a_terminal_tells_tokens_cost_and_time_and_obeys_no_control_char
 
     assert code == 0
     assert "a�[31mb" in shown
-    assert re.search(r"gpt-5-nano, \d+ \+ \d+ tokens, \$0\.0000\d\d, \d+\.\d s", shown)
+    assert re.search(r"gpt-5-nano, \d+ \+ \d+ tokens, \$0\.0{6}\d\d, \d+\.\d s", shown)
 
 
 async def test_models_are_tab_separated_when_piped(onellm):

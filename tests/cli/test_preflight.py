@@ -62,8 +62,9 @@ async def test_without_a_terminal_the_projection_is_printed_and_the_run_goes_on(
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--preflight", 10, *FAST, **at)
 
     assert ended.code == 0, ended.err
-    assert "Preflight: 10 prompts asked, $0.0000 spent. The other 30 will cost about $0.0000 (95 %: $0.0000 to $" in (
-        ended.err
+    assert (
+        "Preflight: 10 prompts asked, $0.0000047 spent. The other 30 will cost about $0.000014 (95 %: $0.000014 to $"
+        in ended.err
     )
     assert "and take about " in ended.err
     assert "Go on?" not in ended.err
@@ -163,7 +164,7 @@ PROJECTION = Projection(
 
 def test_a_projection_is_told_with_its_intervals():
     assert wording(PROJECTION, spent=0.025, most=None) == (
-        "Preflight: 50 prompts asked, $0.0250 spent. The other 950 will cost about $0.4750 (95 %: $0.4300 to $0.5200) "
+        "Preflight: 50 prompts asked, $0.025 spent. The other 950 will cost about $0.47 (95 %: $0.43 to $0.52) "
         "and take about 23:45 min (23:20 min to 24:20 min); the rate sets the pace."
     )
 
@@ -184,6 +185,6 @@ def test_what_is_not_known_is_said_so():
     text = wording(Projection(asked=1, left=9, cost=None, seconds=None, bound_by="rate"), spent=0.0, most=1.0)
 
     assert text == (
-        "Preflight: 1 prompt asked, $0.0000 spent. The other 9 will cost something unknown "
+        "Preflight: 1 prompt asked, $0.00 spent. The other 9 will cost something unknown "
         "(the model has no list price) and take unknown time: too few were answered."
     )

@@ -303,7 +303,7 @@ async def test_progress_is_plain_lines_where_it_is_no_terminal(start, at, tmp_pa
     ended = await command.ended()
 
     assert line.startswith("1/2 done, ")
-    assert "1 in flight, 2 tokens, $0.0000, 0 refused, 0 retried, 0 failed, ETA " in line
+    assert "1 in flight, 2 tokens, $0.00000047, 0 refused, 0 retried, 0 failed, ETA " in line
     assert ended.code == 0
 
 

@@ -2,7 +2,7 @@ from datetime import UTC
 
 import pytest
 
-from onellm_async.report.wording import clock, count, duration, moment, number, percent, seconds, usd
+from onellm_async.report.wording import clock, count, duration, moment, number, percent, seconds
 
 
 @pytest.mark.parametrize(
@@ -19,21 +19,6 @@ from onellm_async.report.wording import clock, count, duration, moment, number, 
 )
 def test_a_number_has_three_digits(value: float, text: str) -> None:
     assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "$0.00"),
-        (0.00042, "$0.00042"),
-        (0.4213, "$0.42"),
-        (0.01, "$0.01"),
-        (12.345, "$12.35"),
-        (1234.5, "$1,234.50"),
-    ],
-)
-def test_money_below_a_dollar_keeps_two_digits_that_matter(value: float, text: str) -> None:
-    assert usd(value) == text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from onellm_async.batch.inputs.lines import LineEntries
 from onellm_async.batch.inputs.parquet_rows import parquet_entries, parquet_rows
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.errors import BatchError
+from onellm_async.files import describe_os_error
 
 __all__ = ["Source", "Survey", "open_source"]
 
@@ -223,7 +224,7 @@ class Source:
         try:
             return os.read(self._descriptor, _PIECE)
         except OSError as error:
-            raise BatchError(f"{self.name} cannot be read: {error.strerror}.") from None
+            raise BatchError(f"{self.name} cannot be read: {describe_os_error(error)}.") from None
 
 
 def open_source(

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from onellm_async.batch.journal.file import demand_regular
 from onellm_async.errors import BatchError
+from onellm_async.files import describe_os_error
 from onellm_async.wire import dump_json, parse_json
 
 if sys.platform == "win32":  # pragma: no cover
@@ -79,7 +80,7 @@ class JournalLock:
             try:
                 descriptor = os.open(self._path, flags, 0o600)
             except OSError as error:
-                raise BatchError(f"{self._path} cannot be written: {error.strerror}.") from None
+                raise BatchError(f"{self._path} cannot be written: {describe_os_error(error)}.") from None
             if not _lock(descriptor):
                 holder = _read(descriptor)
                 os.close(descriptor)

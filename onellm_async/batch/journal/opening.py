@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.file import connect, create, damaged, demand_regular, remove
+from onellm_async.batch.journal.file import connect, create, damaged, demand_regular, make_durable, remove
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.schema import migrate
 from onellm_async.batch.journal.writer import TOTALS, Totals
@@ -76,7 +76,7 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
         if resumed:
             _demand_whole(connection, path, lock)
             _demand_same(path, earlier, identity)
-        connection.execute("PRAGMA synchronous = FULL")
+        make_durable(connection)
         sitting = connection.execute(
             "INSERT INTO sittings (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), text)
         ).lastrowid

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TypeAlias
 
 from onellm_async.batch.journal.ballast import Ballast, lacks_space
-from onellm_async.batch.journal.file import connect, explained
+from onellm_async.batch.journal.file import connect, explained, make_durable
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.errors import BatchError
 
@@ -130,7 +130,7 @@ class JournalWriter:
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._path)
-        connection.execute("PRAGMA synchronous = FULL")
+        make_durable(connection)
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
         connection.execute("PRAGMA cache_size = -16000")

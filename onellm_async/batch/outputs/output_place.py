@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from onellm_async.errors import BatchError
+from onellm_async.files import describe_os_error, sync_directory, sync_file
 
 __all__ = ["OutputPlace", "demand_free"]
 
@@ -48,7 +49,7 @@ class OutputPlace:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             self.descriptor: int = os.open(self.partial_path, flags, 0o666)
         except OSError as error:
-            raise BatchError(f"{self.path} cannot be written: {error.strerror}.") from None
+            raise BatchError(f"{self.path} cannot be written: {describe_os_error(error)}.") from None
 
     def abandon(self) -> None:
         """Leaves the ``.partial`` file where it is."""
@@ -62,21 +63,21 @@ class OutputPlace:
         """
         try:
             try:
-                os.fsync(self.descriptor)
+                sync_file(self.descriptor)
             finally:
                 os.close(self.descriptor)
             if self._replace:
                 self.partial_path.replace(self.path)
             else:
                 _rename_exclusively(self.partial_path, self.path)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
         except FileExistsError:
             raise BatchError(
                 f"{self.path} came into being during the run; the answers are in {self.partial_path}."
             ) from None
         except OSError as error:
             raise BatchError(
-                f"{self.path} cannot be finished: {error.strerror}. The answers are in {self.partial_path}."
+                f"{self.path} cannot be finished: {describe_os_error(error)}. The answers are in {self.partial_path}."
             ) from None
 
 
@@ -122,14 +123,3 @@ def _rename_exclusively(old: Path, new: Path) -> None:
         old.rename(new)
     else:
         old.unlink()
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes a new name survive a power cut, where directories can be opened."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

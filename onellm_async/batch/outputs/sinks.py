@@ -13,6 +13,7 @@ from onellm_async.batch.formats import OutputFormat
 from onellm_async.batch.outputs.output_place import OutputPlace
 from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.errors import BatchError
+from onellm_async.files import describe_os_error
 
 if TYPE_CHECKING:
     from onellm_async.batch.outputs.parquet_sink import ParquetSink
@@ -160,4 +161,4 @@ def _write_all(descriptor: int, lines: bytes, name: str) -> None:
         while view:
             view = view[os.write(descriptor, view) :]
     except OSError as error:
-        raise BatchError(f"{name} cannot be written: {error.strerror}.") from None
+        raise BatchError(f"{name} cannot be written: {describe_os_error(error)}.") from None
