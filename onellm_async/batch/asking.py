@@ -6,6 +6,8 @@ from collections.abc import Callable
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending
 from onellm_async.batch.health import Health
+from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.binding import UnstorableRowError
 from onellm_async.batch.journal.rows import Settled
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.protocols import RunJournal
@@ -97,6 +99,9 @@ class Workers:
 
     async def _failed(self, passage: Passage, error: OneLLMError) -> None:
         settled = passage.failed(error)
+        if isinstance(error, UnstorableRowError) and not passage.intended:
+            await self._leave_out(passage, error)
+            return
         everybody = concerns_every_prompt(error) or isinstance(error, BatchError | BudgetExceededError)
         if isinstance(error, BatchError):
             self._ending.stop_unwritten(error)
@@ -114,6 +119,16 @@ class Workers:
         await self._settle(passage, settled)
         if (reason := self._health.systemic_failure()) is not None:
             self._ending.stop(BatchError(f"{reason}.", advice=_SYSTEMIC_ADVICE))
+
+    async def _leave_out(self, passage: Passage, error: OneLLMError) -> None:
+        """Passes over an entry that the journal cannot hold. The first of those that follow it is asked instead."""
+        entry, followers = passage.entry, passage.followers
+        self._delivery.bad_line(entry, LineError(entry.source, entry.line, f"{error} Nothing was sent."))
+        self._repetitions.end(passage)
+        if followers:
+            heir, *heir.followers = followers
+            self._repetitions.begin(heir)
+            await self._ask(heir)
 
     async def _settle(self, passage: Passage, settled: Settled) -> None:
         row = await self._delivery.settle(passage, settled, settled.result)

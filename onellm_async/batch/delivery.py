@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.journal.binding import UnstorableRowError
 from onellm_async.batch.journal.rows import Row, Settled, State
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.passage import Passage
@@ -48,7 +49,12 @@ class Delivery:
         Raises:
             BatchError: If the journal cannot be written.
         """
-        await self._journal.settle(settled)
+        try:
+            await self._journal.settle(settled)
+        except UnstorableRowError as error:
+            settled = passage.unstorable(settled, error)
+            result = settled.result
+            await self._journal.settle(settled)
         row = passage.row(settled, result)
         self._tally.settled(row, self._clock())
         self._outlet.put(row.index, self._encode(row))

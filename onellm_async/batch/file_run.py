@@ -247,7 +247,7 @@ def _opened(
     try:
         return journal, open_sink(output, writer, force=run.force, resume=True, replace=run.force or journal.resumed)
     except BaseException:
-        journal.close()
+        journal.close(discard=not journal.resumed)
         raise
 
 

@@ -184,6 +184,21 @@ class Passage:
             result=result,
         )
 
+    def unstorable(self, settled: Settled, error: OneLLMError) -> Settled:
+        """What to write down instead where the journal cannot store `settled`: a failure that says so."""
+        return evolve(
+            settled,
+            state=State.FAILED,
+            at=time(),
+            elapsed=0.0,
+            latency=None,
+            input_tokens=None,
+            output_tokens=None,
+            result=failure_json(error),
+            same_as=None,
+            custom_id=None,
+        )
+
     def copy_of(self, row: Row) -> Settled:
         """What to write down where `row`, of an identical request, has the outcome."""
         settled = self._unsent(row.state, b"")

@@ -328,3 +328,8 @@ def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: lis
 
     with TemporaryDirectory() as directory:
         asyncio.run(walk(Path(directory, "out.journal")))
+
+
+def test_the_journal_of_a_run_that_could_not_begin_is_removed_with_everything_beside_it(path: Path) -> None:
+    Journal.open(path, IDENTITY).close(discard=True)
+    assert list(path.parent.iterdir()) == []

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,14 @@ async def test_an_input_that_vanishes_between_two_sittings_is_named(onellm, at, 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
 
     assert (ended.code, ended.err) == (2, "onellm-async: in.txt cannot be read: No such file or directory.\n")
+
+
+async def test_an_output_that_cannot_be_written_leaves_no_journal_behind(onellm, at, prompts, tmp_path):
+    (tmp_path / "pyarrow.py").write_text("raise ImportError\n")
+    ended = await onellm(
+        "run", "in.txt", "-o", "out.parquet", *FAST, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[2]}", **at
+    )
+
+    assert ended.code == 2
+    assert "pyarrow is not installed" in ended.err
+    assert not list(tmp_path.glob("out.*"))

@@ -120,7 +120,7 @@ def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
     if not demand_regular(path):
         raise BatchError(f"There is no journal at {path}.", advice="Name the output of a run, or its journal.")
     connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
         isolation_level=None,
         timeout=_BUSY_TIMEOUT,

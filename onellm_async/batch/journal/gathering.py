@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from onellm_async.batch.journal.writer import Batch, JournalWriter, Totals
+from onellm_async.batch.journal.writer import Batch, JournalWriter, Totals, Unstorable
 from onellm_async.errors import BatchError
 
 __all__ = ["Gathering"]
@@ -61,8 +61,16 @@ class Gathering:
             self._batches.append(batch)
         return batch
 
+    @property
+    def owner(self) -> int:
+        """The number, within its batch, of whoever calls `durable` next."""
+        return len(self._waiters)
+
     def durable(self) -> "asyncio.Future[None]":
-        """Done when what was put into `batch` is on the disk, or could not be written."""
+        """Done when what was put into `batch` is on the disk, or could not be written.
+
+        It ends with `UnstorableRowError` where only this row could not.
+        """
         if (loop := self._loop) is None:
             loop = self._loop = asyncio.get_running_loop()
         if not self._handing_over:
@@ -103,10 +111,11 @@ class Gathering:
         await ended
         self._raise_what_nobody_knows()
 
-    def close(self) -> None:
-        """Like `aclose`, but blocks."""
+    def close(self, *, discard: bool = False) -> None:
+        """Like `aclose`, but blocks; with `discard` the journal is removed."""
         if self.closed:
             return
+        self._writer.discard = discard
         self._end(lambda: None)
         self._writer.join()
         self._raise_what_nobody_knows()
@@ -121,14 +130,18 @@ class Gathering:
         loop, waiters, batches = asyncio.get_running_loop(), self._waiters, self._batches
         self._waiters, self._batches = [], [Batch()]
 
-        def answer(totals: Totals | None, failure: BatchError | None) -> None:
+        def answer(totals: Totals | None, failure: BatchError | None, unstorable: Unstorable) -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
-                loop.call_soon_threadsafe(self._written, waiters, totals, failure)
+                loop.call_soon_threadsafe(self._written, waiters, totals, failure, unstorable)
 
         self._writer.write(batches, answer)
 
     def _written(
-        self, waiters: "list[asyncio.Future[None]]", totals: Totals | None, failure: BatchError | None
+        self,
+        waiters: "list[asyncio.Future[None]]",
+        totals: Totals | None,
+        failure: BatchError | None,
+        unstorable: Unstorable,
     ) -> None:
         if totals is None:
             self._failure = failure or self._failure
@@ -139,8 +152,8 @@ class Gathering:
             return
         self.totals, self.full = totals, failure
         self.commits += 1
-        for waiter in waiters:
-            _resolve(waiter)
+        for number, waiter in enumerate(waiters):
+            _resolve(waiter, unstorable.get(number))
         if self._waiters or self._batches[0].statements:
             # Those just woken have their turn before it, and may have more to write.
             asyncio.get_running_loop().call_soon(self._hand_over)
@@ -156,13 +169,13 @@ class Gathering:
         waiters, self._waiters = self._waiters, []
         loop, told_before, self.closed = self._loop, self._failure is not None, True
 
-        def answer(totals: Totals | None, failure: BatchError | None) -> None:
+        def answer(totals: Totals | None, failure: BatchError | None, unstorable: Unstorable) -> None:
             self._unwritten = None if told_before or totals is not None else failure
             if totals is not None:
                 self.totals = totals
             if loop is not None and waiters:
                 with suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._written, waiters, totals, failure)
+                    loop.call_soon_threadsafe(self._written, waiters, totals, failure, unstorable)
 
         self._writer.write(self._batches, answer)
         self._batches = [Batch()]
@@ -170,6 +183,10 @@ class Gathering:
         self._writer.end(lambda *_: ended())
 
 
-def _resolve(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():  # cancelled, but written
+def _resolve(waiter: "asyncio.Future[None]", error: BatchError | None = None) -> None:
+    if waiter.done():  # cancelled, but written
+        return
+    if error is None:
         waiter.set_result(None)
+    else:
+        waiter.set_exception(error)

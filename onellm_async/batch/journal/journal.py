@@ -15,6 +15,7 @@ from typing import Self
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.ballast import Ballast
+from onellm_async.batch.journal.binding import bind_number, bind_text
 from onellm_async.batch.journal.file import connect, journal_path, told
 from onellm_async.batch.journal.gathering import Gathering
 from onellm_async.batch.journal.lock import JournalLock
@@ -106,20 +107,23 @@ class Journal:
 
         Raises:
             BatchError: If it cannot be written, or the disk is so full that only outcomes can; the request must not
-                leave then.
+                leave then. It is an `UnstorableRowError` where others can still be written.
         """
         batch = self._gathering.batch(beginning=True)
-        batch.intents += (
-            intent.index,
-            intent.line,
-            intent.digest,
-            intent.custom_id,
-            intent.request_digest,
-            intent.reserved,
-            intent.reserved_tokens,
-            intent.at,
-            intent.possibly_billed,
-            self._sitting,
+        batch.intend(
+            self._gathering.owner,
+            (
+                intent.index,
+                intent.line,
+                intent.digest,
+                bind_text(intent.custom_id),
+                intent.request_digest,
+                bind_number(intent.reserved),
+                bind_number(intent.reserved_tokens),
+                intent.at,
+                intent.possibly_billed,
+                self._sitting,
+            ),
         )
         await self._gathering.durable()
 
@@ -129,32 +133,38 @@ class Journal:
         Safe to cancel: it is written nevertheless.
 
         Raises:
-            BatchError: If it cannot be written.
+            BatchError: If it cannot be written; an `UnstorableRowError` where others still can.
         """
-        batch = self._gathering.batch(beginning=settled.same_as is not None)
+        batch, owner = self._gathering.batch(beginning=settled.same_as is not None), self._gathering.owner
         if settled.same_as is not None or settled.request_digest:  # it was never to leave
-            batch.intents += (
-                settled.index,
-                settled.line,
-                settled.digest,
-                settled.custom_id,
-                settled.request_digest,
-                *(None, None, None, 0, self._sitting),
+            batch.intend(
+                owner,
+                (
+                    settled.index,
+                    settled.line,
+                    settled.digest,
+                    bind_text(settled.custom_id),
+                    settled.request_digest,
+                    *(None, None, None, 0, self._sitting),
+                ),
             )
-        batch.results += (
-            settled.index,
-            int(settled.state),
-            settled.at,
-            settled.attempts,
-            settled.possibly_billed,
-            settled.refusals,
-            settled.cost,
-            settled.input_tokens,
-            settled.output_tokens,
-            settled.elapsed,
-            settled.latency,
-            settled.same_as,
-            settled.result if settled.same_as is None else b"",
+        batch.settle(
+            owner,
+            (
+                settled.index,
+                int(settled.state),
+                settled.at,
+                settled.attempts,
+                settled.possibly_billed,
+                settled.refusals,
+                bind_number(settled.cost),
+                bind_number(settled.input_tokens),
+                bind_number(settled.output_tokens),
+                bind_number(settled.elapsed) or 0.0,
+                bind_number(settled.latency),
+                settled.same_as,
+                settled.result if settled.same_as is None else b"",
+            ),
         )
         await self._gathering.durable()
 
@@ -166,7 +176,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be written.
         """
-        self._gathering.batch().forgotten.append(index)
+        self._gathering.batch().forget(self._gathering.owner, index)
         await self._gathering.durable()
 
     def bad_line(self, error: LineError) -> None:
@@ -176,7 +186,7 @@ class Journal:
             self._gathering.later(
                 "INSERT INTO bad_lines (line, source, message) VALUES (?, ?, ?) ON CONFLICT (line) DO UPDATE SET "
                 "source = excluded.source, message = excluded.message",
-                (error.line, error.source, error.message),
+                (error.line, bind_text(error.source), bind_text(error.message)),
             )
 
     def sample(self, at: float, sample: JSON) -> None:
@@ -245,7 +255,7 @@ class Journal:
         """
         self._finished = True
         self._gathering.later(
-            "UPDATE sittings SET ended_at = ?, how = ? WHERE id = ?", (time.time(), how, self._sitting)
+            "UPDATE sittings SET ended_at = ?, how = ? WHERE id = ?", (time.time(), bind_text(how), self._sitting)
         )
         self._gathering.later("UPDATE run SET complete = ?", (complete,))
 
@@ -261,15 +271,18 @@ class Journal:
         finally:
             self._stop_reading()
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
         """Like `aclose`, but blocks for the disk.
+
+        Args:
+            discard: Remove it, while nobody else can have it. For a run that could not begin.
 
         Raises:
             BatchError: If what was left cannot be written.
         """
         self._note_that_it_was_left()
         try:
-            self._gathering.close()
+            self._gathering.close(discard=discard)
         finally:
             self._stop_reading()
 

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.journal.binding import read_text
 from onellm_async.batch.journal.file import connect, journal_path, told
 from onellm_async.batch.journal.lock import Holder, held
 from onellm_async.batch.journal.opening import read_identity
@@ -163,7 +164,7 @@ class JournalReader:
         """The invocations that worked on it, in order."""
         found = self._all("SELECT started_at, ended_at, how, version, settings FROM sittings ORDER BY id")
         return [
-            Sitting(started, ended, how, version, parse_json(settings.encode()))
+            Sitting(started, ended, read_text(how), version, parse_json(settings.encode()))
             for started, ended, how, version, settings in found
         ]
 
@@ -243,7 +244,7 @@ class JournalReader:
     def bad_lines(self, number: int) -> list[LineError]:
         """The first lines of the input that held no usable prompt."""
         found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
-        return [LineError(*line) for line in found]
+        return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
     def rows(self) -> Iterator[Row]:
         """All rows in the order of the input, a piece at a time."""

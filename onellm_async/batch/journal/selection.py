@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from onellm_async.batch.journal.binding import read_text
 from onellm_async.batch.journal.rows import Counts, Row, State
 from onellm_async.batch.journal.writer import Totals
 
@@ -20,7 +21,8 @@ _BETWEEN = f"{_ROWS} WHERE i.item BETWEEN ? AND ? ORDER BY i.item"
 _PIECE = 2000
 
 _STATES: Sequence[State] = (State.SENT, *State)
-_STATE = Row._fields.index("state")
+_CUSTOM_ID = Row._fields.index("custom_id")
+_STATE = Row._fields.index("state")  # two places on
 
 
 def select(condition: str) -> str:
@@ -31,7 +33,18 @@ def select(condition: str) -> str:
 def rows_of(found: Sequence[Sequence[Any]]) -> list[Row]:
     """The rows that a statement of `select` found."""
     make, states = Row._make, _STATES
-    return [make((*row[:_STATE], states[row[_STATE]], *row[_STATE + 1 :])) for row in found]
+    return [
+        make(
+            (
+                *row[:_CUSTOM_ID],
+                row[_CUSTOM_ID] if type(row[_CUSTOM_ID]) is not bytes else read_text(row[_CUSTOM_ID]),
+                row[_CUSTOM_ID + 1],
+                states[row[_STATE]],
+                *row[_STATE + 1 :],
+            )
+        )
+        for row in found
+    ]
 
 
 def rows_between(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:

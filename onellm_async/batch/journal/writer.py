@@ -9,12 +9,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
 from onellm_async.batch.journal.ballast import Ballast, lacks_space
-from onellm_async.batch.journal.file import connect, explained, make_durable
+from onellm_async.batch.journal.binding import UnstorableRowError
+from onellm_async.batch.journal.file import connect, explained, make_durable, remove
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.errors import BatchError
 
@@ -63,16 +65,85 @@ class Batch:
         statements: Others, with their parameters.
     """
 
-    __slots__ = ("forgotten", "intents", "results", "statements")
+    __slots__ = ("_forgetters", "_intenders", "_settlers", "forgotten", "intents", "results", "statements")
 
     def __init__(self) -> None:
         self.intents: list[object] = []
         self.results: list[object] = []
         self.forgotten: list[int] = []
-        self.statements: list[tuple[str, tuple[object, ...]]] = []
+        self.statements: list[Statement] = []
+        self._intenders: list[int] = []
+        self._settlers: list[int] = []
+        self._forgetters: list[int] = []
+
+    def intend(self, owner: int, values: tuple[object, ...]) -> None:
+        """Adds a row of ``intents``.
+
+        Args:
+            owner: Number of the caller that waits for it.
+            values: Of the row.
+        """
+        self._intenders.append(owner)
+        self.intents += values
+
+    def settle(self, owner: int, values: tuple[object, ...]) -> None:
+        """Adds a row of ``results``, likewise."""
+        self._settlers.append(owner)
+        self.results += values
+
+    def forget(self, owner: int, item: int) -> None:
+        """Adds an entry whose intent goes, likewise."""
+        self._forgetters.append(owner)
+        self.forgotten.append(item)
+
+    def by_owner(self) -> "dict[int, _Rows]":
+        """The same rows, apart for each caller, in the order of the callers."""
+        rows = {owner: _Rows() for owner in sorted({*self._intenders, *self._settlers, *self._forgetters})}
+        for place, owner in enumerate(self._intenders):
+            rows[owner].intent = self.intents[place * _INTENT_WIDTH : (place + 1) * _INTENT_WIDTH]
+        for place, owner in enumerate(self._settlers):
+            rows[owner].result = self.results[place * _RESULT_WIDTH : (place + 1) * _RESULT_WIDTH]
+        for owner, item in zip(self._forgetters, self.forgotten, strict=True):
+            rows[owner].forgotten = item
+        return rows
 
 
-Answer: TypeAlias = Callable[[Totals | None, BatchError | None], None]
+class _Rows:
+    """What one caller waits for."""
+
+    __slots__ = ("forgotten", "intent", "result")
+
+    def __init__(self) -> None:
+        self.intent: list[object] | None = None
+        self.result: list[object] | None = None
+        self.forgotten: int | None = None
+
+    def write(self, execute: "Execute") -> None:
+        if self.intent is not None:
+            execute(_INTENT_STATEMENTS[1], self.intent)
+        if self.result is not None:
+            execute(_RESULT_STATEMENTS[1], self.result)
+        if self.forgotten is not None:
+            _forget(execute, self.forgotten)
+
+
+Statement: TypeAlias = tuple[str, tuple[object, ...]]
+Execute: TypeAlias = Callable[..., sqlite3.Cursor]
+Unstorable: TypeAlias = dict[int, UnstorableRowError]
+"""What became of the rows that SQLite cannot store, by the number of the caller that waits for them."""
+
+Answer: TypeAlias = Callable[[Totals | None, BatchError | None, Unstorable], None]
+
+_ROW_ERRORS = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    OverflowError,
+    TypeError,
+    ValueError,
+)
+"""What a value raises that cannot be bound or breaks a rule of its table. Everything else is the disk's fault."""
 
 
 class JournalWriter:
@@ -82,9 +153,13 @@ class JournalWriter:
         path: Of the journal.
         lock: The right to write it; released when the writer ends.
         ballast: Given up when the disk is full.
+
+    Attributes:
+        discard: Whether the journal is removed in the end.
     """
 
     def __init__(self, path: Path, lock: JournalLock, ballast: Ballast) -> None:
+        self.discard: bool = False
         self._path = path
         self._lock = lock
         self._ballast = ballast
@@ -97,7 +172,7 @@ class JournalWriter:
         """Commits `batches` in their order, then calls `answer`, in the writer's thread.
 
         It gets the totals, or the error after which nothing is written any more; or both, which means that all was
-        written, but only because the ballast was given up.
+        written, but only because the ballast was given up. Rows that cannot be stored are left out, and told.
         """
         self._queue.put((batches, answer))
 
@@ -114,19 +189,20 @@ class JournalWriter:
         failure: BatchError | None = None
         totals: Totals | None = None
         while True:
+            unstorable: Unstorable = {}
             batches, answer = self._queue.get()
             if batches is None:
                 self._close(connection, failed=failure is not None)
-                answer(totals, failure)
+                answer(totals, failure, unstorable)
                 return
             if failure is None:
                 try:
                     if connection is None:
                         connection = self._connect()
-                    totals = self._commit_somehow(connection, batches)
+                    totals, unstorable = self._commit_somehow(connection, batches)
                 except Exception as error:  # whatever it is, nobody may believe that it was written
                     totals, failure = None, explained(error, self._path)
-            answer(totals, failure or self._full)
+            answer(totals, failure or self._full, unstorable)
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._path)
@@ -136,30 +212,40 @@ class JournalWriter:
         connection.execute("PRAGMA cache_size = -16000")
         return connection
 
-    def _commit_somehow(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Totals:
+    def _commit_somehow(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> tuple[Totals, Unstorable]:
         try:
-            return self._commit(connection, batches)
+            return self._commit_what_can_be(connection, batches)
         except sqlite3.Error as error:
             if not (lacks_space(error) and self._ballast.release()):
                 raise
             self._full = explained(error, self._path)
-            return self._commit(connection, batches)
+            return self._commit_what_can_be(connection, batches)
 
-    def _commit(self, connection: sqlite3.Connection, batches: Sequence[Batch]) -> Totals:
+    def _commit_what_can_be(
+        self, connection: sqlite3.Connection, batches: Sequence[Batch]
+    ) -> tuple[Totals, Unstorable]:
+        """Many rows a statement; where one of them cannot be stored, all once more, each caller's for itself."""
+        unstorable: Unstorable = {}
+        try:
+            return self._commit(connection, lambda: _write_all(connection.execute, batches)), unstorable
+        except _ROW_ERRORS:
+            totals = self._commit(connection, lambda: self._write_apart(connection.execute, batches, unstorable))
+            return totals, unstorable
+
+    def _write_apart(self, execute: Execute, batches: Sequence[Batch], unstorable: Unstorable) -> None:
+        unstorable.clear()
+        for batch in batches:
+            for owner, rows in batch.by_owner().items():
+                if (error := _attempt(execute, rows.write)) is not None:
+                    unstorable[owner] = UnstorableRowError(f"{self._path} cannot store it: {error}.")
+            for statement in batch.statements:
+                _attempt(execute, partial(_run, statement))
+
+    def _commit(self, connection: sqlite3.Connection, write: Callable[[], None]) -> Totals:
         execute = connection.execute
         execute("BEGIN IMMEDIATE")
         try:
-            for batch in batches:
-                for statement, values in _in_pieces(batch.intents, _INTENT_WIDTH, _INTENT_STATEMENTS):
-                    execute(statement, values)
-                for statement, values in _in_pieces(batch.results, _RESULT_WIDTH, _RESULT_STATEMENTS):
-                    execute(statement, values)
-                for item in batch.forgotten:
-                    named = {"item": item}
-                    if not execute(_STEP_BACK, named).rowcount:
-                        execute(_FORGET, named)
-                for statement, parameters in batch.statements:
-                    execute(statement, parameters)
+            write()
             totals: Totals = execute(TOTALS).fetchone()
             execute("COMMIT")
         except BaseException:
@@ -181,8 +267,46 @@ class JournalWriter:
                 clean = False
             finally:
                 connection.close()
+        if self.discard:
+            with suppress(OSError):
+                remove(self._path)
         with suppress(OSError):
             self._lock.release(clean=clean)
+
+
+def _write_all(execute: Execute, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        for statement, values in _in_pieces(batch.intents, _INTENT_WIDTH, _INTENT_STATEMENTS):
+            execute(statement, values)
+        for statement, values in _in_pieces(batch.results, _RESULT_WIDTH, _RESULT_STATEMENTS):
+            execute(statement, values)
+        for item in batch.forgotten:
+            _forget(execute, item)
+        for statement, parameters in batch.statements:
+            execute(statement, parameters)
+
+
+def _run(statement: Statement, execute: Execute) -> None:
+    execute(*statement)
+
+
+def _forget(execute: Execute, item: int) -> None:
+    named = {"item": item}
+    if not execute(_STEP_BACK, named).rowcount:
+        execute(_FORGET, named)
+
+
+def _attempt(execute: Execute, write: Callable[[Execute], object]) -> Exception | None:
+    """Writes all of something or nothing of it, and tells what made it impossible."""
+    execute("SAVEPOINT attempt")
+    try:
+        write(execute)
+    except _ROW_ERRORS as error:
+        execute("ROLLBACK TO attempt")
+        execute("RELEASE attempt")
+        return error
+    execute("RELEASE attempt")
+    return None
 
 
 def _statements(head: str, width: int, tail: str) -> dict[int, str]:

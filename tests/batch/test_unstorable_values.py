@@ -1,0 +1,180 @@
+import asyncio
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from journal_examples import IDENTITY, answer, failure, intent
+
+from onellm_async import AsyncOneLLM, ChatRequest, Limits
+from onellm_async.batch import Entry, Item, Journal, JournalReader, LineError, RecordWriter, run_batch
+from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
+from onellm_async.batch.journal.rows import State
+from onellm_async.transport import RawReply
+
+HALVES = ["\ud800", "a\udfffb", "\udce9.jsonl", "n\0l", "ä\ud83d", ""]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.jsonl.journal"
+
+
+@given(st.text(st.characters()))
+def test_any_text_is_read_back_as_it_was(text: str) -> None:
+    bound = bind_text(text)
+    if isinstance(bound, str):
+        bound.encode()
+    assert read_text(bound) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "bound"),
+    [(0.5, 0.5), (7, 7), (None, None), (math.inf, None), (-math.inf, None), (math.nan, None), (2**63, None)],
+)
+def test_a_number_that_no_sum_can_hold_counts_as_unknown(number: float | None, bound: float | None) -> None:
+    assert bind_number(number) == bound
+
+
+async def test_a_custom_id_with_half_a_character_is_kept_and_written_as_the_same_escape(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await asyncio.gather(*(journal.intend(intent(index, custom_id=name)) for index, name in enumerate(HALVES)))
+        await asyncio.gather(*(journal.settle(answer(index)) for index in range(len(HALVES))))
+    with JournalReader.open(path) as reader:
+        rows = list(reader.rows())
+    assert [row.custom_id for row in rows] == HALVES
+    lines = list(map(RecordWriter().line, rows))
+    assert b'"custom_id":"\\ud800"' in lines[0]
+    assert [json.loads(line)["custom_id"] for line in lines] == HALVES
+
+
+async def test_bad_lines_and_endings_with_half_a_character_are_told_as_they_were(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        journal.bad_line(LineError("in\udce9.jsonl", 3, "odd \ud800"))
+        journal.finish("stopped: in\udce9.jsonl:3", complete=False)
+    with JournalReader.open(path) as reader:
+        assert reader.bad_lines(9) == [LineError("in\udce9.jsonl", 3, "odd \ud800")]
+        assert reader.sittings()[-1].how == "stopped: in\udce9.jsonl:3"
+
+
+async def test_a_row_that_cannot_be_stored_fails_alone(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        outcomes = await asyncio.gather(
+            *(journal.intend(intent(index, line=2**70 if index == 150 else 1)) for index in range(300)),
+            return_exceptions=True,
+        )
+        assert [index for index, outcome in enumerate(outcomes) if outcome is not None] == [150]
+        assert isinstance(outcomes[150], UnstorableRowError)
+        assert "out.jsonl.journal cannot store it: " in str(outcomes[150])
+        await asyncio.gather(
+            *(journal.settle(answer(index, result=None if index == 7 else b"{}")) for index in range(100)),
+            return_exceptions=True,
+        )
+        assert (journal.counts().answered, journal.counts().sent) == (99, 200)
+    with JournalReader.open(path) as reader:
+        assert sum(row.state is State.ANSWERED for row in reader.rows()) == 99
+
+
+async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(answer(0))
+        copied, other = await asyncio.gather(
+            journal.settle(answer(1, same_as=0, request_digest=b"d" * 16, line=2)),
+            journal.settle(answer(2, same_as=0, request_digest=b"d" * 16, attempts=None)),
+            return_exceptions=True,
+        )
+        assert copied is None
+        assert isinstance(other, UnstorableRowError)
+        assert [row.index for row in journal.rows(0, 9)] == [0, 1]
+        assert (journal.counts().answered, journal.counts().sent) == (2, 0)
+
+
+async def test_numbers_beyond_all_bounds_leave_the_totals_usable(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0, reserved=math.inf, reserved_tokens=10**30))
+        await journal.settle(answer(0, cost=math.nan, input_tokens=2**70, elapsed=math.inf, latency=math.nan))
+        await journal.intend(intent(1))
+        await journal.settle(failure(1, possibly_billed=1))
+        counts = journal.counts()
+        assert (counts.answered, counts.failed, counts.unpriced) == (1, 1, 1)
+        assert (counts.cost, counts.input_tokens, counts.at_risk) == (0.0, 0, 0.01)
+
+
+class Echo:
+    def __init__(self):
+        self.asked = []
+
+    async def post(self, body):
+        prompt = json.loads(body)["messages"][-1]["content"]
+        self.asked.append(prompt)
+        return RawReply(200, {}, json.dumps({"content": prompt.upper()}).encode())
+
+    async def aclose(self):
+        pass
+
+
+class Prompts:
+    source = "prompts.txt"
+
+    def __init__(self, *prompts):
+        self.prompts = prompts
+
+    def read(self, raw, *, line, index):
+        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+
+    async def __aiter__(self):
+        for index, prompt in enumerate(self.prompts):
+            yield Entry(index, index + 1, prompt.encode(), self)
+
+    def saw(self, custom_id):
+        pass
+
+
+class Sink:
+    def __init__(self):
+        self.lines = []
+
+    async def write(self, lines):
+        self.lines += map(json.loads, lines.splitlines())
+
+
+async def run_with(journal, *prompts):
+    service, sink, bad = Echo(), Sink(), []
+    async with AsyncOneLLM(transport=service, limits=Limits.unlimited(8)) as client:
+        report = await run_batch(
+            client, Prompts(*prompts), journal=journal, sink=sink, encode=RecordWriter().line, on_bad_line=bad.append
+        )
+    return report, service, sink.lines, bad
+
+
+async def test_an_entry_whose_intent_cannot_be_stored_is_a_bad_line_and_its_duplicate_is_asked(path, monkeypatch):
+    async with Journal.open(path, IDENTITY) as journal:
+        intend = journal.intend
+        monkeypatch.setattr(journal, "intend", lambda made: intend(intent(2**70) if made.index == 1 else made))
+        report, service, lines, bad = await run_with(journal, "a", "b", "b", "b", "c")
+    assert report.complete
+    assert sorted(service.asked) == ["a", "b", "c"]
+    assert [(line["index"], line["response"]["content"]) for line in lines] == [(0, "A"), (2, "B"), (3, "B"), (4, "C")]
+    (error,) = bad
+    assert (error.line, "cannot store it" in error.message) == (2, True)
+    assert (report.progress.answered, report.progress.bad_lines) == (4, 1)
+
+
+async def test_an_answer_that_cannot_be_stored_is_a_failure_of_its_entry_alone(path, monkeypatch):
+    async with Journal.open(path, IDENTITY) as journal:
+        settle = journal.settle
+
+        async def refuse_one(settled):
+            if settled.index == 1 and settled.state is State.ANSWERED:
+                raise UnstorableRowError("It cannot be stored.")
+            await settle(settled)
+
+        monkeypatch.setattr(journal, "settle", refuse_one)
+        report, _, lines, bad = await run_with(journal, "a", "b", "c")
+    assert (report.complete, report.progress.failed, bad) == (True, 1, [])
+    assert [line["index"] for line in lines if line["response"]] == [0, 2]
+    assert lines[1]["error"] == {"type": "UnstorableRowError", "message": "It cannot be stored.", "status_code": None}
