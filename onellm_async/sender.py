@@ -294,7 +294,12 @@ class Sender:
 
     def _acquire(self, call: Call) -> Coroutine[None, None, Permit]:
         return self._limiter.acquire(
-            tokens=call.tokens, lane=call.lane, deadline=call.deadline, order=call.order, group=call.group
+            tokens=call.tokens,
+            lane=call.lane,
+            deadline=call.deadline,
+            order=call.order,
+            group=call.group,
+            model=call.model,
         )
 
     async def _once(self, call: Call) -> ChatResponse:

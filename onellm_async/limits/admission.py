@@ -4,6 +4,8 @@ A ticket goes QUEUED → GRANTED → SETTLED; a request that is refused by the s
 place. A grant takes a slot, a request of the rate and the estimated tokens, all together or none.
 """
 
+from collections import defaultdict
+
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
@@ -12,6 +14,7 @@ from onellm_async.limits.policy import FIRST_LANE, LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 from onellm_async.limits.rounding import Rounding
+from onellm_async.limits.usual_latency import UsualLatency
 
 __all__ = ["Admission"]
 
@@ -19,8 +22,6 @@ _NEVER = float("inf")
 _KEPT = 3.0
 """Tokens that the other lanes leave for interactive requests, once there have been any: so many may come at the same
 moment and leave at once. They are saved up once, which delays a batch by three refills, and used by whoever comes."""
-_LATENCY_WEIGHT = 0.1
-"""Of the newest latency in the moving average that projections use."""
 
 
 class Admission:
@@ -44,7 +45,8 @@ class Admission:
         self.answers: int = 0
         self.refusals: int = 0
         self.unanswered: int = 0
-        self.latency: float | None = None
+        self.latency: UsualLatency = UsualLatency()
+        self._in_flight_of: defaultdict[str | None, int] = defaultdict(int)
         self.tokens: TokenBucket | None = _token_bucket(limits, now)
         self.gate: Gate = Gate()
         # A control, and a bucket of tokens, that came while requests were under way know nothing of those.
@@ -57,6 +59,7 @@ class Admission:
         """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
         self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
         self.latency, self.tokens, self.hurried = earlier.latency, earlier.tokens, earlier.hurried
+        self.latency.forget_times(now)
         if self.tokens is not None:
             self.tokens.rebase(now)
         self.gate.take_over(earlier.gate, now)
@@ -95,7 +98,8 @@ class Admission:
         most = self.limits.max_pending
         if (most is None or self.waiting < most) and ticket.deadline is None:
             return
-        wait = self.projected_wait(ticket.lane, now)
+        usual = self.latency.of(ticket.model, now)
+        wait = self.projected_wait(ticket.lane, now, usual)
         if most is not None and self.waiting >= most:
             outlook = "the client is paused" if self.gate.paused else f"a newcomer would wait about {wait:.1f} s"
             raise QueueFullError(
@@ -104,21 +108,28 @@ class Admission:
                 retry_after=wait,
                 advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
             )
-        usual = self.latency or 0.0
-        if ticket.deadline is not None and not self.gate.paused and now + wait + usual > ticket.deadline:
+        if ticket.deadline is not None and not self.gate.paused and now + wait + (usual or 0.0) > ticket.deadline:
+            answer = "" if usual is None else f" and an answer usually {usual:.1f} s"
             raise DeadlineExceededError(
                 f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
-                f" and an answer {usual:.1f} s.",
+                f"{answer}.",
                 advice="Allow more time, or ask less at once.",
             )
 
-    def projected_wait(self, lane: str, now: float) -> float:
-        """Seconds that a newcomer in `lane` would probably wait; while paused, if the pause ended now."""
+    def projected_wait(self, lane: str, now: float, usual: float | None = None) -> float:
+        """Seconds that a newcomer in `lane` would probably wait; while paused, if the pause ended now.
+
+        Args:
+            lane: The lane.
+            now: The current time.
+            usual: Seconds that the newcomer and those ahead of it in its lane usually take; None when not known.
+        """
         ahead = self.queue.ahead_of_newcomer(lane)
         wait = max(self.rate.time_until(ahead + 1, now), self.gate.expected_at - now, 0.0)
-        if self.latency is not None:
-            over = self.in_flight + ahead + 1 - self.limits.max_concurrency
-            wait = max(wait, over * self.latency / self.limits.max_concurrency)
+        slots = self.limits.max_concurrency
+        releases = self.in_flight + int(ahead) + 1 - slots
+        if releases > 0:
+            wait = max(wait, self.latency.slot_wait(releases, self._in_flight_of, slots, usual))
         return wait
 
     def dispatch(self, now: float) -> list[Ticket]:
@@ -198,6 +209,7 @@ class Admission:
 
     def _grant(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
+        self._in_flight_of[ticket.model] += 1
         self.rate.take(now)
         if self.tokens is not None:
             self.tokens.take(ticket.tokens, now)
@@ -254,8 +266,7 @@ class Admission:
         if ticket.since >= self._counted_from:
             self.rate.answered(ticket.since, now)
         self._rounding.answered(ticket.since)
-        took = now - ticket.since
-        self.latency = took if self.latency is None else self.latency + _LATENCY_WEIGHT * (took - self.latency)
+        self.latency.observe(ticket.model, now - ticket.since, now)
         self._free(ticket)
 
     def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
@@ -297,6 +308,9 @@ class Admission:
     def _free(self, ticket: Ticket) -> None:
         ticket.state = SETTLED
         self.in_flight -= 1
+        self._in_flight_of[ticket.model] -= 1
+        if not self._in_flight_of[ticket.model]:
+            del self._in_flight_of[ticket.model]
         if ticket is self.gate.probe:
             self.gate.probe_ended()
 

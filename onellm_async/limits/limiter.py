@@ -25,8 +25,16 @@ class Permit(Ticket):
 
     __slots__ = ("_limiter", "waker")
 
-    def __init__(self, limiter: "Limiter", lane: str, tokens: float, deadline: float | None, order: int) -> None:
-        super().__init__(lane, tokens, deadline, order)
+    def __init__(
+        self,
+        limiter: "Limiter",
+        lane: str,
+        tokens: float,
+        deadline: float | None,
+        order: int,
+        model: str | None,
+    ) -> None:
+        super().__init__(lane, tokens, deadline, order, model)
         self._limiter = limiter
         self.waker: asyncio.Future[None] | None = None
 
@@ -144,6 +152,7 @@ class Limiter:
         deadline: float | None = None,
         order: int = -1,
         group: Group | None = None,
+        model: str | None = None,
     ) -> Coroutine[None, None, Permit]:
         """Waits until a request may be sent.
 
@@ -155,6 +164,7 @@ class Limiter:
             deadline: Latest time to send, on the loop's clock.
             order: `Permit.order` of the permit that the service refused, to get its place back.
             group: Those whose wait may be ended together with this one.
+            model: The model it asks, whose usual latency decides whether the deadline can be met.
 
         Raises:
             ConfigurationError: If there is no such lane.
@@ -163,7 +173,7 @@ class Limiter:
             ClientClosedError: If the limiter is closed meanwhile.
             OneLLMError: Whatever the wait of its group is ended with.
         """
-        return self._admitted(Permit(self, lane, tokens, deadline, order), group)
+        return self._admitted(Permit(self, lane, tokens, deadline, order, model), group)
 
     async def _admitted(self, permit: Permit, group: Group | None) -> Permit:
         # 100,000 such frames may wait at once, so they hold nothing that the permit does not.

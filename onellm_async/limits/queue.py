@@ -24,6 +24,7 @@ class Ticket:
     Attributes:
         lane: Where it waits.
         tokens: Its estimated tokens.
+        model: The model it asks; None when its host does not say.
         deadline: When it must have been granted, on the limiter's clock; None if ever.
         order: Position among all tickets, given once; -1 until then. A request that comes back keeps it.
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
@@ -31,11 +32,19 @@ class Ticket:
             leaves.
     """
 
-    __slots__ = ("deadline", "lane", "order", "since", "state", "tokens")
+    __slots__ = ("deadline", "lane", "model", "order", "since", "state", "tokens")
 
-    def __init__(self, lane: str, tokens: float = 0.0, deadline: float | None = None, order: int = -1) -> None:
+    def __init__(
+        self,
+        lane: str,
+        tokens: float = 0.0,
+        deadline: float | None = None,
+        order: int = -1,
+        model: str | None = None,
+    ) -> None:
         self.lane: str = lane
         self.tokens: float = tokens
+        self.model: str | None = model
         self.deadline: float | None = deadline
         self.order: int = order
         self.state: int = QUEUED

@@ -1,0 +1,92 @@
+"""How long answers usually take, for each model, and how soon a slot becomes free. Pure."""
+
+from collections.abc import Mapping
+from math import sqrt
+
+__all__ = ["UsualLatency"]
+
+
+class UsualLatency:
+    """Moving averages of the time to an answer, one for each model.
+
+    An average that was not confirmed for a while is not relied on: a model that was slow once would otherwise shed
+    every request with a deadline, and no answer could correct the average.
+    """
+
+    __slots__ = ("_known",)
+
+    WEIGHT = 0.1
+    """Of the newest answer in an average."""
+    MAX_AGE = 60.0
+    """Seconds after its last answer for which an average is relied on, or twice the average if that is longer."""
+    MAX_MODELS = 256
+    """Models remembered. Names are free text, so the one without an answer for the longest time makes room."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, tuple[float, float]] = {}
+
+    def observe(self, model: str | None, seconds: float, now: float) -> None:
+        """Records an answer.
+
+        Args:
+            model: The model that was asked; None when the caller does not say.
+            seconds: From sending to the answer.
+            now: The current time.
+        """
+        known = self._known.pop(model, None)  # put back at the end: the first one is the one to forget
+        if known is None:
+            if len(self._known) >= self.MAX_MODELS:
+                del self._known[next(iter(self._known))]
+        elif now - known[1] <= self.MAX_AGE or now - known[1] <= 2 * known[0]:
+            seconds = known[0] + self.WEIGHT * (seconds - known[0])
+        self._known[model] = seconds, now
+
+    def of(self, model: str | None, now: float) -> float | None:
+        """Seconds that an answer of `model` usually takes; None when nothing recent is known."""
+        known = self._known.get(model)
+        if known is None or now - known[1] > max(self.MAX_AGE, 2 * known[0]):
+            return None
+        return known[0]
+
+    def slot_wait(self, releases: int, in_flight: Mapping[str | None, int], slots: int, usual: float | None) -> float:
+        """Seconds until slots have been released so many times, estimated low rather than high.
+
+        What is in flight ends one by one as its models usually take. Each slot that it leaves is used by the requests
+        ahead, which take as long as the one that asks: fast requests behind slow ones need only few of the slots.
+
+        Args:
+            releases: How many.
+            in_flight: Requests in flight by model. One whose model is not known counts as the average of the others.
+            slots: Requests that may be in flight.
+            usual: Seconds that the requests ahead take; None when not known, and then none are assumed.
+        """
+        total = sum(in_flight.values())
+        timed = [(number, self._known[model][0]) for model, number in in_flight.items() if model in self._known]
+        free = max(0, slots - total)
+        if releases <= 0 or not (timed or usual) or (free and not usual):
+            return 0.0
+        if timed:
+            rate = sum(number / max(took, 1e-9) for number, took in timed) * total / sum(number for number, _ in timed)
+        else:
+            rate = total / (usual or 1.0)
+        if not usual:
+            return 1 / rate
+        # The free slots are taken at once by those ahead, so that all are in use.
+        return 1 / (rate + free / usual) + _recycled(releases - 1, rate + free / usual, total + free, usual)
+
+    def forget_times(self, now: float) -> None:
+        """Continues with a clock that may have been set back."""
+        self._known = {model: (took, min(at, now)) for model, (took, at) in self._known.items()}
+
+
+def _recycled(releases: int, rate: float, slots: int, usual: float) -> float:
+    """Seconds for so many releases of slots that become free at `rate`, and again and again after `usual` seconds."""
+    rounds = releases / (rate * usual)
+    full = int((sqrt(1 + 8 * rounds) - 1) / 2)
+    wait = usual * (full + (rounds - full * (full + 1) / 2) / (full + 1))
+    last_free = slots / rate
+    if wait <= last_free:
+        return wait
+    full = int(last_free / usual)
+    done = rate * ((full + 1) * last_free - usual * full * (full + 1) / 2)
+    return last_free + (releases - done) * usual / slots
