@@ -288,14 +288,16 @@ class ChatResponse:
     """One answer.
 
     Attributes:
-        content: The text.
+        content: The text, parts of it joined; "" where the reply holds none, as with tool calls, a filter or a spent
+            ``max_tokens``. ``finish_reason`` and ``extra`` then tell why.
         model: The provider's own name of the model that answered.
         provider: Who answered, as the service names it.
         role: Normally ``"assistant"``.
         usage: Tokens counted, None when the reply did not say.
         finish_reason: Why the model stopped, in the provider's words.
         cost: USD by OneLLM's list prices; None when the price or the usage is unknown.
-        extra: Fields of the reply that this version does not know, and known ones of an unexpected type.
+        extra: All other fields of the reply (``tool_calls``, ``refusal``, ``reasoning``, …), and known ones of an
+            unexpected type or with more in them than a field here can hold.
         attempts: How many times the request was sent and not refused by the rate limit.
         refusals: How many times the rate limit refused it (not billed).
         possibly_billed: How many earlier attempts may have been billed without an answer.

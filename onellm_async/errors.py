@@ -303,6 +303,9 @@ class InternalServerError(APIStatusError):
     """500 and above: the service or its provider failed.
 
     A 500 is not billed (`Billing.NOT_BILLED`). A 502, 503 or 504 may be (`Billing.POSSIBLY_BILLED`).
+
+    So is a 401 with the text of a database that has no connection left (`FailureKind.OVERLOADED`): the key is not at
+    fault, so it is no `AuthenticationError`. Its ``status_code`` is 401.
     """
 
 

@@ -40,7 +40,7 @@ from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
-from onellm_async.wire import Dialect, decode_reply, encode_request
+from onellm_async.wire import Dialect, Notices, decode_reply, encode_request
 
 __all__ = ["Sender"]
 
@@ -82,6 +82,7 @@ class Sender:
     ) -> None:
         self._transport = transport
         self._dialect = dialect
+        self._notices = Notices()
         self._retry = retry
         self._hooks = tuple(hooks)
         self._random = random
@@ -307,7 +308,15 @@ class Sender:
         call.under_way = True
         reply = await self._transport.post(call.body)
         call.under_way = False
-        return decode_reply(reply.status, reply.headers, reply.body, model=call.model, now=time.time())
+        return decode_reply(
+            reply.status,
+            reply.headers,
+            reply.body,
+            model=call.model,
+            now=time.time(),
+            asked=call.body,
+            tell=self._notices.tell,
+        )
 
     # What follows from how an attempt ended.
 

@@ -2,12 +2,14 @@
 
 from onellm_async.wire.failures import parse_retry_after
 from onellm_async.wire.json_text import dump_json, parse_json
+from onellm_async.wire.notices import Notices
 from onellm_async.wire.replies import decode_reply, response_to_body
 from onellm_async.wire.requests import JSON_HEADERS, Dialect, encode_request, request_from_body, request_to_body
 
 __all__ = [
     "JSON_HEADERS",
     "Dialect",
+    "Notices",
     "decode_reply",
     "dump_json",
     "encode_request",

@@ -1,116 +1,142 @@
 """From (status, headers, bytes) to a `ChatResponse` or an error, by the shape of what came.
 
 The documented API answers flat and with HTTP statuses; the published backend answers HTTP 200 around an envelope
-``{"code": N, "output": …}``. Both are understood without being told which one it is.
+``{"code": N, "output": …}``; OpenAI-compatible endpoints answer with ``choices``. All are understood without being told
+which one it is.
+
+A complete 2xx reply is one of three things:
+
+- A *chat reply*: an object with ``content``, ``tool_calls``, ``refusal`` or ``choices[0].message``. It is an answer,
+  also where it holds no text: it was billed, and asking again would be billed again.
+- An error that arrived with a status of success. It is raised as that error, with the text of the service.
+- Anything else, which is a `ResponseDecodeError`.
 """
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import TypeGuard
+from typing import NoReturn, TypeGuard
 
 import attrs
-from attrs import frozen
-from cattrs.preconf.orjson import make_converter
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatResponse, Usage
 from onellm_async.errors import FailureKind, InsufficientBalanceError, ResponseDecodeError
-from onellm_async.wire.failures import excerpt, failure
+from onellm_async.wire.failures import (
+    CHECK_BASE_URL,
+    error_text,
+    excerpt,
+    failure,
+    object_with_error,
+    status_within,
+)
 from onellm_async.wire.json_text import parse_json
 
-__all__ = ["decode_reply", "response_to_body"]
+__all__ = ["OPENAI_SHAPE", "decode_reply", "response_to_body"]
 
-
-@frozen
-class _Reply:
-    """The documented reply. Only the text is indispensable; everything else may be null or absent."""
-
-    content: str
-    provider: str | None = None
-    model: str | None = None
-    role: str | None = None
-    usage: Usage | None = None
-    finish_reason: str | None = None
-
+OPENAI_SHAPE = (
+    "The replies have the shape of OpenAI's API, not of OneLLM's. They are read, but requests are still written as "
+    "OneLLM documents them. `onellm-async serve --upstream URL` translates both ways."
+)
+"""What a user should know who points the client at an OpenAI-compatible endpoint."""
 
 _LARGEST_COUNT = 2**53
 """What JSON's numbers carry exactly; a larger count is nonsense and would overflow the cost."""
 
-
-def _strict_text(value: object, _: object) -> str:
-    if type(value) is not str:
-        raise TypeError("not a string")
-    return value
-
-
-def _strict_count(value: object, _: object) -> int:
-    if not _is_count(value):
-        raise TypeError("not a count")
-    return value
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _LARGEST_COUNT
-
-
-def _strict_usage(value: object, _: object) -> Usage:
-    if type(value) is not dict:  # the generated hook takes an empty list for an empty object
-        raise TypeError("not an object")
-    usage: Usage = _structure_usage(value, Usage)
-    return usage
-
-
-def _or_none(strict: Callable[[JSON, JSON], JSON]) -> Callable[[JSON, JSON], JSON]:
-    return lambda value, kind: None if value is None else strict(value, kind)
-
-
-# Plain cattrs would turn null into "None" and "0" into 0, and asks about null once more for each field.
-_converter = make_converter(detailed_validation=False)
-_converter.register_structure_hook(str, _strict_text)
-_converter.register_structure_hook(str | None, _or_none(_strict_text))
-_converter.register_structure_hook(int | None, _or_none(_strict_count))
-_structure_usage = _converter.get_structure_hook(Usage)
-_converter.register_structure_hook(Usage | None, _or_none(_strict_usage))
-_structure_reply = _converter.get_structure_hook(_Reply)
-_REPLY_FIELDS = frozenset(field.name for field in attrs.fields(_Reply))
-_USAGE_FIELDS = frozenset(field.name for field in attrs.fields(Usage))
+_TEXTS = ("provider", "model", "role", "finish_reason")
+_REPLY_FIELDS = frozenset({"content", *_TEXTS, "usage"})
+_USAGE_FIELDS = tuple(field.name for field in attrs.fields(Usage))
+_OPENAI_USAGE_FIELDS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_ANSWERING_FIELDS = ("content", "tool_calls", "refusal")
+"""One of them makes an object a chat reply."""
 _reply_fields = itemgetter("content", "provider", "model", "role", "usage", "finish_reason")
-_usage_fields = itemgetter("input_tokens", "output_tokens", "total_tokens")
-_structure: dict[str, Callable[[JSON, JSON], JSON]] = dict.fromkeys(_REPLY_FIELDS, _strict_text)
-_structure["usage"] = _strict_usage
+_usage_fields = itemgetter(*_USAGE_FIELDS)
 
 
-def decode_reply(status: int, headers: Mapping[str, str], body: bytes, *, model: str, now: float) -> ChatResponse:
+def decode_reply(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    model: str,
+    now: float,
+    asked: bytes = b"",
+    tell: Callable[[str], None] | None = None,
+) -> ChatResponse:
     """The answer in an HTTP reply.
 
     Args:
         status: HTTP status.
-        headers: HTTP headers; only ``Retry-After`` is looked at.
+        headers: HTTP headers; only ``Retry-After``, ``Retry-After-Ms`` and ``Location`` are looked at.
         body: The whole body, decompressed.
         model: The model that was asked, which decides the price.
         now: Wall-clock time in seconds since 1970, for a ``Retry-After`` that is a date.
+        asked: The body of the request. Words of it that an error text repeats do not tell what went wrong.
+        tell: Called with `OPENAI_SHAPE` where the reply has that shape.
 
     Raises:
-        ResponseDecodeError: If a success holds no text.
+        ResponseDecodeError: If a success is no chat reply.
         APIStatusError: One of its subclasses, if the service says that it failed.
     """
     try:
-        payload = parse_json(body)
+        payload = outer = parse_json(body)
     except ValueError:
-        payload = None
+        payload = outer = None
     if type(payload) is dict and "output" in payload:
         code = _envelope_code(payload.get("code"))
         if code is not None:
             status, payload = code, payload["output"]
         elif type(payload["output"]) is dict and "content" not in payload:
             payload = payload["output"]  # an envelope without a usable code: HTTP tells the status
-    if 200 <= status < 300:
-        return _as_documented(payload, model) or _response(status, payload, body, model)
-    raise failure(status, headers, payload, body, model=model, now=now)
+        if not payload:
+            payload = outer  # an empty envelope: what there is to read stands beside it
+    if not 200 <= status < 300:
+        raise failure(status, headers, payload, body, model=model, now=now, asked=asked)
+    response = _as_documented(payload, model)
+    if response is not None:
+        return response
+    reply = _chat_reply(payload) or _chat_reply(outer)
+    error = None if reply is not None and _answers(reply) else object_with_error(payload) or object_with_error(outer)
+    if reply is None or error is not None:
+        _raise_for(status, headers, payload, error, body, model=model, now=now, asked=asked)
+    if tell is not None and reply is not payload and reply is not outer:  # it had to be flattened
+        tell(OPENAI_SHAPE)
+    return _response(reply, model)
+
+
+def _raise_for(
+    status: int,
+    headers: Mapping[str, str],
+    payload: JSON,
+    error: dict[str, JSON] | None,
+    body: bytes,
+    *,
+    model: str,
+    now: float,
+    asked: bytes,
+) -> NoReturn:
+    """Raises the error that a 2xx reply is, or the one that it holds."""
+    place = error if error is not None else payload
+    told = status_within(place)
+    found = failure(told if told is not None else status, headers, place, body, model=model, now=now, asked=asked)
+    if told is not None or isinstance(found, InsufficientBalanceError):
+        raise found
+    text = error_text(place, b"")
+    if error is not None:
+        message = f"The service answered {status}, but its reply holds an error: {text or 'without a text'}"
+    else:
+        message = f"The service answered {status}, but its reply holds no answer: {_what_came(payload, body)}"
+        message += f". It says: {text}" if text and type(payload) is dict else ""
+    raise ResponseDecodeError(
+        message if message.endswith((".", "!", "?")) else f"{message}.",
+        status_code=status,
+        body=excerpt(body),
+        kind=FailureKind.NOT_JSON if payload is None and not _is_json(body) else FailureKind.NOT_A_CHAT_REPLY,
+        advice=f"The request may have been billed. {CHECK_BASE_URL}",
+    )
 
 
 def _as_documented(payload: JSON, model: str) -> ChatResponse | None:
-    """The response if the reply holds exactly what is documented, as nearly all do; `_response` takes twice as long."""
+    """The response if the reply holds exactly what is documented, as nearly all do; `_response` takes longer."""
     try:
         content, provider, answered_by, role, used, finish_reason = _reply_fields(payload)
         counts = incoming, outgoing, total = _usage_fields(used)
@@ -137,53 +163,98 @@ def _envelope_code(code: object) -> int | None:
     return None
 
 
-def _response(status: int, payload: JSON, body: bytes, model: str) -> ChatResponse:
-    if type(payload) is not dict or type(payload.get("content")) is not str:
-        error = failure(status, {}, payload, body, model=model, now=0.0)
-        if isinstance(error, InsufficientBalanceError):
-            raise error
-        raise ResponseDecodeError(
-            f"The service answered {status}, but its reply holds no content: {_what_came(payload, body)}.",
-            status_code=status,
-            body=excerpt(body),
-            kind=FailureKind.NOT_JSON if payload is None and not _is_json(body) else FailureKind.NOT_A_CHAT_REPLY,
-            advice="The request may have been billed. Check that base_url points at a OneLLM API.",
-        )
-    try:
-        reply: _Reply = _structure_reply(payload, _Reply)
-        strange: dict[str, JSON] = {}
-    except Exception:  # whatever cattrs objects to, the text is there and paid for
-        reply, strange = _salvaged(payload)
-    if len(payload) > len(_REPLY_FIELDS) or not payload.keys() <= _REPLY_FIELDS:
-        strange |= {name: value for name, value in payload.items() if name not in _REPLY_FIELDS}
-    if reply.usage is not None and not payload["usage"].keys() <= _USAGE_FIELDS:
-        strange["usage"] = payload["usage"]
+def _chat_reply(payload: JSON) -> dict[str, JSON] | None:
+    """`payload` with the fields of a documented reply; None if it is no chat reply."""
+    if type(payload) is not dict:
+        return None
+    if any(payload.get(name) is not None for name in _ANSWERING_FIELDS):
+        return payload
+    choices = payload.get("choices")
+    first = choices[0] if type(choices) is list and choices else None
+    if type(first) is dict and type(first.get("message")) is dict:
+        return _flattened(payload, first)
+    return payload if any(name in payload for name in _ANSWERING_FIELDS) else None
+
+
+def _flattened(payload: dict[str, JSON], choice: dict[str, JSON]) -> dict[str, JSON]:
+    """OpenAI's shape as the documented one. Fields of three levels become one; ``choices`` stays where one is lost."""
+    outer = {name: value for name, value in payload.items() if name != "choices"}
+    flat = {name: value for name, value in outer.items() if value is not None}
+    nested = {name: value for name, value in choice.items() if name not in {"message", "index"}} | choice["message"]
+    hidden = any(nested[name] != flat[name] for name in nested.keys() & flat.keys())
+    if hidden or len(payload["choices"]) > 1 or choice.keys() & choice["message"].keys() or choice.get("index"):
+        flat["choices"] = payload["choices"]
+    flattened: dict[str, JSON] = outer | nested | flat
+    return flattened
+
+
+def _answers(reply: dict[str, JSON]) -> bool:
+    """Whether the model said or did anything; a reply that holds an error beside it is an answer all the same."""
+    return any(reply.get(name) for name in (*_ANSWERING_FIELDS, "function_call"))
+
+
+def _response(reply: dict[str, JSON], model: str) -> ChatResponse:
+    strange = {name: value for name, value in reply.items() if name not in _REPLY_FIELDS}
+    texts: dict[str, str | None] = dict.fromkeys(_TEXTS)
+    for name in _TEXTS:
+        value = reply.get(name)
+        if value is None or type(value) is str:
+            texts[name] = value
+        else:
+            strange[name] = value
+    content, complete = _text(reply.get("content"))
+    if not complete:
+        strange["content"] = reply["content"]
+    usage, complete = _usage(reply.get("usage"))
+    if not complete:
+        strange["usage"] = reply["usage"]
     return ChatResponse(
-        content=reply.content,
-        model=reply.model,
-        provider=reply.provider,
-        role=reply.role,
-        usage=reply.usage,
-        finish_reason=reply.finish_reason,
-        cost=catalog.cost(model, reply.usage),
+        content=content,
+        model=texts["model"],
+        provider=texts["provider"],
+        role=texts["role"],
+        usage=usage,
+        finish_reason=texts["finish_reason"],
+        cost=catalog.cost(model, usage),
         extra=strange,
     )
 
 
-def _salvaged(payload: dict[str, JSON]) -> tuple[_Reply, dict[str, JSON]]:
-    """The reply field by field: one of an unexpected type becomes None, and its raw value is kept."""
-    fields: dict[str, JSON] = {"content": payload["content"]}
-    strange: dict[str, JSON] = {}
-    for name in _REPLY_FIELDS & payload.keys() - {"content"}:
-        value = payload[name]
-        try:
-            fields[name] = None if value is None else _structure[name](value, None)
-        except Exception:  # see _response
-            strange[name] = value
-    if isinstance(strange.get("usage"), dict):
-        counts = {name: strange["usage"].get(name) for name in _USAGE_FIELDS}
-        fields["usage"] = Usage(**{name: count for name, count in counts.items() if _is_count(count)})
-    return _Reply(**fields), strange
+def _text(content: JSON) -> tuple[str, bool]:
+    """The text in `content`, and whether that is all that `content` holds."""
+    if type(content) is str:
+        return content, True
+    if content is None:
+        return "", True
+    parts = [_text_of_part(part) for part in content] if type(content) is list else [_text_of_part(content)]
+    return "".join(text for text, _ in parts), all(complete for _, complete in parts)
+
+
+def _text_of_part(part: JSON) -> tuple[str, bool]:
+    if type(part) is str:
+        return part, True
+    if type(part) is not dict or part.get("type", "text") not in ("text", "output_text"):
+        return "", False
+    text = part.get("text")
+    return (text, part.keys() <= {"type", "text"}) if type(text) is str else ("", False)
+
+
+def _usage(used: JSON) -> tuple[Usage | None, bool]:
+    """The counts in `used`, and whether they are all that `used` holds. A count is never invented."""
+    if used is None:
+        return None, True
+    if type(used) is not dict:
+        return None, False
+    names = _USAGE_FIELDS
+    if used.keys().isdisjoint(_USAGE_FIELDS[:2]) and not used.keys().isdisjoint(_OPENAI_USAGE_FIELDS):
+        names = _OPENAI_USAGE_FIELDS
+    counts = [used.get(name) for name in names]
+    usage = Usage(*(count if _is_count(count) else None for count in counts))
+    return usage, used.keys() <= set(names) and all(count is None or _is_count(count) for count in counts)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT
 
 
 def _what_came(payload: JSON, body: bytes) -> str:
@@ -193,9 +264,7 @@ def _what_came(payload: JSON, body: bytes) -> str:
         return "null" if _is_json(body) else "the body is not JSON"
     if not isinstance(payload, dict):
         return f"a JSON {type(payload).__name__} instead of an object"
-    if "content" not in payload:
-        return "there is no such field"
-    return f"content is {type(payload['content']).__name__}, not a string"
+    return "there is no content, no tool_calls, no refusal and no choices[0].message"
 
 
 def _is_json(body: bytes) -> bool:

@@ -61,6 +61,11 @@ def undecodable(body: bytes, message: str, status: str = "200 OK", **headers: st
     return ambiguous(lambda: answers(body, status, **headers), message, ResponseDecodeError)
 
 
+def no_answer(body: bytes, message: str) -> Fault:
+    """A complete JSON reply that is no chat reply: billed perhaps, and never asked again."""
+    return ambiguous(lambda: answers(body), message, ResponseDecodeError, retryable=False)
+
+
 def fatal(body: bytes, status: str, error: type[APIError], message: str, **headers: str) -> Fault:
     return Fault(lambda: answers(body, status, **headers), error, Billing.NOT_BILLED, message, retryable=False)
 
@@ -102,15 +107,18 @@ FAULTS: dict[str, Fault] = {
     "204": undecodable(b"", "answered 204", "204 No Content"),
     "truncated JSON": undecodable(BODY[:-5], "the body is not JSON"),
     "deep nesting": undecodable(b'{"content":' + b"[" * 200_000, "the body is not JSON"),
-    "null": undecodable(b"null", "holds no content: null"),
-    "output null": undecodable(b'{"code":200,"output":null}', "holds no content: null"),
-    "output a list": undecodable(b'{"code":200,"output":[]}', "a JSON list instead of an object"),
-    "content null": undecodable(b'{"content":null}', "content is NoneType, not a string"),
+    "null": no_answer(b"null", "holds no answer: null"),
+    "output null": no_answer(b'{"code":200,"output":null}', "holds no answer: there is no content"),
+    "output a list": no_answer(b'{"code":200,"output":[1]}', "a JSON list instead of an object"),
+    "another object": no_answer(b'{"status":"ok","message":"Welcome"}', "It says: Welcome."),
+    "an error in a success": no_answer(b'{"error":{"message":"crashed"}}', "its reply holds an error: crashed."),
     "UTF-16": undecodable(BODY.decode().encode("utf-16"), "the body is not JSON"),
     "a page of HTML": undecodable(b"<html><title>Welcome</title></html>", "is not JSON", Content_Type="text/html"),
-    "502 in HTML": ambiguous(lambda: answers(HTML, "502 Bad Gateway"), "502 502 Bad Gateway.", InternalServerError),
-    "503": ambiguous(lambda: answers(b"", "503 Service Unavailable"), "503.", InternalServerError),
+    "502 in HTML": ambiguous(lambda: answers(HTML, "502 Bad Gateway"), "502 Bad Gateway.", InternalServerError),
+    "503": ambiguous(lambda: answers(b"", "503 Service Unavailable"), "503 Service Unavailable.", InternalServerError),
     "504": ambiguous(lambda: answers(b"late", "504 Gateway Timeout"), "504 late.", InternalServerError),
+    "408": ambiguous(lambda: answers(b"", "408 Request Timeout"), "408 Request Timeout.", APIStatusError),
+    "425": ambiguous(lambda: answers(b"", "425 Too Early"), "425 Too Early.", APIStatusError),
     "500": Fault(lambda: answers(b'{"error":"x"}', "500 Oops"), InternalServerError, Billing.NOT_BILLED, "500 x."),
     "500 in the envelope": Fault(
         lambda: answers(b'{"code":500,"output":{"output":"missing field `id`"}}'),
@@ -119,17 +127,38 @@ FAULTS: dict[str, Fault] = {
         "500 missing field `id`.",
     ),
     "400": fatal(b"not JSON", "400 Bad Request", BadRequestError, "400 not JSON."),
-    "401": fatal(b"", "401 Unauthorized", AuthenticationError, "401."),
+    "401": fatal(b"", "401 Unauthorized", AuthenticationError, "401 Unauthorized."),
     "401 in the envelope": fatal(
         b'{"code":"401","output":{"error":"No such user"}}', "200 OK", AuthenticationError, "401 No such user."
     ),
-    "404": fatal(b"", "404 Not Found", NotFoundError, "404."),
+    "404": fatal(b"", "404 Not Found", NotFoundError, "404 Not Found."),
     "422": fatal(b"missing field `endpoint`", "422 Unprocessable", UnprocessableEntityError, "missing field"),
     "insufficient balance": fatal(
         b'{"code":500,"output":{"output":"Insufficient balance, please"}}',
         "200 OK",
         InsufficientBalanceError,
         "balance",
+    ),
+    "quota used up": fatal(
+        b'{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}',
+        "429 Too Many Requests",
+        InsufficientBalanceError,
+        "429 You exceeded your current quota.",
+    ),
+    "400 in a success": fatal(
+        b'{"error":{"message":"too long","code":400}}', "200 OK", BadRequestError, "400 too long."
+    ),
+    "overloaded": Fault(
+        lambda: answers(b'{"error":"Overloaded"}', "529 Overloaded"),
+        InternalServerError,
+        Billing.NOT_BILLED,
+        "529 Over",
+    ),
+    "no connection to the database": Fault(
+        lambda: answers(b'{"code":401,"output":{"error":"pool timed out while waiting for an open connection"}}'),
+        InternalServerError,
+        Billing.NOT_BILLED,
+        "401 pool timed out",
     ),
     "redirect": fatal(b"", "307 Temporary Redirect", APIStatusError, "Redirected to /x.", Location="/x"),
 }
@@ -208,7 +237,10 @@ async def test_with_ambiguous_once_a_second_such_failure_is_the_last(fault: Faul
             return
         with pytest.raises(fault.error) as caught:
             await client.chat("x", model="GPT-5")
-        assert caught.value.attempts == caught.value.possibly_billed + (not fault.retryable) == 1 + fault.retryable
+        assert caught.value.attempts == 1 + fault.retryable
+        assert caught.value.possibly_billed == (
+            caught.value.attempts if fault.billing is Billing.POSSIBLY_BILLED else 0
+        )
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS.values() if fault.hangs])

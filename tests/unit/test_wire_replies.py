@@ -13,14 +13,18 @@ from onellm_async.chat import ChatResponse, Usage
 from onellm_async.errors import (
     APIError,
     APIStatusError,
+    BadRequestError,
     Billing,
+    FailureKind,
     InsufficientBalanceError,
     InternalServerError,
     RateLimitError,
     ResponseDecodeError,
 )
+from onellm_async.failure_kinds import kind_of_status
 from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_after, response_to_body
 from onellm_async.wire.failures import excerpt, failure
+from onellm_async.wire.replies import OPENAI_SHAPE
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -104,7 +108,7 @@ ODD_REPLIES = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), JSO
 ODD_USAGE = st.dictionaries(st.sampled_from(["input_tokens", "output_tokens", "total_tokens", "x"]), JSON_VALUES)
 
 
-@given(st.text(st.characters(codec=None, categories=None)), ODD_REPLIES, JSON_VALUES | ODD_USAGE)
+@given(st.text(st.characters(codec=None, categories=None), min_size=1), ODD_REPLIES, JSON_VALUES | ODD_USAGE)
 @example("x", {}, [])
 @example("x", {}, "usage")
 @example("x", {"error": "insufficient balance"}, {})
@@ -171,6 +175,434 @@ def test_the_documented_reply_is_read_alike_with_and_without_a_further_field(
     more = decode_reply(200, {}, dump_json({**reply, "further": 1}), model=model, now=0.0)
     assert more.extra["further"] == 1
     assert attrs.evolve(more, extra={name: value for name, value in more.extra.items() if name != "further"}) == plain
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "extra"),
+    [
+        (None, "", {}),
+        ("", "", {}),
+        ([], "", {}),
+        ([{"type": "text", "text": "Par"}, {"type": "text", "text": "is."}], "Paris.", {}),
+        (["Par", {"text": "is."}, {"type": "output_text", "text": ""}], "Paris.", {}),
+        ({"type": "text", "text": "Paris."}, "Paris.", {}),
+        *(
+            (content, text, {"content": content})
+            for content, text in [
+                ([{"type": "text", "text": "Paris.", "annotations": [1]}], "Paris."),
+                ([{"type": "tool_use", "name": "f", "input": {}}], ""),
+                ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "u"}}, "b"], "ab"),
+                ([{"type": "text", "text": None}], ""),
+                ([{"type": "refusal", "refusal": "no"}], ""),
+                ([None, 5, ["x"]], ""),
+                ({"parts": [{"text": "x"}]}, ""),
+                (5, ""),
+                (False, ""),
+            ]
+        ),
+    ],
+)
+@pytest.mark.parametrize("shape", ["flat", "envelope", "OpenAI"])
+def test_content_of_any_kind_is_an_answer_of_which_nothing_is_lost(
+    content: object, text: str, extra: dict[str, object], shape: str
+) -> None:
+    body: dict[str, object] = {"content": content, "role": "assistant", "tool_calls": [CALL]}
+    if shape == "envelope":
+        body = {"code": 200, "output": body}
+    elif shape == "OpenAI":
+        body = {"choices": [{"index": 0, "message": body}]}
+    response = decode(as_json(body))
+    assert (response.content, response.role) == (text, "assistant")
+    assert response.extra == {"tool_calls": [CALL], **extra}
+
+
+@pytest.mark.parametrize("name", ["content", "tool_calls", "refusal"])
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_one_field_of_an_answer_makes_a_reply_one(name: str, value: object) -> None:
+    usage = {"input_tokens": 3, "output_tokens": 4}
+    for body in (
+        {name: value, "usage": usage},
+        {"output": {name: value, "usage": usage}},
+        {"choices": [{"message": {name: value}}], "usage": usage},
+    ):
+        response = decode(as_json(body))
+        assert response.content == ""
+        assert (response.usage, response.cost is None) == (Usage(3, 4, None), False)
+
+
+OPENAI = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 0, "total_tokens": 1_000_000},
+}
+
+
+def test_the_shape_of_openai_is_read_and_told() -> None:
+    told: list[str] = []
+    response = decode_reply(200, {}, as_json(OPENAI), model="GPT-5", now=0.0, tell=told.append)
+    assert response.content == "Paris."
+    assert (response.role, response.model, response.finish_reason) == ("assistant", "m", "stop")
+    assert response.usage == Usage(1_000_000, 0, 1_000_000)
+    assert response.cost == pytest.approx(1.28)
+    assert response.extra == {"id": "chatcmpl-1", "object": "chat.completion", "created": 1}
+    assert told == [OPENAI_SHAPE]
+    decode_reply(200, {}, as_json({"content": "x", "id": 1}), model="GPT-5", now=0.0, tell=told.append)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"index": 0, "message": {"content": "Paris.", "model": "other"}}],  # a field of two levels
+        [{"index": 0, "message": {"content": "Paris.", "logprobs": 1}, "logprobs": 2}],
+        [{"index": 3, "message": {"content": "Paris."}}],
+        [{"index": 0, "message": {"content": "Paris."}}, {"index": 1, "message": {"content": "Lyon."}}],
+    ],
+)
+def test_choices_are_kept_where_one_answer_cannot_hold_them(choices: list[object]) -> None:
+    response = decode(as_json({**OPENAI, "choices": choices}))
+    assert (response.content, response.model) == ("Paris.", "m")
+    assert response.extra["choices"] == choices
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": []},
+        {"choices": None},
+        {"choices": [{}]},
+        {"choices": [{"message": "x"}]},
+        {"choices": {"0": {"message": {"content": "x"}}}},
+        {"choices": [{"text": "Paris."}]},
+        {},
+        {"status": "ok"},
+        {"output": {}},
+        {"output": [{"content": "x"}]},
+        [],
+        [{"content": "x"}],
+        "Paris.",
+        42,
+        True,
+        None,
+    ],
+)
+def test_a_complete_reply_that_is_no_answer_is_told_and_not_worth_another_attempt(body: object) -> None:
+    with pytest.raises(ResponseDecodeError, match="holds no answer") as caught:
+        decode(as_json(body))
+    assert caught.value.kind is FailureKind.NOT_A_CHAT_REPLY
+    assert not caught.value.retryable
+
+
+TOO_LONG = "This model's maximum context length is 8192 tokens"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": TOO_LONG, "code": 400}},
+        {"error": {"message": TOO_LONG, "code": "400"}},
+        {"error": {"message": TOO_LONG, "status": 400}},
+        {"error": {"message": TOO_LONG, "type": "invalid_request_error", "code": None}},
+        {"error": {"message": TOO_LONG, "code": "context_length_exceeded"}},
+        {"error": TOO_LONG, "code": 400},
+        {"error": TOO_LONG, "status": "400"},
+        {"error": True, "message": TOO_LONG, "status_code": 400},
+        {"code": 400, "message": TOO_LONG},
+        {"code": 200, "output": {"error": {"message": TOO_LONG, "code": 400}}},
+        {"code": 200, "output": {"error": TOO_LONG, "code": 400}},
+        {"code": 200, "output": None, "error": {"message": TOO_LONG, "code": 400}},
+        {"code": 200, "output": {"usage": None}, "error": {"message": TOO_LONG, "code": 400}},
+        {"output": {"error": {"message": TOO_LONG, "code": 400}}},
+        {"content": None, "error": {"message": TOO_LONG, "code": 400}},
+        {"content": "", "error": {"message": TOO_LONG, "code": 400}},
+        {"choices": [{"message": {"content": ""}, "error": {"message": TOO_LONG, "code": 400}}]},
+        {"choices": [], "error": {"message": TOO_LONG, "code": 400}},
+    ],
+)
+def test_a_success_around_an_error_is_that_error(body: object) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        decode(as_json(body))
+    assert caught.value.message == f"400 {TOO_LONG}."
+    assert (caught.value.status_code, caught.value.billing) == (400, Billing.NOT_BILLED)
+
+
+@pytest.mark.parametrize("code", [None, 7, 200, 399, 600, -32000, 400.5, True, "4000", "E400", "server_error", [400]])
+def test_an_error_without_a_status_keeps_its_text_and_is_not_sent_again(code: object) -> None:
+    for error in ({"message": "The model crashed", "code": code}, {"error": {"message": "The model crashed"}}):
+        with pytest.raises(ResponseDecodeError) as caught:
+            decode(as_json({"error": error}))
+        assert caught.value.message == "The service answered 200, but its reply holds an error: The model crashed."
+        assert (caught.value.kind, caught.value.retryable) == (FailureKind.NOT_A_CHAT_REPLY, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"code": 429}, FailureKind.RATE_LIMITED),
+        ({"type": "rate_limit_error"}, FailureKind.RATE_LIMITED),
+        ({"code": 401}, FailureKind.UNKNOWN_KEY),
+        ({"code": 500}, FailureKind.SERVER_ERROR),
+        ({"code": "502"}, FailureKind.GATEWAY_ERROR),
+        ({"code": 529}, FailureKind.OVERLOADED),
+        ({"type": "overloaded_error"}, FailureKind.OVERLOADED),
+        ({"code": "insufficient_quota"}, FailureKind.BALANCE_TOO_LOW),
+        ({"message": "Insufficient balance"}, FailureKind.BALANCE_TOO_LOW),
+    ],
+)
+def test_the_error_in_a_success_is_of_the_kind_that_it_would_be_under_its_own_status(
+    error: dict[str, object], kind: FailureKind
+) -> None:
+    with pytest.raises(APIError) as caught:
+        decode(as_json({"error": error}), headers={"Retry-After": "2"})
+    assert caught.value.kind is kind
+    assert getattr(caught.value, "retry_after", None) == 2
+
+
+@pytest.mark.parametrize("error", [None, {}, "", [], False, 0, 1])
+@pytest.mark.parametrize("reply", [{"content": "x"}, {"content": ""}, {"content": None}, {"tool_calls": []}])
+def test_an_empty_error_is_none(reply: dict[str, object], error: object) -> None:
+    assert decode(as_json({**reply, "error": error})).extra["error"] == error
+
+
+@pytest.mark.parametrize("reply", [{"content": "x"}, {"tool_calls": [CALL]}, {"refusal": "no"}])
+def test_an_error_beside_an_answer_is_kept_in_extra(reply: dict[str, object]) -> None:
+    assert decode(as_json({**reply, "error": "cut"})).extra["error"] == "cut"
+
+
+def kind_of(status: int, error: object, asked: bytes = b"", **headers: str) -> FailureKind:
+    return failure(status, headers, {"error": error}, b"", model="GPT-5", now=0.0, asked=asked).kind
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (429, {"message": "You exceeded your current quota, please check your plan and billing details."}),
+        (429, {"message": "x", "code": "insufficient_quota"}),
+        (429, {"message": "Slow down, 20 requests per minute", "type": "insufficient_quota"}),
+        (403, {"message": "x", "type": "insufficient_quota"}),
+        (400, "Billing hard limit has been reached"),
+        (429, {"code": "billing_hard_limit_reached"}),
+        (400, "Your credit balance is too low to access the API."),
+        (402, "Insufficient credits. Add more using the link"),
+        (402, "Insufficient Balance"),
+        (403, "Custom error: insufficient funds"),
+        (403, "Your team has reached its monthly spending limit."),
+        (500, "Insufficient balance, please topup your balance to continue using OneLLM"),
+        (429, "insufficient_quota"),
+    ],
+)
+def test_a_quota_that_is_used_up_is_a_balance_that_is_too_low(status: int, error: object) -> None:
+    assert kind_of(status, error) is FailureKind.BALANCE_TOO_LOW
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Rate limit exceeded.",
+        "Rate limit reached for requests per minute: limit 3, used 3. Please try again in 20s.",
+        "Quota exceeded for quota metric 'Generate requests' and limit 'Requests per minute' of service",
+        "You exceeded your current quota. Quota exceeded for metric: requests, limit: 20. Please retry in 35.2s.",
+        "You exceeded your current quota of 60 requests per minute.",
+        "You exceeded your current quota (rate limit).",
+        "Resource has been exhausted (e.g. check quota).",
+        "You have exceeded the TPM quota",
+        "Overloaded",
+        "too many clients",
+        "",
+    ],
+)
+def test_a_quota_that_comes_back_is_a_rate_limit(text: str) -> None:
+    assert kind_of(429, text) is FailureKind.RATE_LIMITED
+
+
+def test_a_quota_with_a_time_to_return_is_a_rate_limit() -> None:
+    error = {"message": "You exceeded your current quota"}
+    assert kind_of(429, error) is FailureKind.BALANCE_TOO_LOW
+    assert kind_of(429, error, Retry_After="x") is FailureKind.BALANCE_TOO_LOW
+    assert kind_of(429, error, **{"Retry-After": "7"}) is FailureKind.RATE_LIMITED
+
+
+OVERLOADS = [
+    (401, "pool timed out while waiting for an open connection"),
+    (401, "error communicating with database: Connection refused (os error 111)"),
+    (401, "error returned from database: sorry, too many clients already"),
+    (401, "error returned from database: no such table"),
+    (401, "Custom error: the database is locked"),
+    (500, "pool timed out while waiting for an open connection"),
+    (500, "FATAL: too many connections for role"),
+    (500, "FATAL: remaining connection slots are reserved"),
+    (500, "Database unavailable"),
+    (500, "The model is overloaded. Please try again later."),
+    (500, {"type": "overloaded_error", "message": "x"}),
+    (503, "Overloaded"),
+    (503, "The server is currently overloaded with other requests."),
+    (529, ""),
+    (529, "anything"),
+]
+
+
+@pytest.mark.parametrize(("status", "error"), OVERLOADS)
+def test_a_database_without_connections_and_an_overloaded_service_are_overload(status: int, error: object) -> None:
+    found = failure(status, {"Retry-After": "1"}, {"error": error}, b"", model="GPT-5", now=0.0)
+    assert found.kind is FailureKind.OVERLOADED
+    assert type(found) is InternalServerError, "nobody gives up a key for it"
+    assert (found.status_code, found.retry_after, found.billing) == (status, 1, Billing.NOT_BILLED)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (401, "Custom error: No such user was found", FailureKind.UNKNOWN_KEY),
+        (401, "No such user was found in the database", FailureKind.UNKNOWN_KEY),
+        (401, "Invalid key: the database does not know it", FailureKind.UNKNOWN_KEY),
+        (401, "Overloaded", FailureKind.UNKNOWN_KEY),
+        (400, "Cannot parse 'pool timed out'", FailureKind.REJECTED),
+        (422, "unknown variant `database`", FailureKind.REJECTED),
+        (403, "database", FailureKind.REJECTED),
+        (404, "no such database", FailureKind.WRONG_ADDRESS),
+        (429, "too many clients", FailureKind.RATE_LIMITED),
+        (500, "the bridge was overloaded by trucks", FailureKind.SERVER_ERROR),
+        (500, "missing field `id` at line 1 column 42", FailureKind.SERVER_ERROR),
+        (502, "pool timed out", FailureKind.GATEWAY_ERROR),
+        (504, "Overloaded", FailureKind.GATEWAY_ERROR),
+    ],
+)
+def test_other_texts_and_statuses_are_no_overload(status: int, text: str, kind: FailureKind) -> None:
+    assert kind_of(status, text) is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (500, "Insufficient balance"),
+        (400, "insufficient funds"),
+        (429, "You exceeded your current quota"),
+        (500, "pool timed out"),
+        (401, "database"),
+        (503, "the model is overloaded"),
+    ],
+)
+def test_words_of_the_request_that_an_error_repeats_do_not_tell_what_went_wrong(status: int, words: str) -> None:
+    asked = as_json({"messages": [{"role": "user", "content": f"What does '{words.upper()}' mean?"}]})
+    assert kind_of(status, f"cannot answer: {words}", asked) is kind_of_status(status)
+    assert kind_of(status, f"cannot answer: {words}") is not kind_of_status(status)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        (500, "Insufficient balance, please topup your balance to continue using OneLLM", FailureKind.BALANCE_TOO_LOW),
+        (401, "pool timed out while waiting for an open connection", FailureKind.OVERLOADED),
+        (401, "error communicating with database: closed", FailureKind.OVERLOADED),
+    ],
+)
+def test_what_the_service_says_beyond_the_words_of_the_request_still_counts(
+    status: int, text: str, kind: FailureKind
+) -> None:
+    asked = as_json({"messages": [{"role": "user", "content": "insufficient balance, pool timed out, database?"}]})
+    assert kind_of(status, text, asked) is kind
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "seconds", "wait"),
+    [
+        ("1250", "9", 1.25),
+        ("0", None, 0.0),
+        ("0.5", None, 0.0005),
+        ("1e9", "9", 9.0),
+        ("-1", "9", 9.0),
+        ("999999999", "9", 300.0),
+        ("x", None, None),
+        ("", "1.5", 1.5),
+    ],
+)
+def test_milliseconds_go_before_seconds_where_they_are_a_number(
+    milliseconds: str, seconds: str | None, wait: float | None
+) -> None:
+    headers = {"retry-after-ms": milliseconds} | ({} if seconds is None else {"Retry-After": seconds})
+    assert failure(503, headers, None, b"", model="GPT-5", now=0.0).retry_after == wait  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", [408, 425])
+def test_a_request_that_was_not_waited_for_may_be_billed_and_is_worth_another_attempt(status: int) -> None:
+    error = failure(status, {"Retry-After": "2"}, None, b"", model="GPT-5", now=0.0)
+    assert type(error) is APIStatusError
+    assert (error.kind, error.billing, error.retryable) == (
+        FailureKind.REQUEST_TIMEOUT,
+        Billing.POSSIBLY_BILLED,
+        True,
+    )
+    assert error.retry_after == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, b"404: Not Found", "404: Not Found."),
+        (404, b"404 page not found", "404 page not found."),
+        (502, b"<title>502 Bad Gateway</title>", "502 Bad Gateway."),
+        (404, b"4041 files", "404 4041 files."),
+        (404, b"", "404 Not Found."),
+        (499, b"", "499."),
+        (500, b'{"error":{"type":"api_error"}}', "500 api_error."),
+        (422, b'{"detail":[{"loc":["body","messages",0,"role"],"msg":"bad"}]}', "422 messages.0.role: bad."),
+        (400, b'{"errors":[{"message":"a"},{"message":"b"}]}', "400 a; b."),
+    ],
+)
+def test_the_message_says_the_status_once(status: int, body: bytes, message: str) -> None:
+    with pytest.raises(APIError) as caught:
+        decode(body, status)
+    assert caught.value.message == message
+
+
+def test_a_redirect_tells_where_without_what_may_be_secret() -> None:
+    for location, place in {
+        "https://user:secret@llm.example/api?key=secret#secret": "https://llm.example/api",
+        "/login?next=secret": "/login",
+        "http://[secret": "somewhere else",
+        "": "somewhere else",
+    }.items():
+        error = failure(307, {"location": location}, None, b"", model="GPT-5", now=0.0)
+        assert error.message == f"307 Redirected to {place}."
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "asked", "advice"),
+    [
+        (422, "missing field `endpoint` at line 1", b"{}", "--dialect backend, ONELLM_DIALECT=backend"),
+        (422, {"detail": [{"loc": ["body", "endpoint"], "msg": "Field required"}]}, b"{}", "--dialect backend"),
+        (422, "unknown variant `GPT-5-Mini`, expected one of", b"{}", "--dialect backend"),
+        (422, "unknown field `endpoint`", b'{"endpoint":"u"}', "--dialect documented, ONELLM_DIALECT=documented"),
+        (400, "Unrecognized request argument supplied: endpoint", b'{"endpoint":"u"}', "--dialect documented"),
+        (
+            422,
+            {
+                "detail": [
+                    {"type": "extra_forbidden", "loc": ["body", "endpoint"], "msg": "Extra inputs are not permitted"}
+                ]
+            },
+            b'{"endpoint":"u"}',
+            "--dialect documented",
+        ),
+        (422, {"error": "Unknown model 'GPT-5-mini'. Did you mean 'GPT-5-Mini'?"}, b'{"endpoint":"u"}', "'GPT-5-Mini'"),
+        (422, {"error": "Unknown model 'GPT-5-mini'."}, b"{}", ""),
+        (422, "unknown field `endpoint`", b"{}", ""),
+        (422, "unknown field `endpoints_of_yours`", b'{"endpoint":"u"}', ""),
+        (422, "x", b'{"endpoint":"u"}', ""),
+    ],
+)
+def test_a_rejection_for_the_wrong_dialect_names_the_cure(status: int, body: object, asked: bytes, advice: str) -> None:
+    raw = body.encode() if isinstance(body, str) else as_json(body)
+    with pytest.raises(APIStatusError) as caught:
+        decode_reply(status, {}, raw, model="GPT-5", now=0.0, asked=asked)
+    assert advice in caught.value.advice
+    assert bool(caught.value.advice) is bool(advice)
 
 
 def test_lone_surrogates_survive_as_they_came() -> None:
@@ -272,7 +704,17 @@ NOW = 1_000_000_000.0
         ("9" * 5000, 300.0),
         ("-1", None),
         ("+1", None),
-        ("1.5", None),
+        ("1.5", 1.5),
+        ("0.25", 0.25),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("300.5", 300.0),
+        ("1.5.2", None),
+        ("1,5", None),
+        ("-0.5", None),
+        (".", None),
+        ("1.5s", None),
+        ("Sun Sep  9 01:47:40 2001", 60.0),
         ("1e9", None),
         ("120junk", None),
         ("²", None),
