@@ -20,7 +20,7 @@ class RequestGroup:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._group = Group()
+        self._group = Group(wait_for_ready=True)
 
     async def send(
         self,
