@@ -8,7 +8,7 @@ cannot hoard.
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import islice
 
 from onellm_async.errors import ConfigurationError
@@ -16,6 +16,8 @@ from onellm_async.errors import ConfigurationError
 __all__ = ["GRANTED", "QUEUED", "SETTLED", "WITHDRAWN", "Queue", "Ticket"]
 
 QUEUED, GRANTED, SETTLED, WITHDRAWN = range(4)
+_SMALL = 64
+"""Entries that are not worth being compacted."""
 
 
 class Ticket:
@@ -64,7 +66,7 @@ class _Lane:
         self.meter = 0.0
         self.live = 0
         self.fresh: deque[Ticket] = deque()
-        self.returned: list[Ticket] = []  # heap: refused by the service, so ahead of everybody who came later
+        self.returned: list[Ticket] = []  # heap: sent before, so ahead of all that came later
 
     def head(self) -> Ticket | None:
         returned, fresh = self.returned, self.fresh
@@ -75,7 +77,7 @@ class _Lane:
         return returned[0] if returned else fresh[0] if fresh else None
 
     def waiting_since(self) -> float:
-        """Since when the one has waited that has waited longest, of those who have not been refused since."""
+        """Since when the longest-waiting ticket has waited. A request that comes back begins a new wait."""
         return min(ticket.since for ticket in (*self.returned[:1], *islice(self.fresh, 1)))
 
     def pop(self) -> None:
@@ -87,8 +89,11 @@ class _Lane:
 
     def compact(self) -> None:
         """Drops withdrawn tickets once they are the majority, which keeps a withdrawal O(1) on average."""
-        if len(self.fresh) > 64 and len(self.fresh) > 2 * self.live:
+        if len(self.fresh) > _SMALL and len(self.fresh) > 2 * self.live:
             self.fresh = deque(ticket for ticket in self.fresh if ticket.state == QUEUED)
+        if len(self.returned) > _SMALL and len(self.returned) > 2 * self.live:
+            self.returned = [ticket for ticket in self.returned if ticket.state == QUEUED]
+            heapify(self.returned)
 
 
 class Queue:
@@ -159,6 +164,8 @@ class Queue:
         self._level = lane.meter
         lane.meter += lane.stride
         lane.pop()
+        if len(self._deadlines) > _SMALL:
+            self._compact_deadlines(left=ticket)
 
     def withdraw(self, ticket: Ticket) -> None:
         """Removes a queued ticket from wherever it stands."""
@@ -166,9 +173,14 @@ class Queue:
         lane = self._lanes[ticket.lane]
         lane.live -= 1
         lane.compact()
-        if len(self._deadlines) > 64 and len(self._deadlines) > 2 * len(self):
-            self._deadlines = [entry for entry in self._deadlines if entry[2].state == QUEUED]
-            self._deadlines.sort()
+        if len(self._deadlines) > _SMALL:
+            self._compact_deadlines()
+
+    def _compact_deadlines(self, left: Ticket | None = None) -> None:
+        """Drops the deadlines of tickets that wait no longer, once they are the majority."""
+        if len(self._deadlines) > 2 * len(self):
+            self._deadlines = [entry for entry in self._deadlines if entry[2].state == QUEUED and entry[2] is not left]
+            heapify(self._deadlines)
 
     def ahead_of_newcomer(self, name: str) -> float:
         """How many tickets would leave before one that joined lane `name` now, by the lanes' shares."""

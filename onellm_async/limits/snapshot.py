@@ -23,8 +23,8 @@ class Snapshot:
         paused: Whether the client was paused.
         queued: Chats waiting for admission, by lane.
         waiting_for: What the first of each lane waits for; ``"nothing"`` where nobody waits.
-        longest_wait: Seconds that somebody has been waiting in each lane. The wait of a request that was refused by
-            rate limit starts anew.
+        longest_wait: Seconds that somebody has been waiting in each lane. The wait of a request that comes back, after
+            a refusal by rate limit or for a retry, starts anew.
         bottleneck: What the next request of all waits for.
         next_in: Seconds until it leaves, as far as that is known; None when it depends on others, or nobody waits.
         in_flight: Requests under way.
