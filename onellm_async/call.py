@@ -6,9 +6,10 @@ from typing import TypeAlias
 from attrs import evolve, frozen
 
 from onellm_async.chat import ChatRequest, ChatResponse
+from onellm_async.errors import APIError
 from onellm_async.events import Answered
 from onellm_async.limits.limiter import Group
-from onellm_async.retry import History
+from onellm_async.retry import AttemptCounts
 
 __all__ = ["AfterFailing", "Attempt", "BeforeSending", "Call"]
 
@@ -36,7 +37,14 @@ how many attempts so far may have been billed."""
 
 
 class Call:
-    """One request on its way through the client."""
+    """One request on its way through the client.
+
+    Attributes:
+        attempts: POSTs so far, 429s not counted.
+        uncounted: Of these, the ones that use up no attempt of the policy.
+        failure: How its last attempt ended; None before the first failure.
+        order: Its place in the queue, which it keeps through 429s and retries; -1 before its first admission.
+    """
 
     __slots__ = (
         "after_failing",
@@ -44,6 +52,7 @@ class Call:
         "before_sending",
         "body",
         "deadline",
+        "failure",
         "group",
         "lane",
         "model",
@@ -54,6 +63,7 @@ class Call:
         "server_errors",
         "started",
         "tokens",
+        "uncounted",
         "under_way",
     )
 
@@ -71,16 +81,18 @@ class Call:
         self.refusals: int = 0
         self.server_errors: int = 0
         self.possibly_billed: int = 0
+        self.uncounted: int = 0
+        self.failure: APIError | None = None
         self.under_way: bool = False
         self.before_sending: BeforeSending | None = None
         self.after_failing: AfterFailing | None = None
 
-    def history(self) -> History:
-        """What the verdict on a failure needs to know."""
-        return History(self.attempts, self.server_errors, self.possibly_billed)
+    def counts(self) -> AttemptCounts:
+        """What the decision on a failure needs to know."""
+        return AttemptCounts(self.attempts - self.uncounted, self.server_errors, self.possibly_billed)
 
-    def with_history(self, response: ChatResponse) -> ChatResponse:
-        """`response`, told how many attempts and refusals it took."""
+    def with_counts(self, response: ChatResponse) -> ChatResponse:
+        """`response` with the attempts and 429s that it took."""
         return evolve(response, attempts=self.attempts, refusals=self.refusals, possibly_billed=self.possibly_billed)
 
     def answered_event(self, response: ChatResponse, now: float) -> Answered:

@@ -1,6 +1,7 @@
 """`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
 
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
 from random import Random
 from types import TracebackType
 from typing import Literal, Self, Unpack, overload
@@ -117,12 +118,16 @@ class AsyncOneLLM(LiveControl):
     ) -> None:
         await self.aclose()
 
-    def group(self) -> RequestGroup:
-        """Requests that wait patiently for a service that is down, and whose waits can be ended together.
+    def group(self, *, answered: bool = False) -> RequestGroup:
+        """Requests that wait for a service that is down, and whose waits can be ended together.
 
         `gather_chats` and `iter_chats` make one for themselves; make your own for another kind of fan-out.
+
+        Args:
+            answered: Whether the service is known to have answered, for example in an earlier session. A service that
+                this client cannot reach and that never answered is not waited for.
         """
-        return RequestGroup(self._sender)
+        return RequestGroup(self._sender, answered=answered)
 
     async def aclose(self) -> None:
         """Closes the client at once: chats that wait end with `ClientClosedError`, connections are closed.
@@ -248,10 +253,13 @@ class AsyncOneLLM(LiveControl):
             async for outcome in run:
                 outcomes[outcome.index] = outcome
         there = [outcome for outcome in outcomes if outcome is not None]
-        if run.stopped_by is not None:
-            if isinstance(run.stopped_by, OneLLMError):
-                run.stopped_by.partial_results = tuple(there)
-            raise run.stopped_by
+        error = run.stopped_by
+        if error is None and len(there) < len(outcomes):
+            error = OneLLMError(f"{len(outcomes) - len(there)} of {len(outcomes)} prompts have no outcome.")
+        if error is not None:
+            with suppress(AttributeError):  # an error of other code may have no place for it
+                error.partial_results = tuple(there)  # type: ignore[attr-defined]
+            raise error
         return [outcome.response or outcome.error or outcome.unwrap() for outcome in there]
 
     async def iter_chats(

@@ -75,7 +75,8 @@ class OneLLMError(Exception):
         kind: Why there is no answer; `onellm_async.failure_kinds` has a table of what follows from each kind.
         affects_every_prompt: Whether all other prompts would fail in the same way, so that a fan-out or a run ends.
         request: The request it happened to, for example ``"request 17 (GPT-5-Mini)"``; "" when it concerns none.
-        attempts: How many times the request had been sent when the error was raised (0: never).
+        attempts: How many times the request had been sent when the error was raised, 429s not counted.
+        rate_limited: How many times it was answered 429.
         elapsed: Seconds from the call until the error, waiting included.
         possibly_billed: How many of these may have been billed without an answer.
         partial_results: Outcomes that a stopped fan-out already had, in input order. They are paid for: keep them.
@@ -92,6 +93,7 @@ class OneLLMError(Exception):
         self.advice: str = advice
         self.request: str = ""
         self.attempts: int = 0
+        self.rate_limited: int = 0
         self.elapsed: float = 0.0
         self.possibly_billed: int = 0
         self.partial_results: tuple[object, ...] = ()
@@ -99,17 +101,22 @@ class OneLLMError(Exception):
     def __str__(self) -> str:
         parts = [self.message]
         if self.request:
-            sent = {0: "never sent", 1: "1 attempt"}.get(self.attempts, f"{self.attempts} attempts")
-            parts.append(f"[{self.request}, {sent}, {self.elapsed:.1f} s]")
+            parts.append(f"[{self.request}, {self._sent()}, {self.elapsed:.1f} s]")
         if self.possibly_billed:
             parts.append(f"Attempts that may be billed: {self.possibly_billed}.")
         if isinstance(self, APIError) and self.given_up:
-            parts.append(f"Given up because {self.given_up}.")
+            parts.append(f"Gave up {self.given_up}.")
         if self.partial_results:
             parts.append(f"{len(self.partial_results)} outcomes were already there: see .partial_results.")
         if self.advice:
             parts.append(self.advice)
         return " ".join(parts)
+
+    def _sent(self) -> str:
+        if not self.attempts:
+            return f"{self.rate_limited} × 429" if self.rate_limited else "never sent"
+        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return f"{attempts} and {self.rate_limited} × 429" if self.rate_limited else attempts
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The attributes travel as state, not as arguments: an outcome in `partial_results` may hold this very error.
@@ -161,10 +168,10 @@ class DeadlineExceededError(OneLLMError, TimeoutError):
 
 
 class QueueFullError(OneLLMError):
-    """As many requests as ``Limits.max_pending`` allows are queued already; this one was not sent.
+    """As many chats as ``Limits.max_pending`` allows are waiting already; this one was not sent.
 
     Attributes:
-        pending: Requests that were queued, those of fan-outs and runs and retries not counted.
+        pending: How many chats were waiting.
         retry_after: Seconds until a newcomer would probably be sent.
     """
 
@@ -202,7 +209,8 @@ class APIError(OneLLMError):
     """The service, or the way to it, failed.
 
     Attributes:
-        given_up: Why no further attempt was made, for failures that are worth one; else "".
+        given_up: Why no further attempt was made, for failures that are worth one, for example ``"after 4
+            attempts"``; else "".
     """
 
     kind = FailureKind.CONNECTION_LOST

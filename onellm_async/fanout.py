@@ -1,34 +1,28 @@
 """Many prompts, a bounded number of tasks: the window that turns a source into outcomes.
 
 A fixed number of workers draws from the source, each one prompt at a time; so there are never more tasks than the
-window has places, however long the source is. Whoever consumes more slowly than answers come holds the workers back.
+window has places, however long the source is. A consumer that is slower than the answers holds the workers back.
+
+Every prompt that was drawn has an outcome, whatever ends its worker, unless the fan-out ends with an error.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import GeneratorType
 from typing import Self, TypeAlias
 
 from attrs import frozen
 
 from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt
-from onellm_async.errors import (
-    APIConnectionError,
-    APIStatusError,
-    AuthenticationError,
-    ClientClosedError,
-    ConfigurationError,
-    InsufficientBalanceError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
-    OneLLMError,
-    RequestCancelledError,
-)
+from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
 from onellm_async.validation import shown
 
 __all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator", "concerns_every_prompt"]
+
+_log = logging.getLogger("onellm_async")
 
 Source: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
 
@@ -57,19 +51,7 @@ Progress: TypeAlias = Callable[[FanoutProgress], None]
 
 def concerns_every_prompt(error: OneLLMError) -> bool:
     """Whether the other prompts of a fan-out would fail in the same way, so that sending them is pointless."""
-    if isinstance(error, APIConnectionError):
-        return not error.retryable
-    if isinstance(error, APIStatusError) and 300 <= error.status_code < 400:
-        return True
-    return isinstance(
-        error,
-        AuthenticationError
-        | InsufficientBalanceError
-        | NotFoundError
-        | MethodNotAllowedError
-        | ClientClosedError
-        | ConfigurationError,
-    )
+    return error.affects_every_prompt
 
 
 def check_source(source: object) -> None:
@@ -136,26 +118,38 @@ class FanOut:
         self._drawn = self._done = self._failed = 0
         self._cost = 0.0
         self._drawing = asyncio.Lock()
-        self._exhausted = False
+        self._exhausted = self._leaving = False
         self._finished: deque[ChatOutcome] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
+        self._start_scheduled = False
         self.stopped_by: Exception | None = None
         """Why nothing more is drawn although the source has more; None while all is well."""
 
     async def __aenter__(self) -> Self:
-        self._employ()
+        self._start_workers()
         return self
 
-    def _employ(self) -> None:
+    def _start_workers(self) -> None:
+        self._start_scheduled = False
+        self._news.set()  # whoever waits for outcomes looks whether any can still come
+        if self._leaving or self._exhausted or self.stopped_by is not None:
+            return
         window = self._window() if self._total is None else min(self._window(), max(1, self._total - self._drawn))
         while len(self._workers) < window:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_done)
 
+    def _schedule_workers(self) -> None:
+        """Starts workers in the next turn of the loop: an eager task factory would run them inside the caller."""
+        if not self._start_scheduled:
+            self._start_scheduled = True
+            asyncio.get_running_loop().call_soon(self._start_workers)
+
     async def __aexit__(self, *_: object) -> None:
+        self._leaving = True
         workers = list(self._workers)
         for worker in workers:
             worker.cancel()
@@ -165,6 +159,8 @@ class FanOut:
         finally:
             if self._async is not None:
                 await close_iterator(self._async)
+            if isinstance(self._sync, GeneratorType):
+                self._sync.close()
 
     def __aiter__(self) -> AsyncIterator[ChatOutcome]:
         return self
@@ -172,7 +168,7 @@ class FanOut:
     async def __anext__(self) -> ChatOutcome:
         """The next outcome, in the order of completion."""
         while not self._finished:
-            if not self._workers:
+            if not self._workers and not self._start_scheduled:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
@@ -183,13 +179,22 @@ class FanOut:
     def _worker_done(self, worker: "asyncio.Task[None]") -> None:
         self._workers.discard(worker)
         self._news.set()
-        if not worker.cancelled() and isinstance(error := worker.exception(), Exception):
+        if worker.cancelled():
+            if not self._leaving:  # by other code; its prompt has an outcome already
+                self._schedule_workers()
+        elif isinstance(error := worker.exception(), Exception):
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
+        """Draws nothing more and ends the waits of the prompts that were drawn."""
         if self.stopped_by is None:
             self.stopped_by = error
             self._withdraw()
+
+    def _end_source(self, error: Exception) -> None:
+        """Draws nothing more, as the source failed; the prompts that were drawn get their answers."""
+        if self.stopped_by is None:
+            self.stopped_by = error
 
     async def _work(self) -> None:
         while (drawn := await self._draw()) is not None:
@@ -200,6 +205,10 @@ class FanOut:
                 if isinstance(error, RequestCancelledError) and not error.attempts:
                     return
                 outcome = ChatOutcome(index, prompt, error=error)
+            except asyncio.CancelledError:
+                if not self._leaving:
+                    self._deliver(ChatOutcome(index, prompt, error=_task_cancelled()))
+                raise
             self._deliver(outcome)
             while self._buffered is not None and len(self._finished) >= self._buffered:
                 self._room.clear()
@@ -213,7 +222,9 @@ class FanOut:
                 return self._numbered(next(self._sync))
             except StopIteration:
                 self._exhausted = True
-                return None
+            except Exception as error:  # whatever the source raises ends the iteration
+                self._end_source(error)
+            return None
         assert self._async is not None  # noqa: S101  # one of the two, see __init__
         async with self._drawing:  # an async iterator serves one caller at a time
             if self._exhausted or self.stopped_by is not None:
@@ -222,7 +233,14 @@ class FanOut:
                 return self._numbered(await anext(self._async))
             except StopAsyncIteration:
                 self._exhausted = True
-                return None
+            except asyncio.CancelledError as error:
+                if self._leaving:
+                    raise
+                # Something inside the source was cancelled, or this task by other code: the source cannot go on.
+                self._end_source(_source_cancelled(self._drawn, error))
+            except Exception as error:  # whatever the source raises ends the iteration
+                self._end_source(error)
+            return None
 
     def _numbered(self, prompt: Prompt) -> tuple[int, Prompt]:
         self._drawn += 1
@@ -233,14 +251,34 @@ class FanOut:
         error = outcome.error
         if error is not None:
             self._failed += 1
-            if self._stop_on_error or concerns_every_prompt(error):
+            if self._stop_on_error or error.affects_every_prompt:
                 self._stop(error)
         elif outcome.response is not None and outcome.response.cost is not None:
             self._cost += outcome.response.cost
         self._finished.append(outcome)
         self._news.set()
         if len(self._workers) < self._window() and not self._exhausted and self.stopped_by is None:
-            self._employ()
+            self._schedule_workers()
         if self._on_progress is not None:
-            elapsed = self._clock() - self._started
-            self._on_progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))
+            self._report_progress(self._on_progress)
+
+    def _report_progress(self, on_progress: Progress) -> None:
+        elapsed = self._clock() - self._started
+        try:
+            on_progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))
+        except Exception:
+            _log.exception("on_progress raised; the fan-out goes on.")
+
+
+def _task_cancelled() -> RequestCancelledError:
+    error = RequestCancelledError(
+        "The task of this request was cancelled by other code.", advice="It may be billed if it was in flight."
+    )
+    error.possibly_billed = 1
+    return error
+
+
+def _source_cancelled(drawn: int, cause: BaseException) -> RequestCancelledError:
+    error = RequestCancelledError(f"The source of the prompts was cancelled after {drawn} prompts.")
+    error.__cause__ = cause
+    return error

@@ -2,7 +2,6 @@
 
 from onellm_async.call import AfterFailing, BeforeSending
 from onellm_async.chat import ChatRequest, ChatResponse
-from onellm_async.limits.limiter import Group
 from onellm_async.sender import Sender
 
 __all__ = ["RequestGroup"]
@@ -16,11 +15,12 @@ class RequestGroup:
 
     Args:
         sender: Of the client.
+        answered: Whether the service is known to have answered before.
     """
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, *, answered: bool = False) -> None:
         self._sender = sender
-        self._group = Group(wait_for_ready=True)
+        self._group = sender.new_group(answered=answered)
 
     async def send(
         self,
@@ -60,4 +60,4 @@ class RequestGroup:
 
     def withdraw(self) -> None:
         """Ends the waits of the group with `RequestCancelledError`, for good; its requests under way go on."""
-        self._sender.withdraw(self._group)
+        self._sender.cancel(self._group)

@@ -1,20 +1,20 @@
-"""When a failed attempt is repeated, and after how long. The only room that knows tenacity.
+"""When a failed attempt is retried, and after how long. The only room that knows tenacity.
 
-The verdict is a value, found from the error and the history of its request; tenacity only runs the loop. A refusal by
-rate limit never gets here: it is flow control, answered by the limiter, and costs no attempt.
+The decision is a value. It is made from the kind of the failure (`failure_kinds.py`) and the attempts of its request;
+tenacity only runs the loop. A 429 never gets here: it is flow control, answered by the limiter, and costs no attempt.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Literal, TypeVar
 
 from attrs import field, frozen
 
-from onellm_async.errors import APIError, Billing, ConfigurationError
+from onellm_async.errors import APIError, ConfigurationError
+from onellm_async.failure_kinds import RULES, Retry
 from onellm_async.validation import Checks
 
-__all__ = ["CircuitBreaker", "History", "RetryBudget", "RetryPolicy", "Verdict", "judge", "run_attempts"]
+__all__ = ["AttemptCounts", "RetryBudget", "RetryDecision", "RetryPolicy", "decide", "import_tenacity", "retrying"]
 
 T = TypeVar("T")
 _check = Checks(ConfigurationError, "RetryPolicy.")
@@ -27,24 +27,27 @@ def _ambiguous(_: object, attribute: object, value: object) -> None:
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """How often, and after what wait, a failed attempt is repeated.
+    """How often, and after what wait, a failed attempt is retried.
 
     Attributes:
-        max_attempts: Attempts for one request in all, refusals by rate limit not counted. Default 4.
-        max_server_error_retries: Of these, repeats after a 500, which the service says it did not bill. Default 2.
+        max_attempts: Attempts for one request in all, 429s not counted. Default 4.
+        max_server_error_retries: Of these, retries after a 500, which the service says it did not bill. Default 2.
         ambiguous: What to do after an attempt that may have been billed without an answer (timeout, reset,
             truncated reply, 502, 503, 504): ``"retry"`` within the attempts, ``"once"``, or ``"never"``. The number of
             such attempts is on the reply or the error as ``possibly_billed``.
-        backoff_base: Seconds; the wait before repeat n is drawn from 0 to ``backoff_base · 2ⁿ⁻¹`` (full jitter, as in
+        backoff_base: Seconds; the wait before retry n is drawn from 0 to ``backoff_base · 2ⁿ⁻¹`` (full jitter, as in
             Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Default 0.5.
         backoff_cap: Seconds; the upper end of that range grows no further. Default 30.
-        budget: Repeats that the client as a whole may make in a row; each answer at the first attempt gives
+        budget: Retries that the client as a whole may make in a row; each answer at the first attempt gives
             ``budget_refill`` back. When it is used up, errors surface at once instead of feeding a storm; a fan-out
-            goes on repeating, but drawing each wait from the whole range up to ``backoff_cap``. Default 20.
-        budget_refill: Default 0.1, so that in the long run at most every tenth request is a repeat.
+            goes on with its retries, but draws each wait from the whole range up to ``backoff_cap``. Default 20.
+        budget_refill: Default 0.1, so that in the long run at most every tenth request is a retry.
         breaker_failures: Failures in a row, over at least three requests, that open the circuit breaker; 0 switches it
-            off. Default 5.
-        breaker_wait: Seconds until the first probe; doubles with each probe that fails, up to 300. Default 15.
+            off. A 500 or a 4xx never opens it: the service that answers so is up. Default 5.
+        breaker_wait: Seconds until the first trial request; doubles with each trial that fails, up to 300. Default 15.
+        max_outage: Seconds without an accepted request, 429s included, after which a fan-out or a run gives up
+            waiting and ends with the last error; None waits for ever. Time in which your own declared limits or a
+            pause held everything back does not count. A single chat does not wait for it. Default 3600.
 
     Raises:
         ConfigurationError: If a value is out of range; the message names it.
@@ -59,6 +62,7 @@ class RetryPolicy:
     budget_refill: float = field(default=0.1, validator=_check.number(0))
     breaker_failures: int = field(default=5, validator=_check.integer(0))
     breaker_wait: float = field(default=15.0, validator=_check.number(0, above=True))
+    max_outage: float | None = field(default=3600.0, validator=_check.number(0, above=True, optional=True))
 
     @classmethod
     def none(cls) -> "RetryPolicy":
@@ -67,13 +71,13 @@ class RetryPolicy:
 
 
 @frozen
-class Verdict:
+class RetryDecision:
     """What to do about a failure.
 
     Attributes:
         retry: Whether to try again.
         wait: Seconds before that.
-        reason: Why, or why not, in words.
+        reason: Why, or why not, in words that follow "Gave up".
     """
 
     retry: bool
@@ -82,8 +86,14 @@ class Verdict:
 
 
 @frozen
-class History:
-    """What a request has behind it when an attempt of it fails, that attempt included."""
+class AttemptCounts:
+    """What a request has behind it when an attempt of it fails, that attempt included.
+
+    Attributes:
+        attempts: Attempts that count.
+        server_errors: Of these, 500s.
+        possibly_billed: Of these, the ones that may have been billed without an answer.
+    """
 
     attempts: int
     server_errors: int
@@ -91,156 +101,128 @@ class History:
 
 
 class RetryBudget:
-    """Repeats that are left for all requests of a client together."""
+    """Retries that are left for all requests of a client together."""
 
-    __slots__ = ("_capacity", "_refill", "left")
+    __slots__ = ("_capacity", "_refill", "remaining")
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._capacity = policy.budget
-        self.left: float = policy.budget
+        self.remaining: float = policy.budget
         self._refill = policy.budget_refill
 
     def earn(self) -> None:
-        """Takes note of an answer at the first attempt."""
-        if self.left < self._capacity:
-            self.left = min(self._capacity, self.left + self._refill)
+        """Counts an answer at the first attempt."""
+        if self.remaining < self._capacity:
+            self.remaining = min(self._capacity, self.remaining + self._refill)
 
     def spend(self) -> None:
-        """Takes note of a repeat."""
-        self.left = max(0.0, self.left - 1)
+        """Counts a retry."""
+        self.remaining = max(0.0, self.remaining - 1)
 
 
-def judge(
+_KEY_RETRIES_SPAN = 10.0
+"""Seconds that the retries after a 401 take at least, if the key was accepted before. A key that was just rotated, or a
+service that has just lost its users' table, is told from a revoked key by time alone."""
+
+_UNBUDGETED = frozenset({"overload", "key"})
+"""These retries are paced by other means: less concurrency, and a wait of their own."""
+
+
+def decide(
     error: APIError,
-    history: History,
+    counts: AttemptCounts,
     policy: RetryPolicy,
     *,
-    budget_left: float,
+    budget_remaining: float,
     time_left: float | None,
-    patient: bool,
+    wait_for_ready: bool,
     random: Random,
-) -> Verdict:
-    """The verdict on a failed attempt.
+) -> RetryDecision:
+    """What to do about a failed attempt.
 
     Args:
         error: How it failed.
-        history: What the request has behind it, this failure included.
+        counts: What the request has behind it, this failure included.
         policy: The user's wishes.
-        budget_left: What is left of the client's retry budget.
+        budget_remaining: What is left of the client's retry budget.
         time_left: Seconds until the deadline; None without one.
-        patient: Nobody waits for this single answer: with the budget used up it waits longer instead of failing.
+        wait_for_ready: Whether the request belongs to a fan-out or a run. It then waits for a service that it cannot
+            reach, and a used-up retry budget makes its waits longer instead of failing it.
         random: Where the jitter comes from.
     """
-    hindrance = _hindrance(error, history, policy)
-    exhausted = budget_left < 1
-    if hindrance is None and exhausted and not patient:
-        hindrance = "the retry budget of this client is used up"
-    if hindrance is not None:
-        return Verdict(retry=False, wait=0.0, reason=hindrance)
-    ceiling = policy.backoff_base * 2.0 ** min(history.attempts - 1, 60)
+    retry = RULES[error.kind].retry
+    reason = _stop_reason(retry, counts, policy, wait_for_ready=wait_for_ready)
+    exhausted = budget_remaining < 1 and retry not in _UNBUDGETED
+    if reason is None and exhausted and not wait_for_ready:
+        reason = "because the retry budget of this client is used up"
+    if reason is not None:
+        return RetryDecision(retry=False, wait=0.0, reason=reason)
+    ceiling = policy.backoff_base * 2.0 ** min(max(counts.attempts - 1, 0), 60)
     ceiling = policy.backoff_cap if exhausted else min(policy.backoff_cap, ceiling)
     wait = max(random.uniform(0, ceiling), getattr(error, "retry_after", None) or 0.0)
+    if retry == "key":
+        wait = max(wait, random.uniform(1.0, 1.2) * _KEY_RETRIES_SPAN / max(1, policy.max_attempts - 1))
     if time_left is not None and wait >= time_left:
-        return Verdict(retry=False, wait=0.0, reason="the deadline would pass while waiting to try again")
-    return Verdict(retry=True, wait=wait, reason=error.billing.value)
+        return RetryDecision(retry=False, wait=0.0, reason="because the deadline would pass before the next attempt")
+    return RetryDecision(retry=True, wait=wait, reason=error.billing.value)
 
 
-def _hindrance(error: APIError, history: History, policy: RetryPolicy) -> str | None:
-    if not error.retryable:
-        return "trying again cannot help"
-    if history.attempts >= policy.max_attempts:
-        return f"all {policy.max_attempts} attempts are used up"
-    if error.billing is Billing.NOT_BILLED and history.server_errors > policy.max_server_error_retries:
-        return f"{policy.max_server_error_retries} repeats after server errors are used up"
-    if error.billing is Billing.POSSIBLY_BILLED and policy.ambiguous == "never":
-        return "it may have been billed, and the policy does not repeat such requests"
-    if error.billing is Billing.POSSIBLY_BILLED and policy.ambiguous == "once" and history.possibly_billed > 1:
-        return "it may have been billed twice, and the policy repeats such requests once"
+def _stop_reason(retry: Retry, counts: AttemptCounts, policy: RetryPolicy, *, wait_for_ready: bool) -> str | None:
+    if retry == "no":
+        return "because trying again cannot help"
+    if counts.attempts >= policy.max_attempts and not (retry == "wait for ready" and wait_for_ready):
+        return "after 1 attempt" if policy.max_attempts == 1 else f"after {policy.max_attempts} attempts"
+    if retry == "server errors" and counts.server_errors > policy.max_server_error_retries:
+        return f"after {policy.max_server_error_retries + 1} server errors"
+    if retry == "ambiguous" and policy.ambiguous == "never":
+        return "because it may have been billed, and the policy does not retry such requests"
+    if retry == "ambiguous" and policy.ambiguous == "once" and counts.possibly_billed > 1:
+        return "because it may have been billed twice, and the policy retries such requests once"
     return None
 
 
-class CircuitBreaker:
-    """Notices that the service as a whole is down, so that nobody hammers it.
-
-    Pure: it keeps count and tells when one request may probe the service; the limiter's gate does the holding back.
-    """
-
-    __slots__ = ("_failed_requests", "_failures", "_openings", "_policy", "reopens_at")
-
-    _DISTINCT_REQUESTS = 3
-    _LONGEST_WAIT = 300.0
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._failures = 0
-        self._failed_requests: set[int] = set()
-        self._openings = 0
-        self.reopens_at: float | None = None
-
-    def failed(self, request: int, now: float) -> float | None:
-        """Takes note of a failure; returns when a probe may go if the circuit is (now) open, else None."""
-        if self._policy.breaker_failures == 0:
-            return None
-        self._failures += 1
-        if len(self._failed_requests) < self._DISTINCT_REQUESTS:
-            self._failed_requests.add(request)
-        if self.reopens_at is not None and now < self.reopens_at:
-            return self.reopens_at  # stragglers sent before it opened say nothing new
-        enough = min(self._DISTINCT_REQUESTS, self._policy.breaker_failures)
-        if self._failures < self._policy.breaker_failures or len(self._failed_requests) < enough:
-            return None
-        wait = min(self._LONGEST_WAIT, self._policy.breaker_wait * 2.0 ** min(self._openings, 60))
-        self._openings += 1
-        self.reopens_at = now + wait
-        return self.reopens_at
-
-    def answered(self) -> bool:
-        """Takes note that the service answered sensibly; returns whether that closes an open circuit."""
-        if not self._failures:
-            return False
-        was_open = self.reopens_at is not None
-        self._failures = self._openings = 0
-        self._failed_requests.clear()
-        self.reopens_at = None
-        return was_open
+def import_tenacity() -> None:
+    """Imports tenacity before a request can fail: when all file descriptors are in use, nothing can be imported."""
+    import tenacity  # noqa: F401, PLC0415  # 27 ms, which importing the client does not need
 
 
-async def run_attempts(
-    attempt: Callable[[], Awaitable[T]], first_failure: APIError, verdict_on: Callable[[APIError], Verdict]
+async def retrying(
+    attempt: Callable[[], Awaitable[T]],
+    first_failure: APIError,
+    decide_on: Callable[[APIError], RetryDecision],
+    sleep: Callable[[float], Awaitable[None]],
 ) -> T:
-    """Repeats `attempt` after `first_failure` for as long as `verdict_on` says so.
+    """Retries `attempt` after `first_failure` for as long as `decide_on` says so.
 
     Safe to cancel: nothing is held while it waits.
 
     Args:
         attempt: One attempt; entered only after the first one has failed, so that success costs nothing here.
         first_failure: How the first attempt ended.
-        verdict_on: Called exactly once for each failure.
+        decide_on: Called exactly once for each failure.
+        sleep: Waits before a retry. What it raises ends the retries.
 
     Raises:
-        APIError: The last failure, when the verdict on it is not to retry.
+        APIError: The last failure, when the decision on it is not to retry.
     """
-    verdict = verdict_on(first_failure)
-    if not verdict.retry:
+    decision = decide_on(first_failure)
+    if not decision.retry:
         raise first_failure
-    try:
-        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception  # noqa: PLC0415  # 27 ms, seldom needed
-    except OSError:  # no file can be opened: all descriptors are in use
-        raise first_failure from None
+    from tenacity import AsyncRetrying, RetryCallState, retry_if_exception  # noqa: PLC0415  # see import_tenacity
 
     async def again() -> T:  # tenacity does not await what a plain function returns
         return await attempt()
 
-    def worth_repeating(failure: BaseException) -> bool:
-        nonlocal verdict
+    def is_worth_a_retry(failure: BaseException) -> bool:
+        nonlocal decision
         if not isinstance(failure, APIError):
             return False
-        verdict = verdict_on(failure)
-        return verdict.retry
+        decision = decide_on(failure)
+        return decision.retry
 
     def wait(_: RetryCallState) -> float:
-        return verdict.wait
+        return decision.wait
 
-    retrying = AsyncRetrying(sleep=asyncio.sleep, retry=retry_if_exception(worth_repeating), wait=wait, reraise=True)
-    await asyncio.sleep(verdict.wait)
-    return await retrying(again)
+    loop = AsyncRetrying(sleep=sleep, retry=retry_if_exception(is_worth_a_retry), wait=wait, reraise=True)
+    await sleep(decision.wait)
+    return await loop(again)

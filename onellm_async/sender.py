@@ -4,23 +4,28 @@
 
     send            encoded once; hooks hear of the end, errors get their context
      _in_time       the caller's deadline
-      _retrying     failed attempts are repeated as the policy says
-       _admitted    each attempt asks the limiter for leave; a refusal by rate limit goes back into the queue
+      _retrying     failed attempts are retried as the policy says
+       _admitted    each attempt asks the limiter for a permit; after a 429 it goes back into the queue
         _once       one POST, one reply
+
+What follows from a failure is read from the table in ``failure_kinds.py``, in `_apply_failure` and nowhere else.
 """
 
 import asyncio
+import copy
+import logging
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from random import Random
+from weakref import WeakSet
 
 from attrs import evolve
 
 from onellm_async.call import AfterFailing, Attempt, BeforeSending, Call
 from onellm_async.chat import ChatRequest, ChatResponse
+from onellm_async.circuit_breaker import CircuitBreaker, OutageClock
 from onellm_async.errors import (
     APIError,
-    APIStatusError,
     Billing,
     CircuitOpenError,
     ClientClosedError,
@@ -29,15 +34,15 @@ from onellm_async.errors import (
     OneLLMError,
     RateLimitError,
     RequestCancelledError,
-    ResponseDecodeError,
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
+from onellm_async.failure_kinds import RULES, FailureKind, in_context
 from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Group, Limiter, Permit
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
+from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, Notices, decode_reply, encode_request
@@ -45,15 +50,23 @@ from onellm_async.wire import Dialect, Notices, decode_reply, encode_request
 __all__ = ["Sender"]
 
 _request = Checks(InvalidRequestError)
+_log = logging.getLogger("onellm_async")
+_CIRCUIT_OPEN = "because the circuit is open: the service has failed several times in a row"
+_KEY_FAILURES_IN_A_ROW = 3
+"""After so many requests in a row that ended with 401, a key that was accepted before counts as revoked."""
 
 
-def _refuse_if_ended(group: Group) -> None:
+def _raise_if_ended(group: Group) -> None:
     if group.ended is not None:
         raise group.ended()
 
 
-def _withdrawn() -> RequestCancelledError:
-    return RequestCancelledError("The fan-out was stopped while this chat waited.")
+def _cancelled() -> RequestCancelledError:
+    return RequestCancelledError("The fan-out was stopped while this request waited.")
+
+
+def _closed_while_waiting() -> ClientClosedError:
+    return ClientClosedError("The client was closed while this request waited.")
 
 
 class Sender:
@@ -80,6 +93,7 @@ class Sender:
         hooks: Iterable[Hook],
         random: Random,
     ) -> None:
+        import_tenacity()
         self._transport = transport
         self._dialect = dialect
         self._notices = Notices()
@@ -89,25 +103,56 @@ class Sender:
         self._limiter = Limiter(limits, random=random, state=rate_state)
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
-        self._breaker = CircuitBreaker(retry)
-        self._impatient = Group()
+        self._breaker = CircuitBreaker(retry.breaker_failures, retry.breaker_wait)
+        self._outage = OutageClock(retry.max_outage)
+        self._outage_timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._fail_fast = Group()
+        self._groups: WeakSet[Group] = WeakSet()
+        self._backing_off: dict[Call, asyncio.Future[None]] = {}
+        self._last_failure: OneLLMError | None = None
+        self._answered = self._key_accepted = False
+        self._key_failures = 0
         self._requests = 0
         self._repeated = 0
-        self._backing_off: set[Call] = set()
         self._closed = False
 
     def open(self) -> None:
         """Accepts requests again after `aclose`."""
         self._closed = False
 
-    def withdraw(self, group: Group) -> None:
-        """Ends the waits of a fan-out for good; its requests under way go on."""
-        group.ended = _withdrawn
-        self._limiter.end(group, _withdrawn)
+    def new_group(self, *, answered: bool = False) -> Group:
+        """A wait-for-ready group: its requests wait for a service that is down, and end together.
+
+        Args:
+            answered: Whether the service is known to have answered, for example in an earlier session of a run. A
+                service that never answered is not waited for.
+        """
+        self._answered = self._answered or answered
+        group = Group()
+        self._groups.add(group)
+        return group
+
+    def cancel(self, group: Group, error: Callable[[], OneLLMError] = _cancelled) -> None:
+        """Ends the waits of a group for good, backoff included; its requests in flight go on.
+
+        Args:
+            group: Of `new_group`.
+            error: Makes the error that each of its waiting requests ends with.
+        """
+        group.ended = error
+        self._limiter.end(group, error)
+        self._end_backoff(error, lambda call: call.group is group)
 
     def snapshot(self) -> Snapshot:
         """What is going on now."""
-        return evolve(self._limiter.snapshot(), repeated=self._repeated, backing_off=len(self._backing_off))
+        failure = self._last_failure
+        return evolve(
+            self._limiter.snapshot(),
+            repeated=self._repeated,
+            backing_off=len(self._backing_off),
+            last_error=None if failure is None else failure.message,
+        )
 
     @property
     def rate_state(self) -> RateState | None:
@@ -117,10 +162,16 @@ class Sender:
     def pause(self) -> None:
         """Lets nothing leave until `resume`."""
         self._limiter.pause()
+        if self._outage.running:
+            self._outage.pause(self._limiter.time())
+            self._watch_outage()
 
     def resume(self) -> None:
         """Lets requests leave again."""
         self._limiter.resume()
+        if self._outage.running:
+            self._outage.resume(self._limiter.time())
+            self._watch_outage()
 
     def retune(self, limits: Limits) -> None:
         """Goes on with other limits."""
@@ -131,16 +182,22 @@ class Sender:
         self._limiter.retune(limits)
 
     async def drain(self) -> None:
-        """Ends the waiting requests with `ClientClosedError` and returns when those under way have ended."""
-        self._closed = True
-        self._limiter.close()
+        """Ends the waiting requests with `ClientClosedError` and returns when those in flight have ended."""
+        self._end_waits()
         await self._limiter.idle()
 
     async def aclose(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and closes the transport."""
-        self._closed = True
-        self._limiter.close()
+        self._end_waits()
         await self._transport.aclose()
+
+    def _end_waits(self) -> None:
+        self._closed = True
+        if self._outage_timer is not None:
+            self._outage_timer.cancel()
+            self._outage_timer = None
+        self._limiter.close()
+        self._end_backoff(_closed_while_waiting)
 
     async def send(
         self,
@@ -167,7 +224,7 @@ class Sender:
         body = encode_request(request, self._dialect)
         loop = asyncio.get_running_loop()
         self._requests += 1
-        call = Call(self._requests, request, body, lane, loop.time(), group or self._impatient)
+        call = Call(self._requests, request, body, lane, loop.time(), group or self._fail_fast)
         call.before_sending, call.after_failing = before_sending, after_failing
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
@@ -178,7 +235,7 @@ class Sender:
                 call.deadline = call.started + deadline
                 response = await self._in_time(call)
         except OneLLMError as error:
-            self._explain(error, call, loop.time())
+            self._add_context(error, call, loop.time())
             raise
         if self._hooks:
             notify(self._hooks, call.answered_event(response, loop.time()))
@@ -198,46 +255,74 @@ class Sender:
         try:
             response = await self._admitted(call)
         except APIError as first_failure:
-            try:
-                response = await run_attempts(
-                    lambda: self._repeat(call), first_failure, lambda failure: self._verdict(failure, call)
-                )
-            finally:
-                self._backing_off.discard(call)
+            response = await retrying(
+                lambda: self._admitted(call),
+                first_failure,
+                lambda failure: self._decide(failure, call),
+                lambda seconds: self._back_off(call, seconds),
+            )
         else:
             self._budget.earn()
         return response
 
-    def _repeat(self, call: Call) -> Coroutine[None, None, ChatResponse]:
-        self._backing_off.discard(call)
-        self._repeated += 1
-        return self._admitted(call)
-
-    def _verdict(self, failure: APIError, call: Call) -> Verdict:
+    def _decide(self, failure: APIError, call: Call) -> RetryDecision:
         now = asyncio.get_running_loop().time()
-        history, patient = call.history(), call.group is not self._impatient
-        if patient and self._breaker.reopens_at is not None and failure.billing is not Billing.POSSIBLY_BILLED:
-            # The service is down, and a fan-out waits until it is back: what was surely not billed costs no attempt.
-            history = History(1, 0, history.possibly_billed)
-        verdict = judge(
-            failure,
-            history,
-            self._retry,
-            budget_left=self._budget.left,
-            time_left=None if call.deadline is None else call.deadline - now,
-            patient=patient,
-            random=self._random,
-        )
-        if verdict.retry and self._breaker.reopens_at is not None and not patient:
-            verdict = Verdict(retry=False, wait=0.0, reason="the service fails again and again")
-        if not verdict.retry:
-            failure.given_up = verdict.reason if failure.retryable else ""
+        if (reason := self._end_of_retries(call, failure)) is not None:
+            decision = RetryDecision(retry=False, wait=0.0, reason=reason)
         else:
+            decision = decide(
+                failure,
+                call.counts(),
+                self._retry,
+                budget_remaining=self._budget.remaining,
+                time_left=None if call.deadline is None else call.deadline - now,
+                wait_for_ready=call.group is not self._fail_fast,
+                random=self._random,
+            )
+        if not decision.retry:
+            failure.given_up = failure.given_up or (decision.reason if failure.retryable else "")
+            return decision
+        self._repeated += 1
+        if failure.kind is not FailureKind.OVERLOADED:
             self._budget.spend()
-            self._backing_off.add(call)
-            if self._hooks:
-                notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, verdict.wait, failure))
-        return verdict
+        _log.debug(
+            "Request %d (%s): attempt %d failed, retry in %.1f s: %s",
+            call.number, call.model, call.attempts, decision.wait, failure.message,
+        )  # fmt: skip
+        if self._hooks:
+            notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, decision.wait, failure))
+        return decision
+
+    def _end_of_retries(self, call: Call, failure: APIError) -> str | None:
+        """Why a request is not retried whatever the policy says; None if the policy decides."""
+        if self._closed:
+            return "because the client was closed"
+        if call.group.ended is not None:
+            return "because the fan-out was stopped"
+        fail_fast = call.group is self._fail_fast
+        if fail_fast and self._breaker.trial_at is not None and RULES[failure.kind].breaker == "opens":
+            return _CIRCUIT_OPEN
+        return None
+
+    async def _back_off(self, call: Call, seconds: float) -> None:
+        """Waits before a retry. Ends at once when the client is closed, its group ends or the circuit opens."""
+        loop = asyncio.get_running_loop()
+        waker: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waker)
+        self._backing_off[call] = waker
+        try:
+            await waker
+        finally:
+            timer.cancel()
+            del self._backing_off[call]
+
+    def _end_backoff(
+        self, error: Callable[[], OneLLMError] | None, concerned: Callable[[Call], bool] = lambda call: True
+    ) -> None:
+        """Ends backoff: with `error`, or if that is None, with what the request itself failed with."""
+        for call, waker in list(self._backing_off.items()):
+            if concerned(call) and not waker.done() and not waker.get_loop().is_closed():
+                waker.set_exception((self._own_failure(call) if error is None else error()) or _closed_while_waiting())
 
     async def _admitted(self, call: Call) -> ChatResponse:
         while True:
@@ -246,50 +331,63 @@ class Sender:
                 response = await self._once(call)
                 usage = response.usage
                 permit.answered(usage.total_tokens if usage is not None else None)
-            except RateLimitError as refusal:
-                self._account_for_refusal(refusal, call, permit)
+            except RateLimitError as rate_limit:
+                self._apply_rate_limit(rate_limit, call, permit)
             except APIError as failure:
-                self._account_for(failure, call, permit)
+                self._apply_failure(failure, call, permit)
+                raise
+            except OneLLMError:  # unusable URL, HTTP session closed: nothing was sent
+                call.attempts, call.under_way = call.attempts - 1, False
+                permit.give_back()
                 raise
             else:
+                self._key_accepted = True
                 self._service_answered()
+                self._service_accepted()
                 if usage is not None and self._estimator is not None:
                     self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
-                return response if call.attempts == 1 and not call.refusals else call.with_history(response)
+                return response if call.attempts == 1 and not call.refusals else call.with_counts(response)
             finally:
                 permit.settle()
 
     async def _admission(self, call: Call) -> Permit:
-        self._refuse_if_closed()
-        if self._breaker.reopens_at is not None and call.group is self._impatient:
-            self._refuse_while_down()
+        self._raise_if_closed()
+        if self._breaker.trial_at is not None and call.group is self._fail_fast:
+            self._raise_if_circuit_open(call)
         asked = 0.0
         if self._hooks:
             asked = asyncio.get_running_loop().time()
             notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
-        permit = await self._acquire(call)
+        try:
+            permit = await self._acquire(call)
+        except CircuitOpenError:
+            if (failure := self._own_failure(call)) is not None:
+                raise failure from None
+            raise
         if self._closed:  # granted in the very moment of closing
             permit.give_back()
-            self._refuse_if_closed()
+            self._raise_if_closed()
+        if self._breaker.trial_at is not None:
+            self._limiter.end(self._fail_fast, self._circuit_open)  # only this trial request is sent for now
         if call.before_sending is not None:
-            await self._announce(call, permit, call.before_sending)
+            await self._run_before_sending(call, permit, call.before_sending)
         if self._hooks:
             now = self._limiter.time()
             notify(self._hooks, Granted(call.number, call.model, now, now - asked))
             notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
         return permit
 
-    async def _announce(self, call: Call, permit: Permit, before_sending: BeforeSending) -> None:
-        """Lets the owner of the request take note of the attempt, and perhaps forbid it, while it holds its leave."""
+    async def _run_before_sending(self, call: Call, permit: Permit, before_sending: BeforeSending) -> None:
+        """Runs `before_sending` while the permit is held. An exception cancels the attempt and returns the permit."""
         try:
             await before_sending(Attempt(call.attempts + 1, call.possibly_billed))
-            _refuse_if_ended(call.group)
-            self._refuse_if_closed()
+            _raise_if_ended(call.group)
+            self._raise_if_closed()
         except BaseException:
             permit.give_back()
             raise
 
-    def _refuse_if_closed(self) -> None:
+    def _raise_if_closed(self) -> None:
         if self._closed:
             raise ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
 
@@ -320,61 +418,164 @@ class Sender:
 
     # What follows from how an attempt ended.
 
-    def _account_for_refusal(self, refusal: RateLimitError, call: Call, permit: Permit) -> None:
+    def _apply_rate_limit(self, rate_limit: RateLimitError, call: Call, permit: Permit) -> None:
         self._service_answered()
+        self._record_failure(rate_limit)
+        call.under_way = False
         call.attempts -= 1
         call.refusals += 1
         call.order = permit.order
-        permit.refused(refusal.retry_after)
+        permit.refused(rate_limit.retry_after)
         if call.after_failing is not None:
             call.after_failing(call.possibly_billed)
+        _log.debug("Request %d (%s): 429, queued again: %s", call.number, call.model, rate_limit.message)
         if self._hooks:
-            notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), refusal.retry_after))
+            notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), rate_limit.retry_after))
 
-    def _account_for(self, failure: APIError, call: Call, permit: Permit) -> None:
-        call.under_way = False
+    def _apply_failure(self, failure: APIError, call: Call, permit: Permit) -> None:
+        failure.kind = in_context(failure.kind, answered=self._answered, key_accepted=self._key_accepted)
+        rule = RULES[failure.kind]
+        failure.affects_every_prompt = rule.every_prompt == "yes" or (
+            rule.every_prompt == "unless answered" and not self._answered
+        )
+        call.failure, call.order, call.under_way = failure, permit.order, False
+        if rule.attempt == "never":
+            call.attempts -= 1
         if failure.billing is Billing.POSSIBLY_BILLED:
             call.possibly_billed += 1
-        elif failure.billing is Billing.NOT_BILLED:
-            call.server_errors += 1
+        call.server_errors += rule.retry == "server errors"
         if call.after_failing is not None:
             call.after_failing(call.possibly_billed)
-        if failure.retryable:
-            reopens_at = self._breaker.failed(call.number, self._limiter.time())
-            if reopens_at is not None:
-                self._limiter.hold(reopens_at)
-                self._limiter.end(self._impatient, self._circuit_open)
-        else:
+        self._record_failure(failure)
+        if rule.breaker == "opens":
+            self._service_failed(failure, call)
+        elif rule.breaker == "closes":
             self._service_answered()
-        if failure.billing is Billing.NOT_PROCESSED:
+        if rule.gives_back == "everything":
             permit.give_back()
-        elif isinstance(failure, APIStatusError | ResponseDecodeError):
+        elif rule.gives_back == "tokens":
+            permit.answered(0)
+        elif getattr(failure, "status_code", None) is not None:
             permit.answered()
 
     def _service_answered(self) -> None:
-        if self._breaker.answered():
+        """The service is up, whatever it answered."""
+        self._answered = True
+        if self._breaker.record_answer():
+            _log.info("Circuit closed: the service answers again.")
             self._limiter.release()
 
-    def _refuse_while_down(self) -> None:
+    def _service_accepted(self) -> None:
+        """A request was answered, so there is no outage, and the key is good."""
+        self._key_failures = 0
+        if self._last_failure is not None:
+            self._last_failure = None
+            self._outage.record_answer()
+            self._watch_outage()
+
+    def _service_failed(self, failure: APIError, call: Call) -> None:
+        was_open = self._breaker.trial_at is not None
+        trial_at = self._breaker.record_failure(call.number, self._limiter.time())
+        if trial_at is None:
+            return
+        self._limiter.hold(trial_at)
+        self._limiter.end(self._fail_fast, self._circuit_open)
+        self._end_backoff(None, lambda call: call.group is self._fail_fast)
+        if was_open:
+            return
+        _log.warning(
+            "Circuit open after %d failures in a row. Next attempt in %.0f s. Last error: %s",
+            self._breaker.failures, trial_at - self._limiter.time(), failure.message,
+        )  # fmt: skip
+        if failure.affects_every_prompt:
+            self._end_groups(failure, "because the service has never answered")
+
+    # An outage: nothing is accepted any more.
+
+    def _record_failure(self, failure: OneLLMError) -> None:
+        self._last_failure, self._loop = failure, asyncio.get_running_loop()
+        rate = self._limiter.limits.requests_per_minute
+        self._outage.record_failure(self._limiter.time(), 60 / rate if rate else 0.0)
+        if self._outage_timer is None:
+            self._watch_outage()
+
+    def _watch_outage(self) -> None:
+        """Sets the timer that ends all groups after `RetryPolicy.max_outage`."""
+        if self._outage_timer is not None:
+            self._outage_timer.cancel()
+            self._outage_timer = None
+        remaining = self._outage.remaining(self._limiter.time())
+        loop = self._loop
+        if remaining is not None and self._groups and not self._closed and loop is not None and not loop.is_closed():
+            self._outage_timer = loop.call_later(remaining, self._on_outage_timer)
+
+    def _on_outage_timer(self) -> None:
+        self._outage_timer = None
+        failure, remaining = self._last_failure, self._outage.remaining(self._limiter.time())
+        if remaining is None or failure is None:
+            return
+        if remaining > 0:
+            self._watch_outage()
+            return
+        minutes = self._outage.elapsed(self._limiter.time()) / 60
+        self._outage.record_answer()  # a fan-out that begins later has an outage of its own to wait for
+        self._end_groups(failure, f"because nothing was accepted for {minutes:.0f} min (RetryPolicy.max_outage)")
+
+    def _end_groups(self, failure: OneLLMError, reason: str) -> None:
+        """Ends all fan-outs and runs: each of their waiting requests gets a copy of `failure`."""
+
+        def error() -> OneLLMError:
+            twin = copy.copy(failure)
+            twin.affects_every_prompt = True
+            if isinstance(twin, APIError):
+                twin.given_up = reason
+            return twin
+
+        _log.warning("Fan-outs end %s. Last error: %s", reason, failure.message)
+        for group in list(self._groups):
+            if group.ended is None:
+                self.cancel(group, error)
+
+    # The circuit, as a single request sees it.
+
+    def _raise_if_circuit_open(self, call: Call) -> None:
         self._limiter.bind(asyncio.get_running_loop())
-        reopens_at = self._breaker.reopens_at
-        if reopens_at is not None and self._limiter.time() < reopens_at:
-            raise self._circuit_open()
+        trial_at = self._breaker.trial_at
+        if trial_at is not None and (self._limiter.time() < trial_at or self._limiter.core.gate.probe is not None):
+            raise self._own_failure(call) or self._circuit_open()
+
+    @staticmethod
+    def _own_failure(call: Call) -> APIError | None:
+        """A request that was sent ends with its own error, not with that of the circuit; None if it was not sent."""
+        if call.failure is not None:
+            call.failure.given_up = _CIRCUIT_OPEN
+        return call.failure
 
     def _circuit_open(self) -> CircuitOpenError:
-        wait = max(0.0, (self._breaker.reopens_at or 0.0) - self._limiter.time())
+        wait = max(0.0, (self._breaker.trial_at or 0.0) - self._limiter.time())
+        last = f" Last error: {self._last_failure.message}" if self._last_failure is not None else ""
+        trial = f"Next attempt in {wait:.1f} s." if wait else "A trial request is in flight."
         return CircuitOpenError(
-            f"The service has failed several times in a row; the next attempt is in {wait:.1f} s.",
+            f"Circuit open after {self._breaker.failures} failures in a row.{last} {trial}",
             retry_after=wait,
             advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
         )
 
-    def _explain(self, error: OneLLMError, call: Call, now: float) -> None:
+    def _add_context(self, error: OneLLMError, call: Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"
         error.attempts = call.attempts
+        error.rate_limited = call.refusals
         error.elapsed = now - call.started
         error.possibly_billed = call.possibly_billed
         if isinstance(error, DeadlineExceededError) and call.possibly_billed:
             error.billing = Billing.POSSIBLY_BILLED
+        if error.kind is FailureKind.REVOKED_KEY:
+            self._key_failures += 1
+            error.affects_every_prompt = self._key_failures >= _KEY_FAILURES_IN_A_ROW
         if self._hooks:
             notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))
+
+
+def _wake(waker: "asyncio.Future[None]") -> None:
+    if not waker.done():
+        waker.set_result(None)

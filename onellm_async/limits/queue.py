@@ -29,13 +29,12 @@ class Ticket:
         model: The model it asks; None when its host does not say.
         deadline: When it must have been granted, on the limiter's clock; None if ever.
         order: Position among all tickets, given once; -1 until then. A request that comes back keeps it.
-        pending: Whether it counts toward `Limits.max_pending` while it waits; one that comes back never does.
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
         since: When it came into that state: since when it waits, or when it was granted, which is when the request
             leaves.
     """
 
-    __slots__ = ("deadline", "lane", "model", "order", "pending", "since", "state", "tokens")
+    __slots__ = ("deadline", "lane", "model", "order", "since", "state", "tokens")
 
     def __init__(
         self,
@@ -50,7 +49,6 @@ class Ticket:
         self.model: str | None = model
         self.deadline: float | None = deadline
         self.order: int = order
-        self.pending: bool = True
         self.state: int = QUEUED
         self.since: float = 0.0
 

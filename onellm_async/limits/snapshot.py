@@ -43,7 +43,8 @@ class Snapshot:
         refused: Requests refused by rate limit so far; they cost nothing.
         unanswered: Requests without a reply so far: they timed out, were cancelled, or never arrived.
         repeated: Of all these, repeats after a failure; refusals by rate limit are none.
-        backing_off: Chats that wait to be repeated after a failure.
+        backing_off: Chats that wait to be retried after a failure.
+        last_error: The last failure or 429 since the last answer, with the text of the service; None after an answer.
         timer_set: Whether the limiter will look again by itself.
     """
 
@@ -71,6 +72,7 @@ class Snapshot:
     unanswered: int = 0
     repeated: int = 0
     backing_off: int = 0
+    last_error: str | None = None
     timer_set: bool = False
 
     @property

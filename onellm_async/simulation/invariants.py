@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from onellm_async.errors import APIError, Billing
-from onellm_async.events import Answered, Failed, Granted, Refused, Retrying, Sent
+from onellm_async.events import Granted, Refused, Retrying, Sent
+from onellm_async.failure_kinds import RULES
 from onellm_async.limits.rounding import Rounding
 from onellm_async.simulation.trace import RESOLUTION, Cancelled, Left, Paused, Resumed, Retuned, Returned, Trace
 from onellm_async.simulation.waits import Wait, waits
@@ -161,24 +161,13 @@ def nothing_leaves_late_or_while_told_to_wait(trace: Trace) -> Iterator[str]:
 
 
 def attempts_keep_to_the_policy(trace: Trace) -> Iterator[str]:
-    """Counts attempts. While the circuit is open, those of a fan-out that were surely not billed are free."""
-    failures = 0
+    """Counts attempts. A request of a fan-out waits for a service that it cannot reach, whatever its attempts."""
     for event in trace.events:
         match event:
-            case Answered() | Refused():
-                failures = 0
-            case Failed(error=APIError(retryable=False)):
-                failures = 0
             case Retrying():
-                failures += 1
-                error = event.error
-                unbilled = isinstance(error, APIError) and error.billing is not Billing.POSSIBLY_BILLED
-                down = 0 < trace.retry.breaker_failures <= failures
-                free = down and unbilled and event.request not in trace.singles
-                if event.attempt >= trace.retry.max_attempts and not free:
+                waits = RULES[event.error.kind].retry == "wait for ready" and event.request not in trace.singles
+                if event.attempt >= trace.retry.max_attempts and not waits:
                     yield f"request {event.request} is repeated after {event.attempt} attempts"
-            case Failed(error=APIError()):
-                failures += 1
     yield from _unsaid_bills(trace)
 
 

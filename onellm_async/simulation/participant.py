@@ -90,6 +90,7 @@ class Participant:
     async def work(self) -> None:
         """Asks everything."""
         async with self.client:
+            self.client.group(answered=True)  # an outage at the beginning is no wrong address
             controls = schedule(self._task.controls, self.client, self._recorder)
             chats = [
                 asyncio.create_task(self._ask(chat, f"{number}/{self._task.prompts[0]}"))

@@ -6,6 +6,7 @@ from typing import Literal
 from attrs import evolve
 
 from onellm_async.limits.policy import LANES, Limits
+from onellm_async.retry import RetryPolicy
 from onellm_async.server.settings import Faults
 from onellm_async.simulation.conditions import LimitChange, Scenario
 from onellm_async.simulation.disturbances import disturbed, log_uniform
@@ -56,6 +57,7 @@ def _undisturbed(seed: int) -> Scenario:
         consumer_pause=log_uniform(random, 0.01, 5) if random.random() < 0.15 else 0.0,
         stall_rate=random.choice((0.0, 0.0, random.uniform(0, 0.02))),
         timeout=random.uniform(3, 10) * latency + 5,
+        retry=RetryPolicy(max_outage=None),  # a slow limit that 16 clients share may accept nothing of one for hours
         seed=seed,
     )
     return _with_events(plain, random, best_makespan(plain))

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from attrs import define
 
-from onellm_async.events import Event, Failed, Granted, Queued, Refused
+from onellm_async.events import Event, Failed, Granted, Queued, Refused, Retrying
 from onellm_async.simulation.trace import Cancelled
 
 __all__ = ["Wait", "waits"]
@@ -17,7 +17,7 @@ class Wait:
     Attributes:
         request: Whose.
         lane: Where.
-        place: Its position among all that ever queued; one that was refused keeps the place it had.
+        place: Its position among all that ever queued; after a 429 or a failure it keeps the place it had.
         since: When it began.
         until: When it ended, in whatever way; infinite if it never did.
         granted_at: When it was let go, if it was.
@@ -46,7 +46,7 @@ def waits(events: Iterable[Event]) -> list[Wait]:
             case Granted() if event.request in current:
                 wait = granted[event.request] = current.pop(event.request)
                 wait.until = wait.granted_at = event.at
-            case Refused() if event.request in granted:
+            case Refused() | Retrying() if event.request in granted:
                 kept[event.request] = granted[event.request].place
             case Failed() | Cancelled() if event.request in current:
                 current.pop(event.request).until = event.at

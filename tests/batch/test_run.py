@@ -240,10 +240,10 @@ async def test_a_run_told_to_stop_when_nothing_is_left_to_stop_is_complete(ask):
 
 
 async def test_an_error_that_meets_every_prompt_ends_the_run_and_its_prompts_count_as_never_sent(ask):
-    report, sink = await ask(Service(), Prompts("a", "nobody", *"bcdefgh"), concurrency=1)
+    report, sink = await ask(Service(), Prompts("nobody", *"abcdefgh"), concurrency=1)
     assert isinstance(report.stopped_by, AuthenticationError)
-    assert sink.contents == ["0 A"]
-    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (1, 0, 0)
+    assert sink.contents == []
+    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (0, 0, 0)
 
 
 async def test_identical_requests_are_sent_once_and_all_answered(ask):

@@ -180,7 +180,8 @@ async def test_a_source_that_raises_midway_lets_what_was_drawn_finish() -> None:
 async def test_a_failure_that_concerns_everybody_stops_a_fan_out_early(
     status: int, error: type[OneLLMError], return_exceptions: bool
 ) -> None:
-    async with FaultServer(*[answers()] * 6, answers(b"", f"{status} No")) as server:
+    answered = 0 if status == 401 else 6  # a key that was accepted before is tried for ten seconds more
+    async with FaultServer(*[answers()] * answered, answers(b"", f"{status} No")) as server:
         client = AsyncOneLLM(
             "key",
             base_url=server.url,
@@ -190,10 +191,10 @@ async def test_a_failure_that_concerns_everybody_stops_a_fan_out_early(
         async with client:
             with pytest.raises(error) as caught:
                 await client.gather_chats(["x"] * 500, model="GPT-5", return_exceptions=return_exceptions)
-        assert 7 <= server.posts <= 10
+        assert answered + 1 <= server.posts <= answered + 4
         outcomes = caught.value.partial_results
         assert len(outcomes) == server.posts
-        assert sum(outcome.ok for outcome in outcomes) == 6  # type: ignore[attr-defined]
+        assert sum(outcome.ok for outcome in outcomes) == answered  # type: ignore[attr-defined]
         indices = [outcome.index for outcome in outcomes]  # type: ignore[attr-defined]
         assert indices == sorted(indices)
         assert f"{server.posts} outcomes were already there" in str(caught.value)
@@ -419,13 +420,13 @@ async def test_progress_counts_done_failed_and_cost() -> None:
         assert [step.total for step in seen] == [None]
 
 
-async def test_a_progress_callback_that_raises_is_heard_and_leaks_nothing() -> None:
+async def test_a_progress_callback_that_raises_is_logged_and_costs_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     def broken(progress: FanoutProgress) -> None:
         raise LookupError("progress trouble")
 
     async with client_on(Echo()) as client:
-        with pytest.raises(LookupError, match="progress trouble"):
-            await client.gather_chats(["a"] * 50, model="GPT-5", on_progress=broken)
+        assert len(await client.gather_chats(["a"] * 50, model="GPT-5", on_progress=broken)) == 50
+    assert "progress trouble" in caplog.text
     assert tasks() == 1
 
 

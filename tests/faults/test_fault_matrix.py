@@ -195,7 +195,7 @@ async def test_a_single_attempt_tells_what_happened_and_what_it_may_have_cost(fa
         assert error.possibly_billed == (fault.billing is Billing.POSSIBLY_BILLED)
         assert fault.message in error.message
         assert "[request 1 (GPT-5-Mini), 1 attempt, " in str(error)
-        assert ("all 1 attempts are used up" in str(error)) is fault.retryable
+        assert ("Gave up after 1 attempt" in str(error)) is fault.retryable
         assert server.posts == fault.posts
         assert server.connections == 1
 
@@ -225,7 +225,7 @@ async def test_with_ambiguous_never_nothing_is_sent_twice_that_may_have_been_bil
             await client.chat("x", model="GPT-5")
         assert server.posts == fault.posts
         assert caught.value.attempts == 1
-        assert not fault.retryable or "the policy does not repeat such requests" in str(caught.value)
+        assert not fault.retryable or "the policy does not retry such requests" in str(caught.value)
 
 
 @each_fault

@@ -71,7 +71,7 @@ def with_context(error: OneLLMError) -> OneLLMError:
     error.elapsed = 1.25
     if isinstance(error, APIError):
         error.possibly_billed = 2
-        error.given_up = "all 3 attempts are used up"
+        error.given_up = "after 3 attempts"
     if isinstance(error, RateLimitError | InternalServerError):
         error.retry_after = 7.0
     return error
@@ -127,7 +127,7 @@ def test_a_message_tells_what_to_whom_how_often_and_what_to_do() -> None:
     error.partial_results = (1, 2)
     assert str(error) == (
         "500 broken. [request 17 (GPT-5-Mini), 3 attempts, 1.2 s] Attempts that may be billed: 2."
-        " Given up because all 3 attempts are used up."
+        " Gave up after 3 attempts."
         " 2 outcomes were already there: see .partial_results. Ask again later."
     )
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onellm_async.circuit_breaker import CircuitBreaker
 from onellm_async.errors import (
     APIConnectionError,
     APIError,
@@ -16,10 +17,11 @@ from onellm_async.errors import (
     ResponseDecodeError,
 )
 from onellm_async.failure_kinds import FailureKind
-from onellm_async.retry import CircuitBreaker, History, RetryBudget, RetryPolicy, Verdict, judge, run_attempts
+from onellm_async.retry import AttemptCounts, RetryBudget, RetryDecision, RetryPolicy, decide, retrying
 from onellm_async.wire.failures import failure
 
-Refused = "trying again cannot help"
+Refused = "because trying again cannot help"
+DEADLINE = "because the deadline would pass before the next attempt"
 
 
 def status(code: int, text: str = "", retry_after: str | None = None) -> APIError:
@@ -46,14 +48,14 @@ def verdict(
     time_left: float | None = None,
     patient: bool = False,
     seed: int = 0,
-) -> Verdict:
-    return judge(
+) -> RetryDecision:
+    return decide(
         error,
-        History(attempts, server_errors, possibly_billed),
+        AttemptCounts(attempts, server_errors, possibly_billed),
         policy or RetryPolicy(),
-        budget_left=budget_left,
+        budget_remaining=budget_left,
         time_left=time_left,
-        patient=patient,
+        wait_for_ready=patient,
         random=Random(seed),
     )
 
@@ -83,7 +85,7 @@ class TestVerdictTable:
         found = verdict(error(), server_errors=1, possibly_billed=1)
         assert found.retry is (class_of_failure != "fatal")
         if not found.retry:
-            assert found == Verdict(retry=False, wait=0.0, reason=Refused)
+            assert found == RetryDecision(retry=False, wait=0.0, reason=Refused)
 
     def test_ambiguous_never_repeats_only_what_was_certainly_not_billed(
         self, case: str, error: Callable[[], APIError], class_of_failure: str
@@ -107,14 +109,14 @@ class TestVerdictTable:
     ) -> None:
         found = verdict(error(), attempts=4)
         assert not found.retry
-        assert found.reason == (Refused if class_of_failure == "fatal" else "all 4 attempts are used up")
+        assert found.reason == (Refused if class_of_failure == "fatal" else "after 4 attempts")
 
 
 @pytest.mark.parametrize(("server_errors", "retried"), [(1, True), (2, True), (3, False)])
 def test_a_500_is_repeated_twice_at_most(server_errors: int, retried: bool) -> None:
     found = verdict(status(500), RetryPolicy(max_attempts=9), attempts=server_errors, server_errors=server_errors)
     assert found.retry is retried
-    assert retried or found.reason == "2 repeats after server errors are used up"
+    assert retried or found.reason == "after 3 server errors"
 
 
 def test_an_unconnected_attempt_is_not_held_back_by_earlier_server_errors() -> None:
@@ -157,13 +159,15 @@ def test_no_wait_reaches_the_deadline(
 
 def test_a_deadline_that_would_pass_while_waiting_is_the_reason_to_stop() -> None:
     found = verdict(status(503, retry_after="10"), time_left=10.0)
-    assert found == Verdict(retry=False, wait=0.0, reason="the deadline would pass while waiting to try again")
+    assert found == RetryDecision(
+        retry=False, wait=0.0, reason="because the deadline would pass before the next attempt"
+    )
     assert verdict(status(503, retry_after="10"), time_left=10.001).retry
 
 
 def test_a_used_up_budget_ends_a_single_chat_and_slows_a_fan_out() -> None:
     found = verdict(cut_off(), budget_left=0.9)
-    assert found == Verdict(retry=False, wait=0.0, reason="the retry budget of this client is used up")
+    assert found == RetryDecision(retry=False, wait=0.0, reason="because the retry budget of this client is used up")
     waits = [verdict(cut_off(), budget_left=0.9, patient=True, seed=seed).wait for seed in range(100)]
     assert max(waits) > 25
     assert max(waits) <= 30
@@ -177,91 +181,91 @@ def test_a_fatal_failure_says_so_even_when_the_budget_is_used_up() -> None:
 def test_the_budget_pays_one_for_a_repeat_and_earns_a_tenth_for_an_answer() -> None:
     budget = RetryBudget(RetryPolicy())
     budget.earn()
-    assert budget.left == 20
+    assert budget.remaining == 20
     for _ in range(25):
         budget.spend()
-    assert budget.left == 0
+    assert budget.remaining == 0
     for _ in range(9):
         budget.earn()
-    assert budget.left < 1
+    assert budget.remaining < 1
     for _ in range(1000):
         budget.earn()
-    assert budget.left == 20
+    assert budget.remaining == 20
 
 
 def test_a_budget_of_none_allows_no_repeat() -> None:
     budget = RetryBudget(RetryPolicy(budget=0))
     budget.earn()
-    assert budget.left == 0
+    assert budget.remaining == 0
 
 
 class TestCircuitBreaker:
     def test_it_opens_after_five_failures_over_three_requests(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
-        assert [breaker.failed(request, 0.0) for request in (1, 2, 3, 1)] == [None] * 4
-        assert breaker.failed(2, 100.0) == 115.0
-        assert breaker.reopens_at == 115.0
+        breaker = CircuitBreaker(5, 15.0)
+        assert [breaker.record_failure(request, 0.0) for request in (1, 2, 3, 1)] == [None] * 4
+        assert breaker.record_failure(2, 100.0) == 115.0
+        assert breaker.trial_at == 115.0
 
     def test_one_unlucky_request_or_two_do_not_open_it(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
-        assert {breaker.failed(number % 2, 0.0) for number in range(50)} == {None}
-        assert breaker.failed(7, 1.0) == 16.0
+        breaker = CircuitBreaker(5, 15.0)
+        assert {breaker.record_failure(number % 2, 0.0) for number in range(50)} == {None}
+        assert breaker.record_failure(7, 1.0) == 16.0
 
     def test_an_answer_starts_the_count_anew(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
+        breaker = CircuitBreaker(5, 15.0)
         for request in range(4):
-            breaker.failed(request, 0.0)
-        assert breaker.answered() is False
-        assert [breaker.failed(request, 0.0) for request in range(4)] == [None] * 4
-        assert breaker.failed(9, 0.0) == 15.0
+            breaker.record_failure(request, 0.0)
+        assert breaker.record_answer() is False
+        assert [breaker.record_failure(request, 0.0) for request in range(4)] == [None] * 4
+        assert breaker.record_failure(9, 0.0) == 15.0
 
     def test_each_probe_that_fails_doubles_the_wait_up_to_five_minutes(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
+        breaker = CircuitBreaker(5, 15.0)
         now, waits = 0.0, []
         for request in range(5):
-            breaker.failed(request, now)
+            breaker.record_failure(request, now)
         for _ in range(70):
-            assert breaker.reopens_at is not None
-            waits.append(breaker.reopens_at - now)
-            now = breaker.reopens_at
-            breaker.failed(1, now)
+            assert breaker.trial_at is not None
+            waits.append(breaker.trial_at - now)
+            now = breaker.trial_at
+            breaker.record_failure(1, now)
         assert waits[:6] == [15, 30, 60, 120, 240, 300]
         assert set(waits[5:]) == {300}
 
     def test_stragglers_change_nothing(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
+        breaker = CircuitBreaker(5, 15.0)
         for request in range(5):
-            breaker.failed(request, 0.0)
-        assert [breaker.failed(request, 14.9) for request in range(20)] == [15.0] * 20
-        assert breaker.failed(0, 15.0) == 45.0
+            breaker.record_failure(request, 0.0)
+        assert [breaker.record_failure(request, 14.9) for request in range(20)] == [15.0] * 20
+        assert breaker.record_failure(0, 15.0) == 45.0
 
     def test_an_answer_closes_it_and_forgets_the_doubling(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy())
+        breaker = CircuitBreaker(5, 15.0)
         for request in range(5):
-            breaker.failed(request, 0.0)
-        breaker.failed(0, 15.0)
-        assert breaker.answered() is True
-        assert breaker.reopens_at is None
-        assert breaker.answered() is False
+            breaker.record_failure(request, 0.0)
+        breaker.record_failure(0, 15.0)
+        assert breaker.record_answer() is True
+        assert breaker.trial_at is None
+        assert breaker.record_answer() is False
         for request in range(5):
-            breaker.failed(request, 100.0)
-        assert breaker.reopens_at == 115.0
+            breaker.record_failure(request, 100.0)
+        assert breaker.trial_at == 115.0
 
     def test_zero_failures_switch_it_off(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy(breaker_failures=0))
-        assert {breaker.failed(request, 0.0) for request in range(100)} == {None}
-        assert breaker.reopens_at is None
+        breaker = CircuitBreaker(0, 15.0)
+        assert {breaker.record_failure(request, 0.0) for request in range(100)} == {None}
+        assert breaker.trial_at is None
 
     @pytest.mark.parametrize("threshold", [1, 2])
     def test_a_threshold_below_three_needs_no_more_requests_than_failures(self, threshold: int) -> None:
-        breaker = CircuitBreaker(RetryPolicy(breaker_failures=threshold))
-        results = [breaker.failed(request, 0.0) for request in range(threshold)]
+        breaker = CircuitBreaker(threshold, 15.0)
+        results = [breaker.record_failure(request, 0.0) for request in range(threshold)]
         assert results == [None] * (threshold - 1) + [15.0]
 
     def test_it_remembers_few_requests_however_many_fail(self) -> None:
-        breaker = CircuitBreaker(RetryPolicy(breaker_failures=10**6))
+        breaker = CircuitBreaker(10**6, 15.0)
         for request in range(10_000):
-            breaker.failed(request, 0.0)
+            breaker.record_failure(request, 0.0)
         assert len(breaker._failed_requests) <= 3
 
 
@@ -278,7 +282,9 @@ class TestRunAttempts:
                 raise left.pop()
             return "answer"
 
-        answer = await run_attempts(attempt, cut_off(), lambda _: Verdict(retry=True, wait=next(waits), reason=""))
+        answer = await retrying(
+            attempt, cut_off(), lambda _: RetryDecision(retry=True, wait=next(waits), reason=""), asyncio.sleep
+        )
         assert answer == "answer"
         assert sent_at == [0.25, 7.75, 37.75]
 
@@ -289,12 +295,12 @@ class TestRunAttempts:
         async def attempt() -> str:
             raise failures[len(judged)]
 
-        def judge_twice(failure: APIError) -> Verdict:
+        def judge_twice(failure: APIError) -> RetryDecision:
             judged.append(failure)
-            return Verdict(retry=len(judged) < 3, wait=1.0, reason="")
+            return RetryDecision(retry=len(judged) < 3, wait=1.0, reason="")
 
         with pytest.raises(APIConnectionError) as caught:
-            await run_attempts(attempt, failures[0], judge_twice)
+            await retrying(attempt, failures[0], judge_twice, asyncio.sleep)
         assert caught.value is failures[2]
         assert judged == failures
         assert asyncio.get_running_loop().time() == 2.0
@@ -305,7 +311,7 @@ class TestRunAttempts:
 
         first = status(401)
         with pytest.raises(APIError) as caught:
-            await run_attempts(attempt, first, verdict)
+            await retrying(attempt, first, verdict, asyncio.sleep)
         assert caught.value is first
         assert asyncio.get_running_loop().time() == 0
 
@@ -320,7 +326,9 @@ class TestRunAttempts:
 
         async def run() -> None:
             with pytest.raises(kind):
-                await run_attempts(attempt, cut_off(), lambda _: Verdict(retry=True, wait=0.0, reason=""))
+                await retrying(
+                    attempt, cut_off(), lambda _: RetryDecision(retry=True, wait=0.0, reason=""), asyncio.sleep
+                )
 
         await run()
         assert calls == 1
@@ -330,7 +338,7 @@ class TestRunAttempts:
             pytest.fail("a further attempt was made")
 
         waiting = asyncio.create_task(
-            run_attempts(attempt, cut_off(), lambda _: Verdict(retry=True, wait=30.0, reason=""))
+            retrying(attempt, cut_off(), lambda _: RetryDecision(retry=True, wait=30.0, reason=""), asyncio.sleep)
         )
         await asyncio.sleep(5)
         waiting.cancel()
@@ -345,7 +353,9 @@ class TestRunAttempts:
 
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(3):
-                await run_attempts(attempt, cut_off(), lambda _: Verdict(retry=True, wait=30.0, reason=""))
+                await retrying(
+                    attempt, cut_off(), lambda _: RetryDecision(retry=True, wait=30.0, reason=""), asyncio.sleep
+                )
         assert asyncio.get_running_loop().time() == 3
 
 
@@ -359,6 +369,7 @@ BAD_POLICIES = {
     "budget_refill": [-1, float("nan"), None],
     "breaker_failures": [-1, 1.5, None, True],
     "breaker_wait": [0, -1, float("nan"), float("inf"), None],
+    "max_outage": [0, -1, float("nan"), float("inf"), "1"],
 }
 
 

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from onellm_async import (
+    APIConnectionError,
     AsyncOneLLM,
     AuthenticationError,
     Billing,
@@ -14,6 +15,8 @@ from onellm_async import (
     ClientClosedError,
     ConfigurationError,
     DeadlineExceededError,
+    FailureKind,
+    InternalServerError,
     InvalidRequestError,
     Limits,
     OneLLMError,
@@ -46,6 +49,11 @@ def replies(status: int, seconds: float = 0.0) -> Callable[[], Awaitable[RawRepl
         return RawReply(status, {}, b'{"content":"x"}')
 
     return step
+
+
+async def unreachable() -> RawReply:
+    await asyncio.sleep(0.01)
+    raise APIConnectionError("No connection to example.org: refused.", kind=FailureKind.CANNOT_CONNECT)
 
 
 def says_it_may_be_billed(error: OneLLMError) -> bool:
@@ -85,15 +93,15 @@ async def test_closing_while_a_repeat_waits_does_not_deny_the_first_attempt() ->
     assert says_it_may_be_billed(caught.value)
 
 
-async def test_a_circuit_that_opens_while_a_repeat_waits_does_not_deny_the_first_attempt() -> None:
+async def test_a_request_that_was_sent_ends_with_its_own_error_when_the_circuit_opens() -> None:
     retry = RetryPolicy(backoff_base=10)
     transport = Scripted(replies(503))
     async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=retry, random=Random(1)) as client:
         chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(3)]
         ends = await asyncio.gather(*chats, return_exceptions=True)
-    cut_off = [end for end in ends if isinstance(end, CircuitOpenError)]
-    assert len(cut_off) == 2
-    assert all(says_it_may_be_billed(end) for end in cut_off)
+    assert {type(end) for end in ends} == {InternalServerError}
+    assert sum("Gave up because the circuit is open" in str(end) for end in ends) == 3
+    assert transport.posts == 5
 
 
 @pytest.mark.parametrize("deadline", ["5", 10**400, [1]], ids=["text", "huge", "list"])
@@ -215,10 +223,11 @@ async def test_a_wrong_key_stops_iterating_over_a_source_at_its_first_request() 
 
 
 async def test_a_circuit_that_opens_ends_the_waits_of_single_chats_but_not_of_fan_outs() -> None:
-    transport = Scripted(*[replies(500)] * 40, replies(200))
+    transport = Scripted(replies(200), *[unreachable] * 10, replies(200))
     retry = RetryPolicy(backoff_base=0.01)
     limits = Limits(requests_per_minute=600, burst=4)
     async with AsyncOneLLM(transport=transport, limits=limits, retry=retry, random=Random(1)) as client:
+        await client.chat("the service answers once", model="GPT-5")
         fan_out = asyncio.create_task(client.gather_chats(["a", "b"], model="GPT-5"))
         chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(20)]
         ends = await asyncio.gather(*chats, return_exceptions=True)
@@ -254,13 +263,14 @@ async def test_a_model_that_the_backend_dialect_cannot_route_is_refused_before_a
 
 
 async def test_a_fan_out_outlives_an_outage_of_an_hour() -> None:
-    transport = Scripted(replies(500))
-    async with AsyncOneLLM(transport=transport, retry=RetryPolicy(), random=Random(1)) as client:
+    transport = Scripted(replies(200), unreachable)
+    async with AsyncOneLLM(transport=transport, retry=RetryPolicy(max_outage=7200), random=Random(1)) as client:
         fan_out = asyncio.create_task(client.gather_chats([f"prompt {i}" for i in range(30)], model="GPT-5"))
         await asyncio.sleep(3600)
         assert not fan_out.done()
         assert client.snapshot().bottleneck == "service down"
-        assert transport.posts < 70, "an outage is probed, not hammered"
+        assert client.snapshot().last_error == "No connection to example.org: refused."
+        assert transport.posts < 70, "an outage is tried now and then, not hammered"
         transport.steps = [replies(200)]
         replied = await fan_out
     assert len(replied) == 30
