@@ -1,11 +1,15 @@
-"""What the journal keeps of an outcome, as JSON: everything an output needs, nothing that differs between attempts."""
+"""Outcomes as JSON: what the journal keeps of one, and what an output says of a row.
+
+The journal keeps everything that an output needs, and nothing that differs between attempts.
+"""
 
 from onellm_async.batch.inputs.items import Item
+from onellm_async.batch.journal.rows import Row, State
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
 from onellm_async.wire import dump_json
 
-__all__ = ["answer_json", "failure_json"]
+__all__ = ["answer_json", "failure_json", "outcome_of"]
 
 
 def answer_json(response: ChatResponse, item: Item) -> bytes:
@@ -36,3 +40,30 @@ def failure_json(error: OneLLMError) -> bytes:
     return dump_json(
         {"type": type(error).__name__, "message": message, "status_code": getattr(error, "status_code", None)}
     )
+
+
+_POSSIBLY_BILLED = dump_json(
+    {
+        "type": "PossiblyBilled",
+        "message": "It was sent and no answer has come; it may be billed. Run the same command again to go on.",
+        "status_code": None,
+    }
+)
+"""The failure of a row that has no outcome yet."""
+_NO_OUTCOME = dump_json(
+    {
+        "type": "NoOutcome",
+        "message": "The journal has no outcome of it. Run the same command again with --retry-failed.",
+        "status_code": None,
+    }
+)
+"""The failure of a duplicate whose original has lost its own; only journals of earlier versions have such."""
+
+
+def outcome_of(row: Row) -> tuple[bool, bytes]:
+    """What an output says of a row: whether it is an answer, and the answer or the failure as JSON."""
+    if row.state is State.SENT:
+        return False, _POSSIBLY_BILLED
+    if not row.result:
+        return False, _NO_OUTCOME
+    return row.state is State.ANSWERED, row.result

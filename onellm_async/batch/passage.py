@@ -200,7 +200,12 @@ class Passage:
         )
 
     def copy_of(self, row: Row) -> Settled:
-        """What to write down where `row`, of an identical request, has the outcome."""
+        """What to write down where `row`, of an identical request, has the outcome.
+
+        An answer stays where it is, for good; a failure goes when its original is asked again, so its text is copied.
+        """
+        if row.state is not State.ANSWERED:
+            return self._unsent(row.state, row.result)
         settled = self._unsent(row.state, b"")
         return evolve(settled, same_as=row.index if row.same_as is None else row.same_as)
 

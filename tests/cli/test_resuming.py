@@ -139,3 +139,36 @@ async def test_a_complete_run_of_a_pipe_compares_what_comes_before_it_says_that_
     assert "2 answered, 0 failed (2 in earlier sittings)" in same.err
     assert "<stdin>:2 is not what it was" in other.err
     assert sorted(backend.asked) == ["one", "two"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_a_retry_of_failures_that_is_ended_leaves_no_line_that_is_not_its_own(
+    onellm, start, at, backend, tmp_path, number
+):
+    (tmp_path / "in.txt").write_text("E400\ngood\nE400\n")
+    backend.failing.add("E400")
+    run = ("run", "in.txt", "-o", "out.jsonl", "--keep-going", *FAST)
+    assert (await onellm(*run, **at)).code == 1
+    backend.failing.clear()
+    backend.held.add("E400")
+    retrying = await start(*run, "--retry-failed", **at)
+    asked = len(backend.asked)
+    await backend.until_asked(asked + 1)
+    retrying.interrupt(number)
+    if number == signal.SIGINT:
+        await backend.release()
+    await retrying.ended()
+    for _ in range(2):
+        exported = await onellm("export", "out.jsonl")
+        records = [json.loads(line) for line in exported.out.splitlines()]
+        for record in records:
+            assert (record["response"] is None) != (record["error"] is None)
+            if record["response"] is not None:
+                assert record["response"]["content"] == ("good" if record["index"] == 1 else "E400")
+            else:
+                assert record["index"] != 1
+                assert record["error"]["type"] in {"InternalServerError", "PossiblyBilled"}
+        as_table = await onellm("export", "out.jsonl", "--format", "csv")
+        assert (as_table.code, len(as_table.out.splitlines())) == (0, len(records) + 1)
+        await backend.release()
+        await onellm(*run, **at)

@@ -63,9 +63,8 @@ class Settled:
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
         result: The answer or the failure, as a JSON object; b"" where `same_as` tells where it is.
-        same_as: Index of an identical request whose outcome this is. Such an entry needs no intent, nor does one whose
-            answer came from a cache: they bring what an intent would have told.
-        line: Only without an intent.
+        same_as: Index of an identical request whose answer this is, too; a failure has its own text.
+        line: Only without an intent, which neither a duplicate needs nor an entry whose answer came from a cache.
         digest: Only without an intent.
         custom_id: Only without an intent.
         request_digest: Only without an intent.
@@ -94,7 +93,7 @@ class Row(NamedTuple):
     """What the journal has of one entry. A named tuple: hundreds of thousands a second are read.
 
     Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``settled_at`` are their
-    times, ``result`` holds the outcome of the original where there is a ``same_as``, and ``possibly_billed`` counts
+    times, ``result`` holds the answer of the original where there is a ``same_as``, and ``possibly_billed`` counts
     attempts of all sittings that have no outcome: of a sent entry also the last one.
     """
 

@@ -14,7 +14,7 @@ _COLUMNS = """i.item, i.line, i.digest, i.custom_id, i.request_digest, coalesce(
     i.risked + coalesce(r.possibly_billed, i.unsure + 1), coalesce(r.refusals, 0), i.reserved, i.reserved_tokens,
     r.cost, r.input_tokens, r.output_tokens, i.sent_at, r.settled_at, r.elapsed, r.latency,
     CASE WHEN r.same_as IS NULL THEN coalesce(r.result, x'')
-         ELSE coalesce((SELECT result FROM results WHERE item = r.same_as), x'') END,
+         ELSE coalesce((SELECT o.result FROM results o WHERE o.item = r.same_as AND o.state = r.state), x'') END,
     r.same_as"""
 _ROWS = f"SELECT {_COLUMNS} FROM intents i LEFT JOIN results r ON r.item = i.item"  # noqa: S608
 _BETWEEN = f"{_ROWS} WHERE i.item BETWEEN ? AND ? ORDER BY i.item"

@@ -1,7 +1,7 @@
 """The columns of a table of answers, and a row's values in them. Pure."""
 
-from onellm_async.batch.journal.rows import Row, State
-from onellm_async.batch.outputs.records import UNSETTLED
+from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
 
@@ -27,8 +27,9 @@ COLUMNS: dict[str, type] = {
 
 def values_of(row: Row) -> list[JSON]:
     """What stands in the columns; None where there is nothing."""
-    result = parse_json(UNSETTLED if row.state is State.SENT else row.result)
-    if row.state is not State.ANSWERED:
+    answered, text = outcome_of(row)
+    result = parse_json(text)
+    if not answered:
         failure = [result["type"], result["message"], result["status_code"]]
         return [row.index, row.custom_id, None, *failure, *[None] * 7]
     usage = result["usage"] or {}

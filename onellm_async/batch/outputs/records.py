@@ -16,20 +16,12 @@ one would have written. ``jsonl``::
 from collections.abc import Callable
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["UNSETTLED", "RecordWriter"]
-
-UNSETTLED = dump_json(
-    {
-        "type": "PossiblyBilled",
-        "message": "It was sent and no answer has come; it may be billed. Run the same command again to go on.",
-        "status_code": None,
-    }
-)
-"""The error of a row that has no outcome yet."""
+__all__ = ["RecordWriter"]
 
 
 class RecordWriter:
@@ -73,9 +65,9 @@ class RecordWriter:
 def plain_line(row: Row) -> bytes:
     """A JSON line around the result as the journal has it: nothing in it is encoded again."""
     named = b"" if row.custom_id is None else b'"custom_id":%b,' % dump_json(row.custom_id)
-    if row.state is State.ANSWERED:
-        return b'{"index":%d,%b"response":%b,"error":null}\n' % (row.index, named, row.result)
-    result = row.result if row.state is State.FAILED else UNSETTLED
+    answered, result = outcome_of(row)
+    if answered:
+        return b'{"index":%d,%b"response":%b,"error":null}\n' % (row.index, named, result)
     return b'{"index":%d,%b"response":null,"error":%b}\n' % (row.index, named, result)
 
 
@@ -83,8 +75,9 @@ def openai_line(row: Row) -> bytes:
     """A JSON line as OpenAI's batch service writes it."""
     name = f"batch_req_{row.index}"
     record: dict[str, JSON] = {"id": name, "custom_id": row.custom_id, "response": None, "error": None}
-    result = parse_json(UNSETTLED if row.state is State.SENT else row.result)
-    if row.state is State.ANSWERED:
+    answered, text = outcome_of(row)
+    result = parse_json(text)
+    if answered:
         record["response"] = {"status_code": 200, "request_id": name, "body": _completion(row, result)}
     elif (status := result["status_code"]) is not None:
         body = {"error": {"message": result["message"], "type": result["type"], "code": status}}

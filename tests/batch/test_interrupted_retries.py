@@ -1,0 +1,204 @@
+"""Runs of duplicates that are interrupted, killed and retried in any order: every exported line is its own entry's."""
+
+import asyncio
+import csv
+import io
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journal_examples import IDENTITY, answer, failure, intent
+
+from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
+from onellm_async.batch import Entry, HealthPolicy, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunPolicy
+from onellm_async.batch.run import run_batch
+from onellm_async.transport import RawReply
+
+PROMPTS = ["a", "b", "a", "c", "a", "b", "d", "a"]
+
+
+class Service:
+    """Answers what is in `well` and refuses the rest, for as many requests as `until`; then `interrupt` is called."""
+
+    def __init__(self, well, until, interrupt):
+        self.well = well
+        self.until = until
+        self.interrupt = interrupt
+        self.asked = 0
+
+    async def post(self, body):
+        prompt = json.loads(body)["messages"][-1]["content"]
+        self.asked += 1
+        if self.asked == self.until:
+            self.interrupt()
+            await asyncio.sleep(0.005)
+        if prompt in self.well:
+            return RawReply(200, {}, json.dumps({"content": prompt.upper()}).encode())
+        return RawReply(400, {}, json.dumps({"error": f"no {prompt}"}).encode())
+
+    async def aclose(self):
+        pass
+
+
+class Prompts:
+    source = "prompts"
+
+    def read(self, raw, *, line, index):
+        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+
+    async def __aiter__(self):
+        for index, prompt in enumerate(PROMPTS):
+            yield Entry(index, index + 1, prompt.encode(), self)
+
+    def saw(self, custom_id):
+        pass
+
+
+class Sink:
+    def __init__(self):
+        self.text = b""
+
+    async def write(self, lines):
+        self.text += lines
+
+
+@frozen
+class Sitting:
+    well: frozenset
+    retry_failed: bool
+    hold: bool
+    deduplicate: bool
+    end: str
+    until: int
+    concurrency: int
+
+
+SITTINGS = st.builds(
+    Sitting,
+    well=st.frozensets(st.sampled_from("abcd")),
+    retry_failed=st.booleans(),
+    hold=st.booleans(),
+    deduplicate=st.sampled_from([True, True, False]),
+    end=st.sampled_from(["kill", "cancel", "stop", "input"]),
+    until=st.integers(1, 5),
+    concurrency=st.integers(1, 4),
+)
+
+
+async def sit(path: Path, sitting: Sitting) -> bytes:
+    stop, killed = asyncio.Event(), path.parent.with_name("killed")
+
+    def interrupt():
+        if sitting.end == "kill":
+            shutil.copytree(path.parent, killed, ignore=shutil.ignore_patterns("*.ballast"))
+        if sitting.end in {"kill", "cancel"}:
+            running.cancel()
+        elif sitting.end == "stop":
+            stop.set()
+
+    sink, limits = Sink(), Limits.unlimited(sitting.concurrency)
+    service = Service(sitting.well, sitting.until, interrupt)
+    async with (
+        AsyncOneLLM(transport=service, limits=limits, retry=RetryPolicy(max_attempts=1)) as client,
+        Journal.open(path, IDENTITY) as journal,
+    ):
+        running = asyncio.create_task(
+            run_batch(
+                client,
+                Prompts(),
+                journal=journal,
+                sink=sink,
+                encode=RecordWriter().line,
+                policy=RunPolicy(
+                    retry_failed=sitting.retry_failed,
+                    ambiguous="hold" if sitting.hold else "retry",
+                    deduplicate=sitting.deduplicate,
+                ),
+                health=HealthPolicy(most_alike=1.0),
+                stop=stop,
+            )
+        )
+        with suppress(asyncio.CancelledError):
+            await running
+    if killed.exists():  # the disk is as it was at the kill
+        shutil.rmtree(path.parent)
+        killed.rename(path.parent)
+    return sink.text
+
+
+def check(index, content, kind, message):
+    """One of an answer and a failure, and that of this very entry."""
+    assert (content is None) != (kind is None)
+    if content is not None:
+        assert content == PROMPTS[index].upper()
+    elif kind == "BadRequestError":
+        assert f"no {PROMPTS[index]}" in message
+    else:
+        assert kind == "PossiblyBilled"
+
+
+def check_lines(text):
+    for record in map(json.loads, text.splitlines()):
+        response, error = record["response"] or {}, record["error"] or {}
+        check(record["index"], response.get("content"), error.get("type"), error.get("message"))
+
+
+def check_exports(path):
+    with JournalReader.open(path) as journal:
+        rows = list(journal.rows())
+    assert len({row.index for row in rows}) == len(rows)
+    check_lines(b"".join(map(RecordWriter().line, rows)))
+    table = RecordWriter(OutputFormat.CSV)
+    text = (table.header + b"".join(map(table.line, rows))).decode()
+    for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+        check(int(cells["index"]), cells["content"] or None, cells["error_type"] or None, cells["error_message"])
+    for line in map(RecordWriter(OutputFormat.OPENAI_BATCH).line, rows):
+        record = json.loads(line)
+        index, body = int(record["id"].removeprefix("batch_req_")), (record["response"] or {}).get("body", {})
+        error = body.get("error") or {}
+        choices = body.get("choices")
+        content = choices[0]["message"]["content"] if choices else None
+        kind = error.get("type") or (record["error"] or {}).get("code")
+        check(index, content, kind, error.get("message"))
+
+
+@settings(max_examples=30)
+@given(st.lists(SITTINGS, min_size=1, max_size=4))
+def test_every_exported_line_is_the_answer_or_the_failure_of_its_own_entry(sittings: list[Sitting]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "run" / "out.journal"
+        path.parent.mkdir()
+        for sitting in sittings:
+            check_lines(asyncio.run(sit(path, sitting)))
+            check_exports(path)
+        last = Sitting(frozenset("abcd"), True, False, True, "input", 0, 2)
+        asyncio.run(sit(path, last))
+        with JournalReader.open(path) as journal:
+            assert (journal.counts().answered, journal.counts().failed) == (len(PROMPTS), 0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.journal"
+
+
+@pytest.mark.parametrize("shape", [OutputFormat.JSONL, OutputFormat.OPENAI_BATCH, OutputFormat.CSV])
+async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(path, shape):
+    """As earlier versions left it: the duplicate of a failure points at its original, which is asked once more."""
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.intend(intent(0))
+        await journal.settle(failure(0))
+        await journal.settle(failure(1, same_as=0, request_digest=b"d" * 16))
+        await journal.intend(intent(0))
+        (copy,) = journal.rows(1, 1)
+        line = RecordWriter(shape).line(copy)
+        assert b"--retry-failed" in line
+        await journal.settle(answer(0))
+        (copy,) = journal.rows(1, 1)
+        assert RecordWriter(shape).line(copy) == line
