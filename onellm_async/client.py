@@ -48,7 +48,7 @@ class AsyncOneLLM(LiveControl):
         limits: What is known of the service's limits; default the published ones.
         rate_state: What an earlier client learned about the rate, from its `rate_state`; None starts without.
         retry: When failed attempts are repeated.
-        timeout: For one attempt.
+        timeout: For one attempt; a number of seconds is `Timeout.total`, and bounds `Timeout.connect`.
         dialect: ``"documented"`` or, for the self-hosted backend, ``"backend"``.
         session: An `aiohttp.ClientSession` to use; it stays yours to close.
         hooks: Called with each event of `onellm_async.events`.
@@ -76,7 +76,7 @@ class AsyncOneLLM(LiveControl):
         limits: Limits | None = None,
         rate_state: RateState | None = None,
         retry: RetryPolicy | None = None,
-        timeout: Timeout | None = None,
+        timeout: float | Timeout | None = None,
         dialect: Dialect | str = Dialect.DOCUMENTED,
         session: aiohttp.ClientSession | None = None,
         hooks: Iterable[Hook] = (),
@@ -84,14 +84,15 @@ class AsyncOneLLM(LiveControl):
         transport: Transport | None = None,
         random: Random | None = None,
     ) -> None:
-        _check_policies(limits=limits, rate_state=rate_state, retry=retry, timeout=timeout)
+        _check_policies(limits=limits, rate_state=rate_state, retry=retry)
+        attempt_timeout = _timeout_from(timeout)
         self.limits: Limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
             transport = AiohttpTransport(
                 base_url_from(base_url, allow_insecure=allow_insecure),
                 api_key_from(api_key),
-                timeout if timeout is not None else Timeout(),
+                attempt_timeout,
                 session,
                 JSON_HEADERS,
             )
@@ -340,13 +341,25 @@ class AsyncOneLLM(LiveControl):
 
 
 _POLICIES = {"limits": Limits, "rate_state": RateState, "retry": RetryPolicy, "timeout": Timeout}
+_SHORT_FORMS = {"limits": "requests_per_minute", "retry": "max_attempts"}
+"""The field that a bare number was probably meant for."""
 
 
 def _check_policies(**policies: object) -> None:
     for name, value in policies.items():
         kind = _POLICIES[name]
-        if value is not None and not isinstance(value, kind):
-            raise ConfigurationError(f"{name} is {shown(value)}; it must be a {kind.__name__}.")
+        if value is None or isinstance(value, kind):
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        advice = f"Use {kind.__name__}({_SHORT_FORMS[name]}={value!r})." if number and name in _SHORT_FORMS else ""
+        raise ConfigurationError(f"{name} is {shown(value)}; it must be a {kind.__name__}.", advice=advice)
+
+
+def _timeout_from(value: object) -> Timeout:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Timeout(connect=min(Timeout().connect, value), total=value)
+    _check_policies(timeout=value)
+    return value if isinstance(value, Timeout) else Timeout()
 
 
 def _hooks_from(hooks: Iterable[Hook]) -> tuple[Hook, ...]:

@@ -1,5 +1,7 @@
 """The table of failure kinds, cell by cell, as its readers take it."""
 
+from pathlib import Path
+
 import pytest
 
 from onellm_async.errors import (
@@ -20,6 +22,15 @@ from onellm_async.errors import (
     ResponseDecodeError,
 )
 from onellm_async.failure_kinds import RULES, FailureKind, in_context, kind_of_status
+
+
+def test_the_documented_table_is_the_one_that_is_used() -> None:
+    rows = [
+        f"| `{kind.name}` | {rule.retry} | {rule.attempt} | {rule.breaker} | {rule.gives_back} | {rule.billing.value} |"
+        f" {rule.every_prompt} |"
+        for kind, rule in RULES.items()
+    ]
+    assert "\n".join(rows) in (Path(__file__).parents[2] / "docs/architecture.md").read_text("utf-8")
 
 
 def test_every_kind_has_one_rule() -> None:

@@ -21,8 +21,10 @@ from onellm_async import (
     Limits,
     OneLLMError,
     RetryPolicy,
+    Timeout,
     UnprocessableEntityError,
 )
+from onellm_async.client import _timeout_from
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time
@@ -238,12 +240,33 @@ async def test_a_circuit_that_opens_ends_the_waits_of_single_chats_but_not_of_fa
 
 
 @pytest.mark.parametrize(
-    "settings", [{"timeout": 5}, {"limits": 40}, {"retry": 3}, {"hooks": print}, {"hooks": [None]}], ids=str
+    "settings",
+    [
+        {"timeout": "5"},
+        {"timeout": True},
+        {"timeout": -1},
+        {"limits": 40},
+        {"retry": 3},
+        {"hooks": print},
+        {"hooks": [None]},
+    ],
+    ids=str,
 )
 def test_a_setting_of_the_wrong_type_is_refused_by_name_and_value(settings: dict[str, object]) -> None:
     (name,) = settings
     with pytest.raises(ConfigurationError, match=f"^{name} is "):
         AsyncOneLLM("key", **settings)  # type: ignore[arg-type]
+
+
+def test_a_bare_number_for_limits_is_refused_with_the_right_form() -> None:
+    with pytest.raises(ConfigurationError, match=r"Use Limits\(requests_per_minute=40\)"):
+        AsyncOneLLM("key", limits=40)  # type: ignore[arg-type]
+
+
+def test_a_timeout_in_seconds_is_that_of_the_whole_attempt() -> None:
+    assert _timeout_from(30) == Timeout(connect=10, total=30)
+    assert _timeout_from(2.5) == Timeout(connect=2.5, total=2.5)
+    assert _timeout_from(None) == Timeout()
 
 
 async def test_an_iteration_with_a_bad_option_is_refused_before_anything_is_drawn() -> None:
