@@ -244,7 +244,6 @@ async def test_a_circuit_that_opens_ends_the_waits_of_single_chats_but_not_of_fa
     [
         {"timeout": "5"},
         {"timeout": True},
-        {"timeout": -1},
         {"limits": 40},
         {"retry": 3},
         {"hooks": print},
