@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from random import Random
 from typing import Any
@@ -443,3 +444,23 @@ async def test_a_generator_as_source_is_closed_when_the_iteration_is_left() -> N
         await anext(outcomes)
         await outcomes.aclose()
     assert closed == [True]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager task factories came with Python 3.12")
+@pytest.mark.parametrize("iterates", [False, True])
+async def test_an_eager_task_factory_answers_5000_prompts_without_recursion(iterates: bool) -> None:
+    class Instant(Fake):
+        async def post(self, body: bytes) -> RawReply:
+            return RawReply(200, {}, json.dumps(OK).encode())
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
+    try:
+        async with AsyncOneLLM(transport=Instant(poison), limits=Limits.unlimited()) as client:
+            prompts = ["q"] * 5000
+            if iterates:
+                assert len(await all_of(client.iter_chats(prompts, model="GPT-5-Mini"))) == 5000
+            else:
+                assert len(await client.gather_chats(prompts, model="GPT-5-Mini")) == 5000
+    finally:
+        loop.set_task_factory(None)
