@@ -13,7 +13,28 @@ from attrs import frozen
 
 from onellm_async.chat import Usage
 
-__all__ = ["CatalogEntry", "KnownModel", "Model", "cost", "entries", "lookup", "nearest"]
+__all__ = [
+    "PROVIDERS",
+    "CatalogEntry",
+    "KnownModel",
+    "Model",
+    "cost",
+    "entries",
+    "lookup",
+    "nearest",
+    "provider_called",
+]
+
+PROVIDERS = {
+    "openai": "OpenAI",
+    "anthropic": "Anthropic",
+    "deepseek": "DeepSeek",
+    "google": "Gemini",
+    "mistral": "Mistral",
+}
+"""What the providers are called: in the catalog, and by people."""
+_OTHER_PROVIDER_NAMES = {"claude": "anthropic"}
+"""What the replies of the published backend call one of them."""
 
 KnownModel: TypeAlias = Literal[
     "GPT-5",
@@ -118,6 +139,18 @@ def _index() -> dict[str, CatalogEntry]:
 def lookup(model: str) -> CatalogEntry | None:
     """The entry of a model under its documented or its backend name; None for any other string."""
     return _index().get(model)
+
+
+def provider_called(name: str) -> str | None:
+    """The catalog's name of the provider that is called `name`, in any case; None for any other string.
+
+    Example:
+        >>> [provider_called(name) for name in ("OpenAI", "Gemini", "Claude", "Groq")]
+        ['openai', 'google', 'anthropic', None]
+    """
+    folded = name.strip().casefold()
+    by_name = {people.casefold(): provider for provider, people in PROVIDERS.items()}
+    return folded if folded in PROVIDERS else by_name.get(folded) or _OTHER_PROVIDER_NAMES.get(folded)
 
 
 def nearest(model: str) -> str | None:

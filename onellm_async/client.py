@@ -1,6 +1,6 @@
 """`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from random import Random
 from types import TracebackType
@@ -31,7 +31,7 @@ from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
 from onellm_async.transport import AiohttpTransport, Transport
 from onellm_async.validation import shown
-from onellm_async.wire import JSON_HEADERS, Dialect, encode_request
+from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, endpoints_from
 
 __all__ = ["AsyncOneLLM"]
 
@@ -50,6 +50,9 @@ class AsyncOneLLM(LiveControl):
         retry: When failed attempts are repeated.
         timeout: For one attempt; a number of seconds is `Timeout.total`, and bounds `Timeout.connect`.
         dialect: ``"documented"`` or, for the self-hosted backend, ``"backend"``.
+        endpoints: With dialect ``"backend"``, the URLs that the backend forwards to instead of the providers' own, such
+            as ``{"OpenAI": "http://10.0.0.7/v1/chat/completions"}``. ``{model}`` in a URL stands for the provider's
+            name of the model. ``extra={"endpoint": …}`` of a request goes before it.
         session: An `aiohttp.ClientSession` to use; it stays yours to close.
         hooks: Called with each event of `onellm_async.events`.
         allow_insecure: Accept plain http to hosts other than this machine.
@@ -78,6 +81,7 @@ class AsyncOneLLM(LiveControl):
         retry: RetryPolicy | None = None,
         timeout: float | Timeout | None = None,
         dialect: Dialect | str = Dialect.DOCUMENTED,
+        endpoints: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
         hooks: Iterable[Hook] = (),
         allow_insecure: bool = False,
@@ -97,12 +101,19 @@ class AsyncOneLLM(LiveControl):
                 JSON_HEADERS,
             )
         self._dialect = Dialect(dialect)
+        self._endpoints = endpoints_from(endpoints)
+        if self._endpoints and self._dialect is not Dialect.BACKEND:
+            raise ConfigurationError(
+                "endpoints have no effect in the documented dialect, which names no endpoint.",
+                advice='Set dialect="backend" (on the command line --dialect backend), or leave them out.',
+            )
         self._sender = Sender(
             transport,
             limits=self.limits,
             rate_state=rate_state,
             retry=retry if retry is not None else RetryPolicy(),
             dialect=self._dialect,
+            endpoints=self._endpoints,
             hooks=_hooks_from(hooks),
             random=random if random is not None else Random(),
         )
@@ -310,7 +321,7 @@ class AsyncOneLLM(LiveControl):
     def _check_options(self, model: Model | None, options: RequestOptions) -> None:
         """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""
         if model is not None:
-            encode_request(request_for("", model, options), self._dialect)
+            encode_request(request_for("", model, options), self._dialect, self._endpoints)
 
     def _fan_out(
         self,

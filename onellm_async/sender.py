@@ -15,7 +15,7 @@ import asyncio
 import copy
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from weakref import WeakSet
 
@@ -45,7 +45,7 @@ from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
-from onellm_async.wire import Dialect, Notices, decode_reply, encode_request
+from onellm_async.wire import Dialect, Notices, decode_reply, encode_request, fields_without_effect
 
 __all__ = ["Sender"]
 
@@ -78,6 +78,7 @@ class Sender:
         rate_state: What an earlier limiter learned about the rate.
         retry: When failed attempts are repeated.
         dialect: How requests are written.
+        endpoints: Where a published backend is to forward to, by provider; see `encode_request`.
         hooks: Hear of every event.
         random: Where jitter comes from.
     """
@@ -90,12 +91,14 @@ class Sender:
         rate_state: RateState | None = None,
         retry: RetryPolicy,
         dialect: Dialect,
+        endpoints: Mapping[str, str],
         hooks: Iterable[Hook],
         random: Random,
     ) -> None:
         import_tenacity()
         self._transport = transport
         self._dialect = dialect
+        self._endpoints = endpoints
         self._notices = Notices()
         self._retry = retry
         self._hooks = tuple(hooks)
@@ -221,7 +224,10 @@ class Sender:
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
-        body = encode_request(request, self._dialect)
+        body = encode_request(request, self._dialect, self._endpoints)
+        if self._dialect is Dialect.BACKEND:
+            for notice in fields_without_effect(request, self._endpoints):
+                self._notices.tell(notice)
         loop = asyncio.get_running_loop()
         self._requests += 1
         call = Call(self._requests, request, body, lane, loop.time(), group or self._fail_fast)

@@ -7,15 +7,24 @@ import ipaddress
 import os
 import re
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from attrs import field, frozen
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.validation import Checks
+from onellm_async.validation import Checks, shown
 
-__all__ = ["DEFAULT_BASE_URL", "ApiKey", "Timeout", "api_key_from", "base_url_from"]
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "ApiKey",
+    "Timeout",
+    "api_key_from",
+    "base_url_from",
+    "checked_url",
+]
 
+DEFAULT_PATH = "/api"
+"""The path of the API, at the documented address and in the published backend."""
 DEFAULT_BASE_URL = "https://onellm.dev/api"
 """The documented address (OneLLM API documentation). The hosted service has been shut down; see the README."""
 
@@ -72,16 +81,41 @@ def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
     """The address to post to: the argument, else ``ONELLM_BASE_URL``, else `DEFAULT_BASE_URL`.
 
     Args:
-        base_url: The whole URL; requests go to exactly this address.
+        base_url: Requests go to exactly this address. Only one without a path, or with ``/`` alone, gets ``/api``, the
+            path of every OneLLM.
         allow_insecure: Accept plain http to a host other than this machine. Prompts and key then travel in the clear.
 
     Raises:
         ConfigurationError: If it is not an http(s) URL, carries user info, or would send the key in the clear.
+
+    Example:
+        >>> base_url_from("http://127.0.0.1:3000")
+        'http://127.0.0.1:3000/api'
     """
     url = base_url if base_url is not None else os.environ.get("ONELLM_BASE_URL") or DEFAULT_BASE_URL
+    parts = checked_url("base_url", url, advice="Pass the key as api_key=….")
+    if parts.scheme == "http" and not allow_insecure and not _is_loopback(parts.hostname or ""):
+        raise ConfigurationError(
+            f"base_url {_shown_url(url)!r} would send the key and the prompts unencrypted.",
+            advice="Use https, or allow_insecure=True (--allow-insecure) if the network in between is trusted.",
+        )
+    return url if parts.path not in {"", "/"} else parts._replace(path=DEFAULT_PATH).geturl()
+
+
+def checked_url(name: str, url: str, *, advice: str = "") -> SplitResult:
+    """The parts of `url`, which the setting called `name` holds.
+
+    Args:
+        name: Of the setting, for messages.
+        url: What it holds.
+        advice: What to do instead of putting a user name or a password into it.
+
+    Raises:
+        ConfigurationError: If it is not an http(s) URL or carries user info. The message does not show what may be
+            secret in it.
+    """
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url is a {type(url).__name__}; it must be a string.")
-    seen = re.sub(r"^.*@", "…@", url, flags=re.DOTALL)  # what may be a password is not echoed
+        raise ConfigurationError(f"{name} is {shown(url)}; it must be a string.")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -89,17 +123,17 @@ def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
             host.encode("idna")  # what the resolver does with it
     except ValueError as error:
         reason = "" if "@" in url else f": {error}"
-        raise ConfigurationError(f"base_url {seen!r} is not a URL{reason}.") from None
+        raise ConfigurationError(f"{name} {_shown_url(url)!r} is not a URL{reason}.") from None
     if "@" in parts.netloc:
-        raise ConfigurationError("base_url holds a user name or password.", advice="Pass the key as api_key=….")
+        raise ConfigurationError(f"{name} holds a user name or password.", advice=advice)
     if parts.scheme not in {"http", "https"} or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ConfigurationError(f"base_url {seen!r} is not an http or https URL.")
-    if parts.scheme == "http" and not allow_insecure and not _is_loopback(host):
-        raise ConfigurationError(
-            f"base_url {url!r} would send the key and the prompts unencrypted.",
-            advice="Use https, or pass allow_insecure=True if the network in between is trusted.",
-        )
-    return url
+        raise ConfigurationError(f"{name} {_shown_url(url)!r} is not an http or https URL.")
+    return parts
+
+
+def _shown_url(url: str) -> str:
+    """`url` without what may be secret in it: user info, and the values of its query."""
+    return re.sub(r"\?.*", "?…", re.sub(r"^.*@", "…@", url, flags=re.DOTALL), flags=re.DOTALL)
 
 
 def _is_loopback(host: str) -> bool:

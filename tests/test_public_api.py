@@ -81,6 +81,7 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "retry",
         "timeout",
         "dialect",
+        "endpoints",
         "session",
         "hooks",
         "allow_insecure",

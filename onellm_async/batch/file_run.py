@@ -10,7 +10,7 @@
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from onellm_async.batch.budget import Budget
 from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
-from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
@@ -59,6 +59,7 @@ class FileRun:
         output_format: How answers are written; None to tell from the name and the input.
         base_url: Where the requests go; part of the run's identity.
         dialect: How they are written; likewise.
+        endpoints: Where a self-hosted backend forwards them to, by provider; likewise.
         force: Begin anew, whatever is there.
         caches: Outputs or journals of earlier runs, whose answers are used instead of asking.
         policy: What is done with doubtful, failed and repeated prompts.
@@ -75,6 +76,7 @@ class FileRun:
     output_format: OutputFormat | None = None
     base_url: str | None = None
     dialect: str | None = None
+    endpoints: Mapping[str, str] = field(factory=dict)
     force: bool = False
     caches: tuple[str, ...] = ()
     policy: RunPolicy = field(factory=RunPolicy)
@@ -99,6 +101,7 @@ class FileRun:
             temperature=defaults.temperature,
             base_url=self.base_url,
             dialect=self.dialect,
+            endpoints=endpoints_text(self.endpoints),
         )
 
 

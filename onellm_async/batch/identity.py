@@ -1,5 +1,6 @@
 """What makes a run that run: another input or another question is another run. Pure."""
 
+import re
 from collections.abc import Mapping
 
 from attrs import asdict, fields, frozen
@@ -8,7 +9,18 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.validation import shown
 
-__all__ = ["RunIdentity"]
+__all__ = ["RunIdentity", "endpoints_text"]
+
+
+def endpoints_text(endpoints: Mapping[str, str]) -> str | None:
+    """`endpoints` as an identity holds them: in a fixed order, without the values of queries; None for none.
+
+    Example:
+        >>> endpoints_text({"openai": "http://10.0.0.7/v1?key=secret", "google": "http://10.0.0.8"})
+        'google=http://10.0.0.8, openai=http://10.0.0.7/v1?…'
+    """
+    shown_urls = (f"{name}={re.sub('[?].*', '?…', url)}" for name, url in sorted(endpoints.items()))
+    return ", ".join(shown_urls) or None
 
 
 @frozen(kw_only=True)
@@ -29,6 +41,7 @@ class RunIdentity:
         temperature: 0 to 2.
         base_url: Where the requests go.
         dialect: How they are written.
+        endpoints: Where a self-hosted backend forwards them to, as `endpoints_text` shows it.
 
     Example:
         >>> before = RunIdentity(input="in.jsonl", max_tokens=100)
@@ -49,6 +62,7 @@ class RunIdentity:
     temperature: float | None = None
     base_url: str | None = None
     dialect: str | None = None
+    endpoints: str | None = None
 
     def as_json(self) -> dict[str, JSON]:
         """Its parts as a JSON object."""
@@ -110,6 +124,7 @@ _PARTS = {
     "temperature": ("temperature", False),
     "base_url": ("the base URL", False),
     "dialect": ("the dialect", False),
+    "endpoints": ("the endpoints", False),
 }
 """What a part is called, and whether only a digest of it is known."""
 

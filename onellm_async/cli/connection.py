@@ -61,7 +61,7 @@ def _local_server(connecting: Connecting) -> "LocalServer":
     rate = connecting.requests_per_minute
     return LocalServer(
         ServerSettings(
-            dialect=connecting.dialect,
+            dialect=connecting.dialect_name,
             requests_per_minute=_HIDDEN_RATE if rate is None else rate,
             burst=connecting.burst_size,
             faults=Faults(latency=_LOCAL_LATENCY, latency_sigma=0.5),
@@ -98,7 +98,9 @@ async def connected(
             base_url=base_url,
             timeout=Timeout(total=connecting.timeout),
             limits=limits_from(connecting),
-            dialect=connecting.dialect,
+            dialect=connecting.dialect_name,
+            endpoints=connecting.endpoints,
+            allow_insecure=connecting.allow_insecure,
             hooks=hooks,
             retry=retry,
             rate_state=rate_state,

@@ -1,7 +1,7 @@
 """The flags that several commands share, in the words of the field."""
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from attrs import frozen
 from cyclopts import Group, Parameter
@@ -14,6 +14,7 @@ _ASKING = Group.create_ordered("Asking")
 _LIMITING = Group.create_ordered("Limits")
 _CONNECTING = Group.create_ordered("Connecting")
 
+DialectName = Literal["documented", "backend"]
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
 
@@ -77,12 +78,35 @@ class Connecting(Limiting):
     """Where the service is, and how much of it may be used."""
 
     base_url: Annotated[
-        str | None, Parameter(help="Address to post to. [env: ONELLM_BASE_URL] [default: the documented one]")
+        str | None,
+        Parameter(
+            help="Address to post to; without a path it gets /api. [env: ONELLM_BASE_URL] [default: the documented one]"
+        ),
     ] = None
+    allow_insecure: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Accept plain http to other machines: key and prompts then travel in the clear.",
+        ),
+    ] = False
     dialect: Annotated[
-        Literal["documented", "backend"],
-        Parameter(help="How requests are written: as documented, or as the self-hosted backend demands."),
-    ] = "documented"
+        DialectName | None,
+        Parameter(
+            help="How requests are written: as documented, or as the self-hosted backend demands. "
+            "[env: ONELLM_DIALECT] [default: documented]"
+        ),
+    ] = None
+    endpoint: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="PROVIDER=URL: where a self-hosted backend forwards to for the models of OpenAI, Anthropic, DeepSeek, "
+            "Gemini or Mistral; repeatable.",
+        ),
+    ] = ()
     timeout: Annotated[float, Parameter(help="Seconds one attempt may take, not counting the queue.")] = 600.0
     local: Annotated[
         bool,
@@ -96,6 +120,35 @@ class Connecting(Limiting):
     def __attrs_post_init__(self) -> None:
         if self.local and self.base_url is not None:
             raise ConfigurationError("--local and --base-url exclude each other: --local asks its own server.")
+
+    @property
+    def dialect_name(self) -> DialectName:
+        """How requests are written: the flag, else ``ONELLM_DIALECT``, else as documented.
+
+        Raises:
+            ConfigurationError: If the variable holds anything else.
+        """
+        found = self.dialect or os.environ.get("ONELLM_DIALECT") or "documented"
+        if found not in get_args(DialectName):
+            raise ConfigurationError(f"ONELLM_DIALECT is {found!r}; it must be documented or backend.")
+        return cast("DialectName", found)
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Where a self-hosted backend forwards to, by provider.
+
+        Raises:
+            ConfigurationError: If a flag is not PROVIDER=URL, or names a provider that an earlier one has named.
+        """
+        found: dict[str, str] = {}
+        for given in self.endpoint:
+            provider, equals, url = given.partition("=")
+            if not equals or not provider.strip():
+                raise ConfigurationError(f"--endpoint {given!r} is not PROVIDER=URL.")
+            if provider in found:
+                raise ConfigurationError(f"--endpoint names the provider {provider} twice.")
+            found[provider] = url
+        return found
 
     @property
     def requests_per_minute(self) -> float | None:

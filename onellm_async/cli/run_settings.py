@@ -8,6 +8,7 @@ from onellm_async.batch import Budget, FileRun, HealthPolicy, RunPolicy
 from onellm_async.cli.connection import limits_from
 from onellm_async.cli.options import Connecting
 from onellm_async.settings import base_url_from
+from onellm_async.wire import endpoints_from
 
 if TYPE_CHECKING:
     from onellm_async.cli.reading import Reading
@@ -34,8 +35,11 @@ def file_run(
         journal=writing.journal,
         force=writing.force,
         caches=going_on.cache,
-        base_url="local" if connecting.local else base_url_from(connecting.base_url),
-        dialect=connecting.dialect,
+        base_url="local"
+        if connecting.local
+        else base_url_from(connecting.base_url, allow_insecure=connecting.allow_insecure),
+        dialect=connecting.dialect_name,
+        endpoints=endpoints_from(connecting.endpoints),
         policy=RunPolicy(
             ambiguous=going_on.ambiguous,
             retry_failed=going_on.retry_failed,

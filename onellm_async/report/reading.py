@@ -183,6 +183,7 @@ _NAMES = {
     "system_digest": "Digest of the system prompt",
     "base_url": "Address",
     "dialect": "Dialect",
+    "endpoints": "Endpoints",
 }
 
 

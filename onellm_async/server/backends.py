@@ -9,7 +9,7 @@ from onellm_async.chat import JSON, Usage
 from onellm_async.errors import ConfigurationError
 from onellm_async.server.echo import echo, input_tokens_of, tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
-from onellm_async.settings import ApiKey, Timeout, base_url_from
+from onellm_async.settings import ApiKey, Timeout, checked_url
 from onellm_async.wire import dump_json, parse_json, request_to_body
 
 __all__ = ["Backend", "BackendError", "EchoBackend", "UpstreamBackend", "echo"]
@@ -146,7 +146,8 @@ class UpstreamBackend:
 
 def _completions_url(url: str) -> str:
     try:
-        base = base_url_from(url, allow_insecure=True).rstrip("/")
+        checked_url("upstream", url)
+        base = url.rstrip("/")
     except ConfigurationError:
         base = ""
     if not base or "?" in base or "#" in base:

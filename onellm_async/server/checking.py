@@ -36,7 +36,7 @@ def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False)
     problem = _problem(dialect, body, any_model=any_model)
     if problem is None:
         try:
-            return request_from_body(body if dialect is Dialect.BACKEND else body | _integers(body))
+            return request_from_body(_with_our_roles(body) if dialect is Dialect.BACKEND else body | _integers(body))
         except InvalidRequestError as error:
             problem = f"{error.message} {error.advice}".rstrip()
     if dialect is Dialect.DOCUMENTED:
@@ -49,6 +49,15 @@ def _integers(body: dict[str, JSON]) -> dict[str, JSON]:
     """JSON does not tell 10.0 from 10, and neither does the documentation; the published backend does."""
     found = {name: body[name] for name in _INTEGERS if isinstance(body.get(name), float)}
     return {name: int(value) for name, value in found.items() if value.is_integer()}
+
+
+def _with_our_roles(body: dict[str, JSON]) -> dict[str, JSON]:
+    """The backend takes any role; what Gemini calls ``model`` is the assistant of this package."""
+    messages = [
+        message | {"role": "assistant"} if isinstance(message, dict) and message.get("role") == "model" else message
+        for message in body["messages"]
+    ]
+    return body | {"messages": messages}
 
 
 def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:

@@ -4,7 +4,15 @@ from onellm_async.wire.failures import parse_retry_after
 from onellm_async.wire.json_text import dump_json, parse_json
 from onellm_async.wire.notices import Notices
 from onellm_async.wire.replies import decode_reply, response_to_body
-from onellm_async.wire.requests import JSON_HEADERS, Dialect, encode_request, request_from_body, request_to_body
+from onellm_async.wire.requests import (
+    JSON_HEADERS,
+    Dialect,
+    encode_request,
+    endpoints_from,
+    fields_without_effect,
+    request_from_body,
+    request_to_body,
+)
 
 __all__ = [
     "JSON_HEADERS",
@@ -13,6 +21,8 @@ __all__ = [
     "decode_reply",
     "dump_json",
     "encode_request",
+    "endpoints_from",
+    "fields_without_effect",
     "parse_json",
     "parse_retry_after",
     "request_from_body",

@@ -43,8 +43,8 @@ LONGEST_RETRY_AFTER = 300.0
 
 CHECK_BASE_URL = "Check that base_url (--base-url, ONELLM_BASE_URL) is the address of a OneLLM API."
 _EXACT_ADDRESS = "Check base_url (--base-url, ONELLM_BASE_URL): requests are posted to exactly that address."
-_USE_BACKEND = 'set dialect="backend" (--dialect backend, ONELLM_DIALECT=backend).'
-_USE_DOCUMENTED = 'set dialect="documented" (--dialect documented, ONELLM_DIALECT=documented).'
+_USE_BACKEND = 'set dialect="backend" (on the command line --dialect backend or ONELLM_DIALECT=backend).'
+_USE_DOCUMENTED = 'set dialect="documented" (on the command line --dialect documented).'
 
 _OVERLOADED_ADVICE = "Fewer requests at once help: Limits(max_concurrency=…) or --concurrency."
 

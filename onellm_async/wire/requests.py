@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 import attrs
 from cattrs.gen import make_dict_unstructure_fn
@@ -10,9 +11,19 @@ from cattrs.preconf.orjson import make_converter
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, Message
 from onellm_async.errors import ConfigurationError, InvalidRequestError
+from onellm_async.settings import checked_url
+from onellm_async.validation import shown
 from onellm_async.wire.json_text import dump_json
 
-__all__ = ["JSON_HEADERS", "Dialect", "encode_request", "request_from_body", "request_to_body"]
+__all__ = [
+    "JSON_HEADERS",
+    "Dialect",
+    "encode_request",
+    "endpoints_from",
+    "fields_without_effect",
+    "request_from_body",
+    "request_to_body",
+]
 
 JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
@@ -23,7 +34,8 @@ class Dialect(StrEnum):
     DOCUMENTED = "documented"
     """As the OneLLM documentation says: only what the caller set is sent. The default."""
     BACKEND = "backend"
-    """As the published backend demands: ``endpoint``, ``max_tokens`` and ``top_p`` are filled in, ids translated."""
+    """As the published backend demands: ``endpoint``, ``max_tokens`` and ``top_p`` are filled in, ids translated, and
+    instructions stand where the model's provider reads them."""
 
     @classmethod
     def _missing_(cls, value: object) -> "Dialect":
@@ -37,9 +49,27 @@ _PROVIDER_ENDPOINTS = {
     "anthropic": "https://api.anthropic.com/v1/messages",
     "deepseek": "https://api.deepseek.com/chat/completions",
     "mistral": "https://api.mistral.ai/v1/chat/completions",
-    "google": "https://generativelanguage.googleapis.com/v1beta/models/gemini-{model}:generateContent",
+    "google": "https://generativelanguage.googleapis.com/v1beta/models/{model}:generateContent",
 }
 """Where the published backend forwards to, with its own provider keys: it takes the address from the request."""
+_NO_ENDPOINTS: Mapping[str, str] = MappingProxyType({})
+
+_FORWARDED_ALWAYS = frozenset(
+    {"model", "messages", "endpoint", "max_tokens", "top_p", "temperature", "stop_sequences", "stream"}
+)
+_PENALTIES = frozenset({"frequency_penalty", "presence_penalty"})
+_FORWARDED = {
+    "openai": _PENALTIES | {"tools", "tool_choice", "response_format", "seed", "n", "user"},
+    "anthropic": frozenset({"system", "top_k"}),
+    "deepseek": _PENALTIES | {"tools", "logprobs", "top_logprobs"},
+    "google": frozenset({"tools", "contents", "safety_settings", "generation_config"}),
+    "mistral": frozenset[str](),
+}
+"""What the published backend forwards to each provider beyond that; all other fields are read and dropped."""
+_FORWARDED_IN_PART = {
+    "response_format": frozenset({"type"}),
+    "generation_config": frozenset({"top_k", "candidate_count"}),
+}
 
 _converter = make_converter()
 _converter.register_unstructure_hook(Message, make_dict_unstructure_fn(Message, _converter))
@@ -75,31 +105,146 @@ def request_from_body(body: Mapping[str, JSON]) -> ChatRequest:
     return ChatRequest(**known, extra=extra or None)
 
 
-def encode_request(request: ChatRequest, dialect: Dialect) -> bytes:
+def endpoints_from(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
+    """The URLs to which the published backend is told to forward, by the catalog's name of the provider.
+
+    Args:
+        endpoints: From a provider's name, as the catalog or the backend's replies spell it, in any case, to a URL.
+            ``{model}`` in a URL stands for the provider's own name of the model.
+
+    Raises:
+        ConfigurationError: If a provider is unknown or named twice, or a URL is not one.
+
+    Example:
+        >>> dict(endpoints_from({"OpenAI": "http://10.0.0.7/v1/chat/completions"}))
+        {'openai': 'http://10.0.0.7/v1/chat/completions'}
+    """
+    if endpoints is not None and not isinstance(endpoints, Mapping):
+        raise ConfigurationError(f"endpoints is {shown(endpoints)}; it must be a mapping from providers to URLs.")
+    found: dict[str, str] = {}
+    for name, url in (endpoints or {}).items():
+        provider = catalog.provider_called(str(name))
+        if provider is None:
+            known = ", ".join(catalog.PROVIDERS.values())
+            raise ConfigurationError(f"endpoints names the provider {shown(name)}; the known ones are {known}.")
+        if provider in found:
+            raise ConfigurationError(f"endpoints names the provider {catalog.PROVIDERS[provider]} twice.")
+        checked_url(f"The endpoint of {catalog.PROVIDERS[provider]}", url, advice="Its key belongs to the backend.")
+        found[provider] = url
+    return MappingProxyType(found)
+
+
+def encode_request(request: ChatRequest, dialect: Dialect, endpoints: Mapping[str, str] = _NO_ENDPOINTS) -> bytes:
     """The body of the POST.
+
+    Args:
+        request: What to ask.
+        dialect: How to write it.
+        endpoints: In the backend dialect, where the backend is to forward to instead of the provider's own URL, by the
+            catalog's name of the provider. ``{model}`` stands for the provider's own name of the model. A single one
+            is also that of the models which the catalog does not know. ``extra={"endpoint": …}`` goes before it.
 
     Raises:
         InvalidRequestError: In the backend dialect, for a model whose provider is unknown and no ``endpoint`` given.
     """
     body = request_to_body(request)
     if dialect is Dialect.BACKEND:
-        _fill_for_backend(body)
+        _write_for_backend(body, request.extra or {}, endpoints)
     return dump_json(body)
 
 
-def _fill_for_backend(body: dict[str, JSON]) -> None:
-    model = body["model"]  # of any type: extra may have replaced it
+def fields_without_effect(request: ChatRequest, endpoints: Mapping[str, str] = _NO_ENDPOINTS) -> tuple[str, ...]:
+    """What a user should know of fields that the published backend does not forward to the model's provider.
+
+    Args:
+        request: What is asked.
+        endpoints: As for `encode_request`.
+
+    Example:
+        >>> fields_without_effect(ChatRequest("Sonnet-4", "Hi", seed=7, top_k=3))
+        ('The backend does not forward seed to Anthropic: it has no effect there.',)
+    """
+    body = request_to_body(request)
+    provider = _provider(body, endpoints)
+    if provider is None:
+        return ()
+    name, forwarded = catalog.PROVIDERS[provider], _FORWARDED_ALWAYS | _FORWARDED[provider]
+    if "system" not in (request.extra or {}):
+        body.pop("system", None)  # written where the provider reads it
+    lost = [field for field in body if field not in forwarded and body[field] is not None]
+    notices = [f"The backend does not forward {field} to {name}: it has no effect there." for field in lost]
+    for field, parts in _FORWARDED_IN_PART.items():
+        value = body.get(field)
+        if field not in lost and isinstance(value, Mapping) and not value.keys() <= parts:
+            known = " and ".join(sorted(parts))
+            notices.append(f"Of {field}, the backend forwards {known} to {name}, and nothing else.")
+    return tuple(notices)
+
+
+def _provider(body: Mapping[str, JSON], endpoints: Mapping[str, str]) -> str | None:
+    """Whose the model is, as far as the catalog, an ``endpoint`` of a provider's own or a single endpoint tells."""
+    model, endpoint = body["model"], body.get("endpoint")  # of any type: extra may have replaced them
+    entry = catalog.lookup(model) if isinstance(model, str) else None
+    if entry is not None:
+        return entry.provider
+    if isinstance(endpoint, str):
+        hosts = ((provider, url.split("/")[2]) for provider, url in _PROVIDER_ENDPOINTS.items())
+        return next((provider for provider, host in hosts if f"//{host}/" in endpoint), None)
+    return next(iter(endpoints)) if len(endpoints) == 1 and "endpoint" not in body else None
+
+
+def _write_for_backend(body: dict[str, JSON], extra: Mapping[str, JSON], endpoints: Mapping[str, str]) -> None:
+    model = body["model"]
     entry = catalog.lookup(model) if isinstance(model, str) else None
     if entry is not None and entry.backend_name is not None:
         body["model"] = model = entry.backend_name
+    provider = _provider(body, endpoints)
     if "endpoint" not in body:
-        if entry is None:
+        if provider is None or not isinstance(model, str):
             near = catalog.nearest(model) if isinstance(model, str) else None
             raise InvalidRequestError(
-                f"The backend dialect needs to know the provider of model {model!r}, which is not in the catalogue.",
+                f"The backend dialect needs to know the provider of model {model!r}, which is not in the catalog.",
                 advice=(f"Did you mean {near!r}? " if near else "")
-                + 'Otherwise pass extra={"endpoint": "https://…"} with the provider\'s URL.',
+                + 'Otherwise give its URL, and no other: endpoints={"OpenAI": "https://…"} (--endpoint '
+                'OpenAI=https://…), or extra={"endpoint": "https://…"} for a single request.',
             )
-        body["endpoint"] = _PROVIDER_ENDPOINTS[entry.provider].format(model=model.lower())
+        name = f"gemini-{model.lower()}" if provider == "google" else model.lower()
+        url = endpoints.get(provider) or _PROVIDER_ENDPOINTS[provider]
+        body["endpoint"] = url.replace("{model}", name)
     body.setdefault("max_tokens", _BACKEND_MAX_TOKENS)
     body.setdefault("top_p", _BACKEND_TOP_P)
+    if "messages" not in extra:  # what stands in extra is sent as it is
+        _place_instructions(body, provider, own_system="system" in extra)
+
+
+def _place_instructions(body: dict[str, JSON], provider: str | None, *, own_system: bool) -> None:
+    """Puts what ``system`` and system messages say where the provider reads it.
+
+    The backend forwards ``system`` to Anthropic only. OpenAI, DeepSeek and Mistral read system messages. Gemini has
+    none, calls the assistant ``model``, and reads an instruction as the beginning of what the user says.
+    """
+    messages: list[dict[str, str]] = body["messages"]
+    field = "" if own_system else body.pop("system", "")
+    if provider == "google" or (provider == "anthropic" and not own_system):
+        said = [message["content"] for message in messages if message["role"] == "system"]
+        instruction = "\n\n".join(text for text in (field, *said) if text)
+        turns = [message for message in messages if message["role"] != "system"]
+        if provider == "google":
+            turns = [turn | {"role": "model"} if turn["role"] == "assistant" else turn for turn in turns]
+        if instruction and (provider == "google" or not turns):
+            _begin_with(turns, instruction)
+        elif instruction:
+            body["system"] = instruction
+        body["messages"] = turns or [{"role": "user", "content": ""}]
+    elif field:
+        body["messages"] = [{"role": "system", "content": field}, *messages]
+
+
+def _begin_with(turns: list[dict[str, str]], instruction: str) -> None:
+    """Lets the first turn of the user begin with `instruction`."""
+    for position, turn in enumerate(turns):
+        if turn["role"] == "user":
+            content = f"{instruction}\n\n{turn['content']}" if turn["content"] else instruction
+            turns[position] = turn | {"content": content}
+            return
+    turns.insert(0, {"role": "user", "content": instruction})

@@ -44,7 +44,14 @@ class Command:
 async def start(tmp_path, monkeypatch):
     """Starts a command in an empty directory; whatever is left running is killed at the end."""
     started = []
-    usual = {"PYTHONPATH": str(ROOT), "ONELLM_API_KEY": "", "ONELLM_BASE_URL": "", "ONELLM_MODEL": "", "COLUMNS": "100"}
+    usual = {
+        "PYTHONPATH": str(ROOT),
+        "ONELLM_API_KEY": "",
+        "ONELLM_BASE_URL": "",
+        "ONELLM_MODEL": "",
+        "ONELLM_DIALECT": "",
+        "COLUMNS": "100",
+    }
 
     async def start(
         *arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, without=(), **environment

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from onellm_async import catalog
-from onellm_async.chat import ChatRequest
+from onellm_async.chat import ChatRequest, Message
 from onellm_async.server import Outcome, ServerSettings, echo
 from onellm_async.server.service import Job
 from onellm_async.wire import Dialect, decode_reply, encode_request
@@ -162,7 +162,8 @@ def test_any_model_drops_the_list_of_models_but_not_the_type(asking):
 
 @pytest.mark.parametrize("entry", [entry for entry in catalog.entries() if entry.backend_name], ids=lambda e: e.name)
 def test_every_model_of_the_catalogue_is_asked_answered_billed_and_understood(asker, entry):
-    body = encode_request(ChatRequest(entry.name, "What is new?"), Dialect.BACKEND)
+    history = [Message.user("Hi."), Message.assistant("Hello."), Message.user("What is new?")]
+    body = encode_request(ChatRequest(entry.name, history), Dialect.BACKEND)
     job = asker.raw(body)
     assert job.max_tokens == 1024
     before = asker.balance()

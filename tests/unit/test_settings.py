@@ -77,10 +77,10 @@ def test_the_address_comes_from_the_argument_the_environment_or_the_documentatio
     "url",
     [
         "http://127.0.0.1:8000/api",
-        "http://127.8.9.1",
+        "http://127.8.9.1/v1",
         "http://localhost:1/x",
-        "http://[::1]:8000/",
-        "HTTP://LOCALHOST/",
+        "http://[::1]:8000/x/",
+        "HTTP://LOCALHOST/x",
     ],
 )
 def test_plain_http_to_this_machine_is_fine(url: str) -> None:
@@ -93,18 +93,50 @@ def test_plain_http_to_this_machine_is_fine(url: str) -> None:
         "http://example.com/api",
         "http://10.0.0.1/api",
         "http://0.0.0.0/api",
-        "http://127.0.0.1.example.com/",
-        "http://localhost.example.com/",
-        "http://127.1/",
-        "http://2130706433/",
-        "http://[::ffff:10.0.0.1]/",
-        "http://127.0.0.1\\.example.com/",
+        "http://127.0.0.1.example.com/x",
+        "http://localhost.example.com/x",
+        "http://127.1/x",
+        "http://2130706433/x",
+        "http://[::ffff:10.0.0.1]/x",
+        "http://127.0.0.1\\.example.com/x",
     ],
 )
 def test_plain_http_elsewhere_is_refused_unless_allowed(url: str) -> None:
     with pytest.raises(ConfigurationError, match="unencrypted"):
         base_url_from(url)
     assert base_url_from(url, allow_insecure=True) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://127.0.0.1:3000", "http://127.0.0.1:3000/api"),
+        ("http://127.0.0.1:3000/", "http://127.0.0.1:3000/api"),
+        ("https://llm.example", "https://llm.example/api"),
+        ("https://llm.example?a=b", "https://llm.example/api?a=b"),
+        ("https://llm.example/?a=b", "https://llm.example/api?a=b"),
+        ("http://[::1]:3000", "http://[::1]:3000/api"),
+        *((url, url) for url in ("https://llm.example/v1", "https://llm.example/api/", "https://llm.example//")),
+    ],
+)
+def test_an_address_without_a_path_gets_that_of_the_api_and_any_path_stays(
+    url: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert base_url_from(url) == address
+    monkeypatch.setenv("ONELLM_BASE_URL", url)
+    assert base_url_from(None) == address
+
+
+def test_the_query_of_an_address_that_is_refused_is_not_shown() -> None:
+    for url in ("http://llm.example/api?key=hunter2", "ftp://llm.example?key=hunter2", "https://[::1?key=hunter2"):
+        with pytest.raises(ConfigurationError) as caught:
+            base_url_from(url)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_the_flag_for_plain_http_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"allow_insecure=True \(--allow-insecure\)"):
+        base_url_from("http://llm.example/api")
 
 
 @pytest.mark.parametrize(

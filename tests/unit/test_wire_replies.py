@@ -575,10 +575,10 @@ def test_a_redirect_tells_where_without_what_may_be_secret() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "asked", "advice"),
     [
-        (422, "missing field `endpoint` at line 1", b"{}", "--dialect backend, ONELLM_DIALECT=backend"),
+        (422, "missing field `endpoint` at line 1", b"{}", "--dialect backend or ONELLM_DIALECT=backend"),
         (422, {"detail": [{"loc": ["body", "endpoint"], "msg": "Field required"}]}, b"{}", "--dialect backend"),
         (422, "unknown variant `GPT-5-Mini`, expected one of", b"{}", "--dialect backend"),
-        (422, "unknown field `endpoint`", b'{"endpoint":"u"}', "--dialect documented, ONELLM_DIALECT=documented"),
+        (422, "unknown field `endpoint`", b'{"endpoint":"u"}', "--dialect documented"),
         (400, "Unrecognized request argument supplied: endpoint", b'{"endpoint":"u"}', "--dialect documented"),
         (
             422,
