@@ -52,6 +52,11 @@ class Fault:
     posts: int | None = 1
     hangs: bool = False
 
+    @property
+    def total(self) -> float:
+        """Seconds for an attempt: few where it hangs, and many where a slow machine must not look like a hang."""
+        return 0.4 if self.hangs else 30.0
+
 
 def ambiguous(script: Callable[[], Script], message: str, error: type[APIError] = APIConnectionError, **more) -> Fault:
     return Fault(script, error, Billing.POSSIBLY_BILLED, message, **more)
@@ -166,7 +171,7 @@ FAULTS: dict[str, Fault] = {
 each_fault = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 
 
-def client_of(server: FaultServer, *, total: float = 0.15, **policy: object) -> AsyncOneLLM:
+def client_of(server: FaultServer, *, total: float = 30.0, **policy: object) -> AsyncOneLLM:
     retry = RetryPolicy(**{"backoff_base": 0.0, "breaker_failures": 0, **policy})  # type: ignore[arg-type]
     return AsyncOneLLM(
         "key",
@@ -185,7 +190,7 @@ async def timers_left() -> int:
 
 @each_fault
 async def test_a_single_attempt_tells_what_happened_and_what_it_may_have_cost(fault: Fault) -> None:
-    async with FaultServer(fault.script()) as server, client_of(server, max_attempts=1) as client:
+    async with FaultServer(fault.script()) as server, client_of(server, total=fault.total, max_attempts=1) as client:
         with pytest.raises(APIError) as caught:
             await client.chat("Capital of France?", model="GPT-5-Mini")
         error = caught.value
@@ -202,7 +207,7 @@ async def test_a_single_attempt_tells_what_happened_and_what_it_may_have_cost(fa
 
 @each_fault
 async def test_what_can_pass_is_tried_again_and_what_cannot_is_not(fault: Fault) -> None:
-    async with FaultServer(fault.script(), answers()) as server, client_of(server) as client:
+    async with FaultServer(fault.script(), answers()) as server, client_of(server, total=fault.total) as client:
         if fault.retryable:
             response = await client.chat("Capital of France?", model="GPT-5-Mini")
             assert response.content == "Paris."
@@ -217,7 +222,10 @@ async def test_what_can_pass_is_tried_again_and_what_cannot_is_not(fault: Fault)
 
 @each_fault
 async def test_with_ambiguous_never_nothing_is_sent_twice_that_may_have_been_billed(fault: Fault) -> None:
-    async with FaultServer(fault.script(), answers()) as server, client_of(server, ambiguous="never") as client:
+    async with (
+        FaultServer(fault.script(), answers()) as server,
+        client_of(server, total=fault.total, ambiguous="never") as client,
+    ):
         if fault.retryable and fault.billing is not Billing.POSSIBLY_BILLED:
             assert (await client.chat("x", model="GPT-5")).attempts == 2
             return
@@ -231,7 +239,7 @@ async def test_with_ambiguous_never_nothing_is_sent_twice_that_may_have_been_bil
 @each_fault
 async def test_with_ambiguous_once_a_second_such_failure_is_the_last(fault: Fault) -> None:
     scripts = (fault.script(), fault.script(), answers())
-    async with FaultServer(*scripts) as server, client_of(server, ambiguous="once") as client:
+    async with FaultServer(*scripts) as server, client_of(server, total=fault.total, ambiguous="once") as client:
         if fault.retryable and fault.billing is not Billing.POSSIBLY_BILLED:
             assert (await client.chat("x", model="GPT-5")).attempts == 3
             return
