@@ -65,7 +65,7 @@ class Bot:
             return "One moment, let me answer your other questions first."
         person.open_questions += 1
         try:
-            return (await person.conversation.say(text)).content
+            reply = await person.conversation.say(text)
         except (QueueFullError, CircuitOpenError) as error:
             return f"Many people are asking just now. Please try again in {max(1, math.ceil(error.retry_after))} s."
         except DeadlineExceededError:
@@ -73,6 +73,8 @@ class Bot:
         except OneLLMError as error:
             print(error, file=sys.stderr)
             return "Sorry, something went wrong. I have told my operator."
+        else:
+            return reply.content or f"I have no answer to that ({reply.finish_reason})."
         finally:
             person.open_questions -= 1
 

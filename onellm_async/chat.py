@@ -4,6 +4,7 @@ A value that exists is valid: everything that can be known to be wrong about a r
 before anything is sent, with the offending value in the message.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias, TypedDict
@@ -30,13 +31,45 @@ JSON: TypeAlias = Any
 """Whatever JSON can hold: None, bool, int, float, str, a sequence or a string-keyed mapping of these."""
 
 ROLES = ("system", "user", "assistant")
+_TOOL_HISTORY = (
+    'A history with tool calls and their results goes into extra={"messages": […]}, which is sent as it is, in place '
+    "of the messages."
+)
+_ADVICE_ON_ROLES = {
+    "developer": "Did you mean system?",
+    "model": "Did you mean assistant?",
+    "tool": _TOOL_HISTORY,
+    "function": _TOOL_HISTORY,
+}
+
+OPENAI_NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences"}
+"""What OpenAI calls two of OneLLM's fields."""
+
+_MEANT = OPENAI_NAMES | {
+    "max_output_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "num_predict": "max_tokens",
+    "timeout": "deadline",
+    "request_timeout": "deadline",
+    "system_prompt": "system",
+    "system_instruction": "system",
+    "instructions": "system",
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "candidate_count": "n",
+    "num_return_sequences": "n",
+    "extra_body": "extra",
+    "priority": "lane",
+}
+"""What other services and clients call the arguments of this one."""
 
 _check = Checks(InvalidRequestError)
 
 
 def _role(_: object, attribute: object, value: Any) -> None:
     if value not in ROLES:
-        raise _check.refusal("A message's role", value, f"it must be one of {', '.join(ROLES)}")
+        advice = _ADVICE_ON_ROLES.get(value, "") if isinstance(value, str) else ""
+        raise _check.refusal("A message's role", value, f"it must be one of {', '.join(ROLES)}", advice=advice)
 
 
 def _content(_: object, attribute: object, value: Any) -> None:
@@ -83,7 +116,8 @@ class Message:
             raise _check.refusal("A message", value, "it must be a Message or a mapping with role and content")
         unknown = sorted(str(key) for key in value.keys() - {"role", "content"})
         if unknown:
-            raise _check.refusal("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}")
+            advice = _TOOL_HISTORY if any(name.startswith("tool") for name in unknown) else ""
+            raise _check.refusal("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}", advice=advice)
         return cls(value.get("role", ""), value.get("content", None))  # type: ignore[arg-type]  # refused if not a text
 
 
@@ -124,11 +158,15 @@ def _extra(_: object, attribute: object, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise _check.refusal("extra", value, "it must be a mapping of further request fields")
     if "stream" in value:
-        raise InvalidRequestError(
-            f"extra sets stream to {shown(value['stream'])}; OneLLM answers in one piece and cannot stream.",
-            advice="Leave stream out; the API's prose says that it does not work, although its OpenAPI file lists it.",
-        )
+        raise _no_stream(f"extra sets stream to {shown(value['stream'])}")
     _check.json("extra", value)
+
+
+def _no_stream(what: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what}; OneLLM answers in one piece and cannot stream.",
+        advice="Leave stream out; the API's prose says that it does not work, although its OpenAPI file lists it.",
+    )
 
 
 _text = _check.kind(str, "it must be a string")
@@ -165,7 +203,7 @@ class ChatRequest:
         top_logprobs: How many of them, at least 0.
         top_k: At least 1.
         extra: Any other field (``contents``, ``safety_settings``, ``generation_config``, ``endpoint``, …),
-            merged last, so that it wins over all of the above.
+            merged last, so that it wins over all of the above. ``{"messages": […]}`` sends a history with tool calls.
 
     Raises:
         InvalidRequestError: If a value is out of range or of the wrong type; the message shows it.
@@ -270,8 +308,26 @@ def request_for(prompt: Prompt, model: str | None, options: RequestOptions) -> C
         return ChatRequest(model, prompt)
     unknown = options.keys() - RequestOptions.__annotations__.keys()
     if unknown:
-        raise InvalidRequestError(f"There is no request field called {', '.join(sorted(unknown))}; use extra for it.")
+        raise _unknown_options(options, sorted(unknown))
     return ChatRequest(model, prompt, **options)
+
+
+def _unknown_options(options: Mapping[str, object], unknown: list[str]) -> InvalidRequestError:
+    if "stream" in unknown:
+        return _no_stream(f"stream is {shown(options['stream'])}")
+    return InvalidRequestError(
+        " ".join(f"There is no request field called {name}; {_instead_of(name)}" for name in unknown)
+    )
+
+
+def _instead_of(name: str) -> str:
+    if name in {"messages", "prompt", "input"}:
+        return "messages are given as the prompt."
+    close = difflib.get_close_matches(name, RequestOptions.__annotations__, n=1, cutoff=0.8)
+    meant = _MEANT.get(name) or (close[0] if close else None)
+    if meant is not None:
+        return f"did you mean {meant}?"
+    return f'use extra for it: extra={{"{name}": …}} is sent as it is.'
 
 
 @frozen

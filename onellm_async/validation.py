@@ -48,9 +48,9 @@ class Checks:
         self._error = error
         self._subject = subject
 
-    def refusal(self, name: str, value: object, rule: str) -> OneLLMError:
+    def refusal(self, name: str, value: object, rule: str, *, advice: str = "") -> OneLLMError:
         """The error for `value` of the attribute called `name`."""
-        return self._error(f"{self._subject}{name} is {shown(value)}; {rule}.")
+        return self._error(f"{self._subject}{name} is {shown(value)}; {rule}.", advice=advice)
 
     def number(self, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Validator:
         """A finite number from `low` (exclusive when `above`) to `high`."""

@@ -221,10 +221,67 @@ def test_request_for_returns_a_complete_request_as_it_is() -> None:
 def test_request_for_names_what_is_missing_or_unknown() -> None:
     with pytest.raises(InvalidRequestError, match="model is missing"):
         request_for("x", None, {})
-    with pytest.raises(InvalidRequestError, match="no request field called frequency, max_token; use extra for it"):
+    with pytest.raises(InvalidRequestError) as caught:
         request_for("x", "GPT-5", {"max_token": 1, "frequency": 2})  # type: ignore[typeddict-unknown-key]
-    with pytest.raises(InvalidRequestError, match="no request field called stream"):
-        request_for("x", "GPT-5", {"stream": True})  # type: ignore[typeddict-unknown-key]
+    assert str(caught.value) == (
+        'There is no request field called frequency; use extra for it: extra={"frequency": …} is sent as it is. '
+        "There is no request field called max_token; did you mean max_tokens?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("stop", "stop_sequences"),
+        ("timeout", "deadline"),
+        ("max_completion_tokens", "max_tokens"),
+        ("max_output_tokens", "max_tokens"),
+        ("system_prompt", "system"),
+        ("functions", "tools"),
+        ("temprature", "temperature"),
+        ("stop_sequence", "stop_sequences"),
+        ("extra_body", "extra"),
+    ],
+)
+def test_what_other_services_call_a_field_is_understood(name: str, meant: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request_for("x", "GPT-5", {name: 1})  # type: ignore[misc]
+    assert str(caught.value) == f"There is no request field called {name}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("name", ["logit_bias", "reasoning_effort", "thinking", "endpoint", "safety_settings"])
+def test_a_field_that_is_no_other_one_goes_into_extra(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f'called {name}; use extra for it: extra=.*"{name}"'):
+        request_for("x", "GPT-5", {name: 1})  # type: ignore[misc]
+
+
+def test_messages_belong_into_the_prompt() -> None:
+    with pytest.raises(InvalidRequestError, match="called messages; messages are given as the prompt"):
+        request_for("x", "GPT-5", {"messages": []})  # type: ignore[typeddict-unknown-key]
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_streaming_as_an_option_is_refused_with_the_reason(value: object) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot stream") as caught:
+        request_for("x", "GPT-5", {"stream": value, "stop": "x"})  # type: ignore[typeddict-unknown-key]
+    assert f"stream is {value!r}; " in str(caught.value)
+    assert "OpenAPI" in caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "tool", "content": "18", "tool_call_id": "c1"}, 'goes into extra={"messages": […]}'),
+        ({"role": "assistant", "content": None, "tool_calls": []}, 'goes into extra={"messages": […]}'),
+        ({"role": "tool", "content": "18"}, 'goes into extra={"messages": […]}'),
+        ({"role": "developer", "content": "x"}, "Did you mean system?"),
+        ({"role": "model", "content": "x"}, "Did you mean assistant?"),
+    ],
+)
+def test_a_message_of_another_api_says_how_it_can_be_sent(message: dict[str, str], words: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        ChatRequest("GPT-5", [message])
+    assert words in str(caught.value)
 
 
 def test_an_outcome_unwraps_to_its_response_or_raises_its_error() -> None:

@@ -5,14 +5,18 @@ import pytest
 
 from onellm_async import (
     AsyncOneLLM,
+    ChatResponse,
     ConfigurationError,
     Conversation,
+    DeadlineExceededError,
+    Event,
     InvalidRequestError,
     Limits,
     Message,
     RetryPolicy,
 )
-from onellm_async.errors import InternalServerError
+from onellm_async.errors import FailureKind, InternalServerError
+from onellm_async.events import Answered
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json, parse_json
 
@@ -22,6 +26,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.bodies: list[dict] = []
+        self.replies: dict[str, dict] = {}
         self.under_way = 0
 
     async def post(self, body: bytes) -> RawReply:
@@ -35,7 +40,10 @@ class Counting:
             if last == "hang":
                 await asyncio.get_running_loop().create_future()
             status = 500 if last == "fail" else 200
-            return RawReply(status, {}, dump_json({"content": str(len(sent["messages"]))}))
+            if any(not message["content"].strip() for message in sent["messages"]):
+                return RawReply(400, {}, b'{"error":"messages must not be empty"}')
+            reply = {"content": str(len(sent["messages"]))} | self.replies.get(last, {})
+            return RawReply(status, {}, dump_json(reply))
         finally:
             self.under_way -= 1
 
@@ -104,6 +112,86 @@ async def test_no_more_is_kept_or_sent_than_allowed_and_no_answer_leads(
         assert sent[0]["role"] == "user"
         assert sent[-1]["content"] == str(number)
         assert len(sent) < most or number == 0
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {"content": ""},
+        {"content": " \n"},
+        {"content": None, "finish_reason": "content_filter"},
+        {"content": None, "finish_reason": "length"},
+        {"content": None, "tool_calls": [{"id": "c1"}]},
+        {"content": None, "refusal": "No."},
+        {"content": [{"type": "image_url"}]},
+    ],
+)
+async def test_an_answer_without_text_joins_no_history_and_its_question_neither(
+    client: AsyncOneLLM, transport: Counting, reply: dict
+) -> None:
+    conversation = Conversation(client, model="GPT-5", max_messages=3)
+    transport.replies["hello"] = reply
+    answer = await conversation.say("hello")
+    assert answer.content.strip() == ""
+    assert {**reply, **answer.extra} == {**answer.extra, **reply}, "it is returned as it is"
+    assert conversation.messages == ()
+    assert (await conversation.say("are you there?")).content == "1"
+    before = conversation.messages
+    await conversation.say("hello")
+    assert conversation.messages == before == (Message.user("are you there?"), Message.assistant("1"))
+    assert (await conversation.say("please?")).content == "1"
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+async def test_an_empty_text_is_refused_unsent(client: AsyncOneLLM, transport: Counting, text: str) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    with pytest.raises(InvalidRequestError, match="The text to say is empty"):
+        await conversation.say(text)
+    assert (transport.bodies, conversation.messages) == ([], ())
+
+
+@pytest.mark.parametrize("most", range(2, 8))
+@pytest.mark.parametrize("begin", [1, 2])
+async def test_the_instructions_that_a_history_begins_with_stay(
+    client: AsyncOneLLM, transport: Counting, most: int, begin: int
+) -> None:
+    instructions = [Message.system(f"rule {number}") for number in range(begin)]
+    history = [*instructions, Message.user("a"), Message.assistant("b"), Message.system("later")]
+    conversation = Conversation(client, model="GPT-5", max_messages=most, history=history)
+    for number in range(6):
+        await conversation.say(str(number))
+        sent = [(message["role"], message["content"]) for message in transport.bodies[-1]["messages"]]
+        assert sent[:begin] == [("system", message.content) for message in instructions]
+        assert sent[-1] == ("user", str(number))
+        assert sent[begin][0] != "assistant"
+        assert len(conversation.messages) <= max(most, begin + 2)
+    assert ("system", "later") not in sent
+    assert len(conversation.messages) >= min(most, begin + 2) - 1
+
+
+@pytest.mark.virtual_time
+async def test_a_turn_that_gets_its_turn_too_late_has_exceeded_its_deadline() -> None:
+    busy: list[float] = []
+
+    def block(event: Event) -> None:
+        if isinstance(event, Answered) and not busy:
+            busy.append(1)
+            loop._jumping.elapsed += 0.8  # type: ignore[attr-defined]  # the loop stands still meanwhile
+
+    loop = asyncio.get_running_loop()
+    client = AsyncOneLLM(transport=Counting(), limits=Limits.unlimited(), hooks=[block])
+    conversation = Conversation(client, model="GPT-5", deadline=0.5)
+    first, second = await asyncio.gather(conversation.say("a"), conversation.say("b"), return_exceptions=True)
+    assert isinstance(first, ChatResponse)
+    assert type(second) is DeadlineExceededError
+    assert second.kind is FailureKind.DEADLINE
+    assert len(conversation.messages) == 2
+
+
+@pytest.mark.parametrize("deadline", [0, -1, float("nan"), "5", True])
+def test_a_deadline_that_is_none_is_refused(client: AsyncOneLLM, deadline: object) -> None:
+    with pytest.raises(ConfigurationError, match="deadline is"):
+        Conversation(client, model="GPT-5", deadline=deadline)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 0, -5])

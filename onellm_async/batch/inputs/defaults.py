@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import attrs
 from attrs import frozen
 
-from onellm_async.chat import JSON, ChatRequest, Prompt
+from onellm_async.chat import JSON, OPENAI_NAMES, ChatRequest, Prompt
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import shown
 from onellm_async.wire import request_from_body
@@ -14,9 +14,6 @@ __all__ = ["DEFAULT_MODEL", "RequestDefaults"]
 
 DEFAULT_MODEL = "GPT-5-Nano"
 """The model asked when nobody names one: the cheapest of OpenAI's in the catalogue."""
-
-_OPENAI_NAMES = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences"}
-"""What OpenAI calls two of OneLLM's fields."""
 
 
 def _message(value: JSON) -> JSON:
@@ -90,7 +87,7 @@ class RequestDefaults:
         Raises:
             InvalidRequestError: If a field is missing or refused.
         """
-        renamed = {_OPENAI_NAMES.get(name, name): value for name, value in body.items() if value is not None}
+        renamed = {OPENAI_NAMES.get(name, name): value for name, value in body.items() if value is not None}
         if isinstance(messages := renamed.get("messages"), list):
             renamed["messages"] = [_message(message) for message in messages]
         stop = renamed.get("stop_sequences")
