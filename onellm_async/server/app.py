@@ -103,7 +103,13 @@ class LocalServer:
         for page in ("/openapi.json", "/healthz", "/ledger"):
             app.router.add_route("*", page, _only_get)
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN,
+            auto_decompress=False,  # the service does it, within bounds
+        )
         try:
             await runner.setup()
             await web.TCPSite(runner, self._host, self._port).start()
@@ -144,10 +150,8 @@ class LocalServer:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return _whole(self.service.too_long(clock()))
-        except web.RequestPayloadError:  # for example broken compression
-            return _whole(self.service.unreadable(clock()))
-        except ConnectionError:  # gone before the whole body came: nothing has been asked
-            return web.Response()
+        except (ConnectionError, web.RequestPayloadError):  # the whole body never came: nothing has been asked
+            return web.Response(status=400)
         received = self.service.receive(request.method, request.path, request.headers, body, clock())
         if isinstance(received, RawReply):
             return _whole(received)

@@ -1,5 +1,6 @@
 """What each dialect accepts as a request body. Pure."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -9,7 +10,10 @@ from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import shown
 from onellm_async.wire import Dialect, request_from_body
 
-__all__ = ["Malformed", "checked"]
+__all__ = ["MOST_BODY_BYTES", "Malformed", "checked", "decompressed"]
+
+MOST_BODY_BYTES = 32 * 1024 * 1024
+"""Longer requests are refused with 413, before and after decompression."""
 
 _INTEGERS = ("max_tokens", "seed", "n", "top_logprobs", "top_k")
 _MOST_U32 = 2**32 - 1
@@ -17,8 +21,54 @@ _LONGEST_NAME = 100
 """Characters; to look for names like a longer one would take seconds, and every other request would wait."""
 
 
+_GZIP = 16 + zlib.MAX_WBITS
+"""The window of zlib that reads gzip's header."""
+
+
 class Malformed(Exception):  # noqa: N818  # a verdict on a body, never seen outside
-    """The body is not a chat request; the text is what the service says."""
+    """The body is not a chat request; the text is what the service says.
+
+    Attributes:
+        status: HTTP status to say it with.
+    """
+
+    def __init__(self, text: str, status: int = 422) -> None:
+        super().__init__(text)
+        self.status: int = status
+
+
+def decompressed(body: bytes, encoding: str) -> bytes:
+    """`body` without its ``Content-Encoding``. Takes no more memory than the longest body that is accepted.
+
+    Args:
+        body: As it was sent.
+        encoding: The header's value; "" when there is none.
+
+    Raises:
+        Malformed: If the encoding is unknown or broken, or the body too long.
+    """
+    for name in reversed(encoding.casefold().split(",")):  # the last one was applied last
+        name = name.strip()  # noqa: PLW2901
+        if name in {"gzip", "x-gzip"}:
+            body = _inflated(body, _GZIP)
+        elif name == "deflate":  # by standard with zlib's header, whose low four bits are 8; many leave it out
+            body = _inflated(body, zlib.MAX_WBITS if body[:1] and body[0] & 0xF == 8 else -zlib.MAX_WBITS)
+        elif name not in {"", "identity"}:
+            raise Malformed(f"Content-Encoding is {shown(name)}; send gzip, deflate or no encoding.", 415)
+    return body
+
+
+def _inflated(body: bytes, window: int) -> bytes:
+    stream = zlib.decompressobj(window)
+    try:
+        body = stream.decompress(body, MOST_BODY_BYTES + 1)
+    except zlib.error:
+        body = b""
+    if len(body) > MOST_BODY_BYTES:
+        raise Malformed("Failed to buffer the request body: length limit exceeded", 413)
+    if not stream.eof or stream.unused_data:
+        raise Malformed("Failed to buffer the request body: it is not what Content-Encoding says", 400)
+    return body
 
 
 def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> ChatRequest:

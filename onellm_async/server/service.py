@@ -20,7 +20,7 @@ from onellm_async import catalog
 from onellm_async.chat import ChatRequest
 from onellm_async.server import rejections
 from onellm_async.server.accounts import MINIMUM_BALANCE, Account, Accounts
-from onellm_async.server.checking import Malformed, checked
+from onellm_async.server.checking import MOST_BODY_BYTES, Malformed, checked, decompressed
 from onellm_async.server.echo import asked_text, input_tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Delivery, Job
 from onellm_async.server.ledger import MOST_PROMPT_CHARACTERS, Ledger, LedgerRow, Outcome
@@ -32,9 +32,6 @@ __all__ = ["MOST_BODY_BYTES", "PATH", "Completion", "Delivery", "Job", "Service"
 
 PATH = "/api"
 """The one address of the API; everything else is not found."""
-
-MOST_BODY_BYTES = 32 * 1024 * 1024
-"""Longer requests are refused with 413."""
 
 
 class Service:
@@ -66,7 +63,7 @@ class Service:
             method: HTTP method.
             path: Without the query.
             headers: Case-insensitive, or with the usual capitals.
-            body: The whole body.
+            body: The whole body, compressed if it came so.
             now: Seconds on the server's clock.
         """
         if len(body) > MOST_BODY_BYTES:
@@ -82,16 +79,10 @@ class Service:
 
     def too_long(self, now: float) -> RawReply:
         """What to say to a body beyond `MOST_BODY_BYTES`, which the host need not have read to its end."""
-        return self._unread(413, "Failed to buffer the request body: length limit exceeded", now)
-
-    def unreadable(self, now: float) -> RawReply:
-        """What to say to a body whose compression is broken."""
-        return self._unread(400, "Failed to buffer the request body: it is not what Content-Encoding says", now)
-
-    def _unread(self, status: int, text: str, now: float) -> RawReply:
         self._arrived += 1
         self._enter(Outcome.REJECTED, now, None)
-        return rejections.framework_rejection(self.settings.dialect, status, text)
+        text = "Failed to buffer the request body: length limit exceeded"
+        return rejections.framework_rejection(self.settings.dialect, 413, text)
 
     def _turned_away(self, status: int, text: str, now: float, headers: dict[str, str] | None = None) -> RawReply:
         self._enter(Outcome.REJECTED, now, None)
@@ -137,10 +128,11 @@ class Service:
             status, text = 415, "Expected request with `Content-Type: application/json`"
         else:
             try:
+                body = decompressed(body, headers.get("Content-Encoding", ""))
                 body.decode()  # parse_json forgives broken text in replies; who sends it should hear of it
                 return checked(dialect, parse_json(body), len(body), any_model=self.settings.any_model)
             except Malformed as problem:
-                status, text = 422, str(problem)
+                status, text = problem.status, str(problem)
             except ValueError as problem:
                 status, text = 400, f"Failed to parse the request body as JSON: {problem}"
         self._enter(Outcome.REJECTED, now, account)

@@ -1,6 +1,8 @@
 import asyncio
 import gzip
 import json
+import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from onellm_async import catalog
 from onellm_async.server import Faults, LocalServer, Outcome, ServerSettings, Service, echo
+from onellm_async.server.checking import MOST_BODY_BYTES
 from onellm_async.server.service import Job
 
 FIELDS = [
@@ -46,6 +49,7 @@ HEADERS = st.fixed_dictionaries(
         "Content-Type": st.just("application/json") | st.text(max_size=20),
     },
 )
+JSON_TYPE = {"Content-Type": "application/json"}
 RIGHT = {"Authorization": "Bearer k", "Content-Type": "application/json"}
 
 
@@ -181,6 +185,57 @@ async def test_broken_compression_is_refused_as_each_dialect_does_and_entered(se
             assert reply.content_type == ("application/json" if dialect == "documented" else "text/plain")
             assert "Content-Encoding" in await reply.text()
         assert server.ledger.outcomes == {Outcome.REJECTED: 1}
+
+
+def bomb(encoding, size=MOST_BODY_BYTES + 1):
+    packing = zlib.compressobj(wbits={"gzip": 31, "deflate": 15, "raw": -15}[encoding])
+    return b"".join(packing.compress(b" " * 2**20) for _ in range(size // 2**20 + 1)) + packing.flush()
+
+
+@pytest.mark.parametrize(("header", "encoding"), [("gzip", "gzip"), ("X-GZIP", "gzip"), ("deflate", "deflate")])
+def test_compressed_body_is_read_and_one_beyond_the_bound_is_refused_in_bounded_memory(asking, header, encoding):
+    asker = asking(ServerSettings())
+    body = json.dumps(asker.body).encode()
+    packing = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[encoding])
+    assert isinstance(
+        asker.raw(packing.compress(body) + packing.flush(), headers=JSON_TYPE | {"Content-Encoding": header}), Job
+    )
+    body = bomb(encoding, 200 * 2**20)
+    assert len(body) < 300_000
+    tracemalloc.start()
+    try:
+        reply = asker.raw(body, headers=JSON_TYPE | {"Content-Encoding": header})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reply.status == 413
+    assert peak < 2.5 * MOST_BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status"),
+    [
+        ("deflate", zlib.compress(b"{}")[2:-4], 422),  # without zlib's header, as many send it
+        ("identity", b"{}", 422),
+        ("deflate, gzip", gzip.compress(zlib.compress(b"{}")), 422),
+        ("gzip, deflate", gzip.compress(zlib.compress(b"{}")), 400),
+        ("gzip", gzip.compress(b"{}")[:-3], 400),
+        ("gzip", gzip.compress(b"{}") * 1000, 400),
+        ("gzip", gzip.compress(bomb("gzip")), 400),
+        ("gzip, gzip", gzip.compress(bomb("gzip")), 413),
+        ("gzip", b"", 400),
+        ("br", b"{}", 415),
+        ("zstd", b"{}", 415),
+    ],
+    ids=["raw", "identity", "both", "wrong order", "cut", "many", "inner", "nested bomb", "empty", "br", "zstd"],
+)
+@pytest.mark.parametrize("dialect", ["documented", "backend"])
+def test_every_content_encoding_is_read_or_refused_in_words(asking, dialect, encoding, body, status):
+    asker = asking(ServerSettings(dialect=dialect))
+    reply = asker.raw(body, headers=JSON_TYPE | {"Content-Encoding": encoding})
+    assert reply.status == status
+    assert reply.body
+    assert asker.ledger.outcomes == {Outcome.REJECTED: 1}
 
 
 async def test_bytes_beyond_ascii_in_a_key_are_an_unknown_key(connected):
