@@ -28,7 +28,8 @@ Examples:
 
 Without --key any key is accepted and has a balance of 100 USD. Beside the API
 the server answers GET /healthz, GET /ledger (counters) and GET /openapi.json.
-A key for --upstream is read from ONELLM_UPSTREAM_API_KEY.
+A key for --upstream is read from ONELLM_UPSTREAM_API_KEY. Answers of an
+upstream cost no balance: its prices are not known here.
 It exits with 0 when it is stopped by Ctrl-C or SIGTERM.
 """
 
@@ -45,7 +46,11 @@ class Serving:
     burst: Annotated[int, Parameter(help="Requests taken at once after a pause.")] = 40
     key: Annotated[
         tuple[str, ...],
-        Parameter(negative="", help="KEY or KEY=BALANCE in USD; repeatable. [default: any key, with 100 USD]"),
+        Parameter(
+            negative="",
+            show_default=False,
+            help="KEY or KEY=BALANCE in USD; repeatable. [default: any key, with 100 USD]",
+        ),
     ] = ()
     dialect: Annotated[
         Literal["documented", "backend"],
@@ -55,7 +60,10 @@ class Serving:
         str | None, Parameter(help="OpenAI-compatible URL that really answers. [default: echo the prompt]")
     ] = None
     upstream_model: Annotated[str | None, Parameter(help="Model to ask there. [default: the one asked for]")] = None
-    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1"
+    upstream_timeout: Annotated[float, Parameter(help="Seconds that the upstream may take for one answer.")] = 600.0
+    host: Annotated[
+        str, Parameter(help="Address to listen on. Any but this machine's own needs --key with --upstream.")
+    ] = "127.0.0.1"
     port: Annotated[int, Parameter(help="Port to listen on; 0 takes a free one.")] = 8080
 
 
@@ -131,7 +139,12 @@ async def _serve(settings: "ServerSettings", serving: Serving) -> None:
     backend = None
     if serving.upstream is not None:
         upstream_key = os.environ.get("ONELLM_UPSTREAM_API_KEY")
-        backend = UpstreamBackend(serving.upstream, api_key=upstream_key, model=serving.upstream_model)
+        backend = UpstreamBackend(
+            serving.upstream,
+            api_key=upstream_key,
+            model=serving.upstream_model,
+            timeout=serving.upstream_timeout,
+        )
     stop = asyncio.Event()
     with ending_on_signals(stop):
         try:

@@ -1,12 +1,13 @@
 """A OneLLM on this machine: for trying things out, for tests, and in front of any OpenAI-compatible model."""
 
 from onellm_async.server.app import LocalServer, serve
-from onellm_async.server.backends import Backend, BackendError, EchoBackend, UpstreamBackend
+from onellm_async.server.backends import Backend, BackendError, EchoBackend
 from onellm_async.server.echo import echo
 from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
 from onellm_async.server.service import Service
 from onellm_async.server.settings import Fault, Faults, ServerSettings
+from onellm_async.server.upstream import UpstreamBackend
 
 __all__ = [
     "Backend",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import struct
@@ -10,7 +11,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from aiohttp import web
+from attrs import evolve
 
+from onellm_async.errors import ConfigurationError
+from onellm_async.failure_kinds import Billing
 from onellm_async.server.backends import Backend, BackendError, EchoBackend
 from onellm_async.server.jobs import Completion, Delivery, Job
 from onellm_async.server.ledger import Ledger
@@ -59,8 +63,12 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self.service: Service = Service(settings if settings is not None else ServerSettings())
         self._backend: Backend = backend if backend is not None else EchoBackend()
+        self._forwards: bool = getattr(self._backend, "forwards", False) is True
+        settings = settings if settings is not None else ServerSettings()
+        if settings.list_prices is None:
+            settings = evolve(settings, list_prices=not self._forwards)
+        self.service: Service = Service(settings)
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -96,6 +104,8 @@ class LocalServer:
     async def __aenter__(self) -> Self:
         if self._runner is not None:
             raise RuntimeError("The local server is running already; make another LocalServer for another port.")
+        if self._forwards and self.service.settings.keys is None:
+            await _refuse_strangers(self._host)
         app = web.Application(client_max_size=MOST_BODY_BYTES)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/healthz", self._health)
@@ -109,6 +119,7 @@ class LocalServer:
             handle_signals=False,
             shutdown_timeout=_SHUTDOWN,
             auto_decompress=False,  # the service does it, within bounds
+            handler_cancellation=self._forwards,
         )
         try:
             await runner.setup()
@@ -161,22 +172,27 @@ class LocalServer:
         return await _half(request, delivery.reply) if delivery.truncated else _whole(delivery.reply)
 
     async def _processed(self, job: Job, request: web.Request) -> Delivery:
+        billing = Billing.NOT_BILLED
         try:
             if job.plan.latency > 0:
                 await asyncio.sleep(job.plan.latency)
             doom = self.service.doomed(job)
             if doom is not None:
                 return doom
+            if self._forwards:  # from here on it is at work elsewhere
+                billing = Billing.POSSIBLY_BILLED
             completion = await self._completion(job)
         except BackendError as error:
-            return self.service.fail(job, str(error))
+            return self.service.fail(
+                job, str(error), status=error.status, retry_after=error.retry_after, billing=error.billing
+            )
         except Exception as error:  # a backend of somebody's own has a bug: the client hears of it as of any failure
             _log.exception("The backend failed on request %d", job.number)
-            return self.service.fail(job, f"The backend raised {type(error).__name__}.")
-        except asyncio.CancelledError:  # the server is being stopped
-            self.service.abandon(job)
+            return self.service.fail(job, f"The backend raised {type(error).__name__}.", billing=billing)
+        except asyncio.CancelledError:  # the server is being stopped, or the client has hung up on a forwarded chat
+            self.service.abandon(job, billing=billing)
             raise
-        # Whoever hangs up while the model works pays all the same: nobody tells the model.
+        # A client that hangs up while the model works is billed all the same, as by the published service.
         gone = request.transport is None or request.transport.is_closing()
         return self.service.complete(job, completion, reader_gone=gone)
 
@@ -221,6 +237,30 @@ async def serve(
         if on_ready is not None:
             on_ready(server)
         await asyncio.get_running_loop().create_future()
+
+
+async def _refuse_strangers(host: str) -> None:
+    """Refuses to listen for other machines without keys, where each answer costs the owner of the upstream's key.
+
+    Raises:
+        ConfigurationError: If `host` is anything but this machine's loopback.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host or None, 0, flags=socket.AI_PASSIVE)
+        local = all(_is_loopback(address[0]) for *_, address in found)
+    except OSError:  # not found, so that nothing listens there; the attempt to do so tells why
+        return
+    if not local:
+        raise ConfigurationError(
+            f"Listening on {host!r} without keys lets everybody who reaches it ask at the expense of the upstream.",
+            advice="Set keys (on the command line: --key KEY), or listen on 127.0.0.1.",
+        )
+
+
+def _is_loopback(address: str | int) -> bool:
+    parsed = ipaddress.ip_address(address)
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
 
 
 async def _only_get(request: web.Request) -> web.Response:

@@ -21,6 +21,9 @@ class Outcome(Enum):
     """Processed and billed, but the reply was reset, cut off, or its reader had gone."""
     FAILED = "failed"
     """An error of the service or its upstream; not billed."""
+    POSSIBLY_BILLED = "possibly_billed"
+    """The upstream was asked, and no answer came of it that could be passed on: it may have billed. The account is not
+    charged."""
     DROPPED = "dropped"
     """Not processed: the connection was reset before, or the server was stopped; not billed."""
     REFUSED = "refused"

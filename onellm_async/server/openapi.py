@@ -33,9 +33,9 @@ def _enveloped(codes: list[int], output: dict[str, JSON]) -> dict[str, JSON]:
     return {"type": "object", "required": ["code", "output"], "properties": properties}
 
 
-_ENVELOPE: dict[str, JSON] = {
-    "oneOf": [_enveloped([200], _REPLY), _enveloped([401, 429], _ERROR), _enveloped([500], _FAILURE)]
-}
+def _envelope(*, any_model: bool) -> dict[str, JSON]:
+    codes = [code for code in range(400, 600) if code != 500] if any_model else [401, 429]  # those of any upstream
+    return {"oneOf": [_enveloped([200], _REPLY), _enveloped(codes, _ERROR), _enveloped([500], _FAILURE)]}
 
 
 def _nullable(schema: dict[str, JSON]) -> dict[str, JSON]:
@@ -85,17 +85,18 @@ def _response(text: str, schema: dict[str, JSON], media: str = "application/json
     return {"description": text, "content": {media: {"schema": schema}}}
 
 
-def _responses(dialect: Dialect) -> dict[str, JSON]:
+def _responses(dialect: Dialect, *, any_model: bool) -> dict[str, JSON]:
     gateway = _response("From a gateway; only with faults switched on", _TEXT, "text/html")
     if dialect is Dialect.BACKEND:
         return {
-            "200": _response("An answer, or a failure of the service, in an envelope", _ENVELOPE),
+            "200": _response("An answer, or a failure of the service, in an envelope", _envelope(any_model=any_model)),
             "400": _response("Not JSON", _TEXT, "text/plain"),
             "413": _response("Longer than 32 MiB", _TEXT, "text/plain"),
             "415": _response("Not application/json", _TEXT, "text/plain"),
             "422": _response("A field is missing, unknown or of the wrong type", _TEXT, "text/plain"),
             "502": gateway,
         }
+    upstream = _response("The upstream failed, or its answer is none", _ERROR)
     return {
         "200": _response("An answer", _REPLY),
         "400": _response("Not JSON", _ERROR),
@@ -106,10 +107,14 @@ def _responses(dialect: Dialect) -> dict[str, JSON]:
         "422": _response("A field is missing, unknown or of the wrong type", _ERROR),
         "429": {
             **_response("Refused by rate limit", _ERROR),
-            "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Only if so configured"}},
+            "headers": {
+                "Retry-After": {"schema": {"type": "number"}, "description": "As configured, or as an upstream says"}
+            },
         },
-        "500": _response("The service or its upstream failed; not billed", _ERROR),
-        "502": gateway,
+        "500": _response("The service failed; not billed", _ERROR),
+        "502": {**upstream, "content": {**upstream["content"], **gateway["content"]}},
+        "504": _response("The upstream did not answer in time", _ERROR),
+        **({"4XX": _response("As the upstream answered", _ERROR)} if any_model else {}),
     }
 
 
@@ -130,7 +135,7 @@ def openapi_document(dialect: Dialect, *, any_model: bool = False) -> dict[str, 
         "summary": "Answer one chat",
         "security": [{"key": []}],
         "requestBody": {"required": True, "content": body},
-        "responses": _responses(dialect),
+        "responses": _responses(dialect, any_model=any_model),
     }
     healthy: dict[str, JSON] = {"type": "object", "required": ["status"], "properties": {"status": {"const": "ok"}}}
     counters: dict[str, JSON] = {"type": "object", "additionalProperties": {"type": "number"}}

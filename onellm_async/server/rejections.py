@@ -1,5 +1,7 @@
 """How each dialect says no, and how it says yes. Pure."""
 
+from math import ceil
+
 from onellm_async import catalog
 from onellm_async.chat import JSON
 from onellm_async.server.jobs import Completion, Job
@@ -16,6 +18,7 @@ __all__ = [
     "framework_rejection",
     "gateway_error",
     "handler_error",
+    "retry_headers",
 ]
 
 _JSON = {"Content-Type": "application/json"}
@@ -44,23 +47,40 @@ NO_BALANCE = "Insufficient balance, please topup your balance to continue using 
 def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
     """A success: flat as documented, or in the backend's envelope.
 
-    Where a backend does not say what it calls its model, the name is made from the one asked, in small letters.
+    Where a backend does not say what it calls its model, the name is made from the one asked, in small letters, and
+    the provider is that of the catalogue. A model with a name of its own has no provider but the one it tells.
     """
-    entry = catalog.lookup(job.request.model)
-    usage = completion.usage
-    flat: JSON = {
-        "provider": _PROVIDERS[entry.provider] if entry is not None else None,
-        "model": completion.model or job.request.model.lower(),
-        "role": "assistant",
+    usage, model, provider = completion.usage, completion.model, completion.provider
+    if model is None:
+        entry = catalog.lookup(job.request.model)
+        model, provider = job.request.model.lower(), _PROVIDERS[entry.provider] if entry is not None else provider
+    counts: dict[str, JSON] = {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+    }
+    flat: dict[str, JSON] = {
+        "provider": provider,
+        "model": model,
+        "role": completion.role,
         "content": completion.content,
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "total_tokens": usage.total_tokens,
-        },
+        "usage": {**counts, **{name: it for name, it in completion.usage_details.items() if name not in counts}},
         "finish_reason": completion.finish_reason,
     }
+    flat |= {name: value for name, value in completion.extra.items() if name not in flat}
     return RawReply(200, _JSON, dump_json(flat if dialect is Dialect.DOCUMENTED else {"code": 200, "output": flat}))
+
+
+def retry_headers(seconds: float | None) -> dict[str, str]:
+    """The headers that tell when a retry makes sense; none for None.
+
+    ``Retry-After`` keeps a fraction, as gateways send it and clients of such services read it. A client that knows
+    whole seconds only finds the milliseconds in the other one.
+    """
+    if seconds is None:
+        return {}
+    milliseconds = ceil(seconds * 1000 - 1e-6)
+    return {"Retry-After": f"{milliseconds / 1000:.3f}".rstrip("0").rstrip("."), "retry-after-ms": str(milliseconds)}
 
 
 def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, str] | None = None) -> RawReply:

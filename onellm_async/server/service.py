@@ -5,7 +5,7 @@
     receive(request, now) ─→ a reply at once (refused, rejected), or
                           ─→ a Job: wait job.plan.latency, then
                                doomed(job)  ─→ a Delivery where the plan has it fail before processing, or
-                               complete(job, completion) / fail(job, text) ─→ a Delivery, or
+                               complete(job, completion) / fail(job, text, …) ─→ a Delivery, or
                                abandon(job) where the host cannot go on
 
 The host only waits, calls the backend and writes bytes; so the same service runs over HTTP and in simulations.
@@ -18,6 +18,7 @@ from attrs import frozen
 
 from onellm_async import catalog
 from onellm_async.chat import ChatRequest
+from onellm_async.failure_kinds import Billing
 from onellm_async.server import rejections
 from onellm_async.server.accounts import MINIMUM_BALANCE, Account, Accounts
 from onellm_async.server.checking import MOST_BODY_BYTES, Malformed, checked, decompressed
@@ -44,6 +45,7 @@ class Service:
     def __init__(self, settings: ServerSettings) -> None:
         self.settings: ServerSettings = settings
         self.ledger: Ledger = Ledger(settings.keep_rows)
+        self._priced = settings.list_prices is not False
         self._accounts = Accounts(settings)
         self._random = Random(settings.faults.seed)
         self._arrived = 0
@@ -142,12 +144,11 @@ class Service:
         if account.bucket.try_take(1, now):
             return None
         self._enter(Outcome.REFUSED, now, account, request)
-        seconds = self.settings.faults.retry_after
-        headers = {} if seconds is None else {"Retry-After": str(seconds)}
+        headers = rejections.retry_headers(self.settings.faults.retry_after)
         return rejections.handler_error(self.settings.dialect, 429, rejections.RATE_LIMITED, headers)
 
     def _accepted(self, account: Account, request: ChatRequest, now: float) -> RawReply | Job:
-        affordable = _affordable_tokens(account.balance, request)
+        affordable = _affordable_tokens(account.balance, request) if self._priced else None
         if account.balance < MINIMUM_BALANCE or (affordable is not None and affordable < 1):
             # The documentation has no status of its own for this; 403 is its "no access".
             status = 403 if self.settings.dialect is Dialect.DOCUMENTED else 500
@@ -155,7 +156,8 @@ class Service:
         bounds = [bound for bound in (request.max_tokens, affordable) if bound is not None]
         plan = self.settings.faults.plan(self._random)
         self.ledger.accept()
-        return Job(self._arrived, request, min(bounds, default=None), plan, now, account)
+        most = min(bounds, default=None)
+        return Job(self._arrived, request, most, plan, now, account, self.settings.dialect, affordable)
 
     def doomed(self, job: Job) -> Delivery | None:
         """What is written when the plan has `job` fail before it is processed; None when it is to be processed."""
@@ -171,14 +173,44 @@ class Service:
             case _:
                 return None
 
-    def fail(self, job: Job, text: str) -> Delivery:
-        """What is written when the backend failed; nothing is billed."""
-        self._end(job, Outcome.FAILED)
-        return Delivery(rejections.handler_error(self.settings.dialect, 500, text))
+    def fail(
+        self,
+        job: Job,
+        text: str,
+        *,
+        status: int = 500,
+        retry_after: float | None = None,
+        billing: Billing = Billing.NOT_BILLED,
+    ) -> Delivery:
+        """What is written when the backend failed; the account of the key is not charged.
 
-    def abandon(self, job: Job) -> None:
-        """Ends a job that the host cannot finish, for example because it is being stopped; nothing is billed."""
-        self._end(job, Outcome.DROPPED)
+        Args:
+            job: The job.
+            text: What the client is told.
+            status: 400 to 599.
+            retry_after: Seconds after which a retry makes sense; None says nothing about it.
+            billing: What became of the bill of the backend's own attempt.
+        """
+        if billing is Billing.POSSIBLY_BILLED:
+            outcome = Outcome.POSSIBLY_BILLED
+        elif status == 429:
+            outcome = Outcome.REFUSED
+            job.account.bucket.give_back(1, job.received_at)  # a refused request costs no token
+        else:
+            outcome = Outcome.FAILED
+        self._end(job, outcome)
+        headers = rejections.retry_headers(retry_after)
+        return Delivery(rejections.handler_error(self.settings.dialect, status, text, headers))
+
+    def abandon(self, job: Job, *, billing: Billing = Billing.NOT_BILLED) -> None:
+        """Ends a job that the host cannot finish, for example because it is being stopped; nothing is charged.
+
+        Args:
+            job: The job.
+            billing: What became of the bill of the backend's own attempt.
+        """
+        possibly = billing is Billing.POSSIBLY_BILLED
+        self._end(job, Outcome.POSSIBLY_BILLED if possibly else Outcome.DROPPED)
 
     def complete(self, job: Job, completion: Completion, *, reader_gone: bool = False) -> Delivery:
         """Bills `job`, and what is then written.
@@ -209,7 +241,7 @@ class Service:
     def _end(self, job: Job, outcome: Outcome, completion: Completion | None = None) -> None:
         request, cost, read, written = job.request, 0.0, 0, 0
         if completion is not None:
-            cost = catalog.cost(request.model, completion.usage) or 0.0
+            cost = (catalog.cost(request.model, completion.usage) if self._priced else None) or 0.0
             job.account.balance -= cost
             read, written = completion.usage.input_tokens or 0, completion.usage.output_tokens or 0
         label, at, model = job.account.label, job.received_at, request.model

@@ -144,6 +144,9 @@ class ServerSettings:
         balance: USD that a key begins with when `keys` is None. Default 100.
         any_model: Accept models beyond the catalogue, too, as an upstream may have them. Without a listed price
             they cost nothing.
+        list_prices: Whether tokens cost the list prices of OneLLM. With False they are counted and cost nothing. None,
+            the default: they cost something, except before an upstream, which has prices of its own and may only
+            borrow the name of a model.
         faults: What goes wrong.
         keep_rows: Most rows of the ledger that are kept; the counters always count all. Default 100,000, which is
             about 50 MB. 0 keeps none.
@@ -160,5 +163,8 @@ class ServerSettings:
     blocked: Collection[str] = field(default=frozenset(), converter=_own_blocked, validator=_blocked, repr=False)
     balance: float = field(default=100.0, validator=_balance)
     any_model: bool = field(default=False, validator=_settings.kind(bool, "it must be True or False"))
+    list_prices: bool | None = field(
+        default=None, validator=_settings.kind(bool, "it must be True, False or None", optional=True)
+    )
     faults: Faults = field(factory=Faults, validator=_settings.kind(Faults, "it must be a Faults"))
     keep_rows: int = field(default=100_000, validator=_settings.integer(0))
