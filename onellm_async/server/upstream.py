@@ -3,21 +3,19 @@
 import re
 import time
 from collections.abc import Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Self
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from onellm_async.chat import JSON, Usage
-from onellm_async.errors import ConfigurationError
-from onellm_async.failure_kinds import RULES, Billing, kind_of_status
+from onellm_async.chat import JSON, ChatResponse, Usage
+from onellm_async.errors import APIError, APIStatusError, ConfigurationError, ResponseDecodeError
+from onellm_async.failure_kinds import RULES, Billing, FailureKind
 from onellm_async.server.backends import BackendError
 from onellm_async.server.echo import input_tokens_of, tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
 from onellm_async.settings import ApiKey, Timeout, checked_url
-from onellm_async.wire import Dialect, dump_json, parse_json, request_to_body
+from onellm_async.wire import Dialect, decode_reply, dump_json, parse_json, request_to_body
 from onellm_async.wire.failures import error_text
 
 __all__ = ["UpstreamBackend"]
@@ -33,11 +31,11 @@ _MAX_TEXT = 500
 _MIN_SECRET = 20
 """Keys of services are longer. A shorter one is a word such as ``ollama``, and answers may hold that word."""
 
+_COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _GEMINI_SHAPES = ("contents", "safety_settings", "generation_config")
 _OF_ITS_OWNER = frozenset({401, 403, 405, 407})
 """Statuses that concern the address or the key of the upstream, of which the client of this server has neither."""
 _A_MODEL = re.compile(r"\b(model|deployment)\b", re.IGNORECASE)
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9}", re.ASCII)
 
 
 class UpstreamBackend:
@@ -52,6 +50,7 @@ class UpstreamBackend:
     400, 422, 429 and other 4xx                 the same, with ``Retry-After``
     404 for a model                             422
     401, 403, 404, 405, 407, a redirect         502
+    529, an overload or a database in need      500
     5xx, no connection, no chat reply           502
     no answer within `timeout`                  504
     ==========================================  =============================
@@ -94,22 +93,31 @@ class UpstreamBackend:
         Raises:
             BackendError: If it cannot be reached, fails, or answers without a chat reply.
         """
-        status, headers, body = await self._posted(dump_json(self._body(job)))
-        if not 200 <= status < 300:
-            raise self._failure(status, headers, self._shown(body), job)
-        if self._secrets and len(self._secrets[0]) >= _MIN_SECRET:
+        asked = dump_json(self._body(job))
+        status, headers, body = await self._posted(asked)
+        if self._secrets and len(self._secrets[0]) >= _MIN_SECRET:  # some repeat the headers that they were sent
             body = self._redacted(body)
         try:
-            reply = parse_json(body)
-        except ValueError:
-            reply = None
+            return _completion(self._decoded(status, headers, body, job, asked), job, self._asked(job))
+        except ResponseDecodeError as error:
+            problem = error.message.replace("The service", "The upstream", 1)
+            raise self._failure(problem, 502, FailureKind.NOT_A_CHAT_REPLY) from None
+        except APIStatusError as error:
+            raise self._passed_on(error, status, self._redacted(body), job) from None
+        except TypeError:  # of the completion: nested too deeply to be passed on
+            problem = f"The upstream answered {status} with JSON that is nested too deeply."
+            raise self._failure(problem, 502, FailureKind.NOT_A_CHAT_REPLY) from None
+
+    def _decoded(self, status: int, headers: Mapping[str, str], body: bytes, job: Job, asked: bytes) -> ChatResponse:
+        model, now = job.request.model, time.time()
         try:
-            completion = _completion(reply, job, self._asked(job))
-        except (TypeError, ValueError):  # for example nested too deeply to be passed on
-            completion = None
-        if completion is None:
-            raise self._no_answer(status, headers, reply, body, job)
-        return completion
+            return decode_reply(status, headers, body, model=model, now=now, asked=asked)
+        except APIError:
+            if not self._secrets:
+                raise
+        # Endpoints like to repeat a key that they refuse. It goes before the text is cut, or half of it could stay.
+        headers = {name: self._redacted(value.encode("utf-8", "replace")).decode() for name, value in headers.items()}
+        return decode_reply(status, headers, self._redacted(body), model=model, now=now, asked=asked)
 
     async def _posted(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         status: int = 0
@@ -148,49 +156,35 @@ class UpstreamBackend:
             )
         return self._session
 
-    def _failure(self, status: int, headers: Mapping[str, str], text: str, job: Job) -> BackendError:
-        ours = status
-        if 300 <= status < 400:
-            where = self._redacted(headers.get("Location", "somewhere else").encode("utf-8", "replace")).decode()
-            text = f"a redirect to {where[:_MAX_TEXT]}. Give its final address."
+    def _passed_on(self, error: APIStatusError, http_status: int, body: bytes, job: Job) -> BackendError:
+        status = error.status_code
+        text = error.message.removeprefix(str(status)).strip()
+        if http_status == status >= 400 and not _text_of(body):  # whatever it is, it is all that there is
+            text = _one_line(body.decode("utf-8", "replace")) or text
+        ours, words = status, text.casefold()
         if status == 404:  # it says that an address is wrong, and the one that the client knows is right
             ours = 422 if _concerns_model(text, self._asked(job)) else 502
+        elif error.kind is FailureKind.OVERLOADED:  # a 500 with these words tells clients: not billed, ask less at once
+            ours = 500
+            text = text if "overloaded" in words or "database" in words or "pool" in words else f"overloaded. {text}"
         elif status in _OF_ITS_OWNER or not 400 <= status < 500:
             ours = 502
-        return BackendError(
-            f"The upstream answered {status}: {text}",
-            status=ours,
-            retry_after=retry_after_of(headers, time.time()),
-            billing=RULES[kind_of_status(status)].billing,
-        )
+        if error.kind is FailureKind.BALANCE_TOO_LOW and "insufficient" not in words:
+            text = f"{text} (insufficient quota)"  # services may say it in a field beside the text
+        return self._failure(f"The upstream answered {status}: {text}", ours, error.kind, error.retry_after)
 
-    def _no_answer(self, status: int, headers: Mapping[str, str], reply: JSON, body: bytes, job: Job) -> BackendError:
-        """What a 2xx without a chat reply means; around an error with a status it is that error."""
-        text = self._shown(body)
-        error = reply.get("error") if isinstance(reply, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        if isinstance(code, int) and 400 <= code <= 599:
-            return self._failure(code, headers, text, job)
-        text = f"The upstream answered {status} without a chat reply: {text}"
-        return BackendError(text, status=502, billing=Billing.POSSIBLY_BILLED)
+    def _failure(self, text: str, status: int, kind: FailureKind, retry_after: float | None = None) -> BackendError:
+        for secret in self._secrets:
+            text = text.replace(secret.decode(), "***")
+        return BackendError(text, status=status, retry_after=retry_after, billing=RULES[kind].billing)
 
     def _asked(self, job: Job) -> str:
         return self._model or job.request.model
 
     def _redacted(self, body: bytes) -> bytes:
-        """`body` without the key: endpoints like to repeat one that they refuse, and some all headers."""
         for secret in self._secrets:
             body = body.replace(secret, b"***")
         return body
-
-    def _shown(self, body: bytes) -> str:
-        """What the upstream says in a reply that is no answer."""
-        body = self._redacted(body)  # before it is cut, or half of the key could stay
-        try:
-            text = error_text(parse_json(body), b"")
-        except ValueError:
-            text = error_text(None, body)
-        return text or _one_line(body[: 4 * _MAX_TEXT].decode("utf-8", "replace")) or "an empty body"
 
     def _body(self, job: Job) -> dict[str, JSON]:
         request = job.request
@@ -264,95 +258,33 @@ async def _read(reply: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def retry_after_of(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait by ``retry-after-ms`` or ``Retry-After``, as a number or a date; None where neither says.
-
-    Args:
-        headers: Of the reply, case-insensitive.
-        now: Wall-clock seconds since 1970, for a date in a reply that does not tell its own time.
-    """
-    milliseconds, value = headers.get("retry-after-ms", "").strip(), headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(milliseconds):
-        return float(milliseconds) / 1000
-    if _SECONDS.fullmatch(value):
-        return float(value)
-    until = _moment(value)
-    if until is None:
-        return None
-    here = _moment(headers.get("Date", ""))
-    return max(0.0, until - (now if here is None else here))
-
-
-def _moment(value: str) -> float | None:
-    if "," not in value and "GMT" not in value:
-        return None
+def _text_of(body: bytes) -> str:
     try:
-        date = parsedate_to_datetime(value)
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+        return error_text(parse_json(body), b"")
+    except ValueError:
+        return error_text(None, body)
 
 
-def _completion(reply: JSON, job: Job, asked: str) -> Completion | None:
-    """The answer in a chat completion, with everything that came beside it; None where there is none."""
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    if not isinstance(choices, list):
-        return None
-    choices = [choice for choice in choices if isinstance(choice, dict) and isinstance(choice.get("message"), dict)]
-    if not choices:
-        return None
-    choice = next((choice for choice in choices if choice.get("index") == 0), choices[0])
-    message = choice["message"]
-    extra = {
-        **_beside(reply, "choices", "usage", "model", "provider"),
-        **_beside(choice, "index", "message", "finish_reason"),
-        **_beside(message, "role", "content"),
-    }
-    content, whole = _joined(message.get("content"))
-    if not whole:
-        extra["content_parts"] = message["content"]
-    if len(choices) > 1:  # all are paid for
-        extra["choices"] = choices
-    usage, details = _usage(reply.get("usage"), job, [_joined(each["message"].get("content"))[0] for each in choices])
-    return Completion(
-        content,
-        usage,
-        _text(choice.get("finish_reason")),
-        _text(reply.get("model")) or asked,
-        role=_text(message.get("role")) or "assistant",
-        provider=_text(reply.get("provider")),
-        extra=extra,
-        usage_details=details,
-    )
-
-
-def _beside(value: dict[str, JSON], *known: str) -> dict[str, JSON]:
-    return {name: item for name, item in value.items() if name not in known and item is not None}
-
-
-def _joined(content: JSON) -> tuple[str, bool]:
-    """The text of a content, and whether that is all there is to it."""
-    if content is None or isinstance(content, str):
-        return content or "", True
-    parts = content if isinstance(content, list) else [content]
-    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in parts]
-    plain = all(isinstance(part, str) or (isinstance(part, dict) and part.keys() <= {"type", "text"}) for part in parts)
-    return "".join(text for text in texts if isinstance(text, str)), plain and all(isinstance(t, str) for t in texts)
-
-
-def _usage(counted: JSON, job: Job, contents: list[str]) -> tuple[Usage, dict[str, JSON]]:
-    counted = counted if isinstance(counted, dict) else {}
-    details = _beside(counted, "prompt_tokens", "completion_tokens", "total_tokens")
-    read, written = _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens"))
-    total = _count(counted.get("total_tokens"))
+def _completion(response: ChatResponse, job: Job, asked: str) -> Completion:
+    """The answer as the backend of a server returns it. What the reply holds beside it is kept."""
+    extra = {name: value for name, value in response.extra.items() if value is not None}
+    if "content" in extra:
+        extra["content_parts"] = extra.pop("content")  # the field itself holds the text
+    details = extra.pop("usage", None)
+    details = details if isinstance(details, dict) else {}
+    used = response.usage or Usage()
+    read, written, total = used.input_tokens, used.output_tokens, used.total_tokens
     if read is None or written is None:  # some servers do not count
-        read, written, total = input_tokens_of(job.request), sum(map(tokens_of, contents)), None
-    return Usage(read, written, min(read + written, MOST_TOKENS) if total is None else total), details
-
-
-def _count(value: JSON) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None
-
-
-def _text(value: JSON) -> str | None:
-    return value if isinstance(value, str) else None
+        choices = extra.get("choices")
+        answers = len(choices) if isinstance(choices, list) else 1
+        read, written, total = input_tokens_of(job.request), answers * tokens_of(response.content), None
+    return Completion(
+        response.content,
+        Usage(read, written, min(read + written, MOST_TOKENS) if total is None else total),
+        response.finish_reason,
+        response.model or asked,
+        role=response.role or "assistant",
+        provider=response.provider,
+        extra=extra,
+        usage_details={name: value for name, value in details.items() if name not in _COUNTS and value is not None},
+    )

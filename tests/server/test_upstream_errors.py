@@ -18,7 +18,7 @@ TOO_LONG = {"error": {"message": "This model's maximum context length is 8192 to
         (400, TOO_LONG, 400, "answered 400: This model's maximum context length is 8192 tokens"),
         (422, {"detail": [{"msg": "field required"}]}, 422, "answered 422: field required"),
         (402, {"error": "Insufficient Balance"}, 402, "answered 402: Insufficient Balance"),
-        (408, b"", 408, "answered 408: an empty body"),
+        (408, b"", 408, "answered 408: Request Timeout"),
         (413, b"too long", 413, "answered 413: too long"),
         (418, b"teapot", 418, "answered 418: teapot"),
         (404, {"error": {"message": "The model `x` does not exist"}}, 422, "answered 404: The model `x` does not"),
@@ -26,17 +26,22 @@ TOO_LONG = {"error": {"message": "This model's maximum context length is 8192 to
         (404, {"error": {"message": "No endpoints found for GPT-5-Mini."}}, 422, "No endpoints found for GPT-5-Mini."),
         (404, {"error": {"message": "The API deployment for this resource does not exist."}}, 422, "API deployment"),
         (404, {"detail": "Not Found"}, 502, "answered 404: Not Found"),
-        (404, b"404 page not found", 502, "404 page not found"),
+        (404, b"404 page not found", 502, "answered 404: page not found"),
         (404, {"error": {"message": "Invalid URL (POST /v1/models/chat/completions)"}}, 502, "Invalid URL"),
         (405, {"detail": "Method Not Allowed"}, 502, "answered 405"),
         (401, {"error": {"message": "Incorrect API key provided"}}, 502, "answered 401: Incorrect API key provided"),
         (403, {"error": {"message": "Country not supported"}}, 502, "answered 403: Country not supported"),
         (407, b"", 502, "answered 407"),
         (500, {"error": {"message": "Loading model"}}, 502, "answered 500: Loading model"),
-        (503, b"<html><title>503 Unavailable</title></html>", 502, "answered 503: 503 Unavailable"),
-        (529, {"error": {"message": "Overloaded"}}, 502, "answered 529: Overloaded"),
+        (503, b"<html><title>503 Unavailable</title></html>", 502, "answered 503: Unavailable"),
+        (529, {"error": {"message": "Overloaded"}}, 500, "answered 529: Overloaded"),
+        (529, b"", 500, "answered 529: overloaded."),
+        (503, {"error": {"type": "overloaded_error", "message": "Later"}}, 500, "answered 503: overloaded. Later"),
+        (401, {"error": "pool timed out while waiting for an open connection"}, 500, "answered 401: pool timed out"),
+        (429, {"error": {"message": "Quota", "code": "insufficient_quota"}}, 429, "429: Quota. (insufficient quota)"),
+        (400, {"oops": "my own words"}, 400, 'answered 400: {"oops": "my own words"}'),
         (504, b"<html>late</html>", 502, "answered 504: <html>late</html>"),
-        (302, b"", 502, "answered 302: a redirect to"),
+        (302, b"", 502, "answered 302: Redirected to"),
     ],
 )
 @pytest.mark.parametrize("dialect", ["documented", "backend"])
@@ -46,7 +51,7 @@ async def test_error_of_the_upstream_is_passed_on_with_its_text(front, upstream,
     http, headers, reply = await asked.post()
     if dialect == "backend":
         assert (http, reply["code"]) == (200, ours)
-        reply = reply["output"]
+        reply = {"error": reply["output"]["output" if ours == 500 else "error"]}
     else:
         assert http == ours
     assert words in reply["error"]
@@ -81,12 +86,11 @@ async def test_ledger_says_what_an_error_of_the_upstream_may_have_cost(front, up
         ({"Retry_After": "2"}, "2"),
         ({"Retry_After": "1.5"}, "1.5"),
         ({"Retry_After": " 0 "}, "0"),
-        ({"Retry_After": "3600"}, "3600"),
+        ({"Retry_After": "3600"}, "300"),
         ({"retry_after_ms": "1500"}, "1.5"),
         ({"retry_after_ms": "50", "Retry_After": "1"}, "0.05"),
         ({"retry_after_ms": "soon", "Retry_After": "3"}, "3"),
-        ({"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry_After": "Wed, 21 Oct 2015 07:28:07 GMT"}, "7"),
-        ({"Date": "Wed, 21 Oct 2015 07:28:00 GMT", "Retry_After": "Wed, 21 Oct 2015 07:27:07 GMT"}, "0"),
+        ({"Retry_After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "0"),
         ({"Retry_After": "-1"}, None),
         ({"Retry_After": "nan"}, None),
         ({"Retry_After": "inf"}, None),
@@ -102,15 +106,15 @@ async def test_time_after_which_to_retry_is_passed_on(front, upstream, dialect, 
     status, got, reply = await (await front(dialect=dialect)).post()
     assert (status, reply["output"]["error"] if dialect == "backend" else reply["error"]) == (
         200 if dialect == "backend" else 429,
-        "The upstream answered 429: Slow down",
+        "The upstream answered 429: Slow down.",
     )
     assert got.get("Retry-After") == seconds
     assert got.get("retry-after-ms") == (None if seconds is None else str(round(float(seconds) * 1000)))
 
 
-async def test_date_without_a_time_of_the_upstream_counts_from_here(front, upstream):
+async def test_date_after_which_to_retry_becomes_seconds(front, upstream):
     later = email.utils.formatdate(time.time() + 100, usegmt=True)
-    upstream.answers(503, b"", Date="never", Retry_After=later)
+    upstream.answers(503, b"", Retry_After=later)
     _, headers, _ = await (await front()).post()
     assert 90 < float(headers["Retry-After"]) <= 101
 
@@ -157,12 +161,12 @@ async def test_key_that_the_upstream_repeats_in_an_error_does_not_reach_the_clie
         '{"output": "x"}',
     ],
 )
-async def test_2xx_without_a_chat_reply_is_a_502_that_quotes_it_and_may_be_billed(front, upstream, text):
+async def test_2xx_without_a_chat_reply_is_a_502_that_may_be_billed(front, upstream, text):
     upstream.answer = lambda: web.Response(text=text)
     asked = await front()
     status, _, reply = await asked.post()
-    told = "x" if "output" in text else text or "an empty body"
-    assert (status, reply["error"]) == (502, f"The upstream answered 200 without a chat reply: {told}")
+    assert status == 502
+    assert reply["error"].startswith("The upstream answered 200, but its reply holds no answer: ")
     assert asked.ledger.outcomes == {Outcome.POSSIBLY_BILLED: 1}
     assert len(upstream.requests) == 1
 
@@ -185,7 +189,7 @@ async def test_2xx_around_an_error_is_that_error(front, upstream, error, ours, o
     asked = await front()
     status, headers, reply = await asked.post()
     assert status == ours
-    assert (error.get("message", "oops") if isinstance(error, dict) else error) in reply["error"]
+    assert (error.get("message", "without a text") if isinstance(error, dict) else error) in reply["error"]
     assert headers.get("Retry-After") == ("4" if outcome is not Outcome.POSSIBLY_BILLED else None)
     assert asked.ledger.outcomes == {outcome: 1}
 
@@ -243,7 +247,7 @@ async def test_error_whose_text_breaks_off_is_that_error_all_the_same(front, ups
     upstream.answer = cut(429)
     status, headers, reply = await (await front()).post()
     assert (status, headers["Retry-After"]) == (429, "3")
-    assert reply["error"] == "The upstream answered 429: an empty body"
+    assert reply["error"] == "The upstream answered 429: Too Many Requests."
 
 
 async def test_upstream_that_is_too_slow_is_a_504_that_may_be_billed(front, upstream):
@@ -266,7 +270,7 @@ async def test_reply_without_end_is_cut_off_at_a_bound(front, upstream, monkeypa
 async def test_redirect_of_the_upstream_is_not_followed(front, upstream):
     upstream.answers(307, b"", Location="/v1/elsewhere")
     status, _, reply = await (await front(key="upstream-secret")).post()
-    assert (status, "redirect to /v1/elsewhere" in reply["error"]) == (502, True)
+    assert (status, "Redirected to /v1/elsewhere" in reply["error"]) == (502, True)
     assert len(upstream.requests) == 1
 
 
