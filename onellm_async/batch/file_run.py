@@ -13,12 +13,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
@@ -107,7 +108,7 @@ class FileRun:
 
 @frozen(kw_only=True)
 class RunWatch:
-    """Who looks on.
+    """Who looks on. What its callbacks raise is logged and ends no run.
 
     Attributes:
         tally: Counts; a hook of the client, too.
@@ -124,6 +125,16 @@ class RunWatch:
     nothing_left: Callable[[Counts], None] = lambda counts: None
     say: Callable[[str], None] = lambda text: None
     on_bad_line: Callable[[LineError], None] = lambda error: None
+
+    def guarded(self) -> Self:
+        """The same with callbacks that never raise."""
+        return evolve(
+            self,
+            began=guarded(self.began, "began"),
+            nothing_left=guarded(self.nothing_left, "nothing_left"),
+            say=guarded(self.say, "say"),
+            on_bad_line=guarded(self.on_bad_line, "on_bad_line"),
+        )
 
 
 async def survey(source: Source, *, strict: bool) -> Survey | None:
@@ -178,7 +189,7 @@ async def run_file(
     Raises:
         BatchError: If the journal or the output cannot be opened or finished.
     """
-    place = _place(run)
+    watch, place = watch.guarded(), _place(run)
     if place is None:
         with await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url) as cache:
             async with open_sink(None, _writer(source, run)) as sink:

@@ -13,11 +13,13 @@ The journal is the only truth; whatever the sink holds was committed before.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 from onellm_async.batch.asking import Workers
 from onellm_async.batch.budget import Account, Budget, Charge
+from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import BatchReport, Ending
 from onellm_async.batch.feeding import Feeder
@@ -35,6 +37,8 @@ from onellm_async.batch.watching import Watch
 from onellm_async.errors import BatchError
 
 __all__ = ["run_batch"]
+
+_log = logging.getLogger("onellm_async")
 
 
 async def run_batch(
@@ -66,15 +70,16 @@ async def run_batch(
         source: The entries, such as an `onellm_async.batch.Source`.
         journal: Remembers, such as an `onellm_async.batch.Journal`.
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
-        encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`.
+        encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`. If it raises, the run stops
+            gracefully: the journal keeps the answers, and the output is written anew when the run is resumed.
         cache: Answers of earlier runs, such as an `onellm_async.batch.AnswerCache`: what is there is not asked.
         budget: What all sittings together may spend. Default: anything.
         policy: What is done with doubtful, failed and repeated prompts.
         health: When a run that gets nowhere ends.
         stop: Set it to end the sitting in good order.
         tally: Counts; give one that also is a hook of the client to learn of refusals while the run goes on.
-        say: Told what a user should know while the run goes on, in a sentence.
-        on_bad_line: Told of each bad line.
+        say: Told what a user should know while the run goes on, in a sentence. What it raises is logged.
+        on_bad_line: Told of each bad line. What it raises is logged.
         clock: Seconds that only go forward.
 
     Returns:
@@ -86,12 +91,13 @@ async def run_batch(
             with Journal.open("answers.jsonl.journal", identity) as journal:
                 report = await run_batch(client, source, journal=journal, sink=sink, encode=writer.line)
     """
+    say, on_bad_line = guarded(say, "say"), guarded(on_bad_line, "on_bad_line")
     policy, tally = policy or RunPolicy(), tally or Tally(clock())
     watched = Health(health or HealthPolicy(), clock())
     outlet, group = Outlet(sink, policy.window), client.group()
     waiting: asyncio.Queue[Passage | None] = asyncio.Queue(client.limits.max_concurrency)
     ending, repetitions = Ending(group, outlet), Repetitions(journal)
-    delivery = Delivery(journal, tally, outlet, encode=encode, on_bad_line=on_bad_line, clock=clock)
+    delivery = Delivery(journal, tally, outlet, encode=_encoder(encode, ending), on_bad_line=on_bad_line, clock=clock)
     feeder = Feeder(
         journal,
         waiting,
@@ -138,6 +144,20 @@ async def run_batch(
 def _account(budget: Budget, before: Counts) -> Account:
     tokens = before.input_tokens + before.output_tokens + before.at_risk_tokens
     return Account(budget, Charge(before.cost + before.at_risk, tokens))
+
+
+def _encoder(encode: Callable[[Row], bytes], ending: Ending) -> Callable[[Row], bytes]:
+    """`encode`, whose exceptions stop the run instead of cancelling the requests in flight."""
+
+    def encoded(row: Row) -> bytes:
+        try:
+            return encode(row)
+        except Exception as error:
+            _log.exception("The output of entry %d cannot be made.", row.index)
+            ending.stop(BatchError(f"The output of entry {row.index} cannot be made: {error!r}."))
+            return b""
+
+    return encoded
 
 
 async def _write(outlet: Outlet, ending: Ending) -> None:

@@ -382,3 +382,47 @@ async def test_no_task_is_left_when_a_run_is_cancelled(ask):
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
+
+
+async def test_callbacks_that_raise_end_nothing_and_are_logged(ask, caplog):
+    def broken(argument):
+        raise ZeroDivisionError
+
+    service = Service()
+    service.hold("a")
+    running = asyncio.create_task(ask(service, Prompts("a", "?", "b"), say=broken, on_bad_line=broken))
+    await until(lambda: "b" in service.asked)
+    service.held["a"].set()
+    report, sink = await running
+
+    assert report.complete
+    assert sink.contents == ["0 A", "2 B"]
+    assert [record.getMessage() for record in caplog.records] == ["on_bad_line raised; the run continues."]
+    assert {(record.name, record.exc_info[0]) for record in caplog.records} == {("onellm_async", ZeroDivisionError)}
+
+
+async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer(opened, caplog):
+    def broken(row):
+        if row.index == 1:
+            raise ZeroDivisionError("no way")
+        return encode(row)
+
+    service, sink = Service(), Sink()
+    service.hold("c")
+    async with AsyncOneLLM(transport=service, limits=Limits.unlimited(max_concurrency=3)) as client:
+        async with opened() as journal:
+            source = Prompts("a", "b", "c", *"defghij")
+            running = asyncio.create_task(run_batch(client, source, journal=journal, sink=sink, encode=broken))
+            await until(lambda: caplog.records)
+            service.held["c"].set()
+            report = await running
+        assert not report.complete
+        assert str(report.stopped_by) == "The output of entry 1 cannot be made: ZeroDivisionError('no way')."
+        assert report.counts.sent == 0
+        assert report.counts.answered == len(service.asked)
+
+        async with opened() as journal:
+            report = await run_batch(client, source, journal=journal, sink=(again := Sink()), encode=encode)
+    assert report.complete
+    assert again.contents == [f"{index} {prompt.upper()}" for index, prompt in enumerate(source.prompts)]
+    assert sorted(service.asked) == list("abcdefghij")
