@@ -1,12 +1,17 @@
-"""Ctrl-C and SIGTERM: the first ends a run in good order, the second at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends a run gracefully, another Ctrl-C or SIGTERM at once."""
 
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from types import FrameType
 
 __all__ = ["Caught", "ending_on_signals"]
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SAME_SIGTERM = 0.3
+"""Seconds. Two SIGTERMs closer together are one: `timeout` sends its signal to the process and to its group."""
 
 
 class Caught:
@@ -18,26 +23,38 @@ class Caught:
 
 @contextmanager
 def ending_on_signals(stop: asyncio.Event, say: Callable[[str], None] = lambda text: None) -> Iterator[Caught]:
-    """Inside the block the first SIGINT or SIGTERM sets `stop`, and the next cancels the current task.
+    """Inside the block the first SIGINT, SIGTERM or SIGHUP sets `stop`; another SIGINT or SIGTERM cancels the task.
+
+    A signal that is ignored when the block is entered stays ignored (`nohup`, background jobs of a script).
 
     Args:
         stop: Set on the first signal.
         say: Told what the first signal does.
     """
     loop, task, caught = asyncio.get_running_loop(), asyncio.current_task(), Caught()
+    numbers = {number: name for name in _NAMES if (number := getattr(signal, name, None)) is not None}
+    first_at = -inf
 
     def end(number: int) -> None:
+        nonlocal first_at
+        # A closed terminal is no wish for haste: the kernel and the shell each send a SIGHUP, and systemd sends one
+        # after its SIGTERM.
+        insistent = numbers[number] != "SIGHUP"
+        again, since = first_at > -inf, loop.time() - first_at
+        if insistent and not again:
+            first_at = loop.time()
         if caught.number is None:
             caught.number = number
             stop.set()
-            say("Stopping: nothing more is sent; waiting for what is under way. Ctrl-C once more ends at once.")
-        elif task is not None:
+            say("Stopping: nothing more is sent; waiting for requests in flight. Press Ctrl-C again to end at once.")
+        elif insistent and again and (numbers[number] == "SIGINT" or since > _SAME_SIGTERM) and task is not None:
             task.cancel()
 
     def handle(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(end, number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in numbers if signal.getsignal(number) not in {signal.SIG_IGN, None}]
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield caught
     finally:

@@ -37,7 +37,11 @@ class Command:
 
     async def ended(self, stdin=None):
         out, err = await self.process.communicate(None if stdin is None else stdin.encode())
-        return Ended(self.process.returncode, out.decode(), err.decode())
+        return Ended(self.process.returncode, (out or b"").decode(), (err or b"").decode())
+
+    def interrupt_group(self, number=signal.SIGINT):
+        """As a terminal does it; the command was started by ``setsid``."""
+        os.killpg(self.process.pid, number)
 
 
 @pytest.fixture
@@ -54,7 +58,12 @@ async def start(tmp_path, monkeypatch):
     }
 
     async def start(
-        *arguments, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, without=(), **environment
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        without=(),
+        **environment,
     ):
         process = await asyncio.create_subprocess_exec(
             *without,
@@ -63,7 +72,7 @@ async def start(tmp_path, monkeypatch):
             "onellm_async",
             *map(str, arguments),
             stdin=stdin,
-            stdout=asyncio.subprocess.PIPE,
+            stdout=stdout,
             stderr=stderr,
             cwd=tmp_path,
             env=os.environ | usual | {name: str(value) for name, value in environment.items()},
