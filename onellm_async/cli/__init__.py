@@ -1,6 +1,5 @@
 """The command line: ``onellm-async chat | run | status | …``, a file for each command or for a few of a kind."""
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,12 +17,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see `onellm_async.cli.exit_codes`.
     """
+    from onellm_async.cli.standard_streams import guarded_streams
+
+    try:
+        with guarded_streams():
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:  # before or after a command could answer it
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
     try:
         # The two libraries of the extra import some of their own parts only when they are used.
         from onellm_async.cli.app import run_app
 
-        code = run_app(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
+        return run_app(arguments)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:
@@ -34,8 +42,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except BrokenPipeError:
-        # Python flushes standard output once more when it ends, which would raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    return code

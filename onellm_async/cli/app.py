@@ -4,6 +4,8 @@ Help has to be fast: a command's file is imported only when the command is asked
 only when it runs.
 """
 
+import sys
+
 from cyclopts import App, CycloptsError
 
 from onellm_async import __version__
@@ -88,11 +90,14 @@ def run_app(arguments: list[str]) -> int:
     arguments = [unlike_an_option if argument == dash else argument for argument in arguments]
     try:
         code = app(arguments, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError:
         return ExitCode.USAGE
     except OneLLMError as error:
-        complain(str(error))
-        return exit_code_of(error)
+        exit_code = exit_code_of(error)
+        if exit_code is not ExitCode.BROKEN_PIPE:  # who pipes into `head` wants no more words
+            complain(str(error))
+        return exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     return code if isinstance(code, int) else ExitCode.OK

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import put, say
+from onellm_async.cli.terminal import put, read_input, require_output, say
 from onellm_async.errors import InvalidRequestError
 from onellm_async.formatting import format_usd
 
@@ -49,6 +49,7 @@ def chat(
     from onellm_async.wire import dump_json, response_to_body
 
     request = defaults_from(asking).request(_text_of(prompt))
+    require_output()
     started = monotonic()
     response = asyncio.run(_ask(request, connecting))
     put(dump_json(response_to_body(response)).decode() if json else response.content)
@@ -71,7 +72,7 @@ def _text_of(prompt: str) -> str:
     if prompt in STREAM:
         if sys.stdin.isatty():
             say("Type the prompt, then Ctrl-D.")
-        prompt = sys.stdin.buffer.read().decode(errors="replace")
+        prompt = read_input().decode(errors="replace")
     if not prompt.strip():
         raise InvalidRequestError("The prompt is empty.", advice="Give it as an argument or on standard input.")
     return prompt

@@ -10,13 +10,13 @@ from onellm_async.errors import (
     InvalidRequestError,
 )
 
-__all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code_of"]
+__all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code_of", "reader_left"]
 
 
 class ExitCode(IntEnum):
     """The exit codes of every command.
 
-    The two signal codes are 128 plus the signal's number, as shells report it.
+    The codes of signals are 128 plus the signal's number, as shells report it.
     """
 
     OK = 0
@@ -29,6 +29,8 @@ class ExitCode(IntEnum):
     """Stopped early by what meets every prompt: a wrong key or address, a spent balance, a full disk."""
     BUDGET = 4
     """Stopped early because the next prompt could pass the budget."""
+    HANGUP = 129
+    """Stopped by SIGHUP: the terminal was closed. Requests in flight were awaited and their answers written."""
     INTERRUPTED = 130
     """Stopped by SIGINT (Ctrl-C); what had been sent was awaited and written."""
     BROKEN_PIPE = 141
@@ -45,8 +47,9 @@ Exit codes:
   3    stopped early by what meets every prompt: wrong key or address, spent
        balance, output that cannot be written any more
   4    stopped early because the next prompt could pass the budget
-  130  interrupted (Ctrl-C), 143 terminated: what was sent is written
-  141  the program reading the output has gone
+  129  terminal closed (SIGHUP), 130 interrupted (Ctrl-C), 143 terminated:
+       requests in flight were awaited, and their answers written
+  141  the program that reads standard output has ended
 
 The key is read from the environment variable ONELLM_API_KEY and from nowhere
 else: a flag would show it to everybody who can list processes."""
@@ -54,8 +57,17 @@ else: a flag would show it to everybody who can list processes."""
 
 def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code of a command that `error` ended."""
+    if reader_left(error):
+        return ExitCode.BROKEN_PIPE
+    if isinstance(error, BatchError) and isinstance(error.__cause__, OSError):  # a full disk behind a stream
+        return ExitCode.STOPPED
     if isinstance(error, AuthenticationError | InsufficientBalanceError):
         return ExitCode.STOPPED
     if isinstance(error, ConfigurationError | InvalidRequestError | BatchError):
         return ExitCode.USAGE
     return ExitCode.FAILED
+
+
+def reader_left(error: BaseException) -> bool:
+    """Whether a stream could not be written because the program that read it has ended."""
+    return isinstance(error, BatchError) and isinstance(error.__cause__, BrokenPipeError)

@@ -79,7 +79,9 @@ async def go_on(stop: asyncio.Event) -> bool:
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        answer = answering.result().lower() if answering.done() else ""  # which is what the end of the input gives
+        # The end of the input gives "", and so does a terminal that is gone.
+        answered = answering.done() and answering.exception() is None
+        answer = answering.result().lower() if answered else ""
     finally:
         answering.cancel()
         stopping.cancel()

@@ -1,6 +1,7 @@
 """How a run shows itself on standard error: live on a terminal, as plain lines elsewhere."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -14,12 +15,14 @@ from rich.text import Text
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.progress import RunProgress
+from onellm_async.cli.standard_streams import is_behind
 from onellm_async.cli.terminal import printable
 from onellm_async.formatting import format_usd
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
 
+_log = logging.getLogger("onellm_async")
 _FIRST_LINE = 1.0
 _LINE_EVERY = 5.0
 _REFRESH = 0.125
@@ -190,12 +193,25 @@ class Display:
             self._live.stop()
 
     async def _draw(self) -> None:
+        wait = _REFRESH
         if self._live is None:
-            wait = _FIRST_LINE
-            while True:
-                await asyncio.sleep(wait)
-                note(self._console, plain_line(self._progress(), self._limiter(), self._budget))
-                wait = _LINE_EVERY
+            await asyncio.sleep(_FIRST_LINE)
+            wait = _LINE_EVERY
         while True:
-            self._live.update(live_view(self._progress(), self._limiter(), self._budget), refresh=True)
-            await asyncio.sleep(_REFRESH)
+            if not self._shown():
+                return
+            await asyncio.sleep(wait)
+
+    def _shown(self) -> bool:
+        """Shows the run as it stands. False if that fails: a run goes on without its display."""
+        if is_behind(self._console.file):
+            return True
+        try:
+            if self._live is None:
+                note(self._console, plain_line(self._progress(), self._limiter(), self._budget))
+            else:
+                self._live.update(live_view(self._progress(), self._limiter(), self._budget), refresh=True)
+        except Exception:
+            _log.exception("The progress display failed; the run continues without it.")
+            return False
+        return True

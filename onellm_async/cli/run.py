@@ -10,6 +10,7 @@ from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
 from onellm_async.cli.reading import READING, Reading, open_input
 from onellm_async.cli.run_flags import GOING_ON, SPENDING, WRITING, GoingOn, Spending, Writing
 from onellm_async.cli.stream import STREAM
+from onellm_async.cli.terminal import require_output
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def run(
     writing = evolve(writing, output=None if writing.output in STREAM else writing.output)
     if writing.output is None and writing.journal is not None:
         raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
+    if writing.output is None:
+        require_output()
     if spending.preflight is not None and (spending.preflight < 2 or writing.output is None or source in STREAM):
         raise ConfigurationError(
             f"preflight is {spending.preflight}; it needs at least 2 prompts, an input file and an output file (-o)."

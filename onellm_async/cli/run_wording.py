@@ -1,7 +1,7 @@
 """What a run says when it begins and when it ends, and the exit code that goes with it."""
 
 from onellm_async.batch import BatchReport, Counts
-from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.progress import counted, summary
 from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BudgetExceededError
@@ -75,7 +75,7 @@ def exit_code(report: BatchReport, signal_number: int | None) -> int:
     if isinstance(report.stopped_by, BudgetExceededError):
         return ExitCode.BUDGET
     if report.stopped_by is not None:
-        return ExitCode.STOPPED
+        return ExitCode.BROKEN_PIPE if reader_left(report.stopped_by) else ExitCode.STOPPED
     if report.interrupted:
         return ExitCode.INTERRUPTED if signal_number is None else 128 + signal_number
     return ExitCode.FAILED if report.progress.failed or report.progress.bad_lines else ExitCode.OK

@@ -10,8 +10,8 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.terminal import put
-from onellm_async.errors import ConfigurationError
+from onellm_async.cli.terminal import complain, put
+from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
     from onellm_async.server import ServerSettings
@@ -149,7 +149,10 @@ async def _serve(settings: "ServerSettings", serving: Serving) -> None:
     with ending_on_signals(stop):
         try:
             async with LocalServer(settings, backend=backend, host=serving.host, port=serving.port) as server:
-                put(_welcome(server.url, serving))
+                try:
+                    put(_welcome(server.url, serving))
+                except BatchError as error:  # the server itself needs no standard output
+                    complain(str(error))
                 await stop.wait()
         except OSError as error:
             raise ConfigurationError(

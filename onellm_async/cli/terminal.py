@@ -1,11 +1,16 @@
 """Text for people: one line each, without control characters that others could put into it."""
 
+import contextlib
+import errno
 import re
 import sys
-from io import TextIOWrapper
 
-__all__ = ["complain", "printable", "put", "say"]
+from onellm_async.descriptors import check_writable, read_piece
+from onellm_async.errors import BatchError
 
+__all__ = ["complain", "printable", "put", "read_input", "require_output", "say"]
+
+_PIECE = 256 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -25,7 +30,38 @@ def complain(text: str) -> None:
 
 
 def put(text: str) -> None:
-    """Prints a result on standard output: as it is into a pipe or file, made harmless on a terminal."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a lone surrogate must not lose a paid answer
+    """Prints a result on standard output: as it is into a pipe or file, made harmless on a terminal.
+
+    Raises:
+        BatchError: If it cannot be written, within `onellm_async.cli.main`.
+    """
     print(printable(text) if sys.stdout.isatty() else text, flush=True)
+
+
+def require_output() -> None:
+    """Checks that standard output can be written, for commands whose result costs money.
+
+    Raises:
+        BatchError: If it is closed or full.
+    """
+    with contextlib.suppress(ValueError):  # a stream of Python's own has no descriptor
+        check_writable(sys.stdout.fileno(), "standard output")
+
+
+def read_input() -> bytes:
+    """Reads standard input to its end.
+
+    Raises:
+        BatchError: If it cannot be read.
+    """
+    pieces: list[bytes] = []
+    try:
+        while piece := read_piece(0, _PIECE):
+            pieces.append(piece)
+    except OSError as error:
+        closed = error.errno == errno.EBADF
+        raise BatchError(
+            "Standard input is closed." if closed else f"Standard input cannot be read: {error.strerror}.",
+            advice="Give the prompt as an argument.",
+        ) from None
+    return b"".join(pieces)

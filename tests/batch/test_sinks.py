@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from onellm_async import BatchError
+from onellm_async import BatchError, descriptors
 from onellm_async.batch import FileSink, StreamSink
 
 
@@ -231,3 +231,71 @@ async def test_an_output_that_another_program_holds_open_is_kept_beside_it_and_t
 
     assert path.read_text() == "open in a spreadsheet"
     assert (tmp_path / "answers.csv.partial").read_bytes() == b"one\n"
+
+
+async def test_a_reader_that_has_left_is_the_cause_of_the_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        async with StreamSink(writing, "the output") as sink:
+            with pytest.raises(BatchError, match="the output cannot be written: Broken pipe") as caught:
+                await sink.write(b"x")
+    finally:
+        os.close(writing)
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, pytest.param(errno.EINVAL, id="windows")])
+def test_every_way_to_say_that_the_reader_left_is_a_broken_pipe(monkeypatch, number):
+    if number == errno.EINVAL:  # what Windows says
+        monkeypatch.setattr(descriptors, "READER_LEFT", descriptors.reader_left_errors("win32"))
+
+    assert isinstance(descriptors.unwritable("the output", OSError(number, "?")).__cause__, BrokenPipeError)
+
+
+def test_an_invalid_argument_means_no_reader_that_left_elsewhere():
+    cause = OSError(errno.EINVAL, "Invalid argument")
+
+    assert descriptors.unwritable("the output", cause).__cause__ is cause
+
+
+async def test_a_closed_stream_is_told():
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(BatchError, match="the output is closed"):
+        await StreamSink(writing, "the output").write(b"x")
+
+
+async def test_a_pipe_that_does_not_block_is_waited_for():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    text = b"x" * 300_000
+    try:
+        sink = StreamSink(writing)
+        writer = asyncio.create_task(sink.write(text))
+        taken = b""
+        while len(taken) < len(text):
+            await asyncio.sleep(0)
+            taken += await asyncio.to_thread(os.read, reading, 50_000)
+        await writer
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert taken == text
+
+
+@pytest.mark.parametrize("failure", [OSError("not a socket"), ValueError("filedescriptor out of range in select()")])
+def test_a_descriptor_that_cannot_be_waited_for_is_tried_again(monkeypatch, failure):
+    def no_select(*arguments):
+        os.read(reading, 65_536)  # there is room now
+        raise failure
+
+    monkeypatch.setattr(descriptors.select, "select", no_select)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        descriptors.write_all(writing, b"x" * 200_000)
+    finally:
+        os.close(reading)
+        os.close(writing)

@@ -292,3 +292,18 @@ async def test_a_survey_tells_the_digest_of_all_bytes(tmp_path):
 
     assert digests[0] == digests[1] != digests[2]
     assert len(digests[0]) == 32
+
+
+async def test_standard_input_that_does_not_block_is_waited_for(tmp_path):
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    try:
+        source = aiter(Source("pipe", reading))
+        first = asyncio.create_task(anext(source))
+        await asyncio.sleep(0.05)
+        os.write(writing, b"one\n")
+        assert (await first).item().request.messages[0].content == "one"
+        os.close(writing)
+        assert [entry async for entry in source] == []
+    finally:
+        os.close(reading)

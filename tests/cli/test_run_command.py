@@ -289,7 +289,7 @@ async def test_when_the_reader_of_the_output_goes_the_run_stops(start, at, tmp_p
     command.process._transport.get_pipe_transport(1).close()
     err = await command.process.stderr.read()
 
-    assert await command.process.wait() == 3
+    assert await command.process.wait() == 141
     assert b"standard output cannot be written: Broken pipe" in err
     assert b"Traceback" not in err
 

@@ -5,6 +5,7 @@ disk nor a slow producer stops the event loop, and a prompt that has arrived is 
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -24,6 +25,7 @@ from onellm_async.batch.inputs.line_reader import LineReader, demand_prompt
 from onellm_async.batch.inputs.lines import LineEntries
 from onellm_async.batch.inputs.parquet_rows import parquet_entries, parquet_rows
 from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.descriptors import read_piece
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
@@ -222,7 +224,7 @@ class Source:
 
     def _read_piece(self) -> bytes:
         try:
-            return os.read(self._descriptor, _PIECE)
+            return read_piece(self._descriptor, _PIECE)
         except OSError as error:
             raise BatchError(f"{self.name} cannot be read: {describe_os_error(error)}.") from None
 
@@ -255,9 +257,21 @@ def open_source(
         raise BatchError("An OpenAI batch takes no template: its requests are whole.")
     if path == "-":
         name, descriptor = "<stdin>", 0
+        _check_standard_input()
     else:
         name, descriptor = path, _open_file(path)
     return Source(name, descriptor, forced_format=forced_format, field=field, template=template, defaults=defaults)
+
+
+def _check_standard_input() -> None:
+    try:
+        os.read(0, 0)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise BatchError("Standard input is closed.", advice="Name an input file.") from None
+        raise BatchError(f"Standard input cannot be read: {error.strerror}.", advice="Name an input file.") from None
 
 
 def _open_file(path: str) -> int:

@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from onellm_async.batch.formats import OutputFormat
+from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.outputs.output_place import OutputPlace
 from onellm_async.batch.outputs.records import RecordWriter
+from onellm_async.descriptors import unwritable, write_all
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
@@ -49,9 +51,16 @@ class StreamSink:
         """Writes `lines` completely.
 
         Raises:
-            BatchError: If the reader has gone, or the disk behind it is full.
+            BatchError: If the reader has left (its ``__cause__`` is a BrokenPipeError), or the disk behind it is full.
         """
-        await asyncio.to_thread(_write_all, self._descriptor, lines, self._name)
+        # A daemon thread: a reader that does not read must not keep a process alive that was told to end at once.
+        await in_daemon_thread(lambda: self._write(lines))
+
+    def _write(self, lines: bytes) -> None:
+        try:
+            write_all(self._descriptor, lines)
+        except OSError as error:
+            raise unwritable(self._name, error)  # noqa: B904  # it names its cause itself
 
 
 class FileSink:
