@@ -78,7 +78,7 @@ def tests(session: nox.Session) -> None:
     """
     session.install(*group("tests"), "-e", ".[cli,report]")
     chosen = session.posargs or ([] if session.python == FOUND[0] else ON_EVERY_PYTHON)
-    session.run("python", "-X", "dev", "-m", "pytest", "-q", *chosen)
+    session.run("python", "-X", "dev", "-m", "pytest", "-q", "-n", "auto", *chosen)
 
 
 @nox.session(python=FOUND[0])
