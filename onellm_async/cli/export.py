@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import say
+from onellm_async.cli.terminal import complain, say
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
@@ -55,6 +55,8 @@ def export(
 
     output = None if output in STREAM else output
     with JournalReader.open(run) as journal:
+        if journal.warning is not None:
+            complain(journal.warning)
         written = asyncio.run(_write(journal, output, shape, force=force))
     if output is not None:
         say(f"{written:,} records written to {output}.")

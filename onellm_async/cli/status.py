@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.terminal import put
+from onellm_async.cli.terminal import complain, put
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
@@ -43,6 +43,8 @@ def status(
     with JournalReader.open(run) as journal:
         found = _found(journal)
         put(dump_json(found).decode() if json else _text(found))
+        if journal.warning is not None:
+            complain(journal.warning)
         complete = journal.complete and not found["counts"]["failed"]
     return ExitCode.OK if complete else ExitCode.FAILED
 
@@ -58,6 +60,7 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
         "input": journal.identity.input,
         "lines": journal.identity.lines,
         "state": "complete" if journal.complete else "running" if journal.running else "interrupted",
+        "log_missing": journal.log_missing,
         "how": sittings[-1].how if sittings else None,
         "sittings": len(sittings),
         "counts": asdict(journal.counts()),

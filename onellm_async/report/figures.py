@@ -49,6 +49,8 @@ def standing_sentence(report: Report, zone: tzinfo) -> str:
             if left
             else "The same command goes on."
         )
+    if report.warning is not None:
+        sentences.append(report.warning)
     return " ".join(sentences)
 
 

@@ -252,6 +252,7 @@ class Report:
         subtitle: What was asked of whom, in a few words.
         made_at: When the report was made, in Unix seconds.
         standing: How the run stands.
+        warning: What its figures lack; None where they are complete.
         identity: What makes it this run and no other: pairs of a name and a value.
         sittings: The invocations that worked on it, in order.
         figures: Its counts.
@@ -267,6 +268,7 @@ class Report:
     subtitle: str = ""
     made_at: float
     standing: Standing
+    warning: str | None = None
     identity: tuple[tuple[str, str], ...] = ()
     sittings: tuple[Sitting, ...] = ()
     figures: Figures

@@ -57,6 +57,7 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         subtitle=_subtitle(journal.identity),
         made_at=now,
         standing=_standing(running=running, complete=journal.complete),
+        warning=journal.warning,
         identity=tuple(_identity(journal.identity)),
         sittings=sittings,
         figures=_figures(journal, looks, sittings, slices, running=running),

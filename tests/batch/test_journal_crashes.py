@@ -13,9 +13,11 @@ from random import Random
 import pytest
 from journal_examples import IDENTITY, answer, intent
 
+from onellm_async.batch.journal.file import create
 from onellm_async.batch.journal.journal import Journal, State
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
+from onellm_async.wire import dump_json
 
 ROOT = Path(__file__).parents[2]
 CHILD = """
@@ -211,16 +213,105 @@ async def test_bytes_that_were_overwritten_open_whole_or_are_refused_but_never_a
                 demand_telling(error, trial)
 
 
-async def test_a_missing_log_is_noticed_and_removing_the_lock_accepts_the_loss(path: Path) -> None:
+@pytest.mark.parametrize("with_lock", [True, False])
+async def test_a_missing_log_is_noticed_and_an_empty_lock_accepts_the_loss(path: Path, with_lock: bool) -> None:
     crash = await _crashed(path, 30)
     crash.with_name(crash.name + "-wal").unlink()
+    lock = crash.with_name(crash.name + ".lock")
+    if not with_lock:
+        lock.unlink()
+    found = r"holds \d+ of 60 rows .* -wal file is missing or cut" if with_lock else "its last sitting was killed, and"
     for _ in range(2):
-        with pytest.raises(BatchError, match=r"holds \d+ of 60 rows .* -wal file is missing or was cut") as caught:
+        with pytest.raises(BatchError, match=rf"\.journal lacks answers: .*{found}") as caught:
             Journal.open(crash, IDENTITY)
-    assert f"remove {crash.name}.lock" in caught.value.advice
-    crash.with_name(crash.name + ".lock").unlink()
+    assert "Bring out.jsonl.journal-wal back" in caught.value.advice
+    assert f"Or make {lock} an empty file" in caught.value.advice
+    lock.write_bytes(b"")
     with Journal.open(crash, IDENTITY) as journal:
         assert 0 < journal.counts().answered < 30
+    Journal.open(crash, IDENTITY).close()
+
+
+@pytest.mark.parametrize("left_out", ["-wal", ".lock", None])
+async def test_a_journal_copied_with_its_log_or_its_lock_is_used_or_refused_for_what_is_missing(
+    path: Path, left_out: str | None
+) -> None:
+    crash = await _crashed(path, 30)
+    if left_out is not None:
+        crash.with_name(crash.name + left_out).unlink()
+    with JournalReader.open(crash) as reader:
+        assert not reader.log_missing  # the lock tells the next sitting
+    if left_out == "-wal":
+        with pytest.raises(BatchError, match="lacks answers"):
+            Journal.open(crash, IDENTITY)
+    else:
+        with Journal.open(crash, IDENTITY) as journal:
+            assert journal.counts().answered == 30
+
+
+def test_a_copy_of_a_resumed_run_without_its_log_is_noticed_although_the_first_sitting_ended_well(path: Path) -> None:
+    Journal.open(path, IDENTITY).close()
+    looking = JournalReader.open(path)  # so that the next one is not the last to close the file
+    with Journal.open(path, IDENTITY):
+        moved = shutil.copy(path, path.with_name("moved.journal"))
+    looking.close()
+    with pytest.raises(BatchError, match="lacks answers"):
+        Journal.open(moved, IDENTITY)
+    with JournalReader.open(moved) as reader:
+        assert reader.log_missing
+        assert reader.warning is not None
+        assert reader.warning.endswith("Bring moved.journal-wal back, from where the run was.")
+    assert not Path(f"{moved}.lock").exists()
+    Journal.open(moved, IDENTITY, force=True).close()
+
+
+def test_a_journal_that_ended_well_may_be_moved_alone(path: Path) -> None:
+    asyncio.run(_ended_cleanly(path))
+    moved = path.rename(path.with_name("moved.journal"))
+    with JournalReader.open(moved) as reader:
+        assert not reader.log_missing
+        assert reader.warning is None
+    with Journal.open(moved, IDENTITY) as journal:
+        assert journal.counts().answered == 30
+
+
+def test_a_journal_killed_right_after_it_was_made_is_used_again_but_not_without_its_lock(path: Path) -> None:
+    begin = "INSERT INTO run (id, identity, started_at) VALUES (1, ?, ?)"
+    create(path, ((begin, (dump_json(IDENTITY.as_json()).decode(), 1.0)),))
+    with JournalReader.open(path) as reader:
+        assert reader.log_missing
+    with pytest.raises(BatchError, match="lacks answers"):
+        Journal.open(path, IDENTITY)
+    path.with_name(path.name + ".lock").touch()
+    Journal.open(path, IDENTITY).close()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_new_journal_that_cannot_be_begun_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("onellm_async.batch.journal.opening._version", partial(full, path))
+    with pytest.raises(BatchError):
+        Journal.open(path, IDENTITY)
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_a_reader_says_nothing_of_a_run_that_begins_or_ends_meanwhile(path: Path) -> None:
+    stop, warnings = asyncio.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            with JournalReader.open(path) as reader:
+                warnings.append(reader.warning)
+
+    Journal.open(path, IDENTITY).close()
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    for _ in range(10):
+        (await asyncio.to_thread(Journal.open, path, IDENTITY)).close()
+    stop.set()
+    await looking
+    assert set(warnings) == {None}
 
 
 async def test_a_log_without_its_journal_is_not_mistaken_for_a_new_run(path: Path) -> None:

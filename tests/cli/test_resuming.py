@@ -172,3 +172,27 @@ async def test_a_retry_of_failures_that_is_ended_leaves_no_line_that_is_not_its_
         assert (as_table.code, len(as_table.out.splitlines())) == (0, len(records) + 1)
         await backend.release()
         await onellm(*run, **at)
+
+
+async def test_a_killed_run_that_was_moved_without_its_log_is_not_paid_once_more(
+    killed, onellm, at, prompts, backend, tmp_path
+):
+    await killed()
+    (tmp_path / "out.jsonl.journal").rename(tmp_path / "moved.jsonl.journal")
+    asked = len(backend.asked)
+    ended = await onellm("run", "in.txt", "-o", "moved.jsonl", *GPT5, *FAST, **at)
+
+    assert ended.code == 2
+    assert "moved.jsonl.journal lacks answers: its last sitting was killed, and neither" in ended.err
+    assert "Bring moved.jsonl.journal-wal back" in ended.err
+    assert len(backend.asked) == asked
+    for command in (("status",), ("export",), ("report", "-o", "-")):
+        told = await onellm(command[0], "moved.jsonl", *command[1:])
+        assert "moved.jsonl.journal lacks answers" in told.err + told.out
+    assert json.loads((await onellm("status", "moved.jsonl", "--json")).out)["log_missing"] is True
+    (tmp_path / "out.jsonl.journal-wal").rename(tmp_path / "moved.jsonl.journal-wal")
+    ended = await onellm("run", "in.txt", "-o", "moved.jsonl", *GPT5, *FAST, **at)
+
+    assert ended.code == 0, ended.err
+    assert "Resuming: 8 prompts answered" in ended.err
+    assert contents(tmp_path / "moved.jsonl") == prompts

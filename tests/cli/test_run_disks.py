@@ -108,8 +108,8 @@ async def test_a_journal_that_lost_its_log_is_noticed_before_anything_is_sent(
     ended = await onellm(*RUN, **at)
 
     assert (ended.code, len(backend.asked)) == (2, asked)
-    assert "out.jsonl.journal is damaged: it holds " in ended.err
-    assert "its -wal file is missing or was cut. Bring the -wal file back." in ended.err
+    assert "out.jsonl.journal lacks answers: it holds " in ended.err
+    assert "its -wal file is missing or cut. Bring out.jsonl.journal-wal back, from where the run was." in ended.err
 
 
 @pytest.fixture

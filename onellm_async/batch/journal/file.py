@@ -12,7 +12,18 @@ from onellm_async.batch.journal.schema import APPLICATION_ID, migrate
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error, sync_directory
 
-__all__ = ["connect", "create", "demand_regular", "explained", "journal_path", "make_durable", "remove", "told"]
+__all__ = [
+    "connect",
+    "create",
+    "demand_regular",
+    "explained",
+    "has_log",
+    "journal_path",
+    "log_lost",
+    "make_durable",
+    "remove",
+    "told",
+]
 
 _ADVICE = "What was committed is kept: the same command goes on from there once that is mended."
 _RESTORE = (
@@ -67,6 +78,29 @@ def explained(error: Exception, path: Path) -> BatchError:
 def damaged(path: Path, what: str) -> BatchError:
     """The error for a journal that lacks something it had."""
     return BatchError(f"{path} is damaged ({what}).", advice=_RESTORE)
+
+
+def log_lost(path: Path, found: str) -> BatchError:
+    """The error for a journal whose newest rows are missing.
+
+    Args:
+        path: Of the journal.
+        found: How that was noticed.
+    """
+    lock = path.with_name(path.name + ".lock")
+    return BatchError(
+        f"{path} lacks answers: {found}.",
+        advice=f"Bring {path.name}-wal back, from where the run was. Or make {lock} an empty file to go on with what "
+        "is left: what was lost is then sent, and paid, again. --force begins anew.",
+    )
+
+
+def has_log(path: Path) -> bool:
+    """Whether SQLite's log with the newest rows lies beside a journal. To be asked before a connection makes one."""
+    try:
+        return path.with_name(path.name + "-wal").lstat().st_size > 0
+    except OSError:
+        return False
 
 
 @contextmanager

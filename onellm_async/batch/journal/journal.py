@@ -99,7 +99,7 @@ class Journal:
                     raise
                 return cls(where, opened, JournalWriter(where, lock, ballast))
             except BaseException:
-                lock.release(clean=lock.before is None)
+                lock.release(clean=not lock.existed)
                 raise
 
     async def intend(self, intent: Intent) -> None:

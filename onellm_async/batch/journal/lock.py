@@ -59,6 +59,7 @@ class JournalLock:
 
     Attributes:
         before: Who had it and did not release it, for example a process that was killed; None after a clean end.
+        existed: Whether there was such a file before. An empty one, which tells of nobody, accepts what was lost.
 
     Raises:
         BatchError: If another process has it, or the lock cannot be made.
@@ -66,6 +67,7 @@ class JournalLock:
 
     def __init__(self, journal: Path) -> None:
         self._path = lock_path(journal)
+        self.existed: bool = os.path.lexists(self._path)
         self._descriptor = self._acquire(journal)
         self.before: Holder | None = _read(self._descriptor)
         self._head = dump_json({"pid": os.getpid(), "host": socket.gethostname()})[:-1]

@@ -2,14 +2,23 @@
 
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.file import connect, create, damaged, demand_regular, make_durable, remove
+from onellm_async.batch.journal.file import (
+    connect,
+    create,
+    damaged,
+    demand_regular,
+    has_log,
+    log_lost,
+    make_durable,
+    remove,
+)
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.schema import migrate
 from onellm_async.batch.journal.writer import TOTALS, Totals
@@ -17,7 +26,7 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["Opened", "open_journal", "read_identity"]
+__all__ = ["LOG_MISSING", "Opened", "ended_cleanly", "open_journal", "read_identity"]
 
 
 @frozen
@@ -61,7 +70,7 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
         sqlite3.Error: If SQLite does.
     """
     text = dump_json(settings).decode()
-    resumed = demand_regular(path)
+    resumed, logged = demand_regular(path), has_log(path)
     if resumed and force:
         _demand_replaceable(path)
         resumed = False
@@ -70,21 +79,35 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
         remove(path)
         begin = "INSERT INTO run (id, identity, started_at) VALUES (1, ?, ?)"
         create(path, ((begin, (dump_json(identity.as_json()).decode(), time.time())),))
+    try:
+        return _begin(path, lock, identity, text, resumed=resumed, logged=logged)
+    except BaseException:
+        if not resumed:
+            with suppress(OSError):
+                remove(path)
+        raise
+
+
+def _begin(
+    path: Path, lock: JournalLock, identity: RunIdentity, settings: str, *, resumed: bool, logged: bool
+) -> Opened:
     with closing(connect(path)) as connection:
         migrate(connection, str(path))
         earlier = read_identity(connection, path)
         if resumed:
-            _demand_whole(connection, path, lock)
+            _demand_whole(connection, path, lock, logged=logged)
             _demand_same(path, earlier, identity)
         make_durable(connection)
         sitting = connection.execute(
-            "INSERT INTO sittings (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), text)
+            "INSERT INTO sittings (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), settings)
         ).lastrowid
         connection.execute("UPDATE run SET complete = 0")
         started_at, interval = connection.execute("SELECT started_at, sample_interval FROM run").fetchone()
         (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
         (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
         totals = connection.execute(TOTALS).fetchone()
+        # So that the file itself tells of a sitting that has not ended, should it be parted from its log.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(int(totals[-1]))
     return Opened(earlier, resumed, started_at, sitting or 0, totals, samples, interval, last_command)
 
@@ -105,6 +128,16 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
         raise damaged(path, "the identity of its run cannot be read") from None
 
 
+LOG_MISSING = "its last sitting was killed, and neither its -wal file nor its .lock file is beside it"
+"""How it is noticed that a journal was moved or copied without its log."""
+
+
+def ended_cleanly(connection: sqlite3.Connection) -> bool:
+    """Whether the last sitting came to its end; one that was killed has its newest rows in the log alone."""
+    last = connection.execute("SELECT ended_at FROM sittings ORDER BY id DESC LIMIT 1").fetchone()
+    return last is not None and last[0] is not None
+
+
 def _demand_replaceable(path: Path) -> None:
     """Refuses to replace what is not a journal; a damaged one may go."""
     try:
@@ -123,17 +156,17 @@ def _demand_no_remains(path: Path, *, force: bool) -> None:
         raise damaged(path, f"it is gone, but {log.name} is there")
 
 
-def _demand_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock) -> None:
+def _demand_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock, *, logged: bool) -> None:
     (written,) = connection.execute("SELECT writes FROM totals").fetchone()
     if lock.before is not None and written < lock.before.writes:
-        raise BatchError(
-            f"{path} is damaged: it holds {written:,} of {lock.before.writes:,} rows that were written; its -wal file "
-            "is missing or was cut.",
-            advice=f"Bring the -wal file back. Or remove {path.name}.lock to go on with what is left: what was lost "
-            "is then sent, and paid, again.",
+        found = (
+            f"it holds {written:,} of {lock.before.writes:,} rows that were written; its -wal file is missing or cut"
         )
-    last = connection.execute("SELECT ended_at FROM sittings ORDER BY id DESC LIMIT 1").fetchone()
-    if lock.before is not None or (last is not None and last[0] is None):  # it did not end cleanly
+        raise log_lost(path, found)
+    ended = ended_cleanly(connection)
+    if not (ended or logged or lock.existed):
+        raise log_lost(path, LOG_MISSING)
+    if lock.before is not None or not ended:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise damaged(path, verdict)

@@ -17,9 +17,9 @@ from attrs import frozen
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.file import connect, journal_path, told
-from onellm_async.batch.journal.lock import Holder, held
-from onellm_async.batch.journal.opening import read_identity
+from onellm_async.batch.journal.file import connect, has_log, journal_path, told
+from onellm_async.batch.journal.lock import Holder, held, lock_path
+from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
 from onellm_async.batch.journal.rows import Command, Counts, Row
 from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.batch.journal.selection import counts_of, every_row, one_row, rows_of, select
@@ -105,6 +105,7 @@ class JournalReader:
         path: Of the journal.
         identity: Of the run.
         started_at: When it first began, in Unix seconds.
+        log_missing: Whether it was moved or copied without its log after its run was killed: answers are missing then.
 
     Raises:
         BatchError: If there is none, it is not a journal, of a later version, or damaged. So does every method.
@@ -119,11 +120,14 @@ class JournalReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = journal_path(path)
         with told(self.path):
+            guarded = self._guarded()
             self._connection = _reading(self.path)
             try:
                 demand_version(self._connection, str(self.path), least=VERSION)
                 self.identity: RunIdentity = read_identity(self._connection, self.path)
                 self.started_at: float = self._one("SELECT started_at FROM run")
+                # Both are asked before and after: a run may begin or end just now.
+                self.log_missing: bool = not (guarded or ended_cleanly(self._connection) or self.running)
             except BaseException:
                 self._connection.close()
                 raise
@@ -144,6 +148,13 @@ class JournalReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def warning(self) -> str | None:
+        """What whoever reads its figures should know; None where they are complete."""
+        if not self.log_missing:
+            return None
+        return f"{self.path} lacks answers: {LOG_MISSING}. Bring {self.path.name}-wal back, from where the run was."
 
     @property
     def complete(self) -> bool:
@@ -261,6 +272,9 @@ class JournalReader:
         found = self._all("SELECT name, argument, id, at FROM commands WHERE taken_at IS NULL ORDER BY id")
         return [Command(name, parse_json(argument.encode()), number, at) for name, argument, number, at in found]
 
+    def _guarded(self) -> bool:
+        return has_log(self.path) or lock_path(self.path).exists()
+
     def _samples(self, which: str) -> list[Sample]:
         found = self._all(f"SELECT at, sample FROM samples WHERE {which}")  # noqa: S608
         return [Sample(at, parse_json(sample.encode())) for at, sample in found]
@@ -281,8 +295,15 @@ _TIMED = "state = 2 AND latency IS NOT NULL AND same_as IS NULL"
 
 
 def _reading(path: Path) -> sqlite3.Connection:
-    """A connection that changes nothing; the file and its directory may be read-only."""
-    modes = ["rw", "ro"] if path.with_name(path.name + "-wal").exists() else ["rw", "ro", "ro&immutable=1"]
+    """A connection that changes nothing; the file and its directory may be read-only.
+
+    Where a killed run has left its log, that stays: the last connection that may write would empty it into the file
+    and remove it, and then nothing would tell whether the file was parted from it.
+    """
+    if path.with_name(path.name + "-wal").exists():
+        modes = ["ro", "rw"] if held(path) is None else ["rw", "ro"]
+    else:
+        modes = ["rw", "ro", "ro&immutable=1"]
     while True:
         try:
             connection = connect(path, mode=modes.pop(0))
