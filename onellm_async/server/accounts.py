@@ -5,13 +5,20 @@ from hashlib import sha256
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server.settings import ServerSettings
 
-__all__ = ["MINIMUM_BALANCE", "MOST_STRANGERS", "Account", "Accounts"]
+__all__ = ["MINIMUM_BALANCE", "MOST_STRANGERS", "USUAL_TOKENS", "Account", "Accounts"]
 
 MINIMUM_BALANCE = 0.10
 """USD; with less, requests are refused (OneLLM documentation)."""
 
+USUAL_TOKENS = 1024
+"""Tokens reserved for the answer to a request without ``max_tokens``. Where the request has more, as many as it has are
+reserved: the echo is never longer."""
+
 MOST_STRANGERS = 10_000
 """Accounts of keys that the settings do not list; beyond it the one unused for longest is forgotten."""
+
+_TOLERANCE = 1e-9
+"""USD; sums of reservations are rounded, and the last part of a balance must stay usable."""
 
 
 class Account:
@@ -21,18 +28,36 @@ class Account:
         label: Tells accounts apart without showing the key: the first 8 hex digits of its SHA-256.
         known: Whether the key exists.
         blocked: Whether it has no access.
-        balance: USD left. Requests under way together can push it a little below zero.
+        balance: USD left, of which requests in flight have reserved a part.
+        reserved: USD that requests in flight may cost.
+        held: How many requests in flight have reserved something.
         bucket: Its rate limit.
     """
 
-    __slots__ = ("balance", "blocked", "bucket", "known", "label")
+    __slots__ = ("balance", "blocked", "bucket", "held", "known", "label", "reserved")
 
     def __init__(self, label: str, *, known: bool, blocked: bool, balance: float, bucket: TokenBucket) -> None:
         self.label: str = label
         self.known: bool = known
         self.blocked: bool = blocked
         self.balance: float = balance
+        self.reserved: float = 0.0
+        self.held: int = 0
         self.bucket: TokenBucket = bucket
+
+    def reserve(self, cost: float) -> bool:
+        """Sets `cost` aside if the balance has that much unreserved; returns whether it was set aside."""
+        if cost > self.balance - self.reserved + _TOLERANCE:
+            return False
+        self.reserved += cost
+        self.held += 1
+        return True
+
+    def settle(self, reserved: float, cost: float) -> None:
+        """Charges `cost` in place of what was reserved for it."""
+        self.held -= 1
+        self.reserved = max(0.0, self.reserved - reserved) if self.held else 0.0  # sums of floats leave a rest
+        self.balance -= cost
 
 
 class Accounts:

@@ -3,7 +3,7 @@
 from math import ceil
 
 from onellm_async.chat import ChatRequest, Usage
-from onellm_async.server.jobs import Completion, Job
+from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
 
 __all__ = ["asked_text", "echo", "input_tokens_of", "tokens_of"]
 
@@ -36,7 +36,8 @@ def asked_text(request: ChatRequest) -> str:
 def echo(job: Job) -> Completion:
     """Says the last user message again, cut at the first stop sequence and at the token limit.
 
-    ``finish_reason`` is ``"length"`` when the token limit cut it, else ``"stop"``.
+    ``finish_reason`` is ``"length"`` when the token limit cut it, else ``"stop"``. With ``n``, all answers are billed,
+    and one is returned.
     """
     content = asked_text(job.request)
     cuts = [content.find(stop) for stop in job.request.stop_sequences or () if stop]
@@ -45,5 +46,5 @@ def echo(job: Job) -> Completion:
     if job.max_tokens is not None and tokens_of(content) > job.max_tokens:
         content = content[: job.max_tokens * _CHARACTERS_PER_TOKEN]
         finish_reason = "length"
-    read, written = input_tokens_of(job.request), tokens_of(content)
-    return Completion(content, Usage(read, written, read + written), finish_reason)
+    read, written = input_tokens_of(job.request), min(tokens_of(content) * (job.request.n or 1), MOST_TOKENS)
+    return Completion(content, Usage(read, written, min(read + written, MOST_TOKENS)), finish_reason)

@@ -52,6 +52,7 @@ class Job:
         received_at: Seconds on the server's clock.
         account: Whose it is.
         dialect: In which dialect it was asked.
+        reserved: USD set aside for it until it ends.
         affordable_tokens: Most tokens that the balance pays for in each answer; None: no bound.
     """
 
@@ -62,6 +63,7 @@ class Job:
     received_at: float
     account: Account
     dialect: Dialect = Dialect.DOCUMENTED
+    reserved: float = 0.0
     affordable_tokens: int | None = None
 
 

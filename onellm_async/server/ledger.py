@@ -27,7 +27,7 @@ class Outcome(Enum):
     DROPPED = "dropped"
     """Not processed: the connection was reset before, or the server was stopped; not billed."""
     REFUSED = "refused"
-    """By rate limit; not billed."""
+    """By rate limit, or because requests in flight have reserved the balance; not billed."""
     REJECTED = "rejected"
     """Malformed, misdirected, or without a valid key or balance; not billed."""
 

@@ -9,6 +9,7 @@ from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, dump_json
 
 __all__ = [
+    "BALANCE_RESERVED",
     "NO_BALANCE",
     "NO_BEARER",
     "NO_KEY",
@@ -41,6 +42,7 @@ NO_KEY = "No Authorization header provided."
 NO_BEARER = "Invalid authorization scheme. Expected Bearer token."
 UNKNOWN_KEY = "Custom error: No such user was found"
 RATE_LIMITED = "Rate limit exceeded."
+BALANCE_RESERVED = "Requests in flight have reserved the balance. Retry when one of them has ended."
 NO_BALANCE = "Insufficient balance, please topup your balance to continue using OneLLM"
 
 

@@ -20,7 +20,7 @@ from onellm_async import catalog
 from onellm_async.chat import ChatRequest
 from onellm_async.failure_kinds import Billing
 from onellm_async.server import rejections
-from onellm_async.server.accounts import MINIMUM_BALANCE, Account, Accounts
+from onellm_async.server.accounts import MINIMUM_BALANCE, USUAL_TOKENS, Account, Accounts
 from onellm_async.server.checking import MOST_BODY_BYTES, Malformed, checked, decompressed
 from onellm_async.server.echo import asked_text, input_tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Delivery, Job
@@ -143,21 +143,51 @@ class Service:
     def _limited(self, account: Account, request: ChatRequest, now: float) -> RawReply | None:
         if account.bucket.try_take(1, now):
             return None
+        return self._refused(account, request, now, rejections.RATE_LIMITED)
+
+    def _refused(self, account: Account, request: ChatRequest, now: float, text: str) -> RawReply:
         self._enter(Outcome.REFUSED, now, account, request)
         headers = rejections.retry_headers(self.settings.faults.retry_after)
-        return rejections.handler_error(self.settings.dialect, 429, rejections.RATE_LIMITED, headers)
+        return rejections.handler_error(self.settings.dialect, 429, text, headers)
 
     def _accepted(self, account: Account, request: ChatRequest, now: float) -> RawReply | Job:
-        affordable = _affordable_tokens(account.balance, request) if self._priced else None
+        price = self._price(request)
+        affordable = price.affordable_tokens(account.balance)
         if account.balance < MINIMUM_BALANCE or (affordable is not None and affordable < 1):
             # The documentation has no status of its own for this; 403 is its "no access".
             status = 403 if self.settings.dialect is Dialect.DOCUMENTED else 500
             return self._rejected(status, rejections.NO_BALANCE, now, account, request)
-        bounds = [bound for bound in (request.max_tokens, affordable) if bound is not None]
+        asked = request.max_tokens if request.max_tokens is not None else price.asked
+        bounds = [bound for bound in (asked, affordable) if bound is not None]
+        reserved = price.worst_case(affordable)
+        if not account.reserve(reserved):
+            account.bucket.give_back(1, now)
+            return self._refused(account, request, now, rejections.BALANCE_RESERVED)
         plan = self.settings.faults.plan(self._random)
         self.ledger.accept()
-        most = min(bounds, default=None)
-        return Job(self._arrived, request, most, plan, now, account, self.settings.dialect, affordable)
+        return Job(
+            self._arrived,
+            request,
+            min(bounds, default=None),
+            plan,
+            now,
+            account,
+            self.settings.dialect,
+            reserved,
+            affordable,
+        )
+
+    def _price(self, request: ChatRequest) -> "_Price":
+        entry = catalog.lookup(request.model) if self._priced else None
+        if entry is None:
+            return _Price(0.0, 0.0, 0, _asked_tokens(request))
+        answers, incoming, outgoing = (
+            min(request.n or 1, MOST_TOKENS),
+            entry.input_price or 0.0,
+            entry.output_price or 0.0,
+        )
+        read = input_tokens_of(request)
+        return _Price(read * incoming / 1_000_000, answers * outgoing / 1_000_000, read, _asked_tokens(request))
 
     def doomed(self, job: Job) -> Delivery | None:
         """What is written when the plan has `job` fail before it is processed; None when it is to be processed."""
@@ -242,8 +272,8 @@ class Service:
         request, cost, read, written = job.request, 0.0, 0, 0
         if completion is not None:
             cost = (catalog.cost(request.model, completion.usage) if self._priced else None) or 0.0
-            job.account.balance -= cost
             read, written = completion.usage.input_tokens or 0, completion.usage.output_tokens or 0
+        job.account.settle(job.reserved, cost)
         label, at, model = job.account.label, job.received_at, request.model
         self.ledger.settle(LedgerRow(job.number, label, at, model, _excerpt(request), outcome, cost, read, written))
 
@@ -267,9 +297,38 @@ def _excerpt(request: ChatRequest) -> str:
     return asked_text(request)[:MOST_PROMPT_CHARACTERS]
 
 
-def _affordable_tokens(balance: float, request: ChatRequest) -> int | None:
-    entry = catalog.lookup(request.model)
-    if entry is None or not entry.output_price:
-        return None
-    left = balance - (entry.input_price or 0.0) * input_tokens_of(request) / 1_000_000
-    return int(min(left / entry.output_price * 1_000_000, MOST_TOKENS))
+def _asked_tokens(request: ChatRequest) -> int | None:
+    """Most tokens of an answer that the request allows, under either name; None: it does not say."""
+    other = (request.extra or {}).get("max_completion_tokens")
+    asked = [request.max_tokens, other if isinstance(other, int) and other >= 1 else None]
+    return max((tokens for tokens in asked if tokens is not None), default=None)
+
+
+@frozen
+class _Price:
+    """What a request can cost.
+
+    Attributes:
+        input_cost: USD for what it holds.
+        token_cost: USD for one token of each of its answers.
+        read: Its tokens.
+        asked: Most tokens of an answer; None: it does not say.
+    """
+
+    input_cost: float
+    token_cost: float
+    read: int
+    asked: int | None
+
+    def affordable_tokens(self, balance: float) -> int | None:
+        """Most tokens of an answer that `balance` pays for; None: any number."""
+        if not self.token_cost:
+            return None
+        return int(min((balance - self.input_cost) / self.token_cost, MOST_TOKENS))
+
+    def worst_case(self, affordable: int | None) -> float:
+        """USD to set aside for it."""
+        if affordable is None:
+            return self.input_cost
+        expected = self.asked if self.asked is not None else max(USUAL_TOKENS, self.read)
+        return self.input_cost + min(expected, affordable) * self.token_cost

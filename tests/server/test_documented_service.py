@@ -272,6 +272,7 @@ def test_max_tokens_is_lowered_to_what_the_balance_affords(asking):
     # GPT-5: 10.40 USD per million output tokens, 1.28 per million input tokens, of which "Hello there" has 3.
     job = asker.receive(model="GPT-5", max_tokens=1_000_000)
     assert job.max_tokens == int((0.104 - 3 * 1.28e-6) / 10.40e-6) == 9999
+    asker.service.abandon(job)
     assert asker.receive(model="GPT-5", max_tokens=50).max_tokens == 50
 
 

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async.errors import ConfigurationError
+from onellm_async.failure_kinds import Billing
 from onellm_async.server import Fault, Faults, Outcome, ServerSettings, Service, echo
 from onellm_async.server.accounts import MOST_STRANGERS
+from onellm_async.server.rejections import BALANCE_RESERVED
 from onellm_async.transport import RawReply
 
 ROOMY = {"requests_per_minute": 1e9, "burst": 1e9}
@@ -230,12 +232,78 @@ def test_full_table_of_strangers_forgets_nobody_until_a_newcomer_comes(asking):
     assert len(asker.service._accounts._strangers) == MOST_STRANGERS
 
 
+@pytest.mark.parametrize("dialect", ["documented", "backend"])
+def test_requests_in_flight_together_cannot_spend_more_than_the_balance(asking, dialect):
+    asker = asking(ServerSettings(dialect=dialect, keys={"good": 0.11}, **ROOMY))
+    message = {"role": "user", "content": "x" * 100_000}  # 25,000 tokens, $0.032 to read and $0.26 to echo
+    held = [asker.receive(model="GPT-5", messages=[message], max_tokens=2**32 - 1) for _ in range(300)]
+    jobs = [job for job in held if not isinstance(job, RawReply)]
+    assert len(jobs) == 1
+    refused = json.loads(held[-1].body)
+    assert (
+        (held[-1].status, refused["error"]) == (429, BALANCE_RESERVED)
+        if dialect == "documented"
+        else (refused == {"code": 429, "output": {"error": BALANCE_RESERVED}})
+    )
+    asker.service.complete(jobs[0], echo(jobs[0]))
+    assert 0 <= asker.balance() < 0.10
+    assert "Insufficient balance" in asker.receive(model="GPT-5").body.decode()
+    assert asker.ledger.billed_usd <= 0.11
+
+
+def test_reserved_balance_is_free_again_whatever_became_of_the_request(asking):
+    asker = asking(ServerSettings(keys={"good": 0.11}, **ROOMY))
+    job = asker.receive(model="GPT-5", max_tokens=10**6)
+    for end in (
+        lambda job: asker.service.fail(job, "x"),
+        asker.service.abandon,
+        lambda job: asker.service.fail(job, "x", billing=Billing.POSSIBLY_BILLED),
+        lambda job: asker.service.complete(job, echo(job)),
+    ):
+        assert asker.receive(model="GPT-5").status == 429
+        end(job)
+        job = asker.receive(model="GPT-5", max_tokens=10**6)
+    assert asker.service.account("good", 0.0).reserved == pytest.approx(asker.balance(), abs=2e-5)
+
+
+def test_refusal_for_a_reserved_balance_costs_no_token(asking):
+    asker = asking(ServerSettings(keys={"good": 0.11}, burst=2, requests_per_minute=0))
+    job = asker.receive(model="GPT-5", max_tokens=10**6)
+    assert [asker.receive(model="GPT-5").status for _ in range(5)] == [429] * 5
+    asker.service.abandon(job)
+    assert asker.reply(model="GPT-5").status == 200
+
+
+def test_as_much_is_reserved_as_was_asked_for_in_all_answers(asking):
+    def reserved(**changes):
+        asker = asking(ServerSettings(keys={"good": 10.0}))
+        asker.receive(model="GPT-5", **changes)
+        return asker.service.account("good", 0.0).reserved
+
+    read, token = 3 * 1.28e-6, 10.40e-6
+    assert reserved(max_tokens=100) == pytest.approx(read + 100 * token)
+    assert reserved(max_tokens=100, n=5) == pytest.approx(read + 500 * token)
+    assert reserved(max_completion_tokens=7) == pytest.approx(read + 7 * token)
+    assert reserved(max_tokens=7, max_completion_tokens=70) == pytest.approx(read + 70 * token)
+    assert reserved(max_completion_tokens=-5) == pytest.approx(read + 1024 * token)
+    assert reserved() == pytest.approx(read + 1024 * token)
+    assert reserved(n=10**400) == 0  # refused: no balance pays for so many
+    long = [{"role": "user", "content": "x" * 40_000}]
+    assert reserved(messages=long) == pytest.approx(10_000 * (1.28e-6 + token))
+
+
+def test_all_answers_of_a_request_are_billed(asking):
+    asker = asking(ServerSettings())
+    assert json.loads(asker.reply(n=3).body)["usage"] == {"input_tokens": 3, "output_tokens": 9, "total_tokens": 12}
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.sampled_from(["rich", "poor", "stranger"]),
         st.sampled_from(["GPT-5", "Haiku-3", "no such model"]),
-        st.integers(0, 4000),
-        st.one_of(st.none(), st.integers(1, 2000)),
+        st.integers(0, 400_000),
+        st.one_of(st.none(), st.integers(1, 20_000)),
+        st.sampled_from([None, None, 1, 2, 7]),
         st.floats(0, 5),
         st.booleans(),
     ),
@@ -249,15 +317,18 @@ REQUESTS = st.lists(
     seed=st.integers(0, 2**32),
     rates=st.lists(st.floats(0, 0.2), min_size=5, max_size=5),
 )
-def test_what_is_billed_is_what_the_balances_lost_and_every_request_is_counted_once(requests, dialect, seed, rates):
+def test_what_is_billed_is_what_the_balances_lost_and_had_and_every_request_is_counted_once(
+    requests, dialect, seed, rates
+):
     names = ["reset_before_rate", "server_error_rate", "html_502_rate", "reset_after_rate", "truncate_rate"]
     faults = Faults(seed=seed, **dict(zip(names, rates, strict=True)))
     before = {"rich": 50.0, "poor": 0.1005}
     service = Service(ServerSettings(dialect=dialect, keys=before, burst=10, faults=faults))
     ledger, now, held = service.ledger, 0.0, []
-    for key, model, size, most, pause, finish in requests:
+    accounts = [service.account(key, now) for key in before]
+    for key, model, size, most, answers, pause, finish in requests:
         now += pause
-        body = {"model": model, "messages": [{"role": "user", "content": "x" * size}], "max_tokens": most}
+        body = {"model": model, "messages": [{"role": "user", "content": "x" * size}], "max_tokens": most, "n": answers}
         if dialect == "backend":
             body |= {"endpoint": "", "top_p": 1, "max_tokens": most or 9}
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -265,6 +336,9 @@ def test_what_is_billed_is_what_the_balances_lost_and_every_request_is_counted_o
         if not isinstance(received, RawReply):
             held.append(received)
         assert ledger.under_way == len(held)
+        assert all(
+            0 <= service.account(key, now).reserved <= service.account(key, now).balance + 1e-9 for key in before
+        )
         if finish:
             for job in held:
                 assert service.doomed(job) or service.complete(job, echo(job))
@@ -272,6 +346,7 @@ def test_what_is_billed_is_what_the_balances_lost_and_every_request_is_counted_o
     for job in held:
         service.abandon(job)
 
+    assert all(account.balance > -1e-9 and account.reserved == 0 for account in accounts)
     lost = sum(balance - service.account(key, now).balance for key, balance in before.items())
     billed = [row for row in ledger.rows if row.outcome in BILLED]
     assert sum(row.cost for row in ledger.rows) == pytest.approx(lost, abs=1e-9)
