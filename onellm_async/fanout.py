@@ -123,7 +123,6 @@ class FanOut:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._workers: set[asyncio.Task[None]] = set()
-        self._start_scheduled = False
         self.stopped_by: Exception | None = None
         """Why nothing more is drawn although the source has more; None while all is well."""
 
@@ -132,8 +131,6 @@ class FanOut:
         return self
 
     def _start_workers(self) -> None:
-        self._start_scheduled = False
-        self._news.set()  # whoever waits for outcomes looks whether any can still come
         if self._leaving or self._exhausted or self.stopped_by is not None:
             return
         window = self._window() if self._total is None else min(self._window(), max(1, self._total - self._drawn))
@@ -141,12 +138,6 @@ class FanOut:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_done)
-
-    def _schedule_workers(self) -> None:
-        """Starts workers in the next turn of the loop: an eager task factory would run them inside the caller."""
-        if not self._start_scheduled:
-            self._start_scheduled = True
-            asyncio.get_running_loop().call_soon(self._start_workers)
 
     async def __aexit__(self, *_: object) -> None:
         self._leaving = True
@@ -167,11 +158,18 @@ class FanOut:
 
     async def __anext__(self) -> ChatOutcome:
         """The next outcome, in the order of completion."""
+        # Only the consumer starts workers: a worker that started others would recurse under an eager task factory, and
+        # while the loop shuts down, which cancels all tasks, nothing may be started.
         while not self._finished:
-            if not self._workers and not self._start_scheduled:
+            self._start_workers()
+            if self._finished:
+                break
+            if not self._workers:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
+        if len(self._workers) < self._window():
+            self._start_workers()  # the window has grown, or other code cancelled a worker
         outcome = self._finished.popleft()
         self._room.set()
         return outcome
@@ -179,10 +177,7 @@ class FanOut:
     def _worker_done(self, worker: "asyncio.Task[None]") -> None:
         self._workers.discard(worker)
         self._news.set()
-        if worker.cancelled():
-            if not self._leaving:  # by other code; its prompt has an outcome already
-                self._schedule_workers()
-        elif isinstance(error := worker.exception(), Exception):
+        if not worker.cancelled() and isinstance(error := worker.exception(), Exception):
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
@@ -257,8 +252,6 @@ class FanOut:
             self._cost += outcome.response.cost
         self._finished.append(outcome)
         self._news.set()
-        if len(self._workers) < self._window() and not self._exhausted and self.stopped_by is None:
-            self._schedule_workers()
         if self._on_progress is not None:
             self._report_progress(self._on_progress)
 

@@ -121,7 +121,7 @@ async def test_a_bad_option_is_refused_even_when_only_later_prompts_use_it() -> 
     async with client_on(echo) as client:
         with pytest.raises(InvalidRequestError, match=r"^temperature is 7"):
             await client.gather_chats([ChatRequest("GPT-5", "a"), "b"], model="GPT-5", temperature=7)
-        with pytest.raises(InvalidRequestError, match="no request field called stream"):
+        with pytest.raises(InvalidRequestError, match="stream is True; OneLLM answers in one piece"):
             await client.gather_chats(["a"], model="GPT-5", stream=True)  # type: ignore[call-arg]
     assert echo.posts == 0
 

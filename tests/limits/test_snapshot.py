@@ -7,7 +7,15 @@ from random import Random
 import attrs
 import pytest
 
-from onellm_async import AsyncOneLLM, ConfigurationError, Limits, RateState, RetryPolicy
+from onellm_async import (
+    APIConnectionError,
+    AsyncOneLLM,
+    ConfigurationError,
+    FailureKind,
+    Limits,
+    RateState,
+    RetryPolicy,
+)
 from onellm_async.limits.limiter import Limiter
 from onellm_async.transport import RawReply
 
@@ -19,10 +27,13 @@ class Service:
 
     def __init__(self, seconds: float = 5.0, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.seconds, self.status, self.headers = seconds, status, headers or {}
+        self.unreachable = False
 
     async def post(self, body: bytes) -> RawReply:
         status, headers = self.status, self.headers
         await asyncio.sleep(self.seconds)
+        if self.unreachable:
+            raise APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
         return RawReply(status, headers, b'{"content":"x"}')
 
     async def aclose(self) -> None:
@@ -81,13 +92,13 @@ async def test_a_pause_a_retry_after_and_a_service_that_is_down_are_told_apart()
         assert client.snapshot().retry_after == pytest.approx(19, abs=0.1)
         client.pause()
         assert (client.snapshot().bottleneck, client.snapshot().paused) == ("paused", True)
-        service.status, service.headers = 500, {}
+        service.unreachable = True
         client.resume()
         await asyncio.sleep(28)
         assert client.snapshot().bottleneck == "service down"
         assert client.snapshot().probe_in > 0
         assert client.snapshot().repeated > 0
-        service.status = 200
+        service.unreachable, service.status, service.headers = False, 200, {}
         await run
         ended = client.snapshot()
         assert (ended.retry_after, ended.probe_in, ended.backing_off) == (None, None, 0)

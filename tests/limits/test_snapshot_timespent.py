@@ -5,7 +5,16 @@ from random import Random
 
 import pytest
 
-from onellm_async import AsyncOneLLM, ConfigurationError, Limits, RetryPolicy, Snapshot, where_time_went
+from onellm_async import (
+    APIConnectionError,
+    AsyncOneLLM,
+    ConfigurationError,
+    FailureKind,
+    Limits,
+    RetryPolicy,
+    Snapshot,
+    where_time_went,
+)
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time
@@ -45,10 +54,13 @@ def test_refusals_and_repeats_are_shares_of_what_was_sent_meanwhile():
 class Service:
     def __init__(self, seconds: float, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.seconds, self.status, self.headers = seconds, status, headers or {}
+        self.unreachable = False
 
     async def post(self, body: bytes) -> RawReply:
         status, headers = self.status, self.headers
         await asyncio.sleep(self.seconds)
+        if self.unreachable:
+            raise APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
         return RawReply(status, headers, b'{"content":"x"}')
 
     async def aclose(self) -> None:
@@ -132,13 +144,15 @@ async def test_a_long_retry_after_is_named():
 
 
 async def test_a_service_that_is_down_is_named():
-    service = Service(0.0, 500)
+    service = Service(0.0)
+    service.unreachable = True
 
     async def returns():
         await asyncio.sleep(600)
-        service.status = 200
+        service.unreachable = False
 
     async with AsyncOneLLM(transport=service, limits=Limits(), random=Random(1)) as client:
+        client.group(answered=True)
         spent = await watched(client, prompts=30, meanwhile=returns)
     assert spent.shares["service down"] > 0.7
     assert "the service was down" in spent.verdict
