@@ -47,16 +47,24 @@ HARDLY_LIMITED = ("--rpm", "600000", "--burst", "10000", "--concurrency", "16")
 
 
 async def start_run(
-    source: Path, output: Path, server: LocalServer, *flags: str, limits: tuple[str, ...] = HARDLY_LIMITED
+    source: Path,
+    output: Path,
+    server: LocalServer,
+    *flags: str,
+    limits: tuple[str, ...] = HARDLY_LIMITED,
+    within: tuple[str, ...] = (),
+    terminal: int | None = None,
 ) -> asyncio.subprocess.Process:
+    """Starts a run: as an argument of the command `within`, with a terminal as its standard streams if one is given."""
     command = [sys.executable, "-m", "onellm_async", "run", str(source), "-o", str(output), "--base-url", server.url]
     return await asyncio.create_subprocess_exec(
+        *within,
         *command,
         *limits,
         *flags,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL if terminal is None else terminal,
+        stdout=asyncio.subprocess.PIPE if terminal is None else terminal,
+        stderr=asyncio.subprocess.PIPE if terminal is None else terminal,
         env=os.environ | {"ONELLM_API_KEY": KEY},
     )
 
@@ -64,7 +72,7 @@ async def start_run(
 async def finish(process: asyncio.subprocess.Process) -> tuple[int, str]:
     _, stderr = await process.communicate()
     assert process.returncode is not None
-    return process.returncode, stderr.decode()
+    return process.returncode, (stderr or b"").decode()
 
 
 async def until(condition: Callable[[], bool]) -> None:
