@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 if sys.platform != "win32":
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:  # a system without it has no full synchronization either
+        fcntl = None  # type: ignore[assignment]
 
 __all__ = ["describe_os_error", "sync_directory", "sync_file"]
 

@@ -9,7 +9,7 @@ from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, C
 
 __all__ = ["translated"]
 
-_DESCRIPTORS_USED_UP = {errno.EMFILE, errno.ENFILE}
+_DESCRIPTORS_USED_UP = {errno.EMFILE, errno.ENFILE, 10024, 10055}  # the last two: Windows' WSAEMFILE, WSAENOBUFS
 
 
 def translated(error: Exception, host: str) -> APIError | ConfigurationError:

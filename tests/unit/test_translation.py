@@ -130,7 +130,7 @@ def test_each_timeout_after_connecting_is_possibly_billed(error: OSError) -> Non
     assert "Raise Timeout.total" in found.advice
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, 10024, 10055])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_used_up_descriptors_are_named_however_they_come(number: int, wrapped: bool) -> None:
     error: OSError = OSError(number, "Too many open files")

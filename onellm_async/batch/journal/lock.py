@@ -4,6 +4,7 @@ The system's lock on ``NAME.lock`` decides, never the file's existence. Its text
 were written when the holder last looked: whatever a crash leaves must hold as many.
 """
 
+import logging
 import os
 import socket
 import sys
@@ -21,10 +22,14 @@ from onellm_async.wire import dump_json, parse_json
 if sys.platform == "win32":  # pragma: no cover
     import msvcrt
 else:
-    import fcntl
+    try:
+        import fcntl
+    except ImportError:  # a system without file locks
+        fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Holder", "JournalLock", "held"]
 
+_log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
 """Somebody who asks whether the lock is held has it for microseconds: a single try could meet that."""
 _TEXT = 512
@@ -66,6 +71,8 @@ class JournalLock:
     """
 
     def __init__(self, journal: Path) -> None:
+        if sys.platform != "win32" and fcntl is None:
+            _log.warning("This system has no file locks. Let no other run write %s at the same time.", journal)
         self._path = lock_path(journal)
         self.existed: bool = os.path.lexists(self._path)
         self._descriptor = self._acquire(journal)
@@ -138,7 +145,7 @@ def _lock(descriptor: int) -> bool:
         if sys.platform == "win32":  # pragma: no cover
             os.lseek(descriptor, 2**30, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
+        elif fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False

@@ -117,7 +117,7 @@ def _rename_exclusively(old: Path, new: Path) -> None:
         os.link(old, new, follow_symlinks=False)
     except FileExistsError:
         raise
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError, AttributeError):  # a system may lack `os.link` altogether
         if os.path.lexists(new):
             raise FileExistsError from None
         old.rename(new)
