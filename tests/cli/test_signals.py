@@ -5,6 +5,8 @@ import json
 import signal
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from onellm_async.batch import JournalReader
 from onellm_async.cli import signals
@@ -148,3 +150,41 @@ async def test_where_there_is_no_sighup_the_others_are_handled(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         await stop.wait()
     assert caught.number == signal.SIGTERM
+
+
+@pytest.fixture
+async def overloaded():
+    """Environment that leads to a service that answers 503 with ``Retry-After: 40``, and the queue of its requests."""
+    got = asyncio.Queue()
+
+    async def refuse(request):
+        got.put_nowait(await request.read())
+        return web.Response(status=503, headers={"Retry-After": "40"}, text="overloaded")
+
+    service = web.Application()
+    service.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(service) as server:
+        yield {"ONELLM_BASE_URL": str(server.make_url("/api")), "ONELLM_API_KEY": "good"}, got
+
+
+@pytest.mark.parametrize("prompts", [2, 100])
+@pytest.mark.parametrize("end", ["SIGINT", "SIGTERM", "SIGHUP", "stop"])
+async def test_a_run_that_waits_to_retry_ends_at_once(start, onellm, overloaded, tmp_path, prompts, end):
+    there, got = overloaded
+    (tmp_path / "in.txt").write_text("".join(f"p{number}\n" for number in range(prompts)))
+    command = await start(*RUN, **there)
+    for _ in range(min(prompts, 5)):
+        await got.get()
+    await asyncio.sleep(0.5)  # all of them have their answer and wait
+    if end == "stop":
+        assert (await onellm("stop", "out.jsonl")).code == 0
+    else:
+        command.interrupt(getattr(signal, end))
+    async with asyncio.timeout(20):  # half of what the service asked for; it takes about a second
+        ended = await command.ended()
+
+    assert ended.code == (130 if end == "stop" else 128 + getattr(signal, end)), ended.err
+    assert f"not asked yet: {prompts} prompts." in ended.err
+    with JournalReader.open(tmp_path / "out.jsonl") as journal:
+        counts = journal.counts()
+    assert (counts.answered, counts.failed, counts.sent, counts.possibly_billed) == (0, 0, 0, 0)
