@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from onellm_async import __version__
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
+from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import complain
 from onellm_async.errors import OneLLMError
@@ -96,7 +97,7 @@ def run_app(arguments: list[str]) -> int:
     except OneLLMError as error:
         exit_code = exit_code_of(error)
         if exit_code is not ExitCode.BROKEN_PIPE:  # who pipes into `head` wants no more words
-            complain(str(error))
+            complain(told_in_flags(error))
         return exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

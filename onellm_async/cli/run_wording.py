@@ -2,6 +2,7 @@
 
 from onellm_async.batch import BatchReport, Counts
 from onellm_async.cli.exit_codes import ExitCode, reader_left
+from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.progress import counted, summary
 from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BudgetExceededError
@@ -49,7 +50,7 @@ def tell(report: BatchReport, output: str | None) -> None:
     if report.strict_error is not None:
         complain(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:
-        complain(f"stopped early: {report.stopped_by}")
+        complain(f"stopped early: {told_in_flags(report.stopped_by)}")
     if not report.complete:
         total = report.progress.total
         left = None if total is None else total - report.progress.done - report.progress.bad_lines

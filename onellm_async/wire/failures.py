@@ -41,12 +41,13 @@ EXCERPT_CHARACTERS = 500
 LONGEST_RETRY_AFTER = 300.0
 """Seconds; a service that asks for more is asked again after this long."""
 
-CHECK_BASE_URL = "Check that base_url (--base-url, ONELLM_BASE_URL) is the address of a OneLLM API."
-_EXACT_ADDRESS = "Check base_url (--base-url, ONELLM_BASE_URL): requests are posted to exactly that address."
+_BASE_URL = "base_url (--base-url or ONELLM_BASE_URL)"
+CHECK_BASE_URL = f"Check that {_BASE_URL} is the address of a OneLLM API."
+_EXACT_ADDRESS = f"Check {_BASE_URL}: requests are posted to exactly that address."
 _USE_BACKEND = 'set dialect="backend" (on the command line --dialect backend or ONELLM_DIALECT=backend).'
 _USE_DOCUMENTED = 'set dialect="documented" (on the command line --dialect documented).'
 
-_OVERLOADED_ADVICE = "Fewer requests at once help: Limits(max_concurrency=…) or --concurrency."
+_OVERLOADED_ADVICE = "Fewer requests at once help: lower Limits.max_concurrency (--concurrency)."
 
 _CLASSES: dict[int, type[APIStatusError]] = {
     400: BadRequestError,
@@ -66,7 +67,7 @@ _ADVICE = {
     408: "The service, or a proxy before it, did not wait for the whole request.",
     413: "Send fewer or shorter messages.",
     415: "Something between here and the service changes the content type.",
-    429: "The limit is lower than Limits (--rpm, --tpm) declares, or others use the same key.",
+    429: "The limit is lower than declared in Limits (--rpm and --tpm), or others use the same key.",
     529: _OVERLOADED_ADVICE,
 }
 _BALANCE_ADVICE = "Top up the balance of this key; at least $0.10 is needed."
@@ -179,7 +180,7 @@ def failure(
         advice = _advice_on_rejection(text, body, asked) or advice
     elif status < 400:
         text = f"Redirected to {_place(_header(headers, 'Location'))}"
-        advice = "Redirects are not followed with a paid request: set base_url to the final address."
+        advice = f"Redirects are not followed with a paid request: set {_BASE_URL} to the final address."
     error = error_class(_sentence(status, text), status_code=status, body=excerpt(body), advice=advice, kind=kind)
     error.retry_after = wait
     return error

@@ -205,7 +205,7 @@ def _write_for_backend(body: dict[str, JSON], extra: Mapping[str, JSON], endpoin
             raise InvalidRequestError(
                 f"The backend dialect needs to know the provider of model {model!r}, which is not in the catalog.",
                 advice=(f"Did you mean {near!r}? " if near else "")
-                + 'Otherwise give its URL, and no other: endpoints={"OpenAI": "https://…"} (--endpoint '
+                + 'Otherwise give its URL, and no other: endpoints={"OpenAI":"https://…"} (--endpoint '
                 'OpenAI=https://…), or extra={"endpoint": "https://…"} for a single request.',
             )
         name = f"gemini-{model.lower()}" if provider == "google" else model.lower()
