@@ -457,7 +457,9 @@ class Sender:
             self._service_failed(failure, call)
         elif rule.breaker == "closes":
             self._service_answered()
-        if rule.gives_back == "everything":
+        if failure.kind is FailureKind.OVERLOADED:
+            call.uncounted += not permit.overloaded()
+        elif rule.gives_back == "everything":
             permit.give_back()
         elif rule.gives_back == "tokens":
             permit.answered(0)

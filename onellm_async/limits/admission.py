@@ -10,6 +10,7 @@ from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.gate import Gate
+from onellm_async.limits.overload import Overload
 from onellm_async.limits.policy import FIRST_LANE, LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
@@ -33,6 +34,8 @@ class Admission:
         now: The current time, on the clock that all later calls use.
 
     Attributes:
+        concurrency: Requests that may be in flight at once: `Limits.max_concurrency`, or fewer while the service is
+            overloaded.
         hurried: Whether there has been an interactive request, so that tokens are kept for the next ones.
     """
 
@@ -49,6 +52,8 @@ class Admission:
         self._in_flight_of: defaultdict[str | None, int] = defaultdict(int)
         self.tokens: TokenBucket | None = _token_bucket(limits, now)
         self.gate: Gate = Gate()
+        self.overload: Overload = Overload()
+        self.concurrency: int = limits.max_concurrency
         # A control, and a bucket of tokens, that came while requests were under way know nothing of those.
         self._counted_from = self._taken_from = -_NEVER
         self._rounding = Rounding()
@@ -63,6 +68,13 @@ class Admission:
         if self.tokens is not None:
             self.tokens.rebase(now)
         self.gate.take_over(earlier.gate, now)
+        self.overload = earlier.overload
+        self.overload.forget_times()
+        self._limit_concurrency()
+
+    def _limit_concurrency(self) -> None:
+        most, ceiling = self.limits.max_concurrency, self.overload.ceiling
+        self.concurrency = most if ceiling is None else min(most, ceiling)
 
     def try_enter(self, ticket: Ticket, now: float) -> bool:
         """Grants `ticket` at once if nobody waits and everything is there."""
@@ -126,7 +138,7 @@ class Admission:
         """
         ahead = self.queue.ahead_of_newcomer(lane)
         wait = max(self.rate.time_until(ahead + 1, now), self.gate.expected_at - now, 0.0)
-        slots = self.limits.max_concurrency
+        slots = self.concurrency
         releases = self.in_flight + int(ahead) + 1 - slots
         if releases > 0:
             wait = max(wait, self.latency.slot_wait(releases, self._in_flight_of, slots, usual))
@@ -180,7 +192,7 @@ class Admission:
             return "service down"
         if self.gate.retry_at > now:
             return "retry-after"
-        if self.in_flight >= self.limits.max_concurrency:
+        if self.in_flight >= self.concurrency:
             return "slots"
         rate = self.rate.time_until(1, now)
         delay = self._delay(ticket, now)
@@ -192,7 +204,7 @@ class Admission:
 
     def _delay(self, ticket: Ticket, now: float) -> float:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""
-        if self.in_flight >= self.limits.max_concurrency:
+        if self.in_flight >= self.concurrency:
             return _NEVER
         keep = self._kept_from(ticket) if self.hurried else 0.0
         delay = self.rate.time_until(1, now, keep)
@@ -217,6 +229,7 @@ class Admission:
             self.gate.probed_by(ticket)
         ticket.state = GRANTED
         ticket.since = now
+        ticket.answers_before = self.answers
 
     def withdraw(self, ticket: Ticket, now: float) -> bool:
         """Its caller has gone before sending: whatever it holds goes back. Harmless in any state.
@@ -267,7 +280,27 @@ class Admission:
             self.rate.answered(ticket.since, now)
         self._rounding.answered(ticket.since)
         self.latency.observe(ticket.model, now - ticket.since, now)
+        if self.overload.ceiling is not None:
+            self.overload.record_answer(self.limits.max_concurrency)
+            self._limit_concurrency()
         self._free(ticket)
+
+    def overloaded(self, ticket: Ticket, now: float) -> bool:
+        """The service said that it is overloaded: slot and tokens go back, and fewer requests are sent at once.
+
+        Returns:
+            Whether the request was sent after concurrency was last taken away, so that this is an attempt of it.
+        """
+        if ticket.state != GRANTED:
+            return True
+        self.unanswered += 1
+        counts = self.overload.record_fault(
+            ticket.since, now, in_flight=self.in_flight, answered=self.answers - ticket.answers_before
+        )
+        self._limit_concurrency()
+        self._return_tokens(ticket, 0, now)
+        self._free(ticket)
+        return counts
 
     def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
@@ -292,6 +325,7 @@ class Admission:
         More may then be under way or wait than the new limits allow; nobody is added until it is fewer.
         """
         self.limits = limits
+        self._limit_concurrency()
         if rate is not self.rate:
             self.rate, self._counted_from = rate, now
         per_minute = limits.tokens_per_minute

@@ -19,8 +19,8 @@ __all__ = ["Group", "Limiter", "Permit"]
 class Permit(Ticket):
     """Leave to send one request, from `Limiter.acquire`.
 
-    Exactly one of `answered`, `refused`, `give_back` and `settle` takes effect; calls after the first do nothing, so
-    that a ``finally: permit.settle()`` is always right.
+    Exactly one of `answered`, `refused`, `overloaded`, `give_back` and `settle` takes effect. Calls after the first do
+    nothing, so that a ``finally: permit.settle()`` is always right.
     """
 
     __slots__ = ("_limiter", "waker")
@@ -62,6 +62,16 @@ class Permit(Ticket):
         """
         self._limiter.core.refused(self, self._limiter.time(), retry_after)
         self._limiter.pump()
+
+    def overloaded(self) -> bool:
+        """The service said that too much is in flight, so fewer requests are sent at once for a while.
+
+        Returns:
+            Whether the request was sent after concurrency was last taken away. The fault is then an attempt of it.
+        """
+        counts = self._limiter.core.overloaded(self, self._limiter.time())
+        self._limiter.pump()
+        return counts
 
     def give_back(self) -> None:
         """The request never reached the service, so it used nothing."""

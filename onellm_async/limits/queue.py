@@ -32,9 +32,10 @@ class Ticket:
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
         since: When it came into that state: since when it waits, or when it was granted, which is when the request
             leaves.
+        answers_before: Answers of the service before it was granted.
     """
 
-    __slots__ = ("deadline", "lane", "model", "order", "since", "state", "tokens")
+    __slots__ = ("answers_before", "deadline", "lane", "model", "order", "since", "state", "tokens")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Ticket:
         self.order: int = order
         self.state: int = QUEUED
         self.since: float = 0.0
+        self.answers_before: int = 0
 
     def __lt__(self, other: "Ticket") -> bool:
         return self.order < other.order

@@ -28,7 +28,8 @@ class Snapshot:
         bottleneck: What the next request of all waits for.
         next_in: Seconds until it leaves, as far as that is known; None when it depends on others, or nobody waits.
         in_flight: Requests under way.
-        max_concurrency: Most of them at once.
+        max_concurrency: Most of them at once, as declared.
+        concurrency: Most of them at once for now: fewer than declared while the service is overloaded.
         mode: What refusals teach, as `Limits.mode`.
         declared_rate: Requests per minute as declared; None where they are not.
         rate: Requests per minute that the limiter keeps up now, declared or learned; None without a limit.
@@ -57,6 +58,7 @@ class Snapshot:
     next_in: float | None = None
     in_flight: int = 0
     max_concurrency: int
+    concurrency: int = 0
     mode: Mode = "correct"
     declared_rate: float | None = None
     rate: float | None = None
@@ -90,6 +92,7 @@ def unused(limits: Limits, *, paused: bool = False) -> Snapshot:
     """Of a limiter that has never been in an event loop."""
     return Snapshot(
         max_concurrency=limits.max_concurrency,
+        concurrency=limits.max_concurrency,
         mode=limits.mode,
         declared_rate=limits.requests_per_minute,
         tokens_per_minute=limits.tokens_per_minute,
@@ -115,6 +118,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         next_in=None if wake is None else max(0.0, wake - now),
         in_flight=core.in_flight,
         max_concurrency=limits.max_concurrency,
+        concurrency=core.concurrency,
         mode=limits.mode,
         declared_rate=limits.requests_per_minute,
         rate=rate.rate * 60 if limited else None,
