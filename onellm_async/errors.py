@@ -168,10 +168,10 @@ class DeadlineExceededError(OneLLMError, TimeoutError):
 
 
 class QueueFullError(OneLLMError):
-    """As many chats as ``Limits.max_pending`` allows are waiting already; this one was not sent.
+    """As many requests as ``Limits.max_pending`` allows are queued already; this one was not sent.
 
     Attributes:
-        pending: How many chats were waiting.
+        pending: Requests that were queued, those of fan-outs and runs and retries not counted.
         retry_after: Seconds until a newcomer would probably be sent.
     """
 

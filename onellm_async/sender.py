@@ -132,7 +132,7 @@ class Sender:
                 service that never answered is not waited for.
         """
         self._answered = self._answered or answered
-        group = Group()
+        group = Group(wait_for_ready=True)
         self._groups.add(group)
         return group
 

@@ -34,6 +34,8 @@ class Admission:
         now: The current time, on the clock that all later calls use.
 
     Attributes:
+        waiting: Tickets in the queue.
+        pending: Of these, those that count toward `Limits.max_pending`.
         concurrency: Requests that may be in flight at once: `Limits.max_concurrency`, or fewer while the service is
             overloaded.
         hurried: Whether there has been an interactive request, so that tokens are kept for the next ones.
@@ -45,6 +47,7 @@ class Admission:
         self.queue: Queue = Queue(LANES)
         self.in_flight: int = 0
         self.waiting: int = 0
+        self.pending: int = 0
         self.answers: int = 0
         self.refusals: int = 0
         self.unanswered: int = 0
@@ -89,16 +92,19 @@ class Admission:
         """Lets `ticket` wait.
 
         Raises:
-            QueueFullError: If `Limits.max_pending` tickets wait already.
+            QueueFullError: If `Limits.max_pending` pending tickets wait already, and this one would be another.
             DeadlineExceededError: If it cannot leave early enough to be answered before its deadline.
         """
         returned = ticket.order >= 0
-        if not returned:
+        if returned:
+            ticket.pending = False
+        else:
             self._refuse_hopeless(ticket, now)
             self._number(ticket)
         ticket.since = now
         self.queue.push(ticket, returned=returned)
         self.waiting += 1
+        self.pending += ticket.pending
 
     def _number(self, ticket: Ticket) -> None:
         if ticket.lane == FIRST_LANE:
@@ -108,18 +114,13 @@ class Admission:
 
     def _refuse_hopeless(self, ticket: Ticket, now: float) -> None:
         most = self.limits.max_pending
-        if (most is None or self.waiting < most) and ticket.deadline is None:
+        full = most is not None and ticket.pending and self.pending >= most
+        if not full and ticket.deadline is None:
             return
         usual = self.latency.of(ticket.model, now)
         wait = self.projected_wait(ticket.lane, now, usual)
-        if most is not None and self.waiting >= most:
-            outlook = "the client is paused" if self.gate.paused else f"a newcomer would wait about {wait:.1f} s"
-            raise QueueFullError(
-                f"{self.waiting} chats are waiting already, as many as max_pending allows; {outlook}.",
-                pending=self.waiting,
-                retry_after=wait,
-                advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
-            )
+        if full:
+            raise self._queue_full(wait)
         if ticket.deadline is not None and not self.gate.paused and now + wait + (usual or 0.0) > ticket.deadline:
             answer = "" if usual is None else f" and an answer usually {usual:.1f} s"
             raise DeadlineExceededError(
@@ -127,6 +128,18 @@ class Admission:
                 f"{answer}.",
                 advice="Allow more time, or ask less at once.",
             )
+
+    def _queue_full(self, wait: float) -> QueueFullError:
+        outlook = "The client is paused." if self.gate.paused else f"Estimated wait: {wait:.1f} s."
+        cause = "1 request is queued" if self.pending == 1 else f"{self.pending} requests are queued"
+        if not self.pending:
+            cause = "no request may wait"
+        return QueueFullError(
+            f"Queue full: {cause} (Limits.max_pending). {outlook}",
+            pending=self.pending,
+            retry_after=wait,
+            advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
+        )
 
     def projected_wait(self, lane: str, now: float, usual: float | None = None) -> float:
         """Seconds that a newcomer in `lane` would probably wait; while paused, if the pause ended now.
@@ -149,7 +162,7 @@ class Admission:
         granted = []
         while self.waiting and (head := self.queue.head()) is not None and self._delay(head, now) <= 0:
             self.queue.pop(head)
-            self.waiting -= 1
+            self._left_queue(head)
             self._grant(head, now)
             granted.append(head)
         return granted
@@ -157,13 +170,18 @@ class Admission:
     def expire(self, now: float) -> list[Ticket]:
         """Removes the tickets whose deadline has passed."""
         expired = list(self.queue.expire(now))
-        self.waiting -= len(expired)
+        for ticket in expired:
+            self._left_queue(ticket)
         return expired
+
+    def _left_queue(self, ticket: Ticket) -> None:
+        self.waiting -= 1
+        self.pending -= ticket.pending
 
     def drain(self) -> list[Ticket]:
         """Removes all waiting tickets."""
         drained = list(self.queue.drain())
-        self.waiting = 0
+        self.waiting = self.pending = 0
         return drained
 
     def next_wake(self, now: float) -> float | None:
@@ -239,7 +257,7 @@ class Admission:
         """
         if ticket.state == QUEUED:
             self.queue.withdraw(ticket)
-            self.waiting -= 1
+            self._left_queue(ticket)
             return self.tokens is not None or not self.waiting
         self._undo(ticket, now)
         return True

@@ -33,8 +33,10 @@ class Permit(Ticket):
         deadline: float | None,
         order: int,
         model: str | None,
+        pending: bool,
     ) -> None:
         super().__init__(lane, tokens, deadline, order, model)
+        self.pending = pending
         self._limiter = limiter
         self.waker: asyncio.Future[None] | None = None
 
@@ -82,14 +84,20 @@ class Permit(Ticket):
 class Group:
     """Requests whose wait can be ended together, see `Limiter.end`.
 
+    Args:
+        wait_for_ready: See the attribute.
+
     Attributes:
+        wait_for_ready: Whether its requests wait however long it takes, as those of a fan-out or a run: they are never
+            turned away by `Limits.max_pending`, and do not count toward it.
         waiting: Permits of the group that wait at this moment.
         ended: Why nothing of the group is admitted any more; None while it is.
     """
 
-    __slots__ = ("__weakref__", "ended", "waiting")
+    __slots__ = ("__weakref__", "ended", "wait_for_ready", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, *, wait_for_ready: bool = False) -> None:
+        self.wait_for_ready: bool = wait_for_ready
         self.waiting: set[Permit] = set()
         self.ended: Callable[[], OneLLMError] | None = None
 
@@ -172,8 +180,10 @@ class Limiter:
             tokens: Estimated tokens of the request and its reply.
             lane: Where to wait.
             deadline: Latest time to send, on the loop's clock.
-            order: `Permit.order` of the permit that the service refused, to get its place back.
-            group: Those whose wait may be ended together with this one.
+            order: `Permit.order` of an earlier permit of the same request, to get its place back. It is then never
+                turned away by `Limits.max_pending`.
+            group: Those whose wait may be ended together with this one; it also says whether they count toward
+                `Limits.max_pending`.
             model: The model it asks, whose usual latency decides whether the deadline can be met.
 
         Raises:
@@ -183,7 +193,8 @@ class Limiter:
             ClientClosedError: If the limiter is closed meanwhile.
             OneLLMError: Whatever the wait of its group is ended with.
         """
-        return self._admitted(Permit(self, lane, tokens, deadline, order, model), group)
+        pending = group is None or not group.wait_for_ready
+        return self._admitted(Permit(self, lane, tokens, deadline, order, model, pending), group)
 
     async def _admitted(self, permit: Permit, group: Group | None) -> Permit:
         # 100,000 such frames may wait at once, so they hold nothing that the permit does not.

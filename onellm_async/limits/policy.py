@@ -39,7 +39,8 @@ class Limits:
         burst: Requests that the service lets through at once after a pause. Default 40.
         tokens_per_minute: Input and output tokens per minute, None when there is no such limit. A request is
             admitted on an estimate and settled to what its reply says.
-        max_pending: Chats that may wait for admission; the next is refused with `QueueFullError`. None: any number.
+        max_pending: Requests that may wait for their first attempt; the next fails at once with `QueueFullError`. Those
+            of fan-outs and runs do not count and are never turned away, and neither are retries. None: any number.
         rate_limited: False when there is no limit by rate at all; use `unlimited` instead of setting it.
         adaptive: What refusals by rate limit teach.
 

@@ -29,13 +29,14 @@ class Ticket:
         model: The model it asks; None when its host does not say.
         deadline: When it must have been granted, on the limiter's clock; None if ever.
         order: Position among all tickets, given once; -1 until then. A request that comes back keeps it.
+        pending: Whether it counts toward `Limits.max_pending` while it waits; one that comes back never does.
         state: ``QUEUED``, ``GRANTED``, ``SETTLED`` or ``WITHDRAWN``.
         since: When it came into that state: since when it waits, or when it was granted, which is when the request
             leaves.
         answers_before: Answers of the service before it was granted.
     """
 
-    __slots__ = ("answers_before", "deadline", "lane", "model", "order", "since", "state", "tokens")
+    __slots__ = ("answers_before", "deadline", "lane", "model", "order", "pending", "since", "state", "tokens")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Ticket:
         self.model: str | None = model
         self.deadline: float | None = deadline
         self.order: int = order
+        self.pending: bool = True
         self.state: int = QUEUED
         self.since: float = 0.0
         self.answers_before: int = 0

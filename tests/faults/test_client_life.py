@@ -264,7 +264,7 @@ async def test_a_full_queue_refuses_the_next_and_sends_nothing() -> None:
         async with client_at(server.url, limits=limits) as client:
             chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(2)]
             await server.asked.wait()
-            with pytest.raises(QueueFullError, match="1 chats are waiting already") as caught:
+            with pytest.raises(QueueFullError, match="Queue full: 1 request is queued") as caught:
                 await client.chat("y", model="GPT-5")
             assert caught.value.pending == 1
             release.set()

@@ -193,7 +193,8 @@ async def test_more_than_max_pending_are_shed_with_the_length_of_the_queue():
     held = await slots.acquire()
     waiting = [asyncio.create_task(slots.acquire()) for _ in range(2)]
     await asyncio.sleep(0)
-    with pytest.raises(QueueFullError, match="2 chats are waiting already") as shed:
+    told = r"Queue full: 2 requests are queued \(Limits\.max_pending\)\. Estimated wait: "
+    with pytest.raises(QueueFullError, match=told) as shed:
         await slots.acquire()
     assert shed.value.pending == 2
     assert math.isfinite(shed.value.retry_after)

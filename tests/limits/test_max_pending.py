@@ -1,0 +1,150 @@
+"""Who counts toward `Limits.max_pending`, and who is turned away by it; in virtual time."""
+
+import asyncio
+import json
+from random import Random
+
+import pytest
+
+from onellm_async import AsyncOneLLM, ChatResponse, Limits, QueueFullError, RequestCancelledError
+from onellm_async.limits.limiter import Group, Limiter
+from onellm_async.transport import RawReply
+
+pytestmark = pytest.mark.virtual_time
+
+REPLY = json.dumps({"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2}}).encode()
+BUSY = Limits(requests_per_minute=600, burst=2, max_pending=10)
+
+
+class Service:
+    """Answers after `seconds`; the first `cut` connections are cut."""
+
+    def __init__(self, seconds=0.05, cut=0):
+        self.seconds, self.cut = seconds, cut
+
+    async def post(self, body):
+        if self.cut:
+            self.cut -= 1
+            return RawReply(503, {}, b"cut")
+        await asyncio.sleep(self.seconds)
+        return RawReply(200, {}, REPLY)
+
+    async def aclose(self):
+        pass
+
+
+def limiter(**limits):
+    return Limiter(Limits(**limits), random=Random(0))
+
+
+def wait(slots, number, **options):
+    return [asyncio.create_task(slots.acquire(**options)) for _ in range(number)]
+
+
+def chats(client, number):
+    return [client.chat("user", model="GPT-5", lane="interactive") for _ in range(number)]
+
+
+async def test_a_fan_out_of_any_size_is_never_turned_away():
+    async with AsyncOneLLM(transport=Service(), limits=BUSY) as client:
+        assert len(await client.gather_chats(["q"] * 100, model="GPT-5")) == 100
+        outcomes = [outcome async for outcome in client.iter_chats(["q"] * 60, model="GPT-5")]
+        assert [outcome.error for outcome in outcomes] == [None] * 60
+
+
+async def test_a_fan_out_takes_no_places_of_users():
+    limits = Limits(requests_per_minute=600, burst=2, max_pending=50)
+    async with AsyncOneLLM(transport=Service(), limits=limits) as client:
+        batch = asyncio.create_task(client.gather_chats(["q"] * 200, model="GPT-5"))
+        await asyncio.sleep(1)
+        replies = await asyncio.gather(*chats(client, 50))
+        assert all(isinstance(reply, ChatResponse) for reply in replies)
+        await batch
+
+
+async def test_of_a_crowd_as_many_wait_as_may_beside_a_fan_out():
+    async with AsyncOneLLM(transport=Service(), limits=BUSY) as client:
+        batch = asyncio.create_task(client.gather_chats(["q"] * 200, model="GPT-5"))
+        await asyncio.sleep(1)
+        replies = await asyncio.gather(*chats(client, 15), return_exceptions=True)
+        shed = [reply for reply in replies if isinstance(reply, QueueFullError)]
+        assert len(shed) == 5
+        assert {error.pending for error in shed} == {10}
+        assert {error.attempts for error in shed} == {0}
+        batch.cancel()
+        await asyncio.wait([batch])
+
+
+async def test_one_that_was_sent_before_is_never_turned_away_and_takes_no_place():
+    slots = limiter(max_concurrency=1, max_pending=2)
+    failed = await slots.acquire()
+    newcomers = wait(slots, 2)
+    await asyncio.sleep(0)
+    again = asyncio.create_task(slots.acquire(order=failed.order))
+    await asyncio.sleep(0)
+    assert (slots.core.waiting, slots.core.pending) == (3, 2)
+    failed.settle()
+    (await again).answered()
+    held = await newcomers[0]
+    last = wait(slots, 1)
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError):
+        await slots.acquire()
+    held.answered()
+    for task in [newcomers[1], *last]:
+        (await task).answered()
+
+
+async def test_requests_that_wait_for_ready_are_not_turned_away_and_do_not_count():
+    slots, patient = limiter(max_concurrency=1, max_pending=1), Group(wait_for_ready=True)
+    held = await slots.acquire()
+    many = wait(slots, 20, group=patient)
+    single = wait(slots, 1, group=Group())
+    await asyncio.sleep(0)
+    assert (slots.core.waiting, slots.core.pending) == (21, 1)
+    with pytest.raises(QueueFullError, match=r"Queue full: 1 request is queued \(Limits\.max_pending\)\. Estimated"):
+        await slots.acquire(group=Group())
+    held.answered()
+    for task in many + single:
+        (await task).answered()
+    assert slots.core.pending == 0
+
+
+def over():
+    return RequestCancelledError("over")
+
+
+@pytest.mark.parametrize("end", ["granted", "cancelled", "expired", "closed", "ended"])
+async def test_a_place_is_free_again_however_its_wait_ended(end):
+    slots, group = limiter(max_concurrency=1, max_pending=3), Group()
+    held = await slots.acquire()
+    tasks = wait(slots, 3, group=group, deadline=5.0 if end == "expired" else None)
+    await asyncio.sleep(0)
+    assert slots.core.pending == 3
+    match end:
+        case "granted":
+            held.answered()
+            for task in tasks:
+                (await task).answered()
+        case "cancelled":
+            for task in tasks:
+                task.cancel()
+        case "expired":
+            await asyncio.sleep(6)
+        case "closed":
+            slots.close()
+        case "ended":
+            slots.end(group, over)
+    await asyncio.wait(tasks)
+    assert (slots.core.pending, slots.core.waiting) == (0, 0)
+    for task in tasks:
+        assert task.cancelled() or task.exception() is not None or end == "granted"
+    held.answered()
+
+
+async def test_where_none_may_wait_the_error_says_so():
+    slots = limiter(max_concurrency=1, max_pending=0)
+    held = await slots.acquire()
+    with pytest.raises(QueueFullError, match=r"Queue full: no request may wait \(Limits\.max_pending\)\. "):
+        await slots.acquire()
+    held.answered()
