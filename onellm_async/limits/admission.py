@@ -93,13 +93,13 @@ class Admission:
 
         Raises:
             QueueFullError: If `Limits.max_pending` pending tickets wait already, and this one would be another.
-            DeadlineExceededError: If it cannot leave early enough to be answered before its deadline.
+            DeadlineExceededError: If it cannot be sent early enough to be answered before its deadline.
         """
         returned = ticket.order >= 0
         if returned:
             ticket.pending = False
-        else:
-            self._refuse_hopeless(ticket, now)
+        self._shed(ticket, now)
+        if not returned:
             self._number(ticket)
         ticket.since = now
         self.queue.push(ticket, returned=returned)
@@ -112,22 +112,33 @@ class Admission:
         ticket.order = self._next_order
         self._next_order += 1
 
-    def _refuse_hopeless(self, ticket: Ticket, now: float) -> None:
+    def _shed(self, ticket: Ticket, now: float) -> None:
+        """Fails a ticket that would wait in vain: the queue is full, or its deadline cannot be met."""
         most = self.limits.max_pending
         full = most is not None and ticket.pending and self.pending >= most
-        if not full and ticket.deadline is None:
+        deadline = ticket.deadline
+        if not full and deadline is None:
             return
         usual = self.latency.of(ticket.model, now)
-        wait = self.projected_wait(ticket.lane, now, usual)
+        wait = self._estimated_wait(ticket, now, usual)
         if full:
             raise self._queue_full(wait)
-        if ticket.deadline is not None and not self.gate.paused and now + wait + (usual or 0.0) > ticket.deadline:
-            answer = "" if usual is None else f" and an answer usually {usual:.1f} s"
-            raise DeadlineExceededError(
-                f"The deadline is {max(0.0, ticket.deadline - now):.1f} s away, but the queue takes about {wait:.1f} s"
-                f"{answer}.",
-                advice="Allow more time, or ask less at once.",
-            )
+        if deadline is None or now + wait + (usual or 0.0) <= deadline:
+            return
+        if not self.gate.paused or self.gate.retry_at >= deadline:
+            raise self._too_late(deadline, wait, usual, now)
+
+    def _too_late(self, deadline: float, wait: float, usual: float | None, now: float) -> DeadlineExceededError:
+        cause = f"the queue takes about {wait:.1f} s"
+        if self.gate.retry_at - now >= wait:
+            cause = f"the service asked to wait {wait:.1f} s (Retry-After)"
+        elif self.gate.probing and self.gate.probe_at - now >= wait:
+            cause = f"the circuit is open for another {wait:.1f} s"
+        answer = "" if usual is None else f" and an answer usually takes {usual:.1f} s"
+        return DeadlineExceededError(
+            f"The deadline is {max(0.0, deadline - now):.1f} s away, but {cause}{answer}.",
+            advice="Allow more time, or ask less at once.",
+        )
 
     def _queue_full(self, wait: float) -> QueueFullError:
         outlook = "The client is paused." if self.gate.paused else f"Estimated wait: {wait:.1f} s."
@@ -141,20 +152,29 @@ class Admission:
             advice="Try again later, raise Limits.max_pending, or answer your own client with 503.",
         )
 
-    def projected_wait(self, lane: str, now: float, usual: float | None = None) -> float:
-        """Seconds that a newcomer in `lane` would probably wait; while paused, if the pause ended now.
+    def _estimated_wait(self, ticket: Ticket, now: float, usual: float | None) -> float:
+        """Seconds that `ticket` would probably wait, if it joined the queue now; while paused, if the pause ended now.
 
         Args:
-            lane: The lane.
+            ticket: One that is not in the queue.
             now: The current time.
-            usual: Seconds that the newcomer and those ahead of it in its lane usually take; None when not known.
+            usual: Seconds that an answer of its model usually takes; None when not known.
         """
-        ahead = self.queue.ahead_of_newcomer(lane)
+        ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
         wait = max(self.rate.time_until(ahead + 1, now), self.gate.expected_at - now, 0.0)
+        if not self.in_flight:  # of the tokens of others some may come back
+            wait = max(wait, self._certain_wait(ticket.tokens, now))
         slots = self.concurrency
         releases = self.in_flight + int(ahead) + 1 - slots
         if releases > 0:
             wait = max(wait, self.latency.slot_wait(releases, self._in_flight_of, slots, usual))
+        return wait
+
+    def _certain_wait(self, tokens: float, now: float) -> float:
+        """Seconds in which no request with so many tokens can be sent, if nothing is in flight and nothing paused."""
+        wait = max(self.rate.time_until(1, now), self.gate.expected_at - now)
+        if self.tokens is not None:
+            wait = max(wait, self.tokens.time_until(min(tokens, self.tokens.capacity), now))
         return wait
 
     def dispatch(self, now: float) -> list[Ticket]:
@@ -168,11 +188,43 @@ class Admission:
         return granted
 
     def expire(self, now: float) -> list[Ticket]:
-        """Removes the tickets whose deadline has passed."""
-        expired = list(self.queue.expire(now))
+        """Removes the tickets whose deadline has passed, or will before the service wants any request."""
+        expired = list(self.queue.expire(max(now, self.gate.retry_at)))
         for ticket in expired:
             self._left_queue(ticket)
         return expired
+
+    def expire_hopeless(self, now: float) -> list[Ticket]:
+        """Removes the tickets that certainly cannot be granted before their deadline.
+
+        That is certain while nothing is in flight: an answer may end an open circuit, or return tokens. The host asks
+        in a turn of its own, so that what follows from the last answer has been done.
+        """
+        if self.in_flight or self.gate.paused or self.queue.next_deadline() is None:
+            return []
+        hopeless = list(self.queue.expire(now + self._certain_wait(0.0, now)))
+        while ticket := self._hopeless_head(now):
+            self.queue.withdraw(ticket)
+            hopeless.append(ticket)
+        for ticket in hopeless:
+            self._left_queue(ticket)
+        return hopeless
+
+    def _hopeless_head(self, now: float) -> Ticket | None:
+        if self.tokens is not None:
+            for head in self.queue.heads().values():
+                if head.deadline is not None and head.deadline <= now + self._certain_wait(head.tokens, now):
+                    return head
+        return None
+
+    def deadline_error(self, ticket: Ticket, now: float) -> DeadlineExceededError:
+        """Why `ticket` was removed by `expire` or `expire_hopeless` at `now`."""
+        if ticket.deadline is None or ticket.deadline <= now:
+            return DeadlineExceededError("The deadline passed while the request waited for admission.")
+        wait = max(self.gate.retry_at - now, 0.0)
+        if wait < ticket.deadline - now:
+            wait = self._certain_wait(ticket.tokens, now)
+        return self._too_late(ticket.deadline, wait, None, now)
 
     def _left_queue(self, ticket: Ticket) -> None:
         self.waiting -= 1
@@ -191,8 +243,13 @@ class Admission:
         head = self.queue.head()
         delay = self._delay(head, now) if head is not None else _NEVER
         deadline = self.queue.next_deadline()
-        wake = now + delay if deadline is None else min(now + delay, deadline)
-        return None if wake == _NEVER else wake
+        if deadline is None:
+            return None if delay == _NEVER else now + delay
+        if not self.in_flight and not self.gate.paused:
+            certain = now + self._certain_wait(0.0, now)
+            if (now < deadline <= certain and certain > now) or self._hopeless_head(now) is not None:
+                return now
+        return min(now + delay, deadline)
 
     def bottlenecks(self, now: float) -> dict[str, Bottleneck]:
         """What the first in each lane waits for, for the lanes in which somebody waits."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from random import Random
 
-from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError, OneLLMError
+from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.marks import RateState
 from onellm_async.limits.modes import rate_control, retuned
@@ -252,7 +252,7 @@ class Limiter:
             return
         now = self.time()
         for ticket in core.expire(now):
-            _wake(ticket, DeadlineExceededError("The deadline passed while the request waited for admission."))
+            _wake(ticket, core.deadline_error(ticket, now))
         for ticket in core.dispatch(now):
             _wake(ticket)
         self._arm(now)
@@ -270,6 +270,9 @@ class Limiter:
 
     def _ring(self) -> None:
         self._timer = None
+        now = self.time()
+        for ticket in self.core.expire_hopeless(now):
+            _wake(ticket, self.core.deadline_error(ticket, now))
         self.pump()
 
     def _pump_if_at_home(self) -> None:

@@ -62,11 +62,27 @@ class AdmissionMachine(RuleBasedStateMachine):
         if self.held_until is not None:
             self.probe = ticket
 
-    def pump(self):
+    def note_expired(self, ticket, earliest):
+        assert ticket.deadline <= earliest + SLACK, "(7) it might have been sent in time"
+        assert ticket.state == WITHDRAWN
+        assert str(self.core.deadline_error(ticket, self.now))
+        self.waiting[ticket.lane].remove(ticket)
+
+    def earliest(self, ticket):
+        """When `ticket` may be sent if it is the next of all, and nothing is out."""
+        wait = self.core.rate.time_until(1, self.now)
+        if self.core.tokens is not None:
+            tokens = min(ticket.tokens, self.core.tokens.capacity)
+            wait = max(wait, self.core.tokens.time_until(tokens, self.now))
+        return max(self.now + wait, self.gate, self.held_until or 0.0)
+
+    def pump(self, *, timer=False):
+        for ticket in self.core.expire_hopeless(self.now) if timer else []:
+            assert not self.out
+            assert not self.paused
+            self.note_expired(ticket, self.earliest(ticket))
         for ticket in self.core.expire(self.now):
-            assert ticket.deadline <= self.now
-            assert ticket.state == WITHDRAWN
-            self.waiting[ticket.lane].remove(ticket)
+            self.note_expired(ticket, max(self.now, self.gate))
         for ticket in self.core.dispatch(self.now):
             self.note_grant(ticket)
         for ticket in self.everybody():
@@ -103,7 +119,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         until = self.now + seconds
         while (wake := self.core.next_wake(self.now)) is not None and wake <= until:
             self.now = max(wake, self.now + 1e-9)
-            self.pump()
+            self.pump(timer=True)
         self.now = until
         self.pump()
 
@@ -124,21 +140,30 @@ class AdmissionMachine(RuleBasedStateMachine):
         if retry_after is not None:
             self.gate = max(self.gate, self.now + retry_after)
         self.pump()
-        again = Ticket(ticket.lane, ticket.tokens, None, ticket.order)
+        self.come_back(ticket, None)
+
+    def come_back(self, ticket, patience):
+        deadline = None if patience is None else self.now + patience
+        again = Ticket(ticket.lane, ticket.tokens, deadline, ticket.order)
         if self.core.try_enter(again, self.now):
             self.note_grant(again)
-        else:
+            return
+        try:
             self.core.enqueue(again, self.now)
-            self.waiting[again.lane].append(again)
-            self.pump()
+        except DeadlineExceededError:
+            assert deadline is not None
+            return
+        self.waiting[again.lane].append(again)
+        self.pump()
 
     @precondition(lambda self: self.out)
-    @rule(which=st.integers(0, 99))
-    def nobody_knows(self, which):
+    @rule(which=st.integers(0, 99), patience=st.none() | st.floats(0.01, 30))
+    def fail(self, which, patience):
         ticket = self.out[which % len(self.out)]
         self.leave(ticket)
         self.core.settle(ticket, self.now)
         self.pump()
+        self.come_back(ticket, patience)
 
     @precondition(lambda self: self.out)
     @rule(which=st.integers(0, 99))
@@ -214,6 +239,17 @@ class AdmissionMachine(RuleBasedStateMachine):
         wake = self.core.next_wake(self.now)
         assert wake is not None, "(5) somebody waits, and nothing will ever wake the limiter"
         assert wake > self.now or self.core.dispatch(self.now) == [], "(5) a slot, a token and a waiter, but no grant"
+
+    @invariant()
+    def no_deadline_is_waited_for_in_vain(self):
+        """Who certainly cannot be sent before its deadline has been told, or is at the next turn of the timer."""
+        for ticket in self.everybody():
+            if ticket.deadline is None:
+                continue
+            assert ticket.deadline > self.gate - SLACK, "(7) the service asked to wait for longer"
+            if not self.out and not self.paused and ticket in self.core.queue.heads().values():
+                hopeless = ticket.deadline < self.earliest(ticket) - SLACK
+                assert not hopeless or self.core.next_wake(self.now) == self.now
 
     def teardown(self):
         self.paused, self.held_until, self.probe = False, None, None
