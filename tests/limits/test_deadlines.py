@@ -58,7 +58,8 @@ async def test_the_slow_model_itself_is_known_to_be_too_slow():
         await client.gather_chats(["q"] * 3, model="slow")
         await client.chat("x", model="fast")
         began, sent = now(), service.sent
-        with pytest.raises(DeadlineExceededError, match=r"The deadline is 5\.5 s away, .* an answer usually takes 5\.0 s\."):
+        told = r"The deadline is 5\.5 s away, .* an answer usually takes 5\.0 s\."
+        with pytest.raises(DeadlineExceededError, match=told):
             await client.chat("user", model="slow", lane="interactive", deadline=5.5)
         assert (service.sent, now()) == (sent, began)
         await client.chat("user", model="slow", lane="interactive", deadline=7)
