@@ -81,8 +81,17 @@ class Troubles:
     reset_after_rate: Annotated[float, Parameter(help="Share cut off after they are processed and billed.")] = 0.0
     truncate_rate: Annotated[float, Parameter(help="Share billed whose reply ends half-way.")] = 0.0
     html_502_rate: Annotated[float, Parameter(help="Share answered by a gateway's HTML page with status 502.")] = 0.0
+    server_error_text: Annotated[
+        str | None, Parameter(help="What a 500 says. [default: as the backend when a provider fails]")
+    ] = None
+    database_places: Annotated[
+        int | None, Parameter(help="Requests processed at once; others wait for a place. [default: any number]")
+    ] = None
+    database_wait: Annotated[
+        float, Parameter(help="Seconds that they wait before the backend's 401 of a database.")
+    ] = 30.0
     retry_after: Annotated[
-        int | None, Parameter(help="Seconds that refusals name in Retry-After. [default: they name none]")
+        float | None, Parameter(help="Seconds that refusals name in Retry-After. [default: they name none]")
     ] = None
     seed: Annotated[int, Parameter(help="The same seed gives the same faults.")] = 0
 
@@ -108,7 +117,7 @@ def serve(
         burst=serving.burst,
         keys=_keys(serving.key),
         any_model=serving.upstream is not None,
-        faults=Faults(**asdict(troubles)),
+        faults=Faults(**{name: value for name, value in asdict(troubles).items() if value is not None}),
     )
     asyncio.run(_serve(settings, serving))
     return ExitCode.OK

@@ -5,10 +5,12 @@ from hashlib import sha256
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server.settings import ServerSettings
 
-__all__ = ["MINIMUM_BALANCE", "MOST_STRANGERS", "USUAL_TOKENS", "Account", "Accounts"]
+__all__ = ["EMPTY_BALANCE", "MINIMUM_BALANCE", "MOST_STRANGERS", "USUAL_TOKENS", "Account", "Accounts"]
 
 MINIMUM_BALANCE = 0.10
 """USD; with less, requests are refused (OneLLM documentation)."""
+EMPTY_BALANCE = 0.01
+"""USD; the published backend takes so much, or less, for nothing: 1,000,000 of its units."""
 
 USUAL_TOKENS = 1024
 """Tokens reserved for the answer to a request without ``max_tokens``. Where the request has more, as many as it has are
@@ -72,6 +74,7 @@ class Accounts:
         self._rate = settings.requests_per_minute / 60
         self._listed: dict[str, Account] = {}
         self._strangers: dict[str, Account] = {}
+        self._revoked: set[str] = set()
 
     def of(self, key: str, now: float) -> Account:
         """The account of `key`, opened on first sight."""
@@ -87,6 +90,13 @@ class Accounts:
         self._strangers[key] = account  # last, as the one used latest
         return account
 
+    def revoke(self, key: str) -> None:
+        """Makes `key` unknown from now on."""
+        self._revoked.add(key)
+        account = self._listed.get(key) or self._strangers.get(key)
+        if account is not None:
+            account.known = False
+
     def retune(self, requests_per_minute: float, now: float) -> None:
         """Changes the refill of every bucket, those of keys not seen yet included."""
         self._rate = requests_per_minute / 60
@@ -98,7 +108,7 @@ class Accounts:
         balance = settings.balance if settings.keys is None else settings.keys.get(key)
         return Account(
             sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:8],
-            known=balance is not None or key in settings.blocked,
+            known=(balance is not None or key in settings.blocked) and key not in self._revoked,
             blocked=key in settings.blocked,
             balance=balance or 0.0,
             bucket=TokenBucket(self._rate, settings.burst, settings.initial_level, now),

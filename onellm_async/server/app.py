@@ -21,6 +21,7 @@ from onellm_async.server.ledger import Ledger
 from onellm_async.server.openapi import openapi_document
 from onellm_async.server.service import MOST_BODY_BYTES, PATH, Service
 from onellm_async.server.settings import ServerSettings
+from onellm_async.server.waiting import database_place
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
 
@@ -68,6 +69,7 @@ class LocalServer:
         settings = settings if settings is not None else ServerSettings()
         if settings.list_prices is None:
             settings = evolve(settings, list_prices=not self._forwards)
+        self._few_places = settings.faults.database_places is not None
         self.service: Service = Service(settings)
         self._host = host
         self._port = port
@@ -100,6 +102,10 @@ class LocalServer:
         host, port = self._runner.addresses[0][:2]
         host = _REACHABLE.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def revoke(self, key: str) -> None:
+        """Makes `key` unknown from now on, as a user may do at any time; requests in flight are answered."""
+        self.service.revoke(key)
 
     async def __aenter__(self) -> Self:
         if self._runner is not None:
@@ -174,6 +180,9 @@ class LocalServer:
     async def _processed(self, job: Job, request: web.Request) -> Delivery:
         billing = Billing.NOT_BILLED
         try:
+            late = await database_place(self.service, job) if self._few_places else None
+            if late is not None:
+                return late
             if job.plan.latency > 0:
                 await asyncio.sleep(job.plan.latency)
             doom = self.service.doomed(job)

@@ -4,13 +4,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 
+from attrs import frozen
+
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import shown
 from onellm_async.wire import Dialect, request_from_body
+from onellm_async.wire.requests import forwarded_by_backend
 
-__all__ = ["MOST_BODY_BYTES", "Malformed", "checked", "decompressed"]
+__all__ = ["MOST_BODY_BYTES", "Asked", "Malformed", "checked", "decompressed"]
 
 MOST_BODY_BYTES = 32 * 1024 * 1024
 """Longer requests are refused with 413, before and after decompression."""
@@ -71,14 +74,28 @@ def _inflated(body: bytes, window: int) -> bytes:
     return body
 
 
-def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> ChatRequest:
-    """The request that `body` describes.
+@frozen
+class Asked:
+    """What a body asks.
+
+    Attributes:
+        request: What reaches the model.
+        refusal: What the service says because the model's provider refuses it; None when it does not.
+    """
+
+    request: ChatRequest
+    refusal: str | None = None
+
+
+def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> Asked:
+    """What `body` asks.
 
     Args:
         dialect: Whose rules apply.
         body: The parsed JSON.
         size: Its length in bytes, for the backend's message.
-        any_model: Whether models beyond the catalogue are accepted, too.
+        any_model: Whether models beyond the catalog are accepted, too. In the backend dialect nothing is dropped then
+            on the way to the model: it is not one of the providers that the published backend knows.
 
     Raises:
         Malformed: If it breaks a rule.
@@ -86,13 +103,29 @@ def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False)
     problem = _problem(dialect, body, any_model=any_model)
     if problem is None:
         try:
-            return request_from_body(_with_our_roles(body) if dialect is Dialect.BACKEND else body | _integers(body))
+            if dialect is Dialect.DOCUMENTED:
+                return Asked(request_from_body(body | _integers(body)))
+            request = request_from_body(_with_our_roles(body))
+            return Asked(request) if any_model else Asked(forwarded_by_backend(request), _refusal(body))
         except InvalidRequestError as error:
             problem = f"{error.message} {error.advice}".rstrip()
     if dialect is Dialect.DOCUMENTED:
         raise Malformed(problem)
     # The published backend says little about values out of range: its provider refuses them. This says which it was.
     raise Malformed(f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}")
+
+
+_ROLES = {"google": frozenset({"user", "model"}), "anthropic": frozenset({"user", "assistant"})}
+_USUAL_ROLES = frozenset({"system", "user", "assistant"})
+
+
+def _refusal(body: dict[str, JSON]) -> str | None:
+    """The provider answers 400 to roles that it does not know, and the published backend looks for an answer in it."""
+    entry = catalog.lookup(body["model"])
+    provider = entry.provider if entry is not None else ""
+    if all(message["role"] in _ROLES.get(provider, _USUAL_ROLES) for message in body["messages"]):
+        return None
+    return f"missing field `{'candidates' if provider == 'google' else 'id'}` at line 1 column 70"
 
 
 def _integers(body: dict[str, JSON]) -> dict[str, JSON]:

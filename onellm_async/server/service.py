@@ -3,7 +3,8 @@
 ::
 
     receive(request, now) ─→ a reply at once (refused, rejected), or
-                          ─→ a Job: wait job.plan.latency, then
+                          ─→ a Job: claim(job) a place in the database, or without_place(job) ─→ a Delivery;
+                             wait job.plan.latency, then
                                doomed(job)  ─→ a Delivery where the plan has it fail before processing, or
                                complete(job, completion) / fail(job, text, …) ─→ a Delivery, or
                                abandon(job) where the host cannot go on
@@ -11,7 +12,7 @@
 The host only waits, calls the backend and writes bytes; so the same service runs over HTTP and in simulations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from attrs import frozen
@@ -20,12 +21,13 @@ from onellm_async import catalog
 from onellm_async.chat import ChatRequest
 from onellm_async.failure_kinds import Billing
 from onellm_async.server import rejections
-from onellm_async.server.accounts import MINIMUM_BALANCE, USUAL_TOKENS, Account, Accounts
-from onellm_async.server.checking import MOST_BODY_BYTES, Malformed, checked, decompressed
+from onellm_async.server.accounts import EMPTY_BALANCE, MINIMUM_BALANCE, USUAL_TOKENS, Account, Accounts
+from onellm_async.server.checking import MOST_BODY_BYTES, Asked, Malformed, checked, decompressed
+from onellm_async.server.database import NO_CONNECTION, Database
 from onellm_async.server.echo import asked_text, input_tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Delivery, Job
 from onellm_async.server.ledger import MOST_PROMPT_CHARACTERS, Ledger, LedgerRow, Outcome
-from onellm_async.server.settings import Fault, ServerSettings
+from onellm_async.server.settings import Fault, FaultPlan, ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, parse_json
 
@@ -48,6 +50,8 @@ class Service:
         self._priced = settings.list_prices is not False
         self._accounts = Accounts(settings)
         self._random = Random(settings.faults.seed)
+        places = settings.faults.database_places
+        self._database = Database(places) if places is not None else None
         self._arrived = 0
 
     def retune(self, requests_per_minute: float, now: float) -> None:
@@ -57,6 +61,10 @@ class Service:
     def account(self, key: str, now: float) -> Account:
         """The standing of `key`, for tests and simulations that look at it or change it."""
         return self._accounts.of(key, now)
+
+    def revoke(self, key: str) -> None:
+        """Makes `key` unknown from now on; requests in flight are answered."""
+        self._accounts.revoke(key)
 
     def receive(self, method: str, path: str, headers: Mapping[str, str], body: bytes, now: float) -> RawReply | Job:
         """What to do about a request that arrives `now`.
@@ -71,13 +79,14 @@ class Service:
         if len(body) > MOST_BODY_BYTES:
             return self.too_long(now)
         self._arrived += 1
+        backend = self.settings.dialect is Dialect.BACKEND
+        if backend and path == "/" and method not in {"GET", "HEAD"}:  # the published one has a page there
+            return self._turned_away(405, "", now, {"Allow": "GET, HEAD"})
         if path != PATH:
             return self._turned_away(404, "No such endpoint.", now)
         if method != "POST":
             return self._turned_away(405, "Only POST is allowed.", now, {"Allow": "POST"})
-        if self.settings.dialect is Dialect.DOCUMENTED:
-            return self._documented(headers, body, now)
-        return self._backend(headers, body, now)
+        return self._backend(headers, body, now) if backend else self._documented(headers, body, now)
 
     def too_long(self, now: float) -> RawReply:
         """What to say to a body beyond `MOST_BODY_BYTES`, which the host need not have read to its end."""
@@ -101,29 +110,27 @@ class Service:
             return self._rejected(401, "Invalid API key.", now, account)
         if account.blocked:
             return self._rejected(403, "This key has no access.", now, account)
-        request = self._parsed(headers, body, now, account)
-        if isinstance(request, RawReply):
-            return request
-        return self._limited(account, request, now) or self._accepted(account, request, now)
+        asked = self._parsed(headers, body, now, account)
+        if isinstance(asked, RawReply):
+            return asked
+        return self._limited(account, asked.request, now) or self._accepted(account, asked, now)
 
     def _backend(self, headers: Mapping[str, str], body: bytes, now: float) -> RawReply | Job:
-        request = self._parsed(headers, body, now, None)
-        if isinstance(request, RawReply):
-            return request
+        asked = self._parsed(headers, body, now, None)
+        if isinstance(asked, RawReply):
+            return asked
         key = _bearer(headers)
         if not isinstance(key, str):
             return self._rejected(401, key.text, now)
         account = self._accounts.of(key, now)
-        refusal = self._limited(account, request, now)  # the bucket is asked before the key is looked up
+        refusal = self._limited(account, asked.request, now)  # the bucket is asked before the key is looked up
         if refusal is not None:
             return refusal
         if not account.known or account.blocked:
             return self._rejected(401, rejections.UNKNOWN_KEY, now, account)
-        return self._accepted(account, request, now)
+        return self._accepted(account, asked, now)
 
-    def _parsed(
-        self, headers: Mapping[str, str], body: bytes, now: float, account: Account | None
-    ) -> RawReply | ChatRequest:
+    def _parsed(self, headers: Mapping[str, str], body: bytes, now: float, account: Account | None) -> RawReply | Asked:
         dialect = self.settings.dialect
         content_type = headers.get("Content-Type", "").partition(";")[0].strip().casefold()
         if content_type != "application/json" and not content_type.endswith("+json"):
@@ -150,20 +157,24 @@ class Service:
         headers = rejections.retry_headers(self.settings.faults.retry_after)
         return rejections.handler_error(self.settings.dialect, 429, text, headers)
 
-    def _accepted(self, account: Account, request: ChatRequest, now: float) -> RawReply | Job:
+    def _accepted(self, account: Account, asked: Asked, now: float) -> RawReply | Job:
+        request, documented = asked.request, self.settings.dialect is Dialect.DOCUMENTED
         price = self._price(request)
         affordable = price.affordable_tokens(account.balance)
-        if account.balance < MINIMUM_BALANCE or (affordable is not None and affordable < 1):
+        enough = account.balance >= MINIMUM_BALANCE if documented else account.balance > EMPTY_BALANCE
+        if not enough or (affordable is not None and affordable < 1):
             # The documentation has no status of its own for this; 403 is its "no access".
-            status = 403 if self.settings.dialect is Dialect.DOCUMENTED else 500
+            status = 403 if documented else 500
             return self._rejected(status, rejections.NO_BALANCE, now, account, request)
-        asked = request.max_tokens if request.max_tokens is not None else price.asked
-        bounds = [bound for bound in (asked, affordable) if bound is not None]
+        wanted = request.max_tokens if request.max_tokens is not None else price.asked
+        bounds = [bound for bound in (wanted, affordable) if bound is not None]
         reserved = price.worst_case(affordable)
         if not account.reserve(reserved):
             account.bucket.give_back(1, now)
             return self._refused(account, request, now, rejections.BALANCE_RESERVED)
-        plan = self.settings.faults.plan(self._random)
+        plan = self.settings.faults.plan(self._random, request.model)
+        if asked.refusal is not None:
+            plan = FaultPlan(plan.latency, Fault.SERVER_ERROR, asked.refusal)
         self.ledger.accept()
         return Job(
             self._arrived,
@@ -189,6 +200,20 @@ class Service:
         read = input_tokens_of(request)
         return _Price(read * incoming / 1_000_000, answers * outgoing / 1_000_000, read, _asked_tokens(request))
 
+    def claim(self, job: Job, granted: Callable[[], None]) -> bool:
+        """Takes a place in the database for `job`, which it holds until it ends; returns whether it has one.
+
+        Args:
+            job: The job.
+            granted: Otherwise called when it gets one. The host waits for it `Faults.database_wait` seconds.
+        """
+        return self._database is None or self._database.claim(job.number, granted)
+
+    def without_place(self, job: Job) -> Delivery:
+        """What is written when `job` got no place in the database in time; nothing is billed."""
+        self._end(job, Outcome.FAILED)
+        return Delivery(rejections.handler_error(self.settings.dialect, 401, NO_CONNECTION))
+
     def doomed(self, job: Job) -> Delivery | None:
         """What is written when the plan has `job` fail before it is processed; None when it is to be processed."""
         match job.plan.fault:
@@ -196,7 +221,7 @@ class Service:
                 self._end(job, Outcome.DROPPED)
                 return Delivery(None)
             case Fault.SERVER_ERROR:
-                return self.fail(job, "missing field `id` at line 1 column 42")
+                return self.fail(job, job.plan.text)
             case Fault.GATEWAY_ERROR:
                 self._end(job, Outcome.FAILED)
                 return Delivery(rejections.gateway_error())
@@ -269,6 +294,8 @@ class Service:
         self.ledger.enter(LedgerRow(self._arrived, label, now, model, prompt, outcome))
 
     def _end(self, job: Job, outcome: Outcome, completion: Completion | None = None) -> None:
+        if self._database is not None:
+            self._database.release(job.number)
         request, cost, read, written = job.request, 0.0, 0, 0
         if completion is not None:
             cost = (catalog.cost(request.model, completion.usage) if self._priced else None) or 0.0

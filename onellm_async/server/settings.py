@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from onellm_async import catalog
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect
@@ -20,6 +21,10 @@ _share = _faults.number(0, 1)
 _balance = _settings.number(0)
 _WIDEST_SIGMA = 5.0
 """Beyond it the tail is hours at any median."""
+
+
+PROVIDER_ERROR = "missing field `id` at line 1 column 42"
+"""What the published backend says when a provider answered with an error, of whatever status."""
 
 
 class Fault(Enum):
@@ -39,10 +44,28 @@ class FaultPlan:
     Attributes:
         latency: Seconds that processing takes.
         fault: What goes wrong; None when nothing does.
+        text: What the service says with a `Fault.SERVER_ERROR`.
     """
 
     latency: float
     fault: Fault | None
+    text: str = PROVIDER_ERROR
+
+
+def _name_of(model: str) -> str:
+    entry = catalog.lookup(model)
+    return model if entry is None else entry.name
+
+
+def _own_models(value: Any) -> Any:
+    if not isinstance(value, Mapping) or not all(isinstance(model, str) for model in value):
+        return value
+    return {_name_of(model): text for model, text in value.items()}
+
+
+def _texts(_: object, attribute: Any, value: Any) -> None:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for item in value.items() for text in item):
+        raise _faults.refusal(attribute.name, value, "it must map models to texts")
 
 
 @frozen(kw_only=True)
@@ -58,10 +81,20 @@ class Faults:
             median at the 95th percentile. At most 5.
         reset_before_rate: Share of requests whose connection is reset before processing.
         server_error_rate: Share answered with 500.
+        server_error_text: What these say. Default as the published backend when a provider answered with an error.
+            Others that it knows: ``error sending request`` (the provider was not reached), ``An Unexpected error
+            occurred`` (the balance could not be written), ``invalid type: null, expected a string at line 1 column
+            176`` (an answer without text).
+        failing_models: Models that never answer: from a model, in either spelling, to the text of its 500. The
+            published backend does so where it cannot read the answers of a new model.
         html_502_rate: Share answered with an HTML page and status 502, as from a gateway; not processed.
         reset_after_rate: Share processed and billed whose connection is then reset.
         truncate_rate: Share processed and billed whose body is cut off.
-        retry_after: Whole seconds announced with each 429; None announces nothing, as the real service does.
+        retry_after: Seconds announced with each 429; None announces nothing, as the real service does.
+        database_places: Most requests that are processed at once; None: any number. The published backend has as many
+            as its database has connections. Further ones wait.
+        database_wait: Seconds that they wait. Who finds no place in that time gets the backend's 401 ``pool timed out
+            while waiting for an open connection``, over HTTP in the documented dialect. Default 30.
 
     Raises:
         ConfigurationError: If a value is out of range, or the shares exceed 1 together.
@@ -75,7 +108,11 @@ class Faults:
     html_502_rate: float = field(default=0.0, validator=_share)
     reset_after_rate: float = field(default=0.0, validator=_share)
     truncate_rate: float = field(default=0.0, validator=_share)
-    retry_after: int | None = field(default=None, validator=_faults.integer(0, optional=True))
+    retry_after: float | None = field(default=None, validator=_faults.number(0, optional=True))
+    server_error_text: str = field(default=PROVIDER_ERROR, validator=_faults.kind(str, "it must be a text"))
+    failing_models: Mapping[str, str] = field(factory=dict, converter=_own_models, validator=_texts, hash=False)
+    database_places: int | None = field(default=None, validator=_faults.integer(1, optional=True))
+    database_wait: float = field(default=30.0, validator=_faults.number(0))
 
     def __attrs_post_init__(self) -> None:
         total = sum(rate for _, rate in self._rates())
@@ -91,13 +128,21 @@ class Faults:
             (Fault.TRUNCATED, self.truncate_rate),
         )
 
-    def plan(self, random: Random) -> FaultPlan:
-        """What happens to the next request. Draws the same number of random values whatever comes out."""
+    def plan(self, random: Random, model: str = "") -> FaultPlan:
+        """What happens to the next request. Draws the same number of random values whatever comes out.
+
+        Args:
+            random: Where they come from.
+            model: The model asked.
+        """
         latency = self.latency * exp(self.latency_sigma * random.gauss(0, 1))
         drawn = random.random()
+        text = self.failing_models.get(_name_of(model))
+        if text is not None:
+            return FaultPlan(latency, Fault.SERVER_ERROR, text)
         for fault, rate in self._rates():
             if drawn < rate:
-                return FaultPlan(latency, fault)
+                return FaultPlan(latency, fault, self.server_error_text)
             drawn -= rate
         return FaultPlan(latency, None)
 

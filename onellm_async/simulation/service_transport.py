@@ -10,8 +10,9 @@ from attrs.validators import in_
 
 from onellm_async.errors import APIConnectionError, APITimeoutError, FailureKind
 from onellm_async.server.backends import echo
-from onellm_async.server.jobs import Job
+from onellm_async.server.jobs import Delivery, Job
 from onellm_async.server.service import PATH, Service
+from onellm_async.server.waiting import database_place
 from onellm_async.simulation.recorder import Recorder
 from onellm_async.transport import RawReply
 
@@ -132,6 +133,11 @@ class ServiceTransport:
         return await self._answered(received)
 
     async def _answered(self, job: Job) -> RawReply:
+        if self._service.settings.faults.database_places is not None:
+            late = await self._placed(job)
+            if late is not None and late.reply is not None:
+                await asyncio.sleep(self._way())
+                return late.reply
         try:
             await asyncio.sleep(job.plan.latency)
         except asyncio.CancelledError:  # the service does not know that nobody listens any more, and bills
@@ -143,6 +149,13 @@ class ServiceTransport:
         if delivery.reply is None or delivery.truncated:
             raise APIConnectionError(_BROKEN)
         return delivery.reply
+
+    async def _placed(self, job: Job) -> Delivery | None:
+        try:
+            return await database_place(self._service, job)
+        except asyncio.CancelledError:
+            self._service.abandon(job)
+            raise
 
     async def aclose(self) -> None:
         """Holds nothing."""

@@ -21,6 +21,7 @@ __all__ = [
     "encode_request",
     "endpoints_from",
     "fields_without_effect",
+    "forwarded_by_backend",
     "request_from_body",
     "request_to_body",
 ]
@@ -179,6 +180,28 @@ def fields_without_effect(request: ChatRequest, endpoints: Mapping[str, str] = _
             known = " and ".join(sorted(parts))
             notices.append(f"Of {field}, the backend forwards {known} to {name}, and nothing else.")
     return tuple(notices)
+
+
+def forwarded_by_backend(request: ChatRequest) -> ChatRequest:
+    """What reaches the model's provider of a request to the published backend, which drops the rest without a word.
+
+    A model that the catalog does not know loses nothing: nobody knows what its provider reads.
+
+    Example:
+        >>> forwarded = forwarded_by_backend(ChatRequest("Sonnet-4", "Hi", seed=7, top_k=3))
+        >>> forwarded.seed, forwarded.top_k
+        (None, 3)
+    """
+    body = request_to_body(request)
+    provider = _provider(body, _NO_ENDPOINTS)
+    if provider is None:
+        return request
+    forwarded = _FORWARDED_ALWAYS | _FORWARDED[provider]
+    kept = {name: value for name, value in body.items() if name in forwarded}
+    for name, parts in _FORWARDED_IN_PART.items():
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {part: value for part, value in kept[name].items() if part in parts}
+    return request_from_body(kept)
 
 
 def _provider(body: Mapping[str, JSON], endpoints: Mapping[str, str]) -> str | None:

@@ -263,7 +263,10 @@ async def test_serve_says_where_it_is_answers_and_ends_in_good_order(start, onel
 
 
 async def test_serve_makes_the_faults_it_is_told_to(start):
-    command = await start("serve", "--port", 0, "--server-error-rate", 1, "--latency", 0.001, "--dialect", "backend")
+    command = await start(
+        "serve", "--port", 0, "--server-error-rate", 1, "--latency", 0.001, "--dialect", "backend",
+        "--server-error-text", "error sending request", "--database-places", 1, "--database-wait", 5,
+    )  # fmt: skip
     welcome = (await command.process.stdout.readline()).decode()
     example = (await command.process.stdout.readline()).decode()
     body = {
@@ -278,7 +281,8 @@ async def test_serve_makes_the_faults_it_is_told_to(start):
         aiohttp.ClientSession(headers={"Authorization": "Bearer any"}) as session,
         session.post(url, json=body) as reply,
     ):
-        assert (reply.status, (await reply.json())["code"]) == (200, 500)
+        assert reply.status == 200
+        assert await reply.json() == {"code": 500, "output": {"output": "error sending request"}}
     assert example.endswith("chat 'Say hello' --dialect backend\n")
 
 
@@ -308,6 +312,7 @@ async def test_serve_puts_a_real_model_behind_the_api(start, onellm):
         (("--key", "=5"), "--key needs a key"),
         (("--key", "a=nan"), "--key needs a key, and a finite balance"),
         (("--truncate-rate", "2"), "truncate_rate is 2.0"),
+        (("--database-places", "0"), "database_places is 0"),
         (("--upstream", "nowhere"), "'nowhere' is not an http or https URL"),
         (("--host", "203.0.113.1"), "Cannot listen on 203.0.113.1:"),
         (("--host", "0.0.0.0", "--upstream", "http://127.0.0.1:9"), "command line: --key KEY"),

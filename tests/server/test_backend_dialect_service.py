@@ -16,7 +16,7 @@ UNREADABLE = "Failed to deserialize the JSON body into the target type: "
 @pytest.fixture
 def asker(asking):
     return asking(
-        ServerSettings(dialect="backend", keys={"good": 10.0, "poor": 0.09, "closed": 5.0}, blocked={"closed"})
+        ServerSettings(dialect="backend", keys={"good": 10.0, "poor": 0.01, "closed": 5.0}, blocked={"closed"})
     )
 
 
@@ -143,7 +143,9 @@ def test_wrong_content_type_is_word_for_word_the_recorded_reply(asker):
 
 
 def test_other_path_and_method_are_refused_without_a_body(asker):
-    missing, wrong = asker.raw(b"{}", path="/"), asker.raw(b"{}", method="PUT")
+    missing, wrong = asker.raw(b"{}", path="/v1"), asker.raw(b"{}", method="PUT")
+    root = asker.raw(b"{}", path="/")
+    assert (root.status, root.body, root.headers) == (405, b"", {"Allow": "GET, HEAD"})
     assert (missing.status, missing.body, missing.headers) == (404, b"", {})
     assert (wrong.status, wrong.body, wrong.headers) == (405, b"", {"Allow": "POST"})
 
@@ -171,6 +173,100 @@ def test_every_model_of_the_catalogue_is_asked_answered_billed_and_understood(as
     response = decode_reply(reply.status, reply.headers, reply.body, model=entry.name, now=0.0)
     assert response.content == "What is new?"
     assert before - asker.balance() == pytest.approx(response.cost or 0.0)
+
+
+def test_little_more_than_nothing_is_a_balance(asking):
+    asker = asking(ServerSettings(dialect="backend", keys={"good": 0.0101}))
+    assert isinstance(asker.receive(), Job)
+
+
+def messages(*roles):
+    return [{"role": role, "content": f"{role} says"} for role in roles]
+
+
+@pytest.mark.parametrize(
+    ("model", "told", "answered"),
+    [
+        ("GPT-5", ("system", "user", "assistant", "user"), True),
+        ("GPT-5", ("model", "user"), False),
+        ("DeepSeek-Chat", ("system", "user"), True),
+        ("Codestral", ("system", "user", "assistant"), True),
+        ("Opus-4", ("user", "assistant", "user"), True),
+        ("Opus-4", ("system", "user"), False),
+        ("2.0-Flash", ("user", "model", "user"), True),
+        ("2.0-Flash", ("user", "assistant", "user"), False),
+        ("2.0-Flash", ("system", "user"), False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_provider_answers_only_to_the_roles_that_it_knows(asker, model, told, answered):
+    value = json.loads(asker.reply(model=model, messages=messages(*told)).body)
+    if answered:
+        assert (value["code"], value["output"]["content"]) == (200, "user says")
+    else:
+        field = "candidates" if model == "2.0-Flash" else "id"
+        assert value == {"code": 500, "output": {"output": f"missing field `{field}` at line 1 column 70"}}
+        assert asker.ledger.outcomes == {Outcome.FAILED: 1}
+
+
+ALL = {
+    "system": "Be brief.",
+    "temperature": 0.5,
+    "stop_sequences": ("END",),
+    "tools": ({"type": "function", "function": {"name": "f"}},),
+    "tool_choice": "auto",
+    "seed": 7,
+    "n": 2,
+    "user": "u",
+    "frequency_penalty": 1,
+    "presence_penalty": 1,
+    "logprobs": True,
+    "top_logprobs": 2,
+    "top_k": 5,
+}
+ALWAYS = {"temperature", "stop_sequences"}
+
+
+@pytest.mark.parametrize(
+    ("model", "arrives"),
+    [
+        ("GPT-5", {"tools", "tool_choice", "seed", "n", "user", "frequency_penalty", "presence_penalty"}),
+        ("Opus-4", {"system", "top_k"}),
+        ("DeepSeek-Chat", {"tools", "frequency_penalty", "presence_penalty", "logprobs", "top_logprobs"}),
+        ("2.0-Flash", {"tools"}),
+        ("Codestral", set()),
+    ],
+)
+def test_field_that_the_backend_does_not_forward_does_not_reach_the_model(asker, model, arrives):
+    wanted = {"type": "json_schema", "json_schema": {}}
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in ALL.items()}
+    job = asker.receive(model=model, response_format=wanted, reasoning_effort="low", **asked)
+    assert {name for name in ALL if getattr(job.request, name) is not None} == arrives | ALWAYS
+    assert all(getattr(job.request, name) == ALL[name] for name in arrives)
+    assert job.request.response_format == ({"type": "json_schema"} if model == "GPT-5" else None)
+    assert job.request.extra == {"endpoint": "https://api.openai.com/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(("model", "read"), [("Opus-4", 3 + 3), ("GPT-5", 3), ("2.0-Flash", 3)])
+def test_echo_shows_which_model_read_the_system_text(asker, model, read):
+    value = json.loads(asker.reply(model=model, system="Be brief.").body)
+    assert value["output"]["usage"]["input_tokens"] == read
+
+
+def test_field_of_a_wrong_type_is_refused_even_where_it_would_be_dropped(asker):
+    assert asker.receive(model="Codestral", seed="seven").status == 422
+
+
+def test_model_of_an_upstream_gets_every_field(asking):
+    asker = asking(ServerSettings(dialect="backend", any_model=True))
+    job = asker.receive(model="GPT-5", system="Be brief.", top_k=5, reasoning_effort="low", messages=messages("model"))
+    assert (job.request.system, job.request.top_k, job.request.extra["reasoning_effort"]) == ("Be brief.", 5, "low")
+    assert job.request.messages[0].role == "assistant"
+
+
+@pytest.mark.parametrize("endpoint", ["http://10.0.0.7:8000/v1", "https://eu.example.org/any?thing=1"])
+def test_any_endpoint_is_taken(asker, endpoint):
+    assert asker.receive(endpoint=endpoint).request.extra == {"endpoint": endpoint}
 
 
 def test_lost_and_failed_jobs_are_told_apart_in_the_ledger(asker):

@@ -55,6 +55,61 @@ def test_gateway_error_is_a_page(asking):
     assert b"<title>502 Bad Gateway</title>" in reply.body
 
 
+@pytest.mark.parametrize("model", ["GPT-5-Mini", "GPT-5-mini"])
+@pytest.mark.parametrize("dialect", ["documented", "backend"])
+def test_model_can_fail_for_good_while_the_others_are_well(asking, dialect, model):
+    text = "missing field `safetyRatings` at line 1 column 117"
+    asker = asking(ServerSettings(dialect=dialect, faults=Faults(failing_models={model: text}), **ROOMY))
+    for _ in range(3):
+        reply = asker.reply()
+        told = json.loads(reply.body)
+        assert (told["error"] if dialect == "documented" else told["output"]["output"]) == text
+        assert asker.reply(model="GPT-5").status == 200
+    assert asker.ledger.outcomes == {Outcome.FAILED: 3, Outcome.ANSWERED: 3}
+
+
+def test_model_beyond_the_catalog_can_fail_for_good(asking):
+    asker = asking(ServerSettings(any_model=True, faults=Faults(failing_models={"llama": "no"})))
+    assert asker.reply(model="llama").status == 500
+    assert asker.reply(model="llama2").status == 200
+
+
+def test_failing_model_does_not_shift_what_happens_to_other_requests():
+    switches = {"latency": 1, "latency_sigma": 1, "server_error_rate": 0.5}
+    first, second = Random(5), Random(5)
+    with_it, without = Faults(failing_models={"GPT-5": "x"}, **switches), Faults(**switches)
+    plans = [(with_it.plan(first, model), without.plan(second, model)) for model in ["GPT-5", "GPT-4o"] * 20]
+    assert all(mine.latency == other.latency for mine, other in plans)
+    assert [mine for mine, _ in plans[1::2]] == [other for _, other in plans[1::2]]
+
+
+@pytest.mark.parametrize(
+    "text", ["error sending request", "An Unexpected error occurred", "invalid type: null, expected a string"]
+)
+def test_text_of_a_server_error_is_the_one_that_was_set(asking, text):
+    settings = ServerSettings(dialect="backend", faults=Faults(server_error_rate=1, server_error_text=text))
+    assert json.loads(asking(settings).reply().body) == {"code": 500, "output": {"output": text}}
+
+
+@pytest.mark.parametrize("keys", [None, {"good": 5.0}])
+@pytest.mark.parametrize("dialect", ["documented", "backend"])
+def test_revoked_key_is_unknown_from_then_on(asking, dialect, keys):
+    asker = asking(ServerSettings(dialect=dialect, keys=keys, **ROOMY))
+    held = asker.receive()
+    asker.service.revoke("good")
+    asker.service.revoke("never seen")
+    assert asker.service.complete(held, echo(held)).reply.status == 200
+    for key in ("good", "never seen"):
+        reply = asker.receive(key)
+        told = json.loads(reply.body)
+        if dialect == "backend":
+            assert told == {"code": 401, "output": {"error": "Custom error: No such user was found"}}
+        else:
+            assert (reply.status, told) == (401, {"error": "Invalid API key."})
+    if keys is None:
+        assert asker.reply("other").status == 200
+
+
 def test_shares_come_out_as_set():
     faults = Faults(
         reset_before_rate=0.1, server_error_rate=0.2, html_502_rate=0.05, reset_after_rate=0.15, truncate_rate=0.1
@@ -114,8 +169,16 @@ def test_kind_of_fault_does_not_shift_what_happens_to_later_requests():
         {"reset_before_rate": -0.1},
         {"server_error_rate": "often"},
         {"reset_after_rate": 0.6, "truncate_rate": 0.6},
-        {"retry_after": 1.5},
+        {"retry_after": "soon"},
         {"retry_after": -1},
+        {"server_error_text": 5},
+        {"failing_models": "GPT-5"},
+        {"failing_models": {"GPT-5": 500}},
+        {"failing_models": {5: "x"}},
+        {"database_places": 0},
+        {"database_places": 1.5},
+        {"database_wait": -1},
+        {"database_wait": float("inf")},
         {"seed": "x"},
     ],
 )
