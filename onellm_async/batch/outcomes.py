@@ -3,35 +3,59 @@
 The journal keeps everything that an output needs, and nothing that differs between attempts.
 """
 
+from collections.abc import Mapping
+
 from onellm_async.batch.inputs.items import Item
 from onellm_async.batch.journal.rows import Row, State
-from onellm_async.chat import ChatResponse
+from onellm_async.chat import JSON, ChatResponse
 from onellm_async.errors import OneLLMError
-from onellm_async.wire import dump_json
+from onellm_async.wire import dump_json, parse_json
 
 __all__ = ["answer_json", "failure_json", "outcome_of"]
 
 
+_DEEPEST = 200
+"""Levels; many JSON parsers give up a little beyond."""
+_UNKEPT = "It is nested too deeply to be kept."
+"""Stands in the place of a field of a reply that no output could hold."""
+
+
 def answer_json(response: ChatResponse, item: Item) -> bytes:
-    """An answer."""
+    """An answer; ``extra`` is what the reply holds beyond the known fields, and is there only if it holds such."""
     usage = response.usage
-    return dump_json(
-        {
-            "content": response.content,
-            "role": response.role,
-            "model": response.model or item.request.model,
-            "provider": response.provider,
-            "usage": None
-            if usage is None
-            else {
-                "input_tokens": usage.input_tokens,
-                "output_tokens": usage.output_tokens,
-                "total_tokens": usage.total_tokens,
-            },
-            "finish_reason": response.finish_reason,
-            "cost": response.cost,
-        }
-    )
+    answer: dict[str, JSON] = {
+        "content": response.content,
+        "role": response.role,
+        "model": response.model or item.request.model,
+        "provider": response.provider,
+        "usage": None
+        if usage is None
+        else {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+        },
+        "finish_reason": response.finish_reason,
+        "cost": response.cost,
+    }
+    if response.extra:
+        answer["extra"] = {name: value if _is_flat(value) else _UNKEPT for name, value in response.extra.items()}
+    return dump_json(answer)
+
+
+def _is_flat(value: JSON) -> bool:
+    """Whether `value` is nested so little that every output can be written, and read by others."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, Mapping | list | tuple)
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def failure_json(error: OneLLMError) -> bytes:
@@ -66,4 +90,11 @@ def outcome_of(row: Row) -> tuple[bool, bytes]:
         return False, _POSSIBLY_BILLED
     if not row.result:
         return False, _NO_OUTCOME
-    return row.state is State.ANSWERED, row.result
+    if row.state is not State.ANSWERED:
+        return False, row.result
+    return True, row.result if row.attempts else _free_of_charge(row.result)
+
+
+def _free_of_charge(result: bytes) -> bytes:
+    """The answer to another request that is this one's, too: it was paid for once, so records add up."""
+    return dump_json(parse_json(result) | {"cost": 0.0})

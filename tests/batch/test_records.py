@@ -7,10 +7,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
-from onellm_async import ConfigurationError
-from onellm_async.batch import InputFormat, OutputFormat, RecordWriter, output_format
+from onellm_async import ChatRequest, ChatResponse, ConfigurationError
+from onellm_async.batch import InputFormat, Item, OutputFormat, RecordWriter, output_format
 from onellm_async.batch.journal.rows import State
+from onellm_async.batch.outcomes import answer_json
 from onellm_async.batch.outputs.columns import COLUMNS
+from onellm_async.wire import parse_json
 
 
 def record(of, shape=OutputFormat.JSONL):
@@ -138,3 +140,127 @@ def test_the_output_format_follows_from_the_name_and_from_the_input(name, source
 def test_an_unknown_output_format_is_refused_by_name():
     with pytest.raises(ConfigurationError, match=r"'xlsx'.*jsonl, openai-batch, csv, parquet"):
         OutputFormat("xlsx")
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+RAW_USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 5,
+    "total_tokens": 8,
+    "prompt_tokens_details": {"cached_tokens": 2},
+}
+
+
+def test_what_a_reply_holds_beyond_the_known_fields_is_in_its_openai_places():
+    extra = {
+        "tool_calls": [CALL],
+        "logprobs": {"content": []},
+        "system_fingerprint": "fp",
+        "usage": RAW_USAGE,
+        "safety": {"blocked": False},
+    }
+    found = answered(content="", finish_reason="tool_calls", extra=extra)
+    body = record(found, OutputFormat.OPENAI_BATCH)["response"]["body"]
+
+    (choice,) = body["choices"]
+    assert choice["message"] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    assert (choice["finish_reason"], choice["logprobs"]) == ("tool_calls", {"content": []})
+    assert body["system_fingerprint"] == "fp"
+    assert body["usage"] == RAW_USAGE
+    assert body["onellm"]["extra"] == {"safety": {"blocked": False}}
+    assert record(found)["response"]["extra"] == extra
+
+
+def test_a_refusal_is_in_the_message_and_an_empty_answer_stays_empty():
+    refused = record(answered(content="", extra={"refusal": "I will not."}), OutputFormat.OPENAI_BATCH)
+    empty = record(answered(content="", finish_reason="length"), OutputFormat.OPENAI_BATCH)
+
+    message = refused["response"]["body"]["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
+    assert empty["response"]["body"]["choices"][0]["message"] == {"role": "assistant", "content": ""}
+
+
+def test_several_choices_are_all_written():
+    choices = [{"index": number, "message": {"role": "assistant", "content": str(number)}} for number in range(3)]
+    body = record(answered(extra={"choices": choices}), OutputFormat.OPENAI_BATCH)["response"]["body"]
+
+    assert body["choices"] == choices
+    assert "extra" not in body["onellm"]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"choices": "none"}, {"choices": []}, {"usage": "much"}, {"usage": {"total_tokens": "8"}}]
+)
+def test_odd_fields_of_a_reply_are_kept_as_they_came(odd):
+    body = record(answered(extra=odd), OutputFormat.OPENAI_BATCH)["response"]["body"]
+
+    assert body["onellm"]["extra"] == odd
+    assert body["choices"][0]["message"]["content"] == "Hello"
+
+
+def test_tables_have_the_rest_of_the_reply_as_json():
+    (found,) = rows_of_csv(answered(extra={"tool_calls": [CALL]}))
+
+    assert json.loads(found["extra"]) == {"tool_calls": [CALL]}
+
+
+@pytest.mark.parametrize("shape", OutputFormat)
+def test_a_copy_says_so_and_costs_nothing(shape):
+    copy = answered()._replace(index=7, attempts=0, same_as=2)
+    if shape in {OutputFormat.CSV, OutputFormat.PARQUET}:
+        (found,) = rows_of_csv(copy)
+        assert (found["copy_of"], found["cost"], found["content"]) == ("2", "0.0", "Hello")
+        assert rows_of_csv(answered())[0]["copy_of"] == ""
+        return
+    found, original = record(copy, shape), record(answered(), shape)
+    own = found["response"] if shape is OutputFormat.JSONL else found["response"]["body"]["onellm"]
+    assert own["cost"] == 0
+    assert (found if shape is OutputFormat.JSONL else own)["copy_of"] == 2
+    assert "copy_of" not in json.dumps(original)
+
+
+def test_an_answer_from_a_cache_costs_nothing():
+    found = record(answered()._replace(attempts=0))
+
+    assert found["response"] == ANSWER | {"cost": 0.0}
+    assert "copy_of" not in found
+
+
+def replied(extra):
+    item = Item(0, 1, ChatRequest("GPT-5", "?"))
+    return answer_json(ChatResponse("Hello", extra=extra), item)
+
+
+@pytest.mark.parametrize("depth", [10, 200, 201, 996, 1023])
+def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_other_fields(depth):
+    deep = parse_json(b"[" * depth + b"]" * depth)
+    result = replied({"deep": deep, "flat": 1})
+    found = record(row(State.ANSWERED, None)._replace(result=result))
+
+    assert found["response"]["content"] == "Hello"
+    assert found["response"]["extra"]["flat"] == 1
+    assert found["response"]["extra"]["deep"] == (deep if depth <= 200 else "It is nested too deeply to be kept.")
+    for shape in (OutputFormat.OPENAI_BATCH, OutputFormat.CSV):
+        assert RecordWriter(shape).line(row(State.ANSWERED, None)._replace(result=result))
+
+
+@given(
+    extra=st.dictionaries(
+        st.text(),
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(st.characters()),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+            max_leaves=8,
+        ),
+    )
+)
+def test_whatever_a_reply_holds_every_output_is_readable(extra):
+    found = row(State.ANSWERED, None)._replace(result=replied(extra))
+
+    assert record(found)["response"].get("extra", {}).keys() == extra.keys()
+    assert record(found, OutputFormat.OPENAI_BATCH)["response"]["status_code"] == 200
+    assert rows_of_csv(found)[0]["content"] == "Hello"

@@ -81,7 +81,13 @@ async def test_identical_requests_are_sent_once_unless_each_is_wanted(onellm, at
     backend.asked.clear()
     await onellm("run", "in.txt", "-o", "each.jsonl", "--no-deduplicate", *FAST, **at)
     assert sorted(backend.asked) == ["other", "same", "same", "same"]
-    assert (tmp_path / "each.jsonl").read_bytes() == (tmp_path / "once.jsonl").read_bytes()
+    assert contents(tmp_path / "each.jsonl") == ["same", "other", "same", "same"]
+    once, each = (
+        list(map(json.loads, (tmp_path / name).read_text().splitlines())) for name in ("once.jsonl", "each.jsonl")
+    )
+    assert [record.get("copy_of") for record in once] == [None, None, 0, 0]
+    assert [record["response"]["cost"] > 0 for record in once] == [True, True, False, False]
+    assert all(record["response"]["cost"] > 0 for record in each)
 
 
 async def test_answers_of_an_earlier_run_are_used_instead_of_asking(onellm, at, backend, tmp_path):
@@ -98,7 +104,12 @@ async def test_answers_of_an_earlier_run_are_used_instead_of_asking(onellm, at, 
 
     piped = await onellm("run", "tuesday.txt", "--cache", "tuesday.jsonl", "--cache", "monday.jsonl", *FAST, **at)
     assert (piped.code, backend.asked) == (0, ["three"])
-    assert piped.out == (tmp_path / "tuesday.jsonl").read_text()
+    records = list(map(json.loads, piped.out.splitlines()))
+    assert [(record["response"]["content"], record["response"]["cost"]) for record in records] == [
+        ("three", 0),
+        ("two", 0),
+        ("one", 0),
+    ]
 
 
 async def test_a_cache_that_cannot_be_used_is_refused_and_nothing_is_begun(onellm, at, prompts, backend, tmp_path):

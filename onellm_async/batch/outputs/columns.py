@@ -21,8 +21,11 @@ COLUMNS: dict[str, type] = {
     "output_tokens": int,
     "total_tokens": int,
     "cost": float,
+    "copy_of": int,
+    "extra": str,
 }
-"""Names in their order, and what is in them; everything but ``index`` may be missing. ``cost`` is in USD."""
+"""Names in their order, and what is in them; everything but ``index`` may be missing. ``cost`` is in USD, and 0 for an
+answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
 
 
 def values_of(row: Row) -> list[JSON]:
@@ -31,8 +34,8 @@ def values_of(row: Row) -> list[JSON]:
     result = parse_json(text)
     if not answered:
         failure = [result["type"], result["message"], result["status_code"]]
-        return [row.index, row.custom_id, None, *failure, *[None] * 7]
-    usage = result["usage"] or {}
+        return [row.index, row.custom_id, None, *failure, *[None] * (len(COLUMNS) - 6)]
+    usage, extra = result["usage"] or {}, result.get("extra")
     return [
         row.index,
         row.custom_id,
@@ -47,6 +50,8 @@ def values_of(row: Row) -> list[JSON]:
         usage.get("output_tokens"),
         usage.get("total_tokens"),
         result["cost"],
+        row.same_as,
+        None if extra is None else dump_json(extra).decode(),
     ]
 
 

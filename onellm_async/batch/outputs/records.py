@@ -3,10 +3,12 @@
 Records are made of journal rows and never of live responses, so that a resumed run writes the bytes that an undisturbed
 one would have written. ``jsonl``::
 
-    {"index": 0, "custom_id": "a", "response": {"content", "role", "model", "provider", "usage", "finish_reason",
-     "cost"} or null, "error": null or {"type", "message", "status_code"}}
+    {"index": 0, "custom_id": "a", "copy_of": 3, "response": {"content", "role", "model", "provider", "usage",
+     "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
 
-``openai-batch``, where an HTTP error is a response, and ``error`` is for what never got an HTTP answer::
+``copy_of`` is the index of an identical prompt whose answer this is, too; its ``cost`` is then 0. ``extra`` holds the
+further fields of the reply. Both are there only where there is something to say. ``openai-batch``, where an HTTP error
+is a response, and ``error`` is for what never got an HTTP answer::
 
     {"id", "custom_id", "response": {"status_code", "request_id", "body"} or null, "error": null or {"code", "message"}}
 
@@ -66,6 +68,8 @@ def plain_line(row: Row) -> bytes:
     """A JSON line around the result as the journal has it: nothing in it is encoded again."""
     named = b"" if row.custom_id is None else b'"custom_id":%b,' % dump_json(row.custom_id)
     answered, result = outcome_of(row)
+    if row.same_as is not None:
+        named += b'"copy_of":%d,' % row.same_as
     if answered:
         return b'{"index":%d,%b"response":%b,"error":null}\n' % (row.index, named, result)
     return b'{"index":%d,%b"response":null,"error":%b}\n' % (row.index, named, result)
@@ -87,27 +91,65 @@ def openai_line(row: Row) -> bytes:
     return dump_json(record) + b"\n"
 
 
+_IN_MESSAGE = ("tool_calls", "function_call", "refusal", "annotations", "audio", "reasoning", "reasoning_content")
+"""Fields of a reply that OpenAI's shape has in the message."""
+_IN_COMPLETION = ("system_fingerprint", "service_tier")
+"""Fields of a reply that OpenAI's shape has at the top."""
+_COUNTS = {"input_tokens", "output_tokens", "total_tokens", "prompt_tokens", "completion_tokens"}
+
+
 def _completion(row: Row, result: dict[str, JSON]) -> dict[str, JSON]:
-    usage = result["usage"]
-    return {
+    extra: dict[str, JSON] = dict(result.get("extra") or {})
+
+    def taken(names: tuple[str, ...]) -> dict[str, JSON]:
+        return {name: extra.pop(name) for name in names if name in extra}
+
+    message = {"role": result["role"] or "assistant", "content": result["content"], **taken(_IN_MESSAGE)}
+    if not message["content"] and any(message.get(name) for name in ("tool_calls", "function_call", "refusal")):
+        message["content"] = None  # as OpenAI has it
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": result["finish_reason"],
+        "logprobs": extra.pop("logprobs", None),
+    }
+    completion = {
         "id": f"chatcmpl-{row.index}",
         "object": "chat.completion",
         "created": int(row.settled_at or 0),
         "model": result["model"],
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": result["role"] or "assistant", "content": result["content"]},
-                "finish_reason": result["finish_reason"],
-                "logprobs": None,
-            }
-        ],
-        "usage": None
-        if usage is None
-        else {
-            "prompt_tokens": usage["input_tokens"],
-            "completion_tokens": usage["output_tokens"],
-            "total_tokens": usage["total_tokens"],
-        },
-        "onellm": {"provider": result["provider"], "cost": result["cost"]},
+        "choices": _all_choices(extra) or [choice],
+        "usage": _usage(result["usage"], extra),
+        **taken(_IN_COMPLETION),
     }
+    own = {"provider": result["provider"], "cost": result["cost"]}
+    if row.same_as is not None:
+        own["copy_of"] = row.same_as
+    if extra:
+        own["extra"] = extra
+    return {**completion, "onellm": own}
+
+
+def _all_choices(extra: dict[str, JSON]) -> list[JSON] | None:
+    """The choices of a reply that had several, or more in one than a choice has here."""
+    choices = extra.get("choices")
+    if isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+        del extra["choices"]
+        return choices
+    return None
+
+
+def _usage(usage: dict[str, JSON] | None, extra: dict[str, JSON]) -> dict[str, JSON] | None:
+    if usage is None:
+        return None
+    counts = {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }
+    as_it_came = extra.get("usage")
+    if not isinstance(as_it_came, dict):
+        return counts
+    if all(as_it_came.get(name) is None or isinstance(as_it_came[name], int) for name in _COUNTS):
+        del extra["usage"]  # nothing in it is lost
+    return counts | {name: value for name, value in as_it_came.items() if name not in _COUNTS}

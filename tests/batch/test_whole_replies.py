@@ -1,0 +1,124 @@
+"""What a reply holds is in the journal and in every output, the same after a resume; copies cost nothing."""
+
+import asyncio
+import json
+
+import pytest
+
+from onellm_async import AsyncOneLLM, ChatRequest, Limits
+from onellm_async.batch import Entry, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunIdentity, run_batch
+from onellm_async.transport import RawReply
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+USAGE = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110, "cached_tokens": 64}
+REPLIES = {
+    "plain": {"content": "Hello", "usage": USAGE},
+    "tool": {"content": None, "finish_reason": "tool_calls", "tool_calls": [CALL], "usage": USAGE},
+    "refused": {"content": None, "refusal": "No.", "usage": USAGE},
+    "cut": {"content": None, "finish_reason": "length", "usage": USAGE},
+    "probable": {"content": "x", "logprobs": {"content": [{"token": "x", "logprob": -0.1}]}, "reasoning": "\ud800"},
+    "parts": {"content": [{"type": "text", "text": "a"}, {"type": "image", "url": "u"}], "usage": USAGE},
+}
+
+
+class Service:
+    def __init__(self, stop_at=None):
+        self.asked = []
+        self.stop_at = stop_at
+        self.stop = asyncio.Event()
+
+    async def post(self, body):
+        prompt = json.loads(body)["messages"][-1]["content"]
+        self.asked.append(prompt)
+        if len(self.asked) == self.stop_at:
+            self.stop.set()
+            await asyncio.sleep(0.01)
+        return RawReply(200, {}, json.dumps(REPLIES[prompt]).encode())
+
+    async def aclose(self):
+        pass
+
+
+class Prompts:
+    source = "prompts"
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def read(self, raw, *, line, index):
+        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+
+    async def __aiter__(self):
+        for index, prompt in enumerate(self.prompts):
+            yield Entry(index, index + 1, prompt.encode(), self)
+
+    def saw(self, custom_id):
+        pass
+
+
+class Sink:
+    def __init__(self):
+        self.text = b""
+
+    async def write(self, lines):
+        self.text += lines
+
+
+@pytest.fixture
+def run(tmp_path):
+    async def run(prompts, service, shape=OutputFormat.JSONL):
+        sink = Sink()
+        async with (
+            AsyncOneLLM(transport=service, limits=Limits.unlimited(1)) as client,
+            Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal,
+        ):
+            report = await run_batch(
+                client, Prompts(prompts), journal=journal, sink=sink, encode=RecordWriter(shape).line, stop=service.stop
+            )
+        return report, sink.text
+
+    return run
+
+
+@pytest.mark.parametrize("shape", OutputFormat)
+async def test_the_whole_reply_is_written_and_is_the_same_after_a_resume_and_from_an_export(run, tmp_path, shape):
+    prompts = [*REPLIES, "tool"]
+    stopped, _ = await run(prompts, Service(stop_at=3), shape)
+    assert stopped.interrupted
+    service = Service()
+    report, resumed = await run(prompts, service, shape)
+    assert (report.complete, report.counts.answered) == (True, len(prompts))
+    with JournalReader.open(tmp_path / "out.journal") as journal:
+        assert b"".join(map(RecordWriter(shape).line, journal.rows())) == resumed
+    (tmp_path / "out.journal").unlink()
+    _, at_once = await run(prompts, Service(), shape)
+    if shape is OutputFormat.OPENAI_BATCH:  # which has the time of each answer
+        records = [[json.loads(line) for line in text.splitlines()] for text in (resumed, at_once)]
+        for record in (*records[0], *records[1]):
+            record["response"]["body"]["created"] = 0
+        assert records[0] == records[1]
+    else:
+        assert at_once == resumed
+
+
+async def test_nothing_of_a_reply_is_lost_and_each_is_asked_once(run):
+    service = Service()
+    _, text = await run(list(REPLIES), service)
+    records = [json.loads(line)["response"] for line in text.splitlines()]
+    assert service.asked == list(REPLIES)
+    assert [record["content"] for record in records] == ["Hello", "", "", "", "x", "a"]
+    assert records[0]["extra"] == {"usage": USAGE}
+    assert records[1]["extra"]["tool_calls"] == [CALL]
+    assert (records[1]["finish_reason"], records[3]["finish_reason"]) == ("tool_calls", "length")
+    assert records[2]["extra"]["refusal"] == "No."
+    assert records[4]["extra"] == {name: REPLIES["probable"][name] for name in ("logprobs", "reasoning")}
+    assert records[5]["extra"]["content"] == REPLIES["parts"]["content"]
+    assert all(record["cost"] for record in records if record["usage"])
+
+
+async def test_the_costs_of_all_records_add_up_to_what_was_spent(run):
+    report, text = await run(["plain"] * 3 + ["tool"] * 2, Service())
+    records = [json.loads(line) for line in text.splitlines()]
+    assert sum(record["response"]["cost"] for record in records) == pytest.approx(report.counts.cost)
+    assert [record.get("copy_of") for record in records] == [None, 0, 0, None, 3]
+    assert report.counts.cost == pytest.approx(report.progress.cost)
