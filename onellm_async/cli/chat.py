@@ -53,6 +53,10 @@ def chat(
     started = monotonic()
     response = asyncio.run(_ask(request, connecting))
     put(dump_json(response_to_body(response)).decode() if json else response.content)
+    if not json and not response.content:
+        say(f"The answer has no text ({response.finish_reason}); --json shows all of it.")
+    elif response.finish_reason == "length":
+        say("The answer was cut off at its limit of tokens (--max-tokens).")
     if sys.stderr.isatty():
         say(_summary(response, request.model, monotonic() - started))
     return 0

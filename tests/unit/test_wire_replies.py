@@ -1,4 +1,5 @@
 # ruff: noqa: PT017  # an error is one of several right results
+import contextlib
 import json
 import math
 from email.utils import formatdate
@@ -26,6 +27,8 @@ from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_a
 from onellm_async.wire.failures import excerpt, failure
 from onellm_async.wire.replies import OPENAI_SHAPE
 
+REPLY_NAMES = ["error", "errors", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens"]
+REPLY_NAMES += ["role", "choices", "tool_calls", "type", "text", "status", "loc", "prompt_tokens", "index"]
 JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -36,10 +39,7 @@ JSON_VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["error", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens", "role"]
-            )
-            | st.text(max_size=5),
+            st.sampled_from(REPLY_NAMES) | st.text(max_size=5),
             inner,
             max_size=4,
         )
@@ -91,6 +91,17 @@ def test_no_bytes_raise_anything_but_our_errors(status: int, headers: dict[str, 
 @settings(max_examples=100)
 def test_no_json_raises_anything_but_our_errors(status: int, headers: dict[str, str], value: object) -> None:
     outcome(status, headers, as_json(value))
+
+
+@given(STATUSES, JSON_VALUES, JSON_VALUES, JSON_VALUES, st.binary(max_size=20))
+@settings(max_examples=100)
+def test_no_choices_of_anything_raise_anything_but_our_errors(
+    status: int, message: object, choice: object, outer: object, asked: bytes
+) -> None:
+    choices = [{"message": message, **(choice if isinstance(choice, dict) else {"index": choice})}]
+    body = as_json({**(outer if isinstance(outer, dict) else {"id": outer}), "choices": choices})
+    with contextlib.suppress(APIError):
+        decode_reply(status, {}, body, model="GPT-5", now=0.0, asked=asked, tell=lambda text: None)
 
 
 @given(STATUSES, HEADERS, JSON_VALUES, JSON_VALUES)
