@@ -24,6 +24,7 @@ from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
+from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
@@ -143,7 +144,8 @@ async def survey(source: Source, *, strict: bool) -> Survey | None:
     Raises:
         BatchError: If it cannot be read, or with `strict` holds a bad line.
     """
-    surveyed = await asyncio.to_thread(source.survey, strict=strict)
+    # A daemon thread: a second Ctrl-C need not wait until a large file is read.
+    surveyed = await in_daemon_thread(lambda: source.survey(strict=strict))
     if surveyed is not None and surveyed.first_error is not None:
         raise BatchError(str(surveyed.first_error), advice="Nothing was sent (--strict).")
     return surveyed

@@ -30,7 +30,7 @@ Without --key any key is accepted and has a balance of 100 USD. Beside the API
 the server answers GET /healthz, GET /ledger (counters) and GET /openapi.json.
 A key for --upstream is read from ONELLM_UPSTREAM_API_KEY. Answers of an
 upstream cost no balance: its prices are not known here.
-It exits with 0 when it is stopped by Ctrl-C or SIGTERM.
+It exits with 0 when it is stopped by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 _SERVICE = Group.create_ordered("Service")

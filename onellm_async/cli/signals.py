@@ -4,14 +4,11 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import inf
 from types import FrameType
 
 __all__ = ["Caught", "ending_on_signals"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-_SAME_SIGTERM = 0.3
-"""Seconds. Two SIGTERMs closer together are one: `timeout` sends its signal to the process and to its group."""
 
 
 class Caught:
@@ -33,21 +30,19 @@ def ending_on_signals(stop: asyncio.Event, say: Callable[[str], None] = lambda t
     """
     loop, task, caught = asyncio.get_running_loop(), asyncio.current_task(), Caught()
     numbers = {number: name for name in _NAMES if (number := getattr(signal, name, None)) is not None}
-    first_at = -inf
+    asked = False
 
     def end(number: int) -> None:
-        nonlocal first_at
+        nonlocal asked
         # A closed terminal is no wish for haste: the kernel and the shell each send a SIGHUP, and systemd sends one
         # after its SIGTERM.
-        insistent = numbers[number] != "SIGHUP"
-        again, since = first_at > -inf, loop.time() - first_at
-        if insistent and not again:
-            first_at = loop.time()
+        insists = asked and numbers[number] != "SIGHUP"
+        asked = asked or numbers[number] != "SIGHUP"
         if caught.number is None:
             caught.number = number
             stop.set()
             say("Stopping: nothing more is sent; waiting for requests in flight. Press Ctrl-C again to end at once.")
-        elif insistent and again and (numbers[number] == "SIGINT" or since > _SAME_SIGTERM) and task is not None:
+        elif insists and task is not None:
             task.cancel()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -31,6 +31,11 @@ class Command:
     def interrupt(self, number=signal.SIGINT):
         self.process.send_signal(number)
 
+    async def says(self, start):
+        """Returns when it says a line on standard error that begins so; progress may come before it."""
+        while not (line := (await self.process.stderr.readline()).decode()).startswith(start):
+            assert line, f"it ended without saying {start!r}"
+
     async def killed(self):
         self.process.kill()
         await self.process.communicate()

@@ -231,7 +231,7 @@ async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered_and_the_
     command = await start("run", "in.txt", "-o", "out.jsonl", "--rpm", 1, "--burst", 3, **at)
     await backend.until_asked(1)
     command.interrupt(number)
-    assert (await command.process.stderr.readline()).startswith(b"Stopping: nothing more is sent")
+    await command.says("Stopping: nothing more is sent")
     await backend.release()
     ended = await command.ended()
 
@@ -259,7 +259,7 @@ async def test_a_second_interrupt_ends_at_once_and_keeps_the_partial_output(star
     command = await start("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     await backend.until_asked(3)
     command.interrupt()
-    await command.process.stderr.readline()
+    await command.says("Stopping: nothing more is sent")
     command.interrupt()
     ended = await command.ended()
 
