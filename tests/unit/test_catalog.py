@@ -92,3 +92,11 @@ def test_a_typo_finds_the_model_that_was_meant(typo: str, meant: str) -> None:
 def test_any_string_may_be_looked_up(text: str) -> None:
     assert nearest(text) is None or lookup(nearest(text) or "") is not None
     assert lookup(text) is None or text in {lookup(text).name, lookup(text).backend_name}  # type: ignore[union-attr]
+
+
+def test_providers_are_known_by_the_names_of_the_catalog_of_people_and_of_replies() -> None:
+    assert {entry.provider for entry in catalog.entries()} == set(catalog.PROVIDERS)
+    for provider, name in catalog.PROVIDERS.items():
+        assert {catalog.provider_called(each) for each in (provider, name, name.upper(), f" {name} ")} == {provider}
+    assert catalog.provider_called("Claude") == "anthropic"
+    assert [catalog.provider_called(name) for name in ("", "Groq", "open ai", "OpenAI=x")] == [None] * 4

@@ -1,5 +1,6 @@
 """Complete replies through the whole client: one request each, nothing at risk, nothing of the reply lost."""
 
+import asyncio
 import logging
 
 import pytest
@@ -127,3 +128,36 @@ async def test_an_error_that_repeats_the_prompt_is_taken_by_its_status() -> None
             await client.chat("What is an Insufficient Balance?", model="GPT-5-Mini")
     assert caught.value.retryable
     assert transport.requests > 1
+
+
+class Refusing(Replying):
+    """Refuses the first request with `status` and `headers`."""
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__(REPLY)
+        self._refusal = RawReply(status, headers, b"")
+
+    async def post(self, body: bytes) -> RawReply:
+        reply = await super().post(body)
+        return self._refusal if self.requests == 1 else reply
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("status", [429, 503, 408])
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"retry-after-ms": "2500"}, 2.5),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "1e999"}, 0.0),
+    ],
+)
+async def test_a_retry_after_with_a_fraction_is_waited_for(status: int, headers: dict[str, str], wait: float) -> None:
+    loop = asyncio.get_running_loop()
+    transport = Refusing(status, headers)
+    async with AsyncOneLLM(transport=transport, limits=Limits(requests_per_minute=6000, burst=100)) as client:
+        response = await client.chat("x", model="GPT-5-Mini")
+    assert wait <= loop.time() < wait + 1
+    assert transport.requests == 2
+    assert response.possibly_billed == (status != 429)
