@@ -1,17 +1,21 @@
 """An outcome on its way out: durable first, then counted, then on its place in the output."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from onellm_async.batch.inputs.items import Entry, LineError
 from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.rows import Row, Settled, State
+from onellm_async.batch.journal.rows import Intent, Row, Settled, State
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.protocols import RunJournal
 
 __all__ = ["Delivery"]
+
+_AT_ONCE = 256
+"""Rows of one transaction when failures are taken back."""
 
 
 class Delivery:
@@ -42,6 +46,7 @@ class Delivery:
         self._encode = encode
         self._on_bad_line = on_bad_line
         self._clock = clock
+        self._failed: list[int] = []
 
     async def settle(self, passage: Passage, settled: Settled, result: bytes) -> Row:
         """Delivers the outcome of a passage; gives the row that the journal has of it.
@@ -56,6 +61,8 @@ class Delivery:
             result = settled.result
             await self._journal.settle(settled)
         row = passage.row(settled, result)
+        if row.state is State.FAILED:
+            self._failed.append(row.index)
         self._tally.settled(row, self._clock())
         self._outlet.put(row.index, self._encode(row))
         return row
@@ -65,6 +72,23 @@ class Delivery:
         while passage.followers:
             followers, passage.followers = passage.followers, []
             await asyncio.gather(*(self.settle(follower, follower.copy_of(row), row.result) for follower in followers))
+
+    async def reopen(self, *, hold_ambiguous: bool) -> None:
+        """Makes what failed in this sitting never sent, so that the next sitting asks it again.
+
+        Args:
+            hold_ambiguous: Leave out what may have been billed.
+
+        Raises:
+            BatchError: If the journal cannot be written.
+        """
+        while self._failed:
+            some, self._failed = self._failed[:_AT_ONCE], self._failed[_AT_ONCE:]
+            rows = [row for index in some if (row := self._journal.answer_of(index)) is not None]
+            rows = [row for row in rows if not (hold_ambiguous and row.possibly_billed)]
+            await asyncio.gather(*(self._journal.intend(_intent_again(row)) for row in rows))
+            await asyncio.gather(*(self._journal.forget(row.index) for row in rows))
+            self._tally.reopened(len(rows))
 
     def pass_on(self, row: Row) -> None:
         """Delivers what an earlier sitting left."""
@@ -77,3 +101,16 @@ class Delivery:
         self._tally.bad_line()
         self._journal.bad_line(error)
         self._on_bad_line(error)
+
+
+def _intent_again(row: Row) -> Intent:
+    return Intent(
+        index=row.index,
+        line=row.line,
+        digest=row.digest,
+        custom_id=row.custom_id,
+        request_digest=row.request_digest,
+        reserved=row.reserved,
+        reserved_tokens=row.reserved_tokens,
+        at=time.time(),
+    )

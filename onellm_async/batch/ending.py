@@ -1,13 +1,15 @@
 """How a sitting ends: with its input, or before it, and then for the reason that came first."""
 
 import asyncio
+from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import field, frozen
 
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.rows import Counts
 from onellm_async.batch.outputs.outlet import Outlet
-from onellm_async.batch.progress import RunProgress
+from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.protocols import RunJournal
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.request_group import RequestGroup
 
@@ -25,6 +27,9 @@ class BatchReport:
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad line that ended it, where the run was strict.
         partial: Whether it was told to ask only the first entries, and did.
+        failures: What the failed prompts of all sittings failed with, and how many: the most frequent cause first.
+        failed_models: Models of which all prompts of this sitting failed alike, with their number and the cause; empty
+            where all prompts were asked of one model.
     """
 
     progress: RunProgress
@@ -33,6 +38,8 @@ class BatchReport:
     stopped_by: OneLLMError | None = None
     strict_error: LineError | None = None
     partial: bool = False
+    failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
+    failed_models: Mapping[str, tuple[int, str]] = field(factory=dict[str, tuple[int, str]], hash=False)
 
     @property
     def complete(self) -> bool:
@@ -48,32 +55,38 @@ class Ending:
         outlet: Where its output leaves.
 
     Attributes:
+        group: As given; the run may go on with another one.
         feeding: The task that reads the input, which is cancelled.
-        over: Whether something ended it before its input.
+        ended: Set when something ends it before its input.
         read_all: Whether it read its input, or as much as it was told to.
         left_out: Whether a prompt that was read has no outcome.
         partial: Whether it was told to ask only the first entries, and there are more.
     """
 
     def __init__(self, group: RequestGroup, outlet: Outlet) -> None:
+        self.group: RequestGroup = group
         self.feeding: asyncio.Task[None] | None = None
-        self.over: bool = False
+        self.ended: asyncio.Event = asyncio.Event()
         self.read_all: bool = False
         self.left_out: bool = False
         self.partial: bool = False
-        self._group = group
         self._outlet = outlet
         self._interrupted = False
         self._stopped_by: OneLLMError | None = None
         self._strict_error: LineError | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether something ended it before its input."""
+        return self.ended.is_set()
+
     def stop(self, error: OneLLMError | None = None) -> None:
         """Ends it for `error`, unless it is over."""
         if self.over:
             return
-        self.over = True
+        self.ended.set()
         self._stopped_by = error
-        self._group.withdraw()
+        self.group.withdraw()
         if self.feeding is not None:
             self.feeding.cancel()
 
@@ -94,15 +107,24 @@ class Ending:
             self._strict_error = error
             self.stop()
 
-    def report(self, progress: RunProgress, counts: Counts) -> BatchReport:
+    def report(self, tally: Tally, journal: RunJournal, now: float) -> BatchReport:
         """How it ended, now that nothing is under way any more."""
         # Told to stop when there was nothing left to stop: that is a run like any other.
         interrupted = self._interrupted and (self.left_out or not self.read_all)
         return BatchReport(
-            progress=progress,
-            counts=counts,
+            progress=tally.snapshot(now),
+            counts=journal.counts(),
             interrupted=interrupted,
             stopped_by=self._stopped_by,
             strict_error=self._strict_error,
             partial=self.partial and not (interrupted or self._stopped_by or self._strict_error),
+            failures=_failures(journal),
+            failed_models=tally.failed_models(),
         )
+
+
+def _failures(journal: RunJournal) -> dict[str, int]:
+    try:
+        return dict(journal.failure_causes())
+    except BatchError:  # it cannot be read any more, which has ended the sitting
+        return {}

@@ -1,6 +1,5 @@
 """From the input to the workers: what the journal has is passed on, what is asked already follows, the rest waits."""
 
-import asyncio
 import sys
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ from onellm_async.batch.journal.rows import Row, State
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.policy import RunPolicy
+from onellm_async.batch.pool import Pool
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunJournal
 from onellm_async.batch.purse import Purse
 from onellm_async.batch.repetitions import Repetitions
@@ -28,7 +28,7 @@ class Feeder:
 
     Args:
         journal: Has what earlier sittings did.
-        waiting: Where the workers take from.
+        pool: Where the workers take from.
         policy: What is done with doubtful, failed and repeated prompts.
         purse: The money of the run.
         cache: Answers of earlier runs.
@@ -42,7 +42,7 @@ class Feeder:
     def __init__(
         self,
         journal: RunJournal,
-        waiting: asyncio.Queue[Passage | None],
+        pool: Pool,
         *,
         policy: RunPolicy,
         purse: Purse,
@@ -54,7 +54,7 @@ class Feeder:
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._waiting = waiting
+        self._pool = pool
         self._policy = policy
         self._budget = purse.account.budget
         self._purse = purse if self._budget.capped else None
@@ -115,9 +115,9 @@ class Feeder:
             if self._cache is not None:
                 passage.cached = self._cache.answer_to(item.request_digest)
             self._repetitions.begin(passage)
-            await self._waiting.put(passage)
+            await self._pool.put(passage)
         elif passage.copied is not None:
-            await self._waiting.put(passage)
+            await self._pool.put(passage)
 
     def _bad_line(self, entry: Entry, error: LineError) -> None:
         self._delivery.bad_line(entry, error)

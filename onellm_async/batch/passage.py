@@ -41,12 +41,14 @@ class Passage:
     """
 
     __slots__ = (
+        "_attempts_before",
         "_charge",
         "_clock",
         "_earlier_lost",
         "_held",
         "_journal",
         "_left_at",
+        "_lost_before",
         "_purse",
         "_started",
         "cached",
@@ -82,7 +84,14 @@ class Passage:
         self._clock = clock
         self._started = self._left_at = clock()
         self._earlier_lost = 0 if earlier is None else earlier.possibly_billed
+        self._lost_before = self._attempts_before = 0
         self._held = False
+
+    def start_over(self, attempts: int) -> None:
+        """It will be sent once more, as if for the first time: `attempts` were made until now, without an outcome."""
+        self.intended = False
+        self._lost_before = self.lost
+        self._attempts_before += attempts
 
     async def before_sending(self, attempt: Attempt) -> None:
         """Sets the money of an attempt aside, then makes its intent durable.
@@ -91,7 +100,7 @@ class Passage:
             BudgetExceededError: If there is not enough left.
             BatchError: If the journal cannot be written.
         """
-        self._close(attempt.possibly_billed, NOTHING)
+        self._close(self._lost_before + attempt.possibly_billed, NOTHING)
         if self._purse is not None and self._charge is not None:
             await self._purse.reserve(self._charge)
             self._held = True
@@ -104,7 +113,7 @@ class Passage:
 
         A repeat may have to wait long for its turn, and those whose turn it is wait for the money.
         """
-        self._close(possibly_billed, NOTHING)
+        self._close(self._lost_before + possibly_billed, NOTHING)
 
     async def intend(self) -> None:
         """Makes it durable that an attempt may leave.
@@ -137,7 +146,7 @@ class Passage:
     def answered(self, response: ChatResponse) -> Settled:
         """Settles the money of an answer, and tells what to write down."""
         usage = response.usage
-        self.lost = response.possibly_billed
+        self.lost = self._lost_before + response.possibly_billed
         if self._held and self._charge is not None:
             tokens = None if usage is None else usage.total_tokens
             cost = self._charge.cost if response.cost is None else response.cost
@@ -145,7 +154,7 @@ class Passage:
         return self._settled(
             State.ANSWERED,
             answer_json(response, self.item),
-            attempts=response.attempts,
+            attempts=self._attempts_before + response.attempts,
             refusals=response.refusals,
             cost=response.cost,
             input_tokens=None if usage is None else usage.input_tokens,
@@ -154,8 +163,8 @@ class Passage:
 
     def failed(self, error: OneLLMError) -> Settled:
         """Settles the money of a failure, and tells what to write down."""
-        self._close(error.possibly_billed, NOTHING)
-        return self._settled(State.FAILED, failure_json(error), attempts=error.attempts)
+        self._close(self._lost_before + error.possibly_billed, NOTHING)
+        return self._settled(State.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
 
     def _settled(
         self,

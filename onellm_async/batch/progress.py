@@ -1,11 +1,13 @@
 """How far a run has come: counting, rates and the time left. Pure: every time is an argument."""
 
 import math
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Mapping
 from statistics import stdev
 
-from attrs import frozen
+from attrs import field, frozen
 
+from onellm_async.batch.causes import CauseCounts, flaw_of
 from onellm_async.batch.journal.rows import Counts, Row, State
 from onellm_async.events import Answered, Event, Failed, Refused, Retrying, Sent
 
@@ -13,6 +15,8 @@ __all__ = ["RunProgress", "Tally"]
 
 _RECENT = 60
 """Seconds over which the rate is taken: long enough for the published 40 a minute, short enough to follow a change."""
+_MAX_CAUSES_TOLD = 10
+"""Causes of failures that are told when one first occurs: who reads on a terminal wants to see the progress, too."""
 _PORTION = 10
 """Seconds of one of the portions whose differences tell how sure the rate is."""
 
@@ -41,6 +45,9 @@ class RunProgress:
         eta: Seconds that are probably left; None when that cannot be told.
         eta_least: The least it is likely to be (two standard errors of the rate away).
         eta_most: The most it is likely to be.
+        notable: Answers that want a look, by what is unusual about them: they were cut off, filtered or are empty.
+        trouble: Why the run is paused, because many prompts failed alike; None while it is not.
+        trial_in: Seconds until the next single prompt is tried in such a pause, 0 while one is; None without a pause.
     """
 
     done: int
@@ -62,6 +69,9 @@ class RunProgress:
     eta: float | None
     eta_least: float | None
     eta_most: float | None
+    notable: Mapping[str, int] = field(factory=dict[str, int], hash=False)
+    trouble: str | None = None
+    trial_in: float | None = None
 
     @property
     def answered(self) -> int:
@@ -85,6 +95,10 @@ class Tally:
         self.total: int | None = None
         """Lines of the input that are not blank, once somebody knows."""
         self.started: float = started
+        self.failing: int = 0
+        """Prompts whose failure is not settled yet, as they may be retried. They count as failed for now."""
+        self.trial_at: float | None = None
+        """When the next single prompt is tried in a pause; None while one is."""
         self._ceiling = ceiling
         self._done = self._failed = self._resumed = self._held = self._copied = self._bad_lines = 0
         self._refusals = self._retries = 0
@@ -93,6 +107,10 @@ class Tally:
         self._unpriced = 0
         self._in_flight: set[int] = set()
         self._recent: deque[list[int]] = deque()
+        self._notable: Counter[str] = Counter()
+        self._trouble: str | None = None
+        self._models: dict[str, tuple[Counter[bool], CauseCounts]] = {}
+        self._causes = CauseCounts()
 
     def __call__(self, event: Event, /) -> None:
         """Takes note of an event of the client."""
@@ -103,6 +121,42 @@ class Tally:
             self._refusals += isinstance(event, Refused)
             self._retries += isinstance(event, Retrying)
 
+    def asked(self, model: str, failure: str | None) -> bool:
+        """Takes note of how a prompt of this sitting ended.
+
+        Args:
+            model: The model asked.
+            failure: What the failure said; None for an answer.
+
+        Returns:
+            Whether it is a failure of a new cause, which is worth telling.
+        """
+        outcomes, causes = self._models.setdefault(model, (Counter(), CauseCounts()))
+        outcomes[failure is None] += 1
+        if failure is None:
+            return False
+        causes.add(failure)
+        return self._causes.add(failure) and len(self._causes) <= _MAX_CAUSES_TOLD
+
+    def failed_models(self) -> dict[str, tuple[int, str]]:
+        """Models of which all prompts of this sitting failed alike: how many, and what they said.
+
+        It is empty where all prompts were asked of one model.
+        """
+        return {
+            model: (outcomes[False], causes.ranked()[0][0])
+            for model, (outcomes, causes) in self._models.items()
+            if len(self._models) > 1 and not outcomes[True] and outcomes[False] > 1 and len(causes) == 1
+        }
+
+    def pause(self, why: str, trial_at: float) -> None:
+        """The run is paused because many prompts failed alike; the next single prompt is tried at `trial_at`."""
+        self._trouble, self.trial_at = why, trial_at
+
+    def resume(self) -> None:
+        """The run goes on."""
+        self._trouble = None
+
     def settled(self, row: Row, at: float) -> None:
         """Counts an outcome that came `at` this time."""
         second = int(at - self.started)
@@ -112,6 +166,11 @@ class Tally:
             self._recent.append([second, 1])
             self._forget(second)
         self._count(row)
+
+    def reopened(self, number: int) -> None:
+        """So many failures of this sitting are outcomes no more."""
+        self._done -= number
+        self._failed -= number
 
     def resumed(self, row: Row, *, held: bool = False) -> None:
         """Counts an outcome of an earlier sitting."""
@@ -127,6 +186,8 @@ class Tally:
         if row.same_as is not None:
             self._copied += 1
             return
+        if (flaw := flaw_of(row.result)) is not None:
+            self._notable[flaw] += 1
         self._input_tokens += row.input_tokens or 0
         self._output_tokens += row.output_tokens or 0
         if row.cost is None:
@@ -134,8 +195,14 @@ class Tally:
         else:
             self._cost += row.cost
 
-    def found(self, counts: Counts) -> None:
-        """Counts a whole run of earlier sittings, to which this one had nothing to add."""
+    def found(self, counts: Counts, notable: Mapping[str, int] = {}) -> None:
+        """Counts a whole run of earlier sittings, to which this one had nothing to add.
+
+        Args:
+            counts: What its journal has.
+            notable: As `RunProgress.notable`.
+        """
+        self._notable = Counter(notable)
         self._done = self._resumed = counts.answered + counts.failed
         self._failed = counts.failed
         self._copied = counts.reused
@@ -155,8 +222,8 @@ class Tally:
         rate = sum(count for _, count in self._recent) / max(span, 0.001)
         eta, least, most = self._eta(rate, elapsed)
         return RunProgress(
-            done=self._done,
-            failed=self._failed,
+            done=self._done + self.failing,
+            failed=self._failed + self.failing,
             resumed=self._resumed,
             held=self._held,
             copied=self._copied,
@@ -174,6 +241,9 @@ class Tally:
             eta=eta,
             eta_least=least,
             eta_most=most,
+            notable=dict(self._notable),
+            trouble=self._trouble,
+            trial_in=None if self._trouble is None else max(0.0, (self.trial_at or now) - now),
         )
 
     def _forget(self, second: int) -> None:
@@ -183,7 +253,7 @@ class Tally:
     def _eta(self, rate: float, elapsed: float) -> tuple[float | None, float | None, float | None]:
         if self.total is None:
             return None, None, None
-        left = max(0, self.total - self._done - self._bad_lines)
+        left = max(0, self.total - self._done - self.failing - self._bad_lines)
         if left == 0:
             return 0.0, 0.0, 0.0
         if self._ceiling is not None:

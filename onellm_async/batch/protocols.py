@@ -25,8 +25,12 @@ class RunClient(Protocol):
     def rate_state(self) -> RateState | None:
         """What it has learned about the rate."""
 
-    def group(self) -> RequestGroup:
-        """Requests that wait patiently and can be withdrawn together."""
+    def group(self, *, answered: bool = False) -> RequestGroup:
+        """Requests that wait for a service that is down and can be withdrawn together.
+
+        Args:
+            answered: Whether the service is known to have answered.
+        """
 
     def snapshot(self) -> Snapshot:
         """What it is doing now."""
@@ -91,3 +95,9 @@ class RunJournal(Protocol):
 
     def commands(self) -> Sequence[Command]:
         """What other terminals asked for since the last time."""
+
+    def refuse(self, command: Command, reason: str) -> None:
+        """Tells the terminal that asked for it that nothing changes."""
+
+    def failure_causes(self) -> Sequence[tuple[str, int]]:
+        """What failures say and how many there are, all sessions together, the most frequent cause first."""

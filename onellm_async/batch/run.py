@@ -27,8 +27,8 @@ from onellm_async.batch.health import Health, HealthPolicy
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.rows import Counts, Row
 from onellm_async.batch.outputs.outlet import LineSink, Outlet
-from onellm_async.batch.passage import Passage
 from onellm_async.batch.policy import RunPolicy
+from onellm_async.batch.pool import Pool
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
 from onellm_async.batch.purse import Purse
@@ -94,13 +94,13 @@ async def run_batch(
     say, on_bad_line = guarded(say, "say"), guarded(on_bad_line, "on_bad_line")
     policy, tally = policy or RunPolicy(), tally or Tally(clock())
     watched = Health(health or HealthPolicy(), clock())
-    outlet, group = Outlet(sink, policy.window), client.group()
-    waiting: asyncio.Queue[Passage | None] = asyncio.Queue(client.limits.max_concurrency)
+    outlet, group = Outlet(sink, policy.window), client.group(answered=journal.counts().answered > 0)
+    pool = Pool(client.limits.max_concurrency)
     ending, repetitions = Ending(group, outlet), Repetitions(journal)
     delivery = Delivery(journal, tally, outlet, encode=_encoder(encode, ending), on_bad_line=on_bad_line, clock=clock)
     feeder = Feeder(
         journal,
-        waiting,
+        pool,
         policy=policy,
         purse=Purse(_account(budget or Budget(), journal.counts())),
         cache=cache,
@@ -111,20 +111,24 @@ async def run_batch(
         clock=clock,
     )
     workers = Workers(
-        group,
-        waiting,
+        client,
+        pool,
         journal=journal,
         repetitions=repetitions,
         delivery=delivery,
         health=watched,
         ending=ending,
+        tally=tally,
+        hold_ambiguous=policy.ambiguous == "hold",
+        max_workers=policy.window,
+        say=say,
         clock=clock,
     )
-    watch = Watch(client, journal, tally=tally, health=watched, ending=ending, say=say, clock=clock)
+    watch = Watch(client, journal, workers, outlet, tally=tally, health=watched, ending=ending, say=say, clock=clock)
     async with asyncio.TaskGroup() as tasks:
 
         def employ() -> None:
-            workers.employ(tasks, client.limits.max_concurrency)
+            workers.employ(tasks)
 
         tasks.create_task(_write(outlet, ending))
         beside = [
@@ -138,7 +142,8 @@ async def run_batch(
         for task in beside:
             task.cancel()
         outlet.close()
-    return ending.report(tally.snapshot(clock()), journal.counts())
+    watch.sample()
+    return ending.report(tally, journal, clock())
 
 
 def _account(budget: Budget, before: Counts) -> Account:

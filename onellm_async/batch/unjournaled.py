@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from attrs import evolve
 
+from onellm_async.batch.causes import CauseCounts, cause_of
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
 from onellm_async.chat import JSON
@@ -19,6 +20,7 @@ class Unjournaled:
     def __init__(self) -> None:
         self._counts = Counts()
         self._reserved: dict[int, Intent] = {}
+        self._causes = CauseCounts()
 
     async def intend(self, intent: Intent) -> None:
         """Remembers what an attempt can cost, until it is settled."""
@@ -30,6 +32,8 @@ class Unjournaled:
         reserved = 0.0 if intent is None else intent.reserved or 0.0
         reserved_tokens = 0 if intent is None else intent.reserved_tokens or 0
         counts, answered = self._counts, settled.state is State.ANSWERED
+        if not answered and settled.result:
+            self._causes.add(cause_of(settled.result))
         unpriced = answered and settled.cost is None
         lost = settled.possibly_billed + unpriced
         self._counts = evolve(
@@ -72,3 +76,10 @@ class Unjournaled:
     def commands(self) -> Sequence[Command]:
         """Nobody can reach it."""
         return ()
+
+    def refuse(self, command: Command, reason: str) -> None:
+        """No command comes."""
+
+    def failure_causes(self) -> Sequence[tuple[str, int]]:
+        """What failures say and how many there are; those of identical requests count once."""
+        return self._causes.ranked()

@@ -6,21 +6,26 @@ from collections.abc import Callable
 
 from attrs import asdict, evolve
 
+from onellm_async.batch.asking import Workers
 from onellm_async.batch.ending import Ending
 from onellm_async.batch.health import Health
 from onellm_async.batch.journal.rows import Command
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.outputs.outlet import Outlet
+from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.chat import JSON
-from onellm_async.errors import BatchError
+from onellm_async.errors import BatchError, OneLLMError
+from onellm_async.formatting import format_duration
 from onellm_async.limits.saving import rate_state_to_dict
 from onellm_async.limits.snapshot import Snapshot
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "held_by_own_limits", "why_it_waits"]
 
 _EVERY = 1.0
 """Seconds between two looks at commands and health."""
-_STALLED_ADVICE = "The same command goes on where this one ended."
+_NEARLY = 0.99
+"""A rate that is lower than this share of the declared one was lowered by 429s."""
+_STALLED_ADVICE = "Run the same command again to resume."
 
 
 class Watch:
@@ -29,6 +34,8 @@ class Watch:
     Args:
         client: Is told what other terminals ask for.
         journal: Brings the commands and keeps the time series.
+        workers: Are busy, or not.
+        outlet: The output.
         tally: Has counted.
         health: Knows whether the run gets anywhere.
         ending: Ends a sitting that does not, or is told to.
@@ -40,6 +47,8 @@ class Watch:
         self,
         client: RunClient,
         journal: RunJournal,
+        workers: Workers,
+        outlet: Outlet,
         *,
         tally: Tally,
         health: Health,
@@ -49,11 +58,14 @@ class Watch:
     ) -> None:
         self._client = client
         self._journal = journal
+        self._workers = workers
+        self._outlet = outlet
         self._tally = tally
         self._health = health
         self._ending = ending
         self._say = say
         self._clock = clock
+        self._open_since: float | None = None
 
     async def watch(self, obeyed: Callable[[], None]) -> None:
         """Looks until it is cancelled; `obeyed` is called after each command."""
@@ -63,30 +75,92 @@ class Watch:
                 self._obey(command)
                 obeyed()
             snapshot, now = self._client.snapshot(), self._clock()
-            self._journal.sample(time.time(), self._sample(snapshot, now))
-            if snapshot.paused:
-                self._health.waits(now)
-            if (quiet := self._health.quiet_for(now)) is not None:
-                self._say(f"No outcome for {quiet / 60:.0f} min; the next request waits for: {snapshot.bottleneck}.")
-            if self._health.stalled(now):
-                self._ending.stop(BatchError("Nothing has come back for too long.", advice=_STALLED_ADVICE))
+            self.sample(snapshot)
+            self._look_for_trouble(snapshot, now)
+            await self._workers.look(output_waits=self._outlet.is_waited_for)
 
-    def _sample(self, snapshot: Snapshot, now: float) -> JSON:
-        learned = self._client.rate_state
-        return {
-            "progress": asdict(self._tally.snapshot(now)),
+    def sample(self, snapshot: Snapshot | None = None) -> None:
+        """Keeps a point of the time series."""
+        snapshot, learned = snapshot or self._client.snapshot(), self._client.rate_state
+        progress = self._tally.snapshot(self._clock())
+        in_trouble = progress.trouble is not None or snapshot.last_error is not None
+        point: JSON = {
+            "progress": asdict(progress),
             "snapshot": asdict(snapshot),
             "rate_state": None if learned is None else rate_state_to_dict(learned),
+            "waits_for": self._why(snapshot) if in_trouble else None,
         }
+        self._journal.sample(time.time(), point)
+
+    def _look_for_trouble(self, snapshot: Snapshot, now: float) -> None:
+        was_open = self._open_since is not None
+        self._open_since = _since(self._open_since, snapshot.probe_in is not None)
+        if (self._open_since is not None) != was_open:
+            self._say("Circuit closed: the service answers again." if was_open else self._why(snapshot))
+        busy = bool(self._workers.busy) or self._health.paused
+        self._health.tick(now, waits=busy and not snapshot.paused and not held_by_own_limits(snapshot))
+        if (quiet := self._health.quiet_for()) is not None:
+            self._say(f"No answer for {format_duration(quiet)}. {self._why(snapshot)}")
+        if (stalled := self._health.stalled_for) is not None:
+            text = f"No answer for {format_duration(stalled)}. {self._why(snapshot)}"
+            self._ending.stop(BatchError(text, advice=_STALLED_ADVICE))
+
+    def _why(self, snapshot: Snapshot) -> str:
+        return why_it_waits(snapshot, self._tally.snapshot(self._clock()), open_since=self._open_since)
 
     def _obey(self, command: Command) -> None:
-        match command.name:
-            case "pause":
-                self._client.pause()
-            case "resume":
-                self._client.resume()
-            case "retune":
-                self._client.retune(evolve(self._client.limits, **command.argument))
-            case "stop":
-                self._ending.interrupt()
-        self._say(f"From another terminal: {command.name}.")
+        try:
+            match command.name:
+                case "pause":
+                    self._client.pause()
+                case "resume":
+                    self._client.resume()
+                case "retune":
+                    self._client.retune(evolve(self._client.limits, **command.argument))
+                case "stop":
+                    self._ending.interrupt()
+        except (OneLLMError, TypeError) as error:  # TypeError: a setting that this version does not have
+            self._journal.refuse(command, str(error))
+            self._say(f"From another terminal: {command.name} was refused, nothing changes: {error}")
+        else:
+            self._say(f"From another terminal: {command.name}.")
+
+
+def _since(before: float | None, there: bool) -> float | None:
+    return (before or time.time()) if there else None
+
+
+def held_by_own_limits(snapshot: Snapshot) -> bool:
+    """Whether only limits that the caller declared keep requests from being sent: nothing waits for the service."""
+    if snapshot.in_flight or snapshot.backing_off:
+        return False
+    if snapshot.bottleneck == "rate" and snapshot.declared_rate is not None and snapshot.rate is not None:
+        return snapshot.rate >= _NEARLY * snapshot.declared_rate
+    return snapshot.bottleneck == "tokens"
+
+
+def why_it_waits(snapshot: Snapshot, progress: RunProgress, *, open_since: float | None) -> str:
+    """What a run waits for, with the last error, in a sentence or two.
+
+    Args:
+        snapshot: What the client is doing.
+        progress: Of the run.
+        open_since: When the circuit opened, in Unix seconds; None if it is closed.
+    """
+    error = snapshot.last_error
+    if progress.trouble is not None:
+        return f"Paused: {progress.trouble} {_next_attempt(progress.trial_in)}"
+    if open_since is not None:
+        clock = time.strftime("%H:%M", time.localtime(open_since))
+        return f"Circuit open since {clock}: {error or 'the service fails.'} {_next_attempt(snapshot.probe_in)}"
+    if snapshot.retry_after is not None:
+        wait = f"The service asked to wait {format_duration(snapshot.retry_after)} longer."
+    elif snapshot.in_flight or snapshot.backing_off:
+        wait = f"{snapshot.in_flight:,} in flight, {snapshot.backing_off:,} waiting for a retry."
+    else:
+        wait = f"Waiting for: {snapshot.bottleneck}."
+    return wait if error is None else f"{wait} Last error: {error}"
+
+
+def _next_attempt(seconds: float | None) -> str:
+    return f"Next attempt in {format_duration(seconds)}." if seconds else "A trial request is in flight."

@@ -3,6 +3,8 @@
 from datetime import datetime, tzinfo
 from math import floor, log10
 
+from onellm_async.formatting import format_duration as duration
+
 __all__ = ["clock", "count", "duration", "moment", "number", "percent", "seconds"]
 
 
@@ -35,19 +37,6 @@ def seconds(value: float) -> str:
     if value < 0.9995:
         return f"{value * 1000:.0f} ms" if value >= 0.01 else f"{number(value * 1000)} ms"
     return f"{number(value)} s"
-
-
-def duration(value: float) -> str:
-    """A long time, the two units that matter: ``45 s``, ``2 min 5 s``, ``3 h 7 min``, ``2 d 4 h``."""
-    if value < 9.95:
-        return f"{value:.1f} s".replace(".0 s", " s")
-    whole = round(value)
-    days, rest = divmod(whole, 86_400)
-    hours, rest = divmod(rest, 3600)
-    minutes, left = divmod(rest, 60)
-    units = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
-    first = next(place for place, (amount, _) in enumerate(units) if amount)
-    return " ".join(f"{amount} {unit}" for amount, unit in units[first : first + 2] if amount)
 
 
 def moment(at: float, zone: tzinfo) -> str:

@@ -1,15 +1,17 @@
 import asyncio
 import json
+from collections import Counter
 
 import pytest
 
 from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, RetryPolicy
+from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import Entry, Item, LineError
 from onellm_async.batch.journal.control import request
 from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.rows import Command, State
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
@@ -309,16 +311,120 @@ async def test_a_prompt_without_a_highest_price_is_a_bad_line_under_a_budget(ask
     assert report.progress.bad_lines == 1
 
 
-async def test_failures_that_are_all_alike_end_the_run(ask):
+@pytest.fixture
+def _soon(monkeypatch):
+    """The first trial follows at once."""
+    monkeypatch.setattr(asking, "FIRST_TRIAL", 0.05)
+
+
+NUMBERS = [f"p{number}" for number in range(60)]
+
+
+async def in_a_pause(ask, service, **options):
+    """A run in a pause, as the service is down."""
+    service.down, said = True, []
+    running = asyncio.create_task(ask(service, Prompts(*NUMBERS), say=said.append, **options))
+    await until(lambda: any(text.startswith("Still failing") for text in said))
+    return running
+
+
+def counts(tmp_path):
+    with JournalReader.open(tmp_path / "answers.journal") as journal:
+        return journal.counts()
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_what_failed_before_and_in_a_pause_is_retried_and_leaves_no_trace_in_the_journal(ask, tmp_path):
     service = Service()
-    service.down = True
-    prompts = [f"p{number}" for number in range(100)]
-    report, _ = await ask(service, Prompts(*prompts), concurrency=1)
-    assert isinstance(report.stopped_by, BatchError)
-    assert "11 of the last 11 prompts failed with UnprocessableEntityError (422)" in str(report.stopped_by)
-    assert len(service.asked) < 20
-    report, _ = await ask(Service(), Prompts(*prompts), health=HealthPolicy(most_alike=1))
+    service.down, said = True, []
+    running = asyncio.create_task(ask(service, Prompts(*NUMBERS), say=said.append))
+    await until(lambda: any(text.startswith("Paused") for text in said))
+    service.down = False
+    report, sink = await running
     assert report.complete
+    assert sink.contents == [f"{number} P{number}" for number in range(60)]
+    assert (report.counts.answered, report.counts.failed, report.counts.possibly_billed) == (60, 0, 0)
+    assert (report.progress.done, report.progress.failed) == (60, 0)
+    assert max(Counter(service.asked).values()) == 2
+
+
+@pytest.mark.usefixtures("_soon")
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "stopped"])
+async def test_a_run_that_ends_in_a_pause_asks_all_of_it_again_and_nothing_is_at_risk(ask, tmp_path, kill):
+    service, stop = Service(), asyncio.Event()
+    running = await in_a_pause(ask, service, stop=stop)
+    assert (counts(tmp_path).failed, counts(tmp_path).sent) == (0, 0)
+    if kill:
+        running.cancel()
+        await asyncio.wait({running})
+    else:
+        stop.set()
+        report, sink = await running
+        assert report.interrupted
+        assert (report.progress.done, report.progress.failed, sink.contents) == (0, 0, [])
+    assert (counts(tmp_path).failed, counts(tmp_path).sent, counts(tmp_path).possibly_billed) == (0, 0, 0)
+    service.down = False
+    report, sink = await ask(service, Prompts(*NUMBERS))
+    assert report.complete
+    assert sink.contents == [f"{number} P{number}" for number in range(60)]
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_a_run_that_stops_as_half_of_it_fails_is_completed_by_the_same_command_when_the_cause_is_fixed(ask):
+    service = Service()
+    prompts = [f"bad{number}" if number % 2 else f"p{number}" for number in range(60)]
+    report, _ = await ask(service, Prompts(*prompts), concurrency=4)
+    assert isinstance(report.stopped_by, BatchError)
+    assert "failed alike: 422 no. Fix the cause and run the same command again" in str(report.stopped_by)
+    assert report.counts.failed == report.counts.sent == 0
+
+    class Fixed(Service):
+        async def post(self, body):
+            return await super().post(body.replace(b'"bad', b'"was bad'))
+
+    report, sink = await ask(Fixed(), Prompts(*prompts))
+    assert report.complete
+    assert len(sink.contents) == 60
+    assert report.counts.failed == 0
+
+
+async def test_a_failure_becomes_an_outcome_when_fifty_others_have_followed(ask, tmp_path):
+    service = Service()
+    service.hold("p59")
+    running = asyncio.create_task(ask(service, Prompts("bad", *NUMBERS), concurrency=2))
+    await until(lambda: service.asked[-1:] == ["p59"] and counts(tmp_path).answered == 59)
+    assert counts(tmp_path).failed == 1
+    service.held["p59"].set()
+    report, _ = await running
+    assert report.complete
+
+
+async def test_an_interrupted_run_keeps_its_failures_unless_it_is_in_trouble(ask):
+    service, stop = Service(), asyncio.Event()
+    service.hold("p2")
+    running = asyncio.create_task(ask(service, Prompts("p0", "bad", "p2", "p3"), stop=stop, concurrency=1))
+    await until(lambda: service.asked[-1:] == ["p2"])
+    stop.set()
+    await asyncio.sleep(0.02)
+    service.held["p2"].set()
+    report, sink = await running
+    assert report.interrupted
+    assert report.counts.failed == 1
+    assert sink.contents == ["0 P0", "1 UnprocessableEntityError", "2 P2"]
+
+
+@pytest.mark.usefixtures("_soon")
+async def test_identical_prompts_share_what_becomes_of_the_one_that_is_retried(ask):
+    service = Service()
+    service.down, said = True, []
+    doubled = [prompt for number in range(30) for prompt in (f"x{number}:p{number}", f"y{number}:p{number}")]
+    running = asyncio.create_task(ask(service, Prompts(*doubled), say=said.append))
+    await until(lambda: any(text.startswith("Paused") for text in said))
+    service.down = False
+    report, sink = await running
+    assert report.complete
+    assert sink.contents == [f"{place} P{place // 2}" for place in range(60)]
+    assert report.progress.copied == 30
 
 
 async def test_an_attempt_that_may_have_been_billed_is_written_down_as_such(ask):

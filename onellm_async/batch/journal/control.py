@@ -9,9 +9,9 @@ from onellm_async.batch.journal.lock import held
 from onellm_async.batch.journal.rows import Command
 from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.errors import BatchError
-from onellm_async.wire import dump_json
+from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["request"]
+__all__ = ["reply_to", "request"]
 
 _COMMANDS = ("pause", "resume", "retune", "stop")
 
@@ -41,3 +41,23 @@ def request(path: str | os.PathLike[str], command: Command) -> int:
             (time.time(), command.name, dump_json(command.argument).decode()),
         )
         return inserted.lastrowid or 0
+
+
+def reply_to(path: str | os.PathLike[str], number: int) -> str | None:
+    """What a run says to a command: why it refused it, or an empty text if it obeyed; None before it has seen it.
+
+    Args:
+        path: Of its output or its journal.
+        number: Of the command, as `request` returned it.
+
+    Raises:
+        BatchError: If its journal cannot be read.
+    """
+    where = journal_path(path)
+    with told(where), closing(connect(where)) as connection:
+        seen = "SELECT argument FROM commands WHERE id = ? AND taken_at IS NOT NULL"
+        found = connection.execute(seen, (number,)).fetchone()
+    if found is None:
+        return None
+    argument = parse_json(found[0].encode())
+    return str(argument.get("refused", "")) if isinstance(argument, dict) else ""

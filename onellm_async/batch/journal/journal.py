@@ -22,7 +22,7 @@ from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.opening import Opened, open_journal
 from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
 from onellm_async.batch.journal.samples import Thinning
-from onellm_async.batch.journal.selection import counts_of, one_row, rows_between
+from onellm_async.batch.journal.selection import counts_of, failure_causes, one_row, rows_between
 from onellm_async.batch.journal.writer import JournalWriter
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
@@ -245,6 +245,20 @@ class Journal:
             taken = "UPDATE commands SET taken_at = ? WHERE id <= ? AND taken_at IS NULL"
             self._gathering.later(taken, (time.time(), self._last_command))
         return [Command(name, parse_json(argument.encode()), id_, at) for name, argument, id_, at in found]
+
+    def refuse(self, command: Command, reason: str) -> None:
+        """Tells the terminal that asked for `command` that nothing changes."""
+        refusal = dump_json({"refused": reason}).decode()
+        self._gathering.later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
+
+    def failure_causes(self) -> list[tuple[str, int]]:
+        """What failures say and how many there are, all sittings together, the most frequent cause first.
+
+        Raises:
+            BatchError: If it cannot be read.
+        """
+        with told(self.path):
+            return failure_causes(self._reader())
 
     def finish(self, how: str, complete: bool) -> None:
         """Notes how the sitting ended; durable when the journal is closed.

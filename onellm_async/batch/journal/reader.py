@@ -22,7 +22,7 @@ from onellm_async.batch.journal.lock import Holder, held, lock_path
 from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
 from onellm_async.batch.journal.rows import Command, Counts, Row
 from onellm_async.batch.journal.schema import VERSION, demand_version
-from onellm_async.batch.journal.selection import counts_of, every_row, one_row, rows_of, select
+from onellm_async.batch.journal.selection import counts_of, every_row, failure_causes, one_row, rows_of, select
 from onellm_async.batch.journal.writer import TOTALS
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
@@ -243,6 +243,11 @@ class JournalReader:
     def failed(self, number: int) -> list[Row]:
         """The first failures in the order of the input."""
         return self._rows("WHERE r.state = 3 ORDER BY r.item LIMIT ?", number)
+
+    def failure_causes(self) -> list[tuple[str, int]]:
+        """What failures say and how many there are, the most frequent cause first."""
+        with told(self.path):
+            return failure_causes(self._connection)
 
     def possibly_billed(self, number: int) -> list[Row]:
         """The first entries that left and have no outcome."""

@@ -4,11 +4,12 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from onellm_async.batch.causes import CauseCounts, cause_key, cause_of
 from onellm_async.batch.journal.binding import read_text
 from onellm_async.batch.journal.rows import Counts, Row, State
 from onellm_async.batch.journal.writer import Totals
 
-__all__ = ["counts_of", "every_row", "one_row", "rows_between", "rows_of", "select"]
+__all__ = ["counts_of", "every_row", "failure_causes", "one_row", "rows_between", "rows_of", "select"]
 
 _COLUMNS = """i.item, i.line, i.digest, i.custom_id, i.request_digest, coalesce(r.state, 1), coalesce(r.attempts, 0),
     i.risked + coalesce(r.possibly_billed, i.unsure + 1), coalesce(r.refusals, 0), i.reserved, i.reserved_tokens,
@@ -19,6 +20,9 @@ _COLUMNS = """i.item, i.line, i.digest, i.custom_id, i.request_digest, coalesce(
 _ROWS = f"SELECT {_COLUMNS} FROM intents i LEFT JOIN results r ON r.item = i.item"  # noqa: S608
 _BETWEEN = f"{_ROWS} WHERE i.item BETWEEN ? AND ? ORDER BY i.item"
 _PIECE = 2000
+_FAILURE = "CASE WHEN same_as IS NULL THEN result ELSE (SELECT o.result FROM results o WHERE o.item = r.same_as) END"
+_CAUSES = f"""SELECT result, count(*) FROM (SELECT coalesce({_FAILURE}, x'') AS result FROM results r WHERE state = 3)
+    GROUP BY failure_cause(result) ORDER BY 2 DESC LIMIT 1000"""  # noqa: S608
 
 _STATES: Sequence[State] = (State.SENT, *State)
 _CUSTOM_ID = Row._fields.index("custom_id")
@@ -68,6 +72,13 @@ def every_row(connection: sqlite3.Connection) -> Iterator[Row]:
     while found := connection.execute(statement, (first, _PIECE)).fetchall():
         yield from rows_of(found)
         first = found[-1][0] + 1
+
+
+def failure_causes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    """What failures say and how many there are, the most frequent cause first."""
+    connection.create_function("failure_cause", 1, lambda result: cause_key(cause_of(result)), deterministic=True)
+    found = connection.execute(_CAUSES).fetchall()
+    return CauseCounts((cause_of(result), number) for result, number in found).ranked()
 
 
 def counts_of(totals: Totals) -> Counts:

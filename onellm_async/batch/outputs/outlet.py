@@ -39,7 +39,7 @@ class Outlet:
         self._order: InOrder[bytes] = InOrder()
         self._ready: list[bytes] = []
         self._size = 0
-        self._closed = self._abandoned = False
+        self._closed = self._abandoned = self._waited_for = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -52,11 +52,20 @@ class Outlet:
             self._news.set()
             self._room.set()
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the input waits in `room_for`, as an earlier position has no line yet."""
+        return self._waited_for
+
     async def room_for(self, position: int) -> None:
         """Returns when `position` may be worked on: it is not too far ahead, and the sink keeps up. Safe to cancel."""
         while position - self._order.next_position >= self._window or self._size > _MOST_BYTES:
             self._room.clear()
-            await self._room.wait()
+            self._waited_for = not self._ready
+            try:
+                await self._room.wait()
+            finally:
+                self._waited_for = False
 
     async def drain_into_sink(self) -> None:
         """Writes until `close`, and everything that is there by then.

@@ -1,0 +1,96 @@
+"""Runs in virtual time, against a service that is a function."""
+
+import asyncio
+import json
+from random import Random
+
+from attrs import field, frozen
+
+from onellm_async import AsyncOneLLM, Limits
+from onellm_async.batch import BatchReport, HealthPolicy, RunPolicy, State, Tally, Unjournaled, entries_from, run_batch
+from onellm_async.batch.inputs.defaults import RequestDefaults
+from onellm_async.simulation.clock import run_in_virtual_time
+from onellm_async.transport import RawReply
+
+ANSWER = {"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}, "finish_reason": "stop"}
+BOOM = RawReply(500, {}, b'{"error": "boom"}')
+
+
+class FakeService:
+    """Answers after `latency` seconds, or at once with what `failure` gives for the prompt and the time."""
+
+    def __init__(self, failure, latency=2.0):
+        self.failure = failure
+        self.latency = latency
+        self.sent = []
+
+    async def post(self, body):
+        prompt, now = json.loads(body)["messages"][-1]["content"], asyncio.get_running_loop().time()
+        self.sent.append((now, prompt))
+        reply = self.failure(prompt, now)
+        if isinstance(reply, Exception):
+            raise reply
+        await asyncio.sleep(0.002 if reply is not None else self.latency)
+        return reply or RawReply(200, {}, json.dumps(ANSWER).encode())
+
+    async def aclose(self):
+        pass
+
+    def times_of(self, prompt):
+        return [at for at, sent in self.sent if sent == prompt]
+
+
+@frozen
+class Ran:
+    report: BatchReport
+    lines: list[str]
+    said: list[str] = field(repr=False)
+    seconds: float
+    service: FakeService = field(repr=False)
+
+    @property
+    def failed(self):
+        return [int(line.split()[0]) for line in self.lines if "answered" not in line]
+
+
+class Lines:
+    def __init__(self):
+        self.lines = []
+
+    async def write(self, lines):
+        self.lines += lines.decode().splitlines()
+
+
+def encode(row):
+    text = "answered" if row.state is State.ANSWERED else json.loads(row.result)["message"]
+    return f"{row.index} {text}\n".encode()
+
+
+def run(
+    prompts, failure, *, limits=None, latency=2.0, retry=None, seed=0, source=None, journal=None, sink=None, **options
+):
+    """A run of `prompts`, of which those fail that `failure` has a reply for."""
+
+    async def main():
+        service, lines, said = FakeService(failure, latency), sink or Lines(), []
+        loop = asyncio.get_running_loop()
+        tally = Tally(loop.time())
+        client = AsyncOneLLM(
+            transport=service, limits=limits or Limits(), retry=retry, hooks=(tally,), random=Random(seed)
+        )
+        entries = entries_from(prompts, defaults=RequestDefaults(model="GPT-5-Mini"), name="in.txt")
+        async with client:
+            report = await run_batch(
+                client,
+                entries,
+                journal=Unjournaled(),
+                sink=lines,
+                encode=encode,
+                tally=tally,
+                say=said.append,
+                clock=loop.time,
+                **{"policy": RunPolicy(deduplicate=False), "health": HealthPolicy(), **options},
+            )
+        return Ran(report, lines.lines, said, loop.time(), service)
+
+    return run_in_virtual_time(main())
