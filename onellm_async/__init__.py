@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from onellm_async.settings import ApiKey, Timeout
     from onellm_async.wire import Dialect
 
-__version__ = "0.1.0"
+from onellm_async.version import __version__
 
 __all__ = [
     "APIConnectionError",

@@ -3,8 +3,9 @@
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from random import Random
+from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, Self, Unpack, overload
+from typing import Literal, NoReturn, Self, Unpack, overload
 
 import aiohttp
 
@@ -28,7 +29,7 @@ from onellm_async.live_control import LiveControl
 from onellm_async.request_group import RequestGroup
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
-from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from
+from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from, proxy_from, ssl_context_from
 from onellm_async.transport import AiohttpTransport, Transport
 from onellm_async.validation import shown
 from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, endpoints_from
@@ -54,6 +55,10 @@ class AsyncOneLLM(LiveControl):
             as ``{"OpenAI": "http://10.0.0.7/v1/chat/completions"}``. ``{model}`` in a URL stands for the provider's
             name of the model. ``extra={"endpoint": …}`` of a request goes before it.
         session: An `aiohttp.ClientSession` to use; it stays yours to close.
+        proxy: URL of an HTTP proxy, such as ``http://user:password@proxy.example:3128``; default ``ONELLM_PROXY``.
+            ``""`` uses none.
+        ssl: How to verify certificates; default the authorities in ``ONELLM_CA_FILE``, else the system's.
+        trust_env: Without a proxy of its own, use ``HTTPS_PROXY`` and ``NO_PROXY`` of the environment.
         hooks: Called with each event of `onellm_async.events`.
         allow_insecure: Accept plain http to hosts other than this machine.
         transport: What carries the requests instead of aiohttp, for tests and simulations; then neither a key nor an
@@ -83,6 +88,9 @@ class AsyncOneLLM(LiveControl):
         dialect: Dialect | str = Dialect.DOCUMENTED,
         endpoints: Mapping[str, str] | None = None,
         session: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
+        ssl: SSLContext | None = None,
+        trust_env: bool = False,
         hooks: Iterable[Hook] = (),
         allow_insecure: bool = False,
         transport: Transport | None = None,
@@ -93,12 +101,15 @@ class AsyncOneLLM(LiveControl):
         self.limits: Limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         if transport is None:
+            url = base_url_from(base_url, allow_insecure=allow_insecure)
             transport = AiohttpTransport(
-                base_url_from(base_url, allow_insecure=allow_insecure),
+                url,
                 api_key_from(api_key),
                 attempt_timeout,
                 session,
                 JSON_HEADERS,
+                proxy=proxy_from(proxy, url, trust_env=trust_env),
+                ssl=ssl_context_from(ssl),
             )
         self._dialect = Dialect(dialect)
         self._endpoints = endpoints_from(endpoints)
@@ -120,6 +131,9 @@ class AsyncOneLLM(LiveControl):
 
     def __repr__(self) -> str:
         return f"AsyncOneLLM(limits={self.limits!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A client is not pickled, as its key would be: make one in each process.")
 
     async def __aenter__(self) -> Self:
         self._sender.open()

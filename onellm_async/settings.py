@@ -3,11 +3,14 @@
 A key is never visible: it lives in `ApiKey`, which shows itself only to the one line that builds the header.
 """
 
+import base64
 import ipaddress
 import os
 import re
+import urllib.request
+from ssl import SSLContext, create_default_context
 from typing import NoReturn
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from attrs import field, frozen
 
@@ -17,10 +20,16 @@ from onellm_async.validation import Checks, shown
 __all__ = [
     "DEFAULT_BASE_URL",
     "ApiKey",
+    "Proxy",
     "Timeout",
     "api_key_from",
     "base_url_from",
     "checked_url",
+    "proxy_from",
+    "shown_url",
+    "ssl_context_from",
+    "trust_only",
+    "unused_proxy_variable",
 ]
 
 DEFAULT_PATH = "/api"
@@ -74,7 +83,11 @@ def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
     """
     if isinstance(api_key, ApiKey):
         return api_key
-    return ApiKey(api_key if api_key is not None else os.environ.get("ONELLM_API_KEY", ""))
+    if api_key is None:
+        api_key = os.environ.get("ONELLM_API_KEY", "")
+        if not api_key:
+            raise ConfigurationError("No API key was given.", advice="Pass api_key=… or set ONELLM_API_KEY.")
+    return ApiKey(api_key)
 
 
 def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
@@ -96,7 +109,7 @@ def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
     parts = checked_url("base_url", url, advice="Pass the key as api_key=….")
     if parts.scheme == "http" and not allow_insecure and not _is_loopback(parts.hostname or ""):
         raise ConfigurationError(
-            f"base_url {_shown_url(url)!r} would send the key and the prompts unencrypted.",
+            f"base_url {shown_url(url)!r} would send the key and the prompts unencrypted.",
             advice="Use https, or allow_insecure=True (--allow-insecure) if the network in between is trusted.",
         )
     return url if parts.path not in {"", "/"} else parts._replace(path=DEFAULT_PATH).geturl()
@@ -123,17 +136,24 @@ def checked_url(name: str, url: str, *, advice: str = "") -> SplitResult:
             host.encode("idna")  # what the resolver does with it
     except ValueError as error:
         reason = "" if "@" in url else f": {error}"
-        raise ConfigurationError(f"{name} {_shown_url(url)!r} is not a URL{reason}.") from None
+        raise ConfigurationError(f"{name} {shown_url(url)!r} is not a URL{reason}.") from None
     if "@" in parts.netloc:
         raise ConfigurationError(f"{name} holds a user name or password.", advice=advice)
     if parts.scheme not in {"http", "https"} or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ConfigurationError(f"{name} {_shown_url(url)!r} is not an http or https URL.")
+        raise ConfigurationError(f"{name} {shown_url(url)!r} is not an http or https URL.")
     return parts
 
 
-def _shown_url(url: str) -> str:
-    """`url` without what may be secret in it: user info, and the values of its query."""
-    return re.sub(r"\?.*", "?…", re.sub(r"^.*@", "…@", url, flags=re.DOTALL), flags=re.DOTALL)
+def shown_url(url: str) -> str:
+    """`url` without what may be secret in it: user info, the values of its query, and its fragment.
+
+    Example:
+        >>> shown_url("https://llm.example/api?key=secret&v=1")
+        'https://llm.example/api?key=***&v=***'
+    """
+    shown = re.sub(r"^.*@", "…@", url, flags=re.DOTALL)
+    shown, mark, query = shown.partition("#")[0].partition("?")
+    return shown + mark + re.sub(r"([^&=]*=)?[^&]+", lambda part: (part[1] or "") + "***", query)
 
 
 def _is_loopback(host: str) -> bool:
@@ -143,6 +163,140 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+@frozen
+class Proxy:
+    """A forward proxy. Its user name and password show nowhere.
+
+    Attributes:
+        url: Its URL without user info.
+        source: The setting that named it, for messages.
+        authorization: Value of the ``Proxy-Authorization`` header; None without user name.
+    """
+
+    url: str
+    source: str
+    authorization: str | None = field(default=None, repr=False)
+
+    def secrets(self) -> set[str]:
+        """What must not show: its password, and the same as the header spells it."""
+        if self.authorization is None:
+            return set()
+        token = self.authorization.removeprefix("Basic ")
+        return {token, base64.b64decode(token).decode().partition(":")[2]}
+
+
+def proxy_from(proxy: str | None, base_url: str, *, trust_env: bool = False) -> Proxy | None:
+    """The proxy to use: the argument, else ``ONELLM_PROXY``, else with `trust_env` the environment's usual one.
+
+    Args:
+        proxy: Its URL; ``""`` for none, whatever the environment says.
+        base_url: Where the requests go. ``HTTPS_PROXY`` or ``HTTP_PROXY`` is for its scheme, ``NO_PROXY`` for its host.
+        trust_env: Also heed ``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY`` and ``NO_PROXY``, or the proxy settings of
+            the operating system.
+
+    Raises:
+        ConfigurationError: If it is not the URL of an HTTP proxy. The message shows no user info.
+    """
+    if proxy is not None:
+        return _parsed_proxy("proxy", proxy) if proxy != "" else None
+    if own := os.environ.get("ONELLM_PROXY"):
+        return _parsed_proxy("ONELLM_PROXY", own)
+    if not trust_env:
+        return None
+    scheme, host = _scheme_and_host(base_url)
+    usual = urllib.request.getproxies()
+    found = usual.get(scheme) or usual.get("all")
+    if not found or urllib.request.proxy_bypass(host):
+        return None
+    return _parsed_proxy(_usual_proxy_variable(scheme) or "the system's proxy", found)
+
+
+def unused_proxy_variable(base_url: str) -> str | None:
+    """The environment variable that names a proxy for `base_url` which only ``trust_env`` would use."""
+    scheme, host = _scheme_and_host(base_url)
+    variable = _usual_proxy_variable(scheme)
+    return variable if variable is not None and not urllib.request.proxy_bypass(host) else None
+
+
+def _scheme_and_host(base_url: str) -> tuple[str, str]:
+    parts = urlsplit(base_url)
+    return parts.scheme, parts.netloc.rpartition("@")[2].lower()
+
+
+def _usual_proxy_variable(scheme: str) -> str | None:
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY")
+    return next((name for name in names if os.environ.get(name)), None)
+
+
+def _parsed_proxy(source: str, value: str) -> Proxy:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{source} is a {type(value).__name__}; it must be a string.")
+    url = value if "://" in value else f"http://{value}"  # as usual in HTTPS_PROXY
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        if host:
+            host.encode("idna")
+    except ValueError:
+        raise ConfigurationError(f"{source} {shown_url(url)!r} is not a URL.") from None
+    if parts.scheme.startswith("socks"):
+        raise ConfigurationError(
+            f"{source} {shown_url(url)!r} is a SOCKS proxy, and only HTTP proxies are supported.",
+            advice="Pass a session of aiohttp whose connector knows SOCKS.",
+        )
+    usable = parts.scheme in {"http", "https"} and host and not _CONTROL.search(url)
+    if not usable or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{source} {shown_url(url)!r} is not the URL of an HTTP proxy.",
+            advice="It looks like http://proxy.example:3128 or http://user:password@proxy.example:3128.",
+        )
+    user_info, _, address = parts.netloc.rpartition("@")
+    authorization = None
+    if user_info:
+        user, _, password = user_info.partition(":")
+        token = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode("ascii")
+        authorization = f"Basic {token}"
+    return Proxy(f"{parts.scheme}://{address}", source, authorization)
+
+
+def ssl_context_from(context: SSLContext | None) -> SSLContext | None:
+    """How TLS is verified: the argument, else by ``ONELLM_CA_FILE``; None for the system's certificates.
+
+    Raises:
+        ConfigurationError: If it is no context, or the file cannot be read or holds no certificates.
+    """
+    if context is not None:
+        if not isinstance(context, SSLContext):
+            raise ConfigurationError(
+                f"ssl is {shown(context)}; it must be an ssl.SSLContext.",
+                advice="To trust a certificate authority of your own, set ONELLM_CA_FILE.",
+            )
+        return context
+    path = os.environ.get("ONELLM_CA_FILE")
+    return trust_only(path, "ONELLM_CA_FILE") if path else None
+
+
+def trust_only(path: str | os.PathLike[str], source: str) -> SSLContext:
+    """A TLS context that trusts the certificate authorities in a file, and no others.
+
+    Args:
+        path: A file of certificates in PEM form.
+        source: The setting that named it, for messages.
+
+    Raises:
+        ConfigurationError: If the file cannot be read or holds no certificates.
+    """
+    try:
+        context = create_default_context(cafile=path)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) if type(error).__module__ == "builtins" else None
+        raise ConfigurationError(
+            f"{source} {os.fspath(path)!r} cannot be used: {reason or 'it holds no certificates in PEM form'}."
+        ) from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 _positive = Checks(ConfigurationError, "Timeout.").number(0, above=True)

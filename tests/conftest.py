@@ -26,7 +26,7 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ONELLM_API_KEY", "ONELLM_BASE_URL", "ONELLM_DIALECT"):
+    for name in ("ONELLM_API_KEY", "ONELLM_BASE_URL", "ONELLM_DIALECT", "ONELLM_PROXY", "ONELLM_CA_FILE"):
         monkeypatch.delenv(name, raising=False)
 
 

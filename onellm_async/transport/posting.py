@@ -1,41 +1,68 @@
 """Posting over aiohttp: one session for each event loop, one timeout for all attempts, one reading of the reply."""
 
 import asyncio
+import io
+import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from ssl import SSLContext
 from typing import Any, Final, NoReturn
 
 import aiohttp
-from attrs import frozen
+from attrs import field, frozen
 from multidict import CIMultiDict
-from yarl import URL
 
-from onellm_async.errors import ClientClosedError, ConfigurationError, ResponseDecodeError
-from onellm_async.settings import ApiKey, Timeout
-from onellm_async.transport.failures import translated
+from onellm_async.errors import (
+    APIConnectionError,
+    ClientClosedError,
+    ConfigurationError,
+    FailureKind,
+    ResponseDecodeError,
+)
+from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
+from onellm_async.transport.addresses import query_values, url_of
+from onellm_async.transport.failures import refused_by_proxy, translated
+from onellm_async.transport.phases import PhasedAttempt, middleware_for
 from onellm_async.transport.prepared import prepared_post
 from onellm_async.transport.protocol import RawReply
-from onellm_async.transport.timeouts import CommonTimeout
+from onellm_async.transport.redaction import HiddenValue, Redactor, without_frames
+from onellm_async.transport.sockets import keep_alive_socket
+from onellm_async.transport.timeouts import Attempt, AttemptEndedError, SharedTimeout, catch_up
+from onellm_async.version import __version__
 
 __all__ = ["MOST_REPLY_BYTES", "AiohttpTransport"]
 
 MOST_REPLY_BYTES: Final = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is cut off and refused: no chat answer is that long."""
 
-_KEEP_ALIVE = 15.0
-"""Seconds that an idle connection is kept; servers and proxies in between forget older ones silently."""
+_KEEP_ALIVE = 4.0
+"""Seconds that an idle connection is kept. Common servers close theirs after five."""
 
-_TRIED = "3.14."
-"""Versions of aiohttp whose requests `prepared_post` is known to copy well; with others, aiohttp makes each anew."""
+_MAX_BYTES_AT_ONCE = 1024 * 1024
+"""aiohttp warns of longer bodies that are plain bytes."""
+
+_USER_AGENT = (
+    f"onellm-async/{__version__} (aiohttp/{aiohttp.__version__}; "
+    f"Python/{sys.version_info.major}.{sys.version_info.minor})"
+)
+_UNUSABLE_DEFAULTS = ("Content-Encoding", "Content-Length", "Transfer-Encoding")
+"""Default headers of a session that would describe the body wrongly."""
 
 
 @frozen
 class _Way:
-    """An open session and what goes with each request through it."""
+    """An open session and what goes with each request through it.
+
+    Attributes:
+        session: aiohttp's.
+        timeout: Of the attempts, where requests are prepared; None where aiohttp makes each request itself.
+        options: Of each request that aiohttp makes.
+        middlewares: Those of the session; None where aiohttp knows none.
+    """
 
     session: aiohttp.ClientSession
-    timeout: AbstractContextManager[object]
-    options: Mapping[str, Any]
+    timeout: SharedTimeout | None
+    options: Mapping[str, Any] = field(factory=dict, repr=False)
+    middlewares: tuple[Any, ...] | None = None
 
 
 class AiohttpTransport:
@@ -48,8 +75,10 @@ class AiohttpTransport:
         url: Where to post.
         key: The key, which only goes into the header.
         timeout: For one attempt.
-        session: A session to use; it is never closed here, and its cookies, headers and proxies apply.
+        session: A session to use. It is never closed here, and its cookies, headers and proxies apply.
         headers: Further headers of each request.
+        proxy: A proxy to go through. One of the environment is not used with a session that has its own.
+        ssl: How certificates are verified; None as the session or, without one, the system says.
     """
 
     def __init__(
@@ -59,82 +88,266 @@ class AiohttpTransport:
         timeout: Timeout,
         session: aiohttp.ClientSession | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        proxy: Proxy | None = None,
+        ssl: SSLContext | None = None,
     ) -> None:
-        try:
-            self._url = URL(url)
-        except ValueError as error:
-            raise ConfigurationError(f"base_url is not a usable URL: {error}") from None
-        self._headers = CIMultiDict({**(headers or {}), "Authorization": key.authorization()})
+        self._url = url_of(url)
+        self._headers = {"User-Agent": _USER_AGENT, "Content-Type": "application/json", **(headers or {})}
+        self._secret_headers = {"Authorization": HiddenValue(key.authorization())}
+        secrets = {key.authorization().removeprefix("Bearer "), *query_values(url)}
+        if proxy is not None and proxy.authorization is not None:
+            secrets |= proxy.secrets()
+            if self._url.scheme == "http":  # aiohttp sends it with CONNECT only
+                self._secret_headers["Proxy-Authorization"] = HiddenValue(proxy.authorization)
+        self._redactor = Redactor(secrets, phrases=[key.authorization()])
         self._timeout = timeout
         self._given = session
+        self._proxy = proxy
+        self._unused_proxy = unused_proxy_variable(url) if proxy is None and session is None else None
+        self._ssl = ssl
         self._way: _Way | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime: AsyncGenerator[_Way, None] | None = None
+        self._phased: set[PhasedAttempt] = set()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A client is not pickled, as its key would be: make one in each process.")
+
+    @property
+    def max_connections(self) -> int | None:
+        """How many requests a given session can have in flight at once; None if it sets no limit.
+
+        Further ones wait for a connection. That is no failure, but they have been admitted by then.
+        """
+        connector = getattr(self._given, "connector", None)
+        limits = (getattr(connector, "limit", 0), getattr(connector, "limit_per_host", 0))
+        return min((limit for limit in limits if limit), default=None)
 
     async def post(self, body: bytes) -> RawReply:
         """Posts `body` and reads the whole answer. Safe to cancel: the connection is closed, not reused.
 
         Raises:
             APIError: If no complete answer arrived.
-            ClientClosedError: If the given session is closed.
+            ClientClosedError: If the client or the given session is closed, and the request was not sent.
+            ConfigurationError: If the URL or the given session is unusable.
         """
         way = self._way
         if way is None or self._loop is not asyncio.get_running_loop():
             way = await self._open()
+        if way.timeout is None:
+            return await self._post_by_aiohttp(way, body)
+        attempt = Attempt(way.timeout, body)
+        response: aiohttp.ClientResponse | None = None
         try:
-            with way.timeout:
-                async with way.session.post(self._url, data=body, allow_redirects=False, **way.options) as response:
-                    return RawReply(response.status, response.headers, await _read(response))
-        except (aiohttp.ClientError, OSError) as error:
-            failure = translated(error, self._url.host or "")
-            # The repr of these shows the headers of the request, and with them the key.
-            cause = None if isinstance(error, aiohttp.ClientResponseError) else error
-        raise failure from cause
+            with attempt:
+                if attempt.after_pause:
+                    await attempt.catch_up()
+                async with way.session.post(self._url, data=attempt, allow_redirects=False) as response:
+                    return self._redactor.reply(response.status, response.headers, await _read(response))
+        except _CAUGHT as error:
+            failed: BaseException = error
+        finally:
+            response = None  # it may show a key that the service echoes, and reports of errors show local variables
+        raise self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+
+    async def _post_by_aiohttp(self, way: _Way, body: bytes) -> RawReply:
+        """Posts through a session whose requests aiohttp makes, and which may be shared and have few connections."""
+        if way.session.closed:
+            raise self._closed()
+        attempt = PhasedAttempt(self._timeout)
+        options = dict(way.options)
+        options["data"] = body if len(body) <= _MAX_BYTES_AT_ONCE else io.BytesIO(body)
+        if way.middlewares is not None:
+            options["middlewares"] = (middleware_for(attempt, self._secret_headers), *way.middlewares)
+        response: aiohttp.ClientResponse | None = None
+        self._phased.add(attempt)
+        try:
+            async with attempt.limit:
+                await catch_up()
+                async with way.session.post(self._url, **options) as response:
+                    reply = self._redactor.reply(response.status, response.headers, await _read(response))
+        except _CAUGHT as error:
+            failed: BaseException = error
+        else:
+            self._check_proxy(reply)
+            return reply
+        finally:
+            self._phased.discard(attempt)
+            response = None
+        raise self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+
+    def _failure(self, error: BaseException, way: _Way, *, sent: bool, ended: bool) -> BaseException:
+        """What to raise instead of `error`."""
+        ended = ended or way.session.closed
+        if isinstance(error, RuntimeError) and not ended:
+            return error  # of a hook or a middleware of the session
+        outer = sys.exception()
+        without_frames(error, outer)
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                return error
+        failure = self._told(error, sent=sent, ended=ended)
+        # The repr of a ClientResponseError shows the headers of the reply.
+        hidden = isinstance(error, aiohttp.ClientResponseError) or self._redactor.shows_in(error, outer)
+        failure.__cause__ = None if hidden else error
+        return failure
+
+    def _told(self, error: BaseException, *, sent: bool, ended: bool) -> BaseException:
+        host = self._url.host or ""
+        if ended:
+            return self._closed(sent=sent)
+        if isinstance(error, _TooLongError):
+            return ResponseDecodeError(
+                f"The reply is longer than {MOST_REPLY_BYTES // 1024 // 1024} MiB.",
+                status_code=error.status,
+                body=self._redactor.excerpt(error.start, 500),
+                advice="No chat answer is that long: check base_url.",
+            )
+        if isinstance(error, Exception):
+            return translated(
+                error,
+                host,
+                sent=sent,
+                proxy=self._proxy,
+                unused_proxy=self._unused_proxy,
+                redact=self._redactor.text,
+            )
+        # Nobody cancelled this task: something within aiohttp, such as the look-up of the name, was cancelled.
+        if sent:
+            return APIConnectionError(f"The connection to {host} was given up from within.")
+        return APIConnectionError(f"No connection to {host}: it was given up.", kind=FailureKind.CANNOT_CONNECT)
+
+    def _closed(self, *, sent: bool = False) -> APIConnectionError | ClientClosedError:
+        who = "The client" if self._given is None or not self._given.closed else "The session given to the client"
+        if sent:
+            return APIConnectionError(
+                f"{who} was closed before the answer was there.", advice="The request may be billed."
+            )
+        if self._given is None or not self._given.closed:
+            return ClientClosedError("The client was closed before this request was sent.")
+        return ClientClosedError(
+            "The session given to the client is closed.", advice="Give it an open one.", kind=FailureKind.LOCAL
+        )
+
+    def _check_proxy(self, reply: RawReply) -> None:
+        """A proxy answers plain http requests like a service. Only 407 tells that it was the proxy."""
+        if reply.status == 407 and (self._proxy is not None or self._given is not None):
+            raise refused_by_proxy(407, "Proxy Authentication Required", self._proxy)
 
     async def _open(self) -> _Way:
-        if self._given is not None:
-            if self._given.closed:
-                raise ClientClosedError("The session given to the client is closed.", advice="Give it an open one.")
-            options = {"headers": self._headers, "timeout": _client_timeout(self._timeout, self._timeout.total)}
-            return _Way(self._given, nullcontext(), options)
-        self._loop = asyncio.get_running_loop()
-        self._lifetime = _own_way(self._url, self._headers, self._timeout)
-        self._way = await anext(self._lifetime)
-        return self._way
+        loop = asyncio.get_running_loop()
+        if self._given is None:
+            self._lifetime = _lifetime_of(self._own_way())
+            way = await anext(self._lifetime)
+        else:
+            way = self._given_way(self._given)
+        self._loop, self._way = loop, way
+        return way
+
+    def _given_way(self, session: aiohttp.ClientSession) -> _Way:
+        if session.closed:
+            raise self._closed()
+        if getattr(session, "_loop", None) not in {None, asyncio.get_running_loop()}:
+            raise ConfigurationError(
+                "The session given to the client belongs to another event loop.",
+                advice="Make it in the loop in which the client is used, or let the client make its own.",
+            )
+        defaults = getattr(session, "headers", {})
+        if unusable := [name for name in _UNUSABLE_DEFAULTS if name in defaults]:
+            raise ConfigurationError(
+                f"The session given to the client sends the header {unusable[0]} with every request, "
+                "which would describe its body wrongly.",
+                advice="Leave it out of the session's headers.",
+            )
+        middlewares = getattr(session, "_middlewares", None)
+        return _Way(session, None, self._options(session), None if middlewares is None else tuple(middlewares))
+
+    def _options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
+        """What each request tells aiohttp, so that the settings of the session do not get in its way."""
+        headers = dict(self._headers)
+        if "User-Agent" in session.headers or "User-Agent" in session.skip_auto_headers:
+            del headers["User-Agent"]
+        options: dict[str, Any] = {
+            "headers": headers,
+            "allow_redirects": False,
+            "raise_for_status": False,
+            "auto_decompress": True,
+            "timeout": aiohttp.ClientTimeout(sock_connect=self._timeout.connect),
+        }
+        own_proxy = getattr(session, "_default_proxy", None) is not None
+        if self._proxy is not None and (self._proxy.source == "proxy" or not own_proxy):
+            options["proxy"] = self._proxy.url
+            if self._proxy.authorization is not None:
+                options["proxy_headers"] = {"Proxy-Authorization": HiddenValue(self._proxy.authorization)}
+        if self._ssl is not None:
+            options["ssl"] = self._ssl
+        return options
+
+    def _own_way(self) -> _Way:
+        connector = aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=_KEEP_ALIVE,
+            socket_factory=keep_alive_socket,
+            ssl=self._ssl if self._ssl is not None else True,
+        )
+        prepared = None
+        if self._proxy is None:
+            prepared = prepared_post(self._url, CIMultiDict({**self._headers, **self._secret_headers}))
+        session = self._session(connector, prepared or aiohttp.ClientRequest)
+        if prepared is not None and session.trace_configs:  # of an instrumentation, which wants to see the requests
+            session.detach()
+            prepared, session = None, self._session(connector, aiohttp.ClientRequest)
+        if prepared is None:
+            return _Way(session, None, self._options(session), ())
+        return _Way(session, SharedTimeout(self._timeout.total))
+
+    def _session(
+        self, connector: aiohttp.TCPConnector, request_class: type[aiohttp.ClientRequest]
+    ) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            request_class=request_class,
+            timeout=aiohttp.ClientTimeout(connect=self._timeout.connect, sock_connect=self._timeout.connect),
+            trust_env=False,
+        )
 
     async def aclose(self) -> None:
-        """Closes the session that was opened here; a given one stays open."""
+        """Closes the session that was opened here; a given one stays open. Ends what is posted at the moment."""
         lifetime, self._lifetime, self._way = self._lifetime, None, None
-        if lifetime is not None and self._loop is asyncio.get_running_loop():
+        if self._loop is not asyncio.get_running_loop():
+            return
+        for attempt in list(self._phased):
+            attempt.end()
+        if lifetime is not None:
             await lifetime.aclose()
 
 
-def _client_timeout(timeout: Timeout, total: float | None) -> aiohttp.ClientTimeout:
-    # `sock_connect` alone does not cover the look-up of the name.
-    return aiohttp.ClientTimeout(total=total, connect=timeout.connect, sock_connect=timeout.connect)
-
-
-async def _own_way(url: URL, headers: CIMultiDict[str], timeout: Timeout) -> AsyncGenerator[_Way, None]:
+async def _lifetime_of(way: _Way) -> AsyncGenerator[_Way, None]:
     # asyncio.run closes the async generators that are still open before it closes the loop, and with this one the
     # session, in the loop it belongs to: nothing is left over even if nobody called aclose.
-    tried = aiohttp.__version__.startswith(_TRIED)
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers=None if tried else headers,
-        request_class=prepared_post(url, headers) if tried else aiohttp.ClientRequest,
-        timeout=_client_timeout(timeout, None),
-        trust_env=False,
-    )
-    total = CommonTimeout(timeout.total)
     try:
-        yield _Way(session, total, {})
+        yield way
     finally:
-        total.close()
-        await session.close()
+        if way.timeout is not None:
+            way.timeout.end_unsent()
+            way.timeout.close()
+        await way.session.close()
+
+
+class _TooLongError(Exception):
+    """The reply is longer than `MOST_REPLY_BYTES`."""
+
+    def __init__(self, status: int, start: bytes) -> None:
+        super().__init__("too long")
+        self.status = status
+        self.start = start
+
+
+_CAUGHT = (aiohttp.ClientError, OSError, RuntimeError, AttemptEndedError, _TooLongError, asyncio.CancelledError)
+"""What ends an attempt and is told as an error of ours."""
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -147,12 +360,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     while chunk:
         if size > MOST_REPLY_BYTES:
             response.close()
-            raise ResponseDecodeError(
-                f"The reply is longer than {MOST_REPLY_BYTES // 1024 // 1024} MiB.",
-                status_code=response.status,
-                body=first[:500].decode("utf-8", "replace"),
-                advice="No chat answer is that long: check base_url.",
-            )
+            raise _TooLongError(response.status, first)
         chunk = await response.content.readany()
         chunks.append(chunk)
         size += len(chunk)

@@ -3,65 +3,112 @@
 To aiohttp every request is a new one: it merges headers, looks for cookies, credentials and encodings, and starts a
 task that writes the body. All of ours go to one address with the same headers and a body of bytes. So aiohttp works out
 one request, and all others are copies that bring their own body. It saves a quarter of what a request costs.
+
+This rests on private parts of aiohttp. So it is done only with the versions that the tests have seen, and only where
+aiohttp writes the same bytes; otherwise aiohttp makes each request itself.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+import asyncio
+import logging
+from functools import cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import aiohttp
 from aiohttp import ClientConnectionResetError, ClientRequest, ClientResponse, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from onellm_async.transport.timeouts import Attempt, SharedTimeout
+
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
-__all__ = ["prepared_post"]
+__all__ = ["TESTED_VERSIONS", "prepared_post"]
 
-_LONGEST_AT_ONCE = 64 * 1024
+TESTED_VERSIONS: Final = frozenset({"3.14.3", "3.14.4", "3.14.5"})
+"""Versions of aiohttp whose requests are known to be copied well."""
+
+_MAX_AT_ONCE = 64 * 1024
 """Bytes; a longer body is left to aiohttp, which waits while the connection's buffer is full."""
 
+_log = logging.getLogger("onellm_async")
 
-def prepared_post(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest]:
+
+def prepared_post(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest] | None:
     """The class of requests that post to `url` with `headers`, for ``ClientSession(request_class=…)``.
 
     Neither the session nor its user may ask for anything else: cookies, proxies, credentials and options of single
-    requests are ignored. It belongs to the running event loop.
+    requests are ignored. Its requests take an `Attempt` as ``data``. It belongs to the running event loop.
+
+    Returns:
+        None if the installed aiohttp is not known to work with it.
     """
-    worked_out = ClientRequest("POST", url, headers=headers, data=b"-")
-    del worked_out.headers["Content-Length"]
-    lines = (f"{name}: {value}\r\n" for name, value in worked_out.headers.items())
+    if aiohttp.__version__ not in TESTED_VERSIONS:
+        _report(f"aiohttp {aiohttp.__version__} is not one of the versions it was tested with")
+        return None
+    made = _prepared(url, headers)
+    if made is None:
+        _report("aiohttp writes its requests differently")
+    return made
+
+
+@cache
+def _report(reason: str) -> None:
+    _log.info("Each request is built by aiohttp, which takes a little more CPU, because %s.", reason)
+
+
+def _prepared(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest] | None:
+    worked_out = ClientRequest("POST", url, headers=headers, loop=asyncio.get_running_loop())
+    try:
+        own, by_aiohttp = _class_of(worked_out), _written(worked_out)
+        copied = own("POST", url, data=Attempt(SharedTimeout(1)), timer=None, session=None)
+        if _written(copied) == by_aiohttp:
+            return own
+    except Exception as error:  # whatever a change of aiohttp brings about
+        _log.debug("A prepared request could not be made: %s", type(error).__name__)
+    return None
+
+
+def _class_of(worked_out: ClientRequest) -> type[ClientRequest]:
+    lines = (f"{name}: {value!s}\r\n" for name, value in worked_out.headers.items() if name != "Content-Length")
+    head = f"POST {worked_out.url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
     own = {
-        "head": f"POST {url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode(),
+        "head": head,
+        "head_size": len(head),
         # Errors and their tracebacks show it, so it does not hold the headers with the key.
-        "shown": RequestInfo(url, "POST", CIMultiDictProxy(CIMultiDict()), url),
+        "shown": RequestInfo(worked_out.url, "POST", CIMultiDictProxy(CIMultiDict()), worked_out.url),
         "connection_key": worked_out.connection_key,
-        "_body": None,
+        "headers": CIMultiDict(item for item in worked_out.headers.items() if item[0] != "Content-Length"),
     }
     return type("PreparedPost", (_Copy,), vars(worked_out) | own)
 
 
 class _Copy(ClientRequest):
     head: ClassVar[bytes]
+    head_size: ClassVar[int]
     shown: ClassVar[RequestInfo]
 
-    def __init__(self, method: str, url: URL, *, data: bytes, timer: Any, session: Any, **_: object) -> None:
+    def __init__(self, method: str, url: URL, *, data: Attempt, timer: Any, session: Any, **_: object) -> None:
         # What aiohttp's own would set are attributes of the class.
-        self._sent = data
+        self._attempt = data
         self._timer = timer
         self._session = session
 
     async def send(self, conn: "Connection") -> ClientResponse:
         """Writes head and body in one piece, and returns the response that is to come."""
-        body, protocol = self._sent, conn.protocol
-        if len(body) > _LONGEST_AT_ONCE or protocol is None or protocol.writing_paused:
-            self.headers = self.headers.copy()
-            self.update_body_from_data(body)
-            return await super().send(conn)
-        connection = protocol.transport
-        if connection is None or connection.is_closing():
+        attempt = self._attempt
+        body, protocol = attempt.body, conn.protocol
+        connection = protocol.transport if protocol is not None else None
+        if protocol is None or connection is None or connection.is_closing():
             raise ClientConnectionResetError("Cannot write to closing transport")
-        message = b"%b%d\r\n\r\n%b" % (self.head, len(body), body)
-        connection.write(message)
-        self.output_size = len(message)
+        attempt.sent = True
+        if len(body) > _MAX_AT_ONCE or protocol.writing_paused:
+            self.headers = self.headers.copy()
+            self.update_body_from_data(aiohttp.BytesIOPayload(BytesIO(body)))
+            return await super().send(conn)
+        connection.write(b"%b%d\r\n\r\n%b" % (self.head, len(body), body))
+        self.output_size = self.head_size + len(body)
         return ClientResponse(
             "POST",
             self.url,
@@ -74,3 +121,37 @@ class _Copy(ClientRequest):
             session=self._session,
             stream_writer=self,  # type: ignore[arg-type]  # only its output_size is asked for
         )
+
+
+class _Recorder:
+    """What a request needs of a connection in order to be written; keeps the bytes."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.protocol = self.transport = self._connector = self
+        self.writing_paused = self.force_close = self.closing = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        self.written += b"".join(pieces)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def start_timeout(self) -> None:
+        """Nothing comes back."""
+
+
+def _written(request: ClientRequest) -> bytes:
+    """What `request`, which has no body, writes. It is written at once, without an event loop."""
+    recorder = _Recorder()
+    sending = request.send(recorder)  # type: ignore[arg-type]
+    try:
+        sending.send(None)
+    except StopIteration:
+        return recorder.written
+    finally:
+        sending.close()
+    raise RuntimeError("Writing a request without a body waits for something.")

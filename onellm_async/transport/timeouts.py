@@ -4,66 +4,146 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-__all__ = ["CommonTimeout"]
+__all__ = ["Attempt", "AttemptEndedError", "SharedTimeout", "catch_up"]
+
+_PAUSE = 0.1
+"""Seconds without a new attempt after which the event loop may not have looked at its connections."""
 
 
-class CommonTimeout:
-    """Ends whatever takes longer than `seconds` within ``with timeout:``, like `asyncio.timeout`, but cheaper.
+class AttemptEndedError(Exception):
+    """The client was closed before the request was sent."""
 
-    There is one timer however many tasks are inside, and it is set anew only when it rings. So entering and leaving
-    costs a dictionary entry, where a timer for each would be pushed onto the event loop's heap and cancelled again. It
-    belongs to the event loop it is made in; a task can be inside once at a time.
+
+class SharedTimeout:
+    """The timeout of many attempts, like `asyncio.timeout` for each, but cheaper.
+
+    There is one timer however many attempts are made, and it is set anew only when it rings. So an attempt costs a
+    dictionary entry, where a timer for each would be pushed onto the event loop's heap and cancelled again. It belongs
+    to the event loop it is made in.
 
     Args:
-        seconds: From entering to leaving.
-
-    Raises:
-        TimeoutError: From ``with``, when they are over.
+        seconds: For one attempt.
     """
 
-    __slots__ = ("_ending", "_entered", "_loop", "_seconds", "_timer")
+    __slots__ = ("_running", "_seconds", "_timer", "last_start", "loop")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._entered: dict[asyncio.Task[object], tuple[float, int]] = {}
-        self._ending: dict[asyncio.Task[object], int] = {}
+        self._running: dict[Attempt, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.last_start: float = self.loop.time()
+        """When the last attempt started that did not come after a pause, or the last pause was made up for."""
 
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("A chat is sent from within a task.")
-        now = self._loop.time()
-        self._entered[task] = (now, task.cancelling())
+    def add(self, attempt: "Attempt") -> None:
+        """Counts the time of `attempt`, the youngest, from its start."""
+        self._running[attempt] = None
         if self._timer is None:
-            self._timer = self._loop.call_at(now + self._seconds, self._ring)
-        return self
+            self._timer = self.loop.call_at(attempt.started + self._seconds, self._ring)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101  # it was one when it entered
-        if self._entered.pop(task, None) is not None:
-            return
-        # As in asyncio.timeout: who else has cancelled the task meanwhile has the last word.
-        if task.uncancel() <= self._ending.pop(task) and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+    def remove(self, attempt: "Attempt") -> None:
+        """Forgets an attempt."""
+        self._running.pop(attempt, None)
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        for task, (entered, cancelling) in list(self._entered.items()):
-            if entered + self._seconds > now:
-                self._timer = self._loop.call_at(entered + self._seconds, self._ring)
+        now = self.loop.time()
+        for attempt in list(self._running):
+            if attempt.started + self._seconds > now:
+                self._timer = self.loop.call_at(attempt.started + self._seconds, self._ring)
                 return
-            del self._entered[task]
-            self._ending[task] = cancelling
-            task.cancel()
+            del self._running[attempt]
+            attempt.end(TimeoutError)
+
+    def end_unsent(self) -> None:
+        """Ends the attempts that wait for a connection."""
+        for attempt in list(self._running):
+            if not attempt.sent:
+                del self._running[attempt]
+                attempt.end(AttemptEndedError)
 
     def close(self) -> None:
         """Stops the timer, and with it every timeout."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class Attempt:
+    """One attempt, for as long as the ``with`` block lasts; it belongs to the task that enters it.
+
+    Args:
+        timeout: Ends it.
+        body: What is sent.
+
+    Attributes:
+        sent: Whether anything of it has been written to a connection.
+        after_pause: Whether the event loop may have been stopped before it; see `catch_up`.
+        started: When it was entered, in the event loop's time.
+
+    Raises:
+        TimeoutError: From ``with``, when its time is over.
+        AttemptEndedError: From ``with``, after `SharedTimeout.end_unsent`.
+    """
+
+    __slots__ = ("_cancelling", "_ending", "_task", "_timeout", "after_pause", "body", "sent", "started")
+
+    def __init__(self, timeout: SharedTimeout, body: bytes = b"") -> None:
+        self._timeout = timeout
+        self._ending: type[Exception] | None = None
+        self._cancelling = 0
+        self._task: asyncio.Task[object] | None = None
+        self.body: bytes = body
+        self.sent: bool = False
+        self.after_pause: bool = False
+        self.started: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether `SharedTimeout.end_unsent` has ended it."""
+        return self._ending is AttemptEndedError
+
+    def __enter__(self) -> Self:
+        self._task = task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("A chat is sent from within a task.")
+        timeout = self._timeout
+        self._cancelling = task.cancelling()
+        self.started = now = timeout.loop.time()
+        if now - timeout.last_start < _PAUSE:
+            timeout.last_start = now
+        else:
+            self.after_pause = True
+        timeout.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._ending is None:
+            self._timeout.remove(self)
+            return
+        assert self._task is not None  # noqa: S101  # it was one when it entered
+        # As in asyncio.timeout: who else has cancelled the task meanwhile has the last word.
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._ending from error
+
+    def end(self, error: type[Exception]) -> None:
+        """Ends it with an error of the class `error`."""
+        self._ending = error
+        if self._task is not None:
+            self._task.cancel()
+
+    async def catch_up(self) -> None:
+        """Makes up for a pause; see the function of this name."""
+        await catch_up()
+        self._timeout.last_start = self._timeout.loop.time()
+
+
+async def catch_up() -> None:
+    """Lets the event loop notice which idle connections the server has closed while the loop was not running.
+
+    What is written to such a connection is lost, and looks like a request that the service took and never answered.
+    """
+    for _ in range(3):  # to poll, to read the end of the stream, and for TLS to pass it on
+        await asyncio.sleep(0)

@@ -59,6 +59,8 @@ async def start(tmp_path, monkeypatch):
         "ONELLM_BASE_URL": "",
         "ONELLM_MODEL": "",
         "ONELLM_DIALECT": "",
+        "ONELLM_PROXY": "",
+        "ONELLM_CA_FILE": "",
         "COLUMNS": "100",
     }
 

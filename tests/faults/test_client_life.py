@@ -72,6 +72,7 @@ from onellm_async import AsyncOneLLM, Limits
 client = AsyncOneLLM("key", base_url="{server.url}", limits=Limits.unlimited())
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # what -X dev says of a busy machine is beside the point
     {ENDINGS[ending]}
 
 for _ in range(2):

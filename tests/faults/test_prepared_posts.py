@@ -7,7 +7,7 @@ from fault_server import FaultServer, answers
 
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.transport import AiohttpTransport
-from onellm_async.transport.timeouts import CommonTimeout
+from onellm_async.transport.timeouts import Attempt, SharedTimeout
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
@@ -37,7 +37,6 @@ async def test_a_version_of_aiohttp_that_was_not_tried_makes_each_request_itself
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(aiohttp, "__version__", "3.99.0")
-    monkeypatch.setattr("onellm_async.transport.posting.prepared_post", None)
     async with FaultServer(answers()) as server:
         own = transport_at(server.url)
         assert (await own.post(b"{}")).status == 200
@@ -55,20 +54,20 @@ async def test_connections_are_kept_and_used_again() -> None:
 
 
 @pytest.mark.virtual_time
-class TestCommonTimeout:
+class TestSharedTimeout:
     async def ten_seconds_at_most(self, seconds: float) -> None:
-        with CommonTimeout(10):
+        with Attempt(SharedTimeout(10)):
             await asyncio.sleep(seconds)
 
     async def test_each_task_has_its_own_time(self) -> None:
         loop = asyncio.get_running_loop()
-        timeout = CommonTimeout(10)
+        timeout = SharedTimeout(10)
         ended = []
 
         async def wait(start: float, seconds: float) -> None:
             await asyncio.sleep(start)
             try:
-                with timeout:
+                with Attempt(timeout):
                     await asyncio.sleep(seconds)
             except TimeoutError:
                 ended.append((start, loop.time() - began))
@@ -78,21 +77,21 @@ class TestCommonTimeout:
         assert ended == [(0, pytest.approx(10)), (3, pytest.approx(13)), (30, pytest.approx(40))]
 
     async def test_a_task_can_enter_again_after_its_timeout(self) -> None:
-        timeout = CommonTimeout(10)
+        timeout = SharedTimeout(10)
         for _ in range(3):
-            with pytest.raises(TimeoutError), timeout:
+            with pytest.raises(TimeoutError), Attempt(timeout):
                 await asyncio.sleep(11)
-            with timeout:
+            with Attempt(timeout):
                 await asyncio.sleep(9)
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
 
     async def test_cancellation_from_outside_stays_a_cancellation(self) -> None:
-        timeout = CommonTimeout(10)
+        timeout = SharedTimeout(10)
 
         async def wait() -> None:
-            with timeout:
+            with Attempt(timeout):
                 await asyncio.sleep(60)
 
         for moment in (5, 10):  # well before, and in the same turn of the loop
@@ -108,7 +107,7 @@ class TestCommonTimeout:
             except asyncio.CancelledError:
                 raise ValueError from None
 
-        with pytest.raises(ValueError), CommonTimeout(10):  # noqa: PT011
+        with pytest.raises(ValueError), Attempt(SharedTimeout(10)):  # noqa: PT011
             await wait()
         await asyncio.sleep(1)  # and the task is not left cancelled
 
@@ -121,10 +120,10 @@ class TestCommonTimeout:
 
     async def test_it_sets_one_timer_for_all_and_none_once_it_is_closed(self) -> None:
         loop = asyncio.get_running_loop()
-        timeout = CommonTimeout(600)
+        timeout = SharedTimeout(600)
         before = len(loop._scheduled)  # type: ignore[attr-defined]
         for _ in range(100):
-            with timeout:
+            with Attempt(timeout):
                 pass
         assert len(loop._scheduled) == before + 1  # type: ignore[attr-defined]
         timeout.close()

@@ -1,0 +1,50 @@
+"""The URL that requests are posted to, as it is written on the wire."""
+
+import re
+from urllib.parse import unquote
+
+from yarl import URL
+
+from onellm_async.errors import ConfigurationError
+from onellm_async.settings import shown_url
+
+__all__ = ["query_values", "url_of"]
+
+_QUERY = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})+")
+"""A query that needs no quoting (RFC 3986)."""
+
+
+def url_of(url: str) -> URL:
+    """`url` with its query as it is: yarl would send ``%2F`` as ``/``, which some services read differently.
+
+    Raises:
+        ConfigurationError: If it is not a URL.
+
+    Example:
+        >>> url_of("https://llm.example/api?path=a%2Fb").raw_path_qs
+        '/api?path=a%2Fb'
+    """
+    try:
+        parsed = URL(url)
+    except ValueError as error:
+        raise ConfigurationError(f"base_url is not a usable URL: {shown_url(str(error))}") from None
+    query = _query_of(url)
+    if not _QUERY.fullmatch(query):
+        return parsed
+    return URL.build(
+        scheme=parsed.scheme,
+        authority=parsed.raw_authority,
+        path=parsed.raw_path,
+        query_string=query,
+        encoded=True,
+    )
+
+
+def query_values(url: str) -> set[str]:
+    """What the query of `url` holds, which may be secret, as it is written and as it is meant."""
+    values = {piece.rpartition("=")[2] for piece in _query_of(url).split("&")}
+    return values | {unquote(value) for value in values}
+
+
+def _query_of(url: str) -> str:
+    return url.partition("#")[0].partition("?")[2]
