@@ -42,8 +42,11 @@ _FAULTS = Group.create_ordered("Faults")
 class Serving:
     """What the server pretends to be."""
 
-    rpm: Annotated[float, Parameter(help="Requests per minute of each key.")] = 40.0
-    burst: Annotated[int, Parameter(help="Requests taken at once after a pause.")] = 40
+    rpm: Annotated[
+        float | None,
+        Parameter(help="Requests per minute of each key. [default: 40; with --upstream that of the upstream alone]"),
+    ] = None
+    burst: Annotated[int, Parameter(help="Requests taken at once after a pause, if there is a limit.")] = 40
     key: Annotated[
         tuple[str, ...],
         Parameter(
@@ -65,6 +68,11 @@ class Serving:
         str, Parameter(help="Address to listen on. Any but this machine's own needs --key with --upstream.")
     ] = "127.0.0.1"
     port: Annotated[int, Parameter(help="Port to listen on; 0 takes a free one.")] = 8080
+
+    @property
+    def requests_per_minute(self) -> float | None:
+        """The limit of each key; None: only the upstream has one."""
+        return 40.0 if self.rpm is None and self.upstream is None else self.rpm
 
 
 @Parameter(name="*", group=_FAULTS)
@@ -113,7 +121,7 @@ def serve(
 
     settings = ServerSettings(
         dialect=serving.dialect,
-        requests_per_minute=serving.rpm,
+        requests_per_minute=serving.requests_per_minute,
         burst=serving.burst,
         keys=_keys(serving.key),
         any_model=serving.upstream is not None,
@@ -172,10 +180,11 @@ async def _serve(settings: "ServerSettings", serving: Serving) -> None:
 
 def _welcome(url: str, serving: Serving) -> str:
     key = serving.key[0].partition("=")[0] if serving.key else "anything"
+    rate = serving.requests_per_minute
     flags = "".join(
         f" --{name} {value}"
         for name, value, usual in (
-            ("rpm", f"{serving.rpm:g}", "40"),
+            ("rpm", "auto" if rate is None else f"{rate:g}", "40"),
             ("burst", str(serving.burst), "40"),
             ("dialect", serving.dialect, "documented"),
         )

@@ -1,6 +1,7 @@
 """Who may ask: keys, balances and one bucket for each key. Pure."""
 
 from hashlib import sha256
+from math import inf
 
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server.settings import ServerSettings
@@ -62,6 +63,11 @@ class Account:
         self.balance -= cost
 
 
+def _bucket_of(requests_per_minute: float | None, burst: float) -> tuple[float, float]:
+    """Refill per second and capacity: what never runs empty needs no refill."""
+    return (0.0, inf) if requests_per_minute is None else (requests_per_minute / 60, burst)
+
+
 class Accounts:
     """All keys that have been seen, the unknown ones too: they have a bucket like everybody.
 
@@ -71,7 +77,7 @@ class Accounts:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._rate = settings.requests_per_minute / 60
+        self._rate, self._burst = _bucket_of(settings.requests_per_minute, settings.burst)
         self._listed: dict[str, Account] = {}
         self._strangers: dict[str, Account] = {}
         self._revoked: set[str] = set()
@@ -97,11 +103,13 @@ class Accounts:
         if account is not None:
             account.known = False
 
-    def retune(self, requests_per_minute: float, now: float) -> None:
-        """Changes the refill of every bucket, those of keys not seen yet included."""
-        self._rate = requests_per_minute / 60
+    def retune(self, requests_per_minute: float | None, now: float) -> None:
+        """Changes the refill of every bucket, those of keys not seen yet included; None: there is no limit."""
+        self._rate, self._burst = _bucket_of(requests_per_minute, self._settings.burst)
         for account in [*self._listed.values(), *self._strangers.values()]:
-            account.bucket.retune(now, rate=self._rate)
+            account.bucket.retune(now, rate=self._rate, capacity=self._burst)
+            if requests_per_minute is None:
+                account.bucket.give_back(inf, now)
 
     def _opened(self, key: str, now: float) -> Account:
         settings = self._settings
@@ -111,5 +119,5 @@ class Accounts:
             known=(balance is not None or key in settings.blocked) and key not in self._revoked,
             blocked=key in settings.blocked,
             balance=balance or 0.0,
-            bucket=TokenBucket(self._rate, settings.burst, settings.initial_level, now),
+            bucket=TokenBucket(self._rate, self._burst, settings.initial_level if self._burst < inf else None, now),
         )

@@ -54,8 +54,8 @@ class Service:
         self._database = Database(places) if places is not None else None
         self._arrived = 0
 
-    def retune(self, requests_per_minute: float, now: float) -> None:
-        """Changes the rate limit of every key from `now` on."""
+    def retune(self, requests_per_minute: float | None, now: float) -> None:
+        """Changes the rate limit of every key from `now` on; None: there is none."""
         self._accounts.retune(requests_per_minute, now)
 
     def account(self, key: str, now: float) -> Account:

@@ -181,7 +181,7 @@ class ServerSettings:
 
     Attributes:
         dialect: The documented API, or the published backend with its envelope and its strict bodies.
-        requests_per_minute: Refill of each key's bucket. Default 40, as published.
+        requests_per_minute: Refill of each key's bucket; None: no limit. Default 40, as published.
         burst: Capacity of each key's bucket. Default 40, as published.
         initial_level: Tokens in a new bucket; None: full.
         keys: Balance in USD of each key; None accepts any key with `balance`.
@@ -201,7 +201,7 @@ class ServerSettings:
     """
 
     dialect: Dialect = field(default=Dialect.DOCUMENTED, converter=Dialect)
-    requests_per_minute: float = field(default=40.0, validator=_settings.number(0))
+    requests_per_minute: float | None = field(default=40.0, validator=_settings.number(0, optional=True))
     burst: float = field(default=40.0, validator=_settings.number(1))
     initial_level: float | None = field(default=None, validator=_settings.number(0, optional=True))
     keys: Mapping[str, float] | None = field(default=None, converter=_own_keys, validator=_keys, repr=False)

@@ -300,8 +300,14 @@ async def test_serve_puts_a_real_model_behind_the_api(start, onellm):
             ONELLM_UPSTREAM_API_KEY="secret",
         )  # fmt: skip
         url = re.search(r"http://\S+", (await command.process.stdout.readline()).decode())[0]
+        example = (await command.process.stdout.readline()).decode()
         chat = await onellm("chat", "Hi", ONELLM_BASE_URL=url, ONELLM_API_KEY="any")
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer any"}) as session:
+            body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+            statuses = [(await session.post(url, json=body)).status for _ in range(60)]
 
+    assert example.endswith("chat 'Say hello' --rpm auto\n")
+    assert statuses == [200] * 60
     assert (chat.code, chat.out) == (0, "other with Bearer secret says hello\n")
 
 

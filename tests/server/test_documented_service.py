@@ -307,3 +307,12 @@ def test_retuned_limit_holds_for_old_and_new_keys(asking):
     asker.now = 10.0
     assert asker.reply().status == 200
     assert asker.service.account("newcomer", asker.now).bucket.rate == pytest.approx(0.1)
+
+
+def test_without_a_rate_there_is_no_limit_until_one_is_set(asking):
+    asker = asking(ServerSettings(burst=2, initial_level=0, requests_per_minute=None))
+    assert {asker.reply().status for _ in range(200)} == {200}
+    asker.service.retune(60, asker.now)
+    assert [asker.reply().status for _ in range(3)] == [200, 200, 429]
+    asker.service.retune(None, asker.now)
+    assert {asker.reply(key).status for key in ("good", "newcomer") for _ in range(50)} == {200}
