@@ -129,7 +129,7 @@ class LearnedRate:
         """0 while nothing is known or the key is shared, then 1 - (high - low) / (high + low) of the bounds."""
         return 0.0 if self._shared is not None else self._bounds.confidence
 
-    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0, *, paced: bool = False) -> float:
         requests += self._wanted - 1
         wait = (requests - self._pace.level_at(now)) / self._pace.rate
         if self._bucket is not None:

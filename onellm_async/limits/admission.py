@@ -11,7 +11,7 @@ from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.gate import Gate
 from onellm_async.limits.overload import Overload
-from onellm_async.limits.policy import FIRST_LANE, LANES, Limits
+from onellm_async.limits.policy import FIRST_LANE, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
 from onellm_async.limits.rate import RateControl
 from onellm_async.limits.rounding import Rounding
@@ -161,7 +161,8 @@ class Admission:
             usual: Seconds that an answer of its model usually takes; None when not known.
         """
         ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
-        wait = max(self.rate.time_until(ahead + 1, now), self.gate.expected_at - now, 0.0)
+        paced = ticket.lane == PACED_LANE
+        wait = max(self.rate.time_until(ahead + 1, now, paced=paced), self.gate.expected_at - now, 0.0)
         if not self.in_flight:  # of the tokens of others some may come back
             wait = max(wait, self._certain_wait(ticket.tokens, now))
         slots = self.concurrency
@@ -269,7 +270,8 @@ class Admission:
             return "retry-after"
         if self.in_flight >= self.concurrency:
             return "slots"
-        rate = self.rate.time_until(1, now)
+        keep = self._kept_from(ticket) if self.hurried else 0.0
+        rate = self.rate.time_until(1, now, keep, paced=ticket.lane == PACED_LANE and self._keeps_pace())
         delay = self._delay(ticket, now)
         if delay > rate:
             return "tokens"
@@ -282,13 +284,18 @@ class Admission:
         if self.in_flight >= self.concurrency:
             return _NEVER
         keep = self._kept_from(ticket) if self.hurried else 0.0
-        delay = self.rate.time_until(1, now, keep)
+        paced = ticket.lane == PACED_LANE and self._keeps_pace()
+        delay = self.rate.time_until(1, now, keep, paced=paced)
         if self.gate.opens_at > now + delay:
             delay = self.gate.opens_at - now
         if self.tokens is not None:
             # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
         return delay
+
+    def _keeps_pace(self) -> bool:
+        """Whether a batch keeps to the pace of its first burst: not while that would hold up another lane."""
+        return not self.waiting or self.waiting == self.queue.length(PACED_LANE)
 
     def _kept_from(self, ticket: Ticket) -> float:
         """Tokens that are kept from `ticket` for those who will come in the first lane."""

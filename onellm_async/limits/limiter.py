@@ -8,7 +8,7 @@ from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMErr
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.marks import RateState
 from onellm_async.limits.modes import rate_control, retuned
-from onellm_async.limits.policy import FIRST_LANE, Limits
+from onellm_async.limits.policy import PACED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
 from onellm_async.limits.rate import RateControl
 from onellm_async.limits.snapshot import Snapshot, snapshot_of, unused
@@ -222,7 +222,7 @@ class Limiter:
             return True
         core.enqueue(permit, now)
         permit.waker = loop.create_future()
-        if self._timer is None or permit.deadline is not None or core.tokens is not None or permit.lane == FIRST_LANE:
+        if self._timer is None or permit.deadline is not None or core.tokens is not None or permit.lane != PACED_LANE:
             self._arm(now)  # otherwise everybody waits for the same moment, whoever is first
         if group is not None:
             group.waiting.add(permit)

@@ -17,6 +17,8 @@ LANES: Mapping[str, int] = {"interactive": 16, "default": 4, "batch": 1}
 """The lanes and their shares: while all three wait, of 21 requests 16 are interactive, 4 default and 1 batch."""
 FIRST_LANE = "interactive"
 """For which a few tokens are kept, once it has been used."""
+PACED_LANE = "batch"
+"""Whose declared first burst is paced until it is confirmed."""
 
 _check = Checks(ConfigurationError, "Limits.")
 

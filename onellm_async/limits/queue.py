@@ -117,6 +117,10 @@ class Queue:
         """Whether somebody waits in that lane."""
         return self._lanes[name].live > 0
 
+    def length(self, name: str) -> int:
+        """Waiting tickets in one lane."""
+        return self._lanes[name].live
+
     def lengths(self) -> dict[str, int]:
         """Waiting tickets in each lane."""
         return {name: lane.live for name, lane in self._lanes.items()}

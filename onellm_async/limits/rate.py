@@ -28,13 +28,14 @@ class RateControl(Protocol):
         """How sure it is of its rate, between 0 (nothing is known) and 1."""
         ...
 
-    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0, *, paced: bool = False) -> float:
         """Seconds until that many requests may have left, 0 if they may leave now.
 
         Args:
             requests: How many.
             now: The current time.
             keep: Tokens that are not to be used up, as far as the bucket can hold them beside one request.
+            paced: Whether they are of a lane that paces a declared burst until it is confirmed.
         """
         ...
 
@@ -67,7 +68,8 @@ class DeclaredRate:
 
     - A margin of a few tokens is never used, so that a request that travels faster than the one before it still finds a
       token. Where the burst is too small for that, requests leave a little further apart.
-    - The first burst leaves at a brisk pace instead of at once, until one refill period has passed without a refusal.
+    - The first burst of a batch is sent at a brisk pace instead of at once, until one refill period has passed. Other
+      lanes use it at once: a refusal costs them nothing, and a pace would let users wait beside a full bucket.
     - A refusal means that the server's bucket is empty, so ours is emptied, too. Only when refusals go on although
       nothing was left to misjudge is the rate itself lowered, and it comes back slowly.
 
@@ -85,7 +87,7 @@ class DeclaredRate:
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another; at `rate` per second that many tokens are kept."""
     START_PACE = 10.0
-    """Requests per second of an unconfirmed first burst, at least; or four times the declared rate."""
+    """Requests per second of a batch's unconfirmed first burst, at least; or four times the declared rate."""
     MOST_CLIENTS = 64
     MANY_CLIENTS = 16
     LONGEST_GAP = 30.0
@@ -160,11 +162,11 @@ class DeclaredRate:
         """1 until refusals have corrected the declaration, then the share of it that is left."""
         return self._rate.value / self._rate.ceiling
 
-    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0, *, paced: bool = False) -> float:
         bucket = self._bucket
         kept = min(keep, bucket.capacity - self._wanted) if keep else 0.0
         wait = (requests + kept + self._wanted - 1 - bucket.level_at(now)) / bucket.rate
-        if now < self._confirmed_at:
+        if paced and now < self._confirmed_at:
             pace_wait = (requests - self._pace.level_at(now)) / self._pace.rate
             wait = max(wait, min(pace_wait, self._confirmed_at - now))
         return wait if wait > 1e-9 else 0.0
@@ -177,7 +179,7 @@ class DeclaredRate:
         if self._random is not None and not self._rate.at_ceiling:
             self._wanted = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
         if now < self._confirmed_at:
-            self._pace.take(1, now)
+            self._pace.try_take(1, now)  # what other lanes send at once does not hold up a batch
 
     def give_back(self, now: float) -> None:
         self._bucket.give_back(1, now)
@@ -239,7 +241,7 @@ class BackOffOnly:
     def confidence(self) -> float:
         return 0.0
 
-    def time_until(self, requests: float, now: float, keep: float = 0.0) -> float:
+    def time_until(self, requests: float, now: float, keep: float = 0.0, *, paced: bool = False) -> float:
         return max(0.0, self._closed_until - now)
 
     def take(self, now: float) -> None:

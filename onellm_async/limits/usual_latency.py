@@ -5,6 +5,9 @@ from math import sqrt
 
 __all__ = ["UsualLatency"]
 
+_SHORTEST = 1e-6
+"""Seconds; no answer takes less, so that nothing is divided by zero."""
+
 
 class UsualLatency:
     """Moving averages of the time to an answer, one for each model.
@@ -60,16 +63,18 @@ class UsualLatency:
             slots: Requests that may be in flight.
             usual: Seconds that the requests ahead take; None when not known, and then none are assumed.
         """
+        if usual is not None:
+            usual = max(usual, _SHORTEST)
         total = sum(in_flight.values())
         timed = [(number, self._known[model][0]) for model, number in in_flight.items() if model in self._known]
         free = max(0, slots - total)
-        if releases <= 0 or not (timed or usual) or (free and not usual):
+        if releases <= 0 or (usual is None and (free or not timed)):
             return 0.0
+        rate = total / (usual or 1.0)
         if timed:
-            rate = sum(number / max(took, 1e-9) for number, took in timed) * total / sum(number for number, _ in timed)
-        else:
-            rate = total / (usual or 1.0)
-        if not usual:
+            known = sum(number for number, _ in timed)
+            rate = sum(number / max(took, _SHORTEST) for number, took in timed) * total / known
+        if usual is None:
             return 1 / rate
         # The free slots are taken at once by those ahead, so that all are in use.
         return 1 / (rate + free / usual) + _recycled(releases - 1, rate + free / usual, total + free, usual)
