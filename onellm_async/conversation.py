@@ -28,7 +28,7 @@ class Conversation:
         max_messages: Most messages that are kept and sent, the oldest turns being forgotten first; None keeps all. The
             system messages that `history` begins with are counted and stay, and so do the last question and its answer.
         history: Turns to begin with.
-        lane: Default ``"interactive"``: somebody is waiting.
+        lane: Default ``"interactive"``: a user is waiting.
         deadline: Seconds for each turn, queue included.
         **options: Fields of `ChatRequest`, such as ``system``, for each turn.
 

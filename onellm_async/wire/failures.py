@@ -180,7 +180,7 @@ def failure(
         advice = _advice_on_rejection(text, body, asked) or advice
     elif status < 400:
         text = f"Redirected to {_place(_header(headers, 'Location'))}"
-        advice = f"Redirects are not followed with a paid request: set {_BASE_URL} to the final address."
+        advice = "Redirects are not followed with a paid request: set base_url to the final address."
     error = error_class(_sentence(status, text), status_code=status, body=excerpt(body), advice=advice, kind=kind)
     error.retry_after = wait
     return error

@@ -132,7 +132,7 @@ def endpoints_from(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
             raise ConfigurationError(f"endpoints names the provider {catalog.PROVIDERS[provider]} twice.")
         checked_url(f"The endpoint of {catalog.PROVIDERS[provider]}", url, advice="Its key belongs to the backend.")
         found[provider] = url
-    return MappingProxyType(found)
+    return found
 
 
 def encode_request(request: ChatRequest, dialect: Dialect, endpoints: Mapping[str, str] = _NO_ENDPOINTS) -> bytes:
@@ -185,7 +185,7 @@ def fields_without_effect(request: ChatRequest, endpoints: Mapping[str, str] = _
 def forwarded_by_backend(request: ChatRequest) -> ChatRequest:
     """What reaches the model's provider of a request to the published backend, which drops the rest without a word.
 
-    A model that the catalog does not know loses nothing: nobody knows what its provider reads.
+    A model that the catalog does not know loses nothing, because its provider is unknown.
 
     Example:
         >>> forwarded = forwarded_by_backend(ChatRequest("Sonnet-4", "Hi", seed=7, top_k=3))

@@ -38,7 +38,7 @@ def raised_by(action) -> OneLLMError:
         (error_of(404, ""), "Check --base-url or ONELLM_BASE_URL: requests are posted"),
         (error_of(429, ""), "declared in --rpm and --tpm, or others"),
         (error_of(529, ""), "lower --concurrency."),
-        (error_of(307, ""), "set --base-url or ONELLM_BASE_URL to the final address."),
+        (error_of(307, ""), "set --base-url to the final address."),
         (
             raised_by(lambda: encode_request(REQUEST, Dialect.BACKEND)),
             "Otherwise give its URL, and no other: --endpoint OpenAI=https://….",
