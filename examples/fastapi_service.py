@@ -31,7 +31,9 @@ from onellm_async import (
 
 MODEL = "GPT-5-Nano"
 DEADLINE = 30.0
-LIMITS = Limits(max_pending=20)  # at 40 a minute the last of 20 waits 30 s; more would miss the deadline anyway
+# The last of 15 is sent after 22.5 s at 40 requests per minute, which leaves 7.5 s for its answer:
+# max_pending <= (DEADLINE - usual answer) * requests per second.
+LIMITS = Limits(max_pending=15)
 
 log = logging.getLogger("chat_service")
 

@@ -17,8 +17,11 @@ import pytest
 import uvicorn
 from aiohttp.test_utils import TestServer
 
-from onellm_async import AsyncOneLLM, ClientClosedError, Limits
+from onellm_async import AsyncOneLLM, ClientClosedError, Limits, OneLLMError
+from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server import LocalServer, ServerSettings
+from onellm_async.simulation.clock import run_in_virtual_time
+from onellm_async.transport import RawReply
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_A_MINUTE = Limits(requests_per_minute=1, burst=1)
@@ -121,6 +124,44 @@ async def test_a_service_refuses_what_cannot_be_answered_in_time(
         statuses = [(await ask(visitor, url, prompt="Hello"))[0] for _ in range(2)]
     assert statuses == [200, 504]
     assert server.ledger.received == 1
+
+
+class Crowded:
+    """The published limit, and answers that take seven seconds."""
+
+    def __init__(self) -> None:
+        self.bucket = TokenBucket(40 / 60, 40)
+
+    async def post(self, body: bytes) -> RawReply:
+        if not self.bucket.try_take(1, asyncio.get_running_loop().time()):
+            return RawReply(429, {}, b"{}")
+        await asyncio.sleep(7)
+        return RawReply(200, {}, b'{"content": "hi"}')
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["aiohttp_service", "fastapi_service"])
+def test_who_is_let_in_by_a_service_is_answered_before_the_deadline(name: str) -> None:
+    module = loaded(name)
+
+    async def crowd() -> list[str]:
+        async with AsyncOneLLM(transport=Crowded(), limits=module.LIMITS) as client:
+
+            async def visitor(number: int) -> str:
+                await asyncio.sleep(0 if number < 60 else (number - 60) / 3)
+                try:
+                    await client.chat("x", model=module.MODEL, lane="interactive", deadline=module.DEADLINE)
+                except OneLLMError as error:
+                    return f"{type(error).__name__} after {error.elapsed:g} s"
+                return "answered"
+
+            return await asyncio.gather(*(visitor(number) for number in range(400)))
+
+    ends = run_in_virtual_time(crowd())
+    assert set(ends) == {"answered", "QueueFullError after 0 s"}
+    assert ends.count("answered") >= 38 + 110 * 40 / 60
 
 
 @services
