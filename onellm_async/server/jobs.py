@@ -36,7 +36,7 @@ def _fields(_: object, attribute: Any, value: Any) -> None:
     if value:
         try:
             dump_json(dict(value))
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"{attribute.name} of a completion is not JSON: {error}") from None
 
 

@@ -73,16 +73,18 @@ def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
     return RawReply(200, _JSON, dump_json(flat if dialect is Dialect.DOCUMENTED else {"code": 200, "output": flat}))
 
 
-def retry_headers(seconds: float | None) -> dict[str, str]:
+def retry_headers(seconds: float | None, *, exact: bool = False) -> dict[str, str]:
     """The headers that tell when a retry makes sense; none for None.
 
-    ``Retry-After`` keeps a fraction, as gateways send it and clients of such services read it. A client that knows
-    whole seconds only finds the milliseconds in the other one.
+    Args:
+        seconds: From now. ``Retry-After`` keeps a fraction, as gateways send it.
+        exact: Send ``retry-after-ms``, too: there are clients that know fractions only so.
     """
     if seconds is None:
         return {}
     milliseconds = ceil(seconds * 1000 - 1e-6)
-    return {"Retry-After": f"{milliseconds / 1000:.3f}".rstrip("0").rstrip("."), "retry-after-ms": str(milliseconds)}
+    headers = {"Retry-After": f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")}
+    return headers | {"retry-after-ms": str(milliseconds)} if exact else headers
 
 
 def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, str] | None = None) -> RawReply:

@@ -254,7 +254,7 @@ class Service:
         else:
             outcome = Outcome.FAILED
         self._end(job, outcome)
-        headers = rejections.retry_headers(retry_after)
+        headers = rejections.retry_headers(retry_after, exact=True)
         return Delivery(rejections.handler_error(self.settings.dialect, status, text, headers))
 
     def abandon(self, job: Job, *, billing: Billing = Billing.NOT_BILLED) -> None:

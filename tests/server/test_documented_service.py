@@ -229,8 +229,10 @@ def test_refusal_carries_retry_after_only_if_so_configured(asking):
     quiet = asking(ServerSettings(initial_level=0)).reply()
     assert (quiet.status, error_of(quiet)) == (429, "Rate limit exceeded.")
     assert "Retry-After" not in quiet.headers
-    loud = asking(ServerSettings(initial_level=0, faults=Faults(retry_after=7))).reply()
-    assert loud.headers["Retry-After"] == "7"
+    for seconds, told in ((7, "7"), (1.5, "1.5"), (0, "0"), (0.05, "0.05"), (3600.0, "3600"), (1e9, "1000000000")):
+        loud = asking(ServerSettings(initial_level=0, faults=Faults(retry_after=seconds))).reply()
+        assert loud.headers["Retry-After"] == told
+        assert "retry-after-ms" not in loud.headers
 
 
 def test_each_key_has_its_own_bucket(asking):
