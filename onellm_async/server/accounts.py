@@ -69,10 +69,10 @@ def _bucket_of(requests_per_minute: float | None, burst: float) -> tuple[float, 
 
 
 class Accounts:
-    """All keys that have been seen, the unknown ones too: they have a bucket like everybody.
+    """All keys that have been seen, the unknown ones too: they have a bucket like all others.
 
-    Accounts of listed keys are kept for good. The table of all others is bounded, so that nobody fills the memory
-    with invented keys.
+    Accounts of listed keys are kept for good. The table of all others is bounded, so that invented keys do not fill
+    the memory.
     """
 
     def __init__(self, settings: ServerSettings) -> None:

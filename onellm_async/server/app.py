@@ -195,7 +195,7 @@ class LocalServer:
             return self.service.fail(
                 job, str(error), status=error.status, retry_after=error.retry_after, billing=error.billing
             )
-        except Exception as error:  # a backend of somebody's own has a bug: the client hears of it as of any failure
+        except Exception as error:  # a user's backend has a bug: the client hears of it as of any failure
             _log.exception("The backend failed on request %d", job.number)
             return self.service.fail(job, f"The backend raised {type(error).__name__}.", billing=billing)
         except asyncio.CancelledError:  # the server is being stopped, or the client has hung up on a forwarded chat
@@ -261,7 +261,7 @@ async def _refuse_strangers(host: str) -> None:
         return
     if not local:
         raise ConfigurationError(
-            f"Listening on {host!r} without keys lets everybody who reaches it ask at the expense of the upstream.",
+            f"Listening on {host!r} without keys lets any machine that reaches it send requests at your expense.",
             advice="Set keys (on the command line: --key KEY), or listen on 127.0.0.1.",
         )
 
@@ -302,4 +302,4 @@ def _reset(request: web.Request) -> web.Response:
         with socket.fromfd(connection.fileno(), connection.family, connection.type) as same:  # any loop's socket
             same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
-    return web.Response()  # nobody is there to read it
+    return web.Response()  # the connection is gone

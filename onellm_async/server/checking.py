@@ -174,7 +174,7 @@ def _backend_problem(body: dict[str, JSON], *, any_model: bool) -> str | None:
 
 @cache
 def _names(dialect: Dialect) -> Mapping[str, None]:
-    """The models that `dialect` knows, in the catalogue's order."""
+    """The models that `dialect` knows, in the catalog's order."""
     backend = dialect is Dialect.BACKEND
     names = [entry.backend_name if backend else entry.name for entry in catalog.entries()]
     return dict.fromkeys(name for name in names if name is not None)

@@ -127,7 +127,7 @@ def openapi_document(dialect: Dialect, *, any_model: bool = False) -> dict[str, 
 
     Args:
         dialect: Whose requests and replies are described.
-        any_model: Whether models beyond the catalogue are accepted, too.
+        any_model: Whether models beyond the catalog are accepted, too.
     """
     body = {"application/json": {"schema": _request_schema(dialect, any_model=any_model)}}
     chat: dict[str, JSON] = {

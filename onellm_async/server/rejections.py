@@ -36,7 +36,7 @@ _PROVIDERS = {
     "deepseek": "DeepSeek",
     "mistral": "Mistral",
 }
-"""The catalogue's providers, as replies name them."""
+"""The catalog's providers, as replies name them."""
 
 NO_KEY = "No Authorization header provided."
 NO_BEARER = "Invalid authorization scheme. Expected Bearer token."
@@ -50,7 +50,7 @@ def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
     """A success: flat as documented, or in the backend's envelope.
 
     Where a backend does not say what it calls its model, the name is made from the one asked, in small letters, and
-    the provider is that of the catalogue. A model with a name of its own has no provider but the one it tells.
+    the provider is that of the catalog. A model with a name of its own has no provider but the one it tells.
     """
     usage, model, provider = completion.usage, completion.model, completion.provider
     if model is None:

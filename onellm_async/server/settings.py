@@ -187,7 +187,7 @@ class ServerSettings:
         keys: Balance in USD of each key; None accepts any key with `balance`.
         blocked: Keys without access: 403, or an unknown key (401) in the backend dialect, which knows no 403.
         balance: USD that a key begins with when `keys` is None. Default 100.
-        any_model: Accept models beyond the catalogue, too, as an upstream may have them. Without a listed price
+        any_model: Accept models beyond the catalog, too, as an upstream may have them. Without a listed price
             they cost nothing.
         list_prices: Whether tokens cost the list prices of OneLLM. With False they are counted and cost nothing. None,
             the default: they cost something, except before an upstream, which has prices of its own and may only

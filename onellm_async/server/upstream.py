@@ -14,7 +14,8 @@ from onellm_async.failure_kinds import RULES, Billing, FailureKind
 from onellm_async.server.backends import BackendError
 from onellm_async.server.echo import input_tokens_of, tokens_of
 from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
-from onellm_async.settings import ApiKey, Timeout, checked_url
+from onellm_async.settings import ApiKey, checked_url
+from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, decode_reply, dump_json, parse_json, request_to_body
 from onellm_async.wire.failures import error_text
 
@@ -31,6 +32,7 @@ _MAX_TEXT = 500
 _MIN_SECRET = 20
 """Keys of services are longer. A shorter one is a word such as ``ollama``, and answers may hold that word."""
 
+_check = Checks(ConfigurationError, "upstream ")
 _COUNTS = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _GEMINI_SHAPES = ("contents", "safety_settings", "generation_config")
 _OF_ITS_OWNER = frozenset({401, 403, 405, 407})
@@ -78,7 +80,8 @@ class UpstreamBackend:
         self._key = ApiKey(api_key) if api_key else None
         self._secrets = _spellings(api_key) if api_key else ()
         self._model = model
-        self._seconds = Timeout(total=timeout).total
+        _check.check_number("timeout", timeout, 0, above=True)
+        self._seconds = timeout
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:

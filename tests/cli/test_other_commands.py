@@ -322,9 +322,9 @@ async def test_serve_puts_a_real_model_behind_the_api(start, onellm):
         (("--upstream", "nowhere"), "'nowhere' is not an http or https URL"),
         (("--host", "203.0.113.1"), "Cannot listen on 203.0.113.1:"),
         (("--host", "0.0.0.0", "--upstream", "http://127.0.0.1:9"), "command line: --key KEY"),
-        (("--host", "::", "--upstream", "http://127.0.0.1:9"), "without keys lets everybody"),
-        (("--host", "", "--upstream", "http://127.0.0.1:9"), "without keys lets everybody"),
-        (("--upstream", "http://127.0.0.1:9", "--upstream-timeout", "0"), "Timeout.total is 0"),
+        (("--host", "::", "--upstream", "http://127.0.0.1:9"), "without keys lets any machine"),
+        (("--host", "", "--upstream", "http://127.0.0.1:9"), "without keys lets any machine"),
+        (("--upstream", "http://127.0.0.1:9", "--upstream-timeout", "0"), "upstream timeout is 0"),
     ],
 )
 def test_serve_refuses_what_cannot_be(capfd, arguments, message):
