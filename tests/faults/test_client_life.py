@@ -1,6 +1,7 @@
 # ruff: noqa: SIM117  # blocks that end one before the other
 import asyncio
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -388,3 +389,147 @@ async def test_a_token_limit_is_kept_by_estimates_that_learn() -> None:
         async with client_at(server.url, limits=limits) as client:
             responses = await client.gather_chats(["x"] * 20, model="GPT-5", max_tokens=10)
         assert len(responses) == server.posts == 20
+
+
+async def slow_getaddrinfo(*_: object, **__: object) -> list[object]:
+    await asyncio.sleep(60)
+    return []
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own session", "given session"])
+@pytest.mark.parametrize("closed_by", ["client", "owner of the session"])
+async def test_closing_while_a_host_name_is_looked_up_ends_each_chat_with_an_error_of_ours(
+    closed_by: str, monkeypatch: pytest.MonkeyPatch, *, given: bool
+) -> None:
+    if not given and closed_by != "client":
+        return
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow_getaddrinfo)
+    async with aiohttp.ClientSession() as session:
+        client = client_at("http://localhost:9/api", session=session if given else None)
+        chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        await (client.aclose() if closed_by == "client" else session.close())
+        outcomes = await asyncio.wait_for(asyncio.gather(*chats, return_exceptions=True), 5)
+        await client.aclose()
+    for error in outcomes:
+        assert isinstance(error, ClientClosedError)
+        assert (error.attempts, error.possibly_billed) == (0, 0)
+        assert "closed" in error.message
+
+
+@pytest.fixture
+def deaf():
+    """A server whose backlog is full, so that connecting takes for ever."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        fillers = [socket.socket() for _ in range(8)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        for filler in fillers:
+            filler.close()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own session", "given session"])
+async def test_closing_while_connecting_ends_each_chat_at_once(deaf: str, *, given: bool) -> None:
+    async with aiohttp.ClientSession() as session:
+        client = client_at(deaf, session=session if given else None, timeout=Timeout(connect=60, total=60))
+        chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await client.aclose()
+        outcomes = await asyncio.wait_for(asyncio.gather(*chats, return_exceptions=True), 5)
+    for error in outcomes:
+        assert isinstance(error, ClientClosedError)
+        assert (error.message, error.attempts) == ("The client was closed before this request was sent.", 0)
+
+
+async def test_a_chat_in_flight_when_the_client_is_closed_may_be_billed() -> None:
+    async with FaultServer(sends(b"", "stall")) as server:
+        client = client_at(server.url)
+        chat = asyncio.create_task(client.chat("x", model="GPT-5"))
+        await server.asked.wait()
+        await client.aclose()
+        with pytest.raises(APIConnectionError, match="The client was closed before the answer was there") as caught:
+            await chat
+        assert (caught.value.attempts, caught.value.possibly_billed) == (1, 1)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_an_error_of_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def cancelled(*_: object, **__: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", cancelled)
+    async with client_at("http://localhost:9/api") as client:
+        with pytest.raises(APIConnectionError, match="No connection to localhost") as caught:
+            await client.chat("x", model="GPT-5")
+    assert (caught.value.attempts, caught.value.possibly_billed) == (4, 0)
+
+
+async def test_cancelling_a_chat_while_its_client_is_closed_stays_a_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slow_getaddrinfo)
+    client = client_at("http://localhost:9/api")
+    chat = asyncio.create_task(client.chat("x", model="GPT-5"))
+    await asyncio.sleep(0.05)
+    closing = asyncio.create_task(client.aclose())
+    chat.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await chat
+    await closing
+
+
+def stale_script(url: str, pause: str, count: int) -> str:
+    return f"""
+import asyncio, time
+from onellm_async import AsyncOneLLM, Limits, RetryPolicy
+
+client = AsyncOneLLM("key", base_url="{url}", limits=Limits.unlimited(4), retry=RetryPolicy(ambiguous="never"))
+
+async def chats():
+    asking = [client.chat("x", model="GPT-5") for _ in range({count})]
+    replies = [await asking[0]] if {count} == 1 else await asyncio.gather(*asking)
+    return [(reply.attempts, reply.possibly_billed) for reply in replies]
+
+async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60
+    print(await chats())
+    {pause}
+
+with asyncio.Runner() as runner:
+    runner.run(main())
+    time.sleep(0.4)
+    print(runner.run(chats()))
+    runner.run(client.aclose())
+"""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("pause", ["", "time.sleep(0.4); print(await chats())"], ids=["between", "within"])
+async def test_a_connection_that_the_server_closed_while_the_loop_did_not_run_is_not_used(
+    scheme: str, pause: str, count: int, tmp_path: Path
+) -> None:
+    async def once(exchange) -> bool:
+        await answers()(exchange)
+        await asyncio.sleep(0.1)  # as long as the server keeps an idle connection
+        return False
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    async with FaultServer(once, tls=tls if scheme == "https" else None) as server:
+        run = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-X", "dev", "-W", "error", "-c", stale_script(server.url, pause, count)),
+            env={**os.environ, "ONELLM_CA_FILE": str(tmp_path / "ca.pem")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(run.communicate(), 30)
+    assert (run.returncode, err.decode()) == (0, "")
+    assert out.decode().split("\n")[:-1] == [str([(1, 0)] * count)] * (3 if pause else 2)
