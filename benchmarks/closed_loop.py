@@ -72,6 +72,6 @@ def _cells(runs: Sequence[SimulationResult]) -> Sequence[str]:
     goodput = f"{median(each.goodput for each in runs):.3f}"
     return (
         f"{missing} unanswered" if missing else goodput,
-        f"{median(each.refused_share for each in runs):.1%}",
+        f"{median(each.rate_limited_share for each in runs):.1%}",
         f"{median(each.fairness for each in runs):.2f}",
     )

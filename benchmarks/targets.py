@@ -76,7 +76,7 @@ def goodput_of(limits: Limits, number: int, seed: int) -> tuple[float, float]:
     result = simulate(Scenario(prompts=number, limits=limits, seed=seed))
     if result.answered != number:
         raise RuntimeError(f"{number - result.answered} of {number} prompts have no answer (seed {seed}).")
-    return result.goodput, result.refused_share
+    return result.goodput, result.rate_limited_share
 
 
 def seconds_until_back(result: SimulationResult, per_minute: float, changed_at: float = CHANGE_AT) -> float:

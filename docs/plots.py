@@ -100,7 +100,7 @@ def _noticed(probe_every: int, seed: int, at: float) -> tuple[float, float]:
     limits = Limits(requests_per_minute=None, probe_every=probe_every)
     doubled = simulate(Scenario(prompts=2000, limits=limits, changes=[LimitChange(at, 80)], seed=seed))
     steady = simulate(Scenario(prompts=2000, limits=limits, seed=seed))
-    return seconds_until_back(doubled, 80, at), steady.refused_share
+    return seconds_until_back(doubled, 80, at), steady.rate_limited_share
 
 
 def found(*, probes: tuple[int, ...] = PROBES, seeds: int = 8) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_client_is_back_when_it_uses_the_changed_rate_and_no_more(late):
 
 def test_goodput_is_that_of_the_simulation():
     result = simulate(Scenario(prompts=60, limits=Limits(), seed=3))
-    assert goodput_of(Limits(), 60, 3) == (result.goodput, result.refused_share)
+    assert goodput_of(Limits(), 60, 3) == (result.goodput, result.rate_limited_share)
 
 
 def test_costs_are_measured_not_guessed():

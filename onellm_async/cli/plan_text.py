@@ -9,22 +9,22 @@ from onellm_async.cli.progress import clock_time, counted
 from onellm_async.formatting import format_usd
 
 if TYPE_CHECKING:
-    from onellm_async.simulation.plan import Plan, Remedy, Resource, Spread
+    from onellm_async.simulation.plan import Plan, Resource, Spread, Suggestion
 
 __all__ = ["plan_json", "plan_text", "progress_chart"]
 
 _FLAGS = {"max_concurrency": "--concurrency", "requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
 _REASONS: Mapping["Resource", str] = {
-    "rate": "the rate",
-    "slots": "the slots",
-    "tokens": "the tokens",
-    "answers": "the answers themselves",
+    "rate": "the rate limit",
+    "concurrency": "concurrency",
+    "tokens": "the token limit",
+    "service": "the service itself",
 }
 _WHAT: Mapping["Resource", str] = {
-    "rate": "the next request waits for the rate limit",
-    "slots": "all requests that may be under way are",
-    "tokens": "the next request waits for the limit of tokens",
-    "answers": "nothing is waited for but answers",
+    "rate": "the next request waits for requests per minute",
+    "concurrency": "all slots are in use",
+    "tokens": "the next request waits for tokens per minute",
+    "service": "every request is in flight",
 }
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 8
@@ -45,15 +45,20 @@ def plan_text(plan: "Plan", name: str, end: str) -> str:
     if not work.prompts:
         return _lines(rows)
     rows.append(("duration", f"{_duration(plan.duration)}; started now, it would end {end}"))
-    decider = plan.decided_by
-    rows.append(("decided by", f"{_REASONS[decider]}: {plan.waits[decider]:.0%} of the time {_WHAT[decider]}"))
-    rows.extend(("faster", _remedy(remedy)) for remedy in plan.remedies)
-    rows.append(("in flight", f"{plan.mean_in_flight:.1f} on average, {plan.most_in_flight:,} at most"))
-    rows.append(("refused", f"{_spread(plan.refused)} by rate limit, at no cost"))
+    bottleneck, share = plan.bottleneck, plan.bottleneck_shares[plan.bottleneck]
+    rows.append(
+        (
+            "bottleneck",
+            f"{_REASONS[bottleneck]}: {share:.0%} of the time {_WHAT[bottleneck]}",
+        )
+    )
+    rows.extend(("suggestion", _suggestion(suggestion)) for suggestion in plan.suggestions)
+    rows.append(("in flight", f"{plan.mean_in_flight:.1f} on average, {plan.max_in_flight:,} at most"))
+    rows.append(("rate-limited", f"{_spread(plan.rate_limited)} requests, at no cost"))
     if plan.failed.high:
         rows.append(("failed", f"{_spread(plan.failed)} in spite of retries"))
     rows.append(("cost", _cost(plan)))
-    rows.append(("foretold", _basis(plan)))
+    rows.append(("basis", _basis(plan)))
     return _lines(rows)
 
 
@@ -66,12 +71,12 @@ def plan_json(plan: "Plan", bad_lines: int) -> dict[str, Any]:
         "models": dict(work.models),
         "input_tokens": work.input_tokens,
         "duration": asdict(plan.duration),
-        "decided_by": plan.decided_by,
-        "waits": dict(plan.waits),
-        "remedies": [asdict(remedy) | {"flag": _FLAGS[remedy.limit]} for remedy in plan.remedies],
+        "bottleneck": plan.bottleneck,
+        "bottleneck_shares": dict(plan.bottleneck_shares),
+        "suggestions": [asdict(suggestion) | {"flag": _FLAGS[suggestion.limit]} for suggestion in plan.suggestions],
         "requests_per_second": plan.requests_per_second,
-        "in_flight": {"mean": plan.mean_in_flight, "most": plan.most_in_flight},
-        "refused": asdict(plan.refused),
+        "in_flight": {"mean": plan.mean_in_flight, "max": plan.max_in_flight},
+        "rate_limited": asdict(plan.rate_limited),
         "failed": asdict(plan.failed),
         "cost": asdict(price),
         "progress": [{"seconds": seconds, "done": done} for seconds, done in plan.progress],
@@ -115,13 +120,13 @@ def _duration(spread: "Spread") -> str:
     return median if low == high else f"{median} ({low} to {high})"
 
 
-def _remedy(remedy: "Remedy") -> str:
-    shorter = f"{clock_time(remedy.saved)} shorter"
-    if remedy.limit == "requests_per_minute":
-        return f"{shorter} if the service allowed {remedy.value:,.6g} requests a minute"
-    if remedy.limit == "tokens_per_minute":
-        return f"{shorter} if the service allowed {remedy.value:,.6g} tokens a minute"
-    return f"{shorter} with {_FLAGS[remedy.limit]} {remedy.value:g}"
+def _suggestion(suggestion: "Suggestion") -> str:
+    shorter = f"{clock_time(suggestion.saved)} shorter"
+    if suggestion.limit == "requests_per_minute":
+        return f"{shorter} if the service allowed {suggestion.value:,.6g} requests a minute"
+    if suggestion.limit == "tokens_per_minute":
+        return f"{shorter} if the service allowed {suggestion.value:,.6g} tokens a minute"
+    return f"{shorter} with {_FLAGS[suggestion.limit]} {suggestion.value:g}"
 
 
 def _spread(spread: "Spread") -> str:
@@ -133,14 +138,14 @@ def _cost(plan: "Plan") -> str:
     price, prompts = plan.price, plan.workload.prompts
     if price.unpriced == prompts:
         return "unknown: no price is listed for the model"
-    bounded = "" if price.most is None else f"at most {format_usd(price.most)}"
+    bounded = "" if price.high is None else f"at most {format_usd(price.high)}"
     highest = bounded or "without --max-tokens there is no upper bound"
     unpriced = f"; {counted(price.unpriced, 'prompt')} of unknown price not included" if price.unpriced else ""
-    return f"about {format_usd(price.typical)}; at least {format_usd(price.least)}, {highest}{unpriced}"
+    return f"about {format_usd(price.typical)}; at least {format_usd(price.low)}, {highest}{unpriced}"
 
 
 def _basis(plan: "Plan") -> str:
     runs = counted(plan.seeds, "simulated run")
     if plan.simulated == plan.workload.prompts:
-        return f"by {runs}"
-    return f"by {runs} of the first {plan.simulated:,} prompts, extrapolated"
+        return runs
+    return f"{runs} of the first {plan.simulated:,} prompts, extrapolated"

@@ -51,7 +51,7 @@ def _shown(result: SimulationResult) -> str:
         "",
         f"makespan: {result.makespan:.3f} s, at best {result.best_makespan:.3f} s (goodput {result.goodput:.3f})",
         f"answered: {result.answered}, failed: {result.failed}",
-        f"refused: {result.refused} ({result.refused_share:.1%}), billed: {result.billed}",
+        f"rate-limited: {result.rate_limited} ({result.rate_limited_share:.1%}), billed: {result.billed}",
         f"fairness: {result.fairness:.3f}",
         f"violations: {len(result.violations)}",
         *result.violations,

@@ -13,9 +13,9 @@ from onellm_async.simulation.extrapolation import SteadyState, drawn_out, settle
 from onellm_async.simulation.rehearsal import ExpectedService, Rehearsal, rehearse
 from onellm_async.simulation.workload import Price, Workload
 
-__all__ = ["Plan", "Remedy", "Resource", "Spread", "plan"]
+__all__ = ["Plan", "Resource", "Spread", "Suggestion", "plan"]
 
-Resource: TypeAlias = Literal["rate", "slots", "tokens", "answers"]
+Resource: TypeAlias = Literal["rate", "concurrency", "tokens", "service"]
 """What decides how long a run takes; ``answers``: nothing is waited for but the answers themselves."""
 
 _SHORTEST = 2000
@@ -25,9 +25,9 @@ _FINDING_OUT = 700
 _FEWEST_SEEDS = 3
 _MOST_SIMULATED = 100_000
 """Prompts over all runs; where a run needs very many, fewer runs are made."""
-_REMEDY_SEEDS = 3
+_SUGGESTION_SEEDS = 3
 _WORTH_A_WORD = 0.1
-"""Share of the waiting from which a resource is said to decide, and a remedy is tried."""
+"""Share of the waiting from which a resource is said to decide, and a suggestion is tried."""
 _LEAST_SAVING = 0.01
 _CURVE = 60
 
@@ -47,7 +47,7 @@ class Spread:
 
 
 @frozen
-class Remedy:
+class Suggestion:
     """What would make a run faster.
 
     Attributes:
@@ -68,13 +68,13 @@ class Plan:
     Attributes:
         workload: What is asked.
         duration: Seconds from the first request to the last answer.
-        decided_by: The resource that is waited for most.
-        waits: Share of the run in which each resource was what was waited for.
-        remedies: What would make the run faster, the best first.
+        bottleneck: The resource that is waited for most.
+        bottleneck_shares: Share of the run in which each resource was what was waited for.
+        suggestions: What would make the run faster, the best first.
         requests_per_second: Prompts per second, on average.
         mean_in_flight: Requests under way, on average.
-        most_in_flight: Requests under way, at most.
-        refused: Requests that the service will refuse by rate limit; they cost nothing.
+        max_in_flight: Requests under way, at most.
+        rate_limited: Requests that the service will answer with a 429; they cost nothing.
         failed: Prompts that will fail in spite of retries.
         price: What it costs.
         progress: Seconds and prompts answered by then, in the run of median duration.
@@ -84,13 +84,13 @@ class Plan:
 
     workload: Workload
     duration: Spread
-    decided_by: Resource
-    waits: Mapping[Resource, float]
-    remedies: Sequence[Remedy]
+    bottleneck: Resource
+    bottleneck_shares: Mapping[Resource, float]
+    suggestions: Sequence[Suggestion]
     requests_per_second: float
     mean_in_flight: float
-    most_in_flight: int
-    refused: Spread
+    max_in_flight: int
+    rate_limited: Spread
     failed: Spread
     price: Price
     progress: Sequence[tuple[float, int]]
@@ -114,7 +114,7 @@ class _Foretold:
 
 
 def plan(
-    workload: Workload, limits: Limits, service: ExpectedService, *, seeds: int = 5, most_simulated: int | None = None
+    workload: Workload, limits: Limits, service: ExpectedService, *, seeds: int = 5, max_simulated: int | None = None
 ) -> Plan:
     """Foretells how a run over `workload` will go, with the real client in virtual time. Nothing is sent.
 
@@ -126,31 +126,31 @@ def plan(
         limits: What the client will be told.
         service: What the service is expected to do.
         seeds: Runs with different latencies and faults. Fewer are made where a single run is very long.
-        most_simulated: Prompts that a run simulates, at most; None chooses as many as the steady state needs.
+        max_simulated: Prompts that a run simulates, at most; None chooses as many as the steady state needs.
 
     Example:
         >>> foretold = plan(Workload.uniform(1000), Limits(), ExpectedService())
-        >>> round(foretold.duration.median / 60), foretold.decided_by
+        >>> round(foretold.duration.median / 60), foretold.bottleneck
         (24, 'rate')
     """
     if not workload.prompts:
         return _nothing(workload)
-    foretold = _foretell(workload, limits, service, seeds=seeds, most_simulated=most_simulated)
+    foretold = _foretell(workload, limits, service, seeds=seeds, max_simulated=max_simulated)
     runs, durations = foretold.runs, foretold.durations
     duration = Spread.of(durations)
-    waits = _shares(runs, _scarcer(workload, limits, service))
+    shares = _shares(runs, _scarcer(workload, limits, service))
     share = workload.prompts / foretold.simulated
     middle = min(range(len(runs)), key=lambda run: abs(durations[run] - duration.median))
     return Plan(
         workload=workload,
         duration=duration,
-        decided_by=max(waits, key=lambda resource: waits[resource]),
-        waits=waits,
-        remedies=_remedies(workload, limits, service, waits, foretold),
+        bottleneck=max(shares, key=lambda resource: shares[resource]),
+        bottleneck_shares=shares,
+        suggestions=_suggestions(workload, limits, service, shares, foretold),
         requests_per_second=workload.prompts / duration.median,
         mean_in_flight=fmean(run.in_flight_seconds * share / whole for run, whole in zip(runs, durations, strict=True)),
-        most_in_flight=max(run.most_in_flight for run in runs),
-        refused=Spread.of(
+        max_in_flight=max(run.max_in_flight for run in runs),
+        rate_limited=Spread.of(
             [
                 len(run.refused_at) + foretold.more * state.refusals
                 for run, state in zip(runs, foretold.states, strict=True)
@@ -165,10 +165,10 @@ def plan(
 
 
 def _foretell(
-    workload: Workload, limits: Limits, service: ExpectedService, *, seeds: int, most_simulated: int | None
+    workload: Workload, limits: Limits, service: ExpectedService, *, seeds: int, max_simulated: int | None
 ) -> _Foretold:
     warm_up = _warm_up(workload, limits, service)
-    number = min(workload.prompts, most_simulated or max(_SHORTEST, 3 * warm_up))
+    number = min(workload.prompts, max_simulated or max(_SHORTEST, 3 * warm_up))
     demands = list(islice(cycle(workload.sample), number))
     count = max(min(seeds, _FEWEST_SEEDS), min(seeds, _MOST_SIMULATED // number))
     runs = [rehearse(demands, limits, service, seed) for seed in range(count)]
@@ -188,10 +188,10 @@ def _warm_up(workload: Workload, limits: Limits, service: ExpectedService) -> in
 
 def _shares(runs: Sequence[Rehearsal], scarcer: Resource) -> dict[Resource, float]:
     total = sum(run.makespan for run in runs)
-    shares: dict[Resource, float] = {"rate": 0.0, "slots": 0.0, "tokens": 0.0, "answers": 0.0}
+    shares: dict[Resource, float] = {"rate": 0.0, "concurrency": 0.0, "tokens": 0.0, "service": 0.0}
     for run in runs:
-        shares["slots"] += run.waits["slots"] / total
-        shares["answers"] += run.waits["answers"] / total
+        shares["concurrency"] += run.waits["slots"] / total
+        shares["service"] += run.waits["answers"] / total
         shares[scarcer] += run.waits["leave"] / total
     return shares
 
@@ -208,33 +208,33 @@ def _mean_tokens(workload: Workload) -> float:
     return fmean(demand.tokens for demand in workload.sample)
 
 
-def _remedies(
+def _suggestions(
     workload: Workload,
     limits: Limits,
     service: ExpectedService,
-    waits: Mapping[Resource, float],
+    shares: Mapping[Resource, float],
     foretold: _Foretold,
-) -> list[Remedy]:
+) -> list[Suggestion]:
     """Tries more of each resource that is waited for, in the same simulated circumstances."""
-    seeds = min(len(foretold.runs), _REMEDY_SEEDS)
+    seeds = min(len(foretold.runs), _SUGGESTION_SEEDS)
     usual = median(foretold.durations[:seeds])
     found = []
-    for resource in sorted(waits, key=lambda name: -waits[name]):
-        if waits[resource] < _WORTH_A_WORD or resource == "answers":
+    for resource in sorted(shares, key=lambda name: -shares[name]):
+        if shares[resource] < _WORTH_A_WORD or resource == "service":
             continue
         name, value, better, richer = _more_of(resource, limits, service)
-        changed = _foretell(workload, better, richer, seeds=seeds, most_simulated=foretold.simulated)
+        changed = _foretell(workload, better, richer, seeds=seeds, max_simulated=foretold.simulated)
         saved = usual - median(changed.durations)
         if saved > _LEAST_SAVING * usual:
-            found.append(Remedy(name, value, saved))
-    return sorted(found, key=lambda remedy: -remedy.saved)
+            found.append(Suggestion(name, value, saved))
+    return sorted(found, key=lambda suggestion: -suggestion.saved)
 
 
 def _more_of(
     resource: Resource, limits: Limits, service: ExpectedService
 ) -> tuple[str, float, Limits, ExpectedService]:
     """The attribute, its new value, and what follows from it: twice as much, or as many slots as the rate can use."""
-    if resource == "slots":
+    if resource == "concurrency":
         slots = _slots_for(limits, service)
         return "max_concurrency", slots, evolve(limits, max_concurrency=slots), service
     if resource == "tokens":
@@ -258,13 +258,13 @@ def _nothing(workload: Workload) -> Plan:
     return Plan(
         workload=workload,
         duration=zero,
-        decided_by="answers",
-        waits={},
-        remedies=(),
+        bottleneck="service",
+        bottleneck_shares={},
+        suggestions=(),
         requests_per_second=0.0,
         mean_in_flight=0.0,
-        most_in_flight=0,
-        refused=zero,
+        max_in_flight=0,
+        rate_limited=zero,
         failed=zero,
         price=workload.price,
         progress=(),

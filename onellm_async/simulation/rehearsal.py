@@ -18,7 +18,7 @@ from onellm_async.server.service import Service
 from onellm_async.server.settings import Faults, ServerSettings
 from onellm_async.simulation.clock import run_in_virtual_time
 from onellm_async.simulation.service_transport import ServiceTransport
-from onellm_async.simulation.workload import Demand
+from onellm_async.simulation.workload import RequestSize
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, encode_request
 
@@ -66,7 +66,7 @@ class Rehearsal:
         settled_at: When each prompt had its outcome, sorted.
         failed: Prompts without an answer.
         in_flight_seconds: Seconds that requests were under way, summed over them.
-        most_in_flight: The most that were under way at once.
+        max_in_flight: The most that were under way at once.
         waits: For how many seconds what was waited for: ``slots``, all of which were taken; ``leave`` to go, by the
             rate of requests or of tokens; or ``answers`` alone.
     """
@@ -77,11 +77,11 @@ class Rehearsal:
     settled_at: Sequence[float]
     failed: int
     in_flight_seconds: float
-    most_in_flight: int
+    max_in_flight: int
     waits: Mapping[Wait, float]
 
 
-def rehearse(demands: Sequence[Demand], limits: Limits, service: ExpectedService, seed: int) -> Rehearsal:
+def rehearse(demands: Sequence[RequestSize], limits: Limits, service: ExpectedService, seed: int) -> Rehearsal:
     """Runs the client over `demands` in virtual time. The same arguments give the same result.
 
     Must not be called while an event loop runs in this thread.
@@ -89,7 +89,7 @@ def rehearse(demands: Sequence[Demand], limits: Limits, service: ExpectedService
     return run_in_virtual_time(_run(demands, limits, service, seed))
 
 
-async def _run(demands: Sequence[Demand], limits: Limits, service: ExpectedService, seed: int) -> Rehearsal:
+async def _run(demands: Sequence[RequestSize], limits: Limits, service: ExpectedService, seed: int) -> Rehearsal:
     random = Random(seed)
     settings = ServerSettings(
         requests_per_minute=service.requests_per_minute,
@@ -113,7 +113,7 @@ async def _run(demands: Sequence[Demand], limits: Limits, service: ExpectedServi
         return watch.rehearsal(asyncio.get_running_loop().time())
 
 
-def _requests(demands: Sequence[Demand], *, sized: bool) -> Iterator[ChatRequest]:
+def _requests(demands: Sequence[RequestSize], *, sized: bool) -> Iterator[ChatRequest]:
     """Requests of these sizes; where nobody counts tokens, as short as possible, which is quicker."""
     plain = ChatRequest(_MODEL, "x")
     frame = len(encode_request(plain, Dialect.DOCUMENTED))

@@ -47,7 +47,7 @@ class SimulationResult:
         best_makespan: Seconds that an omniscient client would have taken.
         answered: Prompts with an answer that is theirs.
         failed: Prompts without.
-        refused: Requests that the service refused by rate limit.
+        rate_limited: Requests that the service answered with a 429.
         billed: Requests that it billed.
         sent_at: When each request left, per client.
         answered_at: When each answer was there, per client, in the order of completion.
@@ -60,7 +60,7 @@ class SimulationResult:
     best_makespan: float
     answered: int
     failed: int
-    refused: int
+    rate_limited: int
     billed: int
     sent_at: Sequence[Sequence[float]]
     answered_at: Sequence[Sequence[float]]
@@ -73,9 +73,9 @@ class SimulationResult:
         return self.best_makespan / self.makespan
 
     @property
-    def refused_share(self) -> float:
-        """Refused requests per prompt."""
-        return self.refused / (self.scenario.prompts * self.scenario.clients)
+    def rate_limited_share(self) -> float:
+        """429s per prompt."""
+        return self.rate_limited / (self.scenario.prompts * self.scenario.clients)
 
     @property
     def fairness(self) -> float:
@@ -126,7 +126,7 @@ async def _run(scenario: Scenario) -> SimulationResult:
             outcome.response is not None and outcome.response.content == outcome.prompt for outcome in outcomes
         ),
         failed=sum(outcome.error is not None for outcome in outcomes),
-        refused=service.ledger.outcomes[Outcome.REFUSED],
+        rate_limited=service.ledger.outcomes[Outcome.REFUSED],
         billed=service.ledger.billed,
         sent_at=[transport.sent_at for transport in transports],
         answered_at=[participant.answered_at for participant in participants],

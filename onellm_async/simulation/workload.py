@@ -9,7 +9,7 @@ from onellm_async.chat import ChatRequest
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.wire import Dialect, encode_request
 
-__all__ = ["Demand", "Price", "Workload", "WorkloadMeter"]
+__all__ = ["Price", "RequestSize", "Workload", "WorkloadMeter"]
 
 _SAMPLE = 4096
 """Prompts whose sizes are kept, at least, when there are more: enough for a mean within 2 % of sizes that vary as much
@@ -19,7 +19,7 @@ TYPICAL_OUTPUT = 512
 
 
 @frozen
-class Demand:
+class RequestSize:
     """The size of one request.
 
     Attributes:
@@ -43,15 +43,15 @@ class Price:
     """USD by list price, as far as prices are known.
 
     Attributes:
-        least: The input alone, with empty answers.
+        low: The input alone, with empty answers.
         typical: With answers of the usual length.
-        most: With every answer as long as its ``max_tokens``; None when a prompt has no such bound.
+        high: With every answer as long as its ``max_tokens``; None when a prompt has no such bound.
         unpriced: Prompts whose model has no known price; they are in none of the sums.
     """
 
-    least: float = 0.0
+    low: float = 0.0
     typical: float = 0.0
-    most: float | None = 0.0
+    high: float | None = 0.0
     unpriced: int = 0
 
 
@@ -71,7 +71,7 @@ class Workload:
     input_tokens: int
     price: Price
     models: Sequence[tuple[str, int]]
-    sample: Sequence[Demand]
+    sample: Sequence[RequestSize]
 
     @classmethod
     def uniform(cls, prompts: int, *, body_bytes: int = 400, output_tokens: int = TYPICAL_OUTPUT) -> "Workload":
@@ -81,8 +81,8 @@ class Workload:
             >>> Workload.uniform(1000, body_bytes=800).input_tokens
             200000
         """
-        demand = Demand(body_bytes, None, output_tokens)
-        return cls(prompts, prompts * body_bytes // 4, Price(unpriced=prompts), (), (demand,) if prompts else ())
+        size = RequestSize(body_bytes, None, output_tokens)
+        return cls(prompts, prompts * body_bytes // 4, Price(unpriced=prompts), (), (size,) if prompts else ())
 
 
 class WorkloadMeter:
@@ -105,11 +105,11 @@ class WorkloadMeter:
         self._estimator = TokenEstimator()
         self._prompts = 0
         self._input_tokens = 0.0
-        self._sums = {"least": 0.0, "typical": 0.0, "most": 0.0}
+        self._sums = {"low": 0.0, "typical": 0.0, "high": 0.0}
         self._unbounded = self._unpriced = 0
         self._models: dict[str, int] = {}
         self._stride = 1
-        self._sample: list[Demand] = []
+        self._sample: list[RequestSize] = []
 
     def add(self, request: ChatRequest) -> None:
         """Counts one request."""
@@ -121,7 +121,7 @@ class WorkloadMeter:
             self._models[request.model] = self._models.get(request.model, 0) + 1
         self._add_price(request, read, typical)
         if self._prompts % self._stride == 0:
-            self._sample.append(Demand(len(encode_request(request, Dialect.DOCUMENTED)), bound, typical))
+            self._sample.append(RequestSize(len(encode_request(request, Dialect.DOCUMENTED)), bound, typical))
             if len(self._sample) >= 2 * _SAMPLE:
                 del self._sample[1::2]
                 self._stride *= 2
@@ -133,17 +133,17 @@ class WorkloadMeter:
             self._unpriced += 1
             return
         self._unbounded += request.max_tokens is None
-        for name, written in (("least", 0), ("typical", typical), ("most", request.max_tokens or 0)):
+        for name, written in (("low", 0), ("typical", typical), ("high", request.max_tokens or 0)):
             self._sums[name] += (read * entry.input_price + written * entry.output_price) / 1_000_000
 
     def workload(self) -> Workload:
         """Everything counted so far."""
         sums = self._sums
-        most = None if self._unbounded else sums["most"]
+        high = None if self._unbounded else sums["high"]
         return Workload(
             self._prompts,
             round(self._input_tokens),
-            Price(sums["least"], sums["typical"], most, self._unpriced),
+            Price(sums["low"], sums["typical"], high, self._unpriced),
             tuple(sorted(self._models.items(), key=lambda pair: -pair[1])),
             tuple(self._sample),
         )

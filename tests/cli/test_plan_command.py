@@ -29,11 +29,11 @@ async def test_a_plan_tells_duration_cause_load_and_cost_without_key_or_service(
     assert re.fullmatch(
         r"1:3\d min \(1:3\d min to 1:[34]\d min\); started now, it would end (at \d\d:\d\d|on .*)", said["duration"]
     )
-    assert said["decided by"].startswith("the rate: 9")
-    assert re.fullmatch(r"\d\d s shorter if the service allowed 80 requests a minute", said["faster"])
-    assert said["refused"] == "0 by rate limit, at no cost"
+    assert said["bottleneck"].startswith("the rate limit: 9")
+    assert re.fullmatch(r"\d\d s shorter if the service allowed 80 requests a minute", said["suggestion"])
+    assert said["rate-limited"] == "0 requests, at no cost"
     assert re.fullmatch(r"about \$0\.\d+; at least \$0\.\d+, at most \$0\.\d+", said["cost"])
-    assert said["foretold"] == "by 5 simulated runs"
+    assert said["basis"] == "5 simulated runs"
 
 
 async def test_machines_read_the_same_as_json(onellm, prompts):
@@ -43,11 +43,11 @@ async def test_machines_read_the_same_as_json(onellm, prompts):
     assert ended.code == 0, ended.err
     assert plan["prompts"] == 100
     assert 90 < plan["duration"]["low"] <= plan["duration"]["median"] <= plan["duration"]["high"] < 120
-    assert plan["decided_by"] == "rate"
-    assert sum(plan["waits"].values()) == pytest.approx(1)
-    assert plan["remedies"][0]["flag"] == "--rpm"
-    assert plan["refused"]["median"] >= 1
-    assert 0 < plan["cost"]["least"] < plan["cost"]["typical"] <= plan["cost"]["most"]
+    assert plan["bottleneck"] == "rate"
+    assert sum(plan["bottleneck_shares"].values()) == pytest.approx(1)
+    assert plan["suggestions"][0]["flag"] == "--rpm"
+    assert plan["rate_limited"]["median"] >= 1
+    assert 0 < plan["cost"]["low"] < plan["cost"]["typical"] <= plan["cost"]["high"]
     assert plan["progress"][-1] == {"seconds": pytest.approx(plan["duration"]["median"]), "done": 100}
     assert plan["simulated_prompts"] == 100
 
@@ -56,14 +56,14 @@ async def test_flags_for_slots_tokens_and_failures_reach_the_simulation(onellm, 
     few = json.loads(
         (await onellm("plan", prompts, "--json", "--rpm", 600, "--burst", 100, "--concurrency", 4, "--seeds", 2)).out
     )
-    assert (few["decided_by"], few["remedies"][0]["flag"], few["seeds"]) == ("slots", "--concurrency", 2)
+    assert (few["bottleneck"], few["suggestions"][0]["flag"], few["seeds"]) == ("concurrency", "--concurrency", 2)
     tokens = ("--tpm", 3000, "--output-tokens", 60, "--max-tokens", 100)
     dear = json.loads((await onellm("plan", prompts, "--json", "--rpm", 600, "--burst", 100, *tokens)).out)
-    assert (dear["decided_by"], dear["remedies"][0]["flag"]) == ("tokens", "--tpm")
+    assert (dear["bottleneck"], dear["suggestions"][0]["flag"]) == ("tokens", "--tpm")
     broken = json.loads((await onellm("plan", prompts, "--json", "--failure-rate", 0.5, "--seeds", 1)).out)
     assert broken["failed"]["median"] > 0
     strict = json.loads((await onellm("plan", prompts, "--json", "--service-rpm", 20, "--seeds", 1)).out)
-    assert strict["refused"]["median"] > 0
+    assert strict["rate_limited"]["median"] > 0
 
 
 async def test_every_input_of_run_can_be_planned(onellm, tmp_path):
@@ -130,7 +130,7 @@ def test_a_long_input_is_extrapolated_and_says_so(tmp_path, capsys):
     path.write_text("prompt\n" * 10_000)
     assert main(["plan", str(path), "--seeds", "1"]) == 0
     said = lines_of(capsys.readouterr().out)
-    assert said["foretold"] == "by 1 simulated run of the first 2,000 prompts, extrapolated"
+    assert said["basis"] == "1 simulated run of the first 2,000 prompts, extrapolated"
     assert said["duration"].startswith("4:09:")
     assert "; started now, it would end " in said["duration"]
 

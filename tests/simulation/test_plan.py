@@ -11,7 +11,7 @@ from onellm_async.limits.policy import Limits
 from onellm_async.simulation.extrapolation import SteadyState, drawn_out, settled_gaps, steady_state
 from onellm_async.simulation.plan import Plan, plan
 from onellm_async.simulation.rehearsal import ExpectedService, rehearse
-from onellm_async.simulation.workload import Demand, Workload, WorkloadMeter
+from onellm_async.simulation.workload import RequestSize, Workload, WorkloadMeter
 
 PUBLISHED = ExpectedService()
 
@@ -21,8 +21,8 @@ def test_the_published_limit_takes_its_arithmetic_time():
 
     assert foretold.duration.median == pytest.approx((1000 - 40) / (40 / 60) + 6, rel=0.005)
     assert foretold.duration.low <= foretold.duration.median <= foretold.duration.high
-    assert foretold.decided_by == "rate"
-    assert foretold.refused.high == 0
+    assert foretold.bottleneck == "rate"
+    assert foretold.rate_limited.high == 0
     assert foretold.mean_in_flight == pytest.approx(
         1000 * 6 * math.exp(0.3**2 / 2) / foretold.duration.median, rel=0.05
     )
@@ -38,33 +38,33 @@ def test_no_prompts_take_no_time():
     foretold = plan(Workload.uniform(0), Limits(), PUBLISHED)
 
     assert isinstance(foretold, Plan)
-    assert (foretold.duration.median, foretold.most_in_flight, foretold.progress) == (0, 0, ())
+    assert (foretold.duration.median, foretold.max_in_flight, foretold.progress) == (0, 0, ())
 
 
 def test_a_few_prompts_wait_for_nothing_but_their_answers():
-    assert plan(Workload.uniform(5), Limits(), PUBLISHED).decided_by == "answers"
+    assert plan(Workload.uniform(5), Limits(), PUBLISHED).bottleneck == "service"
 
 
-def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_remedy():
+def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_suggestion():
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
     foretold = plan(Workload.uniform(1500), limits, service)
 
-    assert foretold.decided_by == "slots"
+    assert foretold.bottleneck == "concurrency"
     assert foretold.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
-    (remedy,) = foretold.remedies
-    assert remedy.limit == "max_concurrency"
-    assert remedy.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
-    better = plan(Workload.uniform(1500), Limits(int(remedy.value), 600, 100), service, seeds=3)
-    assert better.decided_by == "rate"
-    assert foretold.duration.median - better.duration.median == pytest.approx(remedy.saved, rel=0.05)
+    (suggestion,) = foretold.suggestions
+    assert suggestion.limit == "max_concurrency"
+    assert suggestion.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
+    better = plan(Workload.uniform(1500), Limits(int(suggestion.value), 600, 100), service, seeds=3)
+    assert better.bottleneck == "rate"
+    assert foretold.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
 
-def test_a_faster_limit_is_the_remedy_where_the_rate_decides():
-    (remedy,) = plan(Workload.uniform(1000), Limits(), PUBLISHED).remedies
+def test_a_faster_limit_is_the_suggestion_where_the_rate_decides():
+    (suggestion,) = plan(Workload.uniform(1000), Limits(), PUBLISHED).suggestions
 
-    assert (remedy.limit, remedy.value) == ("requests_per_minute", 80)
-    assert remedy.saved == pytest.approx((1000 - 40) / (40 / 60) / 2, rel=0.01)
+    assert (suggestion.limit, suggestion.value) == ("requests_per_minute", 80)
+    assert suggestion.saved == pytest.approx((1000 - 40) / (40 / 60) / 2, rel=0.01)
 
 
 def test_tokens_decide_where_they_run_out_before_requests_do():
@@ -72,22 +72,22 @@ def test_tokens_decide_where_they_run_out_before_requests_do():
     service = ExpectedService(requests_per_minute=600, burst=100)
     foretold = plan(workload, Limits(requests_per_minute=600, burst=100, tokens_per_minute=60_000), service)
 
-    assert foretold.decided_by == "tokens"
+    assert foretold.bottleneck == "tokens"
     assert foretold.duration.median == pytest.approx((1000 * 1000 - 60_000) / 60_000 * 60, rel=0.03)
-    assert foretold.remedies[0].limit == "tokens_per_minute"
+    assert foretold.suggestions[0].limit == "tokens_per_minute"
 
 
 def test_finding_a_rate_out_costs_refusals():
     foretold = plan(Workload.uniform(400), Limits(requests_per_minute=None), PUBLISHED)
 
-    assert 1 <= foretold.refused.median <= 12
+    assert 1 <= foretold.rate_limited.median <= 12
 
 
 def test_a_declaration_that_the_service_does_not_keep_is_foretold_with_its_refusals():
     honest = plan(Workload.uniform(300), Limits(), PUBLISHED)
     deceived = plan(Workload.uniform(300), Limits(requests_per_minute=80), PUBLISHED)
 
-    assert deceived.refused.median > 0
+    assert deceived.rate_limited.median > 0
     assert deceived.duration.median == pytest.approx(honest.duration.median, rel=0.1)
 
 
@@ -116,12 +116,12 @@ def test_failures_take_their_share_of_the_rate():
 )
 def test_what_is_extrapolated_is_what_a_full_simulation_gives(limits, service, within):
     workload = Workload.uniform(4000)
-    short = plan(workload, limits, service, seeds=3, most_simulated=2000)
-    full = plan(workload, limits, service, seeds=1, most_simulated=4000)
+    short = plan(workload, limits, service, seeds=3, max_simulated=2000)
+    full = plan(workload, limits, service, seeds=1, max_simulated=4000)
 
     assert (short.simulated, full.simulated) == (2000, 4000)
     assert short.duration.median == pytest.approx(full.duration.median, rel=within)
-    assert short.refused.median == pytest.approx(full.refused.median, abs=3)
+    assert short.rate_limited.median == pytest.approx(full.rate_limited.median, abs=3)
     assert short.mean_in_flight == pytest.approx(full.mean_in_flight, rel=0.03)
     assert short.progress[-1][1] == full.progress[-1][1] == 4000
     for (quick, done), (slow, same) in zip(short.progress, full.progress, strict=True):
@@ -204,9 +204,9 @@ def test_tokens_and_prices_are_summed_up_with_their_bounds():
 
     assert (workload.prompts, workload.input_tokens, workload.models) == (2, 200, (("GPT-5", 2),))
     least = 200 * entry.input_price / 1e6
-    assert workload.price.least == pytest.approx(least)
+    assert workload.price.low == pytest.approx(least)
     assert workload.price.typical == pytest.approx(least + 150 * entry.output_price / 1e6)
-    assert workload.price.most == pytest.approx(least + 1050 * entry.output_price / 1e6)
+    assert workload.price.high == pytest.approx(least + 1050 * entry.output_price / 1e6)
 
 
 def test_a_prompt_without_a_bound_leaves_the_highest_cost_open_and_an_unknown_model_is_said():
@@ -216,7 +216,7 @@ def test_a_prompt_without_a_bound_leaves_the_highest_cost_open_and_an_unknown_mo
     meter.add(ChatRequest("a-model-of-my-own", "Hi"))
     price = meter.workload().price
 
-    assert price.most is None
+    assert price.high is None
     assert price.unpriced == 1
 
 
@@ -233,7 +233,7 @@ def test_a_sample_is_evenly_spaced_and_bounded():
 
 def test_a_rehearsal_asks_with_the_sizes_of_the_workload():
     """Big prompts first: while tokens decide, they leave further apart than small ones."""
-    demands = [Demand(8000, 100, 100)] * 40 + [Demand(800, 100, 100)] * 40
+    demands = [RequestSize(8000, 100, 100)] * 40 + [RequestSize(800, 100, 100)] * 40
     limits = Limits(requests_per_minute=6000, burst=1000, tokens_per_minute=6000)
     service = ExpectedService(requests_per_minute=6000, burst=1000, latency=0.5, latency_sigma=0)
     left = rehearse(demands, limits, service, seed=0).left_at

@@ -43,7 +43,7 @@ def test_a_declared_limit_is_used_up_without_a_refusal():
     runs = [simulate(Scenario(prompts=400, limits=Limits(), seed=seed)) for seed in SEEDS]
     for run in runs:
         check_invariants(run)
-        assert run.refused == 0
+        assert run.rate_limited == 0
         assert most_in_any_window(run.sent_at[0], 40 / 60, 40) <= 1
     assert statistics.median(run.goodput for run in runs) >= 0.985
 
@@ -52,7 +52,7 @@ def test_a_bucket_that_somebody_else_has_emptied_costs_two_refusals_at_most():
     for seed in SEEDS:
         run = simulate(Scenario(prompts=400, limits=Limits(), initial_level=0, seed=seed))
         check_invariants(run)
-        assert run.refused <= 2
+        assert run.rate_limited <= 2
 
 
 @pytest.mark.parametrize(("prompts", "goodput", "refused"), [(400, 0.99, 0.015), (4000, 0.995, 0.005)])
@@ -61,7 +61,7 @@ def test_an_undeclared_limit_is_found_by_its_refusals(prompts, goodput, refused)
     for run in runs:
         check_invariants(run)
     assert statistics.median(run.goodput for run in runs) >= goodput
-    assert statistics.median(run.refused_share for run in runs) <= refused
+    assert statistics.median(run.rate_limited_share for run in runs) <= refused
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_undeclared_limits_of_any_size_are_found(rate, burst, latency):
     run = simulate(scenario)
     check_invariants(run)
     assert run.goodput >= 0.85
-    assert run.refused_share <= 0.06
+    assert run.rate_limited_share <= 0.06
 
 
 def test_a_limit_that_halves_is_noticed_at_once_and_one_that_doubles_in_the_end():
@@ -88,7 +88,7 @@ def test_a_limit_that_halves_is_noticed_at_once_and_one_that_doubles_in_the_end(
     doubled = simulate(Scenario(prompts=1000, limits=UNDECLARED, changes=[LimitChange(300, 80)]))
     for run in (halved, doubled):
         check_invariants(run)
-        assert run.refused_share <= 0.05
+        assert run.rate_limited_share <= 0.05
     assert halved.goodput >= 0.97
     assert doubled.goodput >= 0.8
 
@@ -97,7 +97,7 @@ def test_a_declaration_that_is_too_high_is_corrected():
     run = simulate(Scenario(prompts=400, limits=Limits(requests_per_minute=80)))
     check_invariants(run)
     assert run.goodput >= 0.95
-    assert run.refused_share <= 0.15
+    assert run.rate_limited_share <= 0.15
 
 
 @pytest.mark.parametrize("limits", [Limits(), UNDECLARED], ids=["declared", "undeclared"])
@@ -105,7 +105,7 @@ def test_a_declaration_that_is_too_high_is_corrected():
 def test_clients_that_know_nothing_of_each_other_all_come_through_on_one_key(clients, limits):
     run = simulate(Scenario(prompts=50, clients=clients, limits=limits))
     check_invariants(run)
-    assert run.refused_share <= 0.5, "no storm"
+    assert run.rate_limited_share <= 0.5, "no storm"
 
 
 @settings(max_examples=25)
@@ -141,6 +141,6 @@ def test_every_prompt_is_answered_whatever_the_limit_and_the_weather(
     assert run.answered + run.failed == 60
     assert run.failed <= 1
     assert run.at_rest
-    assert run.refused <= 60
+    assert run.rate_limited <= 60
     if declared:
         assert most_in_any_window(run.sent_at[0], rate, burst) <= 1
