@@ -1,24 +1,53 @@
 """What a run may spend, and the account that keeps it to that. Pure.
 
-Before an attempt leaves, the most that it can cost is *reserved*; afterwards the reservation becomes what it did cost.
-So spent and reserved money together never pass the cap, whatever the replies say. An attempt that may have been billed
-without an answer keeps its reservation for good: that money is *at risk*.
+Before an attempt leaves, the most that it should cost is *reserved*; afterwards the reservation becomes what it did
+cost. An attempt that may have been billed without an answer keeps its reservation for good: that money is *at risk*.
+
+So spent and reserved money together never pass the cap, as long as replies bill no more than their request allows.
+Some do: models that think bill tokens beyond ``max_tokens``. Each such reply is *learned*, and later reservations would
+have covered every reply so far. Until the first reply of a model has come, only so much is under way that ten times the
+reservations would fit.
 """
 
-from attrs import field, frozen
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+
+from attrs import evolve, field, frozen
 
 from onellm_async import catalog
-from onellm_async.chat import ChatRequest, Usage
+from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.errors import ConfigurationError, InvalidRequestError
-from onellm_async.validation import Checks
+from onellm_async.validation import Checks, shown
 from onellm_async.wire import dump_json
 
-__all__ = ["Account", "Budget", "Charge", "most_input_tokens"]
+__all__ = ["Account", "Bound", "Budget", "Charge", "billed_tokens", "most_input_tokens"]
 
 _check = Checks(ConfigurationError, "Budget.")
 
 _TOKENS_AROUND_A_MESSAGE = 16
 """What a chat format adds to each message (role, separators), generously: OpenAI's adds 3 to 4."""
+_TOKENS_AROUND_TOOLS = 1024
+"""What a provider adds to a request with tools, generously: Anthropic's instruction has up to 530."""
+_MOST_TOKENS = 2**53
+"""Beyond it sums are not exact any more, and no model answers so much."""
+_UNKNOWN_FACTOR = 10
+"""How many times its reservations what is under way may bill before the first reply of a model has come."""
+
+_LENGTHS = {
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "maxOutputTokens",
+    "max_new_tokens",
+    "num_predict",
+}
+"""Fields of ``extra`` that say how long an answer may be, in the words of the providers."""
+_NUMBERS = {"n", "best_of", "candidate_count", "candidateCount", "num_return_sequences"}
+"""Fields of ``extra`` that say how many answers are made, and billed."""
+_CONFIGURATIONS = {"generation_config", "generationConfig"}
+"""Fields of ``extra`` in which Gemini has both."""
+_CONVERSATIONS = {"messages", "contents"}
+"""Fields of ``extra`` that replace the messages: counted where they are text, whose bytes bound its tokens."""
 
 
 @frozen
@@ -39,8 +68,32 @@ class Charge:
     def __sub__(self, other: "Charge") -> "Charge":
         return Charge(self.cost - other.cost, self.tokens - other.tokens)
 
+    def __mul__(self, factor: int) -> "Charge":
+        return Charge(self.cost * factor, self.tokens * factor)
+
 
 NOTHING = Charge()
+
+
+@frozen
+class Bound:
+    """The most that one attempt of a request may bill, as far as the request says.
+
+    Attributes:
+        model: Whose price is taken.
+        input_tokens: At most, of all answers together.
+        output_tokens: Likewise.
+    """
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def charge(self) -> Charge:
+        """The same as money; without a list price it costs nothing."""
+        cost = catalog.cost(self.model, Usage(self.input_tokens, self.output_tokens))
+        return Charge(cost or 0.0, self.input_tokens + self.output_tokens)
 
 
 @frozen(kw_only=True)
@@ -73,29 +126,107 @@ class Budget:
             self.max_tokens is None or charge.tokens <= self.max_tokens
         )
 
-    def worst_case(self, request: ChatRequest) -> Charge | None:
-        """The most that one attempt of `request` can cost; None where nothing bounds it, and no cap needs it to.
+    def bound(self, request: ChatRequest) -> Bound | None:
+        """The most that one attempt of `request` may bill; None where nothing bounds it, and no cap needs it to.
 
         Raises:
-            InvalidRequestError: If there is a cap, and no ``max_tokens`` or no known price bounds the request.
+            InvalidRequestError: If there is a cap, and the request does not say what it may bill at most.
         """
-        if request.max_tokens is None:
-            if not self.capped:
-                return None
-            raise InvalidRequestError(
-                "Without max_tokens an answer has no highest price, so no budget can hold.",
-                advice="Set max_tokens (--max-tokens), or leave the budget out.",
-            )
-        usage = Usage(most_input_tokens(request), request.max_tokens)
-        cost = catalog.cost(request.model, usage)
-        if cost is None and not self.capped:
+        try:
+            bound = _bound(request)
+            priced = catalog.cost(request.model, Usage(0, 0)) is not None
+            if self.max_cost is not None:
+                _demand_price(request, priced=priced)
+        except InvalidRequestError:
+            if self.capped:
+                raise
             return None
-        if cost is None and self.max_cost is not None:
-            raise InvalidRequestError(
-                f"The price of {request.model!r} is not known, so a budget in USD cannot hold.",
-                advice="Cap the tokens instead (--max-tokens-total).",
-            )
-        return Charge(cost or 0.0, (usage.input_tokens or 0) + request.max_tokens)
+        return bound if priced or self.capped else None
+
+    def worst_case(self, request: ChatRequest) -> Charge | None:
+        """The same as money.
+
+        Raises:
+            InvalidRequestError: Likewise.
+
+        Example:
+            >>> Budget(max_tokens=1000).worst_case(ChatRequest("GPT-5", "Hi", max_tokens=50, n=2)).tokens
+            168
+        """
+        bound = self.bound(request)
+        return None if bound is None else bound.charge
+
+
+def _demand_price(request: ChatRequest, *, priced: bool) -> None:
+    if request.extra and request.extra.get("model", request.model) != request.model:
+        raise _unbounded("model", request.extra["model"], "give the model with the request itself")
+    if not priced:
+        raise InvalidRequestError(
+            f"The price of {request.model!r} is not known, so a budget in USD cannot hold.",
+            advice="Cap the tokens instead (--max-tokens-total).",
+        )
+
+
+def _bound(request: ChatRequest) -> Bound:
+    extra = request.extra or {}
+    most = extra.get("max_tokens", request.max_tokens)
+    if most is None:
+        raise InvalidRequestError(
+            "Without max_tokens an answer has no highest price, so no budget can hold.",
+            advice="Set max_tokens (--max-tokens), or leave the budget out.",
+        )
+    output, number = most, request.n or 1
+    if extra:
+        places = [extra, *(extra[name] for name in _CONFIGURATIONS if isinstance(extra.get(name), Mapping))]
+        output = max(0 if "max_tokens" in extra else most, *_counts(places, _LENGTHS, least=0))
+        number = max(1 if "n" in extra else number, *_counts(places, _NUMBERS, least=1))
+        for name in _CONVERSATIONS & extra.keys():
+            if not _is_text(extra[name]):
+                raise _unbounded(name, extra[name], "give messages of text only")
+    bound = Bound(request.model, number * most_input_tokens(request), number * output)
+    if bound.input_tokens + bound.output_tokens > _MOST_TOKENS:
+        raise InvalidRequestError(
+            f"Its answers may have {shown(bound.output_tokens)} tokens, so no budget can hold.",
+            advice="Set a smaller max_tokens or n, or leave the budget out.",
+        )
+    return bound
+
+
+def _counts(places: Sequence[Mapping[str, JSON]], names: set[str], *, least: int) -> Iterator[int]:
+    """What the fields with these names say; those that are not set say nothing."""
+    yield least
+    for place in places:
+        for name in names & place.keys():
+            value = place[name]
+            if value is not None:
+                if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                    raise _unbounded(name, value, "give an integer of at least 1")
+                yield value
+
+
+def _unbounded(name: str, value: JSON, instead: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"extra sets {name} to {shown(value)}, so no budget can hold.",
+        advice=f"Leave {name} out of extra and {instead}, or leave the budget out.",
+    )
+
+
+def _is_text(turns: JSON) -> bool:
+    """Whether a conversation, in OpenAI's or in Gemini's shape, holds nothing but text."""
+    if not isinstance(turns, list | tuple):
+        return False
+    return all(
+        isinstance(turn, Mapping) and all(_is_text_part(turn[name]) for name in turn.keys() & {"content", "parts"})
+        for turn in turns
+    )
+
+
+def _is_text_part(part: JSON) -> bool:
+    if isinstance(part, list | tuple):
+        return all(map(_is_text_part, part))
+    if isinstance(part, Mapping):
+        return part.keys() <= {"type", "text"} and isinstance(part.get("text"), str)
+    return part is None or isinstance(part, str)
 
 
 def most_input_tokens(request: ChatRequest) -> int:
@@ -109,9 +240,70 @@ def most_input_tokens(request: ChatRequest) -> int:
     if request.system is not None:
         texts.append(request.system)
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    if request.extra:
-        size += len(dump_json(dict(request.extra)))  # it may hold tools or schemas, which are input, too
-    return size + _TOKENS_AROUND_A_MESSAGE * (len(texts) + 1)
+    extra = request.extra or {}
+    turns = len(texts) + sum(len(extra[name]) for name in _CONVERSATIONS if isinstance(extra.get(name), list | tuple))
+    for part in (request.tools, request.response_format, extra):
+        if part:
+            size += len(dump_json(part))  # schemas are input, too
+    if request.tools or extra.get("tools"):
+        size += _TOKENS_AROUND_TOOLS
+    return size + _TOKENS_AROUND_A_MESSAGE * (turns + 1)
+
+
+def billed_tokens(usage: Usage | None) -> tuple[int | None, int | None]:
+    """Input and output tokens by a reply. What its total has beyond them is thought, which is billed as output."""
+    if usage is None:
+        return None, None
+    output = usage.output_tokens
+    if usage.total_tokens is not None:
+        output = max(output or 0, usage.total_tokens - (usage.input_tokens or 0))
+    return usage.input_tokens, output
+
+
+class _Overshoot:
+    """By how much replies have billed more than was expected, in tokens of one kind.
+
+    Attributes:
+        factor: The largest share of what was expected; at least 1.
+        excess: The largest number of tokens beyond it.
+    """
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+        self.excess = 0
+
+    def learn(self, expected: int, billed: int | None) -> bool:
+        """Whether a reply was beyond all before it."""
+        if billed is None or billed <= expected:
+            return False
+        before = self.factor, self.excess
+        self.factor = max(self.factor, billed / max(1, expected))
+        self.excess = max(self.excess, billed - expected)
+        return before != (self.factor, self.excess)
+
+    def applied(self, expected: int) -> int:
+        """The smaller of two numbers of tokens, each of which would have covered every reply so far."""
+        return min(ceil(max(1, expected) * self.factor), expected + self.excess)
+
+
+class _Experience:
+    """What replies have taught: those of one model, or of all."""
+
+    def __init__(self) -> None:
+        self.input = _Overshoot()
+        self.output = _Overshoot()
+
+    def learn(self, bound: Bound, usage: Usage | None) -> bool:
+        billed_input, billed_output = billed_tokens(usage)
+        grown = self.input.learn(bound.input_tokens, billed_input)
+        return self.output.learn(bound.output_tokens, billed_output) or grown
+
+    def applied(self, bound: Bound) -> Bound:
+        return evolve(
+            bound,
+            input_tokens=self.input.applied(bound.input_tokens),
+            output_tokens=self.output.applied(bound.output_tokens),
+        )
 
 
 class Account:
@@ -132,17 +324,54 @@ class Account:
         self.spent: Charge = spent
         self.reserved: Charge = NOTHING
         self.under_way: int = 0
+        self._of_all = _Experience()
+        self._of_model: dict[str, _Experience] = {}
+        self._lost: list[tuple[Bound, Charge]] = []
 
-    def reserve(self, charge: Charge) -> bool:
-        """Sets `charge` aside if that passes no cap, and tells whether it did."""
-        if not self.budget.allows(self.spent + self.reserved + charge):
-            return False
-        self.reserved += charge
+    def expected(self, bound: Bound) -> Charge:
+        """What is to be reserved for an attempt: by the replies of its model so far, or of all before its first."""
+        return self._of_model.get(bound.model, self._of_all).applied(bound).charge
+
+    def reserve(self, bound: Bound) -> Charge | None:
+        """Sets aside what an attempt may cost, and tells how much; None where that passes a cap, or could by far."""
+        charge = self.expected(bound)
+        together = self.reserved + charge
+        if not self.budget.allows(self.spent + together):
+            return None
+        unknown = self.under_way and bound.model not in self._of_model
+        if unknown and not self.budget.allows(self.spent + together * _UNKNOWN_FACTOR):
+            return None
+        self.reserved = together
         self.under_way += 1
-        return True
+        return charge
 
     def settle(self, reserved: Charge, actual: Charge) -> None:
         """An attempt for which `reserved` was set aside is over and did cost `actual`."""
         self.under_way -= 1
         self.reserved = self.reserved - reserved if self.under_way else NOTHING
         self.spent += actual
+
+    def lose(self, bound: Bound, reserved: Charge) -> None:
+        """An attempt is over, may have been billed, and nobody will ever know what it did bill."""
+        self.settle(reserved, reserved)
+        self._lost.append((bound, reserved))
+
+    def learn(self, bound: Bound, usage: Usage | None) -> None:
+        """Takes note of what a reply did bill. Lost attempts may have billed as much."""
+        own = self._of_model.setdefault(bound.model, _Experience())
+        grown = self._of_all.learn(bound, usage)
+        if own.learn(bound, usage) or grown:
+            lost = [(bound, self.expected(bound)) for bound, _ in self._lost]
+            for (_, before), (_, now) in zip(self._lost, lost, strict=True):
+                self.spent += now - before
+            self._lost = lost
+
+    @property
+    def overshoot(self) -> str | None:
+        """In words, by how much replies have billed more than was expected; None where none did."""
+        incoming, outgoing = self._of_all.input.factor, self._of_all.output.factor
+        if max(incoming, outgoing) == 1:
+            return None
+        if outgoing >= incoming:
+            return f"replies bill up to {ceil(outgoing * 10) / 10:,.1f} × max_tokens"
+        return f"replies bill up to {ceil(incoming * 10) / 10:,.1f} × the input that their text can have"

@@ -57,7 +57,7 @@ class Feeder:
         self._pool = pool
         self._policy = policy
         self._budget = purse.account.budget
-        self._purse = purse if self._budget.capped else None
+        self._purse = purse
         self._cache = cache
         self._repetitions = repetitions
         self._outlet = outlet
@@ -104,12 +104,12 @@ class Feeder:
             self._bad_line(entry, item)
             return
         try:
-            charge = self._budget.worst_case(item.request)
+            bound = self._budget.bound(item.request)
         except InvalidRequestError as error:
             self._bad_line(entry, LineError(entry.source, entry.line, str(error)))
             return
         passage = Passage(
-            entry, item, earlier=row, charge=charge, purse=self._purse, journal=self._journal, clock=self._clock
+            entry, item, earlier=row, bound=bound, purse=self._purse, journal=self._journal, clock=self._clock
         )
         if not self._policy.deduplicate or not self._repetitions.recognise(passage):
             if self._cache is not None:

@@ -5,7 +5,7 @@ from time import time
 
 from attrs import evolve
 
-from onellm_async.batch.budget import NOTHING, Charge
+from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
 from onellm_async.batch.inputs.items import Entry, Item
 from onellm_async.batch.journal.rows import Intent, Row, Settled, State
 from onellm_async.batch.outcomes import answer_json, failure_json
@@ -25,8 +25,8 @@ class Passage:
         entry: Where it stands in the input.
         item: What is asked.
         earlier: What the journal has of it from an earlier sitting; None where it is new.
-        charge: The most that one attempt can cost; None where nobody knows.
-        purse: Where the money comes from; None where there is no cap.
+        bound: The most that one attempt may bill; None where nobody knows.
+        purse: Where the money comes from.
         journal: Where intents go.
         clock: Seconds that only go forward.
 
@@ -42,6 +42,7 @@ class Passage:
 
     __slots__ = (
         "_attempts_before",
+        "_bound",
         "_charge",
         "_clock",
         "_earlier_lost",
@@ -50,6 +51,7 @@ class Passage:
         "_left_at",
         "_lost_before",
         "_purse",
+        "_sent_at",
         "_started",
         "cached",
         "copied",
@@ -66,8 +68,8 @@ class Passage:
         item: Item,
         *,
         earlier: Row | None,
-        charge: Charge | None,
-        purse: Purse | None,
+        bound: Bound | None,
+        purse: Purse,
         journal: RunJournal,
         clock: Callable[[], float],
     ) -> None:
@@ -78,11 +80,13 @@ class Passage:
         self.cached: Row | None = None
         self.intended: bool = False
         self.lost: int = 0
-        self._charge = charge
+        self._bound = bound
+        self._charge = None if bound is None else purse.account.expected(bound)
         self._purse = purse
         self._journal = journal
         self._clock = clock
         self._started = self._left_at = clock()
+        self._sent_at: float | None = None
         self._earlier_lost = 0 if earlier is None else earlier.possibly_billed
         self._lost_before = self._attempts_before = 0
         self._held = False
@@ -101,8 +105,8 @@ class Passage:
             BatchError: If the journal cannot be written.
         """
         self._close(self._lost_before + attempt.possibly_billed, NOTHING)
-        if self._purse is not None and self._charge is not None:
-            await self._purse.reserve(self._charge)
+        if self._bound is not None:
+            self._charge = await self._purse.reserve(self._bound)
             self._held = True
         if not self.intended or attempt.possibly_billed:
             await self.intend()
@@ -121,6 +125,7 @@ class Passage:
         Raises:
             BatchError: If the journal cannot be written.
         """
+        sent_at = time()
         await self._journal.intend(
             Intent(
                 index=self.entry.index,
@@ -131,34 +136,39 @@ class Passage:
                 reserved=None if self._charge is None else self._charge.cost,
                 reserved_tokens=None if self._charge is None else self._charge.tokens,
                 possibly_billed=self.lost,
-                at=time(),
+                at=sent_at,
             )
         )
-        self.intended = True
+        self.intended, self._sent_at = True, sent_at
 
     def _close(self, lost: int, actual: Charge) -> None:
         """The attempt under way is over; where it may have been billed unanswered, its money is gone for good."""
-        if self._held and self._purse is not None and self._charge is not None:
+        if self._held and self._charge is not None and self._bound is not None:
             self._held = False
-            self._purse.settle(self._charge, self._charge if lost > self.lost else actual)
+            if lost > self.lost:
+                self._purse.lose(self._bound, self._charge)
+            else:
+                self._purse.settle(self._charge, actual)
         self.lost = lost
 
     def answered(self, response: ChatResponse) -> Settled:
         """Settles the money of an answer, and tells what to write down."""
-        usage = response.usage
+        input_tokens, output_tokens = billed_tokens(response.usage)
         self.lost = self._lost_before + response.possibly_billed
-        if self._held and self._charge is not None:
-            tokens = None if usage is None else usage.total_tokens
+        if self._held and self._charge is not None and self._bound is not None:
+            unknown = input_tokens is None and output_tokens is None
+            self._purse.learn(self._bound, response.usage)
             cost = self._charge.cost if response.cost is None else response.cost
-            self._close(self.lost, Charge(cost, self._charge.tokens if tokens is None else tokens))
+            tokens = self._charge.tokens if unknown else (input_tokens or 0) + (output_tokens or 0)
+            self._close(self.lost, Charge(cost, tokens))
         return self._settled(
             State.ANSWERED,
             answer_json(response, self.item),
             attempts=self._attempts_before + response.attempts,
             refusals=response.refusals,
             cost=response.cost,
-            input_tokens=None if usage is None else usage.input_tokens,
-            output_tokens=None if usage is None else usage.output_tokens,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
         )
 
     def failed(self, error: OneLLMError) -> Settled:
@@ -242,6 +252,7 @@ class Passage:
             settled: The outcome.
             result: The answer or the failure.
         """
+        charge = self._charge if self.intended else None
         return Row(
             index=self.entry.index,
             line=self.entry.line,
@@ -252,12 +263,12 @@ class Passage:
             attempts=settled.attempts,
             possibly_billed=self._earlier_lost + self.lost,
             refusals=settled.refusals,
-            reserved=None if self._charge is None else self._charge.cost,
-            reserved_tokens=None if self._charge is None else self._charge.tokens,
+            reserved=None if charge is None else charge.cost,
+            reserved_tokens=None if charge is None else charge.tokens,
             cost=settled.cost,
             input_tokens=settled.input_tokens,
             output_tokens=settled.output_tokens,
-            sent_at=None,
+            sent_at=self._sent_at,
             settled_at=settled.at,
             elapsed=settled.elapsed,
             latency=settled.latency,

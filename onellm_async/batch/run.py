@@ -102,7 +102,7 @@ async def run_batch(
         journal,
         pool,
         policy=policy,
-        purse=Purse(_account(budget or Budget(), journal.counts())),
+        purse=Purse(_account(budget or Budget(), journal.counts()), say),
         cache=cache,
         repetitions=repetitions,
         outlet=outlet,

@@ -36,9 +36,11 @@ class Writing:
 class Spending:
     """What may be spent; all sittings of a run count together."""
 
-    max_cost: Annotated[float | None, Parameter(help="USD, never passed; needs --max-tokens. [default: no cap]")] = None
+    max_cost: Annotated[
+        float | None, Parameter(help="Cost cap in USD over all sittings; needs --max-tokens. [default: no cap]")
+    ] = None
     max_tokens_total: Annotated[
-        int | None, Parameter(help="Input and output tokens together, never passed; likewise. [default: no cap]")
+        int | None, Parameter(help="Cap on input and output tokens together; likewise. [default: no cap]")
     ] = None
     preflight: Annotated[
         int | None,

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from onellm_async.batch.budget import Account, Budget, Charge
+from onellm_async import Usage
+from onellm_async.batch.budget import Account, Bound, Budget, Charge
 from onellm_async.batch.purse import Purse
 from onellm_async.errors import BudgetExceededError
 
@@ -11,14 +12,21 @@ pytestmark = pytest.mark.virtual_time
 TEN = Charge(tokens=10)
 
 
-def purse_of(tokens: int) -> Purse:
-    return Purse(Account(Budget(max_tokens=tokens)))
+def of(tokens: int, model: str = "m") -> Bound:
+    return Bound(model, 0, tokens)
+
+
+def purse_of(tokens: int, **options) -> Purse:
+    """A purse that knows what its only model bills."""
+    purse = Purse(Account(Budget(max_tokens=tokens)), **options)
+    purse.learn(of(1), Usage(0, 1))
+    return purse
 
 
 async def test_a_charge_that_does_not_fit_yet_waits_until_another_turns_out_cheaper():
     purse = purse_of(19)
-    await purse.reserve(TEN)
-    second = asyncio.create_task(purse.reserve(TEN))
+    await purse.reserve(of(10))
+    second = asyncio.create_task(purse.reserve(of(10)))
     await asyncio.sleep(1)
     assert not second.done()
     purse.settle(TEN, Charge(tokens=9))
@@ -28,9 +36,9 @@ async def test_a_charge_that_does_not_fit_yet_waits_until_another_turns_out_chea
 
 async def test_charges_are_served_in_order_so_that_a_large_one_is_not_starved():
     purse = purse_of(20)
-    await purse.reserve(TEN)
-    large = asyncio.create_task(purse.reserve(Charge(tokens=15)))
-    small = asyncio.create_task(purse.reserve(Charge(tokens=1)))
+    await purse.reserve(of(10))
+    large = asyncio.create_task(purse.reserve(of(15)))
+    small = asyncio.create_task(purse.reserve(of(1)))
     await asyncio.sleep(1)
     assert not small.done()
     purse.settle(TEN, Charge(tokens=1))
@@ -39,19 +47,19 @@ async def test_charges_are_served_in_order_so_that_a_large_one_is_not_starved():
 
 async def test_what_does_not_fit_while_nothing_is_under_way_is_refused_with_the_sums():
     purse = purse_of(25)
-    await purse.reserve(TEN)
+    await purse.reserve(of(10))
     purse.settle(TEN, TEN)
     with pytest.raises(BudgetExceededError, match="15 of 25 tokens are left, and the next prompt could use 16"):
-        await purse.reserve(Charge(tokens=16))
+        await purse.reserve(of(16))
     dollars = Purse(Account(Budget(max_cost=0.5), spent=Charge(cost=0.25)))
     with pytest.raises(BudgetExceededError, match=r"\$0.25 of \$0.50 are left, and .* could cost \$0.30"):
-        await dollars.reserve(Charge(cost=0.3))
+        await dollars.reserve(Bound("GPT-5", 0, 28_846))
 
 
 async def test_all_who_wait_are_refused_when_the_last_one_under_way_leaves_too_little():
     purse = purse_of(10)
-    await purse.reserve(TEN)
-    waiting = [asyncio.create_task(purse.reserve(TEN)) for _ in range(3)]
+    await purse.reserve(of(10))
+    waiting = [asyncio.create_task(purse.reserve(of(10))) for _ in range(3)]
     await asyncio.sleep(1)
     purse.settle(TEN, Charge(tokens=5))
     results = await asyncio.gather(*waiting, return_exceptions=True)
@@ -60,9 +68,9 @@ async def test_all_who_wait_are_refused_when_the_last_one_under_way_leaves_too_l
 
 async def test_a_cancelled_wait_holds_nothing_and_lets_the_next_one_go():
     purse = purse_of(20)
-    await purse.reserve(TEN)
-    large = asyncio.create_task(purse.reserve(Charge(tokens=15)))
-    small = asyncio.create_task(purse.reserve(TEN))
+    await purse.reserve(of(10))
+    large = asyncio.create_task(purse.reserve(of(15)))
+    small = asyncio.create_task(purse.reserve(of(10)))
     await asyncio.sleep(1)
     large.cancel()
     await small
@@ -71,11 +79,43 @@ async def test_a_cancelled_wait_holds_nothing_and_lets_the_next_one_go():
 
 async def test_a_wait_cancelled_in_the_moment_of_being_served_gives_its_charge_back():
     purse = purse_of(10)
-    await purse.reserve(TEN)
-    waiting = asyncio.create_task(purse.reserve(TEN))
+    await purse.reserve(of(10))
+    waiting = asyncio.create_task(purse.reserve(of(10)))
     await asyncio.sleep(1)
     purse.settle(TEN, Charge())
     waiting.cancel()
     await asyncio.wait({waiting})
     assert purse.account.under_way == 0
     assert purse.account.reserved == Charge()
+
+
+async def test_the_first_reply_of_a_model_is_waited_for_where_the_budget_is_tight():
+    purse = Purse(Account(Budget(max_tokens=100)))
+    await purse.reserve(of(10))
+    second = asyncio.create_task(purse.reserve(of(10)))
+    await asyncio.sleep(1)
+    assert not second.done()
+    purse.learn(of(10), Usage(0, 78))
+    purse.settle(TEN, Charge(tokens=78))
+    with pytest.raises(BudgetExceededError, match=r"could use 78, as replies bill up to 7\.8 × max_tokens"):
+        await second
+    assert purse.account.spent.tokens < 100
+
+
+async def test_that_replies_bill_more_than_was_asked_is_told_once():
+    told = []
+    purse = purse_of(10_000, say=told.append)
+    for billed in (9, 34, 50):
+        await purse.reserve(of(10))
+        purse.learn(of(10), Usage(0, billed))
+        purse.settle(TEN, Charge(tokens=billed))
+    assert told == ["Replies bill up to 3.4 × max_tokens; reservations are scaled."]
+
+
+async def test_without_a_cap_nothing_is_told():
+    told = []
+    purse = Purse(Account(Budget()), told.append)
+    for _ in range(100):
+        await purse.reserve(of(10**6))
+    purse.learn(of(10), Usage(0, 1000))
+    assert told == []

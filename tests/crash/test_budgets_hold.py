@@ -1,6 +1,7 @@
-"""Random runs under random caps: what the service billed never passes them. ``BUDGET_SEEDS=200`` tries as many."""
+"""Random runs under random caps: what the service billed never passes them. ``BUDGET_SEEDS=300`` tries as many."""
 
 import asyncio
+import json
 import os
 from contextlib import suppress
 from random import Random
@@ -9,9 +10,12 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy, catalog
 from onellm_async.batch import Budget, Entry, HealthPolicy, Item, Journal, RunIdentity, run_batch
-from onellm_async.errors import BudgetExceededError
+from onellm_async.chat import Usage
+from onellm_async.errors import APIConnectionError, BudgetExceededError
+from onellm_async.failure_kinds import FailureKind
 from onellm_async.server import Faults, ServerSettings, Service
 from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.transport import RawReply
 
 MODELS = [entry.name for entry in catalog.entries() if entry.output_price is not None]
 EXACT = 1e-9
@@ -19,18 +23,20 @@ EXACT = 1e-9
 
 
 class RandomPrompts:
-    """Prompts of all lengths to models of all prices, a tenth of them repeated."""
+    """Prompts of all lengths to models of all prices, a tenth of them repeated; some ask for several answers."""
 
     source = "random"
 
-    def __init__(self, random):
+    def __init__(self, random, options=dict):
         self.requests = []
         for number in range(random.randint(20, 80)):
             if self.requests and random.random() < 0.1:
                 self.requests.append(random.choice(self.requests))
                 continue
             text = f"{number} " + "äbc d"[: random.randint(1, 5)] * int(random.paretovariate(0.7) % 2000)
-            self.requests.append(ChatRequest(random.choice(MODELS), text, max_tokens=random.randint(1, 2000)))
+            self.requests.append(
+                ChatRequest(random.choice(MODELS), text, **{"max_tokens": random.randint(1, 2000)} | options())
+            )
 
     def read(self, raw, *, line, index):
         return Item(index, line, self.requests[index])
@@ -61,9 +67,8 @@ def random_service(random):
     )
 
 
-async def sit(service, prompts, budget, path, random, *, concurrency, until_the_end):
+async def sit(transport, prompts, budget, path, random, *, concurrency, until_the_end, say=lambda text: None):
     """One sitting; one that is not until the end is told to stop, or cancelled, at a random moment."""
-    transport = ServiceTransport(service, "any key", travel=0.0, travel_jitter=0.002, random=random)
     limits, retry = (
         Limits.unlimited(max_concurrency=concurrency),
         RetryPolicy(backoff_cap=0.002, budget=1000, breaker_failures=0),
@@ -81,6 +86,7 @@ async def sit(service, prompts, budget, path, random, *, concurrency, until_the_
                 budget=budget,
                 health=HealthPolicy(most_alike=1.0),
                 stop=stop,
+                say=say,
             )
         )
         if not until_the_end:
@@ -103,8 +109,9 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
     budget, ledger = Budget(max_cost=max_cost, max_tokens=max_tokens), service.ledger
 
     for sitting in range(last := random.randint(0, 2), -1, -1):
+        transport = ServiceTransport(service, "any key", travel=0.0, travel_jitter=0.002, random=random)
         report = await sit(
-            service, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=sitting == 0
+            transport, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=sitting == 0
         )
         assert max_cost is None or ledger.billed_usd <= max_cost + EXACT
         assert max_tokens is None or ledger.input_tokens + ledger.output_tokens <= max_tokens
@@ -119,3 +126,115 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
         assert tokens + max(charge.tokens for charge in worst) > max_tokens
     else:
         assert counts.cost + counts.at_risk + max(charge.cost for charge in worst) > max_cost
+
+
+class BillingService:
+    """Bills what a service may: every answer of several, what ``extra`` asks for, and thoughts beyond ``max_tokens``.
+
+    Attributes:
+        billed_usd: In all.
+        billed_tokens: Likewise.
+        beyond: What single replies billed beyond the most that their requests allow, in (USD, tokens).
+        delivered_beyond: Whether such a reply has arrived.
+    """
+
+    def __init__(self, random, *, overshooting):
+        self.random = random
+        self.overshooting = overshooting
+        self.fault_rate = random.choice([0, 0.02, 0.1])
+        self.billed_usd = self.billed_tokens = 0
+        self.beyond = []
+        self.delivered_beyond = False
+
+    def usage(self, body):
+        random, number = self.random, body.get("n", 1)
+        texts = [message["content"] for message in body["messages"]]
+        most = number * body["max_tokens"]
+        used = Usage(
+            input_tokens=random.randint(1, number * sum(len(text.encode()) for text in texts)),
+            output_tokens=random.randint(0, most),
+        )
+        if random.random() < self.overshooting:
+            return Usage(used.input_tokens, int(most * random.uniform(1, 4))), most
+        return used, most
+
+    def bill(self, body):
+        usage, most = self.usage(body)
+        model = body["model"]
+        cost = catalog.cost(model, usage)
+        self.billed_usd += cost
+        self.billed_tokens += usage.input_tokens + usage.output_tokens
+        if usage.output_tokens > most:
+            self.beyond.append(
+                (cost - catalog.cost(model, Usage(usage.input_tokens, most)), usage.output_tokens - most)
+            )
+        return usage
+
+    async def post(self, raw):
+        random, body = self.random, json.loads(raw)
+        await asyncio.sleep(random.uniform(0, 0.004))
+        if random.random() < self.fault_rate:
+            raise APIConnectionError("refused", kind=FailureKind.CANNOT_RECONNECT)
+        if random.random() < self.fault_rate:
+            return RawReply(500, {}, b"no")
+        usage = self.bill(body)
+        await asyncio.sleep(random.uniform(0, 0.002))
+        if random.random() < self.fault_rate:
+            raise APIConnectionError("reset")
+        counts = {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "total_tokens": usage.input_tokens + usage.output_tokens,
+        }
+        self.delivered_beyond |= usage.output_tokens > body.get("n", 1) * body["max_tokens"]
+        return RawReply(200, {}, json.dumps({"content": "x", "usage": counts}).encode())
+
+    async def aclose(self):
+        pass
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("BUDGET_SEEDS", "20"))))
+async def test_the_cap_holds_for_several_answers_for_extra_and_but_for_what_is_in_flight_for_replies_that_bill_more(
+    seed, tmp_path
+):
+    random = Random(seed)
+
+    def options():
+        found = {} if random.random() < 0.3 else {"n": random.randint(1, 5)}
+        extra = {}
+        if random.random() < 0.3:
+            extra["max_tokens"] = random.randint(1, 4000)
+        if random.random() < 0.2:
+            extra["n"] = random.randint(1, 5)
+        if random.random() < 0.2:
+            extra["messages"] = [{"role": "user", "content": "y" * random.randint(1, 900)}]
+        return found | ({"extra": extra} if extra else {})
+
+    prompts, path = RandomPrompts(random, options), tmp_path / "answers.journal"
+    service = BillingService(random, overshooting=random.choice([0, 0, 0.1, 1]))
+    worst = [Budget(max_cost=1).worst_case(request) for request in prompts.requests]
+    share = random.choice([0.02, 0.2, 0.5, 1.0])
+    by_tokens = seed % 3 == 2
+    max_cost = None if by_tokens else share * sum(charge.cost for charge in worst)
+    max_tokens = max(1, int(share * sum(charge.tokens for charge in worst))) if by_tokens else None
+    budget, most_in_flight = Budget(max_cost=max_cost, max_tokens=max_tokens), 0
+    complete = False
+    for sitting in range(random.randint(0, 2), -1, -1):
+        concurrency, told, service.delivered_beyond = random.randint(1, 20), [], False
+        most_in_flight = max(most_in_flight, concurrency)
+        report = await sit(
+            service, prompts, budget, path, random, concurrency=concurrency, until_the_end=sitting == 0, say=told.append
+        )
+        beyond = [sum(sorted(each, reverse=True)[:most_in_flight]) for each in zip(*service.beyond, strict=True)] or [
+            0,
+            0,
+        ]
+        assert max_cost is None or service.billed_usd <= max_cost + beyond[0] + EXACT
+        assert max_tokens is None or service.billed_tokens <= max_tokens + beyond[1]
+        complete = report is not None and report.complete
+        if report is not None and service.delivered_beyond:
+            (text,) = told
+            assert "× max_tokens; reservations are scaled." in text
+        if not service.beyond:
+            assert told == []
+    assert complete or isinstance(report.stopped_by, BudgetExceededError)
