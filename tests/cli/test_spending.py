@@ -66,7 +66,7 @@ async def test_a_budget_needs_a_bound_and_a_price(onellm, at, prompts, backend):
     assert (unbounded.code, unpriced.code, backend.asked) == (2, 2, [])
     assert unbounded.err == (
         "onellm-async: Without max_tokens an answer has no highest price, so no budget can hold. "
-        "Set max_tokens (--max-tokens), or leave the budget out.\n"
+        "Set --max-tokens, or leave the budget out.\n"
     )
     assert unpriced.err.startswith("onellm-async: The price of 'Mistral-7B' is not known")
 
