@@ -351,7 +351,7 @@ class ChatResponse:
         role: Normally ``"assistant"``.
         usage: Tokens counted, None when the reply did not say.
         finish_reason: Why the model stopped, in the provider's words.
-        cost: USD by OneLLM's list prices; None when the price or the usage is unknown.
+        cost: USD by OneLLM's list prices; None when the price, the usage or the provider is unknown.
         extra: All other fields of the reply (``tool_calls``, ``refusal``, ``reasoning``, …), and known ones of an
             unexpected type or with more in them than a field here can hold.
         attempts: How many times the request was sent and not refused by the rate limit.

@@ -194,6 +194,7 @@ def _answers(reply: dict[str, JSON]) -> bool:
 
 
 def _response(reply: dict[str, JSON], model: str) -> ChatResponse:
+    # "provider": null says that the model only borrows its name, as behind `serve --upstream`: it has no list price.
     strange = {name: value for name, value in reply.items() if name not in _REPLY_FIELDS}
     texts: dict[str, str | None] = dict.fromkeys(_TEXTS)
     for name in _TEXTS:
@@ -215,7 +216,7 @@ def _response(reply: dict[str, JSON], model: str) -> ChatResponse:
         role=texts["role"],
         usage=usage,
         finish_reason=texts["finish_reason"],
-        cost=catalog.cost(model, usage),
+        cost=None if reply.get("provider", "") is None else catalog.cost(model, usage),
         extra=strange,
     )
 

@@ -3,7 +3,8 @@ import json
 import pytest
 from aiohttp import web
 
-from onellm_async.server import Outcome
+from onellm_async import AsyncOneLLM
+from onellm_async.server import LocalServer, Outcome, UpstreamBackend
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
 
@@ -95,6 +96,16 @@ async def test_borrowed_name_makes_neither_a_provider_nor_a_price(front, upstrea
     _, _, reply = await asked.post(model="GPT-5")
     assert (reply["provider"], reply["model"]) == (None, "tiny-135m-instruct")
     assert (asked.ledger.billed, asked.ledger.billed_usd, asked.ledger.output_tokens) == (1, 0.0, 2)
+
+
+async def test_client_of_a_front_does_not_price_a_borrowed_name(upstream):
+    async with (
+        LocalServer(backend=UpstreamBackend(upstream.origin)) as server,
+        AsyncOneLLM("any", base_url=server.url) as client,
+    ):
+        response = await client.chat("Capital of France?", model="GPT-5-Mini")
+    assert (response.content, response.provider, response.cost) == ("Paris.", None, None)
+    assert response.usage.total_tokens == 23
 
 
 async def test_provider_that_the_upstream_names_is_passed_on(front, upstream):
