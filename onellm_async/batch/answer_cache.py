@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from onellm_async.batch.fingerprints import Fingerprints
+from onellm_async.batch.identity import redact_url
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.rows import Row, State
 from onellm_async.errors import BatchError
@@ -44,9 +45,10 @@ class AnswerCache:
         for number, path in enumerate(self._paths):
             with JournalReader.open(path) as journal:
                 theirs = journal.identity.base_url
-                if base_url is not None and theirs != base_url:
+                mine = None if base_url is None else redact_url(base_url)
+                if mine is not None and theirs != mine:
                     raise BatchError(
-                        f"The answers in {path} came from {theirs}, and this run asks {base_url}.",
+                        f"The answers in {path} came from {theirs}, and this run asks {mine}.",
                         advice="Leave that cache out.",
                     )
                 for row in journal.rows():

@@ -2,25 +2,57 @@
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 
+import attrs
 from attrs import asdict, fields, frozen
+from attrs.converters import optional
 
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.validation import shown
 
-__all__ = ["RunIdentity", "endpoints_text"]
+__all__ = ["RunIdentity", "endpoints_text", "redact_url"]
+
+_DIGEST = re.compile("~[0-9a-f]{16}")
+
+
+def redact_url(url: str) -> str:
+    """`url` with digests in place of what may be secret: user info, values of the query, the fragment.
+
+    Two redacted URLs are equal where the URLs are. One that is redacted stays as it is.
+
+    Example:
+        >>> redact_url("http://127.0.0.1:8080/api?key=secret&debug")
+        'http://127.0.0.1:8080/api?key=~0ffde1ae45a58146&~ee20d54e2c61f0ea'
+    """
+    url, *fragments = url.split("#", 1)
+    address, *queries = url.split("?", 1)
+    text = re.sub("(?<=//)[^/@]*(?=@)", lambda user_info: _digest(user_info[0]), address, count=1)
+    if queries:
+        text += "?" + "&".join(map(_without_value, queries[0].split("&")))
+    return text + "".join(f"#{_digest(fragment)}" for fragment in fragments)
+
+
+def _without_value(parameter: str) -> str:
+    name, equals, value = parameter.partition("=")
+    return name + equals + _digest(value) if equals else _digest(name)
+
+
+def _digest(text: str) -> str:
+    if not text or _DIGEST.fullmatch(text):
+        return text
+    return "~" + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def endpoints_text(endpoints: Mapping[str, str]) -> str | None:
-    """`endpoints` as an identity holds them: in a fixed order, without the values of queries; None for none.
+    """`endpoints` as an identity holds them: in a fixed order, without secrets; None for none.
 
     Example:
-        >>> endpoints_text({"openai": "http://10.0.0.7/v1?key=secret", "google": "http://10.0.0.8"})
-        'google=http://10.0.0.8, openai=http://10.0.0.7/v1?…'
+        >>> endpoints_text({"openai": "http://10.0.0.7/v1", "google": "http://10.0.0.8"})
+        'google=http://10.0.0.8, openai=http://10.0.0.7/v1'
     """
-    shown_urls = (f"{name}={re.sub('[?].*', '?…', url)}" for name, url in sorted(endpoints.items()))
-    return ", ".join(shown_urls) or None
+    return ", ".join(f"{name}={redact_url(url)}" for name, url in sorted(endpoints.items())) or None
 
 
 @frozen(kw_only=True)
@@ -39,7 +71,7 @@ class RunIdentity:
         system_digest: Digest of the instruction beside each prompt.
         max_tokens: Most tokens to generate per prompt.
         temperature: 0 to 2.
-        base_url: Where the requests go.
+        base_url: Where the requests go, as `redact_url` shows it.
         dialect: How they are written.
         endpoints: Where a self-hosted backend forwards them to, as `endpoints_text` shows it.
 
@@ -60,7 +92,7 @@ class RunIdentity:
     system_digest: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    base_url: str | None = None
+    base_url: str | None = attrs.field(default=None, converter=optional(redact_url))
     dialect: str | None = None
     endpoints: str | None = None
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from attrs import evolve, fields
 
-from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.identity import RunIdentity, endpoints_text, redact_url
 from onellm_async.errors import BatchError
 
 BEFORE = RunIdentity(
@@ -77,3 +77,55 @@ def test_what_was_not_given_before_is_told_so() -> None:
         "the model was not given and is now GPT-5",
         "the system prompt was not given and is now",
     ]
+
+
+SECRET = "http://127.0.0.1:8080/api?key=s3cret&s3cret"
+
+
+def test_no_value_of_a_query_is_kept_but_another_value_is_another_run() -> None:
+    identity = RunIdentity(input="in.jsonl", base_url=SECRET)
+    assert "s3cret" not in str(identity.as_json())
+    assert identity.base_url is not None
+    assert identity.base_url.startswith("http://127.0.0.1:8080/api?key=~")
+    assert RunIdentity.from_json(identity.as_json()) == identity
+    other = RunIdentity(input="in.jsonl", base_url=SECRET.replace("s3cret", "other"))
+    (difference,) = other.differences(identity)
+    assert difference.startswith("the base URL was http://127.0.0.1:8080/api?key=~")
+    assert "s3cret" not in difference
+    assert "other" not in difference
+
+
+def test_an_identity_that_kept_a_query_is_compared_and_shown_without_it() -> None:
+    before = RunIdentity.from_json({"input": "in.jsonl", "base_url": SECRET})
+    assert "s3cret" not in repr(before)
+    assert RunIdentity(input="in.jsonl", base_url=SECRET).differences(before) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://onellm.dev/api", "https://onellm.dev/api"),
+        ("local", "local"),
+        ("http://h/a?", "http://h/a?"),
+        ("http://h/a?b=", "http://h/a?b="),
+    ],
+)
+def test_a_url_without_secrets_stays_as_it_is(url: str, kept: str) -> None:
+    assert redact_url(url) == kept
+
+
+@pytest.mark.parametrize(
+    "place", ["http://s3cret@h/a", "http://u:s3cret@h/a", "http://h/a?s3cret", "http://h/a?k=1#s3cret"]
+)
+def test_wherever_a_secret_stands_it_is_not_kept_and_stays_comparable(place: str) -> None:
+    redacted = redact_url(place)
+    assert "s3cret" not in redacted
+    assert redact_url(redacted) == redacted
+    assert redact_url(place.replace("s3cret", "other")) != redacted
+
+
+def test_endpoints_are_kept_without_secrets_but_another_one_is_another_run() -> None:
+    first, second = (endpoints_text({"OpenAI": f"http://10.0.0.7/v1?key={key}"}) for key in ("s3cret", "other"))
+    assert first is not None
+    assert first.startswith("OpenAI=http://10.0.0.7/v1?key=~")
+    assert first != second

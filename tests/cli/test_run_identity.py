@@ -79,3 +79,26 @@ async def test_a_second_process_on_one_run_is_refused_and_told_who_is_at_work(st
     assert f"out.jsonl.journal is in use by process {command.process.pid} on " in ended.err
     await backend.release()
     assert (await command.ended()).code == 0
+
+
+async def test_no_file_that_a_run_leaves_tells_the_query_of_its_address(onellm, server, prompts, tmp_path):
+    at = {"ONELLM_BASE_URL": f"{server.url}?key=s3cret", "ONELLM_API_KEY": "good"}
+    run = ("run", "in.txt", "-o", "out.jsonl", *FAST)
+    ended = await onellm(*run, **at)
+    assert ended.code == 0, ended.err
+    reported = await onellm("report", "out.jsonl", "-o", "page.html")
+    again = await onellm(*run, **at)
+    elsewhere = await onellm(*run, **at | {"ONELLM_BASE_URL": f"{server.url}?key=other"})
+    cached = await onellm(
+        "run", "in.txt", "-o", "b.jsonl", "--cache", "out.jsonl", *FAST, **at | {"ONELLM_BASE_URL": server.url}
+    )
+
+    assert "Nothing is left to do" in again.err
+    assert elsewhere.code == 2
+    assert "the base URL was http://127.0.0.1:" in elsewhere.err
+    assert "came from http://127.0.0.1:" in cached.err
+    told = "".join(each.out + each.err for each in (ended, reported, again, elsewhere, cached))
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left.keys() >= {"out.jsonl", "out.jsonl.journal", "page.html"}
+    for name, text in {**left, "told": told.encode()}.items():
+        assert b"s3cret" not in text, name
