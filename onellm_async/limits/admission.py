@@ -64,9 +64,14 @@ class Admission:
         self.hurried: bool = False
 
     def take_over(self, earlier: "Admission", now: float) -> None:
-        """Knows what `earlier` knew, whose event loop and requests are gone, and whose clock may have been another."""
+        """Knows what `earlier` knew, which was of another event loop and perhaps of another clock.
+
+        What waits and is in flight stays where it is. `earlier` has all that this knew before, if anything.
+        """
         self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
-        self.latency, self.tokens, self.hurried = earlier.latency, earlier.tokens, earlier.hurried
+        if self.tokens is not earlier.tokens:
+            self.tokens, self._taken_from = earlier.tokens, now
+        self.latency, self.hurried = earlier.latency, earlier.hurried
         self.latency.forget_times(now)
         if self.tokens is not None:
             self.tokens.rebase(now)

@@ -76,8 +76,10 @@ class Gate:
         self._set()
 
     def take_over(self, earlier: "Gate", now: float) -> None:
-        """Stays as `earlier` was, whose requests are gone and whose clock may have been another."""
+        """Is as `earlier` was, which was of another event loop and perhaps of another clock."""
         self.paused, self.probing = earlier.paused, earlier.probing
+        if not self.probing:
+            self.probe = None
         self.retry_at = min(earlier.retry_at, now + _LONGEST_WAIT)
         self.probe_at = min(earlier.probe_at, now + _LONGEST_WAIT)
         self._set()

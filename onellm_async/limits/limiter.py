@@ -1,6 +1,7 @@
 """The asyncio host of admission: futures for those who wait, and one timer for all of them."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from random import Random
 
@@ -23,11 +24,13 @@ class Permit(Ticket):
     nothing, so that a ``finally: permit.settle()`` is always right.
     """
 
-    __slots__ = ("_limiter", "waker")
+    __slots__ = ("_home", "waker")
+
+    _home: "_Home"
+    waker: asyncio.Future[None] | None
 
     def __init__(
         self,
-        limiter: "Limiter",
         lane: str,
         tokens: float,
         deadline: float | None,
@@ -37,8 +40,7 @@ class Permit(Ticket):
     ) -> None:
         super().__init__(lane, tokens, deadline, order, model)
         self.pending = pending
-        self._limiter = limiter
-        self.waker: asyncio.Future[None] | None = None
+        self.waker = None
 
     def answered(self, tokens: float | None = None) -> None:
         """The service let the request through, and it is over.
@@ -46,15 +48,17 @@ class Permit(Ticket):
         Args:
             tokens: What it used in fact; None when that is not known, and the estimate stands.
         """
-        limiter = self._limiter
-        limiter.core.answered(self, limiter.time(), tokens)
-        limiter.pump()
+        home = self._home
+        if home.limiter.home is home or home.takes_back(self):
+            home.core.answered(self, home.loop.time(), tokens)
+            home.pump()
 
     def settle(self) -> None:
         """The request is over, and nobody knows whether it reached the service."""
-        if self.state == GRANTED:
-            self._limiter.core.settle(self, self._limiter.time())
-            self._limiter.pump()
+        home = self._home
+        if self.state == GRANTED and (home.limiter.home is home or home.takes_back(self)):
+            home.core.settle(self, home.loop.time())
+            home.pump()
 
     def refused(self, retry_after: float | None = None) -> None:
         """The service refused the request by rate limit.
@@ -62,8 +66,10 @@ class Permit(Ticket):
         Args:
             retry_after: Seconds that it asked everybody to wait; None when it did not say.
         """
-        self._limiter.core.refused(self, self._limiter.time(), retry_after)
-        self._limiter.pump()
+        home = self._home
+        if home.limiter.home is home or home.takes_back(self):
+            home.core.refused(self, home.loop.time(), retry_after)
+            home.pump()
 
     def overloaded(self) -> bool:
         """The service said that too much is in flight, so fewer requests are sent at once for a while.
@@ -71,14 +77,19 @@ class Permit(Ticket):
         Returns:
             Whether the request was sent after concurrency was last taken away. The fault is then an attempt of it.
         """
-        counts = self._limiter.core.overloaded(self, self._limiter.time())
-        self._limiter.pump()
+        home = self._home
+        if home.limiter.home is not home and not home.takes_back(self):
+            return True
+        counts = home.core.overloaded(self, home.loop.time())
+        home.pump()
         return counts
 
     def give_back(self) -> None:
         """The request never reached the service, so it used nothing."""
-        self._limiter.core.give_back(self, self._limiter.time())
-        self._limiter.pump()
+        home = self._home
+        if home.limiter.home is home or home.takes_back(self):
+            home.core.give_back(self, home.loop.time())
+            home.pump()
 
 
 class Group:
@@ -100,6 +111,86 @@ class Group:
         self.wait_for_ready: bool = wait_for_ready
         self.waiting: set[Permit] = set()
         self.ended: Callable[[], OneLLMError] | None = None
+
+
+class _Home:
+    """One event loop's part of a limiter: what waits and is in flight there, and the timer that wakes it.
+
+    A loop that was stopped may go on after another one has used the limiter. Its permits settle here, and its waits
+    end here, whichever loop is the limiter's home by then.
+    """
+
+    __slots__ = ("core", "idle", "limiter", "loop", "rings_at", "timer")
+
+    def __init__(self, limiter: "Limiter", loop: asyncio.AbstractEventLoop, core: Admission) -> None:
+        self.limiter = limiter
+        self.loop = loop
+        self.core = core
+        self.idle = asyncio.Event()  # an event belongs to the loop in which it was first awaited
+        self.timer: asyncio.TimerHandle | None = None
+        self.rings_at = 0.0
+
+    def takes_back(self, permit: Permit) -> bool:
+        """Makes this the limiter's home again, to settle `permit`. Where it cannot be, only the slot is freed."""
+        if not self.loop.is_closed() and self.limiter.come_home(self):
+            return True
+        self.core.settle(permit, self.loop.time())
+        if not self.core.in_flight:
+            self.idle.set()
+        return False
+
+    def pump(self) -> None:
+        """Grants what can be granted now, and sets the timer for what cannot."""
+        core = self.core
+        if not core.in_flight:
+            self.idle.set()
+        if not core.waiting:
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+            return
+        if self.loop.is_closed():
+            return  # its waits will never be heard of again
+        now = self.loop.time()
+        for ticket in core.expire(now):
+            _wake(ticket, core.deadline_error(ticket, now))
+        for ticket in core.dispatch(now):
+            _wake(ticket)
+        self.arm(now)
+
+    def arm(self, now: float) -> None:
+        """Sets the timer to when the core has to be asked again."""
+        wake = self.core.next_wake(now)
+        if self.timer is not None:
+            if wake is not None and self.rings_at <= wake:
+                return  # it rings early enough, and will set itself anew
+            self.timer.cancel()
+            self.timer = None
+        if wake is not None:
+            # Not asked of the timer: uvloop's, where it is due at once, does not know.
+            self.timer, self.rings_at = self.loop.call_at(wake, self._ring), wake
+
+    def _ring(self) -> None:
+        self.timer = None
+        self.look()
+
+    def look(self) -> None:
+        """Looks again, in a turn of its own; makes this the limiter's home if it was another loop's meanwhile."""
+        if not self.limiter.come_home(self):
+            self.end(_in_use_elsewhere)
+            return
+        now = self.loop.time()
+        for ticket in self.core.expire_hopeless(now):
+            _wake(ticket, self.core.deadline_error(ticket, now))
+        self.pump()
+
+    def end(self, error: Callable[[], OneLLMError]) -> None:
+        """Ends every wait with an error of its own."""
+        closed = self.loop.is_closed()
+        for ticket in self.core.drain():
+            if not closed:
+                _wake(ticket, error())
+        self.pump()
 
 
 class Limiter:
@@ -128,11 +219,10 @@ class Limiter:
         self._random = random
         self._state = state
         self._paused = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._rings_at = 0.0
         self._rate: RateControl | None = None
-        self._idle = asyncio.Event()
+        self._homes: list[_Home] = []
+        self._process = 0
+        self.home: _Home | None = None
         self.core: Admission
         self.time: Callable[[], float]
 
@@ -142,25 +232,44 @@ class Limiter:
         Raises:
             ConfigurationError: If the limiter is at home in another loop that is running.
         """
-        if loop is self._loop:
+        if self.home is not None and self.home.loop is loop:
             return
-        if self._loop is not None and self._loop.is_running():
-            raise ConfigurationError(
-                "This client is in use in another running event loop.", advice="Make one client for each loop."
-            )
-        self._idle = asyncio.Event()  # an event belongs to the loop in which it was first awaited
-        earlier = self.core if self._loop is not None else None
-        self._loop, self._timer, self.time = loop, None, loop.time
+        if self.home is not None and self.home.loop.is_running():
+            raise _made_before_the_fork() if self._process != os.getpid() else _in_use_elsewhere()
         now = loop.time()
         if self._rate is None:
             self._rate = rate_control(self.limits, now, self._random, self._state)
-        else:
-            self._rate.rebase(now)
-        self.core = Admission(self.limits, self._rate, now)
+        home = next((home for home in self._homes if home.loop is loop), None)
+        if home is None:
+            home = _Home(self, loop, Admission(self.limits, self._rate, now))
+            if self._paused:
+                home.core.gate.pause()
+        self._move(home, now)
+
+    def come_home(self, home: "_Home") -> bool:
+        """Makes `home` the limiter's home again; False while that is in another loop that is running."""
+        if self.home is not home:
+            if self.home is not None and self.home.loop.is_running():
+                return False
+            self._move(home, home.loop.time())
+        return True
+
+    def _move(self, home: "_Home", now: float) -> None:
+        earlier, rate = self.home, self._rate
+        assert rate is not None  # noqa: S101  # there is one since the first home
         if earlier is not None:
-            self.core.take_over(earlier, now)
-        elif self._paused:
-            self.core.gate.pause()
+            rate.rebase(now)
+            home.core.take_over(earlier.core, now)
+        home.core.retune(self.limits, rate, now)
+        # What was in flight in a loop that was closed will have no reply; a loop that was stopped may still go on.
+        home.core.unanswered += sum(other.core.in_flight for other in self._homes if other.loop.is_closed())
+        self._homes = [
+            other
+            for other in self._homes
+            if not other.loop.is_closed() and (other.core.in_flight or other.core.waiting) and other is not home
+        ]
+        self._homes.append(home)
+        self.home, self.core, self.time, self._process = home, home.core, home.loop.time, os.getpid()
 
     def acquire(
         self,
@@ -194,7 +303,7 @@ class Limiter:
             OneLLMError: Whatever the wait of its group is ended with.
         """
         pending = group is None or not group.wait_for_ready
-        return self._admitted(Permit(self, lane, tokens, deadline, order, model, pending), group)
+        return self._admitted(Permit(lane, tokens, deadline, order, model, pending), group)
 
     async def _admitted(self, permit: Permit, group: Group | None) -> Permit:
         # 100,000 such frames may wait at once, so they hold nothing that the permit does not.
@@ -203,7 +312,9 @@ class Limiter:
         try:
             await permit.waker  # type: ignore[misc]  # there is one, or it would have entered
         except asyncio.CancelledError:
-            self._leave(permit)
+            home = permit._home  # noqa: SLF001  # of this module
+            if home.core.withdraw(permit, home.loop.time()):
+                home.pump()
             raise
         finally:
             if group is not None:
@@ -214,70 +325,44 @@ class Limiter:
         if group is not None and group.ended is not None:
             raise group.ended()
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:
+        home = self.home
+        if home is None or loop is not home.loop:
             self.bind(loop)
-        core, now = self.core, loop.time()
+            home = self.home
+            assert home is not None  # noqa: S101  # it is bound
+        permit._home = home  # noqa: SLF001  # of this module
+        core, now = home.core, loop.time()
         core.queue.check_lane(permit.lane)
         if core.try_enter(permit, now):
             return True
         core.enqueue(permit, now)
         permit.waker = loop.create_future()
-        if self._timer is None or permit.deadline is not None or core.tokens is not None or permit.lane != PACED_LANE:
-            self._arm(now)  # otherwise everybody waits for the same moment, whoever is first
+        if home.timer is None or permit.deadline is not None or core.tokens is not None or permit.lane != PACED_LANE:
+            home.arm(now)  # otherwise all wait for the same moment, whichever is first
         if group is not None:
             group.waiting.add(permit)
         return False
 
-    def _leave(self, permit: Permit) -> None:
-        if self.core.withdraw(permit, self.time()):
-            self.pump()
-
     def end(self, group: Group, error: Callable[[], OneLLMError]) -> None:
-        """Ends the wait of everybody in `group` with an error of its own. Permits that are out are not touched."""
+        """Ends the wait of all in `group` with an error of its own. Permits that are out are not touched."""
         for permit in group.waiting:
+            home = permit._home  # noqa: SLF001  # of this module
             if permit.state == QUEUED:
-                self.core.withdraw(permit, self.time())
-                _wake(permit, error())
-        self._pump_if_at_home()
+                home.core.withdraw(permit, home.loop.time())
+                if not home.loop.is_closed():
+                    _wake(permit, error())
+        self._look_everywhere()
 
     def pump(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""
-        core = self.core
-        if not core.in_flight:
-            self._idle.set()
-        if not core.waiting:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            return
-        now = self.time()
-        for ticket in core.expire(now):
-            _wake(ticket, core.deadline_error(ticket, now))
-        for ticket in core.dispatch(now):
-            _wake(ticket)
-        self._arm(now)
+        if self.home is not None:
+            self.home.pump()
 
-    def _arm(self, now: float) -> None:
-        wake = self.core.next_wake(now)
-        if self._timer is not None:
-            if wake is not None and self._rings_at <= wake:
-                return  # it rings early enough, and will set itself anew
-            self._timer.cancel()
-            self._timer = None
-        if wake is not None and self._loop is not None:
-            # Not asked of the timer: uvloop's, where it is due at once, does not know.
-            self._timer, self._rings_at = self._loop.call_at(wake, self._ring), wake
-
-    def _ring(self) -> None:
-        self._timer = None
-        now = self.time()
-        for ticket in self.core.expire_hopeless(now):
-            _wake(ticket, self.core.deadline_error(ticket, now))
+    def _look_everywhere(self) -> None:
         self.pump()
-
-    def _pump_if_at_home(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self.pump()
+        for home in self._homes:
+            if home is not self.home and home.core.waiting and not home.loop.is_closed():
+                home.loop.call_soon_threadsafe(home.look)  # when that loop goes on
 
     def hold(self, until: float) -> None:
         """The service is down: nothing leaves before `until`, and then one probe at a time until `release`."""
@@ -287,20 +372,20 @@ class Limiter:
     def release(self) -> None:
         """The service is back."""
         self.core.gate.release()
-        self.pump()
+        self._look_everywhere()
 
     def pause(self) -> None:
         """Lets nothing leave until `resume`. Whoever waits keeps waiting, deadlines still pass."""
         self._paused = True
-        if self._loop is not None:
+        if self.home is not None:
             self.core.gate.pause()
 
     def resume(self) -> None:
         """Lets requests leave again."""
         self._paused = False
-        if self._loop is not None:
+        if self.home is not None:
             self.core.gate.resume()
-            self._pump_if_at_home()
+            self._look_everywhere()
 
     def retune(self, limits: Limits) -> None:
         """Goes on with other limits. Whoever waits keeps its place, and what is under way is not touched."""
@@ -309,7 +394,7 @@ class Limiter:
             now = self.time()
             self._rate = retuned(self._rate, before, limits, now, self._random)
             self.core.retune(limits, self._rate, now)
-            self._pump_if_at_home()
+            self._look_everywhere()
 
     @property
     def state(self) -> RateState | None:
@@ -318,23 +403,42 @@ class Limiter:
 
     def close(self) -> None:
         """Ends every wait with `ClientClosedError`. Permits that are out may still be settled."""
-        if self._loop is None:
-            return
-        for ticket in self.core.drain():
-            _wake(ticket, ClientClosedError("The client was closed while this chat waited."))
-        self.pump()
+        for home in self._homes:
+            if home is not self.home and home.loop.is_running():  # in another thread
+                home.loop.call_soon_threadsafe(home.end, _closed)
+            else:
+                home.end(_closed)
 
     def snapshot(self) -> Snapshot:
         """What is going on now. Changes nothing."""
-        if self._loop is None:
+        if self.home is None:
             return unused(self.limits, paused=self._paused)
-        return snapshot_of(self.core, self.time(), timer_set=self._timer is not None)
+        return snapshot_of(self.core, self.time(), timer_set=self.home.timer is not None)
 
     async def idle(self) -> None:
-        """Returns when no permit is out. Safe to cancel."""
-        while self._loop is asyncio.get_running_loop() and self.core.in_flight:
-            self._idle.clear()
-            await self._idle.wait()
+        """Returns when no permit of the running loop is out. Safe to cancel."""
+        loop = asyncio.get_running_loop()
+        for home in self._homes:
+            while home.loop is loop and home.core.in_flight:
+                home.idle.clear()
+                await home.idle.wait()
+
+
+def _closed() -> ClientClosedError:
+    return ClientClosedError("The client was closed while this chat waited.")
+
+
+def _in_use_elsewhere() -> ConfigurationError:
+    return ConfigurationError(
+        "This client is in use in another running event loop.", advice="Make one client for each loop."
+    )
+
+
+def _made_before_the_fork() -> ConfigurationError:
+    return ConfigurationError(
+        "This client was made before this process was forked, and the parent's event loop is using it.",
+        advice="Make a client in each process, after the fork.",
+    )
 
 
 def _wake(ticket: Ticket, error: Exception | None = None) -> None:

@@ -24,7 +24,7 @@ def now():
 
 def at_rest(limiter):
     core = limiter.core
-    return core.in_flight == 0 and core.waiting == 0 and len(core.queue) == 0 and limiter._timer is None
+    return core.in_flight == 0 and core.waiting == 0 and len(core.queue) == 0 and limiter.snapshot().at_rest
 
 
 async def test_first_permit_is_there_at_once():

@@ -26,7 +26,7 @@ def now():
 
 def at_rest(limiter):
     core = limiter.core
-    return core.in_flight == 0 and core.waiting == 0 and len(core.queue) == 0 and limiter._timer is None
+    return core.in_flight == 0 and core.waiting == 0 and len(core.queue) == 0 and limiter.snapshot().at_rest
 
 
 def wait(slots, number, **options):
@@ -50,7 +50,7 @@ async def test_while_paused_nothing_leaves_and_after_it_everybody_does_in_order(
     tasks = wait(slots, 5)
     await asyncio.sleep(1000)
     assert gone(tasks) == 0
-    assert slots._timer is None, "nothing can happen by itself"
+    assert not slots.snapshot().timer_set, "nothing can happen by itself"
     slots.resume()
     await asyncio.sleep(1)
     assert [task.result().order for task in tasks] == [1, 2, 3, 4, 5]
