@@ -26,7 +26,7 @@ class Outcome(Enum):
     charged."""
     DROPPED = "dropped"
     """Not processed: the connection was reset before, or the server was stopped; not billed."""
-    REFUSED = "refused"
+    RATE_LIMITED = "rate_limited"
     """By rate limit, or because requests in flight have reserved the balance; not billed."""
     REJECTED = "rejected"
     """Malformed, misdirected, or without a valid key or balance; not billed."""
@@ -71,8 +71,8 @@ class Ledger:
         billed_usd: Billed altogether.
         input_tokens: Tokens billed as read.
         output_tokens: Tokens billed as written.
-        under_way: Accepted requests that have not ended yet.
-        most_under_way: The most there have been at once.
+        in_flight: Accepted requests that have not ended yet.
+        max_in_flight: The most there have been at once.
     """
 
     def __init__(self, keep_rows: int) -> None:
@@ -81,8 +81,8 @@ class Ledger:
         self.billed_usd: float = 0.0
         self.input_tokens: int = 0
         self.output_tokens: int = 0
-        self.under_way: int = 0
-        self.most_under_way: int = 0
+        self.in_flight: int = 0
+        self.max_in_flight: int = 0
 
     @property
     def received(self) -> int:
@@ -95,13 +95,13 @@ class Ledger:
         return self.outcomes[Outcome.ANSWERED] + self.outcomes[Outcome.LOST]
 
     def accept(self) -> None:
-        """Counts a request as under way."""
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        """Counts a request as in flight."""
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
 
     def settle(self, row: LedgerRow) -> None:
-        """Writes down how a request under way has ended."""
-        self.under_way -= 1
+        """Writes down how a request in flight has ended."""
+        self.in_flight -= 1
         self.enter(row)
 
     def enter(self, row: LedgerRow) -> None:
@@ -117,8 +117,8 @@ class Ledger:
         counts: dict[str, float] = {outcome.value: self.outcomes[outcome] for outcome in Outcome}
         return counts | {
             "received": self.received,
-            "under_way": self.under_way,
-            "most_under_way": self.most_under_way,
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
             "billed": self.billed,
             "billed_usd": self.billed_usd,
             "input_tokens": self.input_tokens,

@@ -153,7 +153,7 @@ class Service:
         return self._refused(account, request, now, rejections.RATE_LIMITED)
 
     def _refused(self, account: Account, request: ChatRequest, now: float, text: str) -> RawReply:
-        self._enter(Outcome.REFUSED, now, account, request)
+        self._enter(Outcome.RATE_LIMITED, now, account, request)
         headers = rejections.retry_headers(self.settings.faults.retry_after)
         return rejections.handler_error(self.settings.dialect, 429, text, headers)
 
@@ -249,7 +249,7 @@ class Service:
         if billing is Billing.POSSIBLY_BILLED:
             outcome = Outcome.POSSIBLY_BILLED
         elif status == 429:
-            outcome = Outcome.REFUSED
+            outcome = Outcome.RATE_LIMITED
             job.account.bucket.give_back(1, job.received_at)  # a refused request costs no token
         else:
             outcome = Outcome.FAILED

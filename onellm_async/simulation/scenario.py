@@ -126,7 +126,7 @@ async def _run(scenario: Scenario) -> SimulationResult:
             outcome.response is not None and outcome.response.content == outcome.prompt for outcome in outcomes
         ),
         failed=sum(outcome.error is not None for outcome in outcomes),
-        rate_limited=service.ledger.outcomes[Outcome.REFUSED],
+        rate_limited=service.ledger.outcomes[Outcome.RATE_LIMITED],
         billed=service.ledger.billed,
         sent_at=[transport.sent_at for transport in transports],
         answered_at=[participant.answered_at for participant in participants],

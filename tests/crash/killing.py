@@ -84,7 +84,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def at_rest(server: LocalServer) -> None:
-    await until(lambda: not server.ledger.under_way)
+    await until(lambda: not server.ledger.in_flight)
 
 
 async def received(server: LocalServer, count: int, process: asyncio.subprocess.Process) -> None:

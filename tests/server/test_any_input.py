@@ -79,7 +79,7 @@ def test_whatever_comes_gets_a_reply_and_one_line_in_the_ledger(method, path, he
     else:
         reply.body.decode()
     assert sum(service.ledger.outcomes[outcome] for outcome in after) == service.ledger.received == 1
-    assert service.ledger.under_way == 0
+    assert service.ledger.in_flight == 0
     json.dumps(service.ledger.summary(), allow_nan=False)
 
 

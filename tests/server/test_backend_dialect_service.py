@@ -274,4 +274,4 @@ def test_lost_and_failed_jobs_are_told_apart_in_the_ledger(asker):
     asker.service.fail(asker.receive(), "x")
     asker.service.abandon(asker.receive())
     assert asker.ledger.outcomes == {Outcome.FAILED: 1, Outcome.DROPPED: 1}
-    assert asker.ledger.under_way == 1
+    assert asker.ledger.in_flight == 1

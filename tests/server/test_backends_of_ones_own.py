@@ -56,7 +56,7 @@ async def test_answer_that_is_none_is_a_500_neither_billed_nor_left_under_way(se
                     {"error": "The backend raised ValueError."},
                 )
             assert server.ledger.outcomes == {Outcome.FAILED: 1}
-            assert (server.ledger.under_way, server.ledger.billed_usd) == (0, 0.0)
+            assert (server.ledger.in_flight, server.ledger.billed_usd) == (0, 0.0)
     assert [record.name for record in caplog.records] == ["onellm_async.server.app"]
 
 
@@ -103,7 +103,7 @@ async def test_backend_that_ignores_its_cancellation_does_not_hold_the_server_fo
     release.set()
     await asyncio.wait(connections)
     assert server.ledger.outcomes == {Outcome.LOST: 1}
-    assert server.ledger.under_way == 0
+    assert server.ledger.in_flight == 0
 
 
 class Failing:
@@ -124,7 +124,7 @@ class Failing:
     [
         (lambda: BackendError("Down."), 500, None, Outcome.FAILED),
         (lambda: BackendError("Too long.", status=400), 400, None, Outcome.FAILED),
-        (lambda: BackendError("Slow down.", status=429, retry_after=1.25), 429, "1.25", Outcome.REFUSED),
+        (lambda: BackendError("Slow down.", status=429, retry_after=1.25), 429, "1.25", Outcome.RATE_LIMITED),
         (
             lambda: BackendError("Lost.", status=502, billing=Billing.POSSIBLY_BILLED),
             502,

@@ -86,7 +86,7 @@ async def test_place_is_free_again_whatever_became_of_the_request():
     await asyncio.wait(hung_up)
     assert json.loads(hung_up[2].result().body)["code"] == 200
     assert json.loads((await carried.post(json.dumps(BODY).encode())).body)["code"] == 200
-    assert service.ledger.under_way == 0
+    assert service.ledger.in_flight == 0
 
 
 @pytest.mark.virtual_time
@@ -95,7 +95,7 @@ async def test_place_that_comes_at_the_last_moment_is_used():
     carried = transport(service, Random(0))
     replies = await asyncio.gather(*(carried.post(json.dumps(BODY).encode()) for _ in range(2)))
     assert [json.loads(reply.body)["code"] for reply in replies] in ([200, 200], [200, 401])
-    assert service.ledger.under_way == 0
+    assert service.ledger.in_flight == 0
     assert json.loads((await carried.post(json.dumps(BODY).encode())).body)["code"] == 200
 
 
@@ -109,7 +109,7 @@ async def test_requests_wait_for_a_place_over_http(held, until, session):
 
         asking = [asyncio.create_task(ask()) for _ in range(3)]
         await held.asked.wait()
-        await until(lambda: server.ledger.under_way == 3)
+        await until(lambda: server.ledger.in_flight == 3)
         held.released.set()
         assert await asyncio.gather(*asking) == [200, 200, 200]
 

@@ -46,7 +46,7 @@ def test_each_fault_ends_as_it_says_and_is_billed_only_after_processing(asking, 
     assert row.outcome is outcome
     assert (row.cost > 0) is (outcome in BILLED)
     assert asker.balance() == pytest.approx(100 - row.cost, abs=1e-12)
-    assert asker.ledger.under_way == 0
+    assert asker.ledger.in_flight == 0
 
 
 def test_gateway_error_is_a_page(asking):
@@ -258,7 +258,7 @@ def test_most_requests_under_way_at_once_are_remembered(asking):
     for job in jobs:
         asker.service.complete(job, echo(job))
     asker.reply()
-    assert (asker.ledger.under_way, asker.ledger.most_under_way) == (0, 3)
+    assert (asker.ledger.in_flight, asker.ledger.max_in_flight) == (0, 3)
 
 
 def test_reply_to_a_reader_who_has_gone_is_billed_and_lost(asking):
@@ -398,7 +398,7 @@ def test_what_is_billed_is_what_the_balances_lost_and_had_and_every_request_is_c
         received = service.receive("POST", "/api", headers, json.dumps(body).encode(), now)
         if not isinstance(received, RawReply):
             held.append(received)
-        assert ledger.under_way == len(held)
+        assert ledger.in_flight == len(held)
         assert all(
             0 <= service.account(key, now).reserved <= service.account(key, now).balance + 1e-9 for key in before
         )
@@ -415,7 +415,7 @@ def test_what_is_billed_is_what_the_balances_lost_and_had_and_every_request_is_c
     assert sum(row.cost for row in ledger.rows) == pytest.approx(lost, abs=1e-9)
     assert ledger.billed_usd == pytest.approx(lost, abs=1e-9)
     assert all(row.cost == 0 for row in ledger.rows if row.outcome not in BILLED)
-    assert (ledger.received, ledger.billed, ledger.under_way) == (len(requests), len(billed), 0)
+    assert (ledger.received, ledger.billed, ledger.in_flight) == (len(requests), len(billed), 0)
     assert sorted(row.number for row in ledger.rows) == list(range(1, len(requests) + 1))
     assert ledger.output_tokens == sum(row.output_tokens for row in billed)
     assert service.account("stranger", now).balance == 0

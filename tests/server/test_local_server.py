@@ -37,7 +37,7 @@ async def test_every_answer_belongs_to_its_prompt_under_concurrency(session):
         prompts = [f"{number} naïve 日本 🎉" for number in range(300)]
         assert await asyncio.gather(*map(ask, prompts)) == prompts
         assert server.ledger.billed == 300
-        assert 1 < server.ledger.most_under_way <= 100  # aiohttp's client opens 100 connections
+        assert 1 < server.ledger.max_in_flight <= 100  # aiohttp's client opens 100 connections
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))

@@ -143,4 +143,4 @@ async def test_server_comes_through_a_storm_of_every_fault(session):
         assert outcomes[Outcome.FAILED] == seen[500] + seen[502]
         assert outcomes[Outcome.DROPPED] + outcomes[Outcome.LOST] == seen["reset"] + seen["truncated"]
         assert seen["truncated"] < outcomes[Outcome.LOST]
-        assert (server.ledger.received, server.ledger.under_way) == (500, 0)
+        assert (server.ledger.received, server.ledger.in_flight) == (500, 0)

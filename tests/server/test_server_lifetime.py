@@ -19,7 +19,7 @@ async def test_stopping_cuts_off_what_is_under_way_unbilled_and_closes_the_backe
         await asking
     assert held.closed
     assert server.ledger.outcomes == {Outcome.DROPPED: 1}
-    assert server.ledger.under_way == 0
+    assert server.ledger.in_flight == 0
     with pytest.raises(RuntimeError, match="not running"):
         _ = server.url
 

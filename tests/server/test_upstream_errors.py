@@ -64,7 +64,7 @@ async def test_error_of_the_upstream_is_passed_on_with_its_text(front, upstream,
     ("status", "outcome"),
     [
         (400, Outcome.FAILED),
-        (429, Outcome.REFUSED),
+        (429, Outcome.RATE_LIMITED),
         (401, Outcome.FAILED),
         (500, Outcome.FAILED),
         (503, Outcome.POSSIBLY_BILLED),
@@ -76,7 +76,7 @@ async def test_ledger_says_what_an_error_of_the_upstream_may_have_cost(front, up
     asked = await front()
     await asked.post()
     assert asked.ledger.outcomes == {outcome: 1}
-    assert asked.ledger.under_way == 0
+    assert asked.ledger.in_flight == 0
 
 
 @pytest.mark.parametrize("dialect", ["documented", "backend"])
@@ -175,7 +175,7 @@ async def test_2xx_without_a_chat_reply_is_a_502_that_may_be_billed(front, upstr
     ("error", "ours", "outcome"),
     [
         ({"message": "too long", "code": 400}, 400, Outcome.FAILED),
-        ({"message": "slow down", "code": 429}, 429, Outcome.REFUSED),
+        ({"message": "slow down", "code": 429}, 429, Outcome.RATE_LIMITED),
         ({"message": "no key", "code": 401}, 502, Outcome.FAILED),
         ({"message": "boom", "code": "server_error"}, 502, Outcome.POSSIBLY_BILLED),
         ({"message": "boom", "code": True}, 502, Outcome.POSSIBLY_BILLED),

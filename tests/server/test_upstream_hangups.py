@@ -50,7 +50,7 @@ async def test_client_that_hangs_up_ends_the_work_of_the_upstream(slow, until):
         await slow.cut_off.wait()
         await until(lambda: server.ledger.received)
         assert server.ledger.outcomes == {Outcome.POSSIBLY_BILLED: 1}
-        assert server.ledger.under_way == 0
+        assert server.ledger.in_flight == 0
 
 
 async def test_stopping_the_server_ends_the_work_of_the_upstream(slow, session):
@@ -68,7 +68,7 @@ async def test_chat_that_is_cut_off_before_the_upstream_was_asked_costs_nothing(
     async with LocalServer(settings, backend=UpstreamBackend(slow.origin)) as server:
         async with aiohttp.ClientSession() as session:
             asking = asyncio.create_task(session.post(server.url, json=BODY, headers=KEY))
-            await until(lambda: server.ledger.under_way)
+            await until(lambda: server.ledger.in_flight)
             asking.cancel()
             await asyncio.wait([asking])
         await until(lambda: server.ledger.received)
