@@ -10,7 +10,7 @@ Bottleneck: TypeAlias = Literal[
 """What a waiting request waits for:
 
 - ``"rate"``: the requests per minute, declared or learned
-- ``"slots"``: `Limits.max_concurrency` requests are under way
+- ``"slots"``: `Limits.max_concurrency` requests are under way, or as many as an overloaded service takes
 - ``"tokens"``: `Limits.tokens_per_minute`
 - ``"retry-after"``: the service asked everybody to wait
 - ``"back-off"``: it refused, and there is no rate to correct

@@ -43,6 +43,10 @@ _ADVICE: Mapping[Decider, str] = {
     "idle": "nothing was asked for: a faster source of prompts, or a faster consumer of the answers, would make this"
     " run shorter.",
 }
+_OVERLOADED = (
+    "all {slots} slots that the service left were in use: it said that it was overloaded, so fewer than max_concurrency"
+    " requests were sent at once; a service that takes more would make this run shorter."
+)
 _WAITING_FOR: Mapping[Bottleneck, Decider] = {
     "rate": "rate",
     "slots": "slots",
@@ -127,17 +131,20 @@ def _decider(snapshot: Snapshot) -> Decider:
     if snapshot.paused:
         return "paused"
     if snapshot.in_flight:
-        return "slots" if snapshot.in_flight >= snapshot.max_concurrency else "server"
+        return "slots" if snapshot.in_flight >= _slots(snapshot) else "server"
     return "back-off" if snapshot.backing_off else "idle"
 
 
 def _in_words(largest: tuple[Decider, float], taken: list[Snapshot]) -> str:
     decider, share = largest
     shown = next(snapshot for snapshot in reversed(taken) if _decider(snapshot) == decider)
-    advice = _ADVICE[decider].format(
-        rate=shown.rate or 0.0, slots=shown.max_concurrency, tokens=shown.tokens_per_minute or 0.0
-    )
+    advice = _OVERLOADED if decider == "slots" and _slots(shown) < shown.max_concurrency else _ADVICE[decider]
+    advice = advice.format(rate=shown.rate or 0.0, slots=_slots(shown), tokens=shown.tokens_per_minute or 0.0)
     return f"{_percent(share)} of the time {advice}"
+
+
+def _slots(snapshot: Snapshot) -> int:
+    return snapshot.concurrency or snapshot.max_concurrency  # of a run before there was the former, it is 0
 
 
 def _percent(share: float) -> str:

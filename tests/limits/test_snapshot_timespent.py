@@ -51,6 +51,13 @@ def test_refusals_and_repeats_are_shares_of_what_was_sent_meanwhile():
     assert spent.verdict.endswith(" 20 % of the requests were repeats.")
 
 
+def test_slots_that_an_overloaded_service_takes_away_are_told_from_those_declared():
+    spent = where_time_went([at(0, in_flight=5, concurrency=5), at(9, in_flight=5, concurrency=5, bottleneck="slots")])
+    assert spent.shares == {"slots": 1.0}
+    assert "all 5 slots that the service left were in use: it said that it was overloaded" in spent.verdict
+    assert "a higher max_concurrency" in where_time_went([at(0, in_flight=48), at(9, in_flight=48)]).verdict
+
+
 class Service:
     def __init__(self, seconds: float, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.seconds, self.status, self.headers = seconds, status, headers or {}
