@@ -303,8 +303,8 @@ class Sender:
         """Why a request is not retried whatever the policy says; None if the policy decides."""
         if self._closed:
             return "because the client was closed"
-        if call.group.ended is not None:
-            return "because the fan-out was stopped"
+        if (ended := call.group.ended) is not None:
+            return getattr(ended(), "given_up", "") or "because the fan-out was stopped"
         fail_fast = call.group is self._fail_fast
         if fail_fast and self._breaker.trial_at is not None and RULES[failure.kind].breaker == "opens":
             return _CIRCUIT_OPEN
