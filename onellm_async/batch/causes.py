@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
 
-__all__ = ["CauseCounts", "cause_key", "cause_of", "flaw_of", "shortened"]
+__all__ = ["CauseCounts", "cause_key", "cause_of", "flaw_of", "outcome_lines", "shortened"]
 
 _MAX_TEXT = 300
 """Characters of a text that are told."""
 _MAX_CAUSES = 1000
 """Causes that are told apart: where each failure is another one, memory stays bounded."""
+_CAUSES_TOLD = 3
+"""Causes that are told at the end; the others are counted together."""
 _VARYING = re.compile(
     r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b"  # a UUID
     r"|\b(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16,}\b"  # another id
@@ -105,3 +107,26 @@ class CauseCounts:
     def ranked(self) -> list[tuple[str, int]]:
         """The text of the first failure of each cause, and how many there are; the most frequent cause first."""
         return sorted(self._counts.values(), key=lambda cause: -cause[1])
+
+
+def outcome_lines(failures: Mapping[str, int], notable: Mapping[str, int]) -> list[str]:
+    """Why prompts failed, and which answers want a look; nothing where there are none.
+
+    Args:
+        failures: What failures say, and how many there are, the most frequent first.
+        notable: What is unusual about answers, and how many there are.
+
+    Example:
+        >>> outcome_lines({"422 Unknown model.": 11}, {"cut off at --max-tokens": 10})
+        ['11 failed: 11 × 422 Unknown model.', 'Answers to check: 10 cut off at --max-tokens.']
+    """
+    lines = [f"{number:,} × {cause}" for cause, number in list(failures.items())[:_CAUSES_TOLD]]
+    others = sum(failures.values()) - sum(list(failures.values())[:_CAUSES_TOLD])
+    if others:
+        lines.append(f"{others:,} × other errors.")
+    if lines:
+        lines = [f"{sum(failures.values()):,} failed: {lines[0]}", *(f"  {line}" for line in lines[1:])]
+    if notable:
+        ranked = sorted(notable.items(), key=lambda each: -each[1])
+        lines.append(f"Answers to check: {', '.join(f'{number:,} {flaw}' for flaw, number in ranked)}.")
+    return lines

@@ -199,9 +199,10 @@ async def run_file(
                 return await _ask(client, source, run, watch, Unjournaled(), sink, cache)
     identity = run.identity(source, surveyed)
     if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
-        watch.nothing_left(there)
-        watch.tally.found(there)
-        return BatchReport(progress=watch.tally.snapshot(watch.tally.started), counts=there)
+        watch.nothing_left(there.counts)
+        watch.tally.found(there.counts, there.notable)
+        progress = watch.tally.snapshot(watch.tally.started)
+        return BatchReport(progress=progress, counts=there.counts, failures=there.failures)
     cache = await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url)
     journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
     async with journal:
@@ -230,7 +231,16 @@ def _demand_complete(report: BatchReport) -> None:
         raise _UnfinishedError(report)
 
 
-def _finished(place: Path, identity: RunIdentity, run: FileRun) -> Counts | None:
+@frozen
+class _Finished:
+    """A run that is complete: what its journal has, what failed, and which answers want a look."""
+
+    counts: Counts
+    failures: dict[str, int]
+    notable: dict[str, int]
+
+
+def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | None:
     """What a run has that is complete and whose output is there, so that nothing is left to do; else None.
 
     Of a pipe nobody knows what is in it, so it is read and compared.
@@ -241,7 +251,12 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> Counts | None
         counts, policy = journal.counts(), run.policy
         redo = (counts.sent and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
         same = journal.complete and not journal.running and not identity.differences(journal.identity)
-        return counts if same and not redo else None
+        if redo or not same:
+            return None
+        sample = journal.latest_sample()
+        progress = sample.sample.get("progress") if sample is not None and isinstance(sample.sample, dict) else None
+        notable = progress.get("notable") if isinstance(progress, dict) else None
+        return _Finished(counts, dict(journal.failure_causes()), dict(notable or {}))
 
 
 def _opened(

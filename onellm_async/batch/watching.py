@@ -99,11 +99,14 @@ class Watch:
             self._say("Circuit closed: the service answers again." if was_open else self._why(snapshot))
         busy = bool(self._workers.busy) or self._health.paused
         self._health.tick(now, waits=busy and not snapshot.paused and not held_by_own_limits(snapshot))
-        if (quiet := self._health.quiet_for()) is not None:
-            self._say(f"No answer for {format_duration(quiet)}. {self._why(snapshot)}")
+        if self._ending.over:
+            return
         if (stalled := self._health.stalled_for) is not None:
             text = f"No answer for {format_duration(stalled)}. {self._why(snapshot)}"
+            self._say(f"{text} Stopping: nothing more is sent.")
             self._ending.stop(BatchError(text, advice=_STALLED_ADVICE))
+        elif (quiet := self._health.quiet_for()) is not None:
+            self._say(f"No answer for {format_duration(quiet)}. {self._why(snapshot)}")
 
     def _why(self, snapshot: Snapshot) -> str:
         return why_it_waits(snapshot, self._tally.snapshot(self._clock()), open_since=self._open_since)

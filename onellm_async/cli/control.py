@@ -1,5 +1,6 @@
 """``onellm-async pause | resume | retune | stop``: a run that another terminal is at work on."""
 
+import time
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import asdict, frozen
@@ -30,6 +31,10 @@ _EXAMPLES = {
     for name, line in _LINES.items()
 }
 """For the help of each of the commands: its own one first."""
+
+_LONGEST_REPLY = 5.0
+_POLL = 0.05
+"""Seconds: within which a run replies that looks once a second, and between two looks for the reply."""
 
 RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")]
 
@@ -86,7 +91,7 @@ def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
     if not changes:
         raise BatchError("Nothing is to change.", advice="Give --rpm, --burst, --tpm or --concurrency.")
     Limits(**changes)  # refused here, where somebody reads it
-    return _ask(run, "retune", changes, "It keeps to the new limits.")
+    return _ask(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
 
 
 pause_command: App = command(pause, _EXAMPLES["pause"])
@@ -98,6 +103,35 @@ stop_command: App = command(stop, _EXAMPLES["stop"])
 def _ask(run: str, name: str, argument: "JSON", done: str) -> int:
     from onellm_async.batch import Command, request
 
-    request(run, Command(name, argument))
+    number = request(run, Command(name, argument))
+    if name == "retune":
+        reply = _reply(run, number)
+        if reply is None:
+            done = "The run has not replied yet."
+        elif reply:
+            raise BatchError(f"The run refused it: {reply}", advice="Its limits stay as they are.")
     say(done)
     return ExitCode.OK
+
+
+def _reply(run: str, number: int) -> str | None:
+    """What the run says to command `number`: why it refused it, or nothing; None if it did not reply in time."""
+    from onellm_async.batch.journal.control import reply_to
+
+    deadline = time.monotonic() + _LONGEST_REPLY
+    while (reply := reply_to(run, number)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    return reply
+
+
+_WORDS = {
+    "requests_per_minute": "{} requests per minute",
+    "burst": "burst of {}",
+    "tokens_per_minute": "{} tokens per minute",
+    "max_concurrency": "at most {} in flight",
+}
+
+
+def _in_words(changes: "dict[str, float]") -> str:
+    numbers = {name: f"{value:,.0f}" if value == int(value) else f"{value:,}" for name, value in changes.items()}
+    return ", ".join(_WORDS[name].format(number) for name, number in numbers.items())

@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """Flags, input, output or configuration cannot be used."""
     STOPPED = 3
-    """Stopped early by what meets every prompt: a wrong key or address, a spent balance, a full disk."""
+    """Stopped early: an error that affects every prompt (key, URL, balance, disk), an outage, half of them failed."""
     BUDGET = 4
     """Stopped early because the next prompt could pass the budget."""
     HANGUP = 129
@@ -44,8 +44,8 @@ Exit codes:
   0    everything was answered
   1    some prompts failed or some lines were bad; the rest was answered
   2    flags, input, output or configuration cannot be used
-  3    stopped early by what meets every prompt: wrong key or address, spent
-       balance, output that cannot be written any more
+  3    stopped early: an error that affects every prompt (key, URL, balance,
+       disk), an outage, or half of the prompts failing with the same error
   4    stopped early because the next prompt could pass the budget
   129  terminal closed (SIGHUP), 130 interrupted (Ctrl-C), 143 terminated:
        requests in flight were awaited, and their answers written

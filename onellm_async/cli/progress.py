@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.causes import shortened
 from onellm_async.batch.progress import RunProgress
 from onellm_async.cli.standard_streams import is_behind
 from onellm_async.cli.terminal import printable
@@ -27,6 +28,9 @@ _FIRST_LINE = 1.0
 _LINE_EVERY = 5.0
 _REFRESH = 0.125
 """Seconds: the first plain line, the next ones, a terminal's frames."""
+_LONGEST_CLAUSE = 120
+"""Characters of an error within a line of figures."""
+_PAUSED, _OPEN = "paused", "circuit open"
 
 
 def clock_time(seconds: float) -> str:
@@ -61,15 +65,34 @@ def _rate(progress: RunProgress, limiter: Snapshot) -> str:
     return f"{progress.rate:.1f}{possible} requests/s"
 
 
-def _state(limiter: Snapshot) -> list[str]:
+def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
     """What a user would ask about when nothing seems to move."""
     waiting = [f"{count:,} {lane}" for lane, count in limiter.queued.items() if count]
     parts = [f"waiting: {', '.join(waiting)}"] if waiting else []
+    error = _clause(limiter.last_error or "the service fails")
+    if limiter.backing_off:
+        parts.append(f"{limiter.backing_off:,} waiting for a retry")
     if limiter.paused:
-        parts.append("paused")
+        parts.append(_PAUSED)
+    elif progress.trouble is not None:
+        parts.append(f"{_PAUSED}: {_clause(progress.trouble)}, {_next_attempt(progress.trial_in)}")
+    elif limiter.probe_in is not None:
+        parts.append(f"{_OPEN}: {error}, {_next_attempt(limiter.probe_in)}")
     elif limiter.bottleneck not in {"nothing", "rate"}:
         parts.append(f"held by: {limiter.bottleneck}")
+    elif limiter.backing_off and not limiter.in_flight and limiter.last_error is not None:
+        parts.append(f"last error: {error}")
     return parts
+
+
+def _clause(text: str) -> str:
+    """A sentence as a part of a line."""
+    text = shortened(text).rstrip(".")
+    return text if len(text) <= _LONGEST_CLAUSE else f"{text[: _LONGEST_CLAUSE - 1]}…"
+
+
+def _next_attempt(seconds: float | None) -> str:
+    return f"next attempt in {clock_time(seconds)}" if seconds else "a trial request in flight"
 
 
 def _out_of(progress: RunProgress) -> str:
@@ -91,7 +114,7 @@ def plain_line(progress: RunProgress, limiter: Snapshot, budget: Budget | None =
         f"{_out_of(progress)} done",
         _rate(progress, limiter),
         f"{progress.in_flight} in flight",
-        *_state(limiter),
+        *_state(progress, limiter),
         _tokens(progress, budget),
         _money(progress, budget),
         f"{progress.refusals:,} refused",
@@ -120,8 +143,8 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
     numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
     if progress.bad_lines:
         numbers.append(f"  {counted(progress.bad_lines, 'bad line')}", "red")
-    for part in _state(limiter):
-        numbers.append(f"  {part}", "yellow" if part == "paused" else "")
+    for part in _state(progress, limiter):
+        numbers.append(f"  {part}", "yellow" if part.startswith((_PAUSED, _OPEN)) else "")
     money = Text(
         f"{_tokens(progress, budget)} ({progress.input_tokens:,} input + {progress.output_tokens:,} output)  "
         f"{_money(progress, budget)}",

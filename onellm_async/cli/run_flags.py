@@ -76,9 +76,15 @@ class GoingOn:
     )
     keep_going: Annotated[
         bool,
-        Parameter(negative="", show_default=False, help="Do not stop when over 20 % of the last 50 fail alike."),
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Continue even if more than 20 % of the last 50 prompts fail with the same error.",
+        ),
     ] = False
-    stall_after: Annotated[float, Parameter(help="Seconds without any outcome after which the run ends.")] = 3600.0
+    stall_after: Annotated[
+        float, Parameter(help="Seconds of waiting for the service without an outcome after which the run stops.")
+    ] = 3600.0
 
 
 WRITING = Writing()

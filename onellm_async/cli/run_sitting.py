@@ -30,7 +30,7 @@ from onellm_async.cli.connection import connected
 from onellm_async.cli.options import Connecting
 from onellm_async.cli.preflight import go_on, projected
 from onellm_async.cli.progress import Display, note
-from onellm_async.cli.run_wording import exit_code, nothing_left, resuming, tell
+from onellm_async.cli.run_wording import exit_code, nothing_left, resuming, tell, tell_outcomes
 from onellm_async.cli.signals import ending_on_signals
 from onellm_async.cli.terminal import complain, say
 from onellm_async.client import AsyncOneLLM
@@ -39,6 +39,14 @@ from onellm_async.events import Event
 from onellm_async.retry import RetryPolicy
 
 __all__ = ["Sitting"]
+
+_LATER = 60.0
+"""Seconds by which the client waits longer than the run, which tells more of what it waited for."""
+
+
+def _max_outage(plan: FileRun) -> float | None:
+    """Seconds without an accepted request after which the client gives up; None where failures are outcomes."""
+    return plan.health.stalled_after + _LATER if plan.health.most_alike < 1 else None
 
 
 class Sitting:
@@ -79,7 +87,9 @@ class Sitting:
         if self._declined:
             say("Nothing more is asked; what was answered is kept. The same command again goes on from here.")
             return 0
-        if not self._idle:
+        if self._idle:
+            tell_outcomes(report)
+        else:
             tell(report, self._plan.output)
         return exit_code(report, caught.number)
 
@@ -93,7 +103,9 @@ class Sitting:
             if surveyed is not None and source.format is not InputFormat.OPENAI_BATCH:
                 plan.budget.worst_case(source.defaults.request("What no line can mend is refused here, once."))
             # What may have been billed is not asked again by itself where the user wants it held back.
-            retry = RetryPolicy(ambiguous="never" if plan.policy.ambiguous == "hold" else "retry")
+            retry = RetryPolicy(
+                ambiguous="never" if plan.policy.ambiguous == "hold" else "retry", max_outage=_max_outage(plan)
+            )
             learned = await asyncio.to_thread(learned_rate, plan)
             connection = connected(self._connecting, hooks=(self._hear,), retry=retry, rate_state=learned)
             client = await stack.enter_async_context(connection)
@@ -148,7 +160,7 @@ class Sitting:
 
     def _began(self, counts: Counts | None) -> None:
         if counts is not None and not self._begun:
-            self._note(resuming(counts))
+            self._note(resuming(counts, self._tally.total))
         self._begun = True
 
     def _nothing_left(self, counts: Counts) -> None:

@@ -1,6 +1,7 @@
 """What a run says when it begins and when it ends, and the exit code that goes with it."""
 
 from onellm_async.batch import BatchReport, Counts
+from onellm_async.batch.causes import outcome_lines
 from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.progress import counted, summary
@@ -8,7 +9,7 @@ from onellm_async.cli.terminal import complain, say
 from onellm_async.errors import BudgetExceededError
 from onellm_async.formatting import format_usd
 
-__all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell"]
+__all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell", "tell_outcomes"]
 
 
 def money_at_risk(counts: Counts) -> str:
@@ -21,12 +22,20 @@ def money_at_risk(counts: Counts) -> str:
     return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
 
 
-def resuming(counts: Counts) -> str:
-    """What earlier sittings left."""
-    risk = f" ({money_at_risk(counts)})" if counts.sent or counts.possibly_billed else ""
+def resuming(counts: Counts, total: int | None = None) -> str:
+    """What earlier sittings left.
+
+    Args:
+        counts: What the journal has.
+        total: Prompts of the input; None where nobody knows.
+    """
+    lost = counts.sent + counts.possibly_billed
+    risk = f" ({money_at_risk(counts)})" if lost else ""
+    left = None if total is None else max(0, total - counts.answered - counts.failed)
+    remaining = "" if left is None else f", {left:,} remaining"
     return (
-        f"Resuming: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
-        f" {counts.sent:,} possibly billed{risk}; {format_usd(counts.cost)} spent so far."
+        f"Resuming: {counts.answered:,} answered, {counts.failed:,} failed, {lost:,} possibly billed{risk}{remaining}."
+        f" Spent: {format_usd(counts.cost)}."
     )
 
 
@@ -39,10 +48,19 @@ def nothing_left(counts: Counts, output: str) -> str:
     )
 
 
+def tell_outcomes(report: BatchReport) -> None:
+    """Says why prompts failed, in all sittings, and which answers want a look."""
+    for line in outcome_lines(report.failures, report.progress.notable):
+        say(line)
+    for model, (number, cause) in report.failed_models.items():
+        say(f"All {number:,} prompts of {model} failed alike: {cause}")
+
+
 def tell(report: BatchReport, output: str | None) -> None:
     """Says how a sitting ended, and how to go on."""
     where = "" if output is None else f" Written to {output}{'' if report.complete else '.partial'}."
     say(summary(report.progress) + where)
+    tell_outcomes(report)
     counts = report.counts
     if counts.possibly_billed or (counts.sent and output is not None):
         lost = counted(counts.possibly_billed + counts.sent, "attempt")

@@ -64,37 +64,62 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
         "how": sittings[-1].how if sittings else None,
         "sittings": len(sittings),
         "counts": asdict(journal.counts()),
+        "failures": dict(journal.failure_causes()),
         "sampled_at": None if sample is None else sample.at,
         "sample": None if sample is None else sample.sample,
     }
 
 
 def _text(found: "dict[str, JSON]") -> str:
-    from onellm_async.batch import Counts
+    from onellm_async.batch.causes import outcome_lines
     from onellm_async.cli.progress import clock_time, counted
-    from onellm_async.cli.run_wording import money_at_risk
     from onellm_async.formatting import format_usd
 
-    counts, lines = found["counts"], found["lines"]
+    counts, lines, sample = found["counts"], found["lines"], found["sample"] or {}
+    progress, limiter = sample.get("progress", {}), sample.get("snapshot", {})
     running = found["state"] == "running"
     settled = counts["answered"] + counts["failed"]
     of = "" if lines is None else f" of {lines:,}"
-    head = f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sittings'], 'sitting')}"
     rows = [
-        head,
+        f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sittings'], 'sitting')}",
         f"  answered         {counts['answered']:,}",
-        f"  failed           {counts['failed']:,}",
-        f"  under way        {counts['sent']:,}" + (" (possibly billed)" if counts["sent"] and not running else ""),
-        f"  spent            {format_usd(counts['cost'])}, {money_at_risk(Counts(**counts))}",
+        f"  failed           {max(counts['failed'], progress.get('failed', 0) if running else 0):,}",
+        *(f"                   {line}" for line in outcome_lines(found["failures"], progress.get("notable") or {})),
+        *_unsettled(counts, limiter, running=running),
+        f"  spent            {format_usd(counts['cost'])}",
         f"  tokens           {counts['input_tokens']:,} input + {counts['output_tokens']:,} output",
     ]
-    if running and found["sample"]:
-        progress, limiter = found["sample"]["progress"], found["sample"]["snapshot"]
+    if running and limiter:
         possible = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
         rows.append(f"  rate             {progress['rate']:.1f}{possible} requests/s")
-        rows.append(f"  waiting for      {'to be resumed (paused)' if limiter['paused'] else limiter['bottleneck']}")
+        waits_for = sample.get("waits_for") or limiter["bottleneck"]
+        rows.append(f"  waiting for      {'to be resumed (paused)' if limiter['paused'] else waits_for}")
         if progress["eta"] is not None:
             rows.append(f"  left             {clock_time(progress['eta'])}")
     elif found["state"] == "interrupted":
-        rows.append(f"  ended            {found['how'] or 'killed'}; its run command, given again, goes on from there")
+        how = found["how"] or "killed"
+        go_on = "" if how.endswith(".") else "; its run command, given again, goes on from there"
+        rows.append(f"  ended            {how}{go_on}")
     return "\n".join(rows)
+
+
+def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
+    """What is in flight, and what may have been billed without an answer."""
+    from attrs import evolve
+
+    from onellm_async.batch import Counts
+    from onellm_async.cli.run_wording import money_at_risk
+
+    known = Counts(**counts)
+    if running:
+        # The journal has all that was begun; after a 500 it waits for a retry, which is neither in flight nor billed.
+        in_flight = min(known.sent, limiter.get("in_flight", known.sent))
+        rows = [f"  under way        {in_flight:,}"]
+        if waiting := limiter.get("backing_off"):
+            rows.append(f"  to be retried    {waiting:,}")
+        known = evolve(known, sent=in_flight)
+    else:
+        rows = [f"  under way        {known.sent:,}" + (" (possibly billed)" if known.sent else "")]
+    lost = known.possibly_billed + (0 if running else known.sent)
+    rows.append(f"  possibly billed  {lost:,}" + (f", {money_at_risk(known)}" if lost or known.sent else ""))
+    return rows

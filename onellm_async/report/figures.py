@@ -4,11 +4,12 @@ from datetime import tzinfo
 
 from attrs import frozen
 
+from onellm_async.batch.causes import outcome_lines
 from onellm_async.formatting import format_usd
 from onellm_async.report.model import Report, Standing
 from onellm_async.report.wording import count, duration, moment, number, percent
 
-__all__ = ["Figure", "figures", "standing_sentence"]
+__all__ = ["Figure", "figures", "outcome_sentences", "standing_sentence"]
 
 _TIMES = ("", "once", "twice")
 
@@ -43,7 +44,7 @@ def standing_sentence(report: Report, zone: tzinfo) -> str:
     if report.standing is Standing.INTERRUPTED:
         last_words = report.sittings[-1].how if report.sittings else None
         if last_words:
-            sentences.append(f"It ended: {last_words}.")
+            sentences.append(f"It ended: {last_words.removesuffix('.')}.")
         sentences.append(
             f"{count(left)} of {count(report.figures.total or 0)} prompts are left; the same command goes on."
             if left
@@ -52,6 +53,14 @@ def standing_sentence(report: Report, zone: tzinfo) -> str:
     if report.warning is not None:
         sentences.append(report.warning)
     return " ".join(sentences)
+
+
+def outcome_sentences(report: Report) -> tuple[str, ...]:
+    """Why prompts failed, which answers want a look, and what a running run waits for; nothing while all is well."""
+    sentences = outcome_lines(dict(report.causes), dict(report.notable))
+    if report.waits_for is not None:
+        sentences.append(report.waits_for)
+    return tuple(map(str.strip, sentences))
 
 
 def _times(number_: int) -> str:

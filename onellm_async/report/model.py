@@ -262,6 +262,9 @@ class Report:
         slowest: The answers whose last attempts took longest, slowest first.
         failures: The first failed prompts in the order of the input; `figures` has their number.
         bad_lines: The first bad lines; `figures` has their number.
+        causes: What failed prompts say and how many there are, the most frequent cause first.
+        notable: What is unusual about answers, and how many there are: cut off, filtered or empty.
+        waits_for: What a running run waits for, with the last error; None while all is well.
     """
 
     name: str
@@ -278,6 +281,9 @@ class Report:
     slowest: tuple[SlowPrompt, ...] = ()
     failures: tuple[FailedPrompt, ...] = ()
     bad_lines: tuple[BadLine, ...] = ()
+    causes: tuple[tuple[str, int], ...] = ()
+    notable: tuple[tuple[str, int], ...] = ()
+    waits_for: str | None = None
 
     @property
     def duration(self) -> float:

@@ -17,7 +17,7 @@ from onellm_async import __version__
 from onellm_async.chat import JSON
 from onellm_async.report.charts import charts
 from onellm_async.report.drawing import Chart
-from onellm_async.report.figures import figures, standing_sentence
+from onellm_async.report.figures import figures, outcome_sentences, standing_sentence
 from onellm_async.report.model import Report, Verdict
 from onellm_async.report.saving import GENERATOR
 from onellm_async.report.tables import listings
@@ -49,6 +49,7 @@ def render(report: Report, *, zone: tzinfo) -> str:
         subtitle=report.subtitle,
         standing=report.standing.value,
         standing_sentence=standing_sentence(report, zone),
+        outcomes=outcome_sentences(report),
         figures=figures(report),
         verdict=None if report.verdict is None else _shown(report.verdict),
         charts=drawn,

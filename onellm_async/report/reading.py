@@ -70,7 +70,21 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         slowest=tuple(map(_slow, journal.slowest(_SLOWEST))),
         failures=tuple(map(_failure, journal.failed(_FAILED))),
         bad_lines=tuple(BadLine(bad.line, _short(bad.message)) for bad in journal.bad_lines(_BAD_LINES)),
+        causes=tuple(journal.failure_causes()),
+        notable=_notable(samples),
+        waits_for=_waits_for(samples) if running else None,
     )
+
+
+def _notable(samples: Sequence[tuple[float, JSON]]) -> tuple[tuple[str, int], ...]:
+    counted = _part(_part(samples[-1][1], "progress"), "notable") if samples else {}
+    whole = [(flaw, number) for flaw, number in counted.items() if isinstance(number, int)]
+    return tuple(sorted(whole, key=lambda each: -each[1]))
+
+
+def _waits_for(samples: Sequence[tuple[float, JSON]]) -> str | None:
+    told = _object(samples[-1][1]).get("waits_for") if samples else None
+    return told if isinstance(told, str) else None
 
 
 def _samples(journal: JournalReader) -> list[tuple[float, JSON]]:

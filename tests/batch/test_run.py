@@ -9,7 +9,7 @@ from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import Entry, Item, LineError
-from onellm_async.batch.journal.control import request
+from onellm_async.batch.journal.control import reply_to, request
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.rows import Command, State
@@ -532,3 +532,42 @@ async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer
     assert report.complete
     assert again.contents == [f"{index} {prompt.upper()}" for index, prompt in enumerate(source.prompts)]
     assert sorted(service.asked) == list("abcdefghij")
+
+
+async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_goes_on(ask, tmp_path):
+    service, said = Service(), []
+    service.hold("a")
+    journal = tmp_path / "answers.journal"
+    running = asyncio.create_task(ask(service, Prompts("a", "b"), say=said.append))
+    await until(lambda: len(service.asked) == 2)
+    refused = request(journal, Command("retune", {"requests_per_minute": 600}))
+    unknown = request(journal, Command("retune", {"colour": "red"}))
+    obeyed = request(journal, Command("retune", {"max_concurrency": 100_000}))
+    await until(lambda: reply_to(journal, obeyed) is not None)
+    assert reply_to(journal, refused).startswith("Limits.requests_per_minute is 600")
+    assert "colour" in reply_to(journal, unknown)
+    assert reply_to(journal, obeyed) == ""
+    assert len(asyncio.all_tasks()) < 4200
+    service.held["a"].set()
+    report, sink = await running
+    assert report.complete
+    assert sink.contents == ["0 A", "1 B"]
+    assert said[0].startswith("From another terminal: retune was refused, nothing changes: Limits.requests_per_minute")
+    assert said[-1] == "From another terminal: retune."
+
+
+@pytest.mark.xfail(strict=True, reason="the output holds its lines in memory, so a window bounds how far it is behind")
+async def test_one_slow_prompt_holds_up_no_others_however_many_they_are(ask):
+    service = Service()
+    service.hold("p0")
+    prompts = [f"p{number}" for number in range(5000)]
+    running = asyncio.create_task(ask(service, Prompts(*prompts)))
+    try:
+        async with asyncio.timeout(20):
+            while len(service.asked) < len(prompts):
+                asked = len(service.asked)
+                await asyncio.sleep(0.5)
+                assert len(service.asked) > asked
+    finally:
+        service.held["p0"].set()
+        await running

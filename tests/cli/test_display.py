@@ -5,7 +5,7 @@ from rich.console import Console
 
 from onellm_async.batch import Budget, Counts, RunProgress
 from onellm_async.cli.progress import clock_time, counted, live_view, note, plain_line, summary
-from onellm_async.cli.run_wording import money_at_risk
+from onellm_async.cli.run_wording import money_at_risk, resuming
 from onellm_async.limits.snapshot import Snapshot
 
 
@@ -139,3 +139,36 @@ def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
     assert money_at_risk(Counts(answered=4, cost=0.4, sent=2)) == "about $0.20 at risk, as answers cost so far"
     assert money_at_risk(Counts(sent=2)) == "without --max-tokens nobody knows what is at risk"
     assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.00 at risk"
+
+
+def test_a_circuit_that_is_open_is_told_with_its_cause_and_the_next_attempt():
+    shut = limiter(bottleneck="service down", probe_in=12.3, last_error="No connection to 127.0.0.1:9: refused.")
+    line = plain_line(progress(), shut)
+
+    assert "circuit open: No connection to 127.0.0.1:9: refused, next attempt in 12 s, " in line
+    assert "circuit open: 503 busy, a trial request in flight, " in plain_line(
+        progress(), limiter(bottleneck="service down", probe_in=0.0, last_error="503 busy")
+    )
+    assert "circuit open: No connection" in drawn(live_view(progress(), shut))
+
+
+def test_a_pause_for_failures_is_told_with_its_cause_and_the_next_attempt():
+    trouble = {"trouble": "11 of the last 20 prompts failed alike: 500 boom.", "trial_in": 75.0}
+
+    assert "paused: 11 of the last 20 prompts failed alike: 500 boom, next attempt in 1:15 min, " in (
+        plain_line(progress(**trouble), limiter(bottleneck="nothing"))
+    )
+
+
+def test_while_nothing_but_retries_wait_the_last_error_is_told():
+    waiting = limiter(bottleneck="nothing", backing_off=3, in_flight=0, last_error="500 boom.")
+    assert ", 3 waiting for a retry, last error: 500 boom, " in plain_line(progress(), waiting)
+
+
+def test_what_is_left_when_a_run_resumes_is_told_with_all_that_may_have_been_billed():
+    counts = Counts(answered=8214, failed=3, sent=2, possibly_billed=10, at_risk=0.0041, cost=1.9)
+    assert resuming(counts, 9988) == (
+        "Resuming: 8,214 answered, 3 failed, 12 possibly billed (at most $0.0041 at risk), 1,771 remaining. "
+        "Spent: $1.90."
+    )
+    assert resuming(Counts(answered=1)) == "Resuming: 1 answered, 0 failed, 0 possibly billed. Spent: $0.00."

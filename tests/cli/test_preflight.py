@@ -98,7 +98,7 @@ async def test_anything_else_ends_the_run_and_keeps_what_was_answered(
     assert len(backend.asked) == 10
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     assert ended.code == 0
-    assert "Resuming: 10 prompts answered" in ended.err
+    assert "Resuming: 10 answered" in ended.err
     assert len(backend.asked) == 40
 
 

@@ -37,7 +37,7 @@ async def test_a_killed_run_tells_what_may_be_billed_and_for_how_much_and_asks_o
 
     assert ended.code == 0, ended.err
     resuming = re.search(
-        r"Resuming: 8 prompts answered, 0 failed, 2 possibly billed \(at most \$(0\.0\d+) at risk\); \$0\.\d+ spent",
+        r"Resuming: 8 answered, 0 failed, 2 possibly billed \(at most \$(0\.0\d+) at risk\), 2 remaining\. Spent: \$",
         ended.err,
     )
     assert 2 * 1000 * 10e-6 < float(resuming[1]) < 2 * 1100 * 11e-6
@@ -77,7 +77,7 @@ async def test_an_interrupted_run_knows_for_certain_and_nothing_is_at_risk(
     assert contents(tmp_path / "out.jsonl.partial") == ["p0", "p1"]
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
-    assert "Resuming: 2 prompts answered, 0 failed, 0 possibly billed; $" in ended.err
+    assert "Resuming: 2 answered, 0 failed, 0 possibly billed, 8 remaining. Spent: $" in ended.err
     assert sorted(backend.asked) == prompts
 
 
@@ -194,5 +194,5 @@ async def test_a_killed_run_that_was_moved_without_its_log_is_not_paid_once_more
     ended = await onellm("run", "in.txt", "-o", "moved.jsonl", *GPT5, *FAST, **at)
 
     assert ended.code == 0, ended.err
-    assert "Resuming: 8 prompts answered" in ended.err
+    assert "Resuming: 8 answered" in ended.err
     assert contents(tmp_path / "moved.jsonl") == prompts

@@ -102,7 +102,7 @@ async def test_a_paused_run_sends_nothing_until_it_is_resumed_and_keeps_to_new_l
     assert "  waiting for      to be resumed (paused)" in (await onellm("status", "out.jsonl")).out
 
     retuned = await onellm("retune", "out.jsonl", "--rpm", 30_000, "--concurrency", 5)
-    assert (retuned.code, retuned.err) == (0, "It keeps to the new limits.\n")
+    assert (retuned.code, retuned.err) == (0, "Limits updated: 30,000 requests per minute, at most 5 in flight.\n")
     await journal_has("out.jsonl", lambda journal: sampled(journal)["max_concurrency"] == 5)
     found = await status()
     assert found["sample"]["snapshot"]["declared_rate"] == 30_000
