@@ -44,6 +44,11 @@ class BatchReport:
     @property
     def complete(self) -> bool:
         """Whether the whole input was read and every prompt in it has an outcome."""
+        return self.input_ended and not self.progress.held
+
+    @property
+    def input_ended(self) -> bool:
+        """Whether the whole input was read and every prompt in it has an outcome, or is held back without one."""
         return not (self.interrupted or self.partial or self.stopped_by or self.strict_error)
 
 

@@ -211,7 +211,7 @@ async def run_file(
             with cache:
                 async with sink:
                     report = await _ask(client, source, run, watch, journal, sink, cache)
-                    _demand_complete(report)  # the sink leaves its file as NAME.partial otherwise
+                    _demand_the_end(report)  # the sink leaves its file as NAME.partial otherwise
         except _UnfinishedError as unfinished:
             report = unfinished.report
         journal.finish(_how(report), report.complete)
@@ -226,8 +226,8 @@ class _UnfinishedError(Exception):
         self.report = report
 
 
-def _demand_complete(report: BatchReport) -> None:
-    if not report.complete:
+def _demand_the_end(report: BatchReport) -> None:
+    if not report.input_ended:
         raise _UnfinishedError(report)
 
 
@@ -332,6 +332,8 @@ def _demand_suffix(journal: str | None) -> None:
 
 
 def _how(report: BatchReport) -> str:
+    if report.input_ended and report.progress.held:
+        return f"with {report.progress.held:,} held back, which may be billed"
     if report.complete:
         return "complete"
     if report.stopped_by is not None:

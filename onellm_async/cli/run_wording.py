@@ -58,7 +58,7 @@ def tell_outcomes(report: BatchReport) -> None:
 
 def tell(report: BatchReport, output: str | None) -> None:
     """Says how a sitting ended, and how to go on."""
-    where = "" if output is None else f" Written to {output}{'' if report.complete else '.partial'}."
+    where = "" if output is None else f" Written to {output}{'' if report.input_ended else '.partial'}."
     say(summary(report.progress) + where)
     tell_outcomes(report)
     counts = report.counts
@@ -69,7 +69,10 @@ def tell(report: BatchReport, output: str | None) -> None:
         complain(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:
         complain(f"stopped early: {told_in_flags(report.stopped_by)}")
-    if not report.complete:
+    if report.progress.held:
+        held = counted(report.progress.held, "prompt")
+        complain(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
+    if not report.input_ended:
         total = report.progress.total
         left = None if total is None else total - report.progress.done - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"

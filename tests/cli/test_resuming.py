@@ -50,13 +50,22 @@ async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_s
     killed, onellm, at, prompts, backend, tmp_path
 ):
     await killed()
-    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, "--ambiguous", "hold", **at)
+    for _ in range(2):
+        ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, "--ambiguous", "hold", **at)
 
-    assert ended.code == 1
-    assert len(backend.asked) == 10
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [record["error"] and record["error"]["type"] for record in records] == [None] * 8 + ["PossiblyBilled"] * 2
-    assert "Possibly billed without an answer: 2 attempts" in ended.err
+        assert ended.code == 1
+        assert len(backend.asked) == 10
+        records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        kinds = [record["error"] and record["error"]["type"] for record in records]
+        assert kinds == [None] * 8 + ["PossiblyBilled"] * 2
+        assert "Possibly billed without an answer: 2 attempts" in ended.err
+        assert "held back, because it may be billed: 2 prompts. --ambiguous retry sends it again." in ended.err
+        assert "Nothing is left to do" not in ended.err
+        status = await onellm("status", "out.jsonl")
+        assert status.code == 1
+        assert "complete" not in status.out
+        assert "ended            with 2 held back, which may be billed; " in status.out
+        assert json.loads((await onellm("status", "out.jsonl", "--json")).out)["state"] != "complete"
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *GPT5, *FAST, **at)
     assert ended.code == 0, ended.err

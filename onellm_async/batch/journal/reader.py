@@ -159,7 +159,7 @@ class JournalReader:
     @property
     def complete(self) -> bool:
         """Whether every entry of the input has an outcome."""
-        return bool(self._one("SELECT complete FROM run"))
+        return bool(self._one("SELECT run.complete AND NOT totals.sent FROM run, totals"))
 
     @property
     def holder(self) -> Holder | None:
