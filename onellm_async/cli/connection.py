@@ -11,7 +11,7 @@ from onellm_async.events import Hook
 from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
-from onellm_async.settings import Timeout
+from onellm_async.settings import Timeout, trust_only
 
 __all__ = ["connected", "defaults_from", "limits_from"]
 
@@ -101,6 +101,9 @@ async def connected(
             dialect=connecting.dialect_name,
             endpoints=connecting.endpoints,
             allow_insecure=connecting.allow_insecure,
+            proxy="" if connecting.local else connecting.proxy,
+            ssl=None if connecting.ca_file is None else trust_only(connecting.ca_file, "--ca-file"),
+            trust_env=connecting.trust_env,
             hooks=hooks,
             retry=retry,
             rate_state=rate_state,

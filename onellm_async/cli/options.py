@@ -107,6 +107,20 @@ class Connecting(Limiting):
             "Gemini or Mistral; repeatable.",
         ),
     ] = ()
+    proxy: Annotated[
+        str | None,
+        Parameter(help="URL of an HTTP proxy. [env: ONELLM_PROXY] [default: none]"),
+    ] = None
+    trust_env: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="Use HTTPS_PROXY and NO_PROXY of the environment."),
+    ] = False
+    ca_file: Annotated[
+        str | None,
+        Parameter(
+            help="File of the certificate authorities to trust instead of the system's (PEM). [env: ONELLM_CA_FILE]"
+        ),
+    ] = None
     timeout: Annotated[float, Parameter(help="Seconds one attempt may take, not counting the queue.")] = 600.0
     local: Annotated[
         bool,

@@ -53,7 +53,7 @@ def translated(
             f"The certificate of {name} was not accepted: {words}.",
             kind=FailureKind.NOT_TRUSTED,
             advice="Check base_url and the certificates of this machine; nothing was sent. "
-            "ONELLM_CA_FILE (--ca-file) names certificate authorities of your own.",
+            "ONELLM_CA_FILE or ssl=… (--ca-file) names certificate authorities of your own.",
         )
     if isinstance(error, aiohttp.ConnectionTimeoutError) or (isinstance(error, TimeoutError) and not sent):
         return APITimeoutError(
@@ -99,11 +99,11 @@ def _other_side(error: Exception, host: str, proxy: Proxy | None, unused_proxy: 
         return named, "Check its URL and the network."
     if host == _HOSTED_SERVICE:
         return host, (
-            "The hosted service has been shut down. Set ONELLM_BASE_URL (base_url=…, --base-url) to another backend."
+            "The hosted service has been shut down. Set ONELLM_BASE_URL or base_url=… (--base-url) to another backend."
         )
     if proxy is None and unused_proxy is not None:
         return host, (
-            f"{unused_proxy} is not used: set ONELLM_PROXY (proxy=…, --proxy) or trust_env=True (--trust-env)."
+            f"{unused_proxy} is not used: set ONELLM_PROXY, proxy=… (--proxy) or trust_env=True (--trust-env)."
         )
     return host, ""
 
