@@ -42,9 +42,8 @@ if TYPE_CHECKING:
     )
     from onellm_async.events import Event, Hook
     from onellm_async.fanout import FanoutProgress
-    from onellm_async.limits.adaptive import RateState
     from onellm_async.limits.policy import Limits
-    from onellm_async.limits.saving import rate_state_from_dict, rate_state_to_dict
+    from onellm_async.limits.rate_state import RateState
     from onellm_async.limits.snapshot import Snapshot
     from onellm_async.limits.timespent import TimeSpent, where_time_went
     from onellm_async.retry import RetryPolicy
@@ -102,8 +101,6 @@ __all__ = [
     "UnprocessableEntityError",
     "Usage",
     "__version__",
-    "rate_state_from_dict",
-    "rate_state_to_dict",
     "where_time_went",
 ]
 
@@ -143,9 +140,8 @@ _ROOMS = {
     ),
     "events": ("Event", "Hook"),
     "fanout": ("FanoutProgress",),
-    "limits.adaptive": ("RateState",),
     "limits.policy": ("Limits",),
-    "limits.saving": ("rate_state_from_dict", "rate_state_to_dict"),
+    "limits.rate_state": ("RateState",),
     "limits.snapshot": ("Snapshot",),
     "limits.timespent": ("TimeSpent", "where_time_went"),
     "retry": ("RetryPolicy",),

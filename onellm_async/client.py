@@ -23,8 +23,8 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
-from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.live_control import LiveControl
 from onellm_async.request_group import RequestGroup
 from onellm_async.retry import RetryPolicy

@@ -1,8 +1,8 @@
 """What can be seen of a client while it runs, and changed."""
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.sender import Sender
 from onellm_async.validation import shown
@@ -39,11 +39,11 @@ class LiveControl:
             A program that starts where the last run left off::
 
                 path = Path("rate.json")
-                state = rate_state_from_dict(json.loads(path.read_text())) if path.exists() else None
+                state = RateState.from_dict(json.loads(path.read_text())) if path.exists() else None
                 async with AsyncOneLLM(limits=Limits(requests_per_minute=None), rate_state=state) as client:
                     ...
                     if (learned := client.rate_state) is not None:
-                        path.write_text(json.dumps(rate_state_to_dict(learned)))
+                        path.write_text(json.dumps(learned.to_dict()))
         """
         return self._sender.rate_state
 

@@ -37,10 +37,10 @@ from onellm_async.errors import (
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
 from onellm_async.failure_kinds import RULES, FailureKind, in_context
-from onellm_async.limits.adaptive import RateState
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Group, Limiter, Permit
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.transport import Transport

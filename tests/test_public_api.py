@@ -15,8 +15,8 @@ ConfigurationError Conversation DeadlineExceededError Dialect Event FailureKind 
 InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot TimeSpent
-Timeout UnprocessableEntityError Usage RequestCancelledError __version__ rate_state_from_dict
-rate_state_to_dict where_time_went
+Timeout UnprocessableEntityError Usage RequestCancelledError __version__
+where_time_went
 """.split()  # noqa: SIM905
 
 

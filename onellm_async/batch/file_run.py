@@ -42,8 +42,7 @@ from onellm_async.batch.run import run_batch
 from onellm_async.batch.unjournaled import Unjournaled
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, ConfigurationError
-from onellm_async.limits.marks import RateState
-from onellm_async.limits.saving import rate_state_from_dict
+from onellm_async.limits.rate_state import RateState
 
 if TYPE_CHECKING:
     from onellm_async.batch.outputs.parquet_sink import ParquetSink
@@ -163,7 +162,7 @@ def learned_rate(run: FileRun) -> RateState | None:
         with JournalReader.open(place) as journal:
             sample = journal.latest_sample()
         saved = sample.sample.get("rate_state") if sample is not None and isinstance(sample.sample, dict) else None
-        return None if saved is None else rate_state_from_dict(saved)
+        return None if saved is None else RateState.from_dict(saved)
     except (BatchError, ConfigurationError):
         return None
 

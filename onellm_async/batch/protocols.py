@@ -6,8 +6,8 @@ from typing import Protocol
 from onellm_async.batch.inputs.items import Entry, LineError
 from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled
 from onellm_async.chat import JSON
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.request_group import RequestGroup
 

@@ -16,7 +16,6 @@ from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.formatting import format_duration
-from onellm_async.limits.saving import rate_state_to_dict
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Watch", "held_by_own_limits", "why_it_waits"]
@@ -87,7 +86,7 @@ class Watch:
         point: JSON = {
             "progress": asdict(progress),
             "snapshot": asdict(snapshot),
-            "rate_state": None if learned is None else rate_state_to_dict(learned),
+            "rate_state": None if learned is None else learned.to_dict(),
             "waits_for": self._why(snapshot) if in_trouble else None,
         }
         self._journal.sample(time.time(), point)

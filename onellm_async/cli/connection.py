@@ -8,8 +8,8 @@ from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import Asking, Connecting
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import Timeout, trust_only
 

@@ -24,11 +24,12 @@ from collections import deque
 from random import Random
 
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.marks import UNKNOWN, Bounds, Mark, RateState, bounds_of
+from onellm_async.limits.marks import UNKNOWN, Bounds, Mark, bounds_of
 from onellm_async.limits.overflow import Overflow
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.sharing import SharedRate
 
-__all__ = ["LearnedRate", "RateState"]
+__all__ = ["LearnedRate"]
 
 
 class LearnedRate:

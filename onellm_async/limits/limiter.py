@@ -7,11 +7,11 @@ from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import PACED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
 from onellm_async.limits.rate import RateControl
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot, snapshot_of, unused
 
 __all__ = ["Group", "Limiter", "Permit"]

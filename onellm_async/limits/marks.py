@@ -10,29 +10,9 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-__all__ = ["Bounds", "Mark", "RateState", "bounds_of"]
+__all__ = ["Bounds", "Mark", "bounds_of"]
 
 UNKNOWN = float("inf")
-
-
-@frozen
-class RateState:
-    """What a rate control knows, to be given to another one: after a restart, or as a prior that may be wrong.
-
-    Attributes:
-        rate: Requests per second that it holds.
-        burst: Requests that the service lets through at once after a pause, as far as that was seen.
-        low: Requests per second that the service certainly allows; 0 when that is not known.
-        high: Requests per second that it certainly does not exceed; None when that is not known.
-
-    Example:
-        A limit that somebody wrote down, to begin with: ``RateState(rate=40 / 60, burst=40)``.
-    """
-
-    rate: float
-    burst: float
-    low: float = 0.0
-    high: float | None = None
 
 
 class Mark:

@@ -2,9 +2,10 @@
 
 from random import Random
 
-from onellm_async.limits.adaptive import LearnedRate, RateState
+from onellm_async.limits.adaptive import LearnedRate
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate import BackOffOnly, DeclaredRate, RateControl
+from onellm_async.limits.rate_state import RateState
 
 __all__ = ["rate_control", "retuned"]
 

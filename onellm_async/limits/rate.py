@@ -4,7 +4,7 @@ from random import Random
 from typing import Protocol
 
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.marks import RateState
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.sharing import SharedRate
 
 __all__ = ["BackOffOnly", "DeclaredRate", "RateControl"]

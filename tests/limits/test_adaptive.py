@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.limits.adaptive import LearnedRate, RateState
+from onellm_async.limits.adaptive import LearnedRate
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.marks import Bounds, Mark, bounds_of
+from onellm_async.limits.rate_state import RateState
 
 RATE, BURST = 40 / 60, 40
 SAVED = RateState(rate=0.66, burst=40, low=0.66, high=0.672)

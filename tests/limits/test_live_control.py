@@ -7,8 +7,8 @@ import pytest
 
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.limiter import Limiter
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_state import RateState
 from onellm_async.simulation.clock import run_in_virtual_time
 
 pytestmark = pytest.mark.virtual_time

@@ -2,8 +2,8 @@ from random import Random
 
 import pytest
 
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.rate import BackOffOnly, DeclaredRate
+from onellm_async.limits.rate_state import RateState
 
 
 def refuse(control, now):

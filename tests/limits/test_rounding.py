@@ -1,10 +1,10 @@
 import pytest
 
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.marks import RateState
 from onellm_async.limits.modes import rate_control
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.rounding import Rounding
 
 FAST = 100.0

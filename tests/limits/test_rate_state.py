@@ -5,15 +5,14 @@ import json
 import pytest
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.limits.adaptive import RateState
-from onellm_async.limits.saving import rate_state_from_dict, rate_state_to_dict
+from onellm_async.limits.rate_state import RateState
 
 STATE = RateState(rate=2 / 3, burst=40)
-SAVED = rate_state_to_dict(STATE)
+SAVED = STATE.to_dict()
 
 
 def test_what_was_learned_survives_json():
-    assert rate_state_from_dict(json.loads(json.dumps(SAVED, allow_nan=False))) == STATE
+    assert RateState.from_dict(json.loads(json.dumps(SAVED, allow_nan=False))) == STATE
 
 
 @pytest.mark.parametrize(
@@ -27,10 +26,10 @@ def test_what_was_learned_survives_json():
         (SAVED | {"rate": float("nan")}, "rate_state.rate is nan"),
         (SAVED | {"burst": True}, "rate_state.burst is True"),
         (SAVED | {"burst": None}, "rate_state.burst is None"),
-        ([1, 2], "rate_state is .1, 2.; it must be what rate_state_to_dict returned"),
+        ([1, 2], "rate_state is .1, 2.; it must be what RateState.to_dict returned"),
     ],
     ids=str,
 )
 def test_what_is_not_such_a_state_is_refused_by_value(saved, message):
     with pytest.raises(ConfigurationError, match=message):
-        rate_state_from_dict(saved)
+        RateState.from_dict(saved)
