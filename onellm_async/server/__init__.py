@@ -1,8 +1,7 @@
 """A OneLLM on this machine: for trying things out, for tests, and in front of any OpenAI-compatible model."""
 
 from onellm_async.server.app import LocalServer, serve
-from onellm_async.server.backends import Backend, BackendError, EchoBackend
-from onellm_async.server.echo import echo
+from onellm_async.server.backends import Backend, BackendError, EchoBackend, echo
 from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
 from onellm_async.server.service import Service

@@ -6,18 +6,16 @@ from math import inf
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server.settings import ServerSettings
 
-__all__ = ["EMPTY_BALANCE", "MINIMUM_BALANCE", "MOST_STRANGERS", "USUAL_TOKENS", "Account", "Accounts"]
-
-MINIMUM_BALANCE = 0.10
+MIN_BALANCE = 0.10
 """USD; with less, requests are refused (OneLLM documentation)."""
 EMPTY_BALANCE = 0.01
 """USD; the published backend takes so much, or less, for nothing: 1,000,000 of its units."""
 
-USUAL_TOKENS = 1024
+DEFAULT_ANSWER_TOKENS = 1024
 """Tokens reserved for the answer to a request without ``max_tokens``. Where the request has more, as many as it has are
 reserved: the echo is never longer."""
 
-MOST_STRANGERS = 10_000
+MAX_UNLISTED_KEYS = 10_000
 """Accounts of keys that the settings do not list; beyond it the one unused for longest is forgotten."""
 
 _TOLERANCE = 1e-9
@@ -79,7 +77,7 @@ class Accounts:
         self._settings = settings
         self._rate, self._burst = _bucket_of(settings.requests_per_minute, settings.burst)
         self._listed: dict[str, Account] = {}
-        self._strangers: dict[str, Account] = {}
+        self._unlisted: dict[str, Account] = {}
         self._revoked: set[str] = set()
 
     def of(self, key: str, now: float) -> Account:
@@ -87,26 +85,26 @@ class Accounts:
         account = self._listed.get(key)
         if account is not None:
             return account
-        account = self._strangers.pop(key, None) or self._opened(key, now)
+        account = self._unlisted.pop(key, None) or self._opened(key, now)
         if key in self._settings.blocked or (self._settings.keys is not None and key in self._settings.keys):
             self._listed[key] = account
             return account
-        if len(self._strangers) >= MOST_STRANGERS:
-            del self._strangers[next(iter(self._strangers))]
-        self._strangers[key] = account  # last, as the one used latest
+        if len(self._unlisted) >= MAX_UNLISTED_KEYS:
+            del self._unlisted[next(iter(self._unlisted))]
+        self._unlisted[key] = account  # last, as the one used latest
         return account
 
     def revoke(self, key: str) -> None:
         """Makes `key` unknown from now on."""
         self._revoked.add(key)
-        account = self._listed.get(key) or self._strangers.get(key)
+        account = self._listed.get(key) or self._unlisted.get(key)
         if account is not None:
             account.known = False
 
     def retune(self, requests_per_minute: float | None, now: float) -> None:
         """Changes the refill of every bucket, those of keys not seen yet included; None: there is no limit."""
         self._rate, self._burst = _bucket_of(requests_per_minute, self._settings.burst)
-        for account in [*self._listed.values(), *self._strangers.values()]:
+        for account in [*self._listed.values(), *self._unlisted.values()]:
             account.bucket.retune(now, rate=self._rate, capacity=self._burst)
             if requests_per_minute is None:
                 account.bucket.give_back(inf, now)

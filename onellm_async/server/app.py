@@ -16,16 +16,15 @@ from attrs import evolve
 from onellm_async.errors import ConfigurationError
 from onellm_async.failure_kinds import Billing
 from onellm_async.server.backends import Backend, BackendError, EchoBackend
-from onellm_async.server.jobs import Completion, Delivery, Job
+from onellm_async.server.connection_wait import wait_for_connection
+from onellm_async.server.jobs import Completion, Job, ServerReply
 from onellm_async.server.ledger import Ledger
 from onellm_async.server.openapi import openapi_document
-from onellm_async.server.service import MOST_BODY_BYTES, PATH, Service
+from onellm_async.server.request_validation import MAX_BODY_BYTES
+from onellm_async.server.service import PATH, Service
 from onellm_async.server.settings import ServerSettings
-from onellm_async.server.waiting import database_place
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
-
-__all__ = ["LocalServer", "serve"]
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ class LocalServer:
         settings = settings if settings is not None else ServerSettings()
         if settings.list_prices is None:
             settings = evolve(settings, list_prices=not self._forwards)
-        self._few_places = settings.faults.database_places is not None
+        self._has_pool = settings.faults.database_places is not None
         self.service: Service = Service(settings)
         self._host = host
         self._port = port
@@ -111,8 +110,8 @@ class LocalServer:
         if self._runner is not None:
             raise RuntimeError("The local server is running already; make another LocalServer for another port.")
         if self._forwards and self.service.settings.keys is None:
-            await _refuse_strangers(self._host)
-        app = web.Application(client_max_size=MOST_BODY_BYTES)
+            await _check_host(self._host)
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_get("/openapi.json", self._openapi)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/ledger", self._counters)
@@ -166,7 +165,7 @@ class LocalServer:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return _whole(self.service.too_long(clock()))
+            return _whole(self.service.reject_too_long(clock()))
         except (ConnectionError, web.RequestPayloadError):  # the whole body never came: nothing has been asked
             return web.Response(status=400)
         received = self.service.receive(request.method, request.path, request.headers, body, clock())
@@ -177,15 +176,15 @@ class LocalServer:
             return _reset(request)
         return await _half(request, delivery.reply) if delivery.truncated else _whole(delivery.reply)
 
-    async def _processed(self, job: Job, request: web.Request) -> Delivery:
+    async def _processed(self, job: Job, request: web.Request) -> ServerReply:
         billing = Billing.NOT_BILLED
         try:
-            late = await database_place(self.service, job) if self._few_places else None
+            late = await wait_for_connection(self.service, job) if self._has_pool else None
             if late is not None:
                 return late
             if job.plan.latency > 0:
                 await asyncio.sleep(job.plan.latency)
-            doom = self.service.doomed(job)
+            doom = self.service.apply_fault(job)
             if doom is not None:
                 return doom
             if self._forwards:  # from here on it is at work elsewhere
@@ -203,7 +202,7 @@ class LocalServer:
             raise
         # A client that hangs up while the model works is billed all the same, as by the published service.
         gone = request.transport is None or request.transport.is_closing()
-        return self.service.complete(job, completion, reader_gone=gone)
+        return self.service.complete(job, completion, disconnected=gone)
 
     async def _completion(self, job: Job) -> Completion:
         completion = await self._backend.complete(job)
@@ -248,7 +247,7 @@ async def serve(
         await asyncio.get_running_loop().create_future()
 
 
-async def _refuse_strangers(host: str) -> None:
+async def _check_host(host: str) -> None:
     """Refuses to listen for other machines without keys, where each answer costs the owner of the upstream's key.
 
     Raises:

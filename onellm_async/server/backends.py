@@ -1,12 +1,13 @@
 """Who answers behind the local server: what a backend has to do, and the echo."""
 
+from math import ceil
 from typing import Protocol
 
+from onellm_async.chat import ChatRequest, Usage
 from onellm_async.failure_kinds import Billing
-from onellm_async.server.echo import echo
-from onellm_async.server.jobs import Completion, Job
+from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job
 
-__all__ = ["Backend", "BackendError", "EchoBackend", "echo"]
+_CHARACTERS_PER_TOKEN = 4
 
 
 class BackendError(Exception):
@@ -75,3 +76,43 @@ class EchoBackend:
 
     async def aclose(self) -> None:
         """Holds nothing."""
+
+
+def count_tokens(text: str) -> int:
+    """The length of a text in the echo's tokens: four characters each, the last one possibly shorter.
+
+    Example:
+        >>> count_tokens("Hello"), count_tokens("")
+        (2, 0)
+    """
+    return ceil(len(text) / _CHARACTERS_PER_TOKEN)
+
+
+def count_input_tokens(request: ChatRequest) -> int:
+    """The length of all messages and the system text, in the echo's tokens."""
+    return sum(count_tokens(message.content) for message in request.messages) + count_tokens(request.system or "")
+
+
+def last_user_message(request: ChatRequest) -> str:
+    """The last user message; the last message of all when no user has spoken."""
+    for message in reversed(request.messages):
+        if message.role == "user":
+            return message.content
+    return request.messages[-1].content
+
+
+def echo(job: Job) -> Completion:
+    """Says the last user message again, cut at the first stop sequence and at the token limit.
+
+    ``finish_reason`` is ``"length"`` when the token limit cut it, else ``"stop"``. With ``n``, all answers are billed,
+    and one is returned.
+    """
+    content = last_user_message(job.request)
+    cuts = [content.find(stop) for stop in job.request.stop_sequences or () if stop]
+    content = content[: min((cut for cut in cuts if cut >= 0), default=len(content))]
+    finish_reason = "stop"
+    if job.max_tokens is not None and count_tokens(content) > job.max_tokens:
+        content = content[: job.max_tokens * _CHARACTERS_PER_TOKEN]
+        finish_reason = "length"
+    read, written = count_input_tokens(job.request), min(count_tokens(content) * (job.request.n or 1), MAX_TOKEN_COUNT)
+    return Completion(content, Usage(read, written, min(read + written, MAX_TOKEN_COUNT)), finish_reason)

@@ -13,9 +13,7 @@ from onellm_async.transport import RawReply
 from onellm_async.validation import shown
 from onellm_async.wire import Dialect, dump_json
 
-__all__ = ["MOST_TOKENS", "Completion", "Delivery", "Job"]
-
-MOST_TOKENS = 2**53
+MAX_TOKEN_COUNT = 2**53
 """No count is larger: up to here the arithmetic with prices is safe."""
 
 _TEXT_OR_NONE: tuple[type, ...] = (str, type(None))
@@ -25,7 +23,7 @@ def _counts(_: object, attribute: object, usage: Any) -> None:
     if not isinstance(usage, Usage):
         raise TypeError(f"The usage of a completion is a {type(usage).__name__}; it must be a Usage.")
     for name, count in (("input", usage.input_tokens), ("output", usage.output_tokens), ("total", usage.total_tokens)):
-        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MOST_TOKENS
+        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKEN_COUNT
         if count is not None and not whole:
             raise ValueError(f"{name}_tokens of a completion is {shown(count)}; it must be a count or None.")
 
@@ -97,7 +95,7 @@ class Completion:
 
 
 @frozen
-class Delivery:
+class ServerReply:
     """What is written to the connection.
 
     Attributes:

@@ -6,9 +6,7 @@ from enum import Enum
 
 from attrs import frozen
 
-__all__ = ["MOST_PROMPT_CHARACTERS", "Ledger", "LedgerRow", "Outcome"]
-
-MOST_PROMPT_CHARACTERS = 200
+MAX_PROMPT_CHARACTERS = 200
 """So much of each prompt is kept in its row: enough to recognise it, and a bound on the memory."""
 
 

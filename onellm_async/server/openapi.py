@@ -4,8 +4,6 @@ from onellm_async import catalog
 from onellm_async.chat import JSON, ROLES
 from onellm_async.wire import Dialect
 
-__all__ = ["openapi_document"]
-
 _TEXT: dict[str, JSON] = {"type": "string"}
 _COUNT: dict[str, JSON] = {"type": ["integer", "null"], "minimum": 0}
 _USAGE: dict[str, JSON] = {

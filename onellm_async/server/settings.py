@@ -13,8 +13,6 @@ from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect
 
-__all__ = ["Fault", "FaultPlan", "Faults", "ServerSettings"]
-
 _faults = Checks(ConfigurationError, "Faults.")
 _settings = Checks(ConfigurationError, "ServerSettings.")
 _share = _faults.number(0, 1)

@@ -11,15 +11,12 @@ import aiohttp
 from onellm_async.chat import JSON, ChatResponse, Usage
 from onellm_async.errors import APIError, APIStatusError, ConfigurationError, ResponseDecodeError
 from onellm_async.failure_kinds import RULES, Billing, FailureKind
-from onellm_async.server.backends import BackendError
-from onellm_async.server.echo import input_tokens_of, tokens_of
-from onellm_async.server.jobs import MOST_TOKENS, Completion, Job
+from onellm_async.server.backends import BackendError, count_input_tokens, count_tokens
+from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job
 from onellm_async.settings import ApiKey, checked_url
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, decode_reply, dump_json, parse_json, request_to_body
 from onellm_async.wire.failures import error_text
-
-__all__ = ["UpstreamBackend"]
 
 _MAX_REPLY_BYTES = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is refused: no chat answer is that long."""
@@ -280,10 +277,10 @@ def _completion(response: ChatResponse, job: Job, asked: str) -> Completion:
     if read is None or written is None:  # some servers do not count
         choices = extra.get("choices")
         answers = len(choices) if isinstance(choices, list) else 1
-        read, written, total = input_tokens_of(job.request), answers * tokens_of(response.content), None
+        read, written, total = count_input_tokens(job.request), answers * count_tokens(response.content), None
     return Completion(
         response.content,
-        Usage(read, written, min(read + written, MOST_TOKENS) if total is None else total),
+        Usage(read, written, min(read + written, MAX_TOKEN_COUNT) if total is None else total),
         response.finish_reason,
         response.model or asked,
         role=response.role or "assistant",

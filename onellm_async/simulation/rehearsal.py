@@ -13,7 +13,7 @@ from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import ConfigurationError
 from onellm_async.events import Answered, Event, Failed, Queued, Refused, Retrying, Sent
 from onellm_async.limits.policy import Limits
-from onellm_async.server.jobs import Completion, Delivery, Job
+from onellm_async.server.jobs import Completion, Job, ServerReply
 from onellm_async.server.service import Service
 from onellm_async.server.settings import Faults, ServerSettings
 from onellm_async.simulation.clock import run_in_virtual_time
@@ -129,10 +129,10 @@ def _requests(demands: Sequence[RequestSize], *, sized: bool) -> Iterator[ChatRe
 class _SizedAnswers(Service):
     """Its answers report the tokens expected of real ones; a prompt begins with the number of its answer's."""
 
-    def complete(self, job: Job, completion: Completion, *, reader_gone: bool = False) -> Delivery:
+    def complete(self, job: Job, completion: Completion, *, disconnected: bool = False) -> ServerReply:
         text = job.request.messages[0].content
         usage = Usage(ceil(len(text) / _BYTES_PER_TOKEN), int(text.partition(":")[0]))
-        return super().complete(job, Completion("", usage), reader_gone=reader_gone)
+        return super().complete(job, Completion("", usage), disconnected=disconnected)
 
 
 class _Watch:

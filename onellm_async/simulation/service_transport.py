@@ -10,9 +10,9 @@ from attrs.validators import in_
 
 from onellm_async.errors import APIConnectionError, APITimeoutError, FailureKind
 from onellm_async.server.backends import echo
-from onellm_async.server.jobs import Delivery, Job
+from onellm_async.server.connection_wait import wait_for_connection
+from onellm_async.server.jobs import Job, ServerReply
 from onellm_async.server.service import PATH, Service
-from onellm_async.server.waiting import database_place
 from onellm_async.simulation.recorder import Recorder
 from onellm_async.transport import RawReply
 
@@ -141,18 +141,18 @@ class ServiceTransport:
         try:
             await asyncio.sleep(job.plan.latency)
         except asyncio.CancelledError:  # the service does not know that nobody listens any more, and bills
-            if self._service.doomed(job) is None:
-                self._service.complete(job, echo(job), reader_gone=True)
+            if self._service.apply_fault(job) is None:
+                self._service.complete(job, echo(job), disconnected=True)
             raise
-        delivery = self._service.doomed(job) or self._service.complete(job, echo(job))
+        delivery = self._service.apply_fault(job) or self._service.complete(job, echo(job))
         await asyncio.sleep(self._way())
         if delivery.reply is None or delivery.truncated:
             raise APIConnectionError(_BROKEN)
         return delivery.reply
 
-    async def _placed(self, job: Job) -> Delivery | None:
+    async def _placed(self, job: Job) -> ServerReply | None:
         try:
-            return await database_place(self._service, job)
+            return await wait_for_connection(self._service, job)
         except asyncio.CancelledError:
             self._service.abandon(job)
             raise

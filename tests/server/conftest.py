@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 
 from onellm_async.server import LocalServer, ServerSettings, Service, UpstreamBackend
-from onellm_async.server.echo import echo
+from onellm_async.server.backends import echo
 from onellm_async.transport import RawReply
 
 DOCUMENTED = {"model": "GPT-5-Mini", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -41,14 +41,14 @@ class Asker:
     def delivery(self, key="good", **changes):
         job = self.receive(key, **changes)
         assert not isinstance(job, RawReply), job
-        return self.service.doomed(job) or self.service.complete(job, echo(job))
+        return self.service.apply_fault(job) or self.service.complete(job, echo(job))
 
     def reply(self, key="good", **changes):
         """The whole reply, which must not be lost."""
         received = self.receive(key, **changes)
         if isinstance(received, RawReply):
             return received
-        delivery = self.service.doomed(received) or self.service.complete(received, echo(received))
+        delivery = self.service.apply_fault(received) or self.service.complete(received, echo(received))
         assert delivery.reply is not None
         return delivery.reply
 

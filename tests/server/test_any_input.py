@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from onellm_async import catalog
 from onellm_async.server import Faults, LocalServer, Outcome, ServerSettings, Service, echo
-from onellm_async.server.checking import MOST_BODY_BYTES
-from onellm_async.server.service import Job
+from onellm_async.server.jobs import Job
+from onellm_async.server.request_validation import MAX_BODY_BYTES
 
 FIELDS = [
     "model", "messages", "endpoint", "max_tokens", "top_p", "temperature", "stop_sequences", "system", "tools", "seed",
@@ -187,7 +187,7 @@ async def test_broken_compression_is_refused_as_each_dialect_does_and_entered(se
         assert server.ledger.outcomes == {Outcome.REJECTED: 1}
 
 
-def bomb(encoding, size=MOST_BODY_BYTES + 1):
+def bomb(encoding, size=MAX_BODY_BYTES + 1):
     packing = zlib.compressobj(wbits={"gzip": 31, "deflate": 15, "raw": -15}[encoding])
     return b"".join(packing.compress(b" " * 2**20) for _ in range(size // 2**20 + 1)) + packing.flush()
 
@@ -209,7 +209,7 @@ def test_compressed_body_is_read_and_one_beyond_the_bound_is_refused_in_bounded_
     finally:
         tracemalloc.stop()
     assert reply.status == 413
-    assert peak < 2.5 * MOST_BODY_BYTES
+    assert peak < 2.5 * MAX_BODY_BYTES
 
 
 @pytest.mark.parametrize(

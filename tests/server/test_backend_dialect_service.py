@@ -6,7 +6,7 @@ import pytest
 from onellm_async import catalog
 from onellm_async.chat import ChatRequest, Message
 from onellm_async.server import Outcome, ServerSettings, echo
-from onellm_async.server.service import Job
+from onellm_async.server.jobs import Job
 from onellm_async.wire import Dialect, decode_reply, encode_request
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -151,7 +151,7 @@ def test_other_path_and_method_are_refused_without_a_body(asker):
 
 
 def test_body_beyond_the_bound_is_a_plain_text_413(asker):
-    reply = asker.service.too_long(0.0)
+    reply = asker.service.reject_too_long(0.0)
     assert reply.status == 413
     assert reply.headers["Content-Type"].startswith("text/plain")
 

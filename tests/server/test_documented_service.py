@@ -3,7 +3,7 @@ import json
 import pytest
 
 from onellm_async.server import Faults, Outcome, ServerSettings
-from onellm_async.server.service import Job
+from onellm_async.server.jobs import Job
 
 SETTINGS = ServerSettings(keys={"good": 10.0, "poor": 0.09, "closed": 5.0}, blocked={"closed"})
 
@@ -207,7 +207,7 @@ def test_every_other_method_is_refused_with_405_that_names_post(asker, method):
 
 
 def test_body_beyond_the_bound_is_refused_with_413(asker, monkeypatch):
-    monkeypatch.setattr("onellm_async.server.service.MOST_BODY_BYTES", 100)
+    monkeypatch.setattr("onellm_async.server.service.MAX_BODY_BYTES", 100)
     assert asker.raw(b" " * 100).status == 400
     reply = asker.raw(b" " * 101)
     assert reply.status == 413

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onellm_async.errors import ConfigurationError
 from onellm_async.failure_kinds import Billing
 from onellm_async.server import Fault, Faults, Outcome, ServerSettings, Service, echo
-from onellm_async.server.accounts import MOST_STRANGERS
-from onellm_async.server.rejections import BALANCE_RESERVED
+from onellm_async.server.accounts import MAX_UNLISTED_KEYS
+from onellm_async.server.replies import BALANCE_RESERVED
 from onellm_async.transport import RawReply
 
 ROOMY = {"requests_per_minute": 1e9, "burst": 1e9}
@@ -264,7 +264,7 @@ def test_most_requests_under_way_at_once_are_remembered(asking):
 def test_reply_to_a_reader_who_has_gone_is_billed_and_lost(asking):
     asker = asking(ServerSettings())
     job = asker.receive()
-    asker.service.complete(job, echo(job), reader_gone=True)
+    asker.service.complete(job, echo(job), disconnected=True)
     assert asker.ledger.outcomes == {Outcome.LOST: 1}
     assert asker.balance() < 100
 
@@ -275,7 +275,7 @@ def test_invented_keys_neither_fill_the_memory_nor_push_out_a_real_account(askin
     spent = asker.balance()
     assert spent < 1.0
     asker.receive("first")
-    for number in range(MOST_STRANGERS):
+    for number in range(MAX_UNLISTED_KEYS):
         asker.service.account(str(number), 0.0)
         asker.service.account("first", 0.0)  # in use, so that others are forgotten before it
     assert asker.balance() == spent
@@ -286,13 +286,13 @@ def test_invented_keys_neither_fill_the_memory_nor_push_out_a_real_account(askin
 def test_full_table_of_strangers_forgets_nobody_until_a_newcomer_comes(asking):
     asker = asking(ServerSettings(burst=1, requests_per_minute=0))
     asker.reply("oldest")
-    for number in range(MOST_STRANGERS - 1):
+    for number in range(MAX_UNLISTED_KEYS - 1):
         asker.service.account(str(number), 0.0)
     asker.service.account("0", 0.0)
     assert asker.reply("oldest").status == 429
     asker.service.account("newcomer", 0.0)  # pushes out "1", unused for longest by now
     assert asker.reply("oldest").status == 429
-    assert len(asker.service._accounts._strangers) == MOST_STRANGERS
+    assert len(asker.service._accounts._unlisted) == MAX_UNLISTED_KEYS
 
 
 @pytest.mark.parametrize("dialect", ["documented", "backend"])
@@ -404,7 +404,7 @@ def test_what_is_billed_is_what_the_balances_lost_and_had_and_every_request_is_c
         )
         if finish:
             for job in held:
-                assert service.doomed(job) or service.complete(job, echo(job))
+                assert service.apply_fault(job) or service.complete(job, echo(job))
             held.clear()
     for job in held:
         service.abandon(job)

@@ -9,7 +9,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, Dialect, Usage
 from onellm_async.server import Completion, Faults, LocalServer, Outcome, ServerSettings
-from onellm_async.server.service import MOST_BODY_BYTES
+from onellm_async.server.request_validation import MAX_BODY_BYTES
 
 BODY = {"model": "GPT-5-Mini", "messages": [{"role": "user", "content": "Hello there"}]}
 KEY = {"Authorization": "Bearer good"}
@@ -96,7 +96,7 @@ async def test_http_statuses_of_what_is_no_chat(session, asked, body, headers, s
 
 async def test_body_beyond_32_mib_is_refused_with_413_and_entered(session):
     async with LocalServer() as server:
-        body = io.BytesIO(b" " * (MOST_BODY_BYTES + 1))
+        body = io.BytesIO(b" " * (MAX_BODY_BYTES + 1))
         async with session.post(server.url, data=body, headers=KEY | {"Content-Type": "application/json"}) as reply:
             assert reply.status == 413
             assert "error" in await reply.json()

@@ -13,9 +13,7 @@ from onellm_async.validation import shown
 from onellm_async.wire import Dialect, request_from_body
 from onellm_async.wire.requests import forwarded_by_backend
 
-__all__ = ["MOST_BODY_BYTES", "Asked", "Malformed", "checked", "decompressed"]
-
-MOST_BODY_BYTES = 32 * 1024 * 1024
+MAX_BODY_BYTES = 32 * 1024 * 1024
 """Longer requests are refused with 413, before and after decompression."""
 
 _INTEGERS = ("max_tokens", "seed", "n", "top_logprobs", "top_k")
@@ -28,7 +26,7 @@ _GZIP = 16 + zlib.MAX_WBITS
 """The window of zlib that reads gzip's header."""
 
 
-class Malformed(Exception):  # noqa: N818  # a verdict on a body, never seen outside
+class ValidationError(Exception):  # never leaves this room
     """The body is not a chat request; the text is what the service says.
 
     Attributes:
@@ -40,7 +38,7 @@ class Malformed(Exception):  # noqa: N818  # a verdict on a body, never seen out
         self.status: int = status
 
 
-def decompressed(body: bytes, encoding: str) -> bytes:
+def decompress(body: bytes, encoding: str) -> bytes:
     """`body` without its ``Content-Encoding``. Takes no more memory than the longest body that is accepted.
 
     Args:
@@ -48,7 +46,7 @@ def decompressed(body: bytes, encoding: str) -> bytes:
         encoding: The header's value; "" when there is none.
 
     Raises:
-        Malformed: If the encoding is unknown or broken, or the body too long.
+        ValidationError: If the encoding is unknown or broken, or the body too long.
     """
     for name in reversed(encoding.casefold().split(",")):  # the last one was applied last
         name = name.strip()  # noqa: PLW2901
@@ -57,25 +55,25 @@ def decompressed(body: bytes, encoding: str) -> bytes:
         elif name == "deflate":  # by standard with zlib's header, whose low four bits are 8; many leave it out
             body = _inflated(body, zlib.MAX_WBITS if body[:1] and body[0] & 0xF == 8 else -zlib.MAX_WBITS)
         elif name not in {"", "identity"}:
-            raise Malformed(f"Content-Encoding is {shown(name)}; send gzip, deflate or no encoding.", 415)
+            raise ValidationError(f"Content-Encoding is {shown(name)}; send gzip, deflate or no encoding.", 415)
     return body
 
 
 def _inflated(body: bytes, window: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
-        body = stream.decompress(body, MOST_BODY_BYTES + 1)
+        body = stream.decompress(body, MAX_BODY_BYTES + 1)
     except zlib.error:
         body = b""
-    if len(body) > MOST_BODY_BYTES:
-        raise Malformed("Failed to buffer the request body: length limit exceeded", 413)
+    if len(body) > MAX_BODY_BYTES:
+        raise ValidationError("Failed to buffer the request body: length limit exceeded", 413)
     if not stream.eof or stream.unused_data:
-        raise Malformed("Failed to buffer the request body: it is not what Content-Encoding says", 400)
+        raise ValidationError("Failed to buffer the request body: it is not what Content-Encoding says", 400)
     return body
 
 
 @frozen
-class Asked:
+class ValidatedRequest:
     """What a body asks.
 
     Attributes:
@@ -87,7 +85,7 @@ class Asked:
     refusal: str | None = None
 
 
-def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> Asked:
+def validate_request(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> ValidatedRequest:
     """What `body` asks.
 
     Args:
@@ -98,21 +96,25 @@ def checked(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False)
             on the way to the model: it is not one of the providers that the published backend knows.
 
     Raises:
-        Malformed: If it breaks a rule.
+        ValidationError: If it breaks a rule.
     """
     problem = _problem(dialect, body, any_model=any_model)
     if problem is None:
         try:
             if dialect is Dialect.DOCUMENTED:
-                return Asked(request_from_body(body | _integers(body)))
+                return ValidatedRequest(request_from_body(body | _integers(body)))
             request = request_from_body(_with_our_roles(body))
-            return Asked(request) if any_model else Asked(forwarded_by_backend(request), _refusal(body))
+            if any_model:
+                return ValidatedRequest(request)
+            return ValidatedRequest(forwarded_by_backend(request), _refusal(body))
         except InvalidRequestError as error:
             problem = f"{error.message} {error.advice}".rstrip()
     if dialect is Dialect.DOCUMENTED:
-        raise Malformed(problem)
+        raise ValidationError(problem)
     # The published backend says little about values out of range: its provider refuses them. This says which it was.
-    raise Malformed(f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}")
+    raise ValidationError(
+        f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}"
+    )
 
 
 _ROLES = {"google": frozenset({"user", "model"}), "anthropic": frozenset({"user", "assistant"})}

@@ -2,13 +2,11 @@
 
 import asyncio
 
-from onellm_async.server.jobs import Delivery, Job
+from onellm_async.server.jobs import Job, ServerReply
 from onellm_async.server.service import Service
 
-__all__ = ["database_place"]
 
-
-async def database_place(service: Service, job: Job) -> Delivery | None:
+async def wait_for_connection(service: Service, job: Job) -> ServerReply | None:
     """Waits until `job` has a place in the database.
 
     Args:
@@ -19,12 +17,12 @@ async def database_place(service: Service, job: Job) -> Delivery | None:
         What is written where no place came free in time, which ends the job; None when it may be processed.
     """
     granted = asyncio.Event()
-    if service.claim(job, granted.set):
+    if service.acquire_connection(job, granted.set):
         return None
     try:
         async with asyncio.timeout(service.settings.faults.database_wait):
             await granted.wait()
     except TimeoutError:
         if not granted.is_set():
-            return service.without_place(job)
+            return service.fail_without_connection(job)
     return None

@@ -8,20 +8,6 @@ from onellm_async.server.jobs import Completion, Job
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, dump_json
 
-__all__ = [
-    "BALANCE_RESERVED",
-    "NO_BALANCE",
-    "NO_BEARER",
-    "NO_KEY",
-    "RATE_LIMITED",
-    "UNKNOWN_KEY",
-    "answer",
-    "framework_rejection",
-    "gateway_error",
-    "handler_error",
-    "retry_headers",
-]
-
 _JSON = {"Content-Type": "application/json"}
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 _HTML = {"Content-Type": "text/html"}
@@ -99,9 +85,7 @@ def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, s
     return RawReply(200, _JSON | (headers or {}), dump_json({"code": status, "output": output}))
 
 
-def framework_rejection(
-    dialect: Dialect, status: int, text: str = "", headers: dict[str, str] | None = None
-) -> RawReply:
+def framework_error(dialect: Dialect, status: int, text: str = "", headers: dict[str, str] | None = None) -> RawReply:
     """A request that does not get as far as the service: real HTTP statuses in both dialects, plain text in one."""
     if dialect is Dialect.DOCUMENTED:
         return handler_error(dialect, status, text, headers)

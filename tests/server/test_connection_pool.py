@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.server import Faults, LocalServer, Outcome, ServerSettings, Service
-from onellm_async.server.database import Database
+from onellm_async.server.connection_pool import ConnectionPool
 from onellm_async.simulation.service_transport import ServiceTransport
 
 NO_CONNECTION = {"error": "pool timed out while waiting for an open connection"}
@@ -31,7 +31,7 @@ def settings(places=4, wait=1.0, latency=0.3, **options):
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=60),
 )
 def test_places_go_to_those_who_waited_longest_and_never_to_more_than_there_are(places, steps):
-    database, holding, waiting, given_later = Database(places), [], [], []
+    database, holding, waiting, given_later = ConnectionPool(places), [], [], []
     for number, (ends, which) in enumerate(steps):
         if ends and holding + waiting:
             request = (holding + waiting)[which % len(holding + waiting)]
@@ -43,7 +43,7 @@ def test_places_go_to_those_who_waited_longest_and_never_to_more_than_there_are(
             assert given_later == expected
             holding += expected
             del waiting[: len(expected)]
-        elif database.claim(number, lambda number=number: given_later.append(number)):
+        elif database.acquire(number, lambda number=number: given_later.append(number)):
             holding.append(number)
         else:
             waiting.append(number)

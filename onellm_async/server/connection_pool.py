@@ -3,13 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-__all__ = ["NO_CONNECTION", "Database"]
-
-NO_CONNECTION = "pool timed out while waiting for an open connection"
+POOL_TIMED_OUT = "pool timed out while waiting for an open connection"
 """What the published backend says then, with status 401."""
 
 
-class Database:
+class ConnectionPool:
     """Places that requests hold while they are processed, given in order of arrival.
 
     Args:
@@ -21,7 +19,7 @@ class Database:
         self._holders: set[int] = set()
         self._waiting: OrderedDict[int, Callable[[], None]] = OrderedDict()
 
-    def claim(self, request: int, granted: Callable[[], None]) -> bool:
+    def acquire(self, request: int, granted: Callable[[], None]) -> bool:
         """Takes a place for `request` if one is free; returns whether.
 
         Args:
