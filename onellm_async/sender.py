@@ -152,7 +152,7 @@ class Sender:
         failure = self._last_failure
         return evolve(
             self._limiter.snapshot(),
-            repeated=self._repeated,
+            retried=self._repeated,
             backing_off=len(self._backing_off),
             last_error=None if failure is None else failure.message,
         )

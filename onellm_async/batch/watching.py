@@ -93,7 +93,7 @@ class Watch:
 
     def _look_for_trouble(self, snapshot: Snapshot, now: float) -> None:
         was_open = self._open_since is not None
-        self._open_since = _since(self._open_since, snapshot.probe_in is not None)
+        self._open_since = _since(self._open_since, snapshot.trial_in is not None)
         if (self._open_since is not None) != was_open:
             self._say("Circuit closed: the service answers again." if was_open else self._why(snapshot))
         busy = bool(self._workers.busy) or self._health.paused
@@ -154,7 +154,7 @@ def why_it_waits(snapshot: Snapshot, progress: RunProgress, *, open_since: float
         return f"Paused: {progress.trouble} {_next_attempt(progress.trial_in)}"
     if open_since is not None:
         clock = time.strftime("%H:%M", time.localtime(open_since))
-        return f"Circuit open since {clock}: {error or 'the service fails.'} {_next_attempt(snapshot.probe_in)}"
+        return f"Circuit open since {clock}: {error or 'the service fails.'} {_next_attempt(snapshot.trial_in)}"
     if snapshot.retry_after is not None:
         wait = f"The service asked to wait {format_duration(snapshot.retry_after)} longer."
     elif snapshot.in_flight or snapshot.backing_off:

@@ -76,8 +76,8 @@ def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
         parts.append(_PAUSED)
     elif progress.trouble is not None:
         parts.append(f"{_PAUSED}: {_clause(progress.trouble)}, {_next_attempt(progress.trial_in)}")
-    elif limiter.probe_in is not None:
-        parts.append(f"{_OPEN}: {error}, {_next_attempt(limiter.probe_in)}")
+    elif limiter.trial_in is not None:
+        parts.append(f"{_OPEN}: {error}, {_next_attempt(limiter.trial_in)}")
     elif limiter.bottleneck not in {"nothing", "rate"}:
         parts.append(f"held by: {limiter.bottleneck}")
     elif limiter.backing_off and not limiter.in_flight and limiter.last_error is not None:

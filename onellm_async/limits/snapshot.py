@@ -39,11 +39,12 @@ class Snapshot:
         tokens_per_minute: As declared; None without a limit.
         tokens_level: Tokens that could be used at once, negative while in debt; None without a limit.
         retry_after: Seconds for which the service asked everybody to wait; None when it did not.
-        probe_in: Seconds until the service, which is down, is probed, 0 while it is; None when it is not down.
-        answered: Requests that the service replied to so far, refusals by rate limit not counted.
-        refused: Requests refused by rate limit so far; they cost nothing.
+        trial_in: Seconds until the next trial request while the circuit is open, 0 while one is in flight; None when it
+            is closed.
+        answered: Requests that the service replied to so far, 429s not counted.
+        rate_limited: Requests that were answered 429 so far; they cost nothing.
         unanswered: Requests without a reply so far: they timed out, were cancelled, or never arrived.
-        repeated: Of all these, repeats after a failure; refusals by rate limit are none.
+        retried: Of all these, retries after a failure; a 429 is none.
         backing_off: Chats that wait to be retried after a failure.
         last_error: The last failure or 429 since the last answer, with the text of the service; None after an answer.
         timer_set: Whether the limiter will look again by itself.
@@ -68,11 +69,11 @@ class Snapshot:
     tokens_per_minute: float | None = None
     tokens_level: float | None = None
     retry_after: float | None = None
-    probe_in: float | None = None
+    trial_in: float | None = None
     answered: int = 0
-    refused: int = 0
+    rate_limited: int = 0
     unanswered: int = 0
-    repeated: int = 0
+    retried: int = 0
     backing_off: int = 0
     last_error: str | None = None
     timer_set: bool = False
@@ -80,7 +81,7 @@ class Snapshot:
     @property
     def sent(self) -> int:
         """Requests that have left so far."""
-        return self.answered + self.refused + self.unanswered + self.in_flight
+        return self.answered + self.rate_limited + self.unanswered + self.in_flight
 
     @property
     def at_rest(self) -> bool:
@@ -128,9 +129,9 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,
         retry_after=gate.retry_at - now if gate.retry_at > now else None,
-        probe_in=max(0.0, gate.probe_at - now) if gate.probing else None,
+        trial_in=max(0.0, gate.probe_at - now) if gate.probing else None,
         answered=core.answers,
-        refused=core.refusals,
+        rate_limited=core.refusals,
         unanswered=core.unanswered,
         timer_set=timer_set,
     )

@@ -117,11 +117,11 @@ def where_time_went(samples: Iterable[Snapshot]) -> TimeSpent:
     shares = {decider: spent / elapsed for decider, spent in seconds.most_common() if spent > 0}
     first, last = taken[0], taken[-1]
     sent = max(1, last.sent - first.sent)
-    repeated = (last.repeated - first.repeated) / sent
+    repeated = (last.retried - first.retried) / sent
     verdict = _in_words(next(iter(shares.items())), taken)
     if repeated >= 0.005:
         verdict += f" {_percent(repeated)} of the requests were repeats."
-    return TimeSpent(elapsed, shares, (last.refused - first.refused) / sent, repeated, verdict)
+    return TimeSpent(elapsed, shares, (last.rate_limited - first.rate_limited) / sent, repeated, verdict)
 
 
 def _decider(snapshot: Snapshot) -> Decider:

@@ -50,7 +50,7 @@ def look_at(at: float, sample: JSON) -> Look:
     progress = _object(sample.get("progress"))
     limiter = _object(sample.get("snapshot")) or sample
     queued = {str(lane): count for lane, text in _object(limiter.get("queued")).items() if (count := _number(text))}
-    repeated = _number(limiter.get("repeated"))
+    repeated = _number(limiter.get("retried"))
     total = _number(progress.get("total", sample.get("total")))
     return Look(
         at=at,
@@ -59,7 +59,7 @@ def look_at(at: float, sample: JSON) -> Look:
         limit=_number(limiter.get("rate")),
         declared=_number(limiter.get("declared_rate")),
         burst=_number(limiter.get("burst")),
-        refused=int(_number(limiter.get("refused")) or 0),
+        refused=int(_number(limiter.get("rate_limited")) or 0),
         repeated=int(repeated if repeated is not None else _number(progress.get("retries")) or 0),
         total=None if total is None else int(total),
         bad_lines=int(_number(progress.get("bad_lines")) or 0),

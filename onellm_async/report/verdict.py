@@ -11,7 +11,7 @@ from onellm_async.report.model import Share, Sitting, Verdict
 
 __all__ = ["verdict_of"]
 
-_COUNTERS = ("answered", "refused", "unanswered", "repeated")
+_COUNTERS = ("answered", "rate_limited", "unanswered", "retried")
 _NAMES = {
     "rate": "waiting for the rate limit",
     "slots": "all slots in use",

@@ -142,12 +142,12 @@ def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
 
 
 def test_a_circuit_that_is_open_is_told_with_its_cause_and_the_next_attempt():
-    shut = limiter(bottleneck="service down", probe_in=12.3, last_error="No connection to 127.0.0.1:9: refused.")
+    shut = limiter(bottleneck="service down", trial_in=12.3, last_error="No connection to 127.0.0.1:9: refused.")
     line = plain_line(progress(), shut)
 
     assert "circuit open: No connection to 127.0.0.1:9: refused, next attempt in 12 s, " in line
     assert "circuit open: 503 busy, a trial request in flight, " in plain_line(
-        progress(), limiter(bottleneck="service down", probe_in=0.0, last_error="503 busy")
+        progress(), limiter(bottleneck="service down", trial_in=0.0, last_error="503 busy")
     )
     assert "circuit open: No connection" in drawn(live_view(progress(), shut))
 

@@ -96,12 +96,12 @@ async def test_a_pause_a_retry_after_and_a_service_that_is_down_are_told_apart()
         client.resume()
         await asyncio.sleep(28)
         assert client.snapshot().bottleneck == "service down"
-        assert client.snapshot().probe_in > 0
-        assert client.snapshot().repeated > 0
+        assert client.snapshot().trial_in > 0
+        assert client.snapshot().retried > 0
         service.unreachable, service.status, service.headers = False, 200, {}
         await run
         ended = client.snapshot()
-        assert (ended.retry_after, ended.probe_in, ended.backing_off) == (None, None, 0)
+        assert (ended.retry_after, ended.trial_in, ended.backing_off) == (None, None, 0)
 
 
 async def test_chats_that_wait_to_be_repeated_are_counted_and_forgotten_when_cancelled():

@@ -45,7 +45,10 @@ def test_snapshots_out_of_order_are_refused():
 
 def test_refusals_and_repeats_are_shares_of_what_was_sent_meanwhile():
     spent = where_time_went(
-        [at(0, answered=100, refused=50, repeated=7), at(1, answered=180, refused=60, unanswered=10, repeated=27)]
+        [
+            at(0, answered=100, rate_limited=50, retried=7),
+            at(1, answered=180, rate_limited=60, unanswered=10, retried=27),
+        ]
     )
     assert (spent.refused_share, spent.repeated_share) == (0.1, 0.2)
     assert spent.verdict.endswith(" 20 % of the requests were repeats.")

@@ -123,8 +123,8 @@ def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> di
             "burst": 40.0,
             "bottleneck": "rate" if left else "nothing",
             "answered": 200 - left,
-            "refused": refused,
-            "repeated": repeated,
+            "rate_limited": refused,
+            "retried": repeated,
         },
     }
 

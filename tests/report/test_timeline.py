@@ -122,8 +122,8 @@ def test_a_sample_is_read_whatever_it_lacks() -> None:
             "queued": {"batch": 10, "default": 0},
             "in_flight": 3,
             "rate": 40.0,
-            "refused": 2,
-            "repeated": 5,
+            "rate_limited": 2,
+            "retried": 5,
         },
     }
     assert look_at(T, sample) == Look(

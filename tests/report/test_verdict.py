@@ -17,7 +17,7 @@ def test_sittings_count_as_one_run_although_each_has_a_clock_and_counters_of_its
     sittings = (Sitting(started=T, ended=T + 30), Sitting(started=T + 9000, ended=T + 9010))
     samples = [
         sample(T, bottleneck="rate", rate=40.0),
-        sample(T + 30, bottleneck="rate", rate=40.0, answered=90, repeated=30),
+        sample(T + 30, bottleneck="rate", rate=40.0, answered=90, retried=30),
         sample(T + 9000, in_flight=2),
         sample(T + 9010, in_flight=2, answered=8),
     ]

@@ -342,11 +342,11 @@ async def test_while_a_trial_request_is_in_flight_single_chats_fail_at_once() ->
 async def test_a_failure_of_this_process_says_nothing_about_the_service() -> None:
     local = APIConnectionError("No file descriptor left.", kind=FailureKind.LOCAL)
     async with await opened(Fake(lambda text, n: refused() if n <= 5 else local)) as client:
-        assert client.snapshot().probe_in is not None
+        assert client.snapshot().trial_in is not None
         await asyncio.sleep(60)
         with pytest.raises(APIConnectionError, match="descriptor"):
             await client.chat("trial", model="GPT-5-Mini")
-        assert client.snapshot().probe_in is not None
+        assert client.snapshot().trial_in is not None
 
 
 async def test_the_snapshot_and_the_log_tell_what_a_wait_is_for(caplog: Any) -> None:
