@@ -1,11 +1,18 @@
 import asyncio
 import copy
+import html
 import io
+import json
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import traceback
 from pathlib import Path
+from urllib.parse import quote
 
+import aiohttp
 import attrs
 import pytest
 import pytest_asyncio
@@ -128,11 +135,10 @@ def test_no_public_value_of_a_client_prints_the_key() -> None:
         assert CANARY not in f"{holder!r} {holder!s}"
 
 
-def test_no_list_or_mapping_within_the_client_prints_the_key_but_the_headers_that_are_sent() -> None:
+def test_no_list_or_mapping_within_the_client_prints_the_key() -> None:
     client = AsyncOneLLM(CANARY, base_url="https://host.example/")
     for name, value in vars(client._sender._transport).items():
-        if name != "_headers":
-            assert CANARY not in repr(value), name
+        assert CANARY not in repr(value), name
 
 
 def test_neither_client_nor_key_can_be_pickled() -> None:
@@ -199,3 +205,215 @@ def test_no_committed_sample_holds_a_key() -> None:
     for path in (Path(__file__).parent / "samples").rglob("*"):
         if path.is_file():
             assert b"Bearer sk-" not in path.read_bytes()
+
+
+AWKWARD = 'sk-"canary"/<1>&\\2+%x'
+ECHOES = {
+    "401 in JSON": lambda key: (b"HTTP/1.1 401 No", json.dumps({"error": f"no such key {key}"})),
+    "400 with escaped slashes": lambda key: (
+        b"HTTP/1.1 400 No",
+        json.dumps({"error": f"bad request for Bearer {key}"}).replace("/", "\\/"),
+    ),
+    "422 escaped for HTML": lambda key: (
+        b"HTTP/1.1 422 No",
+        json.dumps({"detail": key}).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),
+    ),
+    "500 in HTML": lambda key: (b"HTTP/1.1 500 No", f"<html><title>{html.escape(key)}</title></html>"),
+    "an answer": lambda key: (b"HTTP/1.1 200 OK", json.dumps({"content": f"You sent {key}.", "echo": [key]})),
+    "no JSON": lambda key: (b"HTTP/1.1 200 OK", f"your key is {key}"),
+    "a redirect": lambda key: (
+        f"HTTP/1.1 307 No\r\nLocation: http://a:9/?k={quote(key, safe='')}".encode(),
+        "",
+    ),
+    "a redirect to it": lambda key: (f"HTTP/1.1 307 No\r\nLocation: http://127.0.0.1:9/{key}".encode(), ""),
+    "a header": lambda key: (f"HTTP/1.1 200 OK\r\nX-Debug: Bearer {key}".encode(), "no JSON"),
+    "a truncated reply": lambda key: (f"HTTP/1.1 200 OK\r\nX-Debug: Bearer {key}\r\nX: 1".encode(), f'{{"a":"{key}'),
+    "a bad head": lambda key: (f"HTTP/1.1 200 OK\r\nAuthorization Bearer {key}".encode(), ""),
+    "a bad status line": lambda key: (f"{key} 200 OK".encode(), ""),
+    "a bad length": lambda key: (f"HTTP/1.1 200 OK\r\nContent-Length: {key}".encode(), ""),
+    "a bad chunk": lambda key: (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", f"{key}\r\n"),
+    "a reply that is too long": lambda key: (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999", key + "x" * 40_000_000),
+}
+
+
+def all_of_a_traceback(error: BaseException) -> str:
+    """What a reporter of crashes sends: each frame with its local variables, of all errors that belong to this one."""
+    told: list[str] = []
+    todo, seen = [traceback.TracebackException.from_exception(error, capture_locals=True)], set()
+    while todo:
+        found = todo.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        told += found.format_exception_only()
+        told += [repr(frame.locals) for frame in found.stack if frame.filename != __file__]
+        todo += [found.__cause__, found.__context__, *(found.exceptions or ())]
+    return "".join(told)
+
+
+@pytest_asyncio.fixture
+async def echo(request: pytest.FixtureRequest):
+    """Answers with the reply of ECHOES that the test names."""
+    handlers = set()
+    script = {"start": b"", "body": ""}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                body = script["body"].encode()
+                length = (
+                    b""
+                    if b"Length" in script["start"]
+                    else b"\r\nContent-Length: %d" % (len(body) + 9 * (b"X: 1" in script["start"]))
+                )
+                chunked = b"chunked" in script["start"]
+                writer.write(script["start"] + (b"" if chunked else length) + b"\r\n\r\n" + body)
+                await writer.drain()
+                if chunked or b"X: 1" in script["start"]:
+                    break
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield script, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api"
+    server.close()
+    await asyncio.gather(*handlers, return_exceptions=True)
+    await server.wait_closed()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own session", "given session"])
+@pytest.mark.parametrize("key", [CANARY, AWKWARD], ids=["plain", "awkward"])
+@pytest.mark.parametrize("name", ECHOES)
+async def test_a_key_that_the_service_echoes_is_shown_and_kept_nowhere(
+    name: str, key: str, echo, caplog: pytest.LogCaptureFixture, *, given: bool
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    script, url = echo
+    start, script["body"] = ECHOES[name](key)
+    script["start"] = start
+    events: list[Event] = []
+    async with aiohttp.ClientSession() as session:
+        client = AsyncOneLLM(
+            key,
+            base_url=url,
+            session=session if given else None,
+            hooks=[events.append],
+            limits=Limits.unlimited(),
+            retry=RetryPolicy(max_attempts=2, backoff_base=0.0, breaker_failures=0),
+        )
+        async with client:
+            try:
+                response = await client.chat("x", model="GPT-5")
+                shown = [repr(response), repr(response.extra)]
+            except OneLLMError as error:
+                shown = [everything_about(error), all_of_a_traceback(error)]
+    shown += [repr(event) for event in events]
+    shown += [everything_about(error) for event in events if (error := getattr(event, "error", None)) is not None]
+    shown += [record.getMessage() + repr(vars(record)) for record in caplog.records]
+    for text in shown:
+        for spelling in (key, repr(key)[1:-1], json.dumps(key)[1:-1], html.escape(key), quote(key, safe="")):
+            assert spelling not in text.replace("tests/test_security.py", "")
+
+
+async def test_a_key_too_short_to_be_one_spoils_no_answer(echo) -> None:
+    script, url = echo
+    script["start"], script["body"] = b"HTTP/1.1 200 OK", '{"content": "The key of local tests, Bearer key."}'
+    async with AsyncOneLLM("key", base_url=url) as client:
+        response = await client.chat("x", model="GPT-5")
+    assert response.content == "The key of local tests, ***."
+
+
+async def test_values_in_the_query_of_the_address_are_shown_and_kept_nowhere(echo) -> None:
+    script, url = echo
+    address = f"{url}?key={PASSWORD}&other=%2F{PASSWORD}"
+    for start, body in (
+        (b"HTTP/1.1 404 No", f"nothing at /api?key={PASSWORD}&other=/{PASSWORD}"),
+        (f"HTTP/1.1 307 No\r\nLocation: /other?key={PASSWORD}".encode(), ""),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x", ""),
+    ):
+        script["start"], script["body"] = start, body
+        client = AsyncOneLLM(CANARY, base_url=address, retry=RetryPolicy(max_attempts=1))
+        async with client:
+            with pytest.raises(APIError) as caught:
+                await client.chat("x", model="GPT-5")
+        assert PASSWORD not in everything_about(caught.value) + all_of_a_traceback(caught.value)
+    for unusable in (f"http://example.com/?key={PASSWORD}", f"http:// x/?key={PASSWORD}", f"https://[::1/?{PASSWORD}"):
+        with pytest.raises(ConfigurationError) as caught:
+            AsyncOneLLM(CANARY, base_url=unusable)
+        assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["own session", "given session"])
+@pytest.mark.parametrize("name", [*REPLIES, "refused", "cancelled", "timed out", "deadline", "closed"])
+async def test_no_local_variable_of_a_traceback_shows_the_key(name: str, *, given: bool, echo) -> None:
+    script, url = echo
+    waits = name in {"cancelled", "timed out", "deadline", "closed"}
+    script["start"] = b"HTTP/1.1 200 OK\r\nContent-Length: 99" if waits else REPLIES.get(name, b"")
+    if name == "refused":
+        url = "http://127.0.0.1:1/"
+    async with aiohttp.ClientSession(auth=None, headers={"X-Mine": "1"}) as session:
+        client = AsyncOneLLM(
+            CANARY,
+            base_url=url,
+            session=session if given else None,
+            limits=Limits.unlimited(),
+            retry=RetryPolicy(max_attempts=2, backoff_base=0.0, breaker_failures=0),
+            timeout=Timeout(5, 0.2 if name == "timed out" else 5),
+        )
+        chat = asyncio.create_task(client.chat("x", model="GPT-5", deadline=0.2 if name == "deadline" else None))
+        await asyncio.sleep(0.05)
+        if name == "cancelled":
+            chat.cancel()
+        elif name == "closed":
+            await client.aclose()
+        told = ""
+        try:
+            async with asyncio.timeout(1):
+                await chat
+        except (OneLLMError, TimeoutError, asyncio.CancelledError) as error:
+            told = all_of_a_traceback(error)
+        await client.aclose()
+    assert told or name == "an answer"
+    assert CANARY not in told
+
+
+async def test_a_traceback_of_ones_own_stays_as_it_is() -> None:
+    async with AsyncOneLLM(CANARY, base_url="http://127.0.0.1:1/", retry=RetryPolicy(max_attempts=1)) as client:
+        outer = None
+        try:
+            [].pop()
+        except IndexError as error:
+            outer = error
+            with pytest.raises(APIError):
+                await client.chat("x", model="GPT-5")
+    assert outer is not None
+    assert outer.__traceback__ is not None
+
+
+async def test_a_key_that_the_service_echoes_gets_into_no_file_of_a_run(echo, tmp_path: Path) -> None:
+    script, url = echo
+    script["start"], script["body"] = ECHOES["400 with escaped slashes"](CANARY)
+    (tmp_path / "p.txt").write_text("p 1\n", encoding="utf-8")
+    for command in (
+        ["run", "p.txt", "-o", "a.jsonl", "--base-url", f"{url}?key={PASSWORD}", "--rpm", "60000"],
+        ["status", "a.jsonl"],
+        ["report", "a.jsonl"],
+    ):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "onellm_async", *command),
+            env=os.environ | {"ONELLM_API_KEY": CANARY, "PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        for secret in (CANARY, PASSWORD):
+            assert secret.encode() not in out
+            for name, content in contents_of(tmp_path).items():
+                assert secret.encode() not in content, name
+    contents = contents_of(tmp_path)
+    assert b"bad request for ***" in contents["a.jsonl"]
+    assert {name.rpartition(".")[2] for name in contents} >= {"jsonl", "journal", "html"}

@@ -149,7 +149,9 @@ class AiohttpTransport:
             failed: BaseException = error
         finally:
             response = None  # it may show a key that the service echoes, and reports of errors show local variables
-        raise self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        failure = self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        del failed  # as above
+        raise failure
 
     async def _post_by_aiohttp(self, way: _Way, body: bytes) -> RawReply:
         """Posts through a session whose requests aiohttp makes, and which may be shared and have few connections."""
@@ -175,7 +177,9 @@ class AiohttpTransport:
         finally:
             self._phased.discard(attempt)
             response = None
-        raise self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        failure = self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        del failed  # as above
+        raise failure
 
     def _failure(self, error: BaseException, way: _Way, *, sent: bool, ended: bool) -> BaseException:
         """What to raise instead of `error`."""
@@ -189,8 +193,8 @@ class AiohttpTransport:
             if task is None or task.cancelling():
                 return error
         failure = self._told(error, sent=sent, ended=ended)
-        # The repr of a ClientResponseError shows the headers of the reply.
-        hidden = isinstance(error, aiohttp.ClientResponseError) or self._redactor.shows_in(error, outer)
+        # These hold parts of the reply, and the first the headers of the request.
+        hidden = isinstance(error, aiohttp.ClientResponseError | _TooLongError) or self._redactor.shows_in(error, outer)
         failure.__cause__ = None if hidden else error
         return failure
 

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import logging
 
 import aiohttp
 import pytest
@@ -7,6 +8,7 @@ from fault_server import FaultServer, answers
 
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.transport import AiohttpTransport
+from onellm_async.transport.prepared import TESTED_VERSIONS
 from onellm_async.transport.timeouts import Attempt, SharedTimeout
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -16,8 +18,8 @@ def transport_at(url: str, session: aiohttp.ClientSession | None = None) -> Aioh
     return AiohttpTransport(url, ApiKey("key"), Timeout(5, 5), session, HEADERS)
 
 
-@pytest.mark.parametrize("path", ["/api", "/", "", "/a%20b/ü?x=1&y=%26#part"])
-@pytest.mark.parametrize("size", [1, 300, 100_000, 900_000])
+@pytest.mark.parametrize("path", ["/api", "/", "", "/a%20b/ü?x=1&y=%26#part", "/a?b=c%2Fd&e=%3F&f=g+h&i=%E4"])
+@pytest.mark.parametrize("size", [1, 300, 100_000, 2_000_000])
 async def test_a_prepared_post_says_what_aiohttps_own_would_say(path: str, size: int) -> None:
     body = b"x" * size
     async with FaultServer(answers()) as server:
@@ -28,19 +30,96 @@ async def test_a_prepared_post_says_what_aiohttps_own_would_say(path: str, size:
         await own.aclose()
         async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
             await transport_at(url, session).post(body)
+    query = path.partition("?")[2].partition("#")[0]
+    assert server.requests[0][0].endswith(f"{query} HTTP/1.1")
     first, second, by_aiohttp = server.requests
     assert first == second == by_aiohttp
     assert (len(first[2]), first[1]["authorization"]) == (size, "Bearer key")
 
 
-async def test_a_version_of_aiohttp_that_was_not_tried_makes_each_request_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(aiohttp, "__version__", "3.99.0")
+def test_the_installed_aiohttp_is_one_whose_requests_can_be_prepared() -> None:
+    assert aiohttp.__version__ in TESTED_VERSIONS, (
+        f"aiohttp {aiohttp.__version__} is new: with it, requests are made in the slow way. Run tests/faults with it, "
+        "compare aiohttp/client_reqrep.py with that of the last version, and add it to TESTED_VERSIONS."
+    )
+
+
+async def check_requests(*, prepared: bool) -> None:
+    sizes = (10, 100_000, 2_000_000)
     async with FaultServer(answers()) as server:
         own = transport_at(server.url)
-        assert (await own.post(b"{}")).status == 200
+        for size in sizes:
+            assert (await own.post(b"x" * size)).status == 200
+        assert own._way is not None
+        assert (own._way.timeout is not None) is prepared
         await own.aclose()
+    for size, (line, headers, body) in zip(sizes, server.requests, strict=True):
+        assert line == "POST /api HTTP/1.1"
+        assert (headers["authorization"], headers["content-type"]) == ("Bearer key", "application/json")
+        assert len(body) == size
+    assert server.connections == 1
+
+
+async def test_the_installed_version_prepares_its_requests() -> None:
+    await check_requests(prepared=True)
+
+
+async def test_a_version_of_aiohttp_that_was_not_tested_makes_each_request_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(aiohttp, "__version__", "3.99.0")
+    await check_requests(prepared=False)
+    assert "aiohttp 3.99.0 is not one of the versions it was tested with" in caplog.text
+
+
+async def send_more(self: aiohttp.ClientRequest, connection: object) -> aiohttp.ClientResponse:
+    self.headers["X-New"] = "1"
+    return await ORIGINAL_SEND(self, connection)  # type: ignore[arg-type]
+
+
+ORIGINAL_SEND = aiohttp.ClientRequest.send
+
+
+async def test_an_aiohttp_that_writes_requests_differently_makes_each_request_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(aiohttp.ClientRequest, "send", send_more)
+    await check_requests(prepared=False)
+
+
+async def test_an_aiohttp_whose_responses_are_made_differently_makes_each_request_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Response(aiohttp.ClientResponse):
+        def __init__(self, *arguments, loop, **others) -> None:
+            super().__init__(*arguments, loop=loop, **others)
+            assert "stream_writer" not in others or hasattr(others["stream_writer"], "transport"), "a new demand"
+
+    monkeypatch.setattr("onellm_async.transport.prepared.ClientResponse", Response)
+    await check_requests(prepared=False)
+
+
+async def test_an_instrumentation_of_aiohttp_sees_the_requests_as_aiohttp_makes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = aiohttp.TraceConfig()
+
+    async def on_request_start(session, context, parameters) -> None:
+        parameters.headers["traceparent"] = "00-1-2-01"
+
+    config.on_request_start.append(on_request_start)
+    original = aiohttp.ClientSession.__init__
+
+    def instrumented(self, *arguments, **options) -> None:  # as opentelemetry and others do it
+        original(self, *arguments, **options, trace_configs=[config])
+
+    monkeypatch.setattr(aiohttp.ClientSession, "__init__", instrumented)
+    async with FaultServer(answers()) as server:
+        own = transport_at(server.url)
+        await own.post(b"{}")
+        await own.aclose()
+    assert server.requests[0][1]["traceparent"] == "00-1-2-01"
     assert server.requests[0][1]["authorization"] == "Bearer key"
 
 
