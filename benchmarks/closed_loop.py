@@ -12,7 +12,7 @@ from statistics import median
 from benchmarks.report import Section
 from onellm_async.limits.policy import Limits
 from onellm_async.server.settings import Faults
-from onellm_async.simulation.scenario import Scenario, SimulationResult, simulate
+from onellm_async.simulation import Scenario, SimulationResult, simulate
 
 RATES = (0.1, 0.67, 5.0, 20.0)
 BURSTS = (1, 40, 600)

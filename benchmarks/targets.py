@@ -23,9 +23,14 @@ from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.policy import Limits
 from onellm_async.server.service import Service
 from onellm_async.server.settings import Faults, ServerSettings
-from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.simulation.scenario import LimitChange, Scenario, SimulationResult, simulate
-from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation import (
+    LimitChange,
+    Scenario,
+    ServiceTransport,
+    SimulationResult,
+    run_in_virtual_time,
+    simulate,
+)
 
 RATE = 40 / 60
 CHANGE_AT = 300.0

@@ -17,9 +17,7 @@ from onellm_async import AsyncOneLLM, Limits
 from onellm_async.events import Answered, Event, Granted, Queued, Refused
 from onellm_async.server import Faults, ServerSettings
 from onellm_async.server.service import Service
-from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.simulation.scenario import LimitChange, Scenario, simulate
-from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation import LimitChange, Scenario, ServiceTransport, run_in_virtual_time, simulate
 
 STATIC = Path(__file__).with_name("_static")
 CHANGES = ((0, 40), (900, 20), (2400, 80))

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.targets import LATENCY, Target, acquire_and_release, bytes_per_waiter, goodput_of, seconds_until_back
 from onellm_async.limits.policy import Limits
-from onellm_async.simulation.scenario import Scenario, simulate
+from onellm_async.simulation import Scenario, simulate
 
 ROOT = Path(__file__).parents[1]
 

@@ -255,7 +255,9 @@ def test_the_architecture_names_every_file_of_the_package() -> None:
     package = ROOT / "onellm_async"
     rooms = {path.name for path in package.glob("*.py")} - {"__main__.py"}
     rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-    rooms |= {path.name for room in ("limits", "server", "wire") for path in (package / room).glob("[!_]*.py")}
+    rooms |= {
+        path.name for room in ("limits", "server", "simulation", "wire") for path in (package / room).glob("[!_]*.py")
+    }
     assert {room for room in rooms if room not in picture} == set()
 
 

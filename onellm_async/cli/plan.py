@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from onellm_async.batch import Source
     from onellm_async.limits.policy import Limits
     from onellm_async.simulation.plan import Plan
-    from onellm_async.simulation.rehearsal import ExpectedService
+    from onellm_async.simulation.simulated_run import ExpectedService
     from onellm_async.simulation.workload import Workload
 
 __all__ = ["plan", "plan_command"]
@@ -86,13 +86,13 @@ def plan(
     """
     import asyncio
 
-    from onellm_async.simulation.plan import plan as foretell
+    from onellm_async.simulation.plan import plan as make_plan
 
     limits, service = _settings(limiting, expecting)
     opened = open_input(source, reading, asking)
     workload, bad_lines = asyncio.run(_measured(opened, expecting, strict=reading.strict))
-    foretold = foretell(workload, limits, service, seeds=expecting.seeds)
-    _print(foretold, opened.name, bad_lines, json=json)
+    estimate = make_plan(workload, limits, service, seeds=expecting.seeds)
+    _print(estimate, opened.name, bad_lines, json=json)
     return ExitCode.FAILED if bad_lines else ExitCode.OK
 
 
@@ -101,7 +101,7 @@ plan_command: App = command(plan, _EXAMPLES)
 
 def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, ExpectedService]":
     from onellm_async.limits.policy import Limits
-    from onellm_async.simulation.rehearsal import ExpectedService
+    from onellm_async.simulation.simulated_run import ExpectedService
 
     if expecting.seeds < 1:
         raise ConfigurationError(f"seeds is {expecting.seeds}; it must be an integer of at least 1.")
@@ -145,7 +145,7 @@ async def _measured(source: "Source", expecting: Expecting, *, strict: bool) -> 
     return meter.workload(), bad_lines
 
 
-def _print(foretold: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
+def _print(estimate: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
     from onellm_async.cli.plan_text import plan_json, plan_text, progress_chart
     from onellm_async.wire import dump_json
 
@@ -153,12 +153,12 @@ def _print(foretold: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
         more = f" ({bad_lines - _ERRORS_SHOWN:,} more than shown)" if bad_lines > _ERRORS_SHOWN else ""
         complain(f"bad lines, which are not in the plan: {bad_lines:,}{more}")
     if json:
-        put(dump_json(plan_json(foretold, bad_lines)).decode())
+        put(dump_json(plan_json(estimate, bad_lines)).decode())
         return
     now = datetime.now().astimezone()
-    put(plan_text(foretold, name, _end(now, foretold.duration.median)))
-    if sys.stdout.isatty() and foretold.progress:
-        put("\n" + progress_chart(foretold.progress))
+    put(plan_text(estimate, name, _end(now, estimate.duration.median)))
+    if sys.stdout.isatty() and estimate.progress:
+        put("\n" + progress_chart(estimate.progress))
 
 
 def _end(now: datetime, seconds: float) -> str:

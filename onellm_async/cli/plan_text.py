@@ -9,18 +9,18 @@ from onellm_async.cli.progress import clock_time, counted
 from onellm_async.formatting import format_usd
 
 if TYPE_CHECKING:
-    from onellm_async.simulation.plan import Plan, Resource, Spread, Suggestion
+    from onellm_async.simulation.plan import Plan, PlanBottleneck, Spread, Suggestion
 
 __all__ = ["plan_json", "plan_text", "progress_chart"]
 
 _FLAGS = {"max_concurrency": "--concurrency", "requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
-_REASONS: Mapping["Resource", str] = {
+_REASONS: Mapping["PlanBottleneck", str] = {
     "rate": "the rate limit",
     "concurrency": "concurrency",
     "tokens": "the token limit",
     "service": "the service itself",
 }
-_WHAT: Mapping["Resource", str] = {
+_WHAT: Mapping["PlanBottleneck", str] = {
     "rate": "the next request waits for requests per minute",
     "concurrency": "all slots are in use",
     "tokens": "the next request waits for tokens per minute",

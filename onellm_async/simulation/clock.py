@@ -1,49 +1,48 @@
-"""An event loop whose clock jumps: hours of waiting take no time at all, and every run takes the same steps."""
+"""An event loop in virtual time: hours of waiting take no time, and every run takes the same steps."""
 
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["StandstillError", "VirtualClockLoop", "run_in_virtual_time"]
-
 T = TypeVar("T")
 
 _RESOLUTION = 1e-6
-"""Seconds; timers this close ring together. Finer than that, the sum of a month of waits would round away."""
-_LONGEST_REAL_WAIT = 5.0
+"""Seconds. Timers this close fire together. Anything finer is lost to rounding in the sum of a month of waits."""
+_MAX_REAL_WAIT = 5.0
+"""Seconds of real time to wait for another thread before a deadlock is reported."""
 
 
-class StandstillError(RuntimeError):
-    """Everybody waits, and nothing is scheduled that could end it: a deadlock."""
+class DeadlockError(RuntimeError):
+    """Every task waits, and no timer is set that could wake one."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Polls instead of waiting, and tells the clock how long it would have waited."""
+    """Polls instead of waiting, and adds the time it would have waited to the virtual clock."""
 
     elapsed = 0.0
-    onlooker: Callable[[float], None] | None = None
+    on_idle: Callable[[float], None] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if ready or timeout == 0:
             return ready
         if timeout is None:
-            # Only another thread can end this wait; nothing in virtual time can.
-            ready = super().select(_LONGEST_REAL_WAIT)
+            # No timer is set, so only another thread can end this wait.
+            ready = super().select(_MAX_REAL_WAIT)
             if not ready:
-                raise StandstillError("Every task waits, and no timer is set that could wake one.")
+                raise DeadlockError("Every task waits, and no timer is set that could wake one.")
             return ready
-        if self.onlooker is not None:
-            self.onlooker(max(timeout, 0.0))
+        if self.on_idle is not None:
+            self.on_idle(max(timeout, 0.0))
         self.elapsed += max(timeout, 0.0)
         return ready
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """Like any loop, but where it would wait for a timer, its clock jumps there. It starts at 0 s.
+    """An event loop that never waits for a timer: its clock, which starts at 0 s, jumps to the next one.
 
-    Sockets work, but take no virtual time; whatever is simulated should not use them.
+    Sockets work, but take no virtual time. Use `onellm_async.testing.FakeTransport` or `ServiceTransport` instead.
     """
 
     def __init__(self) -> None:
@@ -55,24 +54,25 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._jumping.elapsed
 
-    def before_each_jump(self, look: Callable[[float], None]) -> None:
-        """Has `look` called whenever nothing is left to be done now, with the seconds that the clock will jump.
+    def set_idle_callback(self, callback: Callable[[float], None]) -> None:
+        """Calls `callback` before each jump, with the seconds to jump, when no callback or task is ready.
 
-        It may look at everything, but must not schedule anything.
+        Args:
+            callback: May inspect anything, but must not schedule anything.
         """
-        self._jumping.onlooker = look
+        self._jumping.on_idle = callback
 
-    def timers_set(self) -> int:
-        """Timers that have neither rung nor been cancelled."""
+    def pending_timers(self) -> int:
+        """Number of timers that have neither fired nor been cancelled."""
         scheduled: list[asyncio.TimerHandle] = getattr(self, "_scheduled", [])
         return sum(not timer.cancelled() for timer in scheduled)
 
 
 def run_in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
-    """Like ``asyncio.run``, in virtual time.
+    """Runs a coroutine like ``asyncio.run``, in virtual time.
 
     Raises:
-        StandstillError: If `main` waits for something that never comes.
+        DeadlockError: If every task waits and no timer is set.
 
     Example:
         >>> async def wait_for_an_hour():
@@ -81,6 +81,6 @@ def run_in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
         >>> run_in_virtual_time(wait_for_an_hour())
         3600.0
     """
-    # Without asyncio's debug mode: its warnings about slow callbacks mean nothing here, and it costs most of the time.
+    # Debug mode would take most of the time, and its warnings about slow callbacks mean nothing in virtual time.
     with asyncio.Runner(loop_factory=VirtualClockLoop, debug=False) as runner:
         return runner.run(main)

@@ -14,7 +14,7 @@ from onellm_async.chat import Usage
 from onellm_async.errors import APIConnectionError, BudgetExceededError
 from onellm_async.failure_kinds import FailureKind
 from onellm_async.server import Faults, ServerSettings, Service
-from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation import Network, ServiceTransport
 from onellm_async.transport import RawReply
 
 MODELS = [entry.name for entry in catalog.entries() if entry.output_price is not None]
@@ -109,7 +109,7 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
     budget, ledger = Budget(max_cost=max_cost, max_tokens=max_tokens), service.ledger
 
     for sitting in range(last := random.randint(0, 2), -1, -1):
-        transport = ServiceTransport(service, "any key", travel=0.0, travel_jitter=0.002, random=random)
+        transport = ServiceTransport(service, "any key", random=random, network=Network(delay=0.0, jitter=0.002))
         report = await sit(
             transport, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=sitting == 0
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.server import Faults, LocalServer, Outcome, ServerSettings, Service
 from onellm_async.server.connection_pool import ConnectionPool
-from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation import Network, ServiceTransport
 
 NO_CONNECTION = {"error": "pool timed out while waiting for an open connection"}
 BODY = {
@@ -52,7 +52,7 @@ def test_places_go_to_those_who_waited_longest_and_never_to_more_than_there_are(
 
 
 def transport(service, random):
-    return ServiceTransport(service, "k", travel=0, travel_jitter=0, random=random)
+    return ServiceTransport(service, "k", random=random, network=Network(delay=0, jitter=0))
 
 
 @pytest.mark.virtual_time

@@ -1,13 +1,12 @@
-"""The client waits as it is told, says so meanwhile, and goes on at once when it is over."""
+"""The client waits as the service asks, says so meanwhile, and continues at once when that ends."""
 
 import asyncio
 
-import pytest
-
 from onellm_async.limits.policy import Limits
 from onellm_async.server.settings import Faults
-from onellm_async.simulation.participant import Participant
-from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, simulate
+from onellm_async.simulation import LimitChange, Outage, Scenario
+from tests.fuzzing.observed_run import observe
+from tests.fuzzing.recorder import Recorder
 
 DECLARED = Limits(requests_per_minute=60, burst=10)
 
@@ -17,18 +16,28 @@ def declared(**scenario):
     return Scenario(limits=DECLARED, requests_per_minute=60, burst=10, **scenario)
 
 
-@pytest.fixture
-def heard(monkeypatch):
-    """What the client says of itself whenever time passes: when, and its snapshot."""
-    said = []
-    look = Participant.look
+class SnapshotRecorder(Recorder):
+    """Also keeps the client's snapshot whenever time passes, with its time."""
 
-    def listen(participant, ahead):
-        said.append((asyncio.get_running_loop().time(), participant.client.snapshot()))
-        look(participant, ahead)
+    def __init__(self, scenario):
+        super().__init__(scenario.limits, scenario.deadline)
+        self.snapshots = []
 
-    monkeypatch.setattr(Participant, "look", listen)
-    return said
+    def idle(self, seconds):
+        self.snapshots.append((asyncio.get_running_loop().time(), self._client.snapshot()))
+        super().idle(seconds)
+
+
+def watched(scenario):
+    """The result of a run, its violations, and the client's snapshots."""
+    recorders = []
+
+    def recorder(scenario):
+        recorders.append(SnapshotRecorder(scenario))
+        return recorders[-1]
+
+    run = observe(scenario, recorder)
+    return run.result, run.violations, recorders[0].snapshots
 
 
 def sent_between(run, begin, end):
@@ -39,17 +48,17 @@ def first_answer_after(run, moment):
     return min(at for times in run.answered_at for at in times if at > moment)
 
 
-def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_it_ends(heard):
-    run = simulate(
+def test_a_limit_of_zero_for_ten_minutes_is_tried_rarely_and_work_continues_when_it_ends():
+    run, violations, snapshots = watched(
         declared(
             prompts=60,
             faults=Faults(latency=2, retry_after=20),
             changes=(LimitChange(15, 0), LimitChange(615, 60)),
         )
     )
-    assert (run.answered, run.failed, run.violations) == (60, 0, [])
-    assert sent_between(run, 17, 615) <= 600 / 20 + 10, "one for each Retry-After, after what was under way"
-    meanwhile = [said for at, said in heard if 60 < at < 610]
+    assert (run.answered, run.failed, violations) == (60, 0, [])
+    assert sent_between(run, 17, 615) <= 600 / 20 + 10, "one for each Retry-After, after what was in flight"
+    meanwhile = [said for at, said in snapshots if 60 < at < 610]
     assert meanwhile
     assert all(said.queued["batch"] and said.bottleneck in {"retry-after", "rate", "slots"} for said in meanwhile)
     assert sum(said.bottleneck == "retry-after" for said in meanwhile) >= len(meanwhile) / 2
@@ -57,24 +66,24 @@ def test_a_limit_of_zero_for_ten_minutes_is_probed_gently_and_work_goes_on_when_
     assert run.makespan <= 615 + 20 + 60, "and then at the old rate"
 
 
-def test_endless_refusals_with_a_long_retry_after_are_waited_out(heard):
-    run = simulate(
+def test_endless_429s_with_a_long_retry_after_are_waited_out():
+    run, violations, snapshots = watched(
         declared(
             prompts=30,
             faults=Faults(latency=2, retry_after=240),
             changes=(LimitChange(5, 0), LimitChange(3605, 60)),
         )
     )
-    assert (run.answered, run.failed, run.violations) == (30, 0, [])
-    assert sent_between(run, 10, 3605) <= 3600 / 240 + 10, "one for each Retry-After, after what was under way"
-    waiting = [said for at, said in heard if 100 < at < 3600 and said.bottleneck == "retry-after"]
+    assert (run.answered, run.failed, violations) == (30, 0, [])
+    assert sent_between(run, 10, 3605) <= 3600 / 240 + 10, "one for each Retry-After, after what was in flight"
+    waiting = [said for at, said in snapshots if 100 < at < 3600 and said.bottleneck == "retry-after"]
     assert waiting
     assert all(said.retry_after is not None and 0 < said.retry_after <= 240.001 for said in waiting)
     assert first_answer_after(run, 3605) - 3605 <= 240 + 4
 
 
-def test_a_server_that_never_answers_is_probed_and_used_again_when_it_is_back(heard):
-    run = simulate(
+def test_a_server_that_never_answers_gets_trial_requests_and_is_used_again_when_it_is_back():
+    run, violations, snapshots = watched(
         declared(
             prompts=60,
             faults=Faults(latency=2),
@@ -82,28 +91,28 @@ def test_a_server_that_never_answers_is_probed_and_used_again_when_it_is_back(he
             outages=(Outage(15, 615, "silent"),),
         )
     )
-    assert run.violations == []
+    assert violations == []
     assert run.answered + run.failed == 60
-    assert any(said.bottleneck == "service down" for at, said in heard if 60 < at < 610)
-    assert sent_between(run, 60, 615) <= 40, "probes, not a storm"
-    assert first_answer_after(run, 615) - 615 <= 300 + 10 + 4, "the longest wait for a probe"
+    assert any(said.bottleneck == "service down" for at, said in snapshots if 60 < at < 610)
+    assert sent_between(run, 60, 615) <= 40, "trial requests, not a storm"
+    assert first_answer_after(run, 615) - 615 <= 300 + 10 + 4, "the longest wait for a trial request"
 
 
-def test_an_unreachable_service_loses_no_prompt_of_a_fan_out(heard):
-    run = simulate(
+def test_an_unreachable_service_loses_no_prompt_of_a_fan_out():
+    run, violations, snapshots = watched(
         declared(
             prompts=60,
             faults=Faults(latency=2),
             outages=(Outage(15, 1815, "unreachable"),),
         )
     )
-    assert (run.answered, run.failed, run.violations) == (60, 0, [])
-    assert any(said.bottleneck == "service down" for at, said in heard if 100 < at < 1800)
+    assert (run.answered, run.failed, violations) == (60, 0, [])
+    assert any(said.bottleneck == "service down" for at, said in snapshots if 100 < at < 1800)
     assert first_answer_after(run, 1815) - 1815 <= 300 + 4
 
 
 def test_prompts_with_a_deadline_do_not_wait_for_a_silent_server_longer_than_that():
-    run = simulate(
+    run, violations, _ = watched(
         declared(
             prompts=20,
             deadline=30,
@@ -112,5 +121,5 @@ def test_prompts_with_a_deadline_do_not_wait_for_a_silent_server_longer_than_tha
             outages=(Outage(0, 1e6, "silent"),),
         )
     )
-    assert (run.answered, run.failed, run.violations) == (0, 20, [])
+    assert (run.answered, run.failed, violations) == (0, 20, [])
     assert run.makespan <= 30.001

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from onellm_async.simulation.clock import StandstillError, run_in_virtual_time
+from onellm_async.simulation.clock import DeadlockError, run_in_virtual_time
 
 
 def test_a_year_of_waiting_takes_no_time_and_ends_on_time():
@@ -40,10 +40,10 @@ def test_another_thread_can_still_wake_the_loop():
 
 
 def test_a_deadlock_is_told_instead_of_hanging(monkeypatch):
-    monkeypatch.setattr("onellm_async.simulation.clock._LONGEST_REAL_WAIT", 0.01)
+    monkeypatch.setattr("onellm_async.simulation.clock._MAX_REAL_WAIT", 0.01)
 
     async def wait():
         await asyncio.get_running_loop().create_future()
 
-    with pytest.raises(StandstillError, match="Every task waits"):
+    with pytest.raises(DeadlockError, match="Every task waits"):
         run_in_virtual_time(wait())

@@ -8,25 +8,25 @@ from onellm_async.catalog import lookup
 from onellm_async.chat import ChatRequest
 from onellm_async.errors import ConfigurationError
 from onellm_async.limits.policy import Limits
-from onellm_async.simulation.extrapolation import SteadyState, drawn_out, settled_gaps, steady_state
+from onellm_async.simulation.extrapolation import SteadyState, extrapolate, shrink_to_mean, steady_state
 from onellm_async.simulation.plan import Plan, plan
-from onellm_async.simulation.rehearsal import ExpectedService, rehearse
+from onellm_async.simulation.simulated_run import ExpectedService, simulate_workload
 from onellm_async.simulation.workload import RequestSize, Workload, WorkloadMeter
 
 PUBLISHED = ExpectedService()
 
 
 def test_the_published_limit_takes_its_arithmetic_time():
-    foretold = plan(Workload.uniform(1000), Limits(), PUBLISHED)
+    estimate = plan(Workload.uniform(1000), Limits(), PUBLISHED)
 
-    assert foretold.duration.median == pytest.approx((1000 - 40) / (40 / 60) + 6, rel=0.005)
-    assert foretold.duration.low <= foretold.duration.median <= foretold.duration.high
-    assert foretold.bottleneck == "rate"
-    assert foretold.rate_limited.high == 0
-    assert foretold.mean_in_flight == pytest.approx(
-        1000 * 6 * math.exp(0.3**2 / 2) / foretold.duration.median, rel=0.05
+    assert estimate.duration.median == pytest.approx((1000 - 40) / (40 / 60) + 6, rel=0.005)
+    assert estimate.duration.low <= estimate.duration.median <= estimate.duration.high
+    assert estimate.bottleneck == "rate"
+    assert estimate.rate_limited.high == 0
+    assert estimate.mean_in_flight == pytest.approx(
+        1000 * 6 * math.exp(0.3**2 / 2) / estimate.duration.median, rel=0.05
     )
-    assert foretold.progress[-1][1] == 1000
+    assert estimate.progress[-1][1] == 1000
 
 
 def test_the_same_arguments_give_the_same_plan():
@@ -35,10 +35,10 @@ def test_the_same_arguments_give_the_same_plan():
 
 
 def test_no_prompts_take_no_time():
-    foretold = plan(Workload.uniform(0), Limits(), PUBLISHED)
+    estimate = plan(Workload.uniform(0), Limits(), PUBLISHED)
 
-    assert isinstance(foretold, Plan)
-    assert (foretold.duration.median, foretold.max_in_flight, foretold.progress) == (0, 0, ())
+    assert isinstance(estimate, Plan)
+    assert (estimate.duration.median, estimate.max_in_flight, estimate.progress) == (0, 0, ())
 
 
 def test_a_few_prompts_wait_for_nothing_but_their_answers():
@@ -48,16 +48,16 @@ def test_a_few_prompts_wait_for_nothing_but_their_answers():
 def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_suggestion():
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
-    foretold = plan(Workload.uniform(1500), limits, service)
+    estimate = plan(Workload.uniform(1500), limits, service)
 
-    assert foretold.bottleneck == "concurrency"
-    assert foretold.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
-    (suggestion,) = foretold.suggestions
+    assert estimate.bottleneck == "concurrency"
+    assert estimate.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
+    (suggestion,) = estimate.suggestions
     assert suggestion.limit == "max_concurrency"
     assert suggestion.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
     better = plan(Workload.uniform(1500), Limits(int(suggestion.value), 600, 100), service, seeds=3)
     assert better.bottleneck == "rate"
-    assert foretold.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
+    assert estimate.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
 
 def test_a_faster_limit_is_the_suggestion_where_the_rate_decides():
@@ -70,17 +70,17 @@ def test_a_faster_limit_is_the_suggestion_where_the_rate_decides():
 def test_tokens_decide_where_they_run_out_before_requests_do():
     workload = Workload.uniform(1000, body_bytes=2000, output_tokens=500)
     service = ExpectedService(requests_per_minute=600, burst=100)
-    foretold = plan(workload, Limits(requests_per_minute=600, burst=100, tokens_per_minute=60_000), service)
+    estimate = plan(workload, Limits(requests_per_minute=600, burst=100, tokens_per_minute=60_000), service)
 
-    assert foretold.bottleneck == "tokens"
-    assert foretold.duration.median == pytest.approx((1000 * 1000 - 60_000) / 60_000 * 60, rel=0.03)
-    assert foretold.suggestions[0].limit == "tokens_per_minute"
+    assert estimate.bottleneck == "tokens"
+    assert estimate.duration.median == pytest.approx((1000 * 1000 - 60_000) / 60_000 * 60, rel=0.03)
+    assert estimate.suggestions[0].limit == "tokens_per_minute"
 
 
 def test_finding_a_rate_out_costs_refusals():
-    foretold = plan(Workload.uniform(400), Limits(requests_per_minute=None), PUBLISHED)
+    estimate = plan(Workload.uniform(400), Limits(requests_per_minute=None), PUBLISHED)
 
-    assert 1 <= foretold.rate_limited.median <= 12
+    assert 1 <= estimate.rate_limited.median <= 12
 
 
 def test_a_declaration_that_the_service_does_not_keep_is_foretold_with_its_refusals():
@@ -130,9 +130,9 @@ def test_what_is_extrapolated_is_what_a_full_simulation_gives(limits, service, w
 
 
 def test_a_million_prompts_are_extrapolated_to_the_rate_that_was_declared():
-    foretold = plan(Workload.uniform(1_000_000), Limits(), PUBLISHED, seeds=1)
+    estimate = plan(Workload.uniform(1_000_000), Limits(), PUBLISHED, seeds=1)
 
-    assert foretold.duration.median == pytest.approx((1_000_000 - 40) * 1.5, rel=1e-5)
+    assert estimate.duration.median == pytest.approx((1_000_000 - 40) * 1.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["requests_per_minute", "burst", "latency", "latency_sigma", "failure_rate"])
@@ -146,28 +146,28 @@ def test_impossible_expectations_are_refused_by_name(name):
 
 @given(rate=st.floats(0.1, 100), burst=st.integers(0, 50), number=st.integers(200, 400), more=st.integers(0, 10**6))
 def test_a_pure_bucket_is_extrapolated_exactly(rate, burst, number, more):
-    left_at = [max(0, index - burst) / rate for index in range(number)]
-    state = steady_state(left_at, [], warm_up=100, tail=10)
+    sent_at = [max(0, index - burst) / rate for index in range(number)]
+    state = steady_state(sent_at, [], warm_up=100, tail=10)
 
     assert state.gap == pytest.approx(1 / rate)
-    assert left_at[-1] + more * state.gap == pytest.approx((number + more - 1 - burst) / rate)
+    assert sent_at[-1] + more * state.gap == pytest.approx((number + more - 1 - burst) / rate)
 
 
 def test_between_two_refusals_the_pace_is_that_of_the_refill():
     """Slow for nine tenths of each cycle, then a sprint until the savings are gone: one refusal."""
-    left_at, refused_at, now = [], [], 0.0
+    sent_at, rate_limited_at, now = [], [], 0.0
     for _ in range(20):
         for _ in range(90):
             now += 1.1
-            left_at.append(now)
+            sent_at.append(now)
         for _ in range(30):
             now += 0.7
-            left_at.append(now)
-        refused_at.append(now)
-    state = steady_state(left_at, refused_at, warm_up=700, tail=7)
+            sent_at.append(now)
+        rate_limited_at.append(now)
+    state = steady_state(sent_at, rate_limited_at, warm_up=700, tail=7)
 
     assert state.gap == pytest.approx((90 * 1.1 + 30 * 0.7) / 120)
-    assert state.refusals == pytest.approx(1 / 120)
+    assert state.rate_limited == pytest.approx(1 / 120)
 
 
 def test_a_run_too_short_for_a_pace_has_none():
@@ -178,14 +178,14 @@ def test_a_run_too_short_for_a_pace_has_none():
 def test_runs_move_towards_their_mean_as_they_get_longer():
     states = [SteadyState(gap, 0, 100) for gap in (1.0, 1.2, 1.4)]
 
-    assert settled_gaps(states, 0) == pytest.approx([1.2] * 3)
-    assert settled_gaps(states, 50) == pytest.approx([1.0, 1.2, 1.4])
-    assert settled_gaps(states, 10_000) == pytest.approx([1.18, 1.2, 1.22])
+    assert shrink_to_mean(states, 0) == pytest.approx([1.2] * 3)
+    assert shrink_to_mean(states, 50) == pytest.approx([1.0, 1.2, 1.4])
+    assert shrink_to_mean(states, 10_000) == pytest.approx([1.18, 1.2, 1.22])
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=50).map(sorted), st.integers(0, 1000), st.integers(1, 70))
 def test_progress_never_goes_back_and_ends_with_everything(times, more, points):
-    curve = drawn_out(times, 0.5, more, points)
+    curve = extrapolate(times, 0.5, more, points)
 
     assert curve[-1] == (times[-1] + more * 0.5, len(times) + more)
     assert [count for _, count in curve] == sorted({count for _, count in curve})
@@ -228,15 +228,15 @@ def test_a_sample_is_evenly_spaced_and_bounded():
     sample = meter.workload().sample
 
     assert 4096 <= len(sample) < 8192
-    assert sum(demand.body_bytes > 1000 for demand in sample) == pytest.approx(len(sample) / 2, abs=1)
+    assert sum(size.body_bytes > 1000 for size in sample) == pytest.approx(len(sample) / 2, abs=1)
 
 
-def test_a_rehearsal_asks_with_the_sizes_of_the_workload():
+def test_a_simulated_run_has_the_sizes_of_the_workload():
     """Big prompts first: while tokens decide, they leave further apart than small ones."""
-    demands = [RequestSize(8000, 100, 100)] * 40 + [RequestSize(800, 100, 100)] * 40
+    sizes = [RequestSize(8000, 100, 100)] * 40 + [RequestSize(800, 100, 100)] * 40
     limits = Limits(requests_per_minute=6000, burst=1000, tokens_per_minute=6000)
     service = ExpectedService(requests_per_minute=6000, burst=1000, latency=0.5, latency_sigma=0)
-    left = rehearse(demands, limits, service, seed=0).left_at
+    left = simulate_workload(sizes, limits, service, seed=0).sent_at
 
     big, small = left[39] - left[20], left[79] - left[60]
     assert big / small == pytest.approx((2000 + 100) / (200 + 100), rel=0.15)

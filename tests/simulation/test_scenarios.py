@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from onellm_async.limits.policy import Limits
 from onellm_async.server.settings import Faults
-from onellm_async.simulation.scenario import LimitChange, Scenario, simulate
+from onellm_async.simulation import LimitChange, Scenario, simulate
 
 UNDECLARED = Limits(requests_per_minute=None)
 SEEDS = range(10)
@@ -74,8 +74,8 @@ def test_undeclared_limits_of_any_size_are_found(rate, burst, latency):
         requests_per_minute=rate * 60,
         burst=burst,
         faults=Faults(latency=latency, latency_sigma=0.3),
-        travel=0.001,
-        travel_jitter=0.003,
+        network_delay=0.001,
+        network_jitter=0.003,
     )
     run = simulate(scenario)
     check_invariants(run)

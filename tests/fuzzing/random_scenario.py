@@ -1,4 +1,4 @@
-"""Any scenario at all, drawn from a seed. Pure."""
+"""A random scenario, drawn from a seed. Pure."""
 
 from random import Random
 from typing import Literal
@@ -8,38 +8,34 @@ from attrs import evolve
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.server.settings import Faults
-from onellm_async.simulation.conditions import LimitChange, Scenario
-from onellm_async.simulation.disturbances import disturbed, log_uniform
-from onellm_async.simulation.makespan import best_makespan
-from onellm_async.simulation.participant import SingleChat
-from onellm_async.simulation.service_transport import Outage
+from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, SingleChat
+from onellm_async.simulation.simulate import best_makespan
 from onellm_async.wire import Dialect
+from tests.fuzzing.perturbations import log_uniform, perturb
 
-__all__ = ["random_scenario"]
-
-_MOST_PROMPTS = 300
-"""Of all clients together: a run then takes some hundredths of a second."""
+_MAX_PROMPTS = 300
+"""Prompts of all clients together: a run then takes some hundredths of a second."""
 
 
 def random_scenario(seed: int, *, undisturbed: bool = False) -> Scenario:
-    """Draws a scenario; the same seed always gives the same one.
+    """Draws a scenario. The same seed always gives the same one.
 
-    Rates lie between 0.1 and 20 per second, bursts between 1 and 600, and 1, 4 or 16 clients share the key. The
-    limit is declared truly, declared wrongly or not at all, and may change or be zero for a while; requests fail,
-    break off, stall and are refused with and without Retry-After; chats of all lanes come in between, some with
-    deadlines, and some are cancelled. Unless it is to be `undisturbed`, clients may also be paused and resumed, their
-    limits change under way, tokens be limited, too, and prompts and chats come in waves with long silences between.
+    Rates lie between 0.1 and 20 per second, bursts between 1 and 600, and 1, 4 or 16 clients share the key. The limit
+    is declared correctly, incorrectly or not at all, and may change or be zero for a while. Requests fail, lose their
+    connection, stall, and get 429s with and without Retry-After. Chats of all lanes come in between; some have
+    deadlines, and some are cancelled. Unless `undisturbed`, clients may also be paused, resumed and retuned, tokens be
+    limited, and prompts and chats come in waves with long silences between.
     """
     plain = _undisturbed(seed)
-    # Dice of their own, so that what a seed meant before there were disturbances is what it means without them.
-    return plain if undisturbed else disturbed(plain, Random(f"disturbances of {seed}"), best_makespan(plain))
+    # A random generator of its own: without perturbations a seed means what it meant before there were any.
+    return plain if undisturbed else perturb(plain, Random(f"disturbances of {seed}"), best_makespan(plain))
 
 
 def _undisturbed(seed: int) -> Scenario:
     random = Random(seed)
     rate, burst = log_uniform(random, 0.1, 20), round(log_uniform(random, 1, 600))
     clients = random.choices((1, 4, 16), (70, 20, 10))[0]
-    prompts = max(1, round(log_uniform(random, 5, _MOST_PROMPTS) / clients))
+    prompts = max(1, round(log_uniform(random, 5, _MAX_PROMPTS) / clients))
     latency = log_uniform(random, 0.05, 20)
     plain = Scenario(
         prompts=prompts,
@@ -49,22 +45,22 @@ def _undisturbed(seed: int) -> Scenario:
         burst=burst,
         initial_level=random.choice((None, None, 0.0, random.uniform(0, burst))),
         faults=_faults(random, latency),
-        travel=log_uniform(random, 0.0005, 0.1),
-        travel_jitter=log_uniform(random, 0.0005, 0.1),
+        network_delay=log_uniform(random, 0.0005, 0.1),
+        network_jitter=log_uniform(random, 0.0005, 0.1),
         dialect=random.choice(list(Dialect)),
         lane=random.choice(list(LANES)),
         deadline=log_uniform(random, 1, 600) if random.random() < 0.1 else None,
         consumer_pause=log_uniform(random, 0.01, 5) if random.random() < 0.15 else 0.0,
         stall_rate=random.choice((0.0, 0.0, random.uniform(0, 0.02))),
         timeout=random.uniform(3, 10) * latency + 5,
-        retry=RetryPolicy(max_outage=None),  # a slow limit that 16 clients share may accept nothing of one for hours
+        retry=RetryPolicy(max_outage=None),  # of 16 clients, one may wait for hours
         seed=seed,
     )
     return _with_events(plain, random, best_makespan(plain))
 
 
 def _with_events(plain: Scenario, random: Random, span: float) -> Scenario:
-    """Adds what happens at certain moments of a run that takes about `span` seconds."""
+    """Adds limit changes, outages and chats to a run that takes about `span` seconds."""
     changes: list[LimitChange] = []
     if random.random() < 0.2:
         changes.append(LimitChange(random.uniform(0, span), plain.requests_per_minute * log_uniform(random, 0.4, 2.5)))
@@ -86,10 +82,10 @@ def _with_events(plain: Scenario, random: Random, span: float) -> Scenario:
 
 def _limits(random: Random, rate: float, burst: int) -> Limits:
     slots = round(log_uniform(random, 1, 200))
-    told = random.choice(("truth", "truth", "nothing", "nothing", "untruth"))
-    if told == "nothing":
+    declaration = random.choice(("truth", "truth", "nothing", "nothing", "untruth"))
+    if declaration == "nothing":
         return Limits(slots, None)
-    if told == "truth":
+    if declaration == "truth":
         return Limits(slots, rate * 60, burst)
     factor = log_uniform(random, 0.5, 2)
     wrong_burst = max(1, round(burst * log_uniform(random, 0.5, 2)))

@@ -1,0 +1,256 @@
+"""Simulates one scenario: the real client against the pure service, in virtual time.
+
+Hours of rate limit take seconds, and a seed gives the same run to the last digit.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import exp, log
+from random import Random
+
+from attrs import evolve, field, frozen
+
+from onellm_async.chat import ChatOutcome
+from onellm_async.client import AsyncOneLLM
+from onellm_async.limits.snapshot import Snapshot
+from onellm_async.server.ledger import Outcome
+from onellm_async.server.service import Service
+from onellm_async.server.settings import ServerSettings
+from onellm_async.simulation.clock import VirtualClockLoop, run_in_virtual_time
+from onellm_async.simulation.scenario import LimitChange, Pause, Scenario
+from onellm_async.simulation.service_transport import ServiceTransport
+from onellm_async.simulation.simulated_client import ClientWorkload, ObservedTransport, Observer, SimulatedClient
+
+_KEY = "simulated"
+_GIVE_UP_FACTOR = 50
+"""Multiple of the best makespan after which a run is given up."""
+_GIVE_UP_SECONDS = 3600.0
+"""Seconds added to that multiple."""
+_UNKNOWN_TOKENS = 600
+"""Tokens that the client books for a request of a model whose usual answers are not known yet, or for a lost one."""
+
+
+@frozen
+class SimulationResult:
+    """What came of a simulated scenario.
+
+    Attributes:
+        scenario: The scenario.
+        makespan: Seconds until the last answer.
+        best_makespan: Seconds that an omniscient client would need.
+        answered: Prompts of the fan-outs with the right answer.
+        failed: Prompts of the fan-outs without an answer.
+        rate_limited: Requests that the service answered with a 429.
+        billed: Requests that the service billed.
+        sent_at: Virtual time of each request sent, per client.
+        answered_at: Virtual time of each answer of the fan-out, per client, in the order of completion.
+        finished: Whether each client came to an end; False if the run was given up.
+        billed_prompts: Number of requests billed, per prompt.
+        snapshots: The last snapshot of each client.
+        prompts: Prompts of the fan-out, per client.
+        outcomes: Outcomes of the fan-out, per client, in the order of completion. They are not compared.
+        chat_answers: Prompt and answer of the single chats that were answered, per client.
+        leaks: Tasks and timers that are left in the event loop.
+    """
+
+    scenario: Scenario
+    makespan: float
+    best_makespan: float
+    answered: int
+    failed: int
+    rate_limited: int
+    billed: int
+    sent_at: Sequence[Sequence[float]]
+    answered_at: Sequence[Sequence[float]]
+    finished: Sequence[bool]
+    billed_prompts: Mapping[str, int] = field(repr=False)
+    snapshots: Sequence[Snapshot] = field(repr=False)
+    prompts: Sequence[Sequence[str]] = field(repr=False)
+    outcomes: Sequence[Sequence[ChatOutcome]] = field(repr=False, eq=False)
+    chat_answers: Sequence[Sequence[tuple[str, str | None]]] = field(repr=False)
+    leaks: Sequence[str]
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no client has a slot taken, a request queued or a timer set at the end."""
+        return all(snapshot.at_rest for snapshot in self.snapshots)
+
+    @property
+    def goodput(self) -> float:
+        """Best makespan divided by makespan; 1 is perfect."""
+        return self.best_makespan / self.makespan
+
+    @property
+    def rate_limited_share(self) -> float:
+        """429s per prompt."""
+        return self.rate_limited / (self.scenario.prompts * self.scenario.clients)
+
+    @property
+    def fairness(self) -> float:
+        """Jain's index of the clients' rates: 1 if all are equal, 1/n if one client has everything."""
+        rates = [len(times) / times[-1] for times in self.answered_at if times]
+        return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates)) if rates else 0.0
+
+
+def simulate(scenario: Scenario, *, observers: Sequence[Observer] = ()) -> SimulationResult:
+    """Runs a scenario. The same scenario gives the same result, to the last digit.
+
+    Must not be called while an event loop runs in this thread.
+
+    Args:
+        scenario: What to simulate.
+        observers: One for each client, in their order; clients beyond the last one are not observed.
+
+    Example:
+        >>> from onellm_async import Limits
+        >>> result = simulate(Scenario(prompts=100, limits=Limits()))
+        >>> result.answered, result.rate_limited, round(result.makespan)
+        (100, 0, 96)
+    """
+    return run_in_virtual_time(_run(scenario, observers))
+
+
+async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationResult:
+    loop, service = asyncio.get_running_loop(), _service(scenario)
+    assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
+    changes = [loop.call_at(change.at, _change_limit, service, change) for change in scenario.changes]
+    seeds = Random(scenario.seed)
+    transports, clients = [], []
+    for number in range(scenario.clients):
+        random = Random(seeds.random())
+        transport = ServiceTransport(service, _KEY, random=random, network=scenario.network)
+        observer = observers[number] if number < len(observers) else None
+        transports.append(transport)
+        clients.append(_client(scenario, number, transport, random, observer))
+
+    def report_idle(seconds: float) -> None:
+        for client in clients:
+            client.report_idle(seconds)
+
+    loop.set_idle_callback(report_idle)
+    tasks = [asyncio.create_task(client.work()) for client in clients]
+    await asyncio.wait(tasks, timeout=give_up_after(scenario))
+    makespan = loop.time()
+    for task in tasks:
+        task.cancel()
+    for change in changes:
+        change.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    leaks = _leaks(loop)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
+    outcomes = [outcome for client in clients for outcome in client.outcomes]
+    return SimulationResult(
+        scenario=scenario,
+        makespan=makespan,
+        best_makespan=best_makespan(scenario),
+        answered=sum(
+            outcome.response is not None and outcome.response.content == outcome.prompt for outcome in outcomes
+        ),
+        failed=sum(outcome.error is not None for outcome in outcomes),
+        rate_limited=service.ledger.outcomes[Outcome.RATE_LIMITED],
+        billed=service.ledger.billed,
+        sent_at=[transport.sent_at for transport in transports],
+        answered_at=[client.answered_at for client in clients],
+        finished=[client.finished for client in clients],
+        # The ledger keeps the beginning of each prompt, which is enough to tell prompts apart.
+        billed_prompts=Counter(
+            row.prompt for row in service.ledger.rows if row.outcome in {Outcome.ANSWERED, Outcome.LOST}
+        ),
+        snapshots=[client.client.snapshot() for client in clients],
+        prompts=[client.workload.prompts for client in clients],
+        outcomes=[client.outcomes for client in clients],
+        chat_answers=[client.chat_answers for client in clients],
+        leaks=leaks,
+    )
+
+
+def best_makespan(scenario: Scenario) -> float:
+    """Seconds that a client would need that knows the service's limit and all of its changes beforehand."""
+    level = scenario.burst if scenario.initial_level is None else scenario.initial_level
+    remaining, now, rate = scenario.prompts * scenario.clients - level, 0.0, scenario.requests_per_minute / 60
+    for change in scenario.changes:
+        refilled = (change.at - now) * rate
+        if remaining <= refilled:
+            break
+        remaining, now, rate = remaining - refilled, change.at, change.requests_per_minute / 60
+    at_service = now + max(0.0, remaining / rate)
+    return at_service + scenario.faults.latency + 2 * scenario.network_delay + scenario.network_jitter
+
+
+def give_up_after(scenario: Scenario) -> float:
+    """Seconds after which a run is given up, because something in it waits forever."""
+    requests = scenario.prompts + len(scenario.chats)
+    retry_after = 4 * (scenario.faults.retry_after or 0) * requests * scenario.clients
+    return _GIVE_UP_FACTOR * best_makespan(scenario) + _GIVE_UP_SECONDS + retry_after + _max_delay(scenario)
+
+
+def _max_delay(scenario: Scenario) -> float:
+    """Seconds by which pauses, source gaps, few slots and few tokens may delay a client."""
+    requests = scenario.prompts + len(scenario.chats)
+    pauses = sum(control.seconds for control in scenario.controls if isinstance(control, Pause))
+    gaps = sum(gap.seconds for gap in scenario.source_gaps)
+    last_chat = max((chat.at for chat in scenario.chats), default=0.0)
+    slow = max(
+        requests * scenario.faults.latency / limits.max_concurrency
+        + 60 * requests * (_UNKNOWN_TOKENS + scenario.max_prompt_length) / (limits.tokens_per_minute or float("inf"))
+        for limits in scenario.all_limits
+    )
+    return pauses + gaps + last_chat + _GIVE_UP_FACTOR * slow / 10
+
+
+def _service(scenario: Scenario) -> Service:
+    settings = ServerSettings(
+        dialect=scenario.dialect,
+        requests_per_minute=scenario.requests_per_minute,
+        burst=scenario.burst,
+        initial_level=scenario.initial_level,
+        keys={_KEY: 1e9},
+        faults=evolve(scenario.faults, seed=scenario.seed),
+    )
+    return Service(settings)
+
+
+def _change_limit(service: Service, change: LimitChange) -> None:
+    service.retune(change.requests_per_minute, change.at)
+    if not change.requests_per_minute:
+        service.account(_KEY, change.at).bucket.drain(change.at)
+
+
+def _client(
+    scenario: Scenario, number: int, transport: ServiceTransport, random: Random, observer: Observer | None
+) -> SimulatedClient:
+    client = AsyncOneLLM(
+        transport=transport if observer is None else ObservedTransport(transport, observer),
+        limits=scenario.limits,
+        retry=scenario.retry,
+        dialect=scenario.dialect,
+        hooks=() if observer is None else (observer,),
+        random=random,
+    )
+    workload = ClientWorkload(
+        prompts=_prompts(scenario, number),
+        lane=scenario.lane,
+        deadline=scenario.deadline,
+        consumer_pause=scenario.consumer_pause,
+        chats=scenario.chats,
+        source_gaps=scenario.source_gaps,
+        controls=[control for control in scenario.controls if control.client in {None, number}],
+    )
+    return SimulatedClient(client, workload, observer)
+
+
+def _prompts(scenario: Scenario, client: int) -> list[str]:
+    prompts = [f"{client}:{index}" for index in range(scenario.prompts)]
+    lengths = Random(f"lengths of {scenario.seed}, {client}")
+    if not scenario.max_prompt_length:
+        return prompts
+    return [prompt.ljust(round(exp(lengths.uniform(0, log(scenario.max_prompt_length)))), ".") for prompt in prompts]
+
+
+def _leaks(loop: VirtualClockLoop) -> list[str]:
+    tasks = sorted(task.get_name() for task in asyncio.all_tasks() - {asyncio.current_task()})
+    timers = loop.pending_timers()
+    return [*(f"task {name} is left" for name in tasks), *([f"{timers} timers are left"] if timers else [])]

@@ -1,0 +1,1 @@
+"""Random scenarios, each simulated run checked against invariants. ``python -m tests.fuzzing SEED`` replays one."""
