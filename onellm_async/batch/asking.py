@@ -40,6 +40,7 @@ class _Held:
 
     passage: Passage
     settled: Settled
+    error: APIError
     outcomes: int
     answers: int
 
@@ -226,7 +227,7 @@ class Workers:
         self._note(passage, error)
         if isinstance(error, APIError) and may_repeat and self._health.watches:
             await self._forget(passage, error)
-            self._held.append(_Held(passage, settled, self._health.outcomes, self._answers))
+            self._held.append(_Held(passage, settled, error, self._health.outcomes, self._answers))
             self._tally.failing = len(self._held)
         else:
             await self._deliver(passage, settled)
@@ -300,11 +301,19 @@ class Workers:
             if alike is not None:
                 self._stop_for(alike)
         if not self._left_open:
+            self._leave_open_what_failed_like(self._ending.stopped_by)
             await self._release(lambda held: True)
         else:
             self._ending.left_out = True
             self._held.clear()
             self._tally.failing = 0
+
+    def _leave_open_what_failed_like(self, stopped_by: OneLLMError | None) -> None:
+        """What ends the run, as it affects every prompt, is not the fault of those that met it just before."""
+        others = [held for held in self._held if stopped_by is None or type(held.error) is not type(stopped_by)]
+        if len(others) < len(self._held):
+            self._ending.left_out = True
+            self._held = deque(others)
 
     # Many failures that are alike.
 

@@ -81,6 +81,11 @@ class Ending:
         self._strict_error: LineError | None = None
 
     @property
+    def stopped_by(self) -> OneLLMError | None:
+        """The error that ended it."""
+        return self._stopped_by
+
+    @property
     def over(self) -> bool:
         """Whether something ended it before its input."""
         return self.ended.is_set()

@@ -138,6 +138,8 @@ class Health:
         self._silence = self._said = 0.0
         if answered:
             self._failed[_kind(error)] -= 1
+            if self._resumed_at is not None:
+                self._resumed_at[1][_kind(error)] -= 1
 
     def failed_unsent(self) -> None:
         """A prompt failed that could not be sent, which says nothing about the service."""

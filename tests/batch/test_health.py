@@ -117,6 +117,15 @@ def test_a_prompt_that_was_retried_counts_once():
     assert str(health.alike_in_all(11)) == "11 of 22 prompts failed alike: 500 down."
 
 
+def test_failures_that_a_retry_mended_do_not_hide_those_of_a_second_outage():
+    health = resumed()
+    for _ in range(11):
+        health.retried(DOWN, answered=True)
+    for _ in range(11):
+        health.failed(DOWN)
+    assert verdict(health) is Verdict.STOP
+
+
 @pytest.mark.parametrize("left", [None, 60])
 def test_trials_follow_one_another_more_and_more_slowly(left):
     health = after([])

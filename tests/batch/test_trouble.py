@@ -1,10 +1,9 @@
 """Runs in which many prompts fail alike, in virtual time: bad prompts are told from an outage."""
 
-import math
 from random import Random
 
 import pytest
-from virtual_runs import BOOM, FakeService, run
+from virtual_runs import BOOM, run
 
 from onellm_async import Limits, RetryPolicy
 from onellm_async.batch import HealthPolicy, RunPolicy
@@ -215,7 +214,43 @@ def test_the_first_failure_of_each_cause_is_told_with_its_line():
     assert told[0].startswith("in.txt:10 ")
 
 
-def test_math_of_the_seeds_is_what_it_claims():
-    assert len(bad_prompts(300, 0.1, 0)) == 30
-    assert math.isclose(longest(300, range(30)), 1.3 * 480 + 60)
-    assert FakeService(lambda prompt, now: None).sent == []
+def test_what_met_a_revoked_key_just_before_the_run_ended_is_asked_again():
+    reply = RawReply(401, {}, b'{"error": "No such key"}')
+    ran = run(prompts(60), lambda prompt, now: reply if now > 5 else None, latency=0.5)
+    assert ran.report.stopped_by.status_code == 401
+    assert ran.report.counts.failed == ran.report.counts.sent == 0
+    assert ran.seconds < 60
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_happens_each_prompt_has_one_outcome_in_its_place(seed):
+    random = Random(seed)
+    number = random.choice([30, 100, 400])
+    bad = set(random.sample(range(number), round(number * random.choice([0, 0.05, 0.3, 0.6]))))
+    ends = sorted(random.uniform(0, 600) for _ in range(random.choice([0, 2, 4])))
+    outages = list(zip(ends[::2], ends[1::2], strict=True))
+    limits = Limits(random.choice([2, 16, 200]), random.choice([60, 600, 6000]), random.choice([1, 50]))
+    doubled = [f"p {index}" for index in range(number)]
+    doubled = [random.choice(doubled) if random.random() < 0.1 else prompt for prompt in doubled]
+
+    def failure(prompt, now):
+        down = any(start < now < end for start, end in outages)
+        return BOOM if down or int(prompt.split()[1]) in bad else None
+
+    policy = RunPolicy(deduplicate=random.random() < 0.5, window=random.choice([20, 4096]))
+    ran = run(doubled, failure, limits=limits, seed=seed, policy=policy, latency=random.choice([0.1, 5]))
+    written = [int(line.split()[0]) for line in ran.lines]
+    assert written == sorted(set(written))
+    counts = ran.report.counts
+    assert counts.sent == 0
+    if ran.report.complete:
+        assert written == list(range(number))
+        assert counts.answered + counts.failed == number
+        assert (ran.report.progress.answered, ran.report.progress.failed) == (counts.answered, counts.failed)
+        if not outages:
+            assert ran.failed == [place for place, prompt in enumerate(doubled) if int(prompt.split()[1]) in bad]
+    else:
+        assert "500 boom." in str(ran.report.stopped_by)
+        assert bad or outages
+    answered = [index for index in range(number) if ran.service.times_of(f"p {index}") and index not in bad]
+    assert all(len(ran.service.times_of(f"p {index}")) <= 3 * 6 for index in answered)

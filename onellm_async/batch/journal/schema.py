@@ -57,6 +57,7 @@ CREATE TABLE results (
     same_as INTEGER,
     result BLOB NOT NULL                        -- JSON; last, so that nothing else lies behind a long answer
 );
+CREATE INDEX failures ON results (item) WHERE state = 3;
 CREATE TABLE totals (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     answered INTEGER NOT NULL DEFAULT 0,
