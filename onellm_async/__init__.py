@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     )
     from onellm_async.events import Event, Hook
     from onellm_async.fanout import FanoutProgress
+    from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
     from onellm_async.limits.policy import Limits
     from onellm_async.limits.rate_state import RateState
     from onellm_async.limits.snapshot import Snapshot
-    from onellm_async.limits.timespent import TimeSpent, where_time_went
     from onellm_async.retry import RetryPolicy
     from onellm_async.settings import ApiKey, Timeout
     from onellm_async.wire import Dialect
@@ -63,6 +63,7 @@ __all__ = [
     "BadRequestError",
     "BatchError",
     "Billing",
+    "BottleneckAnalysis",
     "BudgetExceededError",
     "CatalogEntry",
     "ChatOutcome",
@@ -96,12 +97,11 @@ __all__ = [
     "ResponseDecodeError",
     "RetryPolicy",
     "Snapshot",
-    "TimeSpent",
     "Timeout",
     "UnprocessableEntityError",
     "Usage",
     "__version__",
-    "where_time_went",
+    "analyze_bottlenecks",
 ]
 
 # The imports above as the interpreter makes them; a test holds the two together.
@@ -143,7 +143,7 @@ _ROOMS = {
     "limits.policy": ("Limits",),
     "limits.rate_state": ("RateState",),
     "limits.snapshot": ("Snapshot",),
-    "limits.timespent": ("TimeSpent", "where_time_went"),
+    "limits.bottleneck_analysis": ("BottleneckAnalysis", "analyze_bottlenecks"),
     "retry": ("RetryPolicy",),
     "settings": ("ApiKey", "Timeout"),
     "wire": ("Dialect",),

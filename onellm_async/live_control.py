@@ -27,7 +27,7 @@ class LiveControl:
         """What the client is doing at this moment: who waits, for what, and at which rate requests leave.
 
         It takes less than a tenth of a millisecond, however many wait.
-        `onellm_async.where_time_went` draws conclusions from a series of them.
+        `onellm_async.analyze_bottlenecks` draws conclusions from a series of them.
         """
         return self._sender.snapshot()
 

@@ -14,9 +14,9 @@ BatchError BudgetExceededError CatalogEntry ChatOutcome ChatRequest ChatResponse
 ConfigurationError Conversation DeadlineExceededError Dialect Event FailureKind FanoutProgress Billing Hook
 InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
-PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot TimeSpent
-Timeout UnprocessableEntityError Usage RequestCancelledError __version__
-where_time_went
+PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot
+BottleneckAnalysis Timeout UnprocessableEntityError Usage RequestCancelledError __version__
+analyze_bottlenecks
 """.split()  # noqa: SIM905
 
 

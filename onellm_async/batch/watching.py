@@ -16,6 +16,7 @@ from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.formatting import format_duration
+from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Watch", "held_by_own_limits", "why_it_waits"]
@@ -160,7 +161,7 @@ def why_it_waits(snapshot: Snapshot, progress: RunProgress, *, open_since: float
     elif snapshot.in_flight or snapshot.backing_off:
         wait = f"{snapshot.in_flight:,} in flight, {snapshot.backing_off:,} waiting for a retry."
     else:
-        wait = f"Waiting for: {snapshot.bottleneck}."
+        wait = f"Waiting for: {BOTTLENECK_LABELS[snapshot.bottleneck]}."
     return wait if error is None else f"{wait} Last error: {error}"
 
 

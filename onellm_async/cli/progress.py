@@ -19,6 +19,7 @@ from onellm_async.batch.progress import RunProgress
 from onellm_async.cli.standard_streams import is_behind
 from onellm_async.cli.terminal import printable
 from onellm_async.formatting import format_usd
+from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
 
 __all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
@@ -78,8 +79,8 @@ def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
         parts.append(f"{_PAUSED}: {_clause(progress.trouble)}, {_next_attempt(progress.trial_in)}")
     elif limiter.trial_in is not None:
         parts.append(f"{_OPEN}: {error}, {_next_attempt(limiter.trial_in)}")
-    elif limiter.bottleneck not in {"nothing", "rate"}:
-        parts.append(f"held by: {limiter.bottleneck}")
+    elif limiter.bottleneck not in {"idle", "rate"}:
+        parts.append(f"bottleneck: {BOTTLENECK_LABELS[limiter.bottleneck]}")
     elif limiter.backing_off and not limiter.in_flight and limiter.last_error is not None:
         parts.append(f"last error: {error}")
     return parts

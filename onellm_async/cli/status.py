@@ -74,6 +74,7 @@ def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.batch.causes import outcome_lines
     from onellm_async.cli.progress import clock_time, counted
     from onellm_async.formatting import format_usd
+    from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 
     counts, lines, sample = found["counts"], found["lines"], found["sample"] or {}
     progress, limiter = sample.get("progress", {}), sample.get("snapshot", {})
@@ -92,7 +93,7 @@ def _text(found: "dict[str, JSON]") -> str:
     if running and limiter:
         possible = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
         rows.append(f"  rate             {progress['rate']:.1f}{possible} requests/s")
-        waits_for = sample.get("waits_for") or limiter["bottleneck"]
+        waits_for = sample.get("waits_for") or BOTTLENECK_LABELS.get(limiter["bottleneck"], limiter["bottleneck"])
         rows.append(f"  waiting for      {'to be resumed (paused)' if limiter['paused'] else waits_for}")
         if progress["eta"] is not None:
             rows.append(f"  left             {clock_time(progress['eta'])}")

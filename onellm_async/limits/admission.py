@@ -264,25 +264,25 @@ class Admission:
     def bottleneck(self, now: float) -> Bottleneck:
         """What the next request waits for."""
         head = self.queue.head()
-        return "nothing" if head is None else self._bottleneck(head, now)
+        return "idle" if head is None else self._bottleneck(head, now)
 
     def _bottleneck(self, ticket: Ticket, now: float) -> Bottleneck:
         if self.gate.paused:
             return "paused"
         if self.gate.probing:
-            return "service down"
+            return "circuit_open"
         if self.gate.retry_at > now:
-            return "retry-after"
+            return "retry_after"
         if self.in_flight >= self.concurrency:
-            return "slots"
+            return "concurrency"
         keep = self._kept_from(ticket) if self.hurried else 0.0
         rate = self.rate.time_until(1, now, keep, paced=ticket.lane == PACED_LANE and self._keeps_pace())
         delay = self._delay(ticket, now)
         if delay > rate:
             return "tokens"
         if delay <= 0:
-            return "its turn"
-        return "back-off" if self.limits.mode == "unlimited" else "rate"
+            return "lane"
+        return "backoff" if self.limits.mode == "unlimited" else "rate"
 
     def _delay(self, ticket: Ticket, now: float) -> float:
         """Seconds until `ticket` may leave; infinite while only an event can free it."""

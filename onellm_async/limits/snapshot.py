@@ -22,7 +22,7 @@ class Snapshot:
         at: Seconds on the event loop's clock; 0 before the client was used in one.
         paused: Whether the client was paused.
         queued: Chats waiting for admission, by lane.
-        waiting_for: What the first of each lane waits for; ``"nothing"`` where nobody waits.
+        waiting_for: What the first of each lane waits for; ``"idle"`` where nobody waits.
         longest_wait: Seconds that somebody has been waiting in each lane. The wait of a request that comes back, after
             a refusal by rate limit or for a retry, starts anew.
         bottleneck: What the next request of all waits for.
@@ -53,9 +53,9 @@ class Snapshot:
     at: float = 0.0
     paused: bool = False
     queued: Mapping[str, int] = field(factory=lambda: dict.fromkeys(LANES, 0), hash=False)
-    waiting_for: Mapping[str, Bottleneck] = field(factory=lambda: dict.fromkeys(LANES, "nothing"), hash=False)
+    waiting_for: Mapping[str, Bottleneck] = field(factory=lambda: dict.fromkeys(LANES, "idle"), hash=False)
     longest_wait: Mapping[str, float] = field(factory=lambda: dict.fromkeys(LANES, 0.0), hash=False)
-    bottleneck: Bottleneck = "nothing"
+    bottleneck: Bottleneck = "idle"
     next_in: float | None = None
     in_flight: int = 0
     max_concurrency: int
@@ -113,7 +113,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         at=now,
         paused=gate.paused,
         queued=core.queue.lengths(),
-        waiting_for={**dict.fromkeys(LANES, "nothing"), **core.bottlenecks(now)},
+        waiting_for={**dict.fromkeys(LANES, "idle"), **core.bottlenecks(now)},
         longest_wait={**nobody, **{lane: now - since for lane, since in core.queue.waiting_since().items()}},
         bottleneck=core.bottleneck(now),
         next_in=None if wake is None else max(0.0, wake - now),

@@ -5,24 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from attrs import evolve, fields
 
 from onellm_async.chat import JSON
+from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
+from onellm_async.limits.bottleneck_analysis import analyze_bottlenecks
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.limits.timespent import where_time_went
 from onellm_async.report.model import Share, Sitting, Verdict
 
 __all__ = ["verdict_of"]
 
 _COUNTERS = ("answered", "rate_limited", "unanswered", "retried")
-_NAMES = {
-    "rate": "waiting for the rate limit",
-    "slots": "all slots in use",
-    "tokens": "waiting for tokens per minute",
-    "server": "waiting for answers",
-    "retry-after": "asked to wait",
-    "back-off": "waiting after failures",
-    "service down": "service down",
-    "paused": "paused",
-    "idle": "nothing asked for",
-}
 _LEAST = 0.001
 """Shares below a tenth of a percent would not be seen."""
 
@@ -34,12 +24,12 @@ def verdict_of(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]
         sittings: In order.
         samples: Unix seconds and what the run noted of itself then, in order.
     """
-    told = where_time_went(_one_after_another(sittings, samples))
+    told = analyze_bottlenecks(_one_after_another(sittings, samples))
     if not told.shares:
         return None
     return Verdict(
-        told.verdict,
-        tuple(Share(_NAMES.get(name, name), share) for name, share in told.shares.items() if share >= _LEAST),
+        told.summary,
+        tuple(Share(BOTTLENECK_LABELS[name], share) for name, share in told.shares.items() if share >= _LEAST),
     )
 
 

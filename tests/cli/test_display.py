@@ -58,8 +58,8 @@ def test_numbers_agree_with_their_nouns():
 def test_a_plain_line_tells_everything():
     waiting = limiter(queued={"interactive": 1, "default": 0, "batch": 1200}, bottleneck="tokens")
     assert plain_line(progress(), waiting) == (
-        "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, held by: tokens, "
-        "4,241 tokens, $0.012, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
+        "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, "
+        "bottleneck: token limit, 4,241 tokens, $0.012, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
     )
 
 
@@ -80,7 +80,7 @@ def test_a_paused_run_says_so_instead_of_what_it_waits_for():
     line = plain_line(progress(), limiter(paused=True, bottleneck="paused"))
 
     assert "paused" in line
-    assert "held by" not in line
+    assert "bottleneck" not in line
 
 
 def test_what_is_not_known_is_not_made_up():
@@ -142,12 +142,12 @@ def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
 
 
 def test_a_circuit_that_is_open_is_told_with_its_cause_and_the_next_attempt():
-    shut = limiter(bottleneck="service down", trial_in=12.3, last_error="No connection to 127.0.0.1:9: refused.")
+    shut = limiter(bottleneck="circuit_open", trial_in=12.3, last_error="No connection to 127.0.0.1:9: refused.")
     line = plain_line(progress(), shut)
 
     assert "circuit open: No connection to 127.0.0.1:9: refused, next attempt in 12 s, " in line
     assert "circuit open: 503 busy, a trial request in flight, " in plain_line(
-        progress(), limiter(bottleneck="service down", trial_in=0.0, last_error="503 busy")
+        progress(), limiter(bottleneck="circuit_open", trial_in=0.0, last_error="503 busy")
     )
     assert "circuit open: No connection" in drawn(live_view(progress(), shut))
 
@@ -156,12 +156,12 @@ def test_a_pause_for_failures_is_told_with_its_cause_and_the_next_attempt():
     trouble = {"trouble": "11 of the last 20 prompts failed alike: 500 boom.", "trial_in": 75.0}
 
     assert "paused: 11 of the last 20 prompts failed alike: 500 boom, next attempt in 1:15 min, " in (
-        plain_line(progress(**trouble), limiter(bottleneck="nothing"))
+        plain_line(progress(**trouble), limiter(bottleneck="idle"))
     )
 
 
 def test_while_nothing_but_retries_wait_the_last_error_is_told():
-    waiting = limiter(bottleneck="nothing", backing_off=3, in_flight=0, last_error="500 boom.")
+    waiting = limiter(bottleneck="idle", backing_off=3, in_flight=0, last_error="500 boom.")
     assert ", 3 waiting for a retry, last error: 500 boom, " in plain_line(progress(), waiting)
 
 

@@ -173,7 +173,7 @@ def found(**changes):
 
 SAMPLE = {
     "progress": {"rate": 1.0, "eta": None, "failed": 4, "notable": {"empty": 2}},
-    "snapshot": {"rate": 60.0, "paused": False, "bottleneck": "nothing", "in_flight": 0, "backing_off": 5},
+    "snapshot": {"rate": 60.0, "paused": False, "bottleneck": "idle", "in_flight": 0, "backing_off": 5},
     "waits_for": "Circuit open since 09:30: 503 busy. Next attempt in 12 s.",
 }
 

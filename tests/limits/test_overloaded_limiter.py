@@ -97,7 +97,7 @@ async def test_a_fault_leaves_the_rate_alone_and_gives_tokens_and_slot_back():
     assert not permits[2].overloaded(), "sent before the cut"
     waiting = asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
-    assert slots.snapshot().bottleneck == "slots"
+    assert slots.snapshot().bottleneck == "concurrency"
     permits[3].settle()
     (await waiting).answered()
     assert slots.snapshot().concurrency > 1

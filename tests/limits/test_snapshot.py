@@ -50,21 +50,21 @@ async def test_a_snapshot_says_who_waits_where_for_what_and_how_long():
         await asyncio.sleep(0.5)
         now = client.snapshot()
         assert now.queued == {"interactive": 0, "default": 2, "batch": 2}
-        assert now.waiting_for == {"interactive": "nothing", "default": "rate", "batch": "rate"}
+        assert now.waiting_for == {"interactive": "idle", "default": "rate", "batch": "rate"}
         assert now.longest_wait == {"interactive": 0.0, "default": 0.5, "batch": 0.5}
         assert (now.at, now.bottleneck, now.in_flight, now.level, now.sent) == (0.5, "rate", 1, 0, 1)
         assert (now.mode, now.declared_rate, now.burst) == ("correct", 60, 1)
         assert now.next_in == pytest.approx(0.55)
         await asyncio.gather(*tasks)
         later = client.snapshot()
-        assert (later.answered, later.sent, later.bottleneck) == (5, 5, "nothing")
+        assert (later.answered, later.sent, later.bottleneck) == (5, 5, "idle")
 
 
 async def test_full_slots_are_told_from_the_rate():
     async with AsyncOneLLM(transport=Service(), limits=Limits(max_concurrency=2)) as client:
         tasks = chats(client, 4)
         await asyncio.sleep(1)
-        assert client.snapshot().bottleneck == "slots"
+        assert client.snapshot().bottleneck == "concurrency"
         await asyncio.gather(*tasks)
 
 
@@ -76,7 +76,7 @@ async def test_a_large_request_waits_for_tokens_and_a_small_one_of_another_lane_
     small = asyncio.create_task(slots.acquire(tokens=1, lane="batch"))
     await asyncio.sleep(0)
     now = slots.snapshot()
-    assert now.waiting_for == {"interactive": "tokens", "default": "nothing", "batch": "its turn"}
+    assert now.waiting_for == {"interactive": "tokens", "default": "idle", "batch": "lane"}
     assert now.tokens_level == pytest.approx(10)
     (await large).answered(500)
     (await small).answered(1)
@@ -88,14 +88,14 @@ async def test_a_pause_a_retry_after_and_a_service_that_is_down_are_told_apart()
     async with AsyncOneLLM(transport=service, limits=limits, retry=RetryPolicy(), random=Random(1)) as client:
         run = asyncio.create_task(client.gather_chats(["a", "b", "c"], model="GPT-5"))
         await asyncio.sleep(1)
-        assert client.snapshot().bottleneck == "retry-after"
+        assert client.snapshot().bottleneck == "retry_after"
         assert client.snapshot().retry_after == pytest.approx(19, abs=0.1)
         client.pause()
         assert (client.snapshot().bottleneck, client.snapshot().paused) == ("paused", True)
         service.unreachable = True
         client.resume()
         await asyncio.sleep(28)
-        assert client.snapshot().bottleneck == "service down"
+        assert client.snapshot().bottleneck == "circuit_open"
         assert client.snapshot().trial_in > 0
         assert client.snapshot().retried > 0
         service.unreachable, service.status, service.headers = False, 200, {}

@@ -72,11 +72,11 @@ async def test_queue_limit_refusals_and_money_are_those_of_the_samples(resumed: 
 async def test_the_verdict_is_that_of_both_sittings_without_the_break(resumed: Report) -> None:
     assert resumed.verdict is not None
     shares = {share.name: share.share for share in resumed.verdict.shares}
-    assert shares.keys() == {"waiting for the rate limit", "waiting for answers"}
+    assert shares.keys() == {"rate limit", "answers of the service"}
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["waiting for answers"] == pytest.approx(8 / 193, abs=0.02)
-    assert "the rate limit of 40.0 a minute decided" in resumed.verdict.sentence
-    assert "repeats" not in resumed.verdict.sentence
+    assert shares["answers of the service"] == pytest.approx(8 / 193, abs=0.02)
+    assert "the rate limit of 40.0 requests per minute was" in resumed.verdict.sentence
+    assert "retries" not in resumed.verdict.sentence
 
 
 async def test_goodput_is_what_became_of_the_bursts_and_what_was_refilled(resumed: Report) -> None:

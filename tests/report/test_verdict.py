@@ -24,11 +24,11 @@ def test_sittings_count_as_one_run_although_each_has_a_clock_and_counters_of_its
     told = verdict_of(sittings, samples)
     assert told is not None
     assert {share.name: share.share for share in told.shares} == {
-        "waiting for the rate limit": pytest.approx(0.75),
-        "waiting for answers": pytest.approx(0.25),
+        "rate limit": pytest.approx(0.75),
+        "answers of the service": pytest.approx(0.25),
     }
-    assert told.sentence.startswith("75 % of the time the rate limit of 40.0 a minute decided")
-    assert told.sentence.endswith("30 % of the requests were repeats.")
+    assert told.sentence.startswith("75 % of the time the rate limit of 40.0 requests per minute was")
+    assert told.sentence.endswith("30 % of the requests were retries.")
 
 
 def test_too_few_or_unreadable_samples_give_no_verdict() -> None:
@@ -39,10 +39,10 @@ def test_too_few_or_unreadable_samples_give_no_verdict() -> None:
 
 
 def test_what_a_later_version_adds_to_a_snapshot_is_left_out() -> None:
-    at, body = sample(T + 10, bottleneck="slots", in_flight=48)
+    at, body = sample(T + 10, bottleneck="concurrency", in_flight=48)
     told = verdict_of(
         (Sitting(started=T, ended=T + 30),),
         [(T, body), (at, {"snapshot": {**body["snapshot"], "mood": "good"}})],  # type: ignore[dict-item]
     )
     assert told is not None
-    assert [share.name for share in told.shares] == ["all slots in use"]
+    assert [share.name for share in told.shares] == ["concurrency limit"]

@@ -60,8 +60,8 @@ def test_a_limit_of_zero_for_ten_minutes_is_tried_rarely_and_work_continues_when
     assert sent_between(run, 17, 615) <= 600 / 20 + 10, "one for each Retry-After, after what was in flight"
     meanwhile = [said for at, said in snapshots if 60 < at < 610]
     assert meanwhile
-    assert all(said.queued["batch"] and said.bottleneck in {"retry-after", "rate", "slots"} for said in meanwhile)
-    assert sum(said.bottleneck == "retry-after" for said in meanwhile) >= len(meanwhile) / 2
+    assert all(said.queued["batch"] and said.bottleneck in {"retry_after", "rate", "concurrency"} for said in meanwhile)
+    assert sum(said.bottleneck == "retry_after" for said in meanwhile) >= len(meanwhile) / 2
     assert first_answer_after(run, 615) - 615 <= 20 + 4, "one Retry-After, and an answer"
     assert run.makespan <= 615 + 20 + 60, "and then at the old rate"
 
@@ -76,7 +76,7 @@ def test_endless_429s_with_a_long_retry_after_are_waited_out():
     )
     assert (run.answered, run.failed, violations) == (30, 0, [])
     assert sent_between(run, 10, 3605) <= 3600 / 240 + 10, "one for each Retry-After, after what was in flight"
-    waiting = [said for at, said in snapshots if 100 < at < 3600 and said.bottleneck == "retry-after"]
+    waiting = [said for at, said in snapshots if 100 < at < 3600 and said.bottleneck == "retry_after"]
     assert waiting
     assert all(said.retry_after is not None and 0 < said.retry_after <= 240.001 for said in waiting)
     assert first_answer_after(run, 3605) - 3605 <= 240 + 4
@@ -93,7 +93,7 @@ def test_a_server_that_never_answers_gets_trial_requests_and_is_used_again_when_
     )
     assert violations == []
     assert run.answered + run.failed == 60
-    assert any(said.bottleneck == "service down" for at, said in snapshots if 60 < at < 610)
+    assert any(said.bottleneck == "circuit_open" for at, said in snapshots if 60 < at < 610)
     assert sent_between(run, 60, 615) <= 40, "trial requests, not a storm"
     assert first_answer_after(run, 615) - 615 <= 300 + 10 + 4, "the longest wait for a trial request"
 
@@ -107,7 +107,7 @@ def test_an_unreachable_service_loses_no_prompt_of_a_fan_out():
         )
     )
     assert (run.answered, run.failed, violations) == (60, 0, [])
-    assert any(said.bottleneck == "service down" for at, said in snapshots if 100 < at < 1800)
+    assert any(said.bottleneck == "circuit_open" for at, said in snapshots if 100 < at < 1800)
     assert first_answer_after(run, 1815) - 1815 <= 300 + 4
 
 

@@ -290,7 +290,7 @@ async def test_a_fan_out_outlives_an_outage_of_an_hour() -> None:
         fan_out = asyncio.create_task(client.gather_chats([f"prompt {i}" for i in range(30)], model="GPT-5"))
         await asyncio.sleep(3600)
         assert not fan_out.done()
-        assert client.snapshot().bottleneck == "service down"
+        assert client.snapshot().bottleneck == "circuit_open"
         assert client.snapshot().last_error == "No connection to example.org: refused."
         assert transport.posts < 70, "an outage is tried now and then, not hammered"
         transport.steps = [replies(200)]
