@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from attrs import asdict, evolve
 
@@ -71,13 +71,20 @@ class Watch:
         """Looks until it is cancelled; `obeyed` is called after each command."""
         while True:
             await asyncio.sleep(_EVERY)
-            for command in self._journal.commands():
+            for command in self._commands():
                 self._obey(command)
                 obeyed()
             snapshot, now = self._client.snapshot(), self._clock()
             self.sample(snapshot)
             self._look_for_trouble(snapshot, now)
             await self._workers.look(output_waits=self._outlet.is_waited_for)
+
+    def _commands(self) -> Sequence[Command]:
+        try:
+            return self._journal.commands()
+        except BatchError as error:  # its file has gone, for example: what is under way is still answered
+            self._ending.stop(error)
+            return ()
 
     def sample(self, snapshot: Snapshot | None = None) -> None:
         """Keeps a point of the time series."""

@@ -164,7 +164,7 @@ async def test_a_journal_cut_anywhere_after_a_crash_opens_whole_or_is_refused(pa
     rows = 30
     crash = await _crashed(path, rows)
     size = crash.with_name(crash.name + ending).stat().st_size
-    page = 4096 if not ending else 4096 + 24
+    page = 16_384 if not ending else 16_384 + 24
     random = Random(7)
     cuts = {*range(0 if not ending else 32, size, page), *(random.randrange(size) for _ in range(25)), 0, 1, 15, 16, 99}
     outcomes = set()
@@ -359,3 +359,22 @@ def test_a_directory_is_refused(path: Path) -> None:
     path.mkdir()
     with pytest.raises(BatchError, match="not a regular file"):
         Journal.open(path, IDENTITY)
+
+
+def test_an_answer_of_usual_length_takes_little_more_room_than_its_text(path: Path) -> None:
+    async def write() -> None:
+        async with Journal.open(path, IDENTITY) as journal:
+            await asyncio.gather(*(journal.intend(intent(index)) for index in range(2000)))
+            await asyncio.gather(*(journal.settle(answer(index, result=b"x" * 2200)) for index in range(2000)))
+
+    asyncio.run(write())
+    assert path.stat().st_size / 2000 < 1.2 * 2200
+
+
+async def test_a_cut_in_the_midst_of_the_last_page_is_noticed_by_readers_of_a_killed_run(path: Path) -> None:
+    crash = await _crashed(path, 30)
+    size = crash.stat().st_size
+    os.truncate(crash, size - 3000)
+    crash.with_name(crash.name + "-wal").write_bytes(b"")
+    with pytest.raises(BatchError, match=r"\.journal is damaged"):
+        JournalReader.open(crash)

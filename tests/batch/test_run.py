@@ -571,3 +571,20 @@ async def test_one_slow_prompt_holds_up_no_others_however_many_they_are(ask):
     finally:
         service.held["p0"].set()
         await running
+
+
+async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_order(ask, opened, monkeypatch):
+    def gone(self):
+        raise BatchError("The journal has gone.")
+
+    monkeypatch.setattr(Journal, "commands", gone)
+    monkeypatch.setattr("onellm_async.batch.watching._EVERY", 0.01)
+    service = Service()
+    service.hold("a")
+    running = asyncio.create_task(ask(service, Prompts("a", "b", "c"), concurrency=1))
+    await until(lambda: service.asked == ["a"])
+    await asyncio.sleep(0.05)
+    service.held["a"].set()
+    report, _ = await running
+    assert str(report.stopped_by) == "The journal has gone."
+    assert (report.counts.answered, report.counts.sent) == (1, 0)

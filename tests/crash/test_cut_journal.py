@@ -12,7 +12,7 @@ from killing import Left, at_rest, billed_by_prompt, kill_after, prompts_file, s
 from onellm_async.errors import BatchError
 
 PROMPTS = 60
-PAGE = 4096
+PAGE = 16_384
 
 
 @pytest.fixture(scope="module")

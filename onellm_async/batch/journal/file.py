@@ -18,6 +18,7 @@ __all__ = [
     "demand_regular",
     "explained",
     "has_log",
+    "has_whole_pages",
     "journal_path",
     "log_lost",
     "make_durable",
@@ -55,6 +56,8 @@ _REFUSALS = {
 """What SQLite's codes mean to the user, and what helps."""
 _OLDEST = (3, 33)
 """SQLite of August 2020: the first with UPDATE … FROM."""
+_PAGE = 16_384
+"""Bytes of a page. One of 4 KiB holds a single answer of 2.2 kB: 4,180 bytes a row, against 2,460 with this one."""
 _BUSY_TIMEOUT = 30.0
 """Seconds to wait for another process that writes: a command of another terminal is done in milliseconds."""
 
@@ -153,6 +156,7 @@ def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
         )
     if not demand_regular(path):
         raise BatchError(f"There is no journal at {path}.", advice="Name the output of a run, or its journal.")
+    logged = has_log(path)
     connection = sqlite3.connect(
         f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
@@ -161,16 +165,24 @@ def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
         cached_statements=64,
     )
     try:
-        _demand_journal(connection, path)
+        _demand_journal(connection, path, logged=logged)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _demand_journal(connection: sqlite3.Connection, path: Path) -> None:
+def has_whole_pages(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether a journal ends where a page ends. SQLite reads what was cut off the last page as zeros."""
+    (page,) = connection.execute("PRAGMA page_size").fetchone()
+    return path.lstat().st_size % int(page) == 0
+
+
+def _demand_journal(connection: sqlite3.Connection, path: Path, *, logged: bool) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application == APPLICATION_ID:
+        if not logged and not has_whole_pages(connection, path):  # nothing is being written
+            raise damaged(path, "it was cut")
         return
     if path.lstat().st_size == 0:
         raise damaged(path, "it is empty")
@@ -200,6 +212,7 @@ def create(path: Path, first_rows: tuple[tuple[str, tuple[object, ...]], ...]) -
     os.close(os.open(fresh, flags, 0o600))
     try:
         with closing(sqlite3.connect(fresh, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA page_size = {_PAGE}")
             connection.execute("PRAGMA journal_mode = WAL")
             make_durable(connection)
             migrate(connection, str(path))

@@ -120,7 +120,7 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
         sqlite3.Error: If it cannot be read.
     """
     found = connection.execute("SELECT identity FROM run").fetchone()
-    if found is None:
+    if found is None or not isinstance(found[0], str):
         raise damaged(path, "it does not tell of which run")
     try:
         return RunIdentity.from_json(parse_json(found[0].encode()))

@@ -8,6 +8,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ from attrs import frozen
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
 from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.file import connect, has_log, journal_path, told
+from onellm_async.batch.journal.file import connect, damaged, has_log, has_whole_pages, journal_path, told
 from onellm_async.batch.journal.lock import Holder, held, lock_path
 from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
 from onellm_async.batch.journal.rows import Command, Counts, Row
@@ -309,15 +310,28 @@ def _reading(path: Path) -> sqlite3.Connection:
         modes = ["ro", "rw"] if held(path) is None else ["rw", "ro"]
     else:
         modes = ["rw", "ro", "ro&immutable=1"]
-    while True:
-        try:
-            connection = connect(path, mode=modes.pop(0))
-        except sqlite3.OperationalError:
-            if not modes:
-                raise
-        else:
-            connection.execute("PRAGMA query_only = 1")
-            return connection
+    connection = _first_that_opens(path, modes)
+    try:
+        connection.execute("PRAGMA query_only = 1")
+        if not has_whole_pages(connection, path) and held(path) is None:  # else it is being written
+            _demand_sound(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _first_that_opens(path: Path, modes: Sequence[str]) -> sqlite3.Connection:
+    for mode in modes[:-1]:
+        with suppress(sqlite3.OperationalError):
+            return connect(path, mode=mode)
+    return connect(path, mode=modes[-1])
+
+
+def _demand_sound(connection: sqlite3.Connection, path: Path) -> None:
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise damaged(path, verdict)
 
 
 def _bin(latency: float) -> int:

@@ -31,8 +31,8 @@ TOTALS = (
 )
 _LARGEST = 256
 """Rows of one statement; a batch is cut into powers of two, so that few statements need to be prepared."""
-_CHECKPOINT_PAGES = 4000
-"""16 MB: the log goes into the main file so often. SQLite's own 1,000 pages are full every few commits under load."""
+_CHECKPOINT_BYTES = 16_000_000
+"""The log goes into the main file so often. SQLite's own 1,000 pages of 4 KiB are full every few commits under load."""
 _LOG_KEPT = 64 * 2**20
 """Bytes that the log may keep on the disk when it is empty again."""
 
@@ -207,7 +207,8 @@ class JournalWriter:
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._path)
         make_durable(connection)
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // page}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
         connection.execute("PRAGMA cache_size = -16000")
         return connection
