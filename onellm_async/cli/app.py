@@ -33,7 +33,7 @@ app: App = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-app.command("onellm_async.cli.chat:chat_command", name="chat", help="Ask one question and print the answer.")
+app.command("onellm_async.cli.chat:chat_command", name="chat", help="Send one prompt and print the answer.")
 app.command(
     "onellm_async.cli.run:run_command",
     name="run",
@@ -76,12 +76,12 @@ app.command(
 app.command(
     "onellm_async.cli.serve:serve_command",
     name="serve",
-    help="Run a local OneLLM to try things against, faults included.",
+    help="Run a local OneLLM server for testing, with optional faults.",
 )
 app.command(
     "onellm_async.cli.models:models_command",
     name="models",
-    help="List the documented models with their prices. Other models can be asked, too.",
+    help="List the documented models with their prices. Other models can be requested, too.",
 )
 
 

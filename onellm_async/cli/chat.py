@@ -1,4 +1,4 @@
-"""``onellm-async chat``: one prompt, one answer."""
+"""``onellm-async chat``: send one prompt and print the answer."""
 
 import sys
 from time import monotonic
@@ -16,8 +16,6 @@ from onellm_async.formatting import format_usd
 if TYPE_CHECKING:
     from onellm_async.chat import ChatRequest, ChatResponse
 
-__all__ = ["chat", "chat_command"]
-
 _EXAMPLES = """\
 Examples:
   onellm-async chat "What is the capital of France?"
@@ -31,27 +29,27 @@ def chat(
     prompt: str = "-",
     /,
     *,
-    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the whole reply as JSON.")] = False,
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the complete reply as JSON.")] = False,
     asking: Asking = ASKING,
     connecting: Connecting = CONNECTING,
 ) -> int:
     """Runs ``onellm-async chat``.
 
     Args:
-        prompt: What to ask; `-` reads it from standard input.
-        json: Print the whole reply as JSON.
-        asking: What is asked.
-        connecting: Where the service is.
+        prompt: The prompt; `-` reads it from standard input.
+        json: Print the complete reply as JSON.
+        asking: The request flags.
+        connecting: The connection flags.
     """
     import asyncio
 
     from onellm_async.cli.connection import defaults_from
     from onellm_async.wire import dump_json, response_to_body
 
-    request = defaults_from(asking).request(_text_of(prompt))
+    request = defaults_from(asking).request(_read_prompt(prompt))
     require_output()
     started = monotonic()
-    response = asyncio.run(_ask(request, connecting))
+    response = asyncio.run(_send(request, connecting))
     put(dump_json(response_to_body(response)).decode() if json else response.content)
     if not json and not response.content:
         say(f"The answer has no text ({response.finish_reason}); --json shows all of it.")
@@ -65,14 +63,14 @@ def chat(
 chat_command: App = command(chat, _EXAMPLES)
 
 
-async def _ask(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":
+async def _send(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":
     from onellm_async.cli.connection import connected
 
     async with connected(connecting) as client:
         return await client.send(request, lane="interactive")
 
 
-def _text_of(prompt: str) -> str:
+def _read_prompt(prompt: str) -> str:
     if prompt in STREAM:
         if sys.stdin.isatty():
             say("Type the prompt, then Ctrl-D.")

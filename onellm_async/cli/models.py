@@ -12,13 +12,11 @@ from onellm_async.errors import ConfigurationError
 if TYPE_CHECKING:
     from onellm_async.catalog import CatalogEntry
 
-__all__ = ["models", "models_command"]
-
 _EXAMPLES = """\
 Examples:
   onellm-async models
   onellm-async models --provider anthropic
-  onellm-async models --json | jq -r 'min_by(.output_usd_per_million_tokens).model'
+  onellm-async models --json | jq -r '.[].model'
   onellm-async models | sort -t "$(printf '\\t')" -k3 -n
 
 Columns when piped, separated by tabs: model, provider, USD per million input
@@ -36,7 +34,7 @@ _COLUMNS = (
 
 def models(
     *,
-    provider: Annotated[str | None, Parameter(help="Only the models of this provider.")] = None,
+    provider: Annotated[str | None, Parameter(help="List the models of one provider only.")] = None,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print a JSON array.")] = False,
 ) -> int:
     """Runs ``onellm-async models``."""

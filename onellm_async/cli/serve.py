@@ -1,4 +1,4 @@
-"""``onellm-async serve``: a local OneLLM to try things against, faults included."""
+"""``onellm-async serve``: a local OneLLM server for testing, with optional faults."""
 
 import os
 import shlex
@@ -16,37 +16,35 @@ from onellm_async.errors import BatchError, ConfigurationError
 if TYPE_CHECKING:
     from onellm_async.server import ServerSettings
 
-__all__ = ["serve", "serve_command"]
-
 _EXAMPLES = """\
 Examples:
   onellm-async serve
   onellm-async serve --rpm 600 --burst 100 --key alice=5.00 --key bob
-  onellm-async serve --latency 6 --server-error-rate 0.02 --reset-after-rate 0.01 --seed 7
+  onellm-async serve --latency 6 --server-error-rate 0.02 --seed 7
   onellm-async serve --upstream http://127.0.0.1:9090/v1/chat/completions
 
 
-Without --key any key is accepted and has a balance of 100 USD. Beside the API
-the server answers GET /healthz, GET /ledger (counters) and GET /openapi.json.
-A key for --upstream is read from ONELLM_UPSTREAM_API_KEY. Answers of an
-upstream cost no balance: its prices are not known here.
-It exits with 0 when it is stopped by Ctrl-C, SIGTERM or SIGHUP.
+Without --key the server accepts any key, with a balance of 100 USD each.
+Beside the API it answers GET /healthz, GET /ledger (counters) and
+GET /openapi.json. The key of --upstream is read from ONELLM_UPSTREAM_API_KEY.
+Answers of an upstream cost no balance, because its prices are not known.
+Ctrl-C, SIGTERM and SIGHUP stop the server, with exit code 0.
 """
 
-_SERVICE = Group.create_ordered("Service")
+_SERVER = Group.create_ordered("Server")
 _FAULTS = Group.create_ordered("Faults")
 
 
-@Parameter(name="*", group=_SERVICE)
+@Parameter(name="*", group=_SERVER)
 @frozen
-class Serving:
-    """What the server pretends to be."""
+class ServerFlags:
+    """Flags for limits, keys, dialect and upstream of the server."""
 
     rpm: Annotated[
         float | None,
-        Parameter(help="Requests per minute of each key. [default: 40; with --upstream that of the upstream alone]"),
+        Parameter(help="Requests per minute of each key. [default: 40; no limit with --upstream]"),
     ] = None
-    burst: Annotated[int, Parameter(help="Requests taken at once after a pause, if there is a limit.")] = 40
+    burst: Annotated[int, Parameter(help="Requests of each key accepted at once after a pause.")] = 40
     key: Annotated[
         tuple[str, ...],
         Parameter(
@@ -57,84 +55,86 @@ class Serving:
     ] = ()
     dialect: Annotated[
         Literal["documented", "backend"],
-        Parameter(help="Behave as documented, or as the self-hosted backend with its envelope."),
+        Parameter(help="API to serve: as documented, or as the self-hosted backend, with its envelope."),
     ] = "documented"
     upstream: Annotated[
-        str | None, Parameter(help="OpenAI-compatible URL that really answers. [default: echo the prompt]")
+        str | None, Parameter(help="URL of an OpenAI-compatible endpoint to forward to. [default: echo the prompt]")
     ] = None
-    upstream_model: Annotated[str | None, Parameter(help="Model to ask there. [default: the one asked for]")] = None
-    upstream_timeout: Annotated[float, Parameter(help="Seconds that the upstream may take for one answer.")] = 600.0
+    upstream_model: Annotated[
+        str | None, Parameter(help="Model to request from the upstream. [default: the requested model]")
+    ] = None
+    upstream_timeout: Annotated[float, Parameter(help="Maximum seconds for one answer of the upstream.")] = 600.0
     host: Annotated[
-        str, Parameter(help="Address to listen on. Any but this machine's own needs --key with --upstream.")
+        str, Parameter(help="Address to listen on. With --upstream, an address that other machines reach needs --key.")
     ] = "127.0.0.1"
     port: Annotated[int, Parameter(help="Port to listen on; 0 takes a free one.")] = 8080
 
     @property
     def requests_per_minute(self) -> float | None:
-        """The limit of each key; None: only the upstream has one."""
+        """Rate limit of each key; None means no limit: the upstream has its own."""
         return 40.0 if self.rpm is None and self.upstream is None else self.rpm
 
 
 @Parameter(name="*", group=_FAULTS)
 @frozen
-class Troubles:
-    """What goes wrong."""
+class FaultFlags:
+    """Flags for faults."""
 
-    latency: Annotated[float, Parameter(help="Median seconds that an answer takes.")] = 0.0
+    latency: Annotated[float, Parameter(help="Median seconds until an answer.")] = 0.0
     latency_sigma: Annotated[
-        float, Parameter(help="Spread of its logarithm; 0.5 puts the 95th percentile at 2.3 times the median.")
+        float, Parameter(help="Spread of the latency: with 0.5 its 95th percentile is 2.3 times the median.")
     ] = 0.0
-    server_error_rate: Annotated[float, Parameter(help="Share of requests, 0 to 1, that end in a 500.")] = 0.0
-    reset_before_rate: Annotated[float, Parameter(help="Share cut off before they are processed.")] = 0.0
-    reset_after_rate: Annotated[float, Parameter(help="Share cut off after they are processed and billed.")] = 0.0
-    truncate_rate: Annotated[float, Parameter(help="Share billed whose reply ends half-way.")] = 0.0
-    html_502_rate: Annotated[float, Parameter(help="Share answered by a gateway's HTML page with status 502.")] = 0.0
+    server_error_rate: Annotated[float, Parameter(help="Share of requests (0 to 1) answered with 500.")] = 0.0
+    reset_before_rate: Annotated[float, Parameter(help="Share reset before they are processed.")] = 0.0
+    reset_after_rate: Annotated[float, Parameter(help="Share reset after they are processed and billed.")] = 0.0
+    truncate_rate: Annotated[float, Parameter(help="Share processed and billed whose reply is truncated.")] = 0.0
+    html_502_rate: Annotated[float, Parameter(help="Share answered with a gateway's 502 HTML page.")] = 0.0
     server_error_text: Annotated[
-        str | None, Parameter(help="What a 500 says. [default: as the backend when a provider fails]")
+        str | None, Parameter(help="Text of each 500. [default: the self-hosted backend's if a provider fails]")
     ] = None
     database_places: Annotated[
-        int | None, Parameter(help="Requests processed at once; others wait for a place. [default: any number]")
+        int | None, Parameter(help="Database connections: requests processed at once; others wait. [default: no limit]")
     ] = None
-    database_wait: Annotated[
-        float, Parameter(help="Seconds that they wait before the backend's 401 of a database.")
-    ] = 30.0
+    database_wait: Annotated[float, Parameter(help="Maximum seconds to wait for a database connection; then 401.")] = (
+        30.0
+    )
     retry_after: Annotated[
-        float | None, Parameter(help="Seconds that refusals name in Retry-After. [default: they name none]")
+        float | None, Parameter(help="Seconds in the Retry-After of each 429. [default: no Retry-After]")
     ] = None
-    seed: Annotated[int, Parameter(help="The same seed gives the same faults.")] = 0
+    seed: Annotated[int, Parameter(help="Seed of the faults: the same seed gives the same faults.")] = 0
 
 
 def serve(
     *,
-    serving: Serving = Serving(),
-    troubles: Troubles = Troubles(),
+    flags: ServerFlags = ServerFlags(),
+    faults: FaultFlags = FaultFlags(),
 ) -> int:
     """Runs ``onellm-async serve``.
 
     Args:
-        serving: What it pretends to be.
-        troubles: What goes wrong.
+        flags: Limits, keys, dialect and upstream.
+        faults: Faults.
     """
     import asyncio
 
     from onellm_async.server import Faults, ServerSettings
 
     settings = ServerSettings(
-        dialect=serving.dialect,
-        requests_per_minute=serving.requests_per_minute,
-        burst=serving.burst,
-        keys=_keys(serving.key),
-        any_model=serving.upstream is not None,
-        faults=Faults(**{name: value for name, value in asdict(troubles).items() if value is not None}),
+        dialect=flags.dialect,
+        requests_per_minute=flags.requests_per_minute,
+        burst=flags.burst,
+        keys=_parse_keys(flags.key),
+        any_model=flags.upstream is not None,
+        faults=Faults(**{name: value for name, value in asdict(faults).items() if value is not None}),
     )
-    asyncio.run(_serve(settings, serving))
+    asyncio.run(_serve(settings, flags))
     return ExitCode.OK
 
 
 serve_command: App = command(serve, _EXAMPLES)
 
 
-def _keys(given: tuple[str, ...]) -> dict[str, float] | None:
+def _parse_keys(given: tuple[str, ...]) -> dict[str, float] | None:
     keys = {}
     for text in given:
         key, equals, balance = text.partition("=")
@@ -147,50 +147,50 @@ def _keys(given: tuple[str, ...]) -> dict[str, float] | None:
     return keys or None
 
 
-async def _serve(settings: "ServerSettings", serving: Serving) -> None:
+async def _serve(settings: "ServerSettings", flags: ServerFlags) -> None:
     import asyncio
 
     from onellm_async.cli.signals import ending_on_signals
     from onellm_async.server import LocalServer, UpstreamBackend
 
     backend = None
-    if serving.upstream is not None:
+    if flags.upstream is not None:
         upstream_key = os.environ.get("ONELLM_UPSTREAM_API_KEY")
         backend = UpstreamBackend(
-            serving.upstream,
+            flags.upstream,
             api_key=upstream_key,
-            model=serving.upstream_model,
-            timeout=serving.upstream_timeout,
+            model=flags.upstream_model,
+            timeout=flags.upstream_timeout,
         )
     stop = asyncio.Event()
     with ending_on_signals(stop):
         try:
-            async with LocalServer(settings, backend=backend, host=serving.host, port=serving.port) as server:
+            async with LocalServer(settings, backend=backend, host=flags.host, port=flags.port) as server:
                 try:
-                    put(_welcome(server.url, serving))
+                    put(_welcome(server.url, flags))
                 except BatchError as error:  # the server itself needs no standard output
                     complain(str(error))
                 await stop.wait()
         except OSError as error:
             raise ConfigurationError(
-                f"Cannot listen on {serving.host}:{serving.port}: {error.strerror or error}.",
+                f"Cannot listen on {flags.host}:{flags.port}: {error.strerror or error}.",
                 advice="Choose another --port, or 0 for any free one.",
             ) from None
 
 
-def _welcome(url: str, serving: Serving) -> str:
-    key = serving.key[0].partition("=")[0] if serving.key else "anything"
-    rate = serving.requests_per_minute
-    flags = "".join(
+def _welcome(url: str, flags: ServerFlags) -> str:
+    key = flags.key[0].partition("=")[0] if flags.key else "anything"
+    rate = flags.requests_per_minute
+    chat_flags = "".join(
         f" --{name} {value}"
-        for name, value, usual in (
+        for name, value, default in (
             ("rpm", "auto" if rate is None else f"{rate:g}", "40"),
-            ("burst", str(serving.burst), "40"),
-            ("dialect", serving.dialect, "documented"),
+            ("burst", str(flags.burst), "40"),
+            ("dialect", flags.dialect, "documented"),
         )
-        if value != usual
+        if value != default
     )
     return (
         f"OneLLM is at {url} (Ctrl-C stops it). Try:\n"
-        f"  ONELLM_API_KEY={shlex.quote(key)} ONELLM_BASE_URL={url} onellm-async chat 'Say hello'{flags}"
+        f"  ONELLM_API_KEY={shlex.quote(key)} ONELLM_BASE_URL={url} onellm-async chat 'Say hello'{chat_flags}"
     )

@@ -1,4 +1,4 @@
-"""A OneLLM on this machine: for trying things out, for tests, and in front of any OpenAI-compatible model."""
+"""A local OneLLM server: for tests, for trials without a key, and in front of any OpenAI-compatible endpoint."""
 
 from onellm_async.server.app import LocalServer, serve
 from onellm_async.server.backends import Backend, BackendError, EchoBackend, echo

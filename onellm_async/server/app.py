@@ -1,4 +1,4 @@
-"""The HTTP host of the local OneLLM: waits, calls the backend, writes bytes."""
+"""The aiohttp host of the local OneLLM: waits, calls the backend, writes bytes."""
 
 import asyncio
 import contextlib
@@ -26,26 +26,28 @@ from onellm_async.server.settings import ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
 
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _log = logging.getLogger(__name__)
-_REACHABLE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not listened on
-"""Listening everywhere is no address to connect to; from this machine, loopback is."""
-_SHUTDOWN: Final = 0.1
-"""Seconds that requests under way get when the server stops; aiohttp grants it twice."""
-_LONGEST_ENDING: Final = 5.0
-"""Seconds after which a backend that ignores its cancellation is left behind."""
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of zero seconds: closing the socket sends RST."""
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared with, not listened on
+"""From the addresses that mean "all interfaces" to addresses that a client on this machine can connect to."""
+_SHUTDOWN_TIMEOUT: Final = 0.1
+"""Seconds that requests in flight get to finish when the server stops. aiohttp applies it twice."""
+_MAX_CANCELLATION: Final = 5.0
+"""Seconds to wait for a cancelled backend. After that it is left running."""
 
 
 class LocalServer:
-    """A OneLLM on this machine, for as long as the ``async with`` block lasts.
+    """A local OneLLM server that runs inside an ``async with`` block.
 
     Beside the API it answers ``GET /openapi.json``, ``GET /healthz`` and ``GET /ledger`` (the counters).
 
     Args:
-        settings: What it pretends to be; default the documented API with the published limit.
-        backend: Who answers; default an echo. It is closed with the server.
-        host: Default loopback only.
-        port: 0 takes any free one.
+        settings: Limits, keys and faults. Default the documented API with the published limit.
+        backend: Answers the chats. Default an echo. The server closes it.
+        host: Address to listen on. Default loopback only.
+        port: Port to listen on; 0 takes any free one.
 
     Example:
         ::
@@ -77,12 +79,12 @@ class LocalServer:
 
     @property
     def ledger(self) -> Ledger:
-        """What has been processed and billed."""
+        """Ledger of what was processed and billed."""
         return self.service.ledger
 
     @property
     def url(self) -> str:
-        """The ``base_url`` for clients.
+        """``base_url`` for clients.
 
         Raises:
             RuntimeError: If the server is not running.
@@ -99,11 +101,11 @@ class LocalServer:
         if self._runner is None or not self._runner.addresses:
             raise RuntimeError("The local server is not running; use it inside `async with`.")
         host, port = self._runner.addresses[0][:2]
-        host = _REACHABLE.get(host, host)
+        host = _LOOPBACK.get(host, host)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def revoke(self, key: str) -> None:
-        """Makes `key` unknown from now on, as a user may do at any time; requests in flight are answered."""
+        """Makes `key` unknown from now on. Requests in flight are answered."""
         self.service.revoke(key)
 
     async def __aenter__(self) -> Self:
@@ -112,18 +114,18 @@ class LocalServer:
         if self._forwards and self.service.settings.keys is None:
             await _check_host(self._host)
         app = web.Application(client_max_size=MAX_BODY_BYTES)
-        app.router.add_get("/openapi.json", self._openapi)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/ledger", self._counters)
+        app.router.add_get("/openapi.json", self._show_openapi)
+        app.router.add_get("/healthz", self._show_health)
+        app.router.add_get("/ledger", self._show_ledger)
         for page in ("/openapi.json", "/healthz", "/ledger"):
-            app.router.add_route("*", page, _only_get)
+            app.router.add_route("*", page, _reject_method)
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(
             app,
             access_log=None,
             handle_signals=False,
-            shutdown_timeout=_SHUTDOWN,
-            auto_decompress=False,  # the service does it, within bounds
+            shutdown_timeout=_SHUTDOWN_TIMEOUT,
+            auto_decompress=False,  # the service decompresses, within a size limit
             handler_cancellation=self._forwards,
         )
         try:
@@ -142,7 +144,7 @@ class LocalServer:
         try:
             await asyncio.shield(closing)
         except asyncio.CancelledError:
-            await closing  # is quick, and no socket stays behind
+            await closing  # bounded by _MAX_CANCELLATION, and leaves no socket open
             raise
 
     async def _close(self) -> None:
@@ -150,10 +152,10 @@ class LocalServer:
         try:
             if runner is not None:
                 await runner.cleanup()
-            for connection in self._connections:  # aiohttp forgets those whose client has hung up
+            for connection in self._connections:  # aiohttp drops connections whose client has disconnected
                 connection.cancel()
             if self._connections:
-                await asyncio.wait(self._connections, timeout=_LONGEST_ENDING)
+                await asyncio.wait(self._connections, timeout=_MAX_CANCELLATION)
         finally:
             await self._backend.aclose()
 
@@ -165,59 +167,61 @@ class LocalServer:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return _whole(self.service.reject_too_long(clock()))
-        except (ConnectionError, web.RequestPayloadError):  # the whole body never came: nothing has been asked
+            return _build_response(self.service.reject_too_long(clock()))
+        except (ConnectionError, web.RequestPayloadError):  # the body is incomplete, so there is no request to count
             return web.Response(status=400)
         received = self.service.receive(request.method, request.path, request.headers, body, clock())
         if isinstance(received, RawReply):
-            return _whole(received)
-        delivery = await self._processed(received, request)
-        if delivery.reply is None:
-            return _reset(request)
-        return await _half(request, delivery.reply) if delivery.truncated else _whole(delivery.reply)
+            return _build_response(received)
+        written = await self._process(received, request)
+        if written.reply is None:
+            return _reset_connection(request)
+        if written.truncated:
+            return await _write_half(request, written.reply)
+        return _build_response(written.reply)
 
-    async def _processed(self, job: Job, request: web.Request) -> ServerReply:
+    async def _process(self, job: Job, request: web.Request) -> ServerReply:
         billing = Billing.NOT_BILLED
         try:
-            late = await wait_for_connection(self.service, job) if self._has_pool else None
-            if late is not None:
-                return late
+            timed_out = await wait_for_connection(self.service, job) if self._has_pool else None
+            if timed_out is not None:
+                return timed_out
             if job.plan.latency > 0:
                 await asyncio.sleep(job.plan.latency)
-            doom = self.service.apply_fault(job)
-            if doom is not None:
-                return doom
-            if self._forwards:  # from here on it is at work elsewhere
+            fault = self.service.apply_fault(job)
+            if fault is not None:
+                return fault
+            if self._forwards:  # from here on the upstream may bill it
                 billing = Billing.POSSIBLY_BILLED
-            completion = await self._completion(job)
+            completion = await self._complete(job)
         except BackendError as error:
             return self.service.fail(
                 job, str(error), status=error.status, retry_after=error.retry_after, billing=error.billing
             )
-        except Exception as error:  # a user's backend has a bug: the client hears of it as of any failure
+        except Exception as error:  # a bug in a user's backend is a 500 for the client
             _log.exception("The backend failed on request %d", job.number)
             return self.service.fail(job, f"The backend raised {type(error).__name__}.", billing=billing)
-        except asyncio.CancelledError:  # the server is being stopped, or the client has hung up on a forwarded chat
+        except asyncio.CancelledError:  # the server stops, or the client of a forwarded chat disconnected
             self.service.abandon(job, billing=billing)
             raise
-        # A client that hangs up while the model works is billed all the same, as by the published service.
-        gone = request.transport is None or request.transport.is_closing()
-        return self.service.complete(job, completion, disconnected=gone)
+        # A client that disconnects while the model works is billed all the same, as by the published service.
+        disconnected = request.transport is None or request.transport.is_closing()
+        return self.service.complete(job, completion, disconnected=disconnected)
 
-    async def _completion(self, job: Job) -> Completion:
+    async def _complete(self, job: Job) -> Completion:
         completion = await self._backend.complete(job)
         if not isinstance(completion, Completion):
             raise TypeError(f"The backend returned a {type(completion).__name__}; it must return a Completion.")
         return completion
 
-    async def _openapi(self, request: web.Request) -> web.Response:
+    async def _show_openapi(self, request: web.Request) -> web.Response:
         settings = self.service.settings
         return _json(openapi_document(settings.dialect, any_model=settings.any_model))
 
-    async def _health(self, request: web.Request) -> web.Response:
+    async def _show_health(self, request: web.Request) -> web.Response:
         return _json({"status": "ok"})
 
-    async def _counters(self, request: web.Request) -> web.Response:
+    async def _show_ledger(self, request: web.Request) -> web.Response:
         return _json(self.ledger.summary())
 
 
@@ -229,17 +233,17 @@ async def serve(
     port: int = 8080,
     on_ready: Callable[[LocalServer], None] | None = None,
 ) -> None:
-    """Runs a local server until cancelled, and then closes it cleanly.
+    """Runs a local server until it is cancelled, then closes it.
 
     Args:
-        settings: What it pretends to be.
-        backend: Who answers; default an echo.
-        host: Where to listen.
-        port: Where to listen; 0 takes any free port.
-        on_ready: Called once it listens.
+        settings: Limits, keys and faults.
+        backend: Answers the chats. Default an echo. The server closes it.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes any free one.
+        on_ready: Called with the server when it listens.
 
     Raises:
-        OSError: If the address cannot be listened on.
+        OSError: If the server cannot listen on the address.
     """
     async with LocalServer(settings, backend=backend, host=host, port=port) as server:
         if on_ready is not None:
@@ -248,15 +252,15 @@ async def serve(
 
 
 async def _check_host(host: str) -> None:
-    """Refuses to listen for other machines without keys, where each answer costs the owner of the upstream's key.
+    """Checks that a forwarding server without keys listens on loopback only, because each answer costs its operator.
 
     Raises:
-        ConfigurationError: If `host` is anything but this machine's loopback.
+        ConfigurationError: If other machines can reach `host`.
     """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host or None, 0, flags=socket.AI_PASSIVE)
         local = all(_is_loopback(address[0]) for *_, address in found)
-    except OSError:  # not found, so that nothing listens there; the attempt to do so tells why
+    except OSError:  # an unknown host: the attempt to listen raises the error
         return
     if not local:
         raise ConfigurationError(
@@ -271,7 +275,7 @@ def _is_loopback(address: str | int) -> bool:
     return (mapped or parsed).is_loopback
 
 
-async def _only_get(request: web.Request) -> web.Response:
+async def _reject_method(request: web.Request) -> web.Response:
     raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD"])
 
 
@@ -279,11 +283,11 @@ def _json(value: object) -> web.Response:
     return web.Response(body=dump_json(value), content_type="application/json")
 
 
-def _whole(reply: RawReply) -> web.Response:
+def _build_response(reply: RawReply) -> web.Response:
     return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
-async def _half(request: web.Request, reply: RawReply) -> web.StreamResponse:
+async def _write_half(request: web.Request, reply: RawReply) -> web.StreamResponse:
     response = web.StreamResponse(status=reply.status, headers=reply.headers)
     response.content_length = len(reply.body)
     with contextlib.suppress(ConnectionError):
@@ -294,11 +298,12 @@ async def _half(request: web.Request, reply: RawReply) -> web.StreamResponse:
     return response
 
 
-def _reset(request: web.Request) -> web.Response:
+def _reset_connection(request: web.Request) -> web.Response:
     transport = request.transport
     if transport is not None and not transport.is_closing():
         connection = transport.get_extra_info("socket")
-        with socket.fromfd(connection.fileno(), connection.family, connection.type) as same:  # any loop's socket
+        # The socket object of a transport is limited on some event loops. A duplicate of its descriptor is not.
+        with socket.fromfd(connection.fileno(), connection.family, connection.type) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
-    return web.Response()  # the connection is gone
+    return web.Response()  # never written: the connection is closed

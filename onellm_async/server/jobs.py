@@ -1,4 +1,4 @@
-"""What passes between the pure service and its host, as values."""
+"""Values that pass between the service, its host and the backend. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,21 +14,21 @@ from onellm_async.validation import shown
 from onellm_async.wire import Dialect, dump_json
 
 MAX_TOKEN_COUNT = 2**53
-"""No count is larger: up to here the arithmetic with prices is safe."""
+"""Upper bound of every token count: up to here a float is exact, so the arithmetic with prices is, too."""
 
 _TEXT_OR_NONE: tuple[type, ...] = (str, type(None))
 
 
-def _counts(_: object, attribute: object, usage: Any) -> None:
+def _check_usage(_: object, attribute: object, usage: Any) -> None:
     if not isinstance(usage, Usage):
         raise TypeError(f"The usage of a completion is a {type(usage).__name__}; it must be a Usage.")
     for name, count in (("input", usage.input_tokens), ("output", usage.output_tokens), ("total", usage.total_tokens)):
-        whole = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKEN_COUNT
-        if count is not None and not whole:
+        valid = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKEN_COUNT
+        if count is not None and not valid:
             raise ValueError(f"{name}_tokens of a completion is {shown(count)}; it must be a count or None.")
 
 
-def _fields(_: object, attribute: Any, value: Any) -> None:
+def _check_fields(_: object, attribute: Any, value: Any) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"{attribute.name} of a completion is {shown(value)}; it must map names to JSON values.")
     if value:
@@ -40,18 +40,18 @@ def _fields(_: object, attribute: Any, value: Any) -> None:
 
 @frozen
 class Job:
-    """An accepted request that still has to be processed. Each one must be ended exactly once.
+    """An accepted request that has to be processed. The host must end each job exactly once.
 
     Attributes:
-        number: In order of arrival, from 1.
-        request: What was asked.
-        max_tokens: Most tokens to generate, lowered to what the balance affords; None: no bound.
-        plan: What will happen to it.
+        number: Order of arrival, from 1.
+        request: The chat request.
+        max_tokens: Maximum number of tokens to generate, lowered to what the balance pays for; None means no limit.
+        plan: Latency and fault of this request.
         received_at: Seconds on the server's clock.
-        account: Whose it is.
-        dialect: In which dialect it was asked.
-        reserved: USD set aside for it until it ends.
-        affordable_tokens: Most tokens that the balance pays for in each answer; None: no bound.
+        account: Account of the key.
+        dialect: Dialect of the request.
+        reserved: USD reserved until the job ends.
+        affordable_tokens: Maximum number of tokens that the balance pays for in each answer; None means no limit.
     """
 
     number: int
@@ -67,40 +67,40 @@ class Job:
 
 @frozen
 class Completion:
-    """What a backend made of a job.
+    """A backend's answer to a job.
 
     Attributes:
-        content: The text; "" where there is none, for example beside tool calls.
+        content: The text; "" if there is none, for example beside tool calls.
         usage: Tokens to bill.
-        finish_reason: Why the model stopped, in its own words.
-        model: The model's own name; None: derived from the name that was asked, and the provider with it.
-        role: Who speaks.
-        provider: Who answered, where `model` is given; None: nothing is known.
-        extra: Further fields of the reply, such as ``tool_calls``. They replace none of the above.
+        finish_reason: Why the model stopped, in the model's own words.
+        model: The model's own name. None derives model and provider from the requested model.
+        role: Role of the message.
+        provider: Provider of `model`; None if it is not known.
+        extra: Further fields of the reply, such as ``tool_calls``. They never replace a field above.
         usage_details: Further counts of the usage.
 
     Raises:
-        TypeError: If one of them is of another type, or not JSON.
-        ValueError: If a count of tokens is negative or beyond 2**53.
+        TypeError: If a field has another type, or is not JSON.
+        ValueError: If a token count is negative or greater than 2**53.
     """
 
     content: str = field(validator=instance_of(str))
-    usage: Usage = field(validator=_counts)
+    usage: Usage = field(validator=_check_usage)
     finish_reason: str | None = field(default="stop", validator=instance_of(_TEXT_OR_NONE))
     model: str | None = field(default=None, validator=instance_of(_TEXT_OR_NONE))
     role: str = field(default="assistant", kw_only=True, validator=instance_of(str))
     provider: str | None = field(default=None, kw_only=True, validator=instance_of(_TEXT_OR_NONE))
-    extra: Mapping[str, JSON] = field(factory=dict, kw_only=True, hash=False, validator=_fields)
-    usage_details: Mapping[str, JSON] = field(factory=dict, kw_only=True, hash=False, validator=_fields)
+    extra: Mapping[str, JSON] = field(factory=dict, kw_only=True, hash=False, validator=_check_fields)
+    usage_details: Mapping[str, JSON] = field(factory=dict, kw_only=True, hash=False, validator=_check_fields)
 
 
 @frozen
 class ServerReply:
-    """What is written to the connection.
+    """What the host writes to the connection.
 
     Attributes:
-        reply: The whole reply; None when the connection is reset instead.
-        truncated: Announce the whole body, write its first half and close.
+        reply: The complete reply; None resets the connection instead.
+        truncated: Whether the host announces the complete body, writes its first half and closes the connection.
     """
 
     reply: RawReply | None

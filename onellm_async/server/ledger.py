@@ -1,4 +1,4 @@
-"""What was asked, processed and billed: the oracle that tests and curious people read. Pure."""
+"""What was requested, processed and billed. Pure. Tests compare the client's counts with it."""
 
 import sys
 from collections import Counter, deque
@@ -7,43 +7,42 @@ from enum import Enum
 from attrs import frozen
 
 MAX_PROMPT_CHARACTERS = 200
-"""So much of each prompt is kept in its row: enough to recognise it, and a bound on the memory."""
+"""Characters of a prompt kept in its row: enough to recognize it, and a bound on the memory."""
 
 
 class Outcome(Enum):
     """How a request ended on the server."""
 
     ANSWERED = "answered"
-    """Processed, billed, and the whole reply was handed to the connection."""
+    """Processed and billed. The complete reply was handed to the connection."""
     LOST = "lost"
-    """Processed and billed, but the reply was reset, cut off, or its reader had gone."""
+    """Processed and billed. The reply was reset or truncated, or the client had disconnected."""
     FAILED = "failed"
-    """An error of the service or its upstream; not billed."""
+    """Error of the service or its upstream; not billed."""
     POSSIBLY_BILLED = "possibly_billed"
-    """The upstream was asked, and no answer came of it that could be passed on: it may have billed. The account is not
-    charged."""
+    """Sent to the upstream, which returned no usable answer and may have billed it. The account is not charged."""
     DROPPED = "dropped"
     """Not processed: the connection was reset before, or the server was stopped; not billed."""
     RATE_LIMITED = "rate_limited"
-    """By rate limit, or because requests in flight have reserved the balance; not billed."""
+    """Answered 429: by the rate limit, or because requests in flight have reserved the balance; not billed."""
     REJECTED = "rejected"
-    """Malformed, misdirected, or without a valid key or balance; not billed."""
+    """Invalid, sent to a wrong URL, or without a valid key or balance; not billed."""
 
 
 @frozen
 class LedgerRow:
-    """One request.
+    """One request that has ended.
 
     Attributes:
-        number: In order of arrival, from 1.
-        account: Label of the key, never the key; "" when it was not looked at.
+        number: Order of arrival, from 1.
+        account: Label of the key, never the key; "" if the key was not read.
         received_at: Seconds on the server's clock.
-        model: The model asked, "" when that could not be read.
-        prompt: The last user message, its first 200 characters; "" when that could not be read.
-        outcome: How it ended.
+        model: Requested model; "" if it could not be read.
+        prompt: First 200 characters of the last user message; "" if it could not be read.
+        outcome: How the request ended.
         cost: USD billed.
-        input_tokens: Tokens billed as read.
-        output_tokens: Tokens billed as written.
+        input_tokens: Input tokens billed.
+        output_tokens: Output tokens billed.
     """
 
     number: int
@@ -58,19 +57,19 @@ class LedgerRow:
 
 
 class Ledger:
-    """Counters over everything, and the latest rows, in the order in which requests ended.
+    """Counters over all requests, and the latest rows in the order in which requests ended.
 
     Args:
-        keep_rows: Most rows kept; the oldest go first. A row with its texts takes about half a kilobyte.
+        keep_rows: Maximum number of rows kept; the oldest are dropped first. A row takes about half a kilobyte.
 
     Attributes:
         rows: The latest rows.
-        outcomes: How many requests ended in each way.
-        billed_usd: Billed altogether.
-        input_tokens: Tokens billed as read.
-        output_tokens: Tokens billed as written.
+        outcomes: Number of requests by outcome.
+        billed_usd: Total billed, in USD.
+        input_tokens: Input tokens billed.
+        output_tokens: Output tokens billed.
         in_flight: Accepted requests that have not ended yet.
-        max_in_flight: The most there have been at once.
+        max_in_flight: Highest value of `in_flight` so far.
     """
 
     def __init__(self, keep_rows: int) -> None:
@@ -84,26 +83,26 @@ class Ledger:
 
     @property
     def received(self) -> int:
-        """Requests that have ended, in whatever way."""
+        """Number of requests that have ended, with any outcome."""
         return self.outcomes.total()
 
     @property
     def billed(self) -> int:
-        """Requests that were processed and billed, whether or not the reply arrived."""
+        """Number of requests processed and billed, whether or not the reply arrived."""
         return self.outcomes[Outcome.ANSWERED] + self.outcomes[Outcome.LOST]
 
-    def accept(self) -> None:
-        """Counts a request as in flight."""
+    def start(self) -> None:
+        """Counts an accepted request as in flight."""
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
 
-    def settle(self, row: LedgerRow) -> None:
-        """Writes down how a request in flight has ended."""
+    def complete(self, row: LedgerRow) -> None:
+        """Records the end of a request in flight."""
         self.in_flight -= 1
-        self.enter(row)
+        self.record(row)
 
-    def enter(self, row: LedgerRow) -> None:
-        """Writes down a request that ended as soon as it came."""
+    def record(self, row: LedgerRow) -> None:
+        """Records a request that ended when it arrived."""
         self.rows.append(row)
         self.outcomes[row.outcome] += 1
         self.billed_usd += row.cost
@@ -111,7 +110,7 @@ class Ledger:
         self.output_tokens += row.output_tokens
 
     def summary(self) -> dict[str, float]:
-        """The counters, ready for JSON."""
+        """Returns the counters, ready for JSON."""
         counts: dict[str, float] = {outcome.value: self.outcomes[outcome] for outcome in Outcome}
         return counts | {
             "received": self.received,

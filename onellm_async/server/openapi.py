@@ -1,4 +1,4 @@
-"""The OpenAPI document of the local server, true to the last status. Pure."""
+"""The OpenAPI document of the local server, complete with every status. Pure."""
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ROLES
@@ -32,7 +32,7 @@ def _enveloped(codes: list[int], output: dict[str, JSON]) -> dict[str, JSON]:
 
 
 def _envelope(*, any_model: bool) -> dict[str, JSON]:
-    codes = [code for code in range(400, 600) if code != 500] if any_model else [401, 429]  # those of any upstream
+    codes = [code for code in range(400, 600) if code != 500] if any_model else [401, 429]  # of any upstream
     return {"oneOf": [_enveloped([200], _REPLY), _enveloped(codes, _ERROR), _enveloped([500], _FAILURE)]}
 
 
@@ -84,17 +84,17 @@ def _response(text: str, schema: dict[str, JSON], media: str = "application/json
 
 
 def _responses(dialect: Dialect, *, any_model: bool) -> dict[str, JSON]:
-    gateway = _response("From a gateway; only with faults switched on", _TEXT, "text/html")
+    gateway = _response("Error page of a gateway; only as a fault", _TEXT, "text/html")
     if dialect is Dialect.BACKEND:
         return {
-            "200": _response("An answer, or a failure of the service, in an envelope", _envelope(any_model=any_model)),
+            "200": _response("An answer or an error, in an envelope", _envelope(any_model=any_model)),
             "400": _response("Not JSON", _TEXT, "text/plain"),
             "413": _response("Longer than 32 MiB", _TEXT, "text/plain"),
             "415": _response("Not application/json", _TEXT, "text/plain"),
             "422": _response("A field is missing, unknown or of the wrong type", _TEXT, "text/plain"),
             "502": gateway,
         }
-    upstream = _response("The upstream failed, or its answer is none", _ERROR)
+    upstream = _response("The upstream failed, or returned no answer", _ERROR)
     return {
         "200": _response("An answer", _REPLY),
         "400": _response("Not JSON", _ERROR),
@@ -104,15 +104,18 @@ def _responses(dialect: Dialect, *, any_model: bool) -> dict[str, JSON]:
         "415": _response("Not application/json", _ERROR),
         "422": _response("A field is missing, unknown or of the wrong type", _ERROR),
         "429": {
-            **_response("Refused by rate limit", _ERROR),
+            **_response("Rate-limited, or the balance is reserved", _ERROR),
             "headers": {
-                "Retry-After": {"schema": {"type": "number"}, "description": "As configured, or as an upstream says"}
+                "Retry-After": {
+                    "schema": {"type": "number"},
+                    "description": "Configured, or sent by the upstream",
+                }
             },
         },
         "500": _response("The service failed; not billed", _ERROR),
         "502": {**upstream, "content": {**upstream["content"], **gateway["content"]}},
         "504": _response("The upstream did not answer in time", _ERROR),
-        **({"4XX": _response("As the upstream answered", _ERROR)} if any_model else {}),
+        **({"4XX": _response("Status of the upstream", _ERROR)} if any_model else {}),
     }
 
 
@@ -121,16 +124,16 @@ def _page(operation: str, summary: str, schema: dict[str, JSON]) -> dict[str, JS
 
 
 def openapi_document(dialect: Dialect, *, any_model: bool = False) -> dict[str, JSON]:
-    """The document for a server that speaks `dialect`.
+    """Returns the document of a server in `dialect`.
 
     Args:
-        dialect: Whose requests and replies are described.
+        dialect: Dialect of the requests and replies.
         any_model: Whether models beyond the catalog are accepted, too.
     """
     body = {"application/json": {"schema": _request_schema(dialect, any_model=any_model)}}
     chat: dict[str, JSON] = {
         "operationId": "chat",
-        "summary": "Answer one chat",
+        "summary": "Send one chat request",
         "security": [{"key": []}],
         "requestBody": {"required": True, "content": body},
         "responses": _responses(dialect, any_model=any_model),
@@ -142,8 +145,8 @@ def openapi_document(dialect: Dialect, *, any_model: bool = False) -> dict[str, 
         "info": {"title": f"A local OneLLM, {dialect} dialect", "version": "1"},
         "paths": {
             "/api": {"post": chat},
-            "/healthz": _page("health", "Whether it runs", healthy),
-            "/ledger": _page("ledger", "Counters of what was asked, processed and billed", counters),
+            "/healthz": _page("health", "Health check", healthy),
+            "/ledger": _page("ledger", "Counters of requests, outcomes and billing", counters),
             "/openapi.json": _page("document", "This document", {"type": "object"}),
         },
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},

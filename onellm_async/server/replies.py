@@ -1,4 +1,4 @@
-"""How each dialect says no, and how it says yes. Pure."""
+"""Success and error replies of each dialect. Pure."""
 
 from math import ceil
 
@@ -7,6 +7,13 @@ from onellm_async.chat import JSON
 from onellm_async.server.jobs import Completion, Job
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, dump_json
+
+NO_KEY = "No Authorization header provided."
+NO_BEARER = "Invalid authorization scheme. Expected Bearer token."
+UNKNOWN_KEY = "Custom error: No such user was found"
+RATE_LIMITED = "Rate limit exceeded."
+BALANCE_RESERVED = "Requests in flight have reserved the balance. Retry when one of them has ended."
+NO_BALANCE = "Insufficient balance, please topup your balance to continue using OneLLM"
 
 _JSON = {"Content-Type": "application/json"}
 _TEXT = {"Content-Type": "text/plain; charset=utf-8"}
@@ -22,21 +29,14 @@ _PROVIDERS = {
     "deepseek": "DeepSeek",
     "mistral": "Mistral",
 }
-"""The catalog's providers, as replies name them."""
-
-NO_KEY = "No Authorization header provided."
-NO_BEARER = "Invalid authorization scheme. Expected Bearer token."
-UNKNOWN_KEY = "Custom error: No such user was found"
-RATE_LIMITED = "Rate limit exceeded."
-BALANCE_RESERVED = "Requests in flight have reserved the balance. Retry when one of them has ended."
-NO_BALANCE = "Insufficient balance, please topup your balance to continue using OneLLM"
+"""From the catalog's providers to their names in replies."""
 
 
-def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
-    """A success: flat as documented, or in the backend's envelope.
+def success_reply(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
+    """Returns a success: flat as documented, or in the backend's envelope.
 
-    Where a backend does not say what it calls its model, the name is made from the one asked, in small letters, and
-    the provider is that of the catalog. A model with a name of its own has no provider but the one it tells.
+    If the completion names no model, the reply has the requested name in small letters and the provider of the
+    catalog. If it does, the reply has the completion's provider and no other.
     """
     usage, model, provider = completion.usage, completion.model, completion.provider
     if model is None:
@@ -60,11 +60,11 @@ def answer(dialect: Dialect, job: Job, completion: Completion) -> RawReply:
 
 
 def retry_headers(seconds: float | None, *, exact: bool = False) -> dict[str, str]:
-    """The headers that tell when a retry makes sense; none for None.
+    """Returns the headers that say after how many seconds a retry makes sense; none for None.
 
     Args:
-        seconds: From now. ``Retry-After`` keeps a fraction, as gateways send it.
-        exact: Send ``retry-after-ms``, too: there are clients that know fractions only so.
+        seconds: Seconds from now. ``Retry-After`` keeps a fraction, as gateways send it.
+        exact: Whether to send ``retry-after-ms``, too. Some clients read fractions only there.
     """
     if seconds is None:
         return {}
@@ -73,10 +73,10 @@ def retry_headers(seconds: float | None, *, exact: bool = False) -> dict[str, st
     return headers | {"retry-after-ms": str(milliseconds)} if exact else headers
 
 
-def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, str] | None = None) -> RawReply:
-    """An error of the service proper.
+def error_reply(dialect: Dialect, status: int, text: str, headers: dict[str, str] | None = None) -> RawReply:
+    """Returns an error of the service itself.
 
-    The documentation gives statuses and leaves the body open; the published backend answers HTTP 200 around an
+    The documentation gives statuses and leaves the body open. The published backend answers HTTP 200 around an
     envelope, with the text under ``error``, or under ``output`` for its catch-all 500.
     """
     if dialect is Dialect.DOCUMENTED:
@@ -86,12 +86,15 @@ def handler_error(dialect: Dialect, status: int, text: str, headers: dict[str, s
 
 
 def framework_error(dialect: Dialect, status: int, text: str = "", headers: dict[str, str] | None = None) -> RawReply:
-    """A request that does not get as far as the service: real HTTP statuses in both dialects, plain text in one."""
+    """Returns an error of the web framework in front of the service, with a real HTTP status in both dialects.
+
+    The body is plain text in the backend dialect.
+    """
     if dialect is Dialect.DOCUMENTED:
-        return handler_error(dialect, status, text, headers)
+        return error_reply(dialect, status, text, headers)
     return RawReply(status, (_TEXT if text else {}) | (headers or {}), text.encode("utf-8", "backslashreplace"))
 
 
 def gateway_error() -> RawReply:
-    """What a reverse proxy says when the service behind it is gone."""
+    """Returns the 502 page of a reverse proxy that cannot reach the service."""
     return RawReply(502, _HTML, _GATEWAY_PAGE)

@@ -14,23 +14,27 @@ from onellm_async.wire import Dialect, request_from_body
 from onellm_async.wire.requests import forwarded_by_backend
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
-"""Longer requests are refused with 413, before and after decompression."""
+"""Longer bodies are rejected with 413, before and after decompression."""
 
 _INTEGERS = ("max_tokens", "seed", "n", "top_logprobs", "top_k")
-_MOST_U32 = 2**32 - 1
-_LONGEST_NAME = 100
-"""Characters; to look for names like a longer one would take seconds, and every other request would wait."""
-
+_MAX_U32 = 2**32 - 1
+_MAX_NAME_LENGTH = 100
+"""Characters. The search for names similar to a longer one takes seconds and blocks every other request."""
 
 _GZIP = 16 + zlib.MAX_WBITS
-"""The window of zlib that reads gzip's header."""
+"""Window size that makes zlib read gzip's header."""
+
+_ROLES = {"google": frozenset({"user", "model"}), "anthropic": frozenset({"user", "assistant"})}
+"""Roles that a provider accepts, by provider of the catalog."""
+_DEFAULT_ROLES = frozenset({"system", "user", "assistant"})
+"""Roles that all other providers accept."""
 
 
-class ValidationError(Exception):  # never leaves this room
-    """The body is not a chat request; the text is what the service says.
+class ValidationError(Exception):
+    """The body is not a chat request. The text is the service's error text. The service translates it to a reply.
 
     Attributes:
-        status: HTTP status to say it with.
+        status: HTTP status of the reply.
     """
 
     def __init__(self, text: str, status: int = 422) -> None:
@@ -39,27 +43,27 @@ class ValidationError(Exception):  # never leaves this room
 
 
 def decompress(body: bytes, encoding: str) -> bytes:
-    """`body` without its ``Content-Encoding``. Takes no more memory than the longest body that is accepted.
+    """Returns `body` without its ``Content-Encoding``. Never produces more than `MAX_BODY_BYTES` + 1 bytes.
 
     Args:
-        body: As it was sent.
-        encoding: The header's value; "" when there is none.
+        body: The body as it was sent.
+        encoding: Value of the header; "" if it is missing.
 
     Raises:
-        ValidationError: If the encoding is unknown or broken, or the body too long.
+        ValidationError: If the encoding is unknown or broken, or the body is too long.
     """
-    for name in reversed(encoding.casefold().split(",")):  # the last one was applied last
+    for name in reversed(encoding.casefold().split(",")):  # the last encoding was applied last
         name = name.strip()  # noqa: PLW2901
         if name in {"gzip", "x-gzip"}:
-            body = _inflated(body, _GZIP)
-        elif name == "deflate":  # by standard with zlib's header, whose low four bits are 8; many leave it out
-            body = _inflated(body, zlib.MAX_WBITS if body[:1] and body[0] & 0xF == 8 else -zlib.MAX_WBITS)
+            body = _inflate(body, _GZIP)
+        elif name == "deflate":  # The standard asks for zlib's header, whose low four bits are 8. Many clients omit it.
+            body = _inflate(body, zlib.MAX_WBITS if body[:1] and body[0] & 0xF == 8 else -zlib.MAX_WBITS)
         elif name not in {"", "identity"}:
             raise ValidationError(f"Content-Encoding is {shown(name)}; send gzip, deflate or no encoding.", 415)
     return body
 
 
-def _inflated(body: bytes, window: int) -> bytes:
+def _inflate(body: bytes, window: int) -> bytes:
     stream = zlib.decompressobj(window)
     try:
         body = stream.decompress(body, MAX_BODY_BYTES + 1)
@@ -74,70 +78,72 @@ def _inflated(body: bytes, window: int) -> bytes:
 
 @frozen
 class ValidatedRequest:
-    """What a body asks.
+    """A valid request body.
 
     Attributes:
-        request: What reaches the model.
-        refusal: What the service says because the model's provider refuses it; None when it does not.
+        request: The request that reaches the model.
+        provider_error: Text of the backend's 500 if the model's provider rejects the request; otherwise None.
     """
 
     request: ChatRequest
-    refusal: str | None = None
+    provider_error: str | None = None
 
 
 def validate_request(dialect: Dialect, body: JSON, size: int, *, any_model: bool = False) -> ValidatedRequest:
-    """What `body` asks.
+    """Validates a request body.
 
     Args:
-        dialect: Whose rules apply.
+        dialect: Dialect whose rules apply.
         body: The parsed JSON.
-        size: Its length in bytes, for the backend's message.
-        any_model: Whether models beyond the catalog are accepted, too. In the backend dialect nothing is dropped then
-            on the way to the model: it is not one of the providers that the published backend knows.
+        size: Length of the body in bytes, for the backend's message.
+        any_model: Whether models beyond the catalog are accepted, too. The backend dialect then drops no field:
+            the model belongs to no provider that the published backend knows.
 
     Raises:
-        ValidationError: If it breaks a rule.
+        ValidationError: If the body breaks a rule of the dialect.
     """
     problem = _problem(dialect, body, any_model=any_model)
     if problem is None:
         try:
             if dialect is Dialect.DOCUMENTED:
-                return ValidatedRequest(request_from_body(body | _integers(body)))
-            request = request_from_body(_with_our_roles(body))
+                return ValidatedRequest(request_from_body(body | _whole_numbers(body)))
+            request = request_from_body(_with_known_roles(body))
             if any_model:
                 return ValidatedRequest(request)
-            return ValidatedRequest(forwarded_by_backend(request), _refusal(body))
+            return ValidatedRequest(forwarded_by_backend(request), _provider_error(body))
         except InvalidRequestError as error:
             problem = f"{error.message} {error.advice}".rstrip()
     if dialect is Dialect.DOCUMENTED:
         raise ValidationError(problem)
-    # The published backend says little about values out of range: its provider refuses them. This says which it was.
+    # The published backend leaves values out of range to its provider and hides the error. This names the value.
     raise ValidationError(
         f"Failed to deserialize the JSON body into the target type: {problem} at line 1 column {size}"
     )
 
 
-_ROLES = {"google": frozenset({"user", "model"}), "anthropic": frozenset({"user", "assistant"})}
-_USUAL_ROLES = frozenset({"system", "user", "assistant"})
+def _provider_error(body: dict[str, JSON]) -> str | None:
+    """Returns the backend's text if the provider rejects a role of `body`; otherwise None.
 
-
-def _refusal(body: dict[str, JSON]) -> str | None:
-    """The provider answers 400 to roles that it does not know, and the published backend looks for an answer in it."""
+    The provider answers 400 to an unknown role. The published backend tries to read an answer from that 400.
+    """
     entry = catalog.lookup(body["model"])
     provider = entry.provider if entry is not None else ""
-    if all(message["role"] in _ROLES.get(provider, _USUAL_ROLES) for message in body["messages"]):
+    if all(message["role"] in _ROLES.get(provider, _DEFAULT_ROLES) for message in body["messages"]):
         return None
     return f"missing field `{'candidates' if provider == 'google' else 'id'}` at line 1 column 70"
 
 
-def _integers(body: dict[str, JSON]) -> dict[str, JSON]:
-    """JSON does not tell 10.0 from 10, and neither does the documentation; the published backend does."""
+def _whole_numbers(body: dict[str, JSON]) -> dict[str, JSON]:
+    """Returns the fields that are whole numbers written as floats, as integers.
+
+    JSON and the documentation do not distinguish 10.0 from 10. The published backend does.
+    """
     found = {name: body[name] for name in _INTEGERS if isinstance(body.get(name), float)}
     return {name: int(value) for name, value in found.items() if value.is_integer()}
 
 
-def _with_our_roles(body: dict[str, JSON]) -> dict[str, JSON]:
-    """The backend takes any role; what Gemini calls ``model`` is the assistant of this package."""
+def _with_known_roles(body: dict[str, JSON]) -> dict[str, JSON]:
+    """Returns `body` with Gemini's role ``model`` as ``assistant``. The backend accepts any role."""
     messages = [
         message | {"role": "assistant"} if isinstance(message, dict) and message.get("role") == "model" else message
         for message in body["messages"]
@@ -158,9 +164,9 @@ def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:
 
 
 def _model_problem(model: JSON) -> str | None:
-    if not isinstance(model, str) or model in _names(Dialect.DOCUMENTED):
+    if not isinstance(model, str) or model in _model_names(Dialect.DOCUMENTED):
         return None
-    near = catalog.nearest(model) if len(model) <= _LONGEST_NAME else None
+    near = catalog.nearest(model) if len(model) <= _MAX_NAME_LENGTH else None
     return f"Unknown model {shown(model)}." + (f" Did you mean {near!r}?" if near else "")
 
 
@@ -175,8 +181,8 @@ def _backend_problem(body: dict[str, JSON], *, any_model: bool) -> str | None:
 
 
 @cache
-def _names(dialect: Dialect) -> Mapping[str, None]:
-    """The models that `dialect` knows, in the catalog's order."""
+def _model_names(dialect: Dialect) -> Mapping[str, None]:
+    """Returns the model names of `dialect`, in the catalog's order."""
     backend = dialect is Dialect.BACKEND
     names = [entry.backend_name if backend else entry.name for entry in catalog.entries()]
     return dict.fromkeys(name for name in names if name is not None)
@@ -201,7 +207,7 @@ def _text(value: JSON) -> str | None:
 
 
 def _variant(value: JSON) -> str | None:
-    names = _names(Dialect.BACKEND)
+    names = _model_names(Dialect.BACKEND)
     if not isinstance(value, str):
         return f"invalid type: {_type(value)}, expected variant identifier"
     if value in names:
@@ -215,7 +221,7 @@ def _sequence(value: JSON) -> str | None:
 
 def _u32(value: JSON) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
-        return None if 0 <= value <= _MOST_U32 else f"invalid value: {_type(value)}, expected u32"
+        return None if 0 <= value <= _MAX_U32 else f"invalid value: {_type(value)}, expected u32"
     return f"invalid type: {_type(value)}, expected u32"
 
 
@@ -232,4 +238,4 @@ _BACKEND_RULES: dict[str, Callable[[JSON], str | None]] = {
     "max_tokens": _u32,
     "top_p": _float,
 }
-"""What the published backend cannot do without."""
+"""The fields that the published backend requires, with the check of each."""

@@ -46,7 +46,7 @@ class Oracle:
         lambda: Completion("Hello", Usage(1, 1, 2), "stop", object()),
     ],
 )
-async def test_answer_that_is_none_is_a_500_neither_billed_nor_left_under_way(session, caplog, make):
+async def test_answer_that_is_none_is_a_500_neither_billed_nor_left_in_flight(session, caplog, make):
     with caplog.at_level(logging.ERROR):
         async with LocalServer(backend=Oracle(make)) as server:
             async with session.post(server.url, json=BODY, headers=KEY) as reply:
@@ -80,7 +80,7 @@ async def test_parts_of_an_answer_no_json_library_likes_arrive_whole(session):
 
 
 async def test_backend_that_ignores_its_cancellation_does_not_hold_the_server_for_good(monkeypatch, session):
-    monkeypatch.setattr("onellm_async.server.app._LONGEST_ENDING", 0.05)
+    monkeypatch.setattr("onellm_async.server.app._MAX_CANCELLATION", 0.05)
     asked, release = asyncio.Event(), asyncio.Event()
 
     class Stubborn:

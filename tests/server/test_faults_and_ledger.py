@@ -252,7 +252,7 @@ def test_rows_are_bounded_and_counters_are_not(asking, keep):
     assert (asker.ledger.received, asker.ledger.billed) == (10, 10)
 
 
-def test_most_requests_under_way_at_once_are_remembered(asking):
+def test_most_requests_in_flight_at_once_are_remembered(asking):
     asker = asking(ServerSettings())
     jobs = [asker.receive() for _ in range(3)]
     for job in jobs:

@@ -11,7 +11,7 @@ BODY = {"model": "GPT-5-Mini", "messages": [{"role": "user", "content": "Hello t
 KEY = {"Authorization": "Bearer good"}
 
 
-async def test_stopping_cuts_off_what_is_under_way_unbilled_and_closes_the_backend(session, held):
+async def test_stopping_cuts_off_requests_in_flight_unbilled_and_closes_the_backend(session, held):
     async with LocalServer(backend=held) as server:
         asking = asyncio.create_task(session.post(server.url, json=BODY, headers=KEY))
         await held.asked.wait()
