@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.targets import seconds_until_back
 from onellm_async import AsyncOneLLM, Limits
-from onellm_async.events import Answered, Event, Granted, Queued, Refused
+from onellm_async.events import Answered, Event, Granted, Queued, RateLimited
 from onellm_async.server import Faults, ServerSettings
 from onellm_async.server.service import Service
 from onellm_async.simulation import LimitChange, Scenario, ServiceTransport, run_in_virtual_time, simulate

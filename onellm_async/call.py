@@ -59,7 +59,7 @@ class Call:
         "number",
         "order",
         "possibly_billed",
-        "refusals",
+        "rate_limited",
         "server_errors",
         "started",
         "tokens",
@@ -78,7 +78,7 @@ class Call:
         self.tokens: float = 0.0
         self.order: int = -1
         self.attempts: int = 0
-        self.refusals: int = 0
+        self.rate_limited: int = 0
         self.server_errors: int = 0
         self.possibly_billed: int = 0
         self.uncounted: int = 0
@@ -93,7 +93,9 @@ class Call:
 
     def with_counts(self, response: ChatResponse) -> ChatResponse:
         """`response` with the attempts and 429s that it took."""
-        return evolve(response, attempts=self.attempts, refusals=self.refusals, possibly_billed=self.possibly_billed)
+        return evolve(
+            response, attempts=self.attempts, rate_limited=self.rate_limited, possibly_billed=self.possibly_billed
+        )
 
     def answered_event(self, response: ChatResponse, now: float) -> Answered:
         """What hooks hear of the end."""

@@ -355,7 +355,7 @@ class ChatResponse:
         extra: All other fields of the reply (``tool_calls``, ``refusal``, ``reasoning``, …), and known ones of an
             unexpected type or with more in them than a field here can hold.
         attempts: How many times the request was sent and not refused by the rate limit.
-        refusals: How many times the rate limit refused it (not billed).
+        rate_limited: How many times it was answered 429 (not billed).
         possibly_billed: How many earlier attempts may have been billed without an answer.
     """
 
@@ -368,7 +368,7 @@ class ChatResponse:
     cost: float | None = None
     extra: Mapping[str, JSON] = field(factory=dict, hash=False)
     attempts: int = 1
-    refusals: int = 0
+    rate_limited: int = 0
     possibly_billed: int = 0
 
 

@@ -104,8 +104,8 @@ class OneLLMError(Exception):
             parts.append(f"[{self.request}, {self._sent()}, {self.elapsed:.1f} s]")
         if self.possibly_billed:
             parts.append(f"Attempts that may be billed: {self.possibly_billed}.")
-        if isinstance(self, APIError) and self.given_up:
-            parts.append(f"Gave up {self.given_up}.")
+        if isinstance(self, APIError) and self.stop_reason:
+            parts.append(f"Gave up {self.stop_reason}.")
         if self.partial_results:
             parts.append(f"{len(self.partial_results)} outcomes were already there: see .partial_results.")
         if self.advice:
@@ -209,12 +209,12 @@ class APIError(OneLLMError):
     """The service, or the way to it, failed.
 
     Attributes:
-        given_up: Why no further attempt was made, for failures that are worth one, for example ``"after 4
+        stop_reason: Why no further attempt was made, for failures that are worth one, for example ``"after 4
             attempts"``; else "".
     """
 
     kind = FailureKind.CONNECTION_LOST
-    given_up: str = ""
+    stop_reason: str = ""
 
     @property
     def billing(self) -> Billing:

@@ -19,7 +19,7 @@ __all__ = [
     "Granted",
     "Hook",
     "Queued",
-    "Refused",
+    "RateLimited",
     "Retrying",
     "Sent",
     "notify",
@@ -59,13 +59,13 @@ class Granted(Event):
 
 @frozen
 class Sent(Event):
-    """Attempt number `attempt` (from 1; refusals do not count) leaves now."""
+    """Attempt number `attempt` (from 1; 429s do not count) leaves now."""
 
     attempt: int
 
 
 @frozen
-class Refused(Event):
+class RateLimited(Event):
     """The service refused it by rate limit; it goes back to the head of its lane. `retry_after` as the service said."""
 
     retry_after: float | None

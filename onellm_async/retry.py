@@ -38,10 +38,10 @@ class RetryPolicy:
         backoff_base: Seconds; the wait before retry n is drawn from 0 to ``backoff_base · 2ⁿ⁻¹`` (full jitter, as in
             Marc Brooker's "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). Default 0.5.
         backoff_cap: Seconds; the upper end of that range grows no further. Default 30.
-        budget: Retries that the client as a whole may make in a row; each answer at the first attempt gives
-            ``budget_refill`` back. When it is used up, errors surface at once instead of feeding a storm; a fan-out
-            goes on with its retries, but draws each wait from the whole range up to ``backoff_cap``. Default 20.
-        budget_refill: Default 0.1, so that in the long run at most every tenth request is a retry.
+        retry_budget: Retries that the client as a whole may make in a row; each answer at the first attempt gives
+            ``retry_budget_refill`` back. When it is used up, errors surface at once instead of feeding a storm. A
+            fan-out goes on with its retries, but draws each wait from 0 to ``backoff_cap``. Default 20.
+        retry_budget_refill: Default 0.1, so that in the long run at most every tenth request is a retry.
         breaker_failures: Failures in a row, over at least three requests, that open the circuit breaker; 0 switches it
             off. A 500 or a 4xx never opens it: the service that answers so is up. Default 5.
         breaker_wait: Seconds until the first trial request; doubles with each trial that fails, up to 300. Default 15.
@@ -58,8 +58,8 @@ class RetryPolicy:
     ambiguous: Literal["retry", "once", "never"] = field(default="retry", validator=_ambiguous)
     backoff_base: float = field(default=0.5, validator=_check.number(0))
     backoff_cap: float = field(default=30.0, validator=_check.number(0))
-    budget: float = field(default=20.0, validator=_check.number(0))
-    budget_refill: float = field(default=0.1, validator=_check.number(0))
+    retry_budget: float = field(default=20.0, validator=_check.number(0))
+    retry_budget_refill: float = field(default=0.1, validator=_check.number(0))
     breaker_failures: int = field(default=5, validator=_check.integer(0))
     breaker_wait: float = field(default=15.0, validator=_check.number(0, above=True))
     max_outage: float | None = field(default=3600.0, validator=_check.number(0, above=True, optional=True))
@@ -106,9 +106,9 @@ class RetryBudget:
     __slots__ = ("_capacity", "_refill", "remaining")
 
     def __init__(self, policy: RetryPolicy) -> None:
-        self._capacity = policy.budget
-        self.remaining: float = policy.budget
-        self._refill = policy.budget_refill
+        self._capacity = policy.retry_budget
+        self.remaining: float = policy.retry_budget
+        self._refill = policy.retry_budget_refill
 
     def earn(self) -> None:
         """Counts an answer at the first attempt."""

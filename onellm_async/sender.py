@@ -35,7 +35,7 @@ from onellm_async.errors import (
     RateLimitError,
     RequestCancelledError,
 )
-from onellm_async.events import Failed, Granted, Hook, Queued, Refused, Retrying, Sent, notify
+from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
 from onellm_async.failure_kinds import RULES, FailureKind, in_context
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.limiter import Group, Limiter, Permit
@@ -286,7 +286,7 @@ class Sender:
                 random=self._random,
             )
         if not decision.retry:
-            failure.given_up = failure.given_up or (decision.reason if failure.retryable else "")
+            failure.stop_reason = failure.stop_reason or (decision.reason if failure.retryable else "")
             return decision
         self._repeated += 1
         if failure.kind is not FailureKind.OVERLOADED:
@@ -304,7 +304,7 @@ class Sender:
         if self._closed:
             return "because the client was closed"
         if (ended := call.group.ended) is not None:
-            return getattr(ended(), "given_up", "") or "because the fan-out was stopped"
+            return getattr(ended(), "stop_reason", "") or "because the fan-out was stopped"
         fail_fast = call.group is self._fail_fast
         if fail_fast and self._breaker.trial_at is not None and RULES[failure.kind].breaker == "opens":
             return _CIRCUIT_OPEN
@@ -352,7 +352,7 @@ class Sender:
                 self._service_accepted()
                 if usage is not None and self._estimator is not None:
                     self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
-                return response if call.attempts == 1 and not call.refusals else call.with_counts(response)
+                return response if call.attempts == 1 and not call.rate_limited else call.with_counts(response)
             finally:
                 permit.settle()
 
@@ -429,14 +429,14 @@ class Sender:
         self._record_failure(rate_limit)
         call.under_way = False
         call.attempts -= 1
-        call.refusals += 1
+        call.rate_limited += 1
         call.order = permit.order
         permit.refused(rate_limit.retry_after)
         if call.after_failing is not None:
             call.after_failing(call.possibly_billed)
         _log.debug("Request %d (%s): 429, queued again: %s", call.number, call.model, rate_limit.message)
         if self._hooks:
-            notify(self._hooks, Refused(call.number, call.model, self._limiter.time(), rate_limit.retry_after))
+            notify(self._hooks, RateLimited(call.number, call.model, self._limiter.time(), rate_limit.retry_after))
 
     def _apply_failure(self, failure: APIError, call: Call, permit: Permit) -> None:
         failure.kind = in_context(failure.kind, answered=self._answered, key_accepted=self._key_accepted)
@@ -536,7 +536,7 @@ class Sender:
             twin = copy.copy(failure)
             twin.affects_every_prompt = True
             if isinstance(twin, APIError):
-                twin.given_up = reason
+                twin.stop_reason = reason
             return twin
 
         _log.warning("Fan-outs end %s. Last error: %s", reason, failure.message)
@@ -556,7 +556,7 @@ class Sender:
     def _own_failure(call: Call) -> APIError | None:
         """A request that was sent ends with its own error, not with that of the circuit; None if it was not sent."""
         if call.failure is not None:
-            call.failure.given_up = _CIRCUIT_OPEN
+            call.failure.stop_reason = _CIRCUIT_OPEN
         return call.failure
 
     def _circuit_open(self) -> CircuitOpenError:
@@ -572,7 +572,7 @@ class Sender:
     def _add_context(self, error: OneLLMError, call: Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"
         error.attempts = call.attempts
-        error.rate_limited = call.refusals
+        error.rate_limited = call.rate_limited
         error.elapsed = now - call.started
         error.possibly_billed = call.possibly_billed
         if isinstance(error, DeadlineExceededError) and call.possibly_billed:

@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from onellm_async.batch.causes import CauseCounts, flaw_of
 from onellm_async.batch.journal.rows import Counts, Row, State
-from onellm_async.events import Answered, Event, Failed, Refused, Retrying, Sent
+from onellm_async.events import Answered, Event, Failed, RateLimited, Retrying, Sent
 
 __all__ = ["RunProgress", "Tally"]
 
@@ -34,7 +34,7 @@ class RunProgress:
         bad_lines: Lines of the input that held no usable prompt.
         total: Lines of the input that are not blank; None when nobody knows.
         in_flight: Requests sent and not answered yet.
-        refusals: How often the rate limit refused a request in this sitting (not billed).
+        rate_limited: How often a request was answered 429 in this sitting (not billed).
         retries: How often a request was sent again after a failure in this sitting.
         input_tokens: Tokens of the prompts answered, as far as replies told.
         output_tokens: Tokens generated, as far as replies told.
@@ -58,7 +58,7 @@ class RunProgress:
     bad_lines: int
     total: int | None
     in_flight: int
-    refusals: int
+    rate_limited: int
     retries: int
     input_tokens: int
     output_tokens: int
@@ -101,7 +101,7 @@ class Tally:
         """When the next single prompt is tried in a pause; None while one is."""
         self._ceiling = ceiling
         self._done = self._failed = self._resumed = self._held = self._copied = self._bad_lines = 0
-        self._refusals = self._retries = 0
+        self._rate_limited = self._retries = 0
         self._input_tokens = self._output_tokens = 0
         self._cost = 0.0
         self._unpriced = 0
@@ -116,9 +116,9 @@ class Tally:
         """Takes note of an event of the client."""
         if isinstance(event, Sent):
             self._in_flight.add(event.request)
-        elif isinstance(event, Refused | Retrying | Answered | Failed):
+        elif isinstance(event, RateLimited | Retrying | Answered | Failed):
             self._in_flight.discard(event.request)
-            self._refusals += isinstance(event, Refused)
+            self._rate_limited += isinstance(event, RateLimited)
             self._retries += isinstance(event, Retrying)
 
     def asked(self, model: str, failure: str | None) -> bool:
@@ -230,7 +230,7 @@ class Tally:
             bad_lines=self._bad_lines,
             total=self.total,
             in_flight=len(self._in_flight),
-            refusals=self._refusals,
+            rate_limited=self._rate_limited,
             retries=self._retries,
             input_tokens=self._input_tokens,
             output_tokens=self._output_tokens,

@@ -42,7 +42,7 @@ class Unjournaled:
             failed=counts.failed + (not answered),
             reused=counts.reused + (settled.same_as is not None),
             possibly_billed=counts.possibly_billed + settled.possibly_billed,
-            refusals=counts.refusals + settled.refusals,
+            rate_limited=counts.rate_limited + settled.rate_limited,
             cost=counts.cost + (settled.cost or 0.0),
             unpriced=counts.unpriced + unpriced,
             input_tokens=counts.input_tokens + (settled.input_tokens or 0),

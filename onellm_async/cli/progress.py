@@ -118,7 +118,7 @@ def plain_line(progress: RunProgress, limiter: Snapshot, budget: Budget | None =
         *_state(progress, limiter),
         _tokens(progress, budget),
         _money(progress, budget),
-        f"{progress.refusals:,} refused",
+        f"{progress.rate_limited:,} refused",
         f"{progress.retries:,} retried",
         f"{progress.failed:,} failed",
     ]
@@ -140,7 +140,9 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
     )
     numbers = Text(no_wrap=True, overflow="ellipsis")
     numbers.append(_rate(progress, limiter), "bold")
-    numbers.append(f"  {progress.in_flight} in flight  {progress.refusals:,} refused  {progress.retries:,} retried  ")
+    numbers.append(
+        f"  {progress.in_flight} in flight  {progress.rate_limited:,} refused  {progress.retries:,} retried  "
+    )
     numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
     if progress.bad_lines:
         numbers.append(f"  {counted(progress.bad_lines, 'bad line')}", "red")
@@ -165,7 +167,7 @@ def summary(progress: RunProgress) -> str:
         f"{progress.answered:,} answered{copied}, {progress.failed:,} failed{bad}{earlier} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "
         f"{progress.input_tokens:,} input + {progress.output_tokens:,} output tokens, {_money(progress)}; "
-        f"{progress.refusals:,} refused, {progress.retries:,} retried."
+        f"{progress.rate_limited:,} refused, {progress.retries:,} retried."
     )
 
 

@@ -49,7 +49,7 @@ class Admission:
         self.waiting: int = 0
         self.pending: int = 0
         self.answers: int = 0
-        self.refusals: int = 0
+        self.rate_limited: int = 0
         self.unanswered: int = 0
         self.latency: UsualLatency = UsualLatency()
         self._in_flight_of: defaultdict[str | None, int] = defaultdict(int)
@@ -68,7 +68,7 @@ class Admission:
 
         What waits and is in flight stays where it is. `earlier` has all that this knew before, if anything.
         """
-        self.answers, self.refusals, self.unanswered = earlier.answers, earlier.refusals, earlier.unanswered
+        self.answers, self.rate_limited, self.unanswered = earlier.answers, earlier.rate_limited, earlier.unanswered
         if self.tokens is not earlier.tokens:
             self.tokens, self._taken_from = earlier.tokens, now
         self.latency, self.hurried = earlier.latency, earlier.hurried
@@ -392,7 +392,7 @@ class Admission:
     def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
         """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
         if ticket.state == GRANTED:
-            self.refusals += 1
+            self.rate_limited += 1
             if (
                 retry_after
                 and self.limits.mode == "discover"

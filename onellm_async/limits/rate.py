@@ -217,7 +217,7 @@ class DeclaredRate:
 class BackOffOnly:
     """No rate at all; after refusals everybody waits, exponentially longer with full jitter, until one gets through."""
 
-    __slots__ = ("_closed_until", "_mark", "_random", "_refusals")
+    __slots__ = ("_closed_until", "_mark", "_random", "_rate_limited")
 
     BASE = 0.5
     CAP = 30.0
@@ -226,7 +226,7 @@ class BackOffOnly:
         self._random = random
         self._closed_until = float("-inf")
         self._mark = float("-inf")
-        self._refusals = 0
+        self._rate_limited = 0
 
     @property
     def rate(self) -> float:
@@ -251,15 +251,17 @@ class BackOffOnly:
         """Nothing was counted."""
 
     def answered(self, sent_at: float, now: float) -> None:
-        if self._refusals and sent_at > self._mark:
-            self._refusals = 0
+        if self._rate_limited and sent_at > self._mark:
+            self._rate_limited = 0
 
     def refused(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if sent_at <= self._mark:
             return
         self._mark = now
-        self._refusals += 1
-        self._closed_until = now + self._random.uniform(0, min(self.CAP, self.BASE * 2.0 ** min(self._refusals, 60)))
+        self._rate_limited += 1
+        self._closed_until = now + self._random.uniform(
+            0, min(self.CAP, self.BASE * 2.0 ** min(self._rate_limited, 60))
+        )
 
     def rebase(self, now: float) -> None:
         self._closed_until = min(self._closed_until, now)

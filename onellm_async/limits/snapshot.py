@@ -131,7 +131,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         retry_after=gate.retry_at - now if gate.retry_at > now else None,
         trial_in=max(0.0, gate.probe_at - now) if gate.probing else None,
         answered=core.answers,
-        rate_limited=core.refusals,
+        rate_limited=core.rate_limited,
         unanswered=core.unanswered,
         timer_set=timer_set,
     )

@@ -197,11 +197,11 @@ def _trouble(report: Report, axis: _TimeAxis) -> Chart:
     return Chart(
         key="trouble",
         title="Refusals and retries",
-        summary=f"{count(figures.refusals)} refused by rate limit, which costs nothing; "
+        summary=f"{count(figures.rate_limited)} refused by rate limit, which costs nothing; "
         f"{count(figures.retries)} sent again after a failure.",
         x=axis.x,
         curves=(
-            Curve(label="refused", values=axis.column(lambda part: part.refusals), colour="amber"),
+            Curve(label="refused", values=axis.column(lambda part: part.rate_limited), colour="amber"),
             Curve(label="sent again", values=axis.column(lambda part: part.retries), colour="red"),
         ),
         marks=axis.marks,
@@ -210,7 +210,7 @@ def _trouble(report: Report, axis: _TimeAxis) -> Chart:
         table=axis.table(
             "Refusals and retries over time",
             ("Refused", "Sent again"),
-            lambda part: (count(part.refusals), count(part.retries)),
+            lambda part: (count(part.rate_limited), count(part.retries)),
         ),
     )
 

@@ -103,7 +103,7 @@ def figures(report: Report) -> tuple[Figure, ...]:
         ),
         Figure(
             label="Refused",
-            value=count(told.refusals),
+            value=count(told.rate_limited),
             beside=f"by rate limit, unbilled; {count(told.retries)} sent again after failures",
         ),
     )

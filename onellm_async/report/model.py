@@ -78,7 +78,7 @@ class Figures:
         budget: USD that may be spent; None without a budget.
         input_tokens: Tokens of the prompts.
         output_tokens: Tokens of the answers.
-        refusals: How often the rate limit refused a request; refusals are not billed.
+        rate_limited: How often a request was answered 429, which is not billed.
         retries: How often a request was sent again after a failure.
         possible: Prompts that the rate limit would have let through in the time of the sittings; None where the limit
             is not known.
@@ -97,7 +97,7 @@ class Figures:
     budget: float | None = None
     input_tokens: int = 0
     output_tokens: int = 0
-    refusals: int = 0
+    rate_limited: int = 0
     retries: int = 0
     possible: float | None = None
 
@@ -131,7 +131,7 @@ class TimeSlice:
         limit: Requests per minute that the limit allowed, declared or learned; None where it is not known.
         queued: Prompts waiting for admission at its end, by lane; empty where nobody looked.
         in_flight: Requests under way, on average; None where nobody looked.
-        refusals: Refusals by rate limit in it.
+        rate_limited: 429s in it.
         retries: Requests sent again in it.
         cost: USD spent from the start of the run to its end.
         input_tokens: Tokens of prompts from the start of the run to its end.
@@ -147,7 +147,7 @@ class TimeSlice:
     limit: float | None = None
     queued: Mapping[str, float] = field(factory=dict[str, float])
     in_flight: float | None = None
-    refusals: int = 0
+    rate_limited: int = 0
     retries: int = 0
     cost: float = 0.0
     input_tokens: int = 0

@@ -175,7 +175,7 @@ def _figures(
         budget=_number(budget.get("max_cost")),
         input_tokens=counts.input_tokens,
         output_tokens=counts.output_tokens,
-        refusals=max(counts.refusals, sum(part.refusals for part in slices)),
+        rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         retries=max(journal.retried(), sum(part.retries for part in slices)),
         possible=possible_answers(sittings, slices),
     )

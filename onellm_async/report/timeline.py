@@ -92,7 +92,7 @@ def _looked_into(parts: Sequence[TimeSlice], looks: Sequence[Look], declared: fl
             limit=now.limit,
             queued=now.queued,
             in_flight=sum(flying) / len(flying) if flying else now.in_flight,
-            refusals=max(0, now.refused - before.refused),
+            rate_limited=max(0, now.refused - before.refused),
             retries=max(0, now.repeated - before.repeated),
             cost=now.cost,
             input_tokens=now.input_tokens,

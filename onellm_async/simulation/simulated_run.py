@@ -11,7 +11,7 @@ from attrs import field, frozen
 from onellm_async.chat import ChatRequest, Usage
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import ConfigurationError
-from onellm_async.events import Answered, Event, Failed, Queued, Refused, Retrying, Sent
+from onellm_async.events import Answered, Event, Failed, Queued, RateLimited, Retrying, Sent
 from onellm_async.limits.policy import Limits
 from onellm_async.server.jobs import Completion, Job, ServerReply
 from onellm_async.server.service import Service
@@ -160,14 +160,14 @@ class _RunRecorder:
     def __call__(self, event: Event, /) -> None:
         self._waits[self._wait_reason()] += event.at - self._last_event_at
         self._last_event_at = event.at
-        if isinstance(event, Queued | Refused):
+        if isinstance(event, Queued | RateLimited):
             self._waiting.add(event.request)
         else:
             self._waiting.discard(event.request)
         if isinstance(event, Sent):
             self._in_flight[event.request] = event.at
             self._max_in_flight = max(self._max_in_flight, len(self._in_flight))
-        elif isinstance(event, Answered | Refused | Retrying | Failed):
+        elif isinstance(event, Answered | RateLimited | Retrying | Failed):
             self._end_attempt(event, self._in_flight.pop(event.request, event.at))
 
     def _wait_reason(self) -> WaitReason:
@@ -177,7 +177,7 @@ class _RunRecorder:
 
     def _end_attempt(self, event: Event, sent_at: float) -> None:
         self._in_flight_seconds += event.at - sent_at
-        if isinstance(event, Refused):
+        if isinstance(event, RateLimited):
             self._rate_limited_at.append(sent_at)
         elif isinstance(event, Answered | Failed):
             self._sent_at.append(sent_at)

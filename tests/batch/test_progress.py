@@ -2,7 +2,7 @@ import pytest
 
 from onellm_async import APIConnectionError
 from onellm_async.batch import Counts, Row, State, Tally
-from onellm_async.events import Answered, Failed, Granted, Queued, Refused, Retrying, Sent
+from onellm_async.events import Answered, Failed, Granted, Queued, RateLimited, Retrying, Sent
 
 ERROR = APIConnectionError("reset")
 
@@ -45,14 +45,14 @@ def test_events_tell_what_is_in_flight_refused_and_retried():
     for number in (1, 2, 3, 4):
         tally(Sent(number, "m", 0.0, 1))
     assert tally.snapshot(0.0).in_flight == 4
-    tally(Refused(1, "m", 0.0, None))
+    tally(RateLimited(1, "m", 0.0, None))
     tally(Retrying(2, "m", 0.0, 1, 0.5, ERROR))
     tally(Answered(3, "m", 0.0, 1, 1.0, 1, 1, None))
     tally(Failed(4, "m", 0.0, 1, 1.0, ERROR))
     tally(Failed(5, "m", 0.0, 0, 1.0, ERROR))
     now = tally.snapshot(0.0)
 
-    assert (now.in_flight, now.refusals, now.retries) == (0, 1, 1)
+    assert (now.in_flight, now.rate_limited, now.retries) == (0, 1, 1)
 
 
 def test_the_rate_is_that_of_the_last_minute():

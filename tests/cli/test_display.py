@@ -19,7 +19,7 @@ def progress(**changes):
         "bad_lines": 0,
         "total": 2000,
         "in_flight": 12,
-        "refusals": 3,
+        "rate_limited": 3,
         "retries": 4,
         "input_tokens": 1240,
         "output_tokens": 3001,

@@ -161,7 +161,7 @@ async def test_answers_that_were_cut_off_filtered_or_are_empty_are_told_everywhe
 
 def found(**changes):
     counts = {
-        "answered": 4, "failed": 1, "sent": 5, "reused": 0, "possibly_billed": 3, "refusals": 0, "cost": 0.4,
+        "answered": 4, "failed": 1, "sent": 5, "reused": 0, "possibly_billed": 3, "rate_limited": 0, "cost": 0.4,
         "unpriced": 0, "input_tokens": 1, "output_tokens": 2, "at_risk": 0.0, "at_risk_tokens": 0,
     }  # fmt: skip
     usual = {

@@ -71,7 +71,7 @@ async def sit(transport, prompts, budget, path, random, *, concurrency, until_th
     """One sitting; one that is not until the end is told to stop, or cancelled, at a random moment."""
     limits, retry = (
         Limits.unlimited(max_concurrency=concurrency),
-        RetryPolicy(backoff_cap=0.002, budget=1000, breaker_failures=0),
+        RetryPolicy(backoff_cap=0.002, retry_budget=1000, breaker_failures=0),
     )
     stop = asyncio.Event()
     client = AsyncOneLLM(transport=transport, limits=limits, retry=retry)

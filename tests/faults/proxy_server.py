@@ -17,7 +17,7 @@ class ProxyServer:
     """
 
     def __init__(self, *refusals: str, always: str | None = None, tls: ssl.SSLContext | None = None) -> None:
-        self._refusals = list(refusals)
+        self._rate_limited = list(refusals)
         self._always = always
         self._tls = tls
         self._handlers: set[asyncio.Task[None]] = set()
@@ -71,7 +71,7 @@ class ProxyServer:
         self.requests.append((line, headers))
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.seen += body
-        refusal = self._refusals.pop(0) if self._refusals else self._always
+        refusal = self._rate_limited.pop(0) if self._rate_limited else self._always
         if refusal == "hang up":
             return False
         if refusal == "hang":

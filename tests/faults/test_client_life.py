@@ -30,7 +30,7 @@ from onellm_async import (
     RetryPolicy,
     Timeout,
 )
-from onellm_async.events import Answered, Event, Failed, Granted, Queued, Refused, Retrying, Sent
+from onellm_async.events import Answered, Event, Failed, Granted, Queued, RateLimited, Retrying, Sent
 
 
 def client_at(url: str, **options) -> AsyncOneLLM:
@@ -296,7 +296,7 @@ async def test_refusals_by_rate_limit_are_no_attempts_and_end_in_an_answer() -> 
     async with FaultServer(refusal, refusal, answers()) as server:
         async with client_at(server.url, random=Random(3)) as client:
             response = await client.chat("x", model="GPT-5")
-        assert (response.attempts, response.refusals, response.possibly_billed) == (1, 2, 0)
+        assert (response.attempts, response.rate_limited, response.possibly_billed) == (1, 2, 0)
         assert server.posts == 3
 
 
@@ -310,7 +310,7 @@ async def test_hooks_hear_the_whole_story_in_order() -> None:
                 await client.chat("y", model="GPT-5-Mini")
     story = [type(event) for event in seen]
     assert story == [
-        *(Queued, Granted, Sent, Refused),
+        *(Queued, Granted, Sent, RateLimited),
         *(Queued, Granted, Sent, Retrying),
         *(Queued, Granted, Sent, Answered),
         *(Queued, Granted, Sent, Failed),

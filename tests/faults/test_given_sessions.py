@@ -198,7 +198,7 @@ async def test_a_session_with_any_settings_keeps_what_a_status_means(name: str) 
     async with FaultServer(*script) as server, session_with(settings) as session:
         async with client_at(server.url, session, random=Random(3)) as client:
             response = await client.chat("x", model="GPT-5")
-            assert (response.attempts, response.refusals, response.possibly_billed) == (1, 1, 0)
+            assert (response.attempts, response.rate_limited, response.possibly_billed) == (1, 1, 0)
             assert server.posts == 2
         async with client_at(server.url, session) as client:
             with pytest.raises(AuthenticationError, match="401 no") as caught:

@@ -39,7 +39,7 @@ async def run(server: LocalServer, dialect: Dialect, policy: RetryPolicy) -> lis
 @pytest.mark.parametrize("ambiguous", ["retry", "once", "never"])
 @pytest.mark.parametrize("dialect", list(Dialect))
 async def test_whatever_was_billed_is_answered_or_told(seed: int, ambiguous: str, dialect: Dialect) -> None:
-    policy = RetryPolicy(ambiguous=ambiguous, backoff_base=0.0, budget=1e6, breaker_failures=0)  # type: ignore[arg-type]
+    policy = RetryPolicy(ambiguous=ambiguous, backoff_base=0.0, retry_budget=1e6, breaker_failures=0)  # type: ignore[arg-type]
     async with ill_server(seed, dialect, share=0.08) as server:
         ends = await run(server, dialect, policy)
         ledger = server.ledger
@@ -67,7 +67,7 @@ async def test_whatever_was_billed_is_answered_or_told(seed: int, ambiguous: str
 
 
 async def test_when_faults_are_few_all_is_answered() -> None:
-    policy = RetryPolicy(backoff_base=0.0, budget=1e6, breaker_failures=0)
+    policy = RetryPolicy(backoff_base=0.0, retry_budget=1e6, breaker_failures=0)
     async with ill_server(7, Dialect.DOCUMENTED, share=0.01) as server:
         ends = await run(server, Dialect.DOCUMENTED, policy)
     assert all(isinstance(end, ChatResponse) for end in ends)

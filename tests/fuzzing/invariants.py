@@ -25,7 +25,7 @@ from itertools import islice
 
 from attrs import frozen
 
-from onellm_async.events import Granted, Refused, Retrying, Sent
+from onellm_async.events import Granted, RateLimited, Retrying, Sent
 from onellm_async.failure_kinds import RULES
 from tests.fuzzing.queue_waits import QueueWait, queue_waits
 from tests.fuzzing.trace import (
@@ -187,7 +187,7 @@ def deadlines_and_retry_after_are_kept(trace: Trace) -> Iterator[Finding]:
         match event:
             case Retuned():
                 limits = event.limits
-            case Refused(retry_after=float() | int() as seconds) if seconds > rounded:
+            case RateLimited(retry_after=float() | int() as seconds) if seconds > rounded:
                 open_from, received_at = max(open_from, event.at + min(seconds, _MAX_RETRY_AFTER)), event.at
             case Sent():
                 if open_from > event.at + RESOLUTION and event.at > received_at + RESOLUTION:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from attrs import define
 
-from onellm_async.events import Event, Failed, Granted, Queued, Refused, Retrying
+from onellm_async.events import Event, Failed, Granted, Queued, RateLimited, Retrying
 from tests.fuzzing.trace import Cancelled
 
 
@@ -44,7 +44,7 @@ def queue_waits(events: Iterable[Event]) -> list[QueueWait]:
             case Granted() if event.request in current:
                 wait = granted[event.request] = current.pop(event.request)
                 wait.until = wait.granted_at = event.at
-            case Refused() | Retrying() if event.request in granted:
+            case RateLimited() | Retrying() if event.request in granted:
                 kept_places[event.request] = granted[event.request].place
             case Failed() | Cancelled() if event.request in current:
                 current.pop(event.request).until = event.at

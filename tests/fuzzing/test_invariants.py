@@ -5,7 +5,7 @@ from attrs import evolve
 
 from onellm_async.chat import ChatOutcome, ChatResponse
 from onellm_async.errors import APIConnectionError
-from onellm_async.events import Granted, Queued, Refused, Retrying, Sent
+from onellm_async.events import Granted, Queued, RateLimited, Retrying, Sent
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
@@ -82,7 +82,7 @@ BROKEN = {
             queued(1, 0.0),
             *attempt(1, 0.0),
             queued(2, 0.1),
-            Refused(1, "m", 0.2, None),
+            RateLimited(1, "m", 0.2, None),
             queued(1, 0.2),
             *attempt(2, 5.0),
             *attempt(1, 9.0),
@@ -90,7 +90,7 @@ BROKEN = {
     ),
     "time that passes for nothing": (5, trace(missed_wakeups=[Finding(1.0, "1 s pass")])),
     "a cancelled request that goes on": (6, trace(Cancelled(1, "", 0.0, queued=True), *attempt(1, 1.0))),
-    "a send within Retry-After": (7, trace(Refused(1, "m", 0.0, 30.0), *attempt(2, 29.0))),
+    "a send within Retry-After": (7, trace(RateLimited(1, "m", 0.0, 30.0), *attempt(2, 29.0))),
     "a send after the deadline": (7, trace(*attempt(1, 5.0), deadlines={1: 4.0})),
     "one attempt too many": (8, trace(Retrying(1, "m", 0.0, 2, 0.1, failure()))),
     "an unreported bill": (

@@ -1,6 +1,6 @@
 """A second account of a client's tokens, kept from what can be observed of its requests. Pure."""
 
-from onellm_async.events import Answered, Event, Queued, Refused
+from onellm_async.events import Answered, Event, Queued, RateLimited
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.policy import Limits
@@ -64,7 +64,7 @@ class TokenAccount:
                 self._take(request, event)
             case Answered(request=request):
                 self._settle(event)
-            case Refused(request=request) | ResponseReceived(request=request, arrived=False):
+            case RateLimited(request=request) | ResponseReceived(request=request, arrived=False):
                 self._give_back(self._taken.get(request, 0.0), event.at)
             case Retuned():
                 self._retune(event.limits, event.at)

@@ -79,7 +79,7 @@ def steady() -> Report:
             limit=60,
             in_flight=1,
             cost=0.05 + (0 if sitting else at / 1200),
-            refusals=0,
+            rate_limited=0,
         )
         for sitting in (0, 1)
         for at in range(0, 60, 10)

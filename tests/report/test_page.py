@@ -182,7 +182,7 @@ def test_the_page_of_the_longest_run_stays_below_400_kilobytes() -> None:
             limit=12_345.678,
             queued=lanes,
             in_flight=1234.5678,
-            refusals=12_345,
+            rate_limited=12_345,
             retries=12_345,
             cost=12_345.678 + at,
             input_tokens=123_456_789,

@@ -30,7 +30,7 @@ async def test_the_counts_are_those_of_both_sittings(resumed: Report) -> None:
     assert figures.cost == pytest.approx(200 * 0.0002)
     assert (figures.input_tokens, figures.output_tokens) == (10_000, 20_000)
     assert figures.budget == 0.05
-    assert figures.refusals == 4
+    assert figures.rate_limited == 4
 
 
 async def test_what_was_under_way_at_the_kill_stays_possibly_billed_with_its_money(resumed: Report) -> None:
@@ -62,7 +62,7 @@ async def test_every_outcome_is_in_the_slice_of_its_time(resumed: Report) -> Non
 async def test_queue_limit_refusals_and_money_are_those_of_the_samples(resumed: Report) -> None:
     first = resumed.slices[0]
     assert (first.queued, first.in_flight, first.limit) == ({"batch": 162}, 2, 40)
-    assert sum(part.refusals for part in resumed.slices if part.sitting == 0) == 1
+    assert sum(part.rate_limited for part in resumed.slices if part.sitting == 0) == 1
     assert sum(part.retries for part in resumed.slices) == 1
     costs = [part.cost for part in resumed.slices]
     assert all(later >= earlier - 1e-12 for earlier, later in pairwise(costs))

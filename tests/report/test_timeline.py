@@ -82,7 +82,7 @@ def test_counters_that_begin_anew_with_a_sitting_are_told_as_what_was_added() ->
         Look(at=T + 599, refused=2, repeated=5),
     ]
     slices = slices_of(sittings, looks, [])
-    assert {part.start: part.refusals for part in slices if part.refusals} == {0: 1, 10: 3, 100: 2}
+    assert {part.start: part.rate_limited for part in slices if part.rate_limited} == {0: 1, 10: 3, 100: 2}
     assert {part.start: part.retries for part in slices if part.retries} == {10: 2, 100: 1, 198: 4}
 
 

@@ -71,7 +71,7 @@ def with_context(error: OneLLMError) -> OneLLMError:
     error.elapsed = 1.25
     if isinstance(error, APIError):
         error.possibly_billed = 2
-        error.given_up = "after 3 attempts"
+        error.stop_reason = "after 3 attempts"
     if isinstance(error, RateLimitError | InternalServerError):
         error.retry_after = 7.0
     return error

@@ -194,7 +194,7 @@ def test_the_budget_pays_one_for_a_repeat_and_earns_a_tenth_for_an_answer() -> N
 
 
 def test_a_budget_of_none_allows_no_repeat() -> None:
-    budget = RetryBudget(RetryPolicy(budget=0))
+    budget = RetryBudget(RetryPolicy(retry_budget=0))
     budget.earn()
     assert budget.remaining == 0
 
@@ -365,8 +365,8 @@ BAD_POLICIES = {
     "ambiguous": ["", "always", None, [], {}, 1],
     "backoff_base": [-0.1, float("nan"), float("inf"), None, "1", 10**400],
     "backoff_cap": [-0.1, float("nan"), float("inf"), None],
-    "budget": [-1, float("nan"), float("inf"), None],
-    "budget_refill": [-1, float("nan"), None],
+    "retry_budget": [-1, float("nan"), float("inf"), None],
+    "retry_budget_refill": [-1, float("nan"), None],
     "breaker_failures": [-1, 1.5, None, True],
     "breaker_wait": [0, -1, float("nan"), float("inf"), None],
     "max_outage": [0, -1, float("nan"), float("inf"), "1"],
@@ -390,7 +390,7 @@ def test_a_policy_takes_keywords_only_and_is_frozen() -> None:
     with pytest.raises(TypeError):
         RetryPolicy(3)  # type: ignore[misc]
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        RetryPolicy().budget = 5  # type: ignore[misc]
+        RetryPolicy().retry_budget = 5  # type: ignore[misc]
 
 
 @given(st.sampled_from([500, 502, 503]), st.integers(0, 3), st.integers(0, 3))

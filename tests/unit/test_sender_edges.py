@@ -167,7 +167,7 @@ async def test_no_repeat_starts_after_the_deadline(seed: int) -> None:
 
 async def test_the_budget_of_a_client_ends_a_storm() -> None:
     transport = Scripted(replies(503))
-    retry = RetryPolicy(budget=3, breaker_failures=0, backoff_base=0.1)
+    retry = RetryPolicy(retry_budget=3, breaker_failures=0, backoff_base=0.1)
     async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=retry) as client:
         ends = await asyncio.gather(*(client.chat("x", model="GPT-5") for _ in range(50)), return_exceptions=True)
     assert all(isinstance(end, OneLLMError) for end in ends)

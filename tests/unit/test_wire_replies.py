@@ -807,7 +807,7 @@ def test_a_response_goes_into_json_with_what_the_client_added() -> None:
         "cost": None,
         "extra": {"id": 1},
         "attempts": 2,
-        "refusals": 0,
+        "rate_limited": 0,
         "possibly_billed": 0,
     }
     assert "extra" not in response_to_body(ChatResponse("x"))

@@ -36,7 +36,7 @@ def test_a_recorded_reply_is_understood(case: Path) -> None:
         seen["cost"] = pytest.approx(seen["cost"]) if seen["cost"] is not None else None
         if "score" in seen["extra"]:
             seen["extra"] = {**seen["extra"], "score": str(seen["extra"]["score"])}
-        assert seen == {**expected["response"], "attempts": 1, "refusals": 0, "possibly_billed": 0}
+        assert seen == {**expected["response"], "attempts": 1, "rate_limited": 0, "possibly_billed": 0}
 
 
 def assert_error(error: APIError, expected: dict[str, object], body: bytes) -> None:

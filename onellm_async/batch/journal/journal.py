@@ -156,7 +156,7 @@ class Journal:
                 settled.at,
                 settled.attempts,
                 settled.possibly_billed,
-                settled.refusals,
+                settled.rate_limited,
                 bind_number(settled.cost),
                 bind_number(settled.input_tokens),
                 bind_number(settled.output_tokens),

@@ -75,7 +75,7 @@ class Settled:
     at: float
     attempts: int
     possibly_billed: int
-    refusals: int
+    rate_limited: int
     cost: float | None
     input_tokens: int | None
     output_tokens: int | None
@@ -105,7 +105,7 @@ class Row(NamedTuple):
     state: State
     attempts: int
     possibly_billed: int
-    refusals: int
+    rate_limited: int
     reserved: float | None
     reserved_tokens: int | None
     cost: float | None
@@ -144,7 +144,7 @@ class Counts:
     sent: int = 0
     reused: int = 0
     possibly_billed: int = 0
-    refusals: int = 0
+    rate_limited: int = 0
     cost: float = 0.0
     unpriced: int = 0
     input_tokens: int = 0
