@@ -54,7 +54,7 @@ CONTENDERS = (
         {"call": "gather_chats", "limits": {"requests_per_minute": _PER_MINUTE, "burst": SCENE.burst}},
     ),
     Contender(
-        "onellm-async, limit not known", "onellm", {"call": "gather_chats", "limits": {"requests_per_minute": None}}
+        "onellm-async, limit not known", "onellm", {"call": "gather_chats", "limits": {"requests_per_minute": "auto"}}
     ),
     Contender(
         "async-batch-llm, limit declared, pause of 1 s",

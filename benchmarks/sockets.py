@@ -62,7 +62,7 @@ class Setting:
         """What the client is told."""
         if self.declared:
             return {"requests_per_minute": self.pace.rate * 60, "burst": BURST}
-        return {"requests_per_minute": None}
+        return {"requests_per_minute": "auto"}
 
 
 def _refused(root: str) -> int:

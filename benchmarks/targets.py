@@ -35,7 +35,7 @@ from onellm_async.simulation import (
 RATE = 40 / 60
 CHANGE_AT = 300.0
 LATENCY = 6.0
-UNDECLARED = Limits(requests_per_minute=None)
+UNDECLARED = Limits(requests_per_minute="auto")
 _HURRIED = "GPT-5-Mini"
 
 

@@ -49,7 +49,7 @@ async def _rate_found() -> dict[str, Any]:
     for at, rate in CHANGES[1:]:
         loop.call_at(at, service.retune, rate, at)
     transport = ServiceTransport(service, "key", random=Random(1))
-    limits = Limits(requests_per_minute=None)
+    limits = Limits(requests_per_minute="auto")
     async with AsyncOneLLM(transport=transport, limits=limits, hooks=(watch,), random=Random(1)) as client:
         asking = asyncio.create_task(_endless(client))
         rates = []
@@ -95,7 +95,7 @@ async def _lanes() -> dict[str, Any]:
 
 def _noticed(probe_every: int, seed: int, at: float) -> tuple[float, float]:
     """Seconds until a doubled limit is used, and refused sends per prompt while nothing changes."""
-    limits = Limits(requests_per_minute=None, probe_every=probe_every)
+    limits = Limits(requests_per_minute="auto", probe_every=probe_every)
     doubled = simulate(Scenario(prompts=2000, limits=limits, changes=[LimitChange(at, 80)], seed=seed))
     steady = simulate(Scenario(prompts=2000, limits=limits, seed=seed))
     return seconds_until_back(doubled, 80, at), steady.rate_limited_share

@@ -40,7 +40,7 @@ class LiveControl:
 
                 path = Path("rate.json")
                 state = RateState.from_dict(json.loads(path.read_text())) if path.exists() else None
-                async with AsyncOneLLM(limits=Limits(requests_per_minute=None), rate_state=state) as client:
+                async with AsyncOneLLM(limits=Limits(requests_per_minute="auto"), rate_state=state) as client:
                     ...
                     if (learned := client.rate_state) is not None:
                         path.write_text(json.dumps(learned.to_dict()))

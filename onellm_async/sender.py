@@ -502,7 +502,7 @@ class Sender:
 
     def _record_failure(self, failure: OneLLMError) -> None:
         self._last_failure, self._loop = failure, asyncio.get_running_loop()
-        rate = self._limiter.limits.requests_per_minute
+        rate = self._limiter.limits.declared_rate
         self._outage.record_failure(self._limiter.time(), 60 / rate if rate else 0.0)
         if self._outage_timer is None:
             self._watch_outage()

@@ -19,7 +19,7 @@ _LOCAL_KEY = "local"
 _LOCAL_LATENCY = 0.25
 """Median seconds of an answer with --local."""
 _HIDDEN_RATE = 2400.0
-"""What there is to be found out with --local --rpm auto."""
+"""Requests per minute of the server, to be discovered with ``--local --rpm auto``."""
 
 if TYPE_CHECKING:
     from onellm_async.server import LocalServer
@@ -62,7 +62,7 @@ def _local_server(connecting: Connecting) -> "LocalServer":
     return LocalServer(
         ServerSettings(
             dialect=connecting.dialect_name,
-            requests_per_minute=_HIDDEN_RATE if rate is None else rate,
+            requests_per_minute=_HIDDEN_RATE if rate == "auto" else rate,
             burst=connecting.burst_size,
             faults=Faults(latency=_LOCAL_LATENCY, latency_sigma=0.5),
         )

@@ -49,7 +49,7 @@ class Limiting:
 
     rpm: Annotated[
         Rate | None,
-        Parameter(help="Requests per minute of your key; `auto` finds it out. [default: 40; 2400 for a --local run]"),
+        Parameter(help="Requests per minute of your key; `auto` discovers it. [default: 40; 2400 for a --local run]"),
     ] = None
     burst: Annotated[
         int | None,
@@ -59,9 +59,9 @@ class Limiting:
     concurrency: Annotated[int, Parameter(help="Requests under way at once.")] = 48
 
     @property
-    def requests_per_minute(self) -> float | None:
-        """The rate to keep to; None when it is to be found out."""
-        return None if self.rpm == "auto" else 40.0 if self.rpm is None else self.rpm
+    def requests_per_minute(self) -> Rate:
+        """Requests per minute, or ``"auto"`` to discover the rate."""
+        return 40.0 if self.rpm is None else self.rpm
 
     @property
     def burst_size(self) -> int:
@@ -69,7 +69,7 @@ class Limiting:
         if self.burst is not None:
             return self.burst
         rate = self.requests_per_minute
-        return 40 if rate is None else max(1, min(40, int(rate)))
+        return 40 if rate == "auto" else max(1, min(40, int(rate)))
 
 
 @Parameter(name="*", group=_CONNECTING)
@@ -165,7 +165,7 @@ class Connecting(Limiting):
         return found
 
     @property
-    def requests_per_minute(self) -> float | None:
+    def requests_per_minute(self) -> Rate:
         """The rate to keep to; None when it is to be found out."""
         return 2400.0 if self.local and self.rpm is None else super().requests_per_minute
 

@@ -115,7 +115,11 @@ def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, Expect
         tokens_per_minute=limiting.tpm,
     )
     service = ExpectedService(
-        requests_per_minute=next((given for given in (expecting.service_rpm, rate) if given is not None), 40.0),
+        requests_per_minute=expecting.service_rpm
+        if expecting.service_rpm is not None
+        else 40.0
+        if rate == "auto"
+        else rate,
         burst=limiting.burst_size,
         latency=expecting.latency,
         latency_sigma=expecting.latency_sigma,

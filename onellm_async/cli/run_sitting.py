@@ -153,7 +153,7 @@ class Sitting:
 
     def _new_tally(self) -> Tally:
         rate = self._connecting.requests_per_minute
-        return Tally(monotonic(), ceiling=None if rate is None else rate / 60)
+        return Tally(monotonic(), ceiling=None if rate == "auto" else rate / 60)
 
     def _hear(self, event: Event) -> None:
         self._tally(event)

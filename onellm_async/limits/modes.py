@@ -19,7 +19,7 @@ def rate_control(limits: Limits, now: float, random: Random, state: RateState | 
         random: Where jitter comes from.
         state: What an earlier control learned; None starts from the declaration, or blind.
     """
-    declared = limits.requests_per_minute
+    declared = limits.declared_rate
     if limits.mode == "unlimited":
         return BackOffOnly(random)
     if limits.mode == "discover" or declared is None:
@@ -44,11 +44,11 @@ def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, rando
     """
     if _declaration(before) == _declaration(limits):
         return rate
-    declared = limits.requests_per_minute
+    declared = limits.declared_rate
     if isinstance(rate, DeclaredRate) and limits.mode in {"correct", "off"} and declared is not None:
         rate.retune(declared / 60, limits.burst, now, strict=limits.mode == "off")
         return rate
-    stands = limits.mode == "discover" and before.requests_per_minute == declared
+    stands = limits.mode == "discover" and before.requests_per_minute == limits.requests_per_minute
     control = rate_control(limits, now, random, rate.state if stands else None)
     if isinstance(control, DeclaredRate) and rate.time_until(1, now) > 0:
         control.drain(now)
@@ -58,5 +58,5 @@ def retuned(rate: RateControl, before: Limits, limits: Limits, now: float, rando
 def _declaration(limits: Limits) -> tuple[object, ...]:
     """All that a rate control is made from."""
     probe_every = limits.probe_every if limits.mode == "discover" else None
-    burst = limits.burst if limits.requests_per_minute is not None else None
+    burst = limits.burst if limits.declared_rate is not None else None
     return limits.mode, limits.requests_per_minute, burst, probe_every

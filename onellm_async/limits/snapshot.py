@@ -95,7 +95,7 @@ def unused(limits: Limits, *, paused: bool = False) -> Snapshot:
         max_concurrency=limits.max_concurrency,
         concurrency=limits.max_concurrency,
         mode=limits.mode,
-        declared_rate=limits.requests_per_minute,
+        declared_rate=limits.declared_rate,
         tokens_per_minute=limits.tokens_per_minute,
         paused=paused,
     )
@@ -106,7 +106,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
     limits, gate, rate = core.limits, core.gate, core.rate
     limited = limits.mode != "unlimited"
     learned = rate.state
-    declared_burst = limits.burst if limits.requests_per_minute is not None else None
+    declared_burst = limits.burst if limits.declared_rate is not None else None
     wake = core.next_wake(now)
     nobody = dict.fromkeys(LANES, 0.0)
     return Snapshot(
@@ -121,7 +121,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         max_concurrency=limits.max_concurrency,
         concurrency=core.concurrency,
         mode=limits.mode,
-        declared_rate=limits.requests_per_minute,
+        declared_rate=limits.declared_rate,
         rate=rate.rate * 60 if limited else None,
         confidence=rate.confidence if limited else None,
         burst=declared_burst if learned is None else learned.burst,

@@ -188,7 +188,7 @@ def _warm_up(workload: Workload, limits: Limits, service: ExpectedService) -> in
     if limits.tokens_per_minute is not None:
         # The token bucket is full at the start, and refilled while it empties: count it twice.
         warm_up += ceil(2 * limits.tokens_per_minute / _mean_tokens(workload))
-    return warm_up + (_DISCOVERY if limits.requests_per_minute is None else 0)
+    return warm_up + (_DISCOVERY if limits.requests_per_minute == "auto" else 0)
 
 
 def _bottleneck_shares(runs: Sequence[SimulatedRun], scarcer: PlanBottleneck) -> dict[PlanBottleneck, float]:
@@ -205,7 +205,7 @@ def _scarcer_limit(workload: Workload, limits: Limits, service: ExpectedService)
     """Which limit per minute, of requests or of tokens, allows fewer requests in the long run."""
     if limits.tokens_per_minute is None:
         return "rate"
-    requests = min(service.requests_per_minute, limits.requests_per_minute or service.requests_per_minute)
+    requests = min(service.requests_per_minute, limits.declared_rate or service.requests_per_minute)
     return "tokens" if limits.tokens_per_minute / _mean_tokens(workload) < requests else "rate"
 
 
@@ -246,15 +246,20 @@ def _more_of(
         tokens = 2 * (limits.tokens_per_minute or 0.0)
         return "tokens_per_minute", tokens, evolve(limits, tokens_per_minute=tokens), service
     rate = 2 * service.requests_per_minute
-    declared = None if limits.requests_per_minute is None else 2 * limits.requests_per_minute
+    declared = None if limits.declared_rate is None else 2 * limits.declared_rate
     more_service = evolve(service, requests_per_minute=rate)
-    return "requests_per_minute", declared or rate, evolve(limits, requests_per_minute=declared), more_service
+    return (
+        "requests_per_minute",
+        declared or rate,
+        evolve(limits, requests_per_minute=declared or limits.requests_per_minute),
+        more_service,
+    )
 
 
 def _slots_for_rate(limits: Limits, service: ExpectedService) -> int:
     """Slots for the full rate by Little's law, and a quarter more for its variation."""
     mean_latency = service.latency * exp(service.latency_sigma**2 / 2)
-    rate = min(service.requests_per_minute, limits.requests_per_minute or service.requests_per_minute) / 60
+    rate = min(service.requests_per_minute, limits.declared_rate or service.requests_per_minute) / 60
     return max(limits.max_concurrency + 1, 8 * ceil(1.25 * rate * mean_latency / 8))
 
 

@@ -158,7 +158,7 @@ class Scenario:
 
     prompts: int = 400
     clients: int = 1
-    limits: Limits = field(factory=lambda: Limits(requests_per_minute=None))
+    limits: Limits = field(factory=lambda: Limits(requests_per_minute="auto"))
     requests_per_minute: float = 40.0
     burst: int = 40
     initial_level: float | None = None

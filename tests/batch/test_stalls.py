@@ -37,7 +37,7 @@ def test_a_producer_that_is_slow_is_no_stall():
 
 def test_the_own_declared_limits_are_no_stall():
     by_rate = run(["a", "b", "c"], answered, limits=Limits(requests_per_minute=1, burst=1), health=SOON)
-    by_tokens = run(["a", "b", "c"], answered, limits=Limits(requests_per_minute=None, rate_limited=False,
+    by_tokens = run(["a", "b", "c"], answered, limits=Limits(requests_per_minute=None,
                                                              tokens_per_minute=60), health=SOON)  # fmt: skip
     assert by_rate.report.complete
     assert by_rate.seconds > 100

@@ -90,7 +90,7 @@ def _other_limits(random: Random, limits: Limits, scenario: Scenario) -> Limits:
     if change in {"mode", "all"}:
         modes: list[Literal["discover", "correct", "off"]] = ["discover", "correct", "off"]
         mode = random.choice(modes)
-        declared = limits.requests_per_minute or scenario.requests_per_minute
+        declared = limits.declared_rate or scenario.requests_per_minute
         limits = evolve(limits, adaptive=mode, requests_per_minute=declared)
     if change in {"rate", "all"}:
         factor = random.choice((1.0, log_uniform(random, 0.4, 2.5)))

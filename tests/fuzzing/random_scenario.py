@@ -84,7 +84,7 @@ def _limits(random: Random, rate: float, burst: int) -> Limits:
     slots = round(log_uniform(random, 1, 200))
     declaration = random.choice(("truth", "truth", "nothing", "nothing", "untruth"))
     if declaration == "nothing":
-        return Limits(slots, None)
+        return Limits(slots, "auto")
     if declaration == "truth":
         return Limits(slots, rate * 60, burst)
     factor = log_uniform(random, 0.5, 2)

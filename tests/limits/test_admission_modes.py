@@ -28,11 +28,12 @@ def disappoint(rate, now=0.0, times=50):
     ("limits", "mode"),
     [
         (Limits(), "correct"),
-        (Limits(requests_per_minute=None), "discover"),
+        (Limits(requests_per_minute="auto"), "discover"),
         (Limits(adaptive="discover"), "discover"),
         (Limits(adaptive="correct"), "correct"),
         (Limits(adaptive="off"), "off"),
         (Limits.unlimited(), "unlimited"),
+        (Limits(requests_per_minute=None), "unlimited"),
     ],
     ids=str,
 )
@@ -45,13 +46,18 @@ def test_auto_discovers_what_is_not_declared_and_corrects_what_is(limits, mode):
     [
         ({"adaptive": "on"}, "Limits.adaptive is 'on'; it must be 'auto', 'discover', 'correct' or 'off'"),
         ({"adaptive": None}, "Limits.adaptive is None"),
-        ({"adaptive": "correct", "requests_per_minute": None}, "Limits.adaptive is 'correct'; that needs a declared"),
-        ({"adaptive": "off", "requests_per_minute": None}, "Limits.adaptive is 'off'; that needs a declared rate"),
-        ({"rate_limited": False}, "Limits.requests_per_minute is 40.0; without a limit by rate"),
+        ({"adaptive": "correct", "requests_per_minute": "auto"}, "Limits.adaptive is 'correct'; that needs a declared"),
+        ({"adaptive": "off", "requests_per_minute": "auto"}, "Limits.adaptive is 'off'; that needs a declared rate"),
         (
-            {"rate_limited": False, "requests_per_minute": None, "adaptive": "discover"},
-            "Limits.adaptive is 'discover'; without a limit by rate there is none to adapt",
+            {"requests_per_minute": None, "adaptive": "discover"},
+            "Limits.adaptive is 'discover'; requests_per_minute is None, so there is no rate to adapt",
         ),
+        ({"requests_per_minute": None, "adaptive": "correct"}, "so there is no rate to adapt"),
+        (
+            {"requests_per_minute": "fast"},
+            "Limits.requests_per_minute is 'fast'; it must be a finite number above 0, 'auto'",
+        ),
+        ({"requests_per_minute": 0}, "Limits.requests_per_minute is 0; it must be a finite number above 0"),
         ({"probe_every": 0}, "Limits.probe_every is 0; it must be an integer of at least 1"),
         ({"probe_every": 2.5}, "Limits.probe_every is 2.5"),
     ],

@@ -129,7 +129,7 @@ def wait(slots, number, **options):
 TOLD_TO_WAIT = r"The deadline is 5\.0 s away, but the service asked to wait 60\.0 s \(Retry-After\)\."
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute=None), Limits.unlimited(4)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute="auto"), Limits.unlimited(4)])
 async def test_a_retry_after_beyond_the_deadline_is_not_waited_for(limits):
     async with AsyncOneLLM(transport=Refusing(60), limits=limits) as client:
         with pytest.raises(DeadlineExceededError, match=TOLD_TO_WAIT):

@@ -248,7 +248,7 @@ async def test_a_rate_can_be_discovered_from_now_on_and_dropped_again():
     (await slots.acquire()).answered()
     tasks = wait(slots, 3)
     await asyncio.sleep(0)
-    slots.retune(Limits(requests_per_minute=None))
+    slots.retune(Limits(requests_per_minute="auto"))
     await asyncio.sleep(1)
     assert gone(tasks) == 3
     await finish(slots, tasks)
@@ -338,9 +338,9 @@ async def test_a_declared_bucket_keeps_its_level_when_it_is_declared_anew():
 
 async def test_what_was_found_out_stays_known_when_only_the_tests_of_it_become_rarer():
     found = RateState(rate=2.0, burst=10, low=1.9, high=2.1)
-    held = Limiter(Limits(requests_per_minute=None), random=Random(1), state=found)
+    held = Limiter(Limits(requests_per_minute="auto"), random=Random(1), state=found)
     (await held.acquire()).answered()
-    held.retune(Limits(requests_per_minute=None, probe_every=50))
+    held.retune(Limits(requests_per_minute="auto", probe_every=50))
     assert held.snapshot().rate == 120
     held.retune(Limits(requests_per_minute=60, burst=5))
     assert held.snapshot().rate == 60

@@ -42,7 +42,7 @@ def at_once(core, now, number):
     return len(core.dispatch(now))
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute=None)], ids=["declared", "found out"])
+@pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute="auto")], ids=["declared", "found out"])
 def test_a_few_interactive_requests_leave_at_once_although_a_batch_takes_all_it_may(limits):
     core, _, _ = saturated(limits, visitors_from=100.0)
     assert at_once(core, 600.0, 5) >= 3

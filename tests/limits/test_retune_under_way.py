@@ -32,7 +32,7 @@ def test_tokens_of_a_request_that_left_without_a_limit_of_tokens_are_not_given_b
 @pytest.mark.parametrize(
     "later",
     [
-        Limits(requests_per_minute=None),
+        Limits(requests_per_minute="auto"),
         Limits(adaptive="discover"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_request_from_before_the_search_that_never_arrived_does_not_stop_it():
     core = admission(Limits(requests_per_minute=100))
     early, ticket = Ticket("batch"), Ticket("batch")
     assert core.try_enter(early, 0.0)
-    go_on_with(core, Limits(requests_per_minute=None), 1.0)
+    go_on_with(core, Limits(requests_per_minute="auto"), 1.0)
     core.give_back(early, 1.1)
     assert core.try_enter(ticket, 1.2)
     core.refused(ticket, 1.3, None)

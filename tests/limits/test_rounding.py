@@ -66,6 +66,6 @@ def refused_at_once(limits):
 
 
 def test_only_who_looks_for_a_rate_may_take_it_for_rounded():
-    assert refused_at_once(Limits(requests_per_minute=None)) < 1.1
+    assert refused_at_once(Limits(requests_per_minute="auto")) < 1.1
     for adaptive in ("correct", "off"):
         assert refused_at_once(Limits(requests_per_minute=FAST * 60, adaptive=adaptive)) == pytest.approx(2.001)

@@ -130,7 +130,7 @@ async def test_a_snapshot_is_json_and_looking_changes_nothing():
 
 
 def test_a_client_that_was_never_used_has_a_snapshot_too():
-    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute=None, max_concurrency=3))
+    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute="auto", max_concurrency=3))
     client.pause()
     now = client.snapshot()
     assert (now.paused, now.mode, now.max_concurrency, now.at_rest) == (True, "discover", 3, True)
@@ -182,5 +182,5 @@ def test_a_rate_state_of_another_kind_is_refused_by_value():
 
 async def test_what_was_learned_is_given_on_before_the_loop_runs():
     state = RateState(rate=2.0, burst=7)
-    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute=None), rate_state=state)
+    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute="auto"), rate_state=state)
     assert client.rate_state == state

@@ -51,7 +51,7 @@ async def test_two_hundred_prompts_through_a_front_meet_the_limit_of_its_upstrea
     settings = ServerSettings(any_model=True, requests_per_minute=None)
     async with (
         LocalServer(settings, backend=UpstreamBackend(upstream.origin)) as front,
-        AsyncOneLLM("any", base_url=front.url, limits=Limits(requests_per_minute=None)) as client,
+        AsyncOneLLM("any", base_url=front.url, limits=Limits(requests_per_minute="auto")) as client,
     ):
         answers = await client.gather_chats(prompts, model="tiny")
         assert front.ledger.outcomes == {Outcome.ANSWERED: 200, Outcome.RATE_LIMITED: limited.refused}

@@ -30,7 +30,7 @@ def test_the_published_limit_takes_its_arithmetic_time():
 
 
 def test_the_same_arguments_give_the_same_plan():
-    arguments = Workload.uniform(200), Limits(requests_per_minute=None), PUBLISHED
+    arguments = Workload.uniform(200), Limits(requests_per_minute="auto"), PUBLISHED
     assert plan(*arguments) == plan(*arguments)
 
 
@@ -78,7 +78,7 @@ def test_tokens_decide_where_they_run_out_before_requests_do():
 
 
 def test_finding_a_rate_out_costs_refusals():
-    estimate = plan(Workload.uniform(400), Limits(requests_per_minute=None), PUBLISHED)
+    estimate = plan(Workload.uniform(400), Limits(requests_per_minute="auto"), PUBLISHED)
 
     assert 1 <= estimate.rate_limited.median <= 12
 
@@ -104,7 +104,7 @@ def test_failures_take_their_share_of_the_rate():
     ("limits", "service", "within"),
     [
         (Limits(), PUBLISHED, 0.0005),
-        (Limits(requests_per_minute=None), PUBLISHED, 0.005),
+        (Limits(requests_per_minute="auto"), PUBLISHED, 0.005),
         (Limits(), ExpectedService(failure_rate=0.03), 0.01),
         (
             Limits(requests_per_minute=600, burst=100),

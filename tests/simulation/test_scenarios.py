@@ -10,7 +10,7 @@ from onellm_async.limits.policy import Limits
 from onellm_async.server.settings import Faults
 from onellm_async.simulation import LimitChange, Scenario, simulate
 
-UNDECLARED = Limits(requests_per_minute=None)
+UNDECLARED = Limits(requests_per_minute="auto")
 SEEDS = range(10)
 
 
@@ -70,7 +70,7 @@ def test_an_undeclared_limit_is_found_by_its_refusals(prompts, goodput, refused)
 def test_undeclared_limits_of_any_size_are_found(rate, burst, latency):
     scenario = Scenario(
         prompts=2000,
-        limits=Limits(requests_per_minute=None, max_concurrency=300),
+        limits=Limits(requests_per_minute="auto", max_concurrency=300),
         requests_per_minute=rate * 60,
         burst=burst,
         faults=Faults(latency=latency, latency_sigma=0.3),

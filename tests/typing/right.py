@@ -41,7 +41,7 @@ async def main() -> None:
     client = AsyncOneLLM(
         "key",
         base_url="https://llm.example/api",
-        limits=Limits(max_concurrency=4, requests_per_minute=None),
+        limits=Limits(max_concurrency=4, requests_per_minute="auto"),
         retry=RetryPolicy(ambiguous="once"),
         timeout=Timeout(total=60),
         dialect=Dialect.BACKEND,
