@@ -151,6 +151,8 @@ def shown_url(url: str) -> str:
         >>> shown_url("https://llm.example/api?key=secret&v=1")
         'https://llm.example/api?key=***&v=***'
     """
+    if "@" in re.sub(r"^[^?#]*", "", url):  # of a password with such characters, or within the query
+        return "…@…"
     shown = re.sub(r"^.*@", "…@", url, flags=re.DOTALL)
     shown, mark, query = shown.partition("#")[0].partition("?")
     return shown + mark + re.sub(r"([^&=]*=)?[^&]+", lambda part: (part[1] or "") + "***", query)

@@ -97,15 +97,16 @@ def _other_side(error: Exception, host: str, proxy: Proxy | None, unused_proxy: 
     ):
         named = f"the proxy {proxy.url} ({proxy.source})" if proxy is not None else "the proxy of the session"
         return named, "Check its URL and the network."
+    advice = []
     if host == _HOSTED_SERVICE:
-        return host, (
+        advice.append(
             "The hosted service has been shut down. Set ONELLM_BASE_URL or base_url=… (--base-url) to another backend."
         )
     if proxy is None and unused_proxy is not None:
-        return host, (
+        advice.append(
             f"{unused_proxy} is not used: set ONELLM_PROXY, proxy=… (--proxy) or trust_env=True (--trust-env)."
         )
-    return host, ""
+    return host, " ".join(advice)
 
 
 def _words(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-# ruff: noqa: SIM117  # blocks that end one before the other
+# ruff: noqa: ASYNC110, SIM117  # polling a condition on real sockets; blocks that end one before the other
 import asyncio
 import os
 import socket
@@ -533,3 +533,21 @@ async def test_a_connection_that_the_server_closed_while_the_loop_did_not_run_is
         out, err = await asyncio.wait_for(run.communicate(), 30)
     assert (run.returncode, err.decode()) == (0, "")
     assert out.decode().split("\n")[:-1] == [str([(1, 0)] * count)] * (3 if pause else 2)
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="eager task factories came with Python 3.12")
+@pytest.mark.parametrize("given", [False, True], ids=["own session", "given session"])
+async def test_tasks_that_start_eagerly_are_served_and_closed_like_others(*, given: bool) -> None:
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    async with FaultServer(*[answers()] * 40, sends(b"", "stall")) as server, aiohttp.ClientSession() as session:
+        client = client_at(server.url, session=session if given else None)
+        replies = await client.gather_chats(["x"] * 40, model="GPT-5")
+        assert [(reply.attempts, reply.possibly_billed) for reply in replies] == [(1, 0)] * 40
+        chats = [asyncio.create_task(client.chat("x", model="GPT-5")) for _ in range(4)]
+        while server.posts < 44:
+            await asyncio.sleep(0.001)
+        chats[0].cancel()
+        await client.aclose()
+        outcomes = await asyncio.gather(*chats, return_exceptions=True)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert all(isinstance(error, APIConnectionError) and error.possibly_billed == 1 for error in outcomes[1:])

@@ -239,7 +239,7 @@ CONNECTORS: dict[str, Callable[[], aiohttp.BaseConnector]] = {
     "local_addr": lambda: aiohttp.TCPConnector(local_addr=("127.0.0.1", 0)),
     "family": lambda: aiohttp.TCPConnector(family=socket.AF_INET),
     "without happy eyeballs": lambda: aiohttp.TCPConnector(happy_eyeballs_delay=None, resolver=FixedResolver()),
-    "keepalive_timeout": lambda: aiohttp.TCPConnector(keepalive_timeout=None),
+    "keepalive_timeout": lambda: aiohttp.TCPConnector(keepalive_timeout=60),
 }
 
 

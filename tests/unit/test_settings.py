@@ -10,8 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.settings import DEFAULT_BASE_URL, ApiKey, Timeout, api_key_from, base_url_from
+from onellm_async.settings import (
+    DEFAULT_BASE_URL,
+    ApiKey,
+    Proxy,
+    Timeout,
+    api_key_from,
+    base_url_from,
+    proxy_from,
+    shown_url,
+    unused_proxy_variable,
+)
 from onellm_async.transport import AiohttpTransport
+from onellm_async.transport.addresses import url_of
 
 CANARY = "sk-canary-7f3a"
 
@@ -57,9 +68,13 @@ def test_an_empty_key_does_not_fall_back_to_the_environment(monkeypatch: pytest.
         api_key_from("")
 
 
-def test_a_missing_key_says_where_it_belongs() -> None:
-    with pytest.raises(ConfigurationError, match=r"api_key=… or set ONELLM_API_KEY"):
+@pytest.mark.parametrize("variable", [None, ""])
+def test_a_missing_key_says_where_it_belongs(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable is not None:
+        monkeypatch.setenv("ONELLM_API_KEY", variable)
+    with pytest.raises(ConfigurationError, match="No API key was given") as caught:
         api_key_from(None)
+    assert caught.value.advice == "Pass api_key=… or set ONELLM_API_KEY."
 
 
 def test_the_address_comes_from_the_argument_the_environment_or_the_documentation(
@@ -220,3 +235,112 @@ def test_timeouts_are_frozen_values() -> None:
     assert pickle.loads(pickle.dumps(Timeout(1, 2))) == Timeout(1, 2)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Timeout().total = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://a.example/b", "https://a.example/b"),
+        ("https://a.example/b?key=hunter2&v=1", "https://a.example/b?key=***&v=***"),
+        ("https://a.example/b?hunter2", "https://a.example/b?***"),
+        ("https://a.example/b?key=hunter2=x&=hunter2&&y=", "https://a.example/b?key=***&=***&&***"),
+        ("https://a.example/b?a=1?hunter2#hunter2", "https://a.example/b?a=***"),
+        ("https://joe:hunter2@a.example/b?k=hunter2", "…@a.example/b?k=***"),
+        ("not a URL", "not a URL"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@given(st.text("ab=&?#@:/%"), st.sampled_from(["", "k=", "=", "k=x="]), st.text("ab&?:/%#"))
+def test_no_value_of_a_query_is_shown(before: str, name: str, after: str) -> None:
+    assert CANARY not in shown_url(f"https://a.example/?{before}{name}{CANARY}{after}")
+
+
+@pytest.mark.parametrize(
+    ("given", "url", "authorization"),
+    [
+        ("http://proxy.example:3128", "http://proxy.example:3128", None),
+        ("proxy.example:3128", "http://proxy.example:3128", None),
+        ("proxy.example", "http://proxy.example", None),
+        ("https://proxy.example/", "https://proxy.example", None),
+        ("http://[::1]:3128", "http://[::1]:3128", None),
+        ("http://joe@proxy.example", "http://proxy.example", "Basic am9lOg=="),
+        ("joe:p:w@proxy.example:1", "http://proxy.example:1", "Basic am9lOnA6dw=="),
+        ("http://j%40e:p%2Fw%C3%A4@proxy.example", "http://proxy.example", "Basic akBlOnAvd8Ok"),
+    ],
+)
+@pytest.mark.parametrize("how", ["argument", "ONELLM_PROXY", "HTTPS_PROXY", "all_proxy"])
+def test_a_proxy_is_read_from_its_url(
+    given: str, url: str, authorization: str | None, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_proxies(monkeypatch)
+    if how == "argument":
+        found = proxy_from(given, "https://a.example/")
+    else:
+        monkeypatch.setenv(how, given)
+        found = proxy_from(None, "https://a.example/", trust_env=True)
+    assert found == Proxy(url, "proxy" if how == "argument" else how, authorization)
+    assert authorization is None or authorization not in repr(found)
+
+
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def test_a_proxy_that_is_not_used_is_known_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_proxies(monkeypatch)
+    assert unused_proxy_variable("https://a.example/") is None
+    monkeypatch.setenv("http_proxy", "http://p")
+    assert unused_proxy_variable("https://a.example/") is None
+    assert unused_proxy_variable("http://a.example/") == "http_proxy"
+    monkeypatch.setenv("HTTPS_PROXY", "http://p")
+    assert unused_proxy_variable("https://a.example/") == "HTTPS_PROXY"
+    monkeypatch.setenv("NO_PROXY", ".example")
+    assert unused_proxy_variable("https://a.example/") is None
+    assert proxy_from(None, "https://a.example:8443/", trust_env=True) is None
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://joe:hunter2@h:x",
+        "http://joe:hunter2#w@h:1",
+        "http://joe:hunter2/w@h:1",
+        "ftp://joe:hunter2@h",
+        "http://joe:hunter2@h/path",
+        "http://joe:hunter2@h?q=hunter2",
+        "http://h?q=hunter2",
+        "socks5://joe:hunter2@h:1080",
+        "http://joe:hunter2@",
+        "http://joe:hunter2@h\n:1",
+        "http://joe:hunter2@[::1",
+    ],
+)
+def test_an_unusable_proxy_is_refused_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONELLM_PROXY", proxy)
+    for argument in (proxy, None):
+        with pytest.raises(ConfigurationError, match=r"proxy|ONELLM_PROXY") as caught:
+            proxy_from(argument, "https://a.example/")
+        assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize(
+    ("url", "sent"),
+    [
+        ("https://a.example/api?p=a%2Fb", "/api?p=a%2Fb"),
+        ("https://a.example/api?p=%3F%26%3D%40%2B+x", "/api?p=%3F%26%3D%40%2B+x"),
+        ("https://a.example/api?p=a b", "/api?p=a+b"),
+        ("https://a.example/api?p=ä", "/api?p=%C3%A4"),
+        ("https://a.example/api?p=%zz", "/api?p=%25zz"),
+        ("https://A.Example/a%2Fb?x#y", "/a%2Fb?x"),
+        ("https://a.example?p=%2F", "/?p=%2F"),
+    ],
+)
+def test_the_query_of_an_address_is_sent_as_it_is_written(url: str, sent: str) -> None:
+    found = url_of(url)
+    assert found.raw_path_qs == sent
+    assert found.host == "a.example"

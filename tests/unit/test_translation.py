@@ -11,7 +11,9 @@ from aiohttp.client_reqrep import ConnectionKey, RequestInfo
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError
+from onellm_async.cli.flag_words import in_flags
+from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError, FailureKind
+from onellm_async.settings import Proxy
 from onellm_async.transport import translated
 
 CANARY = "sk-canary-51c0"
@@ -154,3 +156,54 @@ def test_a_certificate_failure_says_what_is_wrong_with_it() -> None:
 
 def test_an_error_without_words_is_named_by_its_class() -> None:
     assert "SimpleOSError" in translated(type("SimpleOSError", (OSError,), {})(), "h").message
+
+
+def test_advice_names_a_proxy_that_is_not_used_and_the_service_that_is_gone_in_arguments_and_in_flags() -> None:
+    found = translated(aiohttp.ClientConnectorError(KEY, REFUSED), "onellm.dev", unused_proxy="HTTPS_PROXY")
+    assert found.advice == (
+        "The hosted service has been shut down. Set ONELLM_BASE_URL or base_url=… (--base-url) to another backend. "
+        "HTTPS_PROXY is not used: set ONELLM_PROXY, proxy=… (--proxy) or trust_env=True (--trust-env)."
+    )
+    assert in_flags(found.advice) == (
+        "The hosted service has been shut down. Set ONELLM_BASE_URL or --base-url to another backend. "
+        "HTTPS_PROXY is not used: set ONELLM_PROXY, --proxy or --trust-env."
+    )
+    certificate = translated(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
+    assert in_flags(certificate.advice).endswith(
+        "ONELLM_CA_FILE or --ca-file names certificate authorities of your own."
+    )
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_what_was_never_sent_is_not_billed_whatever_failed(cls: type) -> None:
+    error = translated(instance_of(cls), "host.example", sent=False)
+    if cls.__name__ in MISCONFIGURED:
+        assert type(error) is ConfigurationError
+        return
+    assert isinstance(error, APIConnectionError)
+    assert error.billing is Billing.NOT_PROCESSED
+    assert "host.example" in error.message or "proxy" in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (403, FailureKind.NOT_TRUSTED),
+        (407, FailureKind.NOT_TRUSTED),
+        (400, FailureKind.CANNOT_CONNECT),
+        (500, FailureKind.CANNOT_CONNECT),
+        (503, FailureKind.CANNOT_CONNECT),
+    ],
+)
+def test_an_answer_of_a_proxy_is_told_by_its_status(status: int, kind: FailureKind) -> None:
+    refused = aiohttp.ClientHttpProxyError(INFO, (), status=status, message="Reason")
+    proxy = Proxy("http://proxy.example:3128", "ONELLM_PROXY", "Basic c2VjcmV0")
+    found = translated(refused, "host.example", sent=False, proxy=proxy)
+    assert isinstance(found, APIConnectionError)
+    assert found.kind is kind
+    assert found.message == f"The proxy http://proxy.example:3128 (ONELLM_PROXY) refused: {status} Reason."
+
+
+def test_secrets_in_the_words_of_aiohttp_are_hidden() -> None:
+    found = translated(aiohttp.ClientPayloadError(f"at {CANARY}"), "h", redact=lambda text: text.replace(CANARY, "***"))
+    assert found.message == "The connection to h broke: at ***."
