@@ -50,6 +50,7 @@ class Passage:
         "_journal",
         "_left_at",
         "_lost_before",
+        "_noted",
         "_purse",
         "_sent_at",
         "_started",
@@ -87,6 +88,7 @@ class Passage:
         self._clock = clock
         self._started = self._left_at = clock()
         self._sent_at: float | None = None
+        self._noted: Charge | None = None
         self._earlier_lost = 0 if earlier is None else earlier.possibly_billed
         self._lost_before = self._attempts_before = 0
         self._held = False
@@ -108,7 +110,7 @@ class Passage:
         if self._bound is not None:
             self._charge = await self._purse.reserve(self._bound)
             self._held = True
-        if not self.intended or attempt.possibly_billed:
+        if not self.intended or attempt.possibly_billed or self._charge != self._noted:
             await self.intend()
         self._left_at = self._clock()
 
@@ -139,7 +141,7 @@ class Passage:
                 at=sent_at,
             )
         )
-        self.intended, self._sent_at = True, sent_at
+        self.intended, self._sent_at, self._noted = True, sent_at, self._charge
 
     def _close(self, lost: int, actual: Charge) -> None:
         """The attempt under way is over; where it may have been billed unanswered, its money is gone for good."""
@@ -252,7 +254,6 @@ class Passage:
             settled: The outcome.
             result: The answer or the failure.
         """
-        charge = self._charge if self.intended else None
         return Row(
             index=self.entry.index,
             line=self.entry.line,
@@ -263,8 +264,8 @@ class Passage:
             attempts=settled.attempts,
             possibly_billed=self._earlier_lost + self.lost,
             rate_limited=settled.rate_limited,
-            reserved=None if charge is None else charge.cost,
-            reserved_tokens=None if charge is None else charge.tokens,
+            reserved=None if self._noted is None else self._noted.cost,
+            reserved_tokens=None if self._noted is None else self._noted.tokens,
             cost=settled.cost,
             input_tokens=settled.input_tokens,
             output_tokens=settled.output_tokens,

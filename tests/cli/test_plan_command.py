@@ -153,3 +153,15 @@ def test_the_chart_climbs_from_the_lower_left_to_the_upper_right():
     assert widths == sorted(widths)
     assert axis.split() == ["0", "0", "s", "40", "s"]
     assert max(map(len, chart.splitlines())) <= 72
+
+
+@pytest.mark.xfail(strict=True, reason="needs one estimator that knows what the run would not send")
+async def test_the_estimate_of_a_run_counts_identical_prompts_once(onellm, tmp_path):
+    (tmp_path / "one.txt").write_text("the same\n")
+    (tmp_path / "many.txt").write_text("the same\n" * 200)
+    costs = []
+    for name in ("one.txt", "many.txt"):
+        ended = await onellm("run", name, "--max-tokens", 100, "--estimate")
+        assert ended.code == 0, ended.err
+        costs.append(next(line for line in ended.out.splitlines() if line.startswith("cost")))
+    assert costs[0] == costs[1]

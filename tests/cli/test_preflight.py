@@ -5,8 +5,11 @@ import signal
 
 import pytest
 
+from onellm_async import AsyncOneLLM, Limits
+from onellm_async.batch import FileRun, Journal, RunIdentity, State
+from onellm_async.batch.journal.rows import Intent, Settled
 from onellm_async.batch.projection import Interval, Projection
-from onellm_async.cli.preflight import wording
+from onellm_async.cli.preflight import projected, wording
 
 FAST = ("--rpm", 60_000, "--burst", 1000)
 
@@ -188,3 +191,15 @@ def test_what_is_not_known_is_said_so():
         "Preflight: 1 prompt asked, $0.00 spent. The other 9 will cost something unknown "
         "(the model has no list price) and take unknown time: too few were answered."
     )
+
+
+async def test_what_an_earlier_sitting_answered_is_not_left(tmp_path):
+    output, digest = str(tmp_path / "out.jsonl"), b"d" * 16
+    async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
+        for index in range(24):
+            await journal.intend(Intent(index, index + 1, 0, None, digest, 0.1, 1.0))
+            await journal.settle(Settled(index, State.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}"))
+    async with AsyncOneLLM("k", limits=Limits(requests_per_minute=60)) as client:
+        told = projected(FileRun(output=output), 10, 100, client.snapshot())
+
+    assert told.startswith("Preflight: 10 prompts asked, $0.24 spent. The other 76 will cost about $0.76 ")

@@ -1,0 +1,148 @@
+"""Several keep count of a run: its journal, its progress, and whoever reads the rows. They agree."""
+
+import json
+import random
+
+import pytest
+
+from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
+from onellm_async.batch import (
+    Budget,
+    Counts,
+    Entry,
+    HealthPolicy,
+    Item,
+    Journal,
+    JournalReader,
+    RecordWriter,
+    RunIdentity,
+    State,
+    Unjournaled,
+    run_batch,
+)
+from onellm_async.errors import APIConnectionError
+from onellm_async.transport import RawReply
+
+
+class Mixed:
+    """Answers, refuses, fails for a while and loses replies: by the prompt, so that every order gives the same."""
+
+    def __init__(self):
+        self.asked = {}
+
+    async def post(self, body):
+        prompt = json.loads(body)["messages"][-1]["content"]
+        kind, times = prompt.split()[0], self.asked.get(prompt, 0)
+        self.asked[prompt] = times + 1
+        if kind == "lost" and times < 2:
+            raise APIConnectionError("reset")
+        if kind == "bad":
+            return RawReply(400, {}, b"no")
+        if kind == "unstable" and times == 0:
+            return RawReply(500, {}, b"no")
+        usage = {"input_tokens": 7, "output_tokens": 20, "total_tokens": 27}
+        return RawReply(200, {}, json.dumps({"content": prompt, "usage": None if kind == "bare" else usage}).encode())
+
+    async def aclose(self):
+        pass
+
+
+class Prompts:
+    source = "prompts"
+
+    def __init__(self, prompts):
+        self.prompts = prompts
+
+    def read(self, raw, *, line, index):
+        return Item(index, line, ChatRequest("GPT-5", raw.decode(), max_tokens=10))
+
+    async def __aiter__(self):
+        for index, prompt in enumerate(self.prompts):
+            yield Entry(index, index + 1, prompt.encode(), self)
+
+    def saw(self, custom_id):
+        pass
+
+
+class Nowhere:
+    async def write(self, lines):
+        pass
+
+
+async def report_of(prompts, journal, *, seen=None):
+    def encode(row):
+        if seen is not None:
+            seen.append(row)
+        return RecordWriter().line(row)
+
+    retry = RetryPolicy(backoff_cap=0.001, retry_budget=1000, breaker_failures=0)
+    async with AsyncOneLLM(transport=Mixed(), limits=Limits.unlimited(4), retry=retry) as client:
+        return await run_batch(
+            client,
+            Prompts(prompts),
+            journal=journal,
+            sink=Nowhere(),
+            encode=encode,
+            budget=Budget(max_cost=100.0),
+            health=HealthPolicy(most_alike=1.0),
+        )
+
+
+def folded(rows) -> Counts:
+    """What the rows of a journal add up to."""
+    answered = [row for row in rows if row.state is State.ANSWERED]
+    at_risk = sum(
+        (row.reserved or 0.0) * (row.possibly_billed + (row in answered and row.cost is None)) for row in rows
+    )
+    unknown = [row for row in answered if row.input_tokens is None and row.output_tokens is None]
+    risked = sum((row.reserved_tokens or 0) * (row.possibly_billed + (row in unknown)) for row in rows)
+    return Counts(
+        answered=len(answered),
+        failed=sum(row.state is State.FAILED for row in rows),
+        sent=sum(row.state is State.SENT for row in rows),
+        reused=sum(row.same_as is not None for row in rows),
+        possibly_billed=sum(row.possibly_billed for row in rows),
+        rate_limited=sum(row.rate_limited for row in rows),
+        cost=sum(row.cost or 0.0 for row in rows),
+        unpriced=sum(row.cost is None and row.same_as is None for row in answered),
+        input_tokens=sum(row.input_tokens or 0 for row in rows),
+        output_tokens=sum(row.output_tokens or 0 for row in rows),
+        at_risk=round(at_risk, 9),
+        at_risk_tokens=risked,
+    )
+
+
+def prompts_of(seed):
+    draw = random.Random(seed)
+    kinds = ("fine", "fine", "bad", "lost", "unstable", "bare")
+    return [f"{draw.choice(kinds)} {draw.randint(0, 20)}" for _ in range(60)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
+    prompts, path = prompts_of(seed), tmp_path / "out.journal"
+    async with Journal.open(path, RunIdentity(input="prompts")) as journal:
+        report = await report_of(prompts, journal)
+    async with Journal.open(path, RunIdentity(input="prompts")) as journal:
+        resumed = await report_of(prompts, journal)
+    with JournalReader.open(path) as reader:
+        rows = list(reader.rows())
+    unjournaled = await report_of(prompts, Unjournaled())
+
+    counts = report.counts
+    assert folded(rows) == counts
+    assert resumed.counts == counts
+    assert unjournaled.counts.answered + unjournaled.counts.failed == counts.answered + counts.failed
+    for progress in (report.progress, resumed.progress):
+        assert (progress.answered, progress.failed, progress.done) == (counts.answered, counts.failed, len(prompts))
+        assert (progress.input_tokens, progress.output_tokens) == (counts.input_tokens, counts.output_tokens)
+        assert progress.cost == pytest.approx(counts.cost)
+        assert (progress.copied, progress.unpriced) == (counts.reused, counts.unpriced)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_rows_of_a_run_at_work_are_those_that_its_journal_gives_back(seed, tmp_path):
+    seen = []
+    async with Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal:
+        await report_of(prompts_of(seed), journal, seen=seen)
+        assert sorted(seen) == journal.rows(0, 1000)

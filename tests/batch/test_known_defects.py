@@ -1,0 +1,35 @@
+"""What is known to be wrong in a run, and waits for a run engine that keeps one ledger."""
+
+import asyncio
+from time import monotonic
+
+import pytest
+
+from onellm_async import AsyncOneLLM
+from onellm_async.batch import FileRun, RunPolicy, RunWatch, Tally, open_source, run_file, survey
+from onellm_async.errors import APIConnectionError
+
+
+class Lost:
+    """Bills every request and loses every reply."""
+
+    def __init__(self):
+        self.billed = 0
+
+    async def post(self, body):
+        self.billed += 1
+        raise APIConnectionError("reset")
+
+    async def aclose(self):
+        pass
+
+
+@pytest.mark.virtual_time
+@pytest.mark.xfail(strict=True, reason="needs the run engine: its policy does not reach the retries of its client")
+async def test_a_run_from_python_that_holds_back_sends_nothing_twice_by_itself(tmp_path):
+    (tmp_path / "one.txt").write_text("one prompt\n")
+    run = FileRun(output=str(tmp_path / "hold.jsonl"), policy=RunPolicy(ambiguous="hold"))
+    watch, service = RunWatch(tally=Tally(monotonic()), stop=asyncio.Event()), Lost()
+    async with AsyncOneLLM(transport=service) as client, open_source(str(tmp_path / "one.txt")) as source:
+        await run_file(client, source, await survey(source, strict=False), run, watch)
+    assert service.billed == 1
