@@ -14,8 +14,8 @@ from benchmarks.repetitions import Found, interleaved, shortfall, spread
 from benchmarks.report import Section
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.declared import BackoffOnly
 from onellm_async.limits.queue import Ticket
-from onellm_async.limits.rate import BackOffOnly
 from onellm_async.transport import RawReply
 
 IN_FLIGHT = (1, 10, 100, 1_000, 10_000)
@@ -75,7 +75,7 @@ async def _in_flight(size: int, number: int) -> float:
 
 def _queued(size: int, number: int) -> float:
     """CPU time of admission, from joining the queue to the answer, while `size` others wait."""
-    core = Admission(Limits.unlimited(1), BackOffOnly(Random(0)), 0.0)
+    core = Admission(Limits.unlimited(1), BackoffOnly(Random(0)), 0.0)
     for _ in range(size + 1):
         core.enqueue(Ticket("default"), 0.0)
     (leaving,) = core.dispatch(0.0)

@@ -13,7 +13,7 @@ from onellm_async.limits.gate import Gate
 from onellm_async.limits.overload import Overload
 from onellm_async.limits.policy import FIRST_LANE, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
-from onellm_async.limits.rate import RateControl
+from onellm_async.limits.rate_control import RateControl
 from onellm_async.limits.rounding import Rounding
 from onellm_async.limits.usual_latency import UsualLatency
 
@@ -74,7 +74,7 @@ class Admission:
         self.latency, self.hurried = earlier.latency, earlier.hurried
         self.latency.forget_times(now)
         if self.tokens is not None:
-            self.tokens.rebase(now)
+            self.tokens.move_clock(now)
         self.gate.take_over(earlier.gate, now)
         self.overload = earlier.overload
         self.overload.forget_times()
@@ -400,7 +400,7 @@ class Admission:
             ):
                 retry_after = None
             if ticket.since >= self._counted_from:
-                self.rate.refused(ticket.since, now, retry_after=retry_after)
+                self.rate.rate_limited(ticket.since, now, retry_after=retry_after)
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:

@@ -93,7 +93,7 @@ class TokenBucket:
         self._level = min(self.level_at(now), level)
         self._updated_at = max(now, self._updated_at)
 
-    def rebase(self, now: float) -> None:
+    def move_clock(self, now: float) -> None:
         """Goes on with a clock that may have been set back: time that seems to lie ahead has not passed."""
         self._updated_at = min(self._updated_at, now)
 

@@ -7,10 +7,9 @@ from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import PACED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, Ticket
-from onellm_async.limits.rate import RateControl
+from onellm_async.limits.rate_control import RateControl, control_for, reconfigured
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot, snapshot_of, unused
 
@@ -238,7 +237,7 @@ class Limiter:
             raise _made_before_the_fork() if self._process != os.getpid() else _in_use_elsewhere()
         now = loop.time()
         if self._rate is None:
-            self._rate = rate_control(self.limits, now, self._random, self._state)
+            self._rate = control_for(self.limits, now, self._random, self._state)
         home = next((home for home in self._homes if home.loop is loop), None)
         if home is None:
             home = _Home(self, loop, Admission(self.limits, self._rate, now))
@@ -258,7 +257,7 @@ class Limiter:
         earlier, rate = self.home, self._rate
         assert rate is not None  # noqa: S101  # there is one since the first home
         if earlier is not None:
-            rate.rebase(now)
+            rate.move_clock(now)
             home.core.take_over(earlier.core, now)
         home.core.retune(self.limits, rate, now)
         # What was in flight in a loop that was closed will have no reply; a loop that was stopped may still go on.
@@ -392,7 +391,7 @@ class Limiter:
         before, self.limits = self.limits, limits
         if self._rate is not None:
             now = self.time()
-            self._rate = retuned(self._rate, before, limits, now, self._random)
+            self._rate = reconfigured(self._rate, before, limits, now, self._random)
             self.core.retune(limits, self._rate, now)
             self._look_everywhere()
 

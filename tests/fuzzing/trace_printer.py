@@ -69,15 +69,8 @@ def phase_of(rate: object) -> str:
     """What a rate control does, in a word: the phase of an adaptive rate, or the kind of any other."""
     if rate is None:
         return ""
-    if type(rate).__name__ != "LearnedRate":
-        return type(rate).__name__
-    if rate._bucket is None:
-        return "Startup"
-    if rate._shared is not None:
-        return "Contended"
-    if rate._sprinting:
-        return "Probe"
-    return "Restored" if rate._given is not None else "Cruise"
+    phase: str = getattr(rate, "phase", type(rate).__name__)
+    return phase
 
 
 def moment_lines(moments: Sequence[Moment], *, around: float | None = None) -> list[str]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.limits.adaptive import LearnedRate
+from onellm_async.limits.adaptive import AdaptiveRate
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.marks import Bounds, Mark, bounds_of
+from onellm_async.limits.rate_samples import RateBounds, RateLimitSample, rate_bounds
 from onellm_async.limits.rate_state import RateState
 
 RATE, BURST = 40 / 60, 40
@@ -38,7 +38,7 @@ def drive(control, requests, *, rate=RATE, burst=BURST, level=None, change=None,
             control.answered(sent_at, now)
         else:
             refused += 1
-            control.refused(sent_at, now)
+            control.rate_limited(sent_at, now)
     return through, refused
 
 
@@ -47,19 +47,19 @@ def goodput(through, level, rate=RATE):
 
 
 def test_nothing_is_known_before_the_first_refusal():
-    control = LearnedRate(0.0)
+    control = AdaptiveRate(0.0)
     assert control.state is None
     assert control.confidence == 0
 
 
 def test_confidence_grows_with_the_marks_that_agree():
-    control = LearnedRate(0.0)
+    control = AdaptiveRate(0.0)
     drive(control, 60)
     early = control.confidence
-    through, refused = drive(LearnedRate(0.0), 400)
+    through, refused = drive(AdaptiveRate(0.0), 400)
     assert refused <= 6
     assert goodput(through, BURST) >= 0.97
-    control = LearnedRate(0.0)
+    control = AdaptiveRate(0.0)
     drive(control, 400)
     assert early < control.confidence
     assert control.confidence >= 0.98
@@ -68,7 +68,7 @@ def test_confidence_grows_with_the_marks_that_agree():
 
 @pytest.mark.parametrize("level", [0, 20, 40])
 def test_a_saved_state_is_gone_on_with_whatever_the_bucket_holds(level):
-    through, refused = drive(LearnedRate(0.0, SAVED), 400, level=level)
+    through, refused = drive(AdaptiveRate(0.0, SAVED), 400, level=level)
     assert refused <= 2
     assert goodput(through, level) >= 0.97
 
@@ -76,27 +76,27 @@ def test_a_saved_state_is_gone_on_with_whatever_the_bucket_holds(level):
 @pytest.mark.parametrize("factor", [0.5, 1, 2])
 @pytest.mark.parametrize("level", [0, 40])
 def test_a_declaration_is_a_prior_that_may_be_wrong(factor, level):
-    through, refused = drive(LearnedRate(0.0, RateState(factor * RATE, 40)), 400, level=level)
+    through, refused = drive(AdaptiveRate(0.0, RateState(factor * RATE, 40)), 400, level=level)
     assert refused <= 8
     assert goodput(through, level) >= 0.95
 
 
 def test_a_bucket_that_is_empty_at_the_start_is_found_out():
-    through, refused = drive(LearnedRate(0.0), 400, level=0)
+    through, refused = drive(AdaptiveRate(0.0), 400, level=0)
     assert refused <= 8
     assert goodput(through, 0) >= 0.95
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
 def test_a_slow_refill_after_a_large_burst_is_not_taken_for_company(rate):
-    through, refused = drive(LearnedRate(0.0), 360, rate=rate)
+    through, refused = drive(AdaptiveRate(0.0), 360, rate=rate)
     assert refused <= 10
     assert goodput(through, BURST, rate) >= 0.97
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_a_limit_that_rises_is_met_soon_after_the_next_test(factor):
-    control = LearnedRate(0.0, probe_every=40)
+    control = AdaptiveRate(0.0, probe_every=40)
     through, refused = drive(control, 900, change=(300.0, factor * RATE))
     assert refused <= 0.03 * 900
     later = [at for at in through if at >= 300 + 40 / RATE + 30]
@@ -104,7 +104,7 @@ def test_a_limit_that_rises_is_met_soon_after_the_next_test(factor):
 
 
 def test_a_limit_that_halves_is_noticed_at_once():
-    through, refused = drive(LearnedRate(0.0), 600, change=(300.0, RATE / 2))
+    through, refused = drive(AdaptiveRate(0.0), 600, change=(300.0, RATE / 2))
     assert refused <= 0.06 * 600
     later = [at for at in through if at >= 300 + 40 / RATE]
     assert len(later) / (later[-1] - later[0]) >= 0.9 * RATE / 2
@@ -112,7 +112,7 @@ def test_a_limit_that_halves_is_noticed_at_once():
 
 @pytest.mark.parametrize(("number", "every"), [(60, 600), (200, 900), (30, 60), (100, 200)])
 def test_the_rate_is_not_underestimated_for_the_time_in_which_nothing_was_asked(number, every):
-    control = LearnedRate(0.0)
+    control = AdaptiveRate(0.0)
     through, refused = drive(control, 30 * number, waves=(number, every))
     waited = [last - wave * every for wave, last in enumerate(through[number - 1 :: number])][1:]
     best = (number - BURST) / RATE if number > BURST else 0
@@ -123,27 +123,27 @@ def test_the_rate_is_not_underestimated_for_the_time_in_which_nothing_was_asked(
 
 @pytest.mark.parametrize(("burst", "share"), [(1, 0.6), (2, 0.65), (5, 0.85)])
 def test_a_burst_that_saves_little_up_is_used_all_the_same(burst, share):
-    through, refused = drive(LearnedRate(0.0), 400, burst=burst, level=1)
+    through, refused = drive(AdaptiveRate(0.0), 400, burst=burst, level=1)
     assert goodput(through, burst) >= share
     assert refused <= 12
 
 
 def test_rarer_tests_cost_fewer_refusals():
-    refusals = [drive(LearnedRate(0.0, probe_every=every), 1500)[1] for every in (20, 80, 300)]
+    refusals = [drive(AdaptiveRate(0.0, probe_every=every), 1500)[1] for every in (20, 80, 300)]
     assert refusals[0] > refusals[1] > refusals[2]
 
 
 def test_gaps_are_random_only_while_the_key_is_shared():
-    alone = LearnedRate(0.0, random=Random(1))
+    alone = AdaptiveRate(0.0, random=Random(1))
     through, _ = drive(alone, 300)
     gaps = [late - early for early, late in pairwise(through[150:250])]
     assert statistics.median(gaps) == pytest.approx(1 / RATE, rel=0.1)
-    contested = LearnedRate(0.0, SAVED, random=Random(1))
+    contested = AdaptiveRate(0.0, SAVED, random=Random(1))
     now = 0.0
     for _ in range(40):  # others take every other token
         now += contested.time_until(1, now)
         contested.take(now)
-        (contested.refused if contested._total % 2 else contested.answered)(now, now + 0.05)
+        (contested.rate_limited if contested._total % 2 else contested.answered)(now, now + 0.05)
         now += 0.05
     assert contested.confidence == 0
     assert contested.state.high is None
@@ -157,14 +157,14 @@ def test_gaps_are_random_only_while_the_key_is_shared():
 
 
 def test_a_clock_set_back_forgets_the_marks_and_keeps_the_rate():
-    control = LearnedRate(0.0, random=Random(0))
+    control = AdaptiveRate(0.0, random=Random(0))
     drive(control, 300)
     rate = control.rate
-    control.rebase(0.0)
+    control.move_clock(0.0)
     assert control.rate == rate
     control.take(1.0)
     control.answered(1.0, 2.0)
-    control.refused(1.0, 2.0)
+    control.rate_limited(1.0, 2.0)
     assert control.time_until(1, 2.0) <= 2 / rate
 
 
@@ -175,7 +175,7 @@ def test_a_clock_set_back_forgets_the_marks_and_keeps_the_rate():
     st.sampled_from([None, SAVED, RateState(5.0, 3)]),
 )
 def test_it_always_gets_through_whatever_the_bucket(rate, burst, full, state):
-    control = LearnedRate(0.0, state, random=Random(0))
+    control = AdaptiveRate(0.0, state, random=Random(0))
     through, refused = drive(control, 80, rate=rate, burst=burst, level=full * burst)
     assert len(through) == 80
     assert refused <= 100, "whatever was believed before, no storm"
@@ -183,36 +183,41 @@ def test_it_always_gets_through_whatever_the_bucket(rate, burst, full, state):
 
 
 def test_marks_bound_the_rate_from_both_sides():
-    marks = [Mark(0.0, 0), Mark(10.0, 20)]
-    bounds = bounds_of(marks, 0.0)
+    marks = [RateLimitSample(0.0, 0), RateLimitSample(10.0, 20)]
+    bounds = rate_bounds(marks, 0.0)
     assert (bounds.low, bounds.high, bounds.agreeing) == (1.9, 2.1, 2)
     assert bounds.tight
 
 
 def test_marks_that_disagree_are_not_counted():
-    marks = [Mark(0.0, 0), Mark(10.0, 100), Mark(20.0, 120), Mark(30.0, 140)]
-    bounds = bounds_of(marks, 0.0)
+    marks = [
+        RateLimitSample(0.0, 0),
+        RateLimitSample(10.0, 100),
+        RateLimitSample(20.0, 120),
+        RateLimitSample(30.0, 140),
+    ]
+    bounds = rate_bounds(marks, 0.0)
     assert bounds.agreeing == 3
     assert bounds.low <= 2 <= bounds.high
 
 
 def test_a_mark_that_may_not_have_been_empty_bounds_from_above_only():
-    bounds = bounds_of([Mark(0.0, 0, empty=False), Mark(10.0, 20)], 0.0)
+    bounds = rate_bounds([RateLimitSample(0.0, 0, empty=False), RateLimitSample(10.0, 20)], 0.0)
     assert bounds.low == 0
     assert bounds.high == 2.1
 
 
 def test_no_bounds_give_no_confidence():
-    assert Bounds().confidence == 0
-    assert Bounds(1.0, 1.0).confidence == 1
+    assert RateBounds().confidence == 0
+    assert RateBounds(1.0, 1.0).confidence == 1
 
 
 def test_a_random_gap_never_waits_for_more_than_the_bucket_can_hold():
-    control, now = LearnedRate(0.0, RateState(0.66, 1, 0.66, 0.67), random=Random(0)), 0.0
+    control, now = AdaptiveRate(0.0, RateState(0.66, 1, 0.66, 0.67), random=Random(0)), 0.0
     for turn in range(60):
         now += control.time_until(1, now)
         assert control.time_until(1, now) == 0
         control.take(now)
-        (control.answered if turn % 4 else control.refused)(now, now + 0.05)
+        (control.answered if turn % 4 else control.rate_limited)(now, now + 0.05)
         now += 0.05
     assert control.confidence == 0, "it is shared"

@@ -6,12 +6,12 @@ import pytest
 from attrs import evolve
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.limits.modes import rate_control, retuned
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.rate_control import control_for, reconfigured
 
 
 def control(limits, now=0.0):
-    return rate_control(limits, now, Random(0))
+    return control_for(limits, now, Random(0))
 
 
 def disappoint(rate, now=0.0, times=50):
@@ -19,7 +19,7 @@ def disappoint(rate, now=0.0, times=50):
     for _ in range(times):
         now += rate.time_until(1, now)
         rate.take(now)
-        rate.refused(now, now + 0.1)
+        rate.rate_limited(now, now + 0.1)
         now += 0.1
     return now
 
@@ -93,11 +93,11 @@ def test_limits_that_change_nothing_for_the_rate_keep_what_it_knows():
     limits = Limits(requests_per_minute=600)
     rate = control(limits)
     other = evolve(limits, max_concurrency=7, max_pending=3, tokens_per_minute=1000, probe_every=9, adaptive="correct")
-    assert retuned(rate, limits, other, 0.0, Random(0)) is rate
+    assert reconfigured(rate, limits, other, 0.0, Random(0)) is rate
 
 
 def test_another_declaration_is_another_rate():
     limits = Limits(requests_per_minute=600)
-    rate = retuned(control(limits), limits, Limits(requests_per_minute=60), 5.0, Random(0))
+    rate = reconfigured(control(limits), limits, Limits(requests_per_minute=60), 5.0, Random(0))
     assert rate.rate == pytest.approx(1)
-    assert retuned(rate, Limits(requests_per_minute=60), Limits.unlimited(), 5.0, Random(0)).rate == float("inf")
+    assert reconfigured(rate, Limits(requests_per_minute=60), Limits.unlimited(), 5.0, Random(0)).rate == float("inf")

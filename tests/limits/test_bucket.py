@@ -77,7 +77,7 @@ def test_draining_never_raises_the_level():
 def test_a_clock_set_back_neither_adds_tokens_nor_stops_the_refill():
     bucket = TokenBucket(rate=1, capacity=10, level=3, updated_at=1000.0)
     assert bucket.level_at(500.0) == 3
-    bucket.rebase(0.0)
+    bucket.move_clock(0.0)
     assert bucket.level_at(0.0) == 3
     assert bucket.level_at(2.0) == 5
 

@@ -8,9 +8,9 @@ import pytest
 
 from onellm_async import AsyncOneLLM, DeadlineExceededError, Limits, QueueFullError
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.policy import LANES
-from onellm_async.limits.rate import DeclaredRate
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time

@@ -8,9 +8,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from onellm_async.errors import DeadlineExceededError
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, WITHDRAWN, Ticket
-from onellm_async.limits.rate import DeclaredRate
 
 SLACK = 1e-6
 

@@ -6,17 +6,17 @@ import pytest
 
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.modes import rate_control
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
-from onellm_async.limits.rate import DeclaredRate
+from onellm_async.limits.rate_control import control_for
 
 RATE = 40 / 60
 
 
 def saturated(limits, *, visitors_from, until=600.0):
     """A batch that takes whatever it may, and one interactive request now and then; returns when each came through."""
-    core = Admission(limits, rate_control(limits, 0.0, Random(0)), 0.0)
+    core = Admission(limits, control_for(limits, 0.0, Random(0)), 0.0)
     service = TokenBucket(RATE, limits.burst)
     batch, interactive, now, next_visitor = [], [], 0.0, visitors_from
     for _ in range(2000):

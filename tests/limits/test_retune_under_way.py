@@ -5,18 +5,18 @@ from random import Random
 import pytest
 
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.modes import rate_control, retuned
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
-from onellm_async.limits.rate import DeclaredRate
+from onellm_async.limits.rate_control import control_for, reconfigured
 
 
 def admission(limits, now=0.0):
-    return Admission(limits, rate_control(limits, now, Random(1)), now)
+    return Admission(limits, control_for(limits, now, Random(1)), now)
 
 
 def go_on_with(core, limits, now):
-    core.retune(limits, retuned(core.rate, core.limits, limits, now, Random(1)), now)
+    core.retune(limits, reconfigured(core.rate, core.limits, limits, now, Random(1)), now)
 
 
 def test_tokens_of_a_request_that_left_without_a_limit_of_tokens_are_not_given_back_to_a_later_one():
@@ -61,9 +61,9 @@ def test_a_request_from_before_the_search_that_never_arrived_does_not_stop_it():
 
 @pytest.mark.parametrize(("before", "after"), [("correct", "off"), ("off", "correct")])
 def test_another_mode_for_the_same_declared_bucket_does_not_fill_it(before, after):
-    now, control = 1000.0, rate_control(Limits(adaptive=before), 0.0, Random(1))
+    now, control = 1000.0, control_for(Limits(adaptive=before), 0.0, Random(1))
     assert isinstance(control, DeclaredRate)
     while control.time_until(1, now) == 0:
         control.take(now)
-    control = retuned(control, Limits(adaptive=before), Limits(adaptive=after), now, Random(1))
+    control = reconfigured(control, Limits(adaptive=before), Limits(adaptive=after), now, Random(1))
     assert control.time_until(1, now) > 0

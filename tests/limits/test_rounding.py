@@ -1,9 +1,9 @@
 import pytest
 
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.modes import rate_control
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
+from onellm_async.limits.rate_control import control_for
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.rounding import Rounding
 
@@ -56,7 +56,7 @@ def test_what_is_refused_later_than_the_first_only_came_too_fast():
 
 def refused_at_once(limits):
     """An admission whose request was refused with Retry-After: 1, and when the next may leave."""
-    core = Admission(limits, rate_control(limits, 0.0, None, RateState(FAST, 40, FAST, FAST * 1.01)), 0.0)
+    core = Admission(limits, control_for(limits, 0.0, None, RateState(FAST, 40, FAST, FAST * 1.01)), 0.0)
     for _ in range(2):
         core.enqueue(Ticket("default"), 0.0)
     ticket, *_ = core.dispatch(1.0)

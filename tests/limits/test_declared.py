@@ -2,13 +2,13 @@ from random import Random
 
 import pytest
 
-from onellm_async.limits.rate import BackOffOnly, DeclaredRate
+from onellm_async.limits.declared import BackoffOnly, DeclaredRate
 from onellm_async.limits.rate_state import RateState
 
 
 def refuse(control, now):
     control.take(now)
-    control.refused(now, now + 0.05)
+    control.rate_limited(now, now + 0.05)
 
 
 def test_a_declaration_is_certain_until_refusals_correct_it():
@@ -75,7 +75,7 @@ def test_gaps_are_random_only_while_the_rate_is_corrected():
 
 
 def test_backing_off_knows_nothing():
-    control = BackOffOnly(Random(0))
+    control = BackoffOnly(Random(0))
     assert control.state is None
     assert control.confidence == 0
 

@@ -1,0 +1,221 @@
+"""Rate controls that need no discovery: a declared rate, and backoff alone. Pure."""
+
+from random import Random
+
+from onellm_async.limits.binomial import BinomialRate
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.rate_state import RateState
+
+
+class DeclaredRate:
+    """Keeps to a declared token bucket, and decreases the rate if 429s persist.
+
+    The client does not know three things about the service's bucket: its level at the start, how long each request
+    travels, and whether the declaration is true. Hence:
+
+    - A margin of a few tokens is never used. A request that overtakes another one then still finds a token. If the
+      burst is too small for a margin, the rate is slightly lower.
+    - The first burst of a batch is paced until one refill period has passed. Other lanes use it at once: a 429 costs
+      them nothing, and a pace would let users wait beside a full bucket.
+    - A 429 means that the service's bucket is empty, so this one is emptied, too. Only 429s that persist although the
+      level is known decrease the rate. It then recovers gradually.
+
+    Args:
+        per_second: Declared refill rate.
+        burst: Declared capacity.
+        now: The current time.
+        state: State of an earlier control; its rate is kept if it is below the declared one.
+        random: Source of the random gaps between requests while the rate is below the declared one, so that clients of
+            one key do not synchronize; None: even gaps.
+        strict: Whether the rate never changes. A 429 then only empties the bucket.
+    """
+
+    TRAVEL_JITTER = 0.05
+    """Seconds by which one request may travel faster than another. The margin is what is refilled in this time."""
+    START_PACE = 10.0
+    """Minimum pace of a batch's unconfirmed first burst, in requests per second; four times the declared rate if that
+    is more."""
+    MAX_CLIENTS = 64
+    """The rate never falls below the declared one divided by this many clients."""
+    MANY_CLIENTS = 16
+    """A share of so many clients may fall to one request per `MAX_GAP`, no lower. A service that was down is then soon
+    found to be up."""
+    MAX_GAP = 30.0
+    """Seconds between two requests, at most, for a share of `MANY_CLIENTS`."""
+    COINCIDENCE = 100
+    """A 429 within the time of this many requests after another 429 is no coincidence."""
+
+    def __init__(
+        self,
+        per_second: float,
+        burst: float,
+        now: float,
+        state: RateState | None = None,
+        *,
+        random: Random | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._random = random
+        self._strict = strict
+        self._next_cost = 1.0
+        self._last_429: float | None = None
+        self._consecutive_429s = 0
+        self._bucket: TokenBucket
+        self._declare(per_second, burst)
+        self._bucket = TokenBucket(self._rate.value, burst - self._margin, updated_at=now)
+        self._pacer = TokenBucket(max(self.START_PACE, 4 * per_second), 1.0, updated_at=now)
+        self._confirmed_at = now + burst / per_second
+        if not strict and state is not None and state.rate < self._rate.value:
+            self._rate.value = max(self._rate.floor, state.rate)
+            self._bucket.retune(now, rate=self._rate.value)
+
+    def _declare(self, per_second: float, burst: float) -> None:
+        margin = min(burst / 4, 1 + per_second * self.TRAVEL_JITTER) if burst >= 2 else 0.0
+        if burst < 2:
+            per_second /= 1 + per_second * self.TRAVEL_JITTER
+        self._burst, self._margin = burst, margin
+        self._empty_level = -min(1.0, margin)
+        floor = max(per_second / self.MAX_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.MAX_GAP))
+        self._rate = BinomialRate(per_second, floor=floor, ceiling=per_second)
+
+    def retune(self, per_second: float, burst: float, now: float, *, strict: bool = False) -> None:
+        """Keeps to another declared bucket from `now` on. The level stays, cut to the new capacity.
+
+        A correction by 429s is dropped: it applied to the old limit.
+
+        Args:
+            per_second: New refill rate.
+            burst: New capacity.
+            now: The current time.
+            strict: Whether the rate never changes.
+        """
+        self._strict = strict
+        self._declare(per_second, burst)
+        self._bucket.retune(now, rate=self._rate.value, capacity=burst - self._margin)
+        self._pacer.retune(now, rate=max(self.START_PACE, 4 * per_second))
+        self._confirmed_at = min(self._confirmed_at, now + burst / per_second)
+        self._next_cost = 1.0
+
+    @property
+    def rate(self) -> float:
+        return self._bucket.rate
+
+    @property
+    def state(self) -> RateState:
+        """The rate in use, corrections included."""
+        low = self._rate.value if self._rate.at_ceiling else 0.0
+        return RateState(self._rate.value, self._burst, low, self._rate.ceiling)
+
+    @property
+    def confidence(self) -> float:
+        """The rate in use as a share of the declared one."""
+        return self._rate.value / self._rate.ceiling
+
+    def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
+        bucket = self._bucket
+        reserved = min(reserve, bucket.capacity - self._next_cost) if reserve else 0.0
+        wait = (requests + reserved + self._next_cost - 1 - bucket.level_at(now)) / bucket.rate
+        if paced and now < self._confirmed_at:
+            pace_wait = (requests - self._pacer.level_at(now)) / self._pacer.rate
+            wait = max(wait, min(pace_wait, self._confirmed_at - now))
+        return wait if wait > 1e-9 else 0.0
+
+    def take(self, now: float) -> None:
+        self._bucket.take(1, now)
+        if self._consecutive_429s > 1:  # one request at a time until one is accepted
+            self._bucket.drain(now, 0.0)
+        self._next_cost = 1.0
+        if self._random is not None and not self._rate.at_ceiling:
+            self._next_cost = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
+        if now < self._confirmed_at:
+            self._pacer.try_take(1, now)  # requests that other lanes send at once do not delay a batch
+
+    def give_back(self, now: float) -> None:
+        self._bucket.give_back(1, now)
+
+    def answered(self, sent_at: float, now: float) -> None:
+        if self._last_429 is None or sent_at > self._last_429:
+            self._rate.increase()
+            self._consecutive_429s = 0
+        if self._bucket.rate < self._rate.value:
+            self._bucket.retune(now, rate=self._rate.value)
+
+    def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        if self._last_429 is not None and sent_at <= self._last_429:
+            return  # sent before the last 429 was known, so it tells nothing new
+        previous, self._last_429 = self._last_429, now
+        self._consecutive_429s += 1
+        if retry_after is not None and self._consecutive_429s > 1:
+            pass  # nothing is accepted, and the service says for how long: the rate is not the cause
+        elif not self._strict and previous is not None and (now - previous) * self._rate.value < self.COINCIDENCE:
+            self._rate.decrease()
+            self._bucket.retune(now, rate=self._rate.value)
+        self._bucket.drain(now, self._empty_level)
+
+    def drain(self, now: float) -> None:
+        """Empties the bucket, because the service's bucket is empty."""
+        self._bucket.drain(now)
+
+    def move_clock(self, now: float) -> None:
+        self._bucket.move_clock(now)
+        self._pacer.move_clock(now)
+        if self._last_429 is not None:
+            self._last_429 = min(self._last_429, now)
+
+
+class BackoffOnly:
+    """No rate limit. After a 429 all requests wait: exponential backoff with full jitter, until one is accepted.
+
+    Args:
+        random: Source of jitter.
+    """
+
+    __slots__ = ("_429s", "_closed_until", "_last_429", "_random")
+
+    BASE = 0.5
+    """Half the longest wait after the first 429, in seconds; it doubles with each further one."""
+    CAP = 30.0
+    """Maximum wait in seconds."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._closed_until = float("-inf")
+        self._last_429 = float("-inf")
+        self._429s = 0
+
+    @property
+    def rate(self) -> float:
+        return float("inf")
+
+    @property
+    def state(self) -> None:
+        """Always None: nothing is known."""
+        return None
+
+    @property
+    def confidence(self) -> float:
+        return 0.0
+
+    def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
+        return max(0.0, self._closed_until - now)
+
+    def take(self, now: float) -> None:
+        """Counts nothing."""
+
+    def give_back(self, now: float) -> None:
+        """Counts nothing."""
+
+    def answered(self, sent_at: float, now: float) -> None:
+        if self._429s and sent_at > self._last_429:
+            self._429s = 0
+
+    def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        if sent_at <= self._last_429:
+            return
+        self._last_429 = now
+        self._429s += 1
+        self._closed_until = now + self._random.uniform(0, min(self.CAP, self.BASE * 2.0 ** min(self._429s, 60)))
+
+    def move_clock(self, now: float) -> None:
+        self._closed_until = min(self._closed_until, now)
+        self._last_429 = min(self._last_429, now)
