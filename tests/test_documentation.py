@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import CodeType
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
+PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 FAST = {"requests_per_minute": 60_000, "burst": 1000}
 
 
@@ -63,7 +65,7 @@ async def run_as_program(source: str) -> str:
 async def run_tests_of(source: str, folder: Path) -> str:
     (folder / "test_snippet.py").write_text(source)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", "-o", "asyncio_mode=auto", "--rootdir", folder, folder),
+        *(sys.executable, "-m", "pytest", "-q", *PLUGIN, "-o", "asyncio_mode=strict", "--rootdir", folder, folder),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -170,8 +172,9 @@ def test_the_functions_of_the_readme_give_answers(runner: asyncio.Runner) -> Non
 
 
 def test_the_tests_in_the_testing_guide_pass(runner: asyncio.Runner, tmp_path: Path) -> None:
-    source = "\n\n".join(blocks(ROOT / "docs/how-to/testing.md", "python")[:2])
-    assert "2 passed" in runner.run(run_tests_of(source, tmp_path))
+    source = "\n\n".join(blocks(ROOT / "docs/how-to/testing.md", "python")[:3])
+    output = runner.run(run_tests_of(source, tmp_path))
+    assert "5 passed" in output, output
 
 
 def test_the_figures_in_the_readme_are_those_of_the_benchmarks() -> None:
@@ -256,7 +259,9 @@ def test_the_architecture_names_every_file_of_the_package() -> None:
     rooms = {path.name for path in package.glob("*.py")} - {"__main__.py"}
     rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
     rooms |= {
-        path.name for room in ("limits", "server", "simulation", "wire") for path in (package / room).glob("[!_]*.py")
+        path.name
+        for room in ("limits", "server", "simulation", "testing", "wire")
+        for path in (package / room).glob("[!_]*.py")
     }
     assert {room for room in rooms if room not in picture} == set()
 

@@ -131,7 +131,7 @@ class SimulatedClient:
         """Outcomes of the fan-out, in the order of completion."""
         self.answered_at: list[float] = []
         """Virtual time of each answer of the fan-out."""
-        self.finished = False
+        self.finished: bool = False
         """Whether all prompts and chats came to an end."""
 
     async def work(self) -> None:

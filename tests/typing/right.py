@@ -22,11 +22,28 @@ from onellm_async import (
     Usage,
 )
 from onellm_async.events import Answered
+from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, failure, run_in_virtual_time
 
 
 def watch(event: Event) -> None:
     if isinstance(event, Answered):
         assert_type(event.cost, float | None)
+
+
+async def reply_to(request: FakeRequest) -> str:
+    return request.prompt
+
+
+async def chat_on(transport: FakeTransport) -> ChatResponse:
+    async with AsyncOneLLM(transport=transport) as client:
+        return await client.chat("Hello", model="GPT-5")
+
+
+def fakes() -> None:
+    for transport in (FakeTransport(reply_to), FakeTransport([429, failure(500, delay=1.0), TimeoutError(), "Hi"])):
+        assert_type(run_in_virtual_time(chat_on(transport)), ChatResponse)
+    with ThreadedServer(answers={"Hello": "Hi"}) as server:
+        assert_type(server.url, str)
 
 
 def report(progress: FanoutProgress) -> None:
