@@ -215,7 +215,9 @@ class Workers:
         elif error.affects_every_prompt:
             self._ending.stop(error)
         may_repeat = not (self._hold_ambiguous and passage.lost)
-        cut_short = isinstance(error, APIError) and error.retryable and group is not self._ending.group and may_repeat
+        # A run or trial that ends grants no retry any more, whatever the policy would say.
+        ends = self._ending.over or group is not self._ending.group
+        cut_short = isinstance(error, APIError) and error.retryable and ends and may_repeat
         if error.affects_every_prompt or isinstance(error, RequestCancelledError) or cut_short:
             # It is not this prompt's fault. What was surely not billed counts as never sent.
             await self._forget(passage, error)

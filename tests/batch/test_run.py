@@ -588,3 +588,24 @@ async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_orde
     report, _ = await running
     assert str(report.stopped_by) == "The journal has gone."
     assert (report.counts.answered, report.counts.sent) == (1, 0)
+
+
+async def test_a_prompt_whose_attempt_fails_after_the_run_was_stopped_is_not_failed_but_open(ask):
+    class Overloaded(Service):
+        async def post(self, body, *rest):
+            reply = await super().post(body, *rest)
+            return RawReply(503, {}, b"overloaded") if len(self.asked) == 2 else reply
+
+    service, stop = Overloaded(), asyncio.Event()
+    service.hold("b")
+    running = asyncio.create_task(ask(service, Prompts("a", "b", "c"), concurrency=1, stop=stop))
+    await until(lambda: service.asked == ["a", "b"])
+    stop.set()
+    await asyncio.sleep(0.05)
+    service.held["b"].set()
+    report, _ = await running
+    assert report.interrupted
+    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (1, 0, 0)
+
+    report, sink = await ask(service, Prompts("a", "b", "c"))
+    assert sink.contents == ["0 A", "1 B", "2 C"]
