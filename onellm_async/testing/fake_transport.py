@@ -156,6 +156,14 @@ class FakeTransport:
         self.closed: bool = False
         """Whether the client closed the transport."""
 
+    def set_replies(self, replies: Handler | Sequence[Reply] | Reply | None) -> None:
+        """Replies differently from now on. Requests in flight get the reply that they were sent for.
+
+        Args:
+            replies: As for `FakeTransport`; a list starts at its first reply.
+        """
+        self._handler = _handler(replies)
+
     @property
     def prompts(self) -> list[str]:
         """Content of the last message of each request."""
@@ -176,8 +184,7 @@ class FakeTransport:
 
     async def _reply(self, request: FakeRequest, reply: FakeReply) -> RawReply:
         delay = self._delay if reply.delay is None else reply.delay
-        if delay:
-            await asyncio.sleep(delay)
+        await asyncio.sleep(delay)  # without a delay, other tasks get their turn as with a network
         if isinstance(reply.error, BaseException):
             raise copy(reply.error)  # the client adds to an error what happened to its request
         if reply.error is not None:
@@ -203,7 +210,7 @@ def _handler(replies: Handler | Sequence[Reply] | Reply | None) -> Handler:
     if not script:
         raise ValueError("The script is empty; give at least one reply.")
     steps = [_fake_reply(each) for each in script]  # checked before anything is sent
-    return lambda request: steps[min(request.number, len(steps)) - 1]
+    return lambda request: steps.pop(0) if len(steps) > 1 else steps[0]
 
 
 def _echo(request: FakeRequest) -> Reply:

@@ -15,9 +15,12 @@ from onellm_async import (
     Snapshot,
     analyze_bottlenecks,
 )
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 pytestmark = pytest.mark.virtual_time
+
+ANSWER = {"content": "x"}
+UNREACHABLE = APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
 
 
 def at(seconds, **values):
@@ -63,22 +66,6 @@ def test_slots_that_an_overloaded_service_takes_away_are_told_from_those_declare
     assert "A higher max_concurrency" in analyze_bottlenecks([at(0, in_flight=48), at(9, in_flight=48)]).summary
 
 
-class Service:
-    def __init__(self, seconds: float, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.seconds, self.status, self.headers = seconds, status, headers or {}
-        self.unreachable = False
-
-    async def post(self, body: bytes) -> RawReply:
-        status, headers = self.status, self.headers
-        await asyncio.sleep(self.seconds)
-        if self.unreachable:
-            raise APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
-        return RawReply(status, headers, b'{"content":"x"}')
-
-    async def aclose(self) -> None:
-        return None
-
-
 async def watched(client, prompts=200, pace=0.0, meanwhile=None):
     """Runs `prompts` through `client`, taking `pace` seconds over each answer; returns where the time went."""
     samples = []
@@ -100,7 +87,7 @@ async def watched(client, prompts=200, pace=0.0, meanwhile=None):
 
 
 async def test_a_run_at_its_rate_wants_more_requests_per_minute():
-    async with AsyncOneLLM(transport=Service(6.0), limits=Limits()) as client:
+    async with AsyncOneLLM(transport=FakeTransport(ANSWER, delay=6.0), limits=Limits()) as client:
         spent = await watched(client)
     assert spent.shares["rate"] > 0.9
     assert spent.summary.endswith(
@@ -114,39 +101,43 @@ async def test_a_run_whose_slots_are_all_in_use_wants_more_concurrency(others_wa
     async def others():
         await client.gather_chats(["x"] * 100, model="GPT-5")
 
-    async with AsyncOneLLM(transport=Service(6.0), limits=Limits.unlimited(max_concurrency=10)) as client:
+    async with AsyncOneLLM(
+        transport=FakeTransport(ANSWER, delay=6.0), limits=Limits.unlimited(max_concurrency=10)
+    ) as client:
         spent = await watched(client, meanwhile=others if others_wait else None)
     assert spent.shares["concurrency"] > 0.9
     assert "all 10 slots were in use. A higher max_concurrency would" in spent.summary
 
 
 async def test_a_run_that_waits_for_a_few_long_answers_wants_a_faster_service():
-    async with AsyncOneLLM(transport=Service(60.0), limits=Limits.unlimited()) as client:
+    async with AsyncOneLLM(transport=FakeTransport(ANSWER, delay=60.0), limits=Limits.unlimited()) as client:
         spent = await watched(client, prompts=20)
     assert spent.shares["service"] > 0.9
     assert "the service was busy answering" in spent.summary
 
 
 async def test_a_run_that_waits_for_tokens_wants_more_tokens():
-    async with AsyncOneLLM(transport=Service(1.0), limits=Limits(tokens_per_minute=300)) as client:
+    async with AsyncOneLLM(transport=FakeTransport(ANSWER, delay=1.0), limits=Limits(tokens_per_minute=300)) as client:
         spent = await watched(client, prompts=100)
     assert spent.shares["tokens"] > 0.6
     assert "the limit of 300 tokens per minute was the bottleneck" in spent.summary
 
 
 async def test_a_slow_consumer_leaves_the_client_idle():
-    async with AsyncOneLLM(transport=Service(1.0), limits=Limits.unlimited(max_concurrency=4)) as client:
+    async with AsyncOneLLM(
+        transport=FakeTransport(ANSWER, delay=1.0), limits=Limits.unlimited(max_concurrency=4)
+    ) as client:
         spent = await watched(client, prompts=20, pace=30.0)
     assert spent.shares["idle"] > 0.8
     assert "a faster consumer of the answers" in spent.summary
 
 
 async def test_a_long_retry_after_is_named():
-    service = Service(0.0, 429, {"Retry-After": "250"})
+    service = FakeTransport(failure(429, headers={"Retry-After": "250"}))
 
     async def relents():
         await asyncio.sleep(200)
-        service.status = 200
+        service.set_replies(ANSWER)
 
     async with AsyncOneLLM(transport=service, limits=Limits()) as client:
         spent = await watched(client, prompts=30, meanwhile=relents)
@@ -156,12 +147,11 @@ async def test_a_long_retry_after_is_named():
 
 
 async def test_a_service_that_is_down_is_named():
-    service = Service(0.0)
-    service.unreachable = True
+    service = FakeTransport(UNREACHABLE)
 
     async def returns():
         await asyncio.sleep(600)
-        service.unreachable = False
+        service.set_replies(ANSWER)
 
     async with AsyncOneLLM(transport=service, limits=Limits(), random=Random(1)) as client:
         client.group(answered=True)
@@ -177,19 +167,19 @@ async def test_a_pause_is_named():
         await asyncio.sleep(1000)
         client.resume()
 
-    async with AsyncOneLLM(transport=Service(1.0), limits=Limits()) as client:
+    async with AsyncOneLLM(transport=FakeTransport(ANSWER, delay=1.0), limits=Limits()) as client:
         spent = await watched(client, prompts=60, meanwhile=pauses)
     assert spent.shares["paused"] > 0.9
     assert "Resuming sooner" in spent.summary
 
 
 async def test_waiting_to_try_again_is_told_from_idling():
-    service = Service(0.0, 503)
+    service = FakeTransport(503)
     retry = RetryPolicy(backoff_base=100, backoff_cap=1000, breaker_failures=0)
 
     async def recovers():
         await asyncio.sleep(1)
-        service.status = 200
+        service.set_replies(ANSWER)
 
     async with AsyncOneLLM(transport=service, limits=Limits(), retry=retry, random=Random(1)) as client:
         spent = await watched(client, prompts=3, meanwhile=recovers)

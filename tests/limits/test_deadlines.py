@@ -1,37 +1,28 @@
 """A deadline that cannot be met is told at once, and only then; in virtual time."""
 
 import asyncio
-import json
 from random import Random
 
 import pytest
 
-from onellm_async import AsyncOneLLM, DeadlineExceededError, Limits
+from onellm_async import AsyncOneLLM, DeadlineExceededError, Limits, Usage
 from onellm_async.limits.limiter import Limiter
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, answer, failure
 
 pytestmark = pytest.mark.virtual_time
-
-REPLY = json.dumps({"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2}}).encode()
 
 
 def now():
     return asyncio.get_running_loop().time()
 
 
-class Models:
-    """Answers after the seconds of the model that is asked; counts what it is sent."""
+def answers_after(**seconds):
+    """Answers after the seconds of the model that is asked."""
+    return lambda request: answer("hi", usage=Usage(5, 2), delay=seconds[request.model])
 
-    def __init__(self, **seconds):
-        self.seconds, self.sent = seconds, 0
 
-    async def post(self, body):
-        self.sent += 1
-        await asyncio.sleep(self.seconds[json.loads(body)["model"]])
-        return RawReply(200, {}, REPLY)
-
-    async def aclose(self):
-        pass
+def models(**seconds):
+    return FakeTransport(answers_after(**seconds))
 
 
 async def stop(task):
@@ -41,7 +32,7 @@ async def stop(task):
 
 async def test_a_slow_model_does_not_make_the_deadlines_of_another_hopeless():
     limits = Limits(requests_per_minute=120, burst=10)
-    async with AsyncOneLLM(transport=Models(slow=5.0, fast=0.02), limits=limits) as client:
+    async with AsyncOneLLM(transport=models(slow=5.0, fast=0.02), limits=limits) as client:
         batch = asyncio.create_task(client.gather_chats(["q"] * 100, model="slow"))
         await asyncio.sleep(6.5)
         for _ in range(5):
@@ -53,24 +44,24 @@ async def test_a_slow_model_does_not_make_the_deadlines_of_another_hopeless():
 
 
 async def test_the_slow_model_itself_is_known_to_be_too_slow():
-    service = Models(slow=5.0, fast=0.02)
+    service = models(slow=5.0, fast=0.02)
     async with AsyncOneLLM(transport=service, limits=Limits(requests_per_minute=60, burst=1)) as client:
         await client.gather_chats(["q"] * 3, model="slow")
         await client.chat("x", model="fast")
-        began, sent = now(), service.sent
+        began, sent = now(), len(service.requests)
         told = r"The deadline is 5\.5 s away, .* an answer usually takes 5\.0 s\."
         with pytest.raises(DeadlineExceededError, match=told):
             await client.chat("user", model="slow", lane="interactive", deadline=5.5)
-        assert (service.sent, now()) == (sent, began)
+        assert (len(service.requests), now()) == (sent, began)
         await client.chat("user", model="slow", lane="interactive", deadline=7)
 
 
 async def test_one_slow_answer_does_not_shed_a_model_for_good():
-    service = Models(model=6.0, other=0.1)
+    service = models(model=6.0, other=0.1)
     async with AsyncOneLLM(transport=service, limits=Limits(requests_per_minute=120, burst=1)) as client:
         batch = asyncio.create_task(client.gather_chats(["q"] * 1000, model="other"))
         await client.chat("cold start", model="model")
-        service.seconds["model"] = 0.2
+        service.set_replies(answers_after(model=0.2, other=0.1))
         answered = []
         for second in range(200):
             await asyncio.sleep(1)
@@ -84,7 +75,7 @@ async def test_one_slow_answer_does_not_shed_a_model_for_good():
 
 
 async def test_users_behind_a_slow_batch_that_has_all_slots_wait_for_few_of_them():
-    async with AsyncOneLLM(transport=Models(slow=40.0, fast=0.1), limits=Limits.unlimited(8)) as client:
+    async with AsyncOneLLM(transport=models(slow=40.0, fast=0.1), limits=Limits.unlimited(8)) as client:
         await client.chat("warm up", model="fast")
         batch = asyncio.create_task(client.gather_chats(["q"] * 100, model="slow"))
         await asyncio.sleep(45)
@@ -96,26 +87,12 @@ async def test_users_behind_a_slow_batch_that_has_all_slots_wait_for_few_of_them
 
 async def test_a_batch_that_ended_does_not_make_a_crowd_of_users_wait_on_paper():
     """Slots are released as fast as what is in flight now, not as what was answered last."""
-    async with AsyncOneLLM(transport=Models(slow=40.0, fast=0.1), limits=Limits.unlimited(8)) as client:
+    async with AsyncOneLLM(transport=models(slow=40.0, fast=0.1), limits=Limits.unlimited(8)) as client:
         await client.chat("warm up", model="fast")
         await client.gather_chats(["q"] * 80, model="slow")
         await client.chat("user", model="fast")
         users = [client.chat("user", model="fast", deadline=4) for _ in range(100)]
         assert len(await asyncio.gather(*users)) == 100
-
-
-class Refusing:
-    """Refuses everything, and says when to come back."""
-
-    def __init__(self, retry_after):
-        self.headers, self.sent = {} if retry_after is None else {"Retry-After": str(retry_after)}, 0
-
-    async def post(self, body):
-        self.sent += 1
-        return RawReply(429, self.headers, b"{}")
-
-    async def aclose(self):
-        pass
 
 
 def limiter(**limits):
@@ -131,7 +108,9 @@ TOLD_TO_WAIT = r"The deadline is 5\.0 s away, but the service asked to wait 60\.
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(requests_per_minute="auto"), Limits.unlimited(4)])
 async def test_a_retry_after_beyond_the_deadline_is_not_waited_for(limits):
-    async with AsyncOneLLM(transport=Refusing(60), limits=limits) as client:
+    async with AsyncOneLLM(
+        transport=FakeTransport(failure(429, headers={"Retry-After": "60"})), limits=limits
+    ) as client:
         with pytest.raises(DeadlineExceededError, match=TOLD_TO_WAIT):
             await client.chat("x", model="GPT-5", deadline=5)
         assert now() == 0
@@ -141,7 +120,7 @@ async def test_a_retry_after_beyond_the_deadline_is_not_waited_for(limits):
 
 
 async def test_each_prompt_of_a_fan_out_hears_of_it_at_once():
-    async with AsyncOneLLM(transport=Refusing(60)) as client:
+    async with AsyncOneLLM(transport=FakeTransport(failure(429, headers={"Retry-After": "60"}))) as client:
         replies = await client.gather_chats(["q"] * 100, model="GPT-5", deadline=5, return_exceptions=True)
         assert {type(reply) for reply in replies} == {DeadlineExceededError}
         assert now() < 1

@@ -1,21 +1,18 @@
 """What a declared limit lets through at the very start, by lane; in virtual time."""
 
 import asyncio
-import json
 from random import Random
 
 import pytest
 
-from onellm_async import AsyncOneLLM, DeadlineExceededError, Limits, QueueFullError
+from onellm_async import AsyncOneLLM, DeadlineExceededError, Limits, QueueFullError, Usage
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.policy import LANES
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, answer
 
 pytestmark = pytest.mark.virtual_time
-
-REPLY = json.dumps({"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2}}).encode()
 
 
 def limiter(**limits):
@@ -36,22 +33,18 @@ async def stop(tasks):
     await asyncio.wait(tasks)
 
 
-class Service:
+def service(level=40.0):
     """A key's bucket of 40, refilled at 40 per minute, shared by all clients that are given this transport."""
+    bucket = TokenBucket(40 / 60, 40, level=level)
 
-    def __init__(self, level=40.0):
-        self.bucket, self.refused = TokenBucket(40 / 60, 40, level=level), 0
-
-    async def post(self, body):
+    async def reply(request):
         await asyncio.sleep(0.01)
-        if not self.bucket.try_take(1, asyncio.get_running_loop().time()):
-            self.refused += 1
-            return RawReply(429, {}, b"{}")
+        if not bucket.try_take(1, asyncio.get_running_loop().time()):
+            return 429
         await asyncio.sleep(2)
-        return RawReply(200, {}, REPLY)
+        return answer("hi", usage=Usage(5, 2))
 
-    async def aclose(self):
-        pass
+    return FakeTransport(reply)
 
 
 async def crowd(client, number, lane="interactive"):
@@ -115,19 +108,19 @@ async def test_a_refusal_in_the_first_burst_empties_the_bucket_for_all_lanes():
 
 
 async def test_a_crowd_at_the_start_is_served_as_well_as_one_a_minute_later():
-    service = Service()
-    async with AsyncOneLLM(transport=service, limits=Limits(max_pending=16), random=Random(1)) as client:
+    limited = service()
+    async with AsyncOneLLM(transport=limited, limits=Limits(max_pending=16), random=Random(1)) as client:
         first = await crowd(client, 60)
         await asyncio.sleep(75)
         later = await crowd(client, 60)
     assert first[:3] == later[:3] == (54, 6, 0)
-    assert service.refused <= 1
+    assert len(limited.requests) - 2 * 54 <= 1, "429s"
 
 
 async def test_a_crowd_at_four_processes_that_share_the_limit_has_the_whole_burst():
-    service = Service()
+    limited = service()
     limits = Limits(requests_per_minute=40 / 4, burst=40 // 4, max_pending=4)
-    clients = [AsyncOneLLM(transport=service, limits=limits, random=Random(number)) for number in range(4)]
+    clients = [AsyncOneLLM(transport=limited, limits=limits, random=Random(number)) for number in range(4)]
     ends = await asyncio.gather(*(crowd(client, 30) for client in clients))
     assert sum(answered for answered, *_ in ends) == 4 * (8 + 4)
     assert sum(late for _, _, late, _ in ends) == 0
@@ -137,12 +130,12 @@ async def test_a_crowd_at_four_processes_that_share_the_limit_has_the_whole_burs
 
 async def test_a_crowd_that_meets_an_empty_bucket_is_answered_all_the_same():
     """As after a restart: what another process had just used is refused at no cost, and comes back."""
-    service = Service(level=2.0)
-    async with AsyncOneLLM(transport=service, random=Random(1)) as client:
+    limited = service(level=2.0)
+    async with AsyncOneLLM(transport=limited, random=Random(1)) as client:
         replies = await asyncio.gather(*(client.chat("user", model="GPT-5", lane="interactive") for _ in range(20)))
     assert len(replies) == 20
     assert asyncio.get_running_loop().time() < 1.1 * 18 * 1.5 + 4
-    assert service.refused <= 20
+    assert len(limited.requests) - 20 <= 20, "429s"
 
 
 def test_what_waits_for_the_pace_is_no_longer_said_to_be_sendable_or_not_by_others():

@@ -15,7 +15,7 @@ from onellm_async.errors import ClientClosedError, ConfigurationError, RequestCa
 from onellm_async.limits.limiter import Group, Limiter
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.clock import VirtualClockLoop
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 FAST = {"requests_per_minute": 6e5, "burst": 1000}
 
@@ -214,18 +214,9 @@ def test_what_is_granted_while_another_loop_runs_is_told_that_the_client_is_in_u
         other.join()
 
 
-class Transport:
-    async def post(self, body):
-        await asyncio.sleep(3600)
-        return RawReply(200, {}, b"{}")
-
-    async def aclose(self):
-        pass
-
-
 @pytest.mark.parametrize("ending", ["aclose", "drain"])
 def test_closing_in_a_new_loop_what_waits_in_a_closed_one_is_no_error(ending, recwarn):
-    client = AsyncOneLLM(transport=Transport(), limits=Limits.unlimited(1))
+    client = AsyncOneLLM(transport=FakeTransport(delay=3600), limits=Limits.unlimited(1))
     first = asyncio.SelectorEventLoop()
     tasks = [first.create_task(client.chat("x", model="GPT-5")) for _ in range(4)]
     turn(first, 0.01)
@@ -283,15 +274,9 @@ def test_closing_ends_what_waits_in_a_loop_that_was_stopped():
 FORKED = """
 import asyncio, os
 from onellm_async import AsyncOneLLM, ConfigurationError
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
-class Transport:
-    async def post(self, body):
-        return RawReply(200, {}, b'{"content": "hi"}')
-    async def aclose(self):
-        pass
-
-client = AsyncOneLLM(transport=Transport())
+client = AsyncOneLLM(transport=FakeTransport("hi"))
 
 async def main():
     await client.chat("x", model="GPT-5")

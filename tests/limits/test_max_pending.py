@@ -1,36 +1,17 @@
 """Who counts toward `Limits.max_pending`, and who is turned away by it; in virtual time."""
 
 import asyncio
-import json
 from random import Random
 
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatResponse, Limits, QueueFullError, RequestCancelledError
 from onellm_async.limits.limiter import Group, Limiter
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 pytestmark = pytest.mark.virtual_time
 
-REPLY = json.dumps({"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2}}).encode()
 BUSY = Limits(requests_per_minute=600, burst=2, max_pending=10)
-
-
-class Service:
-    """Answers after `seconds`; the first `cut` connections are cut."""
-
-    def __init__(self, seconds=0.05, cut=0):
-        self.seconds, self.cut = seconds, cut
-
-    async def post(self, body):
-        if self.cut:
-            self.cut -= 1
-            return RawReply(503, {}, b"cut")
-        await asyncio.sleep(self.seconds)
-        return RawReply(200, {}, REPLY)
-
-    async def aclose(self):
-        pass
 
 
 def limiter(**limits):
@@ -46,7 +27,7 @@ def chats(client, number):
 
 
 async def test_a_fan_out_of_any_size_is_never_turned_away():
-    async with AsyncOneLLM(transport=Service(), limits=BUSY) as client:
+    async with AsyncOneLLM(transport=FakeTransport("hi", delay=0.05), limits=BUSY) as client:
         assert len(await client.gather_chats(["q"] * 100, model="GPT-5")) == 100
         outcomes = [outcome async for outcome in client.iter_chats(["q"] * 60, model="GPT-5")]
         assert [outcome.error for outcome in outcomes] == [None] * 60
@@ -54,7 +35,7 @@ async def test_a_fan_out_of_any_size_is_never_turned_away():
 
 async def test_a_fan_out_takes_no_places_of_users():
     limits = Limits(requests_per_minute=600, burst=2, max_pending=50)
-    async with AsyncOneLLM(transport=Service(), limits=limits) as client:
+    async with AsyncOneLLM(transport=FakeTransport("hi", delay=0.05), limits=limits) as client:
         batch = asyncio.create_task(client.gather_chats(["q"] * 200, model="GPT-5"))
         await asyncio.sleep(1)
         replies = await asyncio.gather(*chats(client, 50))
@@ -63,7 +44,7 @@ async def test_a_fan_out_takes_no_places_of_users():
 
 
 async def test_of_a_crowd_as_many_wait_as_may_beside_a_fan_out():
-    async with AsyncOneLLM(transport=Service(), limits=BUSY) as client:
+    async with AsyncOneLLM(transport=FakeTransport("hi", delay=0.05), limits=BUSY) as client:
         batch = asyncio.create_task(client.gather_chats(["q"] * 200, model="GPT-5"))
         await asyncio.sleep(1)
         replies = await asyncio.gather(*chats(client, 15), return_exceptions=True)

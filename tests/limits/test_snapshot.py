@@ -17,27 +17,16 @@ from onellm_async import (
     RetryPolicy,
 )
 from onellm_async.limits.limiter import Limiter
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 pytestmark = pytest.mark.virtual_time
 
+ANSWER = {"content": "x"}
+UNREACHABLE = APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
 
-class Service:
-    """Answers after `seconds`, with `status`."""
 
-    def __init__(self, seconds: float = 5.0, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.seconds, self.status, self.headers = seconds, status, headers or {}
-        self.unreachable = False
-
-    async def post(self, body: bytes) -> RawReply:
-        status, headers = self.status, self.headers
-        await asyncio.sleep(self.seconds)
-        if self.unreachable:
-            raise APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
-        return RawReply(status, headers, b'{"content":"x"}')
-
-    async def aclose(self) -> None:
-        return None
+def slow_service():
+    return FakeTransport(ANSWER, delay=5.0)
 
 
 def chats(client, number, **options):
@@ -45,7 +34,7 @@ def chats(client, number, **options):
 
 
 async def test_a_snapshot_says_who_waits_where_for_what_and_how_long():
-    async with AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute=60, burst=1)) as client:
+    async with AsyncOneLLM(transport=slow_service(), limits=Limits(requests_per_minute=60, burst=1)) as client:
         tasks = chats(client, 3) + chats(client, 2, lane="batch")
         await asyncio.sleep(0.5)
         now = client.snapshot()
@@ -61,7 +50,7 @@ async def test_a_snapshot_says_who_waits_where_for_what_and_how_long():
 
 
 async def test_full_slots_are_told_from_the_rate():
-    async with AsyncOneLLM(transport=Service(), limits=Limits(max_concurrency=2)) as client:
+    async with AsyncOneLLM(transport=slow_service(), limits=Limits(max_concurrency=2)) as client:
         tasks = chats(client, 4)
         await asyncio.sleep(1)
         assert client.snapshot().bottleneck == "concurrency"
@@ -83,7 +72,7 @@ async def test_a_large_request_waits_for_tokens_and_a_small_one_of_another_lane_
 
 
 async def test_a_pause_a_retry_after_and_a_service_that_is_down_are_told_apart():
-    service = Service(0.0, 429, {"Retry-After": "20"})
+    service = FakeTransport(failure(429, headers={"Retry-After": "20"}))
     limits = Limits(requests_per_minute=6000)
     async with AsyncOneLLM(transport=service, limits=limits, retry=RetryPolicy(), random=Random(1)) as client:
         run = asyncio.create_task(client.gather_chats(["a", "b", "c"], model="GPT-5"))
@@ -92,20 +81,20 @@ async def test_a_pause_a_retry_after_and_a_service_that_is_down_are_told_apart()
         assert client.snapshot().retry_after == pytest.approx(19, abs=0.1)
         client.pause()
         assert (client.snapshot().bottleneck, client.snapshot().paused) == ("paused", True)
-        service.unreachable = True
+        service.set_replies(UNREACHABLE)
         client.resume()
         await asyncio.sleep(28)
         assert client.snapshot().bottleneck == "circuit_open"
         assert client.snapshot().trial_in > 0
         assert client.snapshot().retried > 0
-        service.unreachable, service.status, service.headers = False, 200, {}
+        service.set_replies(ANSWER)
         await run
         ended = client.snapshot()
         assert (ended.retry_after, ended.trial_in, ended.backing_off) == (None, None, 0)
 
 
 async def test_chats_that_wait_to_be_repeated_are_counted_and_forgotten_when_cancelled():
-    service = Service(0.0, 503)
+    service = FakeTransport(503)
     retry = RetryPolicy(backoff_base=100, breaker_failures=0, backoff_cap=1000)
     async with AsyncOneLLM(transport=service, retry=retry, random=Random(1)) as client:
         tasks = chats(client, 3)
@@ -118,7 +107,7 @@ async def test_chats_that_wait_to_be_repeated_are_counted_and_forgotten_when_can
 
 
 async def test_a_snapshot_is_json_and_looking_changes_nothing():
-    async with AsyncOneLLM(transport=Service(), limits=Limits(tokens_per_minute=100)) as client:
+    async with AsyncOneLLM(transport=slow_service(), limits=Limits(tokens_per_minute=100)) as client:
         tasks = chats(client, 60)
         await asyncio.sleep(1)
         assert client.snapshot() == client.snapshot()
@@ -130,7 +119,7 @@ async def test_a_snapshot_is_json_and_looking_changes_nothing():
 
 
 def test_a_client_that_was_never_used_has_a_snapshot_too():
-    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute="auto", max_concurrency=3))
+    client = AsyncOneLLM(transport=slow_service(), limits=Limits(requests_per_minute="auto", max_concurrency=3))
     client.pause()
     now = client.snapshot()
     assert (now.paused, now.mode, now.max_concurrency, now.at_rest) == (True, "discover", 3, True)
@@ -139,14 +128,14 @@ def test_a_client_that_was_never_used_has_a_snapshot_too():
 
 
 async def test_without_a_limit_there_is_no_level():
-    async with AsyncOneLLM(transport=Service(), limits=Limits.unlimited()) as client:
+    async with AsyncOneLLM(transport=slow_service(), limits=Limits.unlimited()) as client:
         await client.chat("x", model="GPT-5")
         now = client.snapshot()
     assert (now.rate, now.level, now.confidence, now.burst) == (None, None, None, None)
 
 
 async def test_retuning_a_client_counts_tokens_from_then_on():
-    async with AsyncOneLLM(transport=Service(0.0), limits=Limits.unlimited()) as client:
+    async with AsyncOneLLM(transport=FakeTransport(ANSWER), limits=Limits.unlimited()) as client:
         await client.chat("x", model="GPT-5")
         client.retune(Limits(tokens_per_minute=1000))
         await client.chat("x" * 2000, model="GPT-5", max_tokens=100)
@@ -157,12 +146,12 @@ async def test_retuning_a_client_counts_tokens_from_then_on():
 
 
 async def test_a_paused_client_sends_no_repeat_either():
-    service = Service(0.0, 503)
+    service = FakeTransport(503)
     async with AsyncOneLLM(transport=service, retry=RetryPolicy(backoff_base=0.1)) as client:
         (task,) = chats(client, 1)
         await asyncio.sleep(0)
         client.pause()
-        service.status = 200
+        service.set_replies(ANSWER)
         await asyncio.sleep(60)
         assert client.snapshot().queued["default"] == 1
         client.resume()
@@ -172,15 +161,15 @@ async def test_a_paused_client_sends_no_repeat_either():
 @pytest.mark.parametrize("limits", [None, 40, "fast"])
 def test_retuning_with_what_is_no_limits_is_refused_by_value(limits):
     with pytest.raises(ConfigurationError, match=r"limits is .*; it must be a Limits"):
-        AsyncOneLLM(transport=Service()).retune(limits)
+        AsyncOneLLM(transport=slow_service()).retune(limits)
 
 
 def test_a_rate_state_of_another_kind_is_refused_by_value():
     with pytest.raises(ConfigurationError, match=r"rate_state is .*; it must be a RateState"):
-        AsyncOneLLM(transport=Service(), rate_state={"rate": 1})
+        AsyncOneLLM(transport=slow_service(), rate_state={"rate": 1})
 
 
 async def test_what_was_learned_is_given_on_before_the_loop_runs():
     state = RateState(rate=2.0, burst=7)
-    client = AsyncOneLLM(transport=Service(), limits=Limits(requests_per_minute="auto"), rate_state=state)
+    client = AsyncOneLLM(transport=slow_service(), limits=Limits(requests_per_minute="auto"), rate_state=state)
     assert client.rate_state == state

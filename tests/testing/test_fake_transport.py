@@ -50,6 +50,17 @@ async def test_a_script_is_followed_step_by_step_and_its_last_step_repeats() -> 
     assert [request.number for request in transport.requests] == [1, 2, 3, 4, 5]
 
 
+async def test_the_replies_can_change_while_requests_are_in_flight() -> None:
+    transport = FakeTransport("before", delay=2)
+    async with client_on(transport) as client:
+        running = asyncio.create_task(chat(client))
+        await asyncio.sleep(1)
+        transport.set_replies(["after", "later"])
+        assert (await chat(client)).content == "after"
+        assert (await running).content == "before"
+        assert (await chat(client)).content == "later"
+
+
 async def test_one_reply_is_given_to_every_request() -> None:
     async with client_on(FakeTransport("Paris.")) as client:
         assert [each.content for each in await client.gather_chats(["a", "b"], model="GPT-5")] == ["Paris."] * 2
