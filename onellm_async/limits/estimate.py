@@ -10,6 +10,8 @@ _OUTPUT_TOKENS = 512.0
 """Until something is learned, for requests without ``max_tokens``."""
 _MOST_MODELS = 256
 """Models remembered; names are free text, so there could be any number."""
+_MOST_TOKENS = 2**53
+"""No answer is so long, and a larger integer may be beyond the floats."""
 
 
 class TokenEstimator:
@@ -30,7 +32,7 @@ class TokenEstimator:
         """
         bytes_per_token, output = self._learned.get(model, (_BYTES_PER_TOKEN, _OUTPUT_TOKENS))
         if max_tokens is not None:
-            output = max_tokens
+            output = min(max_tokens, _MOST_TOKENS)
         return body_bytes / bytes_per_token + output
 
     def learn(self, model: str, body_bytes: int, input_tokens: int | None, output_tokens: int | None) -> None:

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
-from onellm_async.batch import Entry, Item, Journal, JournalReader, LineError, RecordWriter, run_batch
+from onellm_async.batch import (
+    Entry,
+    Item,
+    Journal,
+    JournalReader,
+    LineError,
+    RecordWriter,
+    RequestDefaults,
+    entries_from,
+    run_batch,
+)
 from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.batch.journal.rows import State
 from onellm_async.transport import RawReply
@@ -111,7 +121,8 @@ class Echo:
     async def post(self, body):
         prompt = json.loads(body)["messages"][-1]["content"]
         self.asked.append(prompt)
-        return RawReply(200, {}, json.dumps({"content": prompt.upper()}).encode())
+        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+        return RawReply(200, {}, json.dumps({"content": prompt.upper(), "usage": usage}).encode())
 
     async def aclose(self):
         pass
@@ -178,3 +189,22 @@ async def test_an_answer_that_cannot_be_stored_is_a_failure_of_its_entry_alone(p
     assert (report.complete, report.progress.failed, bad) == (True, 1, [])
     assert [line["index"] for line in lines if line["response"]] == [0, 2]
     assert lines[1]["error"] == {"type": "UnstorableRowError", "message": "It cannot be stored.", "status_code": None}
+
+
+async def test_a_length_beyond_all_numbers_ends_no_run(tmp_path):
+    prompts = [ChatRequest("GPT-5", "a", max_tokens=10**400), ChatRequest("GPT-5", "b", max_tokens=2**63), "c"]
+    limits = Limits(requests_per_minute=60_000, burst=100, tokens_per_minute=10**6)
+    sink = Sink()
+    async with (
+        AsyncOneLLM(transport=Echo(), limits=limits) as client,
+        Journal.open(tmp_path / "out.journal", IDENTITY) as journal,
+    ):
+        report = await run_batch(
+            client,
+            entries_from(prompts, defaults=RequestDefaults(max_tokens=5)),
+            journal=journal,
+            sink=sink,
+            encode=RecordWriter().line,
+        )
+    assert report.complete
+    assert [line["response"]["content"] for line in sink.lines] == ["A", "B", "C"]
