@@ -13,39 +13,19 @@ from onellm_async.failure_kinds import FailureKind
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 MODEL = "GPT-5-Nano"
-ANSWER = RawReply(200, {}, b'{"content": "there"}')
-REFUSAL = RawReply(429, {"Retry-After": "3"}, b'{"error": "rate limit"}')
-ERROR = RawReply(500, {}, b'{"error": "upstream"}')
+ANSWER = {"content": "there"}
+REFUSAL = failure(429, headers={"Retry-After": "3"})
+ERROR = 500
 BREAK = APIConnectionError("refused", kind=FailureKind.CANNOT_CONNECT)
 
 
-class Scripted:
+def scripted(script):
     """Answers what contains "victim" by the script, each reply after a second, and all others at once."""
-
-    def __init__(self, script):
-        self.script = list(script)
-        self.victim_sent = 0
-        self.under_way = 0
-
-    async def post(self, body):
-        self.under_way += 1
-        try:
-            await asyncio.sleep(1)
-            if b"victim" not in body:
-                return ANSWER
-            self.victim_sent += 1
-            reply = self.script.pop(0) if self.script else ANSWER
-            if isinstance(reply, Exception):
-                raise reply
-            return reply
-        finally:
-            self.under_way -= 1
-
-    async def aclose(self):
-        pass
+    steps = list(script)
+    return FakeTransport(lambda request: steps.pop(0) if "victim" in request.prompt and steps else ANSWER, delay=1)
 
 
 @types.coroutine
@@ -94,7 +74,7 @@ async def run(situation, number, while_waiting, fan_out):
     script, limits, options = SITUATIONS[situation]
     down = situation == "while the service is down"
     retry = RetryPolicy(breaker_failures=1 if down else 0, breaker_wait=5.0)
-    transport = Scripted(script)
+    transport = scripted(script)
     before = asyncio.all_tasks()
     async with AsyncOneLLM(transport=transport, limits=limits, retry=retry, random=Random(1)) as client:
         others = asyncio.create_task(others_answers(client))
@@ -111,10 +91,10 @@ async def run(situation, number, while_waiting, fan_out):
         await asyncio.sleep(0)
         said = client.snapshot()
         assert said.at_rest, said
-        assert transport.under_way == 0
+        assert transport.in_flight == 0
         assert [reply.content for reply in await client.gather_chats(["after"], model=MODEL)] == ["there"]
     assert asyncio.all_tasks() == before
-    assert asyncio.get_running_loop().timers_set() == 0
+    assert asyncio.get_running_loop().pending_timers() == 0
     return cancelled, told
 
 
@@ -139,7 +119,7 @@ def test_cancelled_at_any_await_it_leaves_no_trace(situation, while_waiting, fan
 @pytest.mark.parametrize("leaves", [False, True], ids=["still waiting", "under way"])
 def test_a_cancelled_request_has_spent_its_share_of_the_rate_only_if_it_left(leaves):
     async def run():
-        transport = Scripted([])
+        transport = scripted([])
         async with AsyncOneLLM(transport=transport, limits=Limits(1, 0.06, 10), random=Random(1)) as client:
             held = asyncio.create_task(client.chat("other", model=MODEL))
             await asyncio.sleep(0 if not leaves else 2)

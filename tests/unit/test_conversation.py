@@ -1,5 +1,6 @@
 # ruff: noqa: ASYNC110  # polling in turns of the loop
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,62 +18,40 @@ from onellm_async import (
 )
 from onellm_async.errors import FailureKind, InternalServerError
 from onellm_async.events import Answered
-from onellm_async.transport import RawReply
-from onellm_async.wire import dump_json, parse_json
+from onellm_async.testing import FakeRequest, FakeTransport, Reply, failure, hang
 
 
-class Counting:
-    """Answers with how many messages it was sent; fails or hangs when told so by the last."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict] = []
-        self.replies: dict[str, dict] = {}
-        self.under_way = 0
-
-    async def post(self, body: bytes) -> RawReply:
-        sent = parse_json(body)
-        self.bodies.append(sent)
-        self.under_way += 1
-        assert self.under_way == 1, "turns overlap"
-        try:
-            await asyncio.sleep(0)
-            last = sent["messages"][-1]["content"]
-            if last == "hang":
-                await asyncio.get_running_loop().create_future()
-            status = 500 if last == "fail" else 200
-            if any(not message["content"].strip() for message in sent["messages"]):
-                return RawReply(400, {}, b'{"error":"messages must not be empty"}')
-            reply = {"content": str(len(sent["messages"]))} | self.replies.get(last, {})
-            return RawReply(status, {}, dump_json(reply))
-        finally:
-            self.under_way -= 1
-
-    async def aclose(self) -> None:
-        return None
+def count_messages(request: FakeRequest) -> Reply:
+    """Answers with how many messages it was sent; fails or hangs when the last one says so."""
+    if any(not str(message["content"]).strip() for message in request.messages):
+        return 400
+    return {"hang": hang(), "fail": failure(500)}.get(request.prompt) or str(len(request.messages))
 
 
 @pytest.fixture
-def transport() -> Counting:
-    return Counting()
+def transport() -> Iterator[FakeTransport]:
+    transport = FakeTransport(count_messages)
+    yield transport
+    assert transport.max_in_flight <= 1, "turns do not overlap"
 
 
 @pytest.fixture
-def client(transport: Counting) -> AsyncOneLLM:
+def client(transport: FakeTransport) -> AsyncOneLLM:
     return AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=RetryPolicy.none())
 
 
-async def test_turns_build_on_each_other(client: AsyncOneLLM, transport: Counting) -> None:
+async def test_turns_build_on_each_other(client: AsyncOneLLM, transport: FakeTransport) -> None:
     conversation = Conversation(client, model="GPT-5", system="Be brief.", history=[{"role": "user", "content": "a"}])
     assert [(await conversation.say(text)).content for text in ("b", "c", "d")] == ["2", "4", "6"]
     assert conversation.messages[:3] == (Message.user("a"), Message.user("b"), Message.assistant("2"))
-    assert {body["system"] for body in transport.bodies} == {"Be brief."}
+    assert {request.fields["system"] for request in transport.requests} == {"Be brief."}
     conversation.forget()
     assert conversation.messages == ()
     assert (await conversation.say("e")).content == "1"
 
 
 async def test_a_failed_or_cancelled_turn_leaves_the_history_as_it_was(
-    client: AsyncOneLLM, transport: Counting
+    client: AsyncOneLLM, transport: FakeTransport
 ) -> None:
     conversation = Conversation(client, model="GPT-5", max_messages=4)
     for text in "abc":
@@ -82,7 +61,7 @@ async def test_a_failed_or_cancelled_turn_leaves_the_history_as_it_was(
         await conversation.say("fail")
     assert conversation.messages == before
     turn = asyncio.create_task(conversation.say("hang"))
-    while not transport.under_way:
+    while not transport.in_flight:
         await asyncio.sleep(0)
     turn.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -102,13 +81,13 @@ async def test_turns_said_at_once_are_taken_one_after_the_other(client: AsyncOne
 
 @pytest.mark.parametrize("most", range(2, 9))
 async def test_no_more_is_kept_or_sent_than_allowed_and_no_answer_leads(
-    client: AsyncOneLLM, transport: Counting, most: int
+    client: AsyncOneLLM, transport: FakeTransport, most: int
 ) -> None:
     conversation = Conversation(client, model="GPT-5", max_messages=most)
     for number in range(8):
         await conversation.say(str(number))
         assert len(conversation.messages) <= most
-        sent = transport.bodies[-1]["messages"]
+        sent = transport.requests[-1].messages
         assert sent[0]["role"] == "user"
         assert sent[-1]["content"] == str(number)
         assert len(sent) < most or number == 0
@@ -127,10 +106,10 @@ async def test_no_more_is_kept_or_sent_than_allowed_and_no_answer_leads(
     ],
 )
 async def test_an_answer_without_text_joins_no_history_and_its_question_neither(
-    client: AsyncOneLLM, transport: Counting, reply: dict
+    client: AsyncOneLLM, transport: FakeTransport, reply: dict
 ) -> None:
     conversation = Conversation(client, model="GPT-5", max_messages=3)
-    transport.replies["hello"] = reply
+    transport.set_replies(lambda request: reply if request.prompt == "hello" else count_messages(request))
     answer = await conversation.say("hello")
     assert answer.content.strip() == ""
     assert {**reply, **answer.extra} == {**answer.extra, **reply}, "it is returned as it is"
@@ -143,24 +122,24 @@ async def test_an_answer_without_text_joins_no_history_and_its_question_neither(
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
-async def test_an_empty_text_is_refused_unsent(client: AsyncOneLLM, transport: Counting, text: str) -> None:
+async def test_an_empty_text_is_refused_unsent(client: AsyncOneLLM, transport: FakeTransport, text: str) -> None:
     conversation = Conversation(client, model="GPT-5")
     with pytest.raises(InvalidRequestError, match="The text to say is empty"):
         await conversation.say(text)
-    assert (transport.bodies, conversation.messages) == ([], ())
+    assert (transport.requests, conversation.messages) == ([], ())
 
 
 @pytest.mark.parametrize("most", range(2, 8))
 @pytest.mark.parametrize("begin", [1, 2])
 async def test_the_instructions_that_a_history_begins_with_stay(
-    client: AsyncOneLLM, transport: Counting, most: int, begin: int
+    client: AsyncOneLLM, transport: FakeTransport, most: int, begin: int
 ) -> None:
     instructions = [Message.system(f"rule {number}") for number in range(begin)]
     history = [*instructions, Message.user("a"), Message.assistant("b"), Message.system("later")]
     conversation = Conversation(client, model="GPT-5", max_messages=most, history=history)
     for number in range(6):
         await conversation.say(str(number))
-        sent = [(message["role"], message["content"]) for message in transport.bodies[-1]["messages"]]
+        sent = [(message["role"], message["content"]) for message in transport.requests[-1].messages]
         assert sent[:begin] == [("system", message.content) for message in instructions]
         assert sent[-1] == ("user", str(number))
         assert sent[begin][0] != "assistant"
@@ -179,7 +158,7 @@ async def test_a_turn_that_gets_its_turn_too_late_has_exceeded_its_deadline() ->
             loop._jumping.elapsed += 0.8  # type: ignore[attr-defined]  # the loop stands still meanwhile
 
     loop = asyncio.get_running_loop()
-    client = AsyncOneLLM(transport=Counting(), limits=Limits.unlimited(), hooks=[block])
+    client = AsyncOneLLM(transport=FakeTransport("Hi"), limits=Limits.unlimited(), hooks=[block])
     conversation = Conversation(client, model="GPT-5", deadline=0.5)
     first, second = await asyncio.gather(conversation.say("a"), conversation.say("b"), return_exceptions=True)
     assert isinstance(first, ChatResponse)

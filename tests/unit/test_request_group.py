@@ -5,42 +5,24 @@ import pytest
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.call import Attempt
 from onellm_async.errors import APIConnectionError, BudgetExceededError, RequestCancelledError
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 pytestmark = pytest.mark.virtual_time
 
 REQUEST = ChatRequest("GPT-5-Nano", "Hi")
-REPLY = RawReply(200, {}, b'{"code":200,"output":{"role":"assistant","content":"Hello"}}')
-REFUSAL = RawReply(429, {}, b'{"code":429,"error":{"message":"Too many"}}')
 
 
-class Script:
-    def __init__(self, *steps: RawReply | Exception) -> None:
-        self.steps = list(steps)
-        self.sent = 0
-
-    async def post(self, body: bytes) -> RawReply:
-        self.sent += 1
-        step = self.steps.pop(0)
-        if isinstance(step, Exception):
-            raise step
-        return step
-
-    async def aclose(self) -> None:
-        pass
-
-
-def client_over(transport: Script, **settings: object) -> AsyncOneLLM:
+def client_over(transport: FakeTransport, **settings: object) -> AsyncOneLLM:
     return AsyncOneLLM(transport=transport, **settings)  # type: ignore[arg-type]
 
 
 async def test_every_attempt_is_announced_before_it_leaves():
-    transport = Script(APIConnectionError("reset"), REFUSAL, REPLY)
+    transport = FakeTransport([APIConnectionError("reset"), 429, "Hello"])
     announced: list[tuple[Attempt, int]] = []
 
     async def before_sending(attempt: Attempt) -> None:
         await asyncio.sleep(0)
-        announced.append((attempt, transport.sent))
+        announced.append((attempt, len(transport.requests)))
 
     async with client_over(transport) as client:
         response = await client.group().send(REQUEST, before_sending=before_sending)
@@ -52,13 +34,13 @@ async def test_what_forbids_an_attempt_ends_the_request_unsent_and_gives_everyth
     async def forbid(attempt: Attempt) -> None:
         raise BudgetExceededError("Nothing is left.")
 
-    transport = Script(REPLY)
+    transport = FakeTransport("Hello")
     limits = Limits(max_concurrency=1, requests_per_minute=1, burst=1)
     async with client_over(transport, limits=limits) as client:
         with pytest.raises(BudgetExceededError) as caught:
             await client.group().send(REQUEST, before_sending=forbid)
         assert caught.value.attempts == 0
-        assert transport.sent == 0
+        assert len(transport.requests) == 0
         started = asyncio.get_running_loop().time()
         await client.send(REQUEST)
         assert asyncio.get_running_loop().time() - started < 1  # the first-burst pace, not the refill of a minute
@@ -71,7 +53,7 @@ async def test_cancelling_the_announcement_gives_everything_back():
         asked.set()
         await asyncio.Event().wait()
 
-    transport = Script(REPLY)
+    transport = FakeTransport("Hello")
     async with client_over(transport, limits=Limits(max_concurrency=1)) as client:
         task = asyncio.create_task(client.group().send(REQUEST, before_sending=never))
         await asked.wait()
@@ -79,11 +61,11 @@ async def test_cancelling_the_announcement_gives_everything_back():
         await asyncio.wait({task})
         assert client.snapshot().at_rest
         await client.send(REQUEST)
-    assert transport.sent == 1
+    assert len(transport.requests) == 1
 
 
 async def test_a_request_withdrawn_during_its_announcement_is_not_sent():
-    transport = Script(REPLY)
+    transport = FakeTransport("Hello")
     async with client_over(transport) as client:
         group = client.group()
 
@@ -92,11 +74,11 @@ async def test_a_request_withdrawn_during_its_announcement_is_not_sent():
 
         with pytest.raises(RequestCancelledError) as caught:
             await group.send(REQUEST, before_sending=withdraw)
-    assert (caught.value.attempts, transport.sent) == (0, 0)
+    assert (caught.value.attempts, len(transport.requests)) == (0, 0)
 
 
 async def test_a_withdrawn_group_sends_nothing_more_while_other_requests_go_on():
-    transport = Script(REPLY)
+    transport = FakeTransport("Hello")
     async with client_over(transport, retry=RetryPolicy(max_attempts=1)) as client:
         group = client.group()
         group.withdraw()
