@@ -1,11 +1,13 @@
 """`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import suppress
+from os import PathLike
 from random import Random
 from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, Unpack, overload
 
 import aiohttp
 
@@ -33,6 +35,13 @@ from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from, 
 from onellm_async.transport import AiohttpTransport, Transport
 from onellm_async.validation import shown
 from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, endpoints_from
+
+if TYPE_CHECKING:
+    from onellm_async.batch.client_run import RunOptions
+    from onellm_async.batch.ending import BatchReport
+    from onellm_async.batch.inputs.items import LineError
+    from onellm_async.batch.inputs.prompts import NamedPrompt
+    from onellm_async.batch.progress import RunProgress
 
 __all__ = ["AsyncOneLLM"]
 
@@ -100,8 +109,9 @@ class AsyncOneLLM(LiveControl):
         attempt_timeout = _timeout_from(timeout)
         self.limits: Limits = limits if limits is not None else Limits()
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
+        self._base_url: str | None = None
         if transport is None:
-            url = base_url_from(base_url, allow_insecure=allow_insecure)
+            url = self._base_url = base_url_from(base_url, allow_insecure=allow_insecure)
             transport = AiohttpTransport(
                 url,
                 api_key_from(api_key),
@@ -144,7 +154,7 @@ class AsyncOneLLM(LiveControl):
     ) -> None:
         await self.aclose()
 
-    def group(self, *, answered: bool = False) -> RequestGroup:
+    def group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> RequestGroup:
         """Requests that wait for a service that is down, and whose waits can be ended together.
 
         `gather_chats` and `iter_chats` make one for themselves; make your own for another kind of fan-out.
@@ -152,8 +162,17 @@ class AsyncOneLLM(LiveControl):
         Args:
             answered: Whether the service is known to have answered, for example in an earlier session. A service that
                 this client cannot reach and that never answered is not waited for.
+            retry_ambiguous: False never retries what may have been billed, whatever the client's policy says.
         """
-        return RequestGroup(self._sender, answered=answered)
+        return RequestGroup(self._sender, answered=answered, retry_ambiguous=retry_ambiguous)
+
+    def add_hook(self, hook: Hook) -> None:
+        """Calls `hook` with each event from now on, as those given to the client."""
+        self._sender.add_hook(hook)
+
+    def remove_hook(self, hook: Hook) -> None:
+        """Calls `hook` no more; one that is not there is ignored."""
+        self._sender.remove_hook(hook)
 
     async def aclose(self) -> None:
         """Closes the client at once: chats that wait end with `ClientClosedError`, connections are closed.
@@ -331,6 +350,66 @@ class AsyncOneLLM(LiveControl):
                 yield outcome
         if run.stopped_by is not None:
             raise run.stopped_by
+
+    async def run(
+        self,
+        source: "str | PathLike[str] | Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]",
+        output: str | PathLike[str],
+        *,
+        model: Model | None = None,
+        on_progress: "Callable[[RunProgress], None] | None" = None,
+        on_bad_line: "Callable[[LineError], None] | None" = None,
+        stop: asyncio.Event | None = None,
+        **options: "Unpack[RunOptions]",
+    ) -> "BatchReport":
+        """Sends every prompt of a source and writes the answers to a file in input order. Call it again to resume.
+
+        It does what ``onellm-async run`` does: what was answered is kept in a journal beside the output and never
+        asked again, what may have been billed is counted, and the output takes its place when it is complete. The
+        policies of this client apply, but `ambiguous="hold"` also keeps it from retrying within this run.
+
+        Safe to cancel: requests in flight are then possibly billed, and the journal knows them.
+
+        Args:
+            source: A file of prompts in any input format, or prompts in memory: texts, messages, requests, or pairs of
+                a ``custom_id`` and one of these.
+            output: File for the answers; its suffix says how they are written. ``"-"`` is standard output, where
+                nothing can be resumed.
+            model: Asked of every prompt that is no complete request.
+            on_progress: Called once a second and at the end. What it raises is logged.
+            on_bad_line: Called for each line that is no prompt. What it raises is logged.
+            stop: Set it to end the run gracefully: nothing more is sent, requests in flight finish.
+            **options: See `onellm_async.batch.RunOptions`.
+
+        Returns:
+            How the run ended. An unfinished run is a report, not an error.
+
+        Raises:
+            BatchError: If the input, the output or the journal cannot be used.
+            ConfigurationError: If an option is out of range.
+            InvalidRequestError: If a value is refused; nothing was sent.
+
+        Example:
+            ::
+
+                async with AsyncOneLLM() as client:
+                    report = await client.run("prompts.csv", "answers.jsonl", max_cost=5, max_tokens=300)
+                    print(report.complete, report.counts.cost)
+        """
+        from onellm_async.batch.client_run import run_with  # noqa: PLC0415  # importing the client stays cheap
+
+        return await run_with(
+            self,
+            source,
+            output,
+            base_url=self._base_url,
+            dialect=self._dialect.value,
+            model=model,
+            on_progress=on_progress,
+            on_bad_line=on_bad_line,
+            stop=stop,
+            options=options,
+        )
 
     def _check_options(self, model: Model | None, options: RequestOptions) -> None:
         """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""

@@ -16,11 +16,12 @@ class RequestGroup:
     Args:
         sender: Of the client.
         answered: Whether the service is known to have answered before.
+        retry_ambiguous: False never retries what may have been billed, whatever the client's policy says.
     """
 
-    def __init__(self, sender: Sender, *, answered: bool = False) -> None:
+    def __init__(self, sender: Sender, *, answered: bool = False, retry_ambiguous: bool = True) -> None:
         self._sender = sender
-        self._group = sender.new_group(answered=answered)
+        self._group = sender.new_group(answered=answered, retry_ambiguous=retry_ambiguous)
 
     async def send(
         self,

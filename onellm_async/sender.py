@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from attrs import evolve
 
@@ -112,6 +112,7 @@ class Sender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fail_fast = Group()
         self._groups: WeakSet[Group] = WeakSet()
+        self._policies: WeakKeyDictionary[Group, RetryPolicy] = WeakKeyDictionary()
         self._backing_off: dict[Call, asyncio.Future[None]] = {}
         self._last_failure: OneLLMError | None = None
         self._answered = self._key_accepted = False
@@ -124,16 +125,27 @@ class Sender:
         """Accepts requests again after `aclose`."""
         self._closed = False
 
-    def new_group(self, *, answered: bool = False) -> Group:
+    def add_hook(self, hook: Hook) -> None:
+        """Calls `hook` with each event from now on."""
+        self._hooks = (*self._hooks, hook)
+
+    def remove_hook(self, hook: Hook) -> None:
+        """Calls `hook` no more."""
+        self._hooks = tuple(other for other in self._hooks if other is not hook)
+
+    def new_group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> Group:
         """A wait-for-ready group: its requests wait for a service that is down, and end together.
 
         Args:
             answered: Whether the service is known to have answered, for example in an earlier session of a run. A
                 service that never answered is not waited for.
+            retry_ambiguous: False never retries what may have been billed, whatever the client's policy says.
         """
         self._answered = self._answered or answered
         group = Group(wait_for_ready=True)
         self._groups.add(group)
+        if not retry_ambiguous:
+            self._policies[group] = evolve(self._retry, ambiguous="never")
         return group
 
     def cancel(self, group: Group, error: Callable[[], OneLLMError] = _cancelled) -> None:
@@ -279,7 +291,7 @@ class Sender:
             decision = decide(
                 failure,
                 call.counts(),
-                self._retry,
+                self._policies.get(call.group, self._retry),
                 budget_remaining=self._budget.remaining,
                 time_left=None if call.deadline is None else call.deadline - now,
                 wait_for_ready=call.group is not self._fail_fast,

@@ -7,6 +7,7 @@
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.client_run import RunOptions
 from onellm_async.batch.ending import BatchReport
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
@@ -64,6 +65,7 @@ __all__ = [
     "RunClient",
     "RunIdentity",
     "RunJournal",
+    "RunOptions",
     "RunPolicy",
     "RunProgress",
     "RunWatch",

@@ -346,7 +346,10 @@ class Workers:
         self._ending.stop(BatchError(str(alike), advice=_TROUBLE_ADVICE))
 
     def _pause(self, alike: AlikeFailures) -> None:
-        before, self._ending.group = self._ending.group, self._client.group(answered=self._others_answered)
+        before, self._ending.group = (
+            self._ending.group,
+            self._client.group(answered=self._others_answered, retry_ambiguous=not self._hold_ambiguous),
+        )
         self._health.pause()
         self._pool.pause(READ_AHEAD)
         before.withdraw()

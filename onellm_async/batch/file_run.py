@@ -26,6 +26,7 @@ from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.prompts import PromptSource
 from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
@@ -85,7 +86,7 @@ class FileRun:
     health: HealthPolicy = field(factory=HealthPolicy)
     settings: JSON = None
 
-    def identity(self, source: Source, surveyed: Survey | None) -> RunIdentity:
+    def identity(self, source: Source | PromptSource, surveyed: Survey | None) -> RunIdentity:
         """What its answers depend on."""
         defaults, template = source.defaults, source.template
         return RunIdentity(
@@ -174,7 +175,7 @@ def _place(run: FileRun) -> Path | None:
 
 
 async def run_file(
-    client: RunClient, source: Source, surveyed: Survey | None, run: FileRun, watch: RunWatch
+    client: RunClient, source: Source | PromptSource, surveyed: Survey | None, run: FileRun, watch: RunWatch
 ) -> BatchReport:
     """One sitting of `run`: asks what is left of `source` and writes all there is then.
 
@@ -259,7 +260,7 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | N
 
 
 def _opened(
-    place: Path, identity: RunIdentity, source: Source, run: FileRun
+    place: Path, identity: RunIdentity, source: Source | PromptSource, run: FileRun
 ) -> "tuple[Journal, FileSink | StreamSink | ParquetSink]":
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
@@ -283,7 +284,7 @@ def _opened(
 
 async def _ask(
     client: RunClient,
-    source: Source,
+    source: Source | PromptSource,
     run: FileRun,
     watch: RunWatch,
     journal: RunJournal,
@@ -318,7 +319,7 @@ async def _ask(
     return report
 
 
-def _writer(source: Source, run: FileRun) -> RecordWriter:
+def _writer(source: Source | PromptSource, run: FileRun) -> RecordWriter:
     return RecordWriter(run.output_format or output_format(run.output, source.format))
 
 

@@ -25,11 +25,12 @@ class RunClient(Protocol):
     def rate_state(self) -> RateState | None:
         """What it has learned about the rate."""
 
-    def group(self, *, answered: bool = False) -> RequestGroup:
+    def group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> RequestGroup:
         """Requests that wait for a service that is down and can be withdrawn together.
 
         Args:
             answered: Whether the service is known to have answered.
+            retry_ambiguous: Whether what may have been billed is retried as the client's policy says.
         """
 
     def snapshot(self) -> Snapshot:

@@ -94,7 +94,10 @@ async def run_batch(
     say, on_bad_line = guarded(say, "say"), guarded(on_bad_line, "on_bad_line")
     policy, tally = policy or RunPolicy(), tally or Tally(clock())
     watched = Health(health or HealthPolicy(), clock())
-    outlet, group = Outlet(sink, policy.window), client.group(answered=journal.counts().answered > 0)
+    outlet, group = (
+        Outlet(sink, policy.window),
+        client.group(answered=journal.counts().answered > 0, retry_ambiguous=policy.ambiguous != "hold"),
+    )
     pool = Pool(client.limits.max_concurrency)
     ending, repetitions = Ending(group, outlet), Repetitions(journal)
     delivery = Delivery(journal, tally, outlet, encode=_encoder(encode, ending), on_bad_line=on_bad_line, clock=clock)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TypeAlias
 
 from onellm_async.batch.fingerprints import Fingerprints
+from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.items import Entry, Item, LineError
 from onellm_async.chat import Prompt
@@ -22,7 +23,15 @@ class PromptSource:
 
     Attributes:
         name: What it is called in messages.
+        defaults: What is asked of every prompt that is no complete request.
+        format: What the output follows where its name tells nothing: JSON lines.
+        field: None, as in every source that is no file.
+        template: Likewise.
     """
+
+    format: InputFormat = InputFormat.JSONL
+    field: None = None
+    template: None = None
 
     def __init__(
         self,
@@ -32,7 +41,7 @@ class PromptSource:
     ) -> None:
         self.name: str = name
         self._prompts = prompts
-        self._defaults = defaults
+        self.defaults: RequestDefaults = defaults
         self._ids = Fingerprints()
 
     def saw(self, custom_id: str, line: int = 0) -> None:
@@ -51,7 +60,7 @@ class PromptSource:
         if isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], str):
             custom_id, prompt = prompt
         try:
-            request = self._defaults.request(prompt)
+            request = self.defaults.request(prompt)
         except InvalidRequestError as error:
             return _PromptEntry(index, b"", self, custom_id, LineError(self.name, index + 1, str(error)))
         raw = encode_request(request, Dialect.DOCUMENTED)

@@ -1,4 +1,4 @@
-"""What is known to be wrong in a run, and waits for a run engine that keeps one ledger."""
+"""A run that holds back sends nothing twice by itself, whatever the retry policy of its client."""
 
 import asyncio
 from time import monotonic
@@ -25,7 +25,6 @@ class Lost:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.xfail(strict=True, reason="needs the run engine: its policy does not reach the retries of its client")
 async def test_a_run_from_python_that_holds_back_sends_nothing_twice_by_itself(tmp_path):
     (tmp_path / "one.txt").write_text("one prompt\n")
     run = FileRun(output=str(tmp_path / "hold.jsonl"), policy=RunPolicy(ambiguous="hold"))

@@ -1,0 +1,157 @@
+"""`AsyncOneLLM.run` does from Python what the command does."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, RetryPolicy
+from onellm_async.batch import JournalReader
+from onellm_async.errors import BatchError
+from onellm_async.server import Faults, LocalServer, ServerSettings
+
+QUICK = Limits(requests_per_minute=60_000, burst=1000)
+
+
+def server(**faults: object) -> LocalServer:
+    return LocalServer(ServerSettings(requests_per_minute=60_000, burst=1000, faults=Faults(**faults)))
+
+
+def client(local: LocalServer, **options: object) -> AsyncOneLLM:
+    return AsyncOneLLM("k", base_url=local.url, limits=QUICK, **options)
+
+
+def answers(path: Path) -> list[str]:
+    return [json.loads(line)["response"]["content"] for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    path = tmp_path / "people.csv"
+    path.write_text("name,city\n" + "".join(f"name {n},city {n}\n" for n in range(40)), "utf-8")
+    return path
+
+
+async def test_a_file_with_template_and_cap_is_answered_in_its_order(people: Path, tmp_path: Path) -> None:
+    output, seen = tmp_path / "letters.jsonl", []
+    async with server() as local, client(local) as one:
+        report = await one.run(
+            people, output, template="Write to {{ name }}.", max_cost=5, max_tokens=300, on_progress=seen.append
+        )
+    assert report.complete
+    assert report.counts.answered == 40
+    assert answers(output) == [f"Write to name {n}." for n in range(40)]
+    assert seen[-1].done == 40
+
+
+async def test_it_writes_what_the_command_writes(people: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"
+    async with server() as local:
+        async with client(local) as one:
+            await one.run(people, ours, model="GPT-5", template="Greet {{ name }}.", max_tokens=50, temperature=0.5)
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "onellm_async", "run", str(people), "-o", str(theirs), "-m", "GPT-5"),
+            *("--template", "Greet {{ name }}.", "--max-tokens", "50", "--temperature", "0.5", "--rpm", "60000"),
+            env={"ONELLM_API_KEY": "k", "ONELLM_BASE_URL": local.url, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert await command.wait() == 0
+        assert ours.read_bytes() == theirs.read_bytes()
+        identities = []
+        for output in (ours, theirs):
+            with JournalReader.open(Path(f"{output}.journal")) as journal:
+                identities.append(journal.identity)
+        assert not identities[0].differences(identities[1])
+        async with client(local) as one:
+            resumed = await one.run(
+                people, theirs, model="GPT-5", template="Greet {{ name }}.", max_tokens=50, temperature=0.5
+            )
+        assert resumed.complete
+        assert local.ledger.billed == 80, "the run of the command is not asked again"
+
+
+async def test_a_run_that_was_stopped_goes_on_where_it_ended(tmp_path: Path) -> None:
+    source, output, stop = tmp_path / "in.txt", tmp_path / "out.jsonl", asyncio.Event()
+    source.write_text("".join(f"p {n}\n" for n in range(60)), "utf-8")
+    async with server(latency=0.4) as local, client(local) as one:
+        asyncio.get_running_loop().call_later(0.1, stop.set)
+        first = await one.run(source, output, stop=stop)
+        assert not first.complete
+        assert first.interrupted
+        assert not output.exists()
+        second = await one.run(source, output)
+        assert second.complete
+        assert local.ledger.billed == 60
+    assert answers(output) == [f"p {n}" for n in range(60)]
+
+
+async def test_the_first_entries_alone_are_a_run_that_the_next_call_completes(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    prompts = [f"p {n}" for n in range(20)]
+    async with server() as local, client(local) as one:
+        first = await one.run(prompts, output, limit=5)
+        assert (first.complete, first.counts.answered) == (False, 5)
+        assert (await one.run(prompts, output)).complete
+        assert local.ledger.billed == 20
+    assert answers(output) == prompts
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "async generator", "named"])
+async def test_prompts_in_memory_are_a_source(kind: str, tmp_path: Path) -> None:
+    prompts = [f"p {n}" for n in range(10)]
+
+    async def slowly():
+        for prompt in prompts:
+            yield prompt
+
+    sources = {
+        "list": prompts,
+        "generator": (prompt for prompt in prompts),
+        "async generator": slowly(),
+        "named": [(f"id {n}", prompt) for n, prompt in enumerate(prompts)],
+    }
+    output = tmp_path / "out.jsonl"
+    async with server() as local, client(local) as one:
+        assert (await one.run(sources[kind], output)).complete
+    assert answers(output) == prompts
+    ids = [json.loads(line).get("custom_id") for line in output.read_text("utf-8").splitlines()]
+    assert ids == ([f"id {n}" for n in range(10)] if kind == "named" else [None] * 10)
+
+
+async def test_hold_never_sends_twice_what_may_have_been_billed(tmp_path: Path) -> None:
+    source = tmp_path / "one.txt"
+    source.write_text("one prompt\n", "utf-8")
+    async with server(reset_after_rate=1.0) as local:
+        async with client(local, retry=RetryPolicy(ambiguous="retry")) as one:
+            report = await one.run(source, tmp_path / "hold.jsonl", ambiguous="hold")
+        assert local.ledger.billed == 1
+    assert not report.complete or report.counts.failed == 1
+
+
+async def test_a_hook_of_a_run_is_gone_when_the_run_is(tmp_path: Path) -> None:
+    async with server() as local, client(local) as one:
+        await one.run(["a"], tmp_path / "out.jsonl")
+        assert one._sender._hooks == ()
+
+
+async def test_a_progress_callback_that_raises_ends_no_run(tmp_path: Path) -> None:
+    async with server() as local, client(local) as one:
+        report = await one.run(["a", "b"], tmp_path / "out.jsonl", on_progress=lambda progress: 1 / 0)
+    assert report.complete
+
+
+async def test_what_cannot_be_run_is_refused_by_name_and_unsent(people: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    async with server() as local, client(local) as one:
+        with pytest.raises(InvalidRequestError, match="run has no option 'max_price'"):
+            await one.run(people, output, max_price=3)  # type: ignore[call-arg]
+        with pytest.raises(InvalidRequestError, match="field says how a file is read"):
+            await one.run(["a"], output, field="question")
+        with pytest.raises(BatchError, match="is the input itself"):
+            await one.run(people, people, template="{{ name }}")
+        with pytest.raises(InvalidRequestError, match="max_tokens"):
+            await one.run(["a"], output, max_cost=1)
+        assert local.ledger.billed == 0
+    assert not output.exists()
