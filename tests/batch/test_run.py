@@ -540,11 +540,11 @@ async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_
     journal = tmp_path / "answers.journal"
     running = asyncio.create_task(ask(service, Prompts("a", "b"), say=said.append))
     await until(lambda: len(service.asked) == 2)
-    refused = request(journal, Command("retune", {"requests_per_minute": 600}))
+    refused = request(journal, Command("retune", {"requests_per_minute": -5}))
     unknown = request(journal, Command("retune", {"colour": "red"}))
     obeyed = request(journal, Command("retune", {"max_concurrency": 100_000}))
     await until(lambda: reply_to(journal, obeyed) is not None)
-    assert reply_to(journal, refused).startswith("Limits.requests_per_minute is 600")
+    assert reply_to(journal, refused).startswith("Limits.requests_per_minute is -5")
     assert "colour" in reply_to(journal, unknown)
     assert reply_to(journal, obeyed) == ""
     assert len(asyncio.all_tasks()) < 4200
