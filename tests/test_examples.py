@@ -21,7 +21,7 @@ from onellm_async import AsyncOneLLM, ClientClosedError, Limits, OneLLMError
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server import LocalServer, ServerSettings
 from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, answer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_A_MINUTE = Limits(requests_per_minute=1, burst=1)
@@ -126,20 +126,12 @@ async def test_a_service_refuses_what_cannot_be_answered_in_time(
     assert server.ledger.received == 1
 
 
-class Crowded:
+def crowded() -> FakeTransport:
     """The published limit, and answers that take seven seconds."""
-
-    def __init__(self) -> None:
-        self.bucket = TokenBucket(40 / 60, 40)
-
-    async def post(self, body: bytes) -> RawReply:
-        if not self.bucket.try_take(1, asyncio.get_running_loop().time()):
-            return RawReply(429, {}, b"{}")
-        await asyncio.sleep(7)
-        return RawReply(200, {}, b'{"content": "hi"}')
-
-    async def aclose(self) -> None:
-        pass
+    bucket = TokenBucket(40 / 60, 40)
+    return FakeTransport(
+        lambda request: answer("hi", delay=7) if bucket.try_take(1, asyncio.get_running_loop().time()) else 429
+    )
 
 
 @pytest.mark.parametrize("name", ["aiohttp_service", "fastapi_service"])
@@ -147,7 +139,7 @@ def test_who_is_let_in_by_a_service_is_answered_before_the_deadline(name: str) -
     module = loaded(name)
 
     async def crowd() -> list[str]:
-        async with AsyncOneLLM(transport=Crowded(), limits=module.LIMITS) as client:
+        async with AsyncOneLLM(transport=crowded(), limits=module.LIMITS) as client:
 
             async def visitor(number: int) -> str:
                 await asyncio.sleep(0 if number < 60 else (number - 60) / 3)

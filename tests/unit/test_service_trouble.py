@@ -27,6 +27,7 @@ from onellm_async import (
     ResponseDecodeError,
     RetryPolicy,
 )
+from onellm_async.testing import FakeReply, FakeRequest, FakeTransport, failure
 from onellm_async.transport import RawReply
 
 pytestmark = pytest.mark.virtual_time
@@ -38,25 +39,18 @@ NO_KEY = 401, {}, {"error": "Custom error: No such user was found"}
 Reply = tuple[int, Mapping[str, str], Any]
 
 
-class Fake:
+def fake(reply: Callable[[str, int], Reply | APIError], seconds: float = 0.0) -> FakeTransport:
     """Answers by a function of the text of the request and its number; a success takes `seconds`."""
 
-    def __init__(self, reply: Callable[[str, int], Reply | APIError], seconds: float = 0.0) -> None:
-        self._reply = reply
-        self._seconds = seconds
-        self.posts = 0
+    def handle(request: FakeRequest) -> FakeReply:
+        given = reply(request.prompt, request.number)
+        if isinstance(given, APIError):
+            return FakeReply(error=given, delay=0.002)
+        status, headers, body = given
+        delay = seconds if status == 200 else 0.002
+        return FakeReply(raw=RawReply(status, headers, json.dumps(body).encode()), delay=delay)
 
-    async def post(self, body: bytes) -> RawReply:
-        self.posts += 1
-        reply = self._reply(json.loads(body)["messages"][-1]["content"], self.posts)
-        if isinstance(reply, APIError):
-            await asyncio.sleep(0.002)
-            raise reply
-        await asyncio.sleep(self._seconds if reply[0] == 200 else 0.002)
-        return RawReply(reply[0], reply[1], json.dumps(reply[2]).encode())
-
-    async def aclose(self) -> None:
-        return None
+    return FakeTransport(handle)
 
 
 def poison(text: str, _: int) -> Reply:
@@ -106,7 +100,7 @@ async def test_prompts_that_can_never_be_answered_fail_and_the_others_are_answer
     for seed in range(10):
         prompts = PATTERNS[pattern](total, Random(seed))
         bad, begin = prompts.count("bad"), now()
-        transport = Fake(poison, 5.0)
+        transport = fake(poison, 5.0)
         async with AsyncOneLLM(transport=transport, random=Random(seed)) as client:
             outcomes = await client.gather_chats(prompts, model="GPT-5-Mini", return_exceptions=True)
         failed = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, OneLLMError)]
@@ -114,13 +108,13 @@ async def test_prompts_that_can_never_be_answered_fail_and_the_others_are_answer
         assert all("prompt too long" in str(outcomes[index]) for index in failed)
         assert {outcomes[index].attempts for index in failed} == {3}
         requests = total + 2 * bad
-        assert transport.posts == requests
+        assert len(transport.requests) == requests
         at_the_limit = max(0, requests - 40) / (40 / 60)
         assert now() - begin <= 1.3 * at_the_limit + 60
 
 
 async def test_iterating_over_nothing_but_poison_ends_with_an_outcome_for_each_prompt() -> None:
-    async with AsyncOneLLM(transport=Fake(poison), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison), random=Random(1)) as client:
         outcomes = [outcome async for outcome in client.iter_chats(["bad"] * 60, model="GPT-5-Mini")]
     assert sorted(outcome.index for outcome in outcomes) == list(range(60))
     assert {type(outcome.error) for outcome in outcomes} == {InternalServerError}
@@ -133,7 +127,7 @@ async def test_a_model_that_fails_for_good_does_not_slow_another() -> None:
     for broken in ([], ["broken"] * 40):
         begin = now()
         async with AsyncOneLLM(
-            transport=Fake(reply, 0.3), limits=Limits(requests_per_minute=600, burst=40), random=Random(3)
+            transport=fake(reply, 0.3), limits=Limits(requests_per_minute=600, burst=40), random=Random(3)
         ) as client:
             failing = asyncio.create_task(
                 client.gather_chats(broken, model="2.0-Flash", lane="batch", return_exceptions=True)
@@ -146,7 +140,7 @@ async def test_a_model_that_fails_for_good_does_not_slow_another() -> None:
 
 
 async def test_three_bad_prompts_hear_their_own_error_and_shut_out_no_other_request() -> None:
-    async with AsyncOneLLM(transport=Fake(poison), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison), random=Random(1)) as client:
         bad = await asyncio.gather(*(client.chat("bad", model="GPT-5-Mini") for _ in range(3)), return_exceptions=True)
         assert all(isinstance(error, InternalServerError) and "prompt too long" in str(error) for error in bad)
         assert (await client.chat("hello", model="GPT-5-Mini")).content == "hi"
@@ -155,7 +149,7 @@ async def test_three_bad_prompts_hear_their_own_error_and_shut_out_no_other_requ
 @pytest.mark.parametrize("prompts", [1, 2, 3, 60])
 @pytest.mark.parametrize("iterates", [False, True])
 async def test_an_address_that_never_answers_ends_a_fan_out_with_the_reason(prompts: int, iterates: bool) -> None:
-    transport = Fake(lambda text, n: refused())
+    transport = fake(lambda text, n: refused())
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         chats = ["q"] * prompts
         iterating = all_of(client.iter_chats(chats, model="GPT-5-Mini"))
@@ -165,25 +159,20 @@ async def test_an_address_that_never_answers_ends_a_fan_out_with_the_reason(prom
         with pytest.raises(APIConnectionError, match=r"No connection to host\.example: refused"):
             await chosen
     assert now() < 60
-    assert transport.posts < 120
+    assert len(transport.requests) < 120
 
 
 async def test_a_page_behind_the_address_that_never_was_the_service_ends_a_fan_out() -> None:
-    class Page(Fake):
-        async def post(self, body: bytes) -> RawReply:
-            self.posts += 1
-            return RawReply(200, {}, b"<html><title>Welcome</title></html>")
-
-    transport = Page(poison)
+    transport = FakeTransport(RawReply(200, {}, b"<html><title>Welcome</title></html>"))
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(ResponseDecodeError, match="not JSON"):
             await client.gather_chats(["q"] * 60, model="GPT-5-Mini", return_exceptions=True)
     assert now() < 60
-    assert transport.posts < 250
+    assert len(transport.requests) < 250
 
 
 async def test_a_service_that_answered_before_is_waited_for() -> None:
-    transport = Fake(lambda text, n: refused() if 2 <= now() < 1500 else (200, {}, OK), 1.0)
+    transport = fake(lambda text, n: refused() if 2 <= now() < 1500 else (200, {}, OK), 1.0)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         assert len(await client.gather_chats(["q"] * 100, model="GPT-5-Mini")) == 100
     assert now() < 1500 + 300 + 120
@@ -191,7 +180,7 @@ async def test_a_service_that_answered_before_is_waited_for() -> None:
 
 @pytest.mark.parametrize("prompts", [2, 100])
 async def test_an_outage_that_does_not_end_is_given_up_after_max_outage(prompts: int, caplog: Any) -> None:
-    transport = Fake(lambda text, n: refused() if n > 1 else (200, {}, OK))
+    transport = fake(lambda text, n: refused() if n > 1 else (200, {}, OK))
     retry = RetryPolicy(max_outage=1800)
     async with AsyncOneLLM(transport=transport, retry=retry, random=Random(1)) as client:
         await client.chat("the service answers once", model="GPT-5-Mini")
@@ -204,7 +193,7 @@ async def test_an_outage_that_does_not_end_is_given_up_after_max_outage(prompts:
 
 
 async def test_a_single_chat_does_not_wait_for_an_outage() -> None:
-    transport = Fake(lambda text, n: refused() if n > 1 else (200, {}, OK))
+    transport = fake(lambda text, n: refused() if n > 1 else (200, {}, OK))
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         await client.chat("q", model="GPT-5-Mini")
         with pytest.raises(APIConnectionError, match="after 4 attempts"):
@@ -214,7 +203,7 @@ async def test_a_single_chat_does_not_wait_for_an_outage() -> None:
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "120"}], ids=["no hint", "Retry-After"])
 async def test_429s_without_end_end_a_fan_out_after_max_outage(headers: dict[str, str]) -> None:
-    transport = Fake(lambda text, n: (429, headers, {"error": "Rate limit exceeded."}))
+    transport = fake(lambda text, n: (429, headers, {"error": "Rate limit exceeded."}))
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(RateLimitError, match="nothing was accepted for 60 min") as caught:
             await client.gather_chats(["q"] * 100, model="GPT-5-Mini", return_exceptions=True)
@@ -223,7 +212,7 @@ async def test_429s_without_end_end_a_fan_out_after_max_outage(headers: dict[str
 
 
 async def test_a_client_that_is_slow_by_its_own_limits_is_in_no_outage() -> None:
-    transport = Fake(lambda text, n: (429, {}, {}) if n < 4 else (200, {}, OK))
+    transport = fake(lambda text, n: (429, {}, {}) if n < 4 else (200, {}, OK))
     limits = Limits(requests_per_minute=1 / 120, burst=1, adaptive="off")
     async with AsyncOneLLM(transport=transport, limits=limits, random=Random(1)) as client:
         assert len(await client.gather_chats(["q"] * 2, model="GPT-5-Mini")) == 2
@@ -231,7 +220,7 @@ async def test_a_client_that_is_slow_by_its_own_limits_is_in_no_outage() -> None
 
 
 async def test_time_in_a_pause_is_no_outage() -> None:
-    transport = Fake(lambda text, n: (429, {}, {}) if n == 2 else (200, {}, OK), 1.0)
+    transport = fake(lambda text, n: (429, {}, {}) if n == 2 else (200, {}, OK), 1.0)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         gathering = asyncio.create_task(client.gather_chats(["q"] * 60, model="GPT-5-Mini"))
         await asyncio.sleep(0.15)
@@ -245,16 +234,16 @@ async def test_time_in_a_pause_is_no_outage() -> None:
 
 
 async def test_a_key_that_was_never_accepted_ends_a_fan_out_after_the_requests_in_flight() -> None:
-    transport = Fake(lambda text, n: NO_KEY)
+    transport = fake(lambda text, n: NO_KEY)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(AuthenticationError, match="No such user"):
             await client.gather_chats(["q"] * 400, model="GPT-5-Mini", return_exceptions=True)
-    assert transport.posts <= 48
+    assert len(transport.requests) <= 48
     assert now() < 5
 
 
 async def test_a_key_that_is_revoked_in_the_middle_ends_a_fan_out_within_45_seconds() -> None:
-    transport = Fake(lambda text, n: (200, {}, OK) if now() < 60 else NO_KEY, 2.0)
+    transport = fake(lambda text, n: (200, {}, OK) if now() < 60 else NO_KEY, 2.0)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(AuthenticationError) as caught:
             await client.gather_chats(["q"] * 400, model="GPT-5-Mini", return_exceptions=True)
@@ -264,7 +253,7 @@ async def test_a_key_that_is_revoked_in_the_middle_ends_a_fan_out_within_45_seco
 
 
 async def test_a_401_that_passes_costs_no_answer() -> None:
-    transport = Fake(lambda text, n: NO_KEY if 20 <= now() < 26 else (200, {}, OK), 1.0)
+    transport = fake(lambda text, n: NO_KEY if 20 <= now() < 26 else (200, {}, OK), 1.0)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         assert len(await client.gather_chats(["q"] * 100, model="GPT-5-Mini")) == 100
 
@@ -278,7 +267,7 @@ def slow_or_no_key(text: str, _: int) -> Reply:
 
 @pytest.mark.parametrize("how", ["aclose", "drain"])
 async def test_closing_ends_backoff_at_once(how: str) -> None:
-    client = AsyncOneLLM(transport=Fake(slow_or_no_key), random=Random(1))
+    client = AsyncOneLLM(transport=fake(slow_or_no_key), random=Random(1))
     chat = asyncio.create_task(client.chat("slow", model="GPT-5-Mini"))
     await asyncio.sleep(1)
     await getattr(client, how)()
@@ -290,7 +279,7 @@ async def test_closing_ends_backoff_at_once(how: str) -> None:
 
 
 async def test_a_stopped_fan_out_ends_backoff_at_once() -> None:
-    async with AsyncOneLLM(transport=Fake(slow_or_no_key), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(slow_or_no_key), random=Random(1)) as client:
         with pytest.raises(APIError, match="403") as caught:
             await client.gather_chats(["slow", "wrong"], model="GPT-5-Mini")
     assert now() < 1
@@ -298,27 +287,18 @@ async def test_a_stopped_fan_out_ends_backoff_at_once() -> None:
 
 
 async def test_a_request_in_flight_is_not_retried_after_its_fan_out_was_stopped() -> None:
-    async def slowly(text: str) -> None:
-        await asyncio.sleep(2)
-
-    class Slow(Fake):
-        async def post(self, body: bytes) -> RawReply:
-            if b"slow" in body:
-                await asyncio.sleep(2)
-            return await super().post(body)
-
-    transport = Slow(lambda text, n: (503, {}, {}) if text == "slow" else (400, {}, {"error": "no"}))
+    transport = FakeTransport(lambda request: failure(503, delay=2) if request.prompt == "slow" else 400)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(APIError, match="400"):
             await client.gather_chats(["slow", "wrong"], model="GPT-5-Mini")
-    assert transport.posts == 2
+    assert len(transport.requests) == 2
     assert 2 <= now() < 2.1
 
 
 # The circuit.
 
 
-async def opened(transport: Fake) -> AsyncOneLLM:
+async def opened(transport: FakeTransport) -> AsyncOneLLM:
     client = AsyncOneLLM(transport=transport, retry=RetryPolicy(max_attempts=1), random=Random(1))
     for _ in range(5):
         with pytest.raises(APIConnectionError):
@@ -327,7 +307,7 @@ async def opened(transport: Fake) -> AsyncOneLLM:
 
 
 async def test_while_a_trial_request_is_in_flight_single_chats_fail_at_once() -> None:
-    async with await opened(Fake(lambda text, n: refused() if n <= 5 else (200, {}, OK), 500.0)) as client:
+    async with await opened(fake(lambda text, n: refused() if n <= 5 else (200, {}, OK), 500.0)) as client:
         await asyncio.sleep(20)
         trial = asyncio.create_task(client.chat("trial", model="GPT-5-Mini"))
         await asyncio.sleep(1)
@@ -341,7 +321,7 @@ async def test_while_a_trial_request_is_in_flight_single_chats_fail_at_once() ->
 
 async def test_a_failure_of_this_process_says_nothing_about_the_service() -> None:
     local = APIConnectionError("No file descriptor left.", kind=FailureKind.LOCAL)
-    async with await opened(Fake(lambda text, n: refused() if n <= 5 else local)) as client:
+    async with await opened(fake(lambda text, n: refused() if n <= 5 else local)) as client:
         assert client.snapshot().trial_in is not None
         await asyncio.sleep(60)
         with pytest.raises(APIConnectionError, match="descriptor"):
@@ -351,7 +331,7 @@ async def test_a_failure_of_this_process_says_nothing_about_the_service() -> Non
 
 async def test_the_snapshot_and_the_log_tell_what_a_wait_is_for(caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, logger="onellm_async")
-    transport = Fake(lambda text, n: refused() if 2 <= n <= 12 else (200, {}, OK), 0.1)
+    transport = fake(lambda text, n: refused() if 2 <= n <= 12 else (200, {}, OK), 0.1)
     async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         gathering = asyncio.create_task(client.gather_chats(["q"] * 12, model="GPT-5-Mini"))
         await asyncio.sleep(10)
@@ -369,7 +349,7 @@ async def test_the_snapshot_and_the_log_tell_what_a_wait_is_for(caplog: Any) -> 
 
 
 async def test_a_task_that_other_code_cancels_costs_one_prompt_its_answer_and_no_other() -> None:
-    async with AsyncOneLLM(transport=Fake(poison, 1.0), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison, 1.0), random=Random(1)) as client:
         before = asyncio.all_tasks()
         gathering = asyncio.create_task(client.gather_chats(["q"] * 80, model="GPT-5-Mini", return_exceptions=True))
         await asyncio.sleep(0.5)
@@ -391,7 +371,7 @@ async def test_a_source_that_was_cancelled_inside_ends_the_iteration_with_an_err
         yield "c"
 
     seen: list[ChatOutcome] = []
-    async with AsyncOneLLM(transport=Fake(poison), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison), random=Random(1)) as client:
         with pytest.raises(RequestCancelledError, match="source of the prompts was cancelled after 2 prompts"):
             await all_of(client.iter_chats(feed(), model="GPT-5-Mini"), seen)
     assert sorted(outcome.index for outcome in seen) == [0, 1]
@@ -408,7 +388,7 @@ async def test_a_source_that_fails_ends_the_iteration_after_the_answers_to_what_
             yield prompt
 
     seen: list[ChatOutcome] = []
-    async with AsyncOneLLM(transport=Fake(poison, 3.0), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison, 3.0), random=Random(1)) as client:
         source = feed() if kind == "sync" else feed_slowly()
         with pytest.raises(LookupError, match="the file ends here"):
             await all_of(client.iter_chats(source, model="GPT-5-Mini"), seen)
@@ -417,13 +397,8 @@ async def test_a_source_that_fails_ends_the_iteration_after_the_answers_to_what_
 
 
 async def test_an_error_that_is_not_ours_carries_what_was_paid_for() -> None:
-    class Broken(Fake):
-        async def post(self, body: bytes) -> RawReply:
-            if self.posts == 20:
-                raise ZeroDivisionError
-            return await super().post(body)
-
-    async with AsyncOneLLM(transport=Broken(poison), random=Random(1)) as client:
+    transport = FakeTransport(lambda request: ZeroDivisionError if request.number == 21 else "hi")
+    async with AsyncOneLLM(transport=transport, random=Random(1)) as client:
         with pytest.raises(ZeroDivisionError) as caught:
             await client.gather_chats(["q"] * 50, model="GPT-5-Mini", return_exceptions=True)
     assert len(getattr(caught.value, "partial_results", ())) >= 20
@@ -439,7 +414,7 @@ async def test_a_generator_as_source_is_closed_when_the_iteration_is_left() -> N
         finally:
             closed.append(True)
 
-    async with AsyncOneLLM(transport=Fake(poison), random=Random(1)) as client:
+    async with AsyncOneLLM(transport=fake(poison), random=Random(1)) as client:
         outcomes = client.iter_chats(feed(), model="GPT-5-Mini")
         await anext(outcomes)
         await outcomes.aclose()
@@ -449,14 +424,14 @@ async def test_a_generator_as_source_is_closed_when_the_iteration_is_left() -> N
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager task factories came with Python 3.12")
 @pytest.mark.parametrize("iterates", [False, True])
 async def test_an_eager_task_factory_answers_5000_prompts_without_recursion(iterates: bool) -> None:
-    class Instant(Fake):
-        async def post(self, body: bytes) -> RawReply:
-            return RawReply(200, {}, json.dumps(OK).encode())
+    class Instant(FakeTransport):
+        async def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> RawReply:
+            return RawReply(200, {}, json.dumps(OK).encode())  # without a turn of the loop
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
     try:
-        async with AsyncOneLLM(transport=Instant(poison), limits=Limits.unlimited()) as client:
+        async with AsyncOneLLM(transport=Instant(), limits=Limits.unlimited()) as client:
             prompts = ["q"] * 5000
             if iterates:
                 assert len(await all_of(client.iter_chats(prompts, model="GPT-5-Mini"))) == 5000

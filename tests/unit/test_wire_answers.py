@@ -7,6 +7,7 @@ import pytest
 
 from onellm_async import APIError, AsyncOneLLM, BadRequestError, ChatResponse, Limits, ResponseDecodeError, RetryPolicy
 from onellm_async.chat import JSON
+from onellm_async.testing import FakeTransport, failure
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
 
@@ -32,20 +33,11 @@ def openai(message: dict[str, JSON], finish_reason: str = "stop") -> dict[str, J
     }
 
 
-class Replying:
-    def __init__(self, body: JSON) -> None:
-        self.requests = 0
-        self._body = dump_json(body)
-
-    async def post(self, body: bytes) -> RawReply:
-        self.requests += 1
-        return RawReply(200, {}, self._body)
-
-    async def aclose(self) -> None:
-        return None
+def replying(body: JSON) -> FakeTransport:
+    return FakeTransport(RawReply(200, {}, dump_json(body)))
 
 
-def client_of(transport: Replying) -> AsyncOneLLM:
+def client_of(transport: FakeTransport) -> AsyncOneLLM:
     return AsyncOneLLM(transport=transport, limits=Limits.unlimited(), retry=RetryPolicy(backoff_base=0.0))
 
 
@@ -78,12 +70,12 @@ ANSWERS: dict[str, tuple[dict[str, JSON], str, dict[str, JSON]]] = {
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_a_complete_answer_takes_one_request_and_keeps_all_that_was_paid_for(name: str, enveloped: bool) -> None:
     body, content, extra = ANSWERS[name]
-    transport = Replying({"code": 200, "output": body} if enveloped else body)
+    transport = replying({"code": 200, "output": body} if enveloped else body)
     async with client_of(transport) as client:
         response = await client.chat("Capital of France?", model="GPT-5-Mini")
-        assert transport.requests == 1
+        assert len(transport.requests) == 1
         gathered = await client.gather_chats(["x"] * 8, model="GPT-5-Mini")
-    assert transport.requests == 9
+    assert len(transport.requests) == 9
     finish_reason = body.get("finish_reason") or body["choices"][0]["finish_reason"]
     for answer in [response, *gathered]:
         assert isinstance(answer, ChatResponse)
@@ -106,40 +98,28 @@ async def test_a_complete_answer_takes_one_request_and_keeps_all_that_was_paid_f
 async def test_a_complete_reply_that_is_no_answer_is_asked_for_once(
     body: JSON, error: type[APIError], message: str
 ) -> None:
-    async with client_of(transport := Replying(body)) as client:
+    async with client_of(transport := replying(body)) as client:
         with pytest.raises(error) as caught:
             await client.chat("x", model="GPT-5-Mini")
     assert message in caught.value.message
-    assert transport.requests == 1
+    assert len(transport.requests) == 1
     assert caught.value.possibly_billed == (error is ResponseDecodeError)
 
 
 async def test_the_shape_of_openai_is_logged_once_for_a_client(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "onellm_async")
-    async with client_of(Replying(openai({"content": "Paris."}))) as client:
+    async with client_of(replying(openai({"content": "Paris."}))) as client:
         await client.gather_chats(["x"] * 3, model="GPT-5-Mini")
     assert [record.name for record in caplog.records if "serve --upstream" in record.message] == ["onellm_async"]
 
 
 async def test_an_error_that_repeats_the_prompt_is_taken_by_its_status() -> None:
     body = {"code": 500, "output": {"error": "cannot answer: insufficient balance"}}
-    async with client_of(transport := Replying(body)) as client:
+    async with client_of(transport := replying(body)) as client:
         with pytest.raises(APIError, match="500 cannot answer") as caught:
             await client.chat("What is an Insufficient Balance?", model="GPT-5-Mini")
     assert caught.value.retryable
-    assert transport.requests > 1
-
-
-class Refusing(Replying):
-    """Refuses the first request with `status` and `headers`."""
-
-    def __init__(self, status: int, headers: dict[str, str]) -> None:
-        super().__init__(REPLY)
-        self._refusal = RawReply(status, headers, b"")
-
-    async def post(self, body: bytes) -> RawReply:
-        reply = await super().post(body)
-        return self._refusal if self.requests == 1 else reply
+    assert len(transport.requests) > 1
 
 
 @pytest.mark.virtual_time
@@ -155,9 +135,9 @@ class Refusing(Replying):
 )
 async def test_a_retry_after_with_a_fraction_is_waited_for(status: int, headers: dict[str, str], wait: float) -> None:
     loop = asyncio.get_running_loop()
-    transport = Refusing(status, headers)
+    transport = FakeTransport([failure(status, headers=headers), REPLY])
     async with AsyncOneLLM(transport=transport, limits=Limits(requests_per_minute=6000, burst=100)) as client:
         response = await client.chat("x", model="GPT-5-Mini")
     assert wait <= loop.time() < wait + 1
-    assert transport.requests == 2
+    assert len(transport.requests) == 2
     assert response.possibly_billed == (status != 429)
