@@ -120,6 +120,7 @@ class AsyncOneLLM(LiveControl):
                 JSON_HEADERS,
                 proxy=proxy_from(proxy, url, trust_env=trust_env),
                 ssl=ssl_context_from(ssl),
+                ssl_is_default=ssl is None,
             )
         self._dialect = Dialect(dialect)
         self._endpoints = endpoints_from(endpoints)

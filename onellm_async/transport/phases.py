@@ -24,6 +24,7 @@ class PhasedAttempt:
 
     Args:
         timeout: For opening a connection, and for everything else.
+        on_queued: Called when it has to wait for a place in the pool.
 
     Attributes:
         limit: Ends it; set anew with each phase.
@@ -31,8 +32,9 @@ class PhasedAttempt:
         ended: Whether the client was closed meanwhile.
     """
 
-    def __init__(self, timeout: Timeout) -> None:
+    def __init__(self, timeout: Timeout, on_queued: Callable[[], None]) -> None:
         self._timeout = timeout
+        self._on_queued = on_queued
         self.limit: asyncio.Timeout = asyncio.timeout(timeout.total)
         self.sent: bool = True  # until tracing tells otherwise
         self.ended: bool = False
@@ -43,6 +45,7 @@ class PhasedAttempt:
 
     def wait_for_pool(self) -> None:
         """It is queued for a place in the pool."""
+        self._on_queued()
         self._restart(None)
 
     def leave_pool(self) -> None:

@@ -2,14 +2,15 @@
 
 import asyncio
 import io
+import logging
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from ssl import SSLContext
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
+from urllib.parse import urlsplit
 
 import aiohttp
-from attrs import field, frozen
-from multidict import CIMultiDict
+from yarl import URL
 
 from onellm_async.errors import (
     APIConnectionError,
@@ -22,47 +23,21 @@ from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
 from onellm_async.transport.addresses import query_values, url_of
 from onellm_async.transport.failures import refused_by_proxy, translated
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
-from onellm_async.transport.prepared import prepared_post
 from onellm_async.transport.protocol import RawReply
 from onellm_async.transport.redaction import HiddenValue, Redactor, without_frames
-from onellm_async.transport.sockets import keep_alive_socket
-from onellm_async.transport.timeouts import Attempt, AttemptEndedError, SharedTimeout, catch_up
-from onellm_async.version import __version__
+from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
+from onellm_async.transport.timeouts import Attempt, AttemptEndedError, catch_up
+from onellm_async.validation import shown
 
 __all__ = ["MOST_REPLY_BYTES", "AiohttpTransport"]
 
 MOST_REPLY_BYTES: Final = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is cut off and refused: no chat answer is that long."""
 
-_KEEP_ALIVE = 4.0
-"""Seconds that an idle connection is kept. Common servers close theirs after five."""
-
 _MAX_BYTES_AT_ONCE = 1024 * 1024
 """aiohttp warns of longer bodies that are plain bytes."""
 
-_USER_AGENT = (
-    f"onellm-async/{__version__} (aiohttp/{aiohttp.__version__}; "
-    f"Python/{sys.version_info.major}.{sys.version_info.minor})"
-)
-_UNUSABLE_DEFAULTS = ("Content-Encoding", "Content-Length", "Transfer-Encoding")
-"""Default headers of a session that would describe the body wrongly."""
-
-
-@frozen
-class _Way:
-    """An open session and what goes with each request through it.
-
-    Attributes:
-        session: aiohttp's.
-        timeout: Of the attempts, where requests are prepared; None where aiohttp makes each request itself.
-        options: Of each request that aiohttp makes.
-        middlewares: Those of the session; None where aiohttp knows none.
-    """
-
-    session: aiohttp.ClientSession
-    timeout: SharedTimeout | None
-    options: Mapping[str, Any] = field(factory=dict, repr=False)
-    middlewares: tuple[Any, ...] | None = None
+_log = logging.getLogger("onellm_async")
 
 
 class AiohttpTransport:
@@ -79,6 +54,7 @@ class AiohttpTransport:
         headers: Further headers of each request.
         proxy: A proxy to go through. One of the environment is not used with a session that has its own.
         ssl: How certificates are verified; None as the session or, without one, the system says.
+        ssl_is_default: Whether a session that has its own way of verifying them keeps it.
     """
 
     def __init__(
@@ -91,24 +67,33 @@ class AiohttpTransport:
         *,
         proxy: Proxy | None = None,
         ssl: SSLContext | None = None,
+        ssl_is_default: bool = False,
     ) -> None:
-        self._url = url_of(url)
-        self._headers = {"User-Agent": _USER_AGENT, "Content-Type": "application/json", **(headers or {})}
-        self._secret_headers = {"Authorization": HiddenValue(key.authorization())}
-        secrets = {key.authorization().removeprefix("Bearer "), *query_values(url)}
+        if session is not None and not isinstance(session, aiohttp.ClientSession):
+            raise ConfigurationError(f"session is {shown(session)}; it must be an aiohttp.ClientSession.")
+        secret_headers = {"Authorization": HiddenValue(key.authorization())}
+        secrets = {key.authorization().removeprefix("Bearer "), *query_values(url), *_secrets_of(session)}
         if proxy is not None and proxy.authorization is not None:
             secrets |= proxy.secrets()
-            if self._url.scheme == "http":  # aiohttp sends it with CONNECT only
-                self._secret_headers["Proxy-Authorization"] = HiddenValue(proxy.authorization)
+            if urlsplit(url).scheme == "http":  # aiohttp sends it with CONNECT only
+                secret_headers["Proxy-Authorization"] = HiddenValue(proxy.authorization)
+        self._post = PostSettings(
+            url=url_of(url),
+            headers={"User-Agent": USER_AGENT, "Content-Type": "application/json", **(headers or {})},
+            secret_headers=secret_headers,
+            timeout=timeout,
+            proxy=proxy,
+            ssl=ssl,
+            ssl_is_default=ssl_is_default,
+        )
+        self._url = self._post.url
         self._redactor = Redactor(secrets, phrases=[key.authorization()])
-        self._timeout = timeout
         self._given = session
-        self._proxy = proxy
         self._unused_proxy = unused_proxy_variable(url) if proxy is None and session is None else None
-        self._ssl = ssl
-        self._way: _Way | None = None
+        self._queueing_told = False
+        self._way: Way | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lifetime: AsyncGenerator[_Way, None] | None = None
+        self._lifetime: AsyncGenerator[Way, None] | None = None
         self._phased: set[PhasedAttempt] = set()
 
     def __reduce__(self) -> NoReturn:
@@ -137,13 +122,13 @@ class AiohttpTransport:
             way = await self._open()
         if way.timeout is None:
             return await self._post_by_aiohttp(way, body)
-        attempt = Attempt(way.timeout, body)
+        attempt = Attempt(way.timeout)
         response: aiohttp.ClientResponse | None = None
         try:
             with attempt:
                 if attempt.after_pause:
                     await attempt.catch_up()
-                async with way.session.post(self._url, data=attempt, allow_redirects=False) as response:
+                async with way.session.post(self._url, data=body, allow_redirects=False) as response:
                     return self._redactor.reply(response.status, response.headers, await _read(response))
         except _CAUGHT as error:
             failed: BaseException = error
@@ -153,15 +138,15 @@ class AiohttpTransport:
         del failed  # as above
         raise failure
 
-    async def _post_by_aiohttp(self, way: _Way, body: bytes) -> RawReply:
+    async def _post_by_aiohttp(self, way: Way, body: bytes) -> RawReply:
         """Posts through a session whose requests aiohttp makes, and which may be shared and have few connections."""
         if way.session.closed:
             raise self._closed()
-        attempt = PhasedAttempt(self._timeout)
+        attempt = PhasedAttempt(self._post.timeout, self._tell_of_queueing)
         options = dict(way.options)
         options["data"] = body if len(body) <= _MAX_BYTES_AT_ONCE else io.BytesIO(body)
         if way.middlewares is not None:
-            options["middlewares"] = (middleware_for(attempt, self._secret_headers), *way.middlewares)
+            options["middlewares"] = (middleware_for(attempt, self._post.secret_headers), *way.middlewares)
         response: aiohttp.ClientResponse | None = None
         self._phased.add(attempt)
         try:
@@ -181,7 +166,16 @@ class AiohttpTransport:
         del failed  # as above
         raise failure
 
-    def _failure(self, error: BaseException, way: _Way, *, sent: bool, ended: bool) -> BaseException:
+    def _tell_of_queueing(self) -> None:
+        if not self._queueing_told:
+            self._queueing_told = True
+            _log.warning(
+                "Requests wait for a connection: the session given to the client has at most %s. "
+                "Lower Limits.max_concurrency, or raise the limit of the session's connector.",
+                self.max_connections,
+            )
+
+    def _failure(self, error: BaseException, way: Way, *, sent: bool, ended: bool) -> BaseException:
         """What to raise instead of `error`."""
         ended = ended or way.session.closed
         if isinstance(error, RuntimeError) and not ended:
@@ -214,7 +208,7 @@ class AiohttpTransport:
                 error,
                 host,
                 sent=sent,
-                proxy=self._proxy,
+                proxy=self._post.proxy,
                 unused_proxy=self._unused_proxy,
                 redact=self._redactor.text,
             )
@@ -237,86 +231,20 @@ class AiohttpTransport:
 
     def _check_proxy(self, reply: RawReply) -> None:
         """A proxy answers plain http requests like a service. Only 407 tells that it was the proxy."""
-        if reply.status == 407 and (self._proxy is not None or self._given is not None):
-            raise refused_by_proxy(407, "Proxy Authentication Required", self._proxy)
+        if reply.status == 407 and (self._post.proxy is not None or self._given is not None):
+            raise refused_by_proxy(407, "Proxy Authentication Required", self._post.proxy)
 
-    async def _open(self) -> _Way:
+    async def _open(self) -> Way:
         loop = asyncio.get_running_loop()
         if self._given is None:
-            self._lifetime = _lifetime_of(self._own_way())
+            self._lifetime = lifetime_of(own_way(self._post))
             way = await anext(self._lifetime)
+        elif self._given.closed:
+            raise self._closed()
         else:
-            way = self._given_way(self._given)
+            way = given_way(self._post, self._given)
         self._loop, self._way = loop, way
         return way
-
-    def _given_way(self, session: aiohttp.ClientSession) -> _Way:
-        if session.closed:
-            raise self._closed()
-        if getattr(session, "_loop", None) not in {None, asyncio.get_running_loop()}:
-            raise ConfigurationError(
-                "The session given to the client belongs to another event loop.",
-                advice="Make it in the loop in which the client is used, or let the client make its own.",
-            )
-        defaults = getattr(session, "headers", {})
-        if unusable := [name for name in _UNUSABLE_DEFAULTS if name in defaults]:
-            raise ConfigurationError(
-                f"The session given to the client sends the header {unusable[0]} with every request, "
-                "which would describe its body wrongly.",
-                advice="Leave it out of the session's headers.",
-            )
-        middlewares = getattr(session, "_middlewares", None)
-        return _Way(session, None, self._options(session), None if middlewares is None else tuple(middlewares))
-
-    def _options(self, session: aiohttp.ClientSession) -> dict[str, Any]:
-        """What each request tells aiohttp, so that the settings of the session do not get in its way."""
-        headers = dict(self._headers)
-        if "User-Agent" in session.headers or "User-Agent" in session.skip_auto_headers:
-            del headers["User-Agent"]
-        options: dict[str, Any] = {
-            "headers": headers,
-            "allow_redirects": False,
-            "raise_for_status": False,
-            "auto_decompress": True,
-            "timeout": aiohttp.ClientTimeout(sock_connect=self._timeout.connect),
-        }
-        own_proxy = getattr(session, "_default_proxy", None) is not None
-        if self._proxy is not None and (self._proxy.source == "proxy" or not own_proxy):
-            options["proxy"] = self._proxy.url
-            if self._proxy.authorization is not None:
-                options["proxy_headers"] = {"Proxy-Authorization": HiddenValue(self._proxy.authorization)}
-        if self._ssl is not None:
-            options["ssl"] = self._ssl
-        return options
-
-    def _own_way(self) -> _Way:
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            keepalive_timeout=_KEEP_ALIVE,
-            socket_factory=keep_alive_socket,
-            ssl=self._ssl if self._ssl is not None else True,
-        )
-        prepared = None
-        if self._proxy is None:
-            prepared = prepared_post(self._url, CIMultiDict({**self._headers, **self._secret_headers}))
-        session = self._session(connector, prepared or aiohttp.ClientRequest)
-        if prepared is not None and session.trace_configs:  # of an instrumentation, which wants to see the requests
-            session.detach()
-            prepared, session = None, self._session(connector, aiohttp.ClientRequest)
-        if prepared is None:
-            return _Way(session, None, self._options(session), ())
-        return _Way(session, SharedTimeout(self._timeout.total))
-
-    def _session(
-        self, connector: aiohttp.TCPConnector, request_class: type[aiohttp.ClientRequest]
-    ) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            request_class=request_class,
-            timeout=aiohttp.ClientTimeout(connect=self._timeout.connect, sock_connect=self._timeout.connect),
-            trust_env=False,
-        )
 
     async def aclose(self) -> None:
         """Closes the session that was opened here; a given one stays open. Ends what is posted at the moment."""
@@ -329,16 +257,11 @@ class AiohttpTransport:
             await lifetime.aclose()
 
 
-async def _lifetime_of(way: _Way) -> AsyncGenerator[_Way, None]:
-    # asyncio.run closes the async generators that are still open before it closes the loop, and with this one the
-    # session, in the loop it belongs to: nothing is left over even if nobody called aclose.
-    try:
-        yield way
-    finally:
-        if way.timeout is not None:
-            way.timeout.end_unsent()
-            way.timeout.close()
-        await way.session.close()
+def _secrets_of(session: aiohttp.ClientSession | None) -> set[str]:
+    """The password of the proxy of a session, which some of aiohttp's errors show."""
+    proxy, credentials = getattr(session, "_default_proxy", None), getattr(session, "_default_proxy_auth", None)
+    password = URL(proxy).password if proxy is not None else None
+    return {secret for secret in (password, getattr(credentials, "password", None)) if secret}
 
 
 class _TooLongError(Exception):

@@ -35,11 +35,16 @@ _MAX_AT_ONCE = 64 * 1024
 _log = logging.getLogger("onellm_async")
 
 
-def prepared_post(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest] | None:
+def prepared_post(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) -> type[ClientRequest] | None:
     """The class of requests that post to `url` with `headers`, for ``ClientSession(request_class=…)``.
 
     Neither the session nor its user may ask for anything else: cookies, proxies, credentials and options of single
-    requests are ignored. Its requests take an `Attempt` as ``data``. It belongs to the running event loop.
+    requests are ignored. It belongs to the running event loop.
+
+    Args:
+        url: Where to post.
+        headers: All that aiohttp does not add itself.
+        timeout: Each request is sent within an attempt of it, which hears of that.
 
     Returns:
         None if the installed aiohttp is not known to work with it.
@@ -47,7 +52,7 @@ def prepared_post(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest] | 
     if aiohttp.__version__ not in TESTED_VERSIONS:
         _report(f"aiohttp {aiohttp.__version__} is not one of the versions it was tested with")
         return None
-    made = _prepared(url, headers)
+    made = _prepared(url, headers, timeout)
     if made is None:
         _report("aiohttp writes its requests differently")
     return made
@@ -58,24 +63,26 @@ def _report(reason: str) -> None:
     _log.info("Each request is built by aiohttp, which takes a little more CPU, because %s.", reason)
 
 
-def _prepared(url: URL, headers: CIMultiDict[str]) -> type[ClientRequest] | None:
+def _prepared(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) -> type[ClientRequest] | None:
     worked_out = ClientRequest("POST", url, headers=headers, loop=asyncio.get_running_loop())
     try:
-        own, by_aiohttp = _class_of(worked_out), _written(worked_out)
-        copied = own("POST", url, data=Attempt(SharedTimeout(1)), timer=None, session=None)
-        if _written(copied) == by_aiohttp:
+        own, by_aiohttp = _class_of(worked_out, timeout), _written(worked_out)
+        with Attempt(timeout):
+            copied = _written(own("POST", url, data=b"", timer=None, session=None))
+        if copied == by_aiohttp:
             return own
     except Exception as error:  # whatever a change of aiohttp brings about
         _log.debug("A prepared request could not be made: %s", type(error).__name__)
     return None
 
 
-def _class_of(worked_out: ClientRequest) -> type[ClientRequest]:
+def _class_of(worked_out: ClientRequest, timeout: SharedTimeout) -> type[ClientRequest]:
     lines = (f"{name}: {value!s}\r\n" for name, value in worked_out.headers.items() if name != "Content-Length")
     head = f"POST {worked_out.url.raw_path_qs} HTTP/1.1\r\n{''.join(lines)}Content-Length: ".encode()
     own = {
         "head": head,
         "head_size": len(head),
+        "timeout": timeout,
         # Errors and their tracebacks show it, so it does not hold the headers with the key.
         "shown": RequestInfo(worked_out.url, "POST", CIMultiDictProxy(CIMultiDict()), worked_out.url),
         "connection_key": worked_out.connection_key,
@@ -88,21 +95,24 @@ class _Copy(ClientRequest):
     head: ClassVar[bytes]
     head_size: ClassVar[int]
     shown: ClassVar[RequestInfo]
+    timeout: ClassVar[SharedTimeout]
 
-    def __init__(self, method: str, url: URL, *, data: Attempt, timer: Any, session: Any, **_: object) -> None:
+    def __init__(self, method: str, url: URL, *, data: bytes, timer: Any, session: Any, **_: object) -> None:
         # What aiohttp's own would set are attributes of the class.
-        self._attempt = data
+        self._sent = data
         self._timer = timer
         self._session = session
 
     async def send(self, conn: "Connection") -> ClientResponse:
         """Writes head and body in one piece, and returns the response that is to come."""
-        attempt = self._attempt
-        body, protocol = attempt.body, conn.protocol
+        body, protocol = self._sent, conn.protocol
         connection = protocol.transport if protocol is not None else None
         if protocol is None or connection is None or connection.is_closing():
             raise ClientConnectionResetError("Cannot write to closing transport")
-        attempt.sent = True
+        try:
+            self.timeout.running[asyncio.current_task()].sent = True
+        except KeyError:
+            raise ClientConnectionResetError("The attempt has been ended") from None
         if len(body) > _MAX_AT_ONCE or protocol.writing_paused:
             self.headers = self.headers.copy()
             self.update_body_from_data(aiohttp.BytesIOPayload(BytesIO(body)))

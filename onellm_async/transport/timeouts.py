@@ -25,56 +25,50 @@ class SharedTimeout:
         seconds: For one attempt.
     """
 
-    __slots__ = ("_running", "_seconds", "_timer", "last_start", "loop")
+    __slots__ = ("_seconds", "last_start", "loop", "running", "timer")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._running: dict[Attempt, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self.running: dict[asyncio.Task[object] | None, Attempt] = {}
+        """The attempts by the tasks that make them, the oldest first."""
+        self.timer: asyncio.TimerHandle | None = None
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.last_start: float = self.loop.time()
         """When the last attempt started that did not come after a pause, or the last pause was made up for."""
 
-    def add(self, attempt: "Attempt") -> None:
-        """Counts the time of `attempt`, the youngest, from its start."""
-        self._running[attempt] = None
-        if self._timer is None:
-            self._timer = self.loop.call_at(attempt.started + self._seconds, self._ring)
-
-    def remove(self, attempt: "Attempt") -> None:
-        """Forgets an attempt."""
-        self._running.pop(attempt, None)
+    def start_timer(self, started: float) -> None:
+        """Ends the oldest attempt in time, which was started at `started`."""
+        self.timer = self.loop.call_at(started + self._seconds, self._ring)
 
     def _ring(self) -> None:
-        self._timer = None
+        self.timer = None
         now = self.loop.time()
-        for attempt in list(self._running):
+        for task, attempt in list(self.running.items()):
             if attempt.started + self._seconds > now:
-                self._timer = self.loop.call_at(attempt.started + self._seconds, self._ring)
+                self.start_timer(attempt.started)
                 return
-            del self._running[attempt]
+            del self.running[task]
             attempt.end(TimeoutError)
 
     def end_unsent(self) -> None:
         """Ends the attempts that wait for a connection."""
-        for attempt in list(self._running):
+        for task, attempt in list(self.running.items()):
             if not attempt.sent:
-                del self._running[attempt]
+                del self.running[task]
                 attempt.end(AttemptEndedError)
 
     def close(self) -> None:
         """Stops the timer, and with it every timeout."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 class Attempt:
-    """One attempt, for as long as the ``with`` block lasts; it belongs to the task that enters it.
+    """One attempt, for as long as the ``with`` block lasts. A task makes one at a time.
 
     Args:
         timeout: Ends it.
-        body: What is sent.
 
     Attributes:
         sent: Whether anything of it has been written to a connection.
@@ -86,14 +80,13 @@ class Attempt:
         AttemptEndedError: From ``with``, after `SharedTimeout.end_unsent`.
     """
 
-    __slots__ = ("_cancelling", "_ending", "_task", "_timeout", "after_pause", "body", "sent", "started")
+    __slots__ = ("_cancelling", "_ending", "_task", "_timeout", "after_pause", "sent", "started")
 
-    def __init__(self, timeout: SharedTimeout, body: bytes = b"") -> None:
+    def __init__(self, timeout: SharedTimeout) -> None:
         self._timeout = timeout
         self._ending: type[Exception] | None = None
         self._cancelling = 0
         self._task: asyncio.Task[object] | None = None
-        self.body: bytes = body
         self.sent: bool = False
         self.after_pause: bool = False
         self.started: float = 0.0
@@ -114,14 +107,16 @@ class Attempt:
             timeout.last_start = now
         else:
             self.after_pause = True
-        timeout.add(self)
+        timeout.running[task] = self
+        if timeout.timer is None:
+            timeout.start_timer(now)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._ending is None:
-            self._timeout.remove(self)
+            del self._timeout.running[self._task]
             return
         assert self._task is not None  # noqa: S101  # it was one when it entered
         # As in asyncio.timeout: who else has cancelled the task meanwhile has the last word.

@@ -32,6 +32,7 @@ from onellm_async import (
     RetryPolicy,
     Timeout,
 )
+from onellm_async.transport.sessions import given_way
 
 
 def client_at(url: str, session: aiohttp.ClientSession, **options) -> AsyncOneLLM:
@@ -310,11 +311,24 @@ async def test_a_session_of_another_loop_is_refused_unsent() -> None:
         other.close()
 
 
+async def test_a_version_of_aiohttp_without_these_private_parts_still_sends_the_key() -> None:
+    async with aiohttp.ClientSession() as session:
+        post = client_at("http://127.0.0.1:9/", session)._sender._transport._post
+        way = given_way(post, session)
+        assert "Authorization" not in way.options["headers"]
+        del session._middlewares
+        way = given_way(post, session)
+        assert way.options["headers"]["Authorization"] == "Bearer the-key-of-the-client"
+        assert way.middlewares is None
+
+
 # The pool.
 
 
 @pytest.mark.parametrize("connector", [{"limit": 2}, {"limit_per_host": 2}], ids=str)
-async def test_waiting_for_a_place_in_the_pool_is_no_failure(connector: dict[str, int]) -> None:
+async def test_waiting_for_a_place_in_the_pool_is_no_failure(
+    connector: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
     async with FaultServer(slow(0.1)) as server:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**connector)) as session:
             timeout = Timeout(connect=0.05, total=0.35)  # less than the last chat waits
@@ -322,6 +336,9 @@ async def test_waiting_for_a_place_in_the_pool_is_no_failure(connector: dict[str
                 replies = await asyncio.gather(*(client.chat("x", model="GPT-5") for _ in range(16)))
         assert [(reply.attempts, reply.possibly_billed) for reply in replies] == [(1, 0)] * 16
         assert (server.posts, server.connections) == (16, 2)
+    [told] = [record.getMessage() for record in caplog.records if record.name == "onellm_async"]
+    assert "the session given to the client has at most 2" in told
+    assert "Limits.max_concurrency" in told
 
 
 async def test_a_pool_that_others_use_up_is_waited_for() -> None:

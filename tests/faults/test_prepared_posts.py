@@ -8,7 +8,7 @@ from fault_server import FaultServer, answers
 
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.transport import AiohttpTransport
-from onellm_async.transport.prepared import TESTED_VERSIONS
+from onellm_async.transport.prepared import TESTED_VERSIONS, _report
 from onellm_async.transport.timeouts import Attempt, SharedTimeout
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -69,6 +69,7 @@ async def test_a_version_of_aiohttp_that_was_not_tested_makes_each_request_itsel
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(aiohttp, "__version__", "3.99.0")
+    _report.cache_clear()
     await check_requests(prepared=False)
     assert "aiohttp 3.99.0 is not one of the versions it was tested with" in caplog.text
 

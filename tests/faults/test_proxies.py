@@ -127,6 +127,16 @@ async def test_a_proxy_of_a_given_session_is_used_with_its_credentials(
         assert proxy.requests[0][1]["proxy-authorization"].startswith("Basic ")
 
 
+async def test_the_password_of_a_proxy_of_a_given_session_is_shown_nowhere(tls: ssl.SSLContext) -> None:
+    async with FaultServer(answers(), tls=tls) as server, ProxyServer() as proxy:
+        url = proxy.url.replace("://", f"://joe:{PASSWORD}@")
+        async with aiohttp.ClientSession(proxy=url) as session:
+            error = await error_of(client_at(server.url, session=session))
+    assert error.kind is FailureKind.NOT_TRUSTED
+    everything = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert PASSWORD not in f"{error!s} {error!r} {error.__cause__!r} {everything.replace(repr(url), '')}"
+
+
 async def test_the_flag_goes_before_the_own_variable_and_that_before_the_usual_one(
     server: FaultServer, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +330,21 @@ async def test_certificates_of_ones_own_are_trusted(
                 assert (await client.chat("x", model="GPT-5")).content == "Paris."
 
 
+async def test_the_certificates_that_a_given_session_trusts_go_before_the_file(
+    tls: ssl.SSLContext, trusting: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = trustme.CA()
+    other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    monkeypatch.setenv("ONELLM_CA_FILE", str(tmp_path / "other.pem"))
+    strict = ssl.create_default_context()
+    async with FaultServer(answers(), tls=tls) as server:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session:
+            async with client_at(server.url, session=session) as client:
+                assert (await client.chat("x", model="GPT-5")).content == "Paris."
+            error = await error_of(client_at(server.url, session=session, ssl=strict))
+            assert error.kind is FailureKind.NOT_TRUSTED
+
+
 async def test_a_file_of_certificates_replaces_those_of_the_system(
     tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,7 +407,14 @@ async def test_an_unusable_flag_is_refused_before_anything_is_sent(flags: list[s
 
 @pytest.mark.parametrize(
     "options",
-    [{"ssl": False}, {"ssl": "ca.pem"}, {"proxy": 5}, {"proxy": "ftp://h"}, {"proxy": "http://h/path"}],
+    [
+        {"session": "x"},
+        {"ssl": False},
+        {"ssl": "ca.pem"},
+        {"proxy": 5},
+        {"proxy": "ftp://h"},
+        {"proxy": "http://h/path"},
+    ],
     ids=str,
 )
 def test_an_unusable_argument_is_refused_when_the_client_is_made(options: dict[str, object]) -> None:
