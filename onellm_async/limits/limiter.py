@@ -122,12 +122,12 @@ class _Home:
     __slots__ = ("core", "idle", "limiter", "loop", "rings_at", "timer")
 
     def __init__(self, limiter: "Limiter", loop: asyncio.AbstractEventLoop, core: Admission) -> None:
-        self.limiter = limiter
-        self.loop = loop
-        self.core = core
-        self.idle = asyncio.Event()  # an event belongs to the loop in which it was first awaited
+        self.limiter: Limiter = limiter
+        self.loop: asyncio.AbstractEventLoop = loop
+        self.core: Admission = core
+        self.idle: asyncio.Event = asyncio.Event()  # an event belongs to the loop in which it was first awaited
         self.timer: asyncio.TimerHandle | None = None
-        self.rings_at = 0.0
+        self.rings_at: float = 0.0
 
     def takes_back(self, permit: Permit) -> bool:
         """Makes this the limiter's home again, to settle `permit`. Where it cannot be, only the slot is freed."""

@@ -3,8 +3,6 @@
 import socket
 from contextlib import suppress
 
-from aiohttp import AddrInfoType
-
 __all__ = ["keep_alive_socket"]
 
 _IDLE = 30
@@ -24,7 +22,7 @@ _OPTIONS = (
 """Options by the names that platforms may lack, and their values."""
 
 
-def keep_alive_socket(address: AddrInfoType) -> socket.socket:
+def keep_alive_socket(address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
     """A new socket for `address`, with TCP keep-alive as far as the platform has it."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
