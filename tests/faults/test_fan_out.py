@@ -25,45 +25,31 @@ from onellm_async import (
     NotFoundError,
     OneLLMError,
     RetryPolicy,
+    Usage,
 )
-from onellm_async.transport import RawReply
-from onellm_async.wire import dump_json, parse_json
+from onellm_async.testing import FakeRequest, FakeTransport, Reply, answer, failure, hang
 
 NO_RETRY = RetryPolicy(max_attempts=1, breaker_failures=0)
 
 
-class Echo:
+class Echo(FakeTransport):
     """Answers each prompt with itself, after a few turns of the loop; or with the status that the prompt names."""
 
     def __init__(self, turns: int = 3) -> None:
+        super().__init__(self._reply_to)
         self.turns = turns
-        self.posts = 0
-        self.under_way = self.most_under_way = 0
         self.most_tasks = 0
 
-    async def post(self, body: bytes) -> RawReply:
-        self.posts += 1
-        self.under_way += 1
-        self.most_under_way = max(self.under_way, self.most_under_way)
+    async def _reply_to(self, request: FakeRequest) -> Reply:
         self.most_tasks = max(self.most_tasks, len(asyncio.all_tasks()))
-        try:
-            prompt = parse_json(body)["messages"][-1]["content"]
-            for _ in range(self.turns + len(prompt) % 3):
-                await asyncio.sleep(0)
-            if prompt.startswith("status "):
-                return RawReply(int(prompt.split()[1]), {}, b"no")
-            if prompt == "hang":
-                await asyncio.get_running_loop().create_future()
-            usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
-            return RawReply(200, {}, dump_json({"content": prompt, "usage": usage}))
-        finally:
-            self.under_way -= 1
-
-    async def aclose(self) -> None:
-        return None
+        for _ in range(self.turns + len(request.prompt) % 3):
+            await asyncio.sleep(0)
+        if request.prompt.startswith("status "):
+            return failure(int(request.prompt.split()[1]), "no")
+        return hang() if request.prompt == "hang" else answer(request.prompt, usage=Usage(1, 1, 2))
 
 
-def client_on(echo: Echo, concurrency: int = 8) -> AsyncOneLLM:
+def client_on(echo: FakeTransport, concurrency: int = 8) -> AsyncOneLLM:
     return AsyncOneLLM(transport=echo, limits=Limits.unlimited(max_concurrency=concurrency), retry=NO_RETRY)
 
 
@@ -113,7 +99,7 @@ async def test_an_invalid_prompt_is_refused_by_index_before_anything_is_sent(pro
             with pytest.raises(InvalidRequestError) as caught:
                 await client.gather_chats(prompts, model=model, return_exceptions=return_exceptions)
             assert words in str(caught.value)
-    assert echo.posts == 0
+    assert len(echo.requests) == 0
 
 
 async def test_a_bad_option_is_refused_even_when_only_later_prompts_use_it() -> None:
@@ -123,7 +109,7 @@ async def test_a_bad_option_is_refused_even_when_only_later_prompts_use_it() -> 
             await client.gather_chats([ChatRequest("GPT-5", "a"), "b"], model="GPT-5", temperature=7)
         with pytest.raises(InvalidRequestError, match="stream is True; OneLLM answers in one piece"):
             await client.gather_chats(["a"], model="GPT-5", stream=True)  # type: ignore[call-arg]
-    assert echo.posts == 0
+    assert len(echo.requests) == 0
 
 
 @pytest.mark.parametrize("single", ["hello", b"hello", {"role": "user"}, Message.user("x"), ChatRequest("GPT-5", "x")])
@@ -137,7 +123,7 @@ async def test_a_single_prompt_is_not_taken_apart(single: object) -> None:
                 pass
         with pytest.raises(InvalidRequestError, match="must be an"):
             await client.gather_chats(None, model="GPT-5")  # type: ignore[call-overload]
-    assert echo.posts == 0
+    assert len(echo.requests) == 0
     assert tasks() == 1
 
 
@@ -150,7 +136,7 @@ async def test_a_generator_that_raises_sends_nothing_of_a_gather() -> None:
     async with client_on(echo) as client:
         with pytest.raises(LookupError, match="no more"):
             await client.gather_chats(prompts(), model="GPT-5")
-    assert echo.posts == 0
+    assert len(echo.requests) == 0
 
 
 async def test_a_source_that_raises_midway_lets_what_was_drawn_finish() -> None:
@@ -219,8 +205,8 @@ async def test_the_first_failure_ends_a_gather_and_what_is_under_way_is_kept() -
     async with client_on(echo, concurrency=4) as client:
         with pytest.raises(BadRequestError) as caught:
             await client.gather_chats(prompts, model="GPT-5")
-    assert 21 <= echo.posts <= 28
-    assert len(caught.value.partial_results) == echo.posts
+    assert 21 <= len(echo.requests) <= 28
+    assert len(caught.value.partial_results) == len(echo.requests)
     assert sum(not outcome.ok for outcome in caught.value.partial_results) == 1  # type: ignore[attr-defined]
 
 
@@ -242,12 +228,12 @@ async def test_cancelling_a_gather_leaves_no_task_and_no_slot() -> None:
     echo = Echo()
     async with client_on(echo, concurrency=4) as client:
         gathering = asyncio.create_task(client.gather_chats(["hang"] * 50, model="GPT-5"))
-        while echo.under_way < 4:
+        while echo.in_flight < 4:
             await asyncio.sleep(0)
         gathering.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gathering
-        assert (tasks(), echo.under_way) == (1, 0)
+        assert (tasks(), echo.in_flight) == (1, 0)
         assert client._sender._limiter.core.in_flight == 0
         assert len(await client.gather_chats(["x"] * 10, model="GPT-5")) == 10
 
@@ -258,7 +244,7 @@ async def test_there_are_never_more_tasks_than_the_window_has_places() -> None:
         await client.gather_chats(["x"] * 200, model="GPT-5")
         async for _ in client.iter_chats((str(number) for number in range(200)), model="GPT-5"):
             pass
-    assert echo.most_under_way == 5
+    assert echo.max_in_flight == 5
     assert echo.most_tasks <= 5 + 1
 
 
@@ -279,7 +265,7 @@ async def test_outcomes_are_yielded_as_they_come_with_their_prompts() -> None:
     assert sorted(outcome.index for outcome in first_three) == [1, 2, 3]
     assert {outcome.prompt for outcome in first_three} == {"a", "b", "status 400"}
     assert [outcome.ok for outcome in first_three].count(False) == 1
-    assert (tasks(), echo.under_way) == (1, 0)
+    assert (tasks(), echo.in_flight) == (1, 0)
 
 
 async def test_a_prompt_refused_in_a_loop_has_its_error_in_its_outcome() -> None:
@@ -288,7 +274,7 @@ async def test_a_prompt_refused_in_a_loop_has_its_error_in_its_outcome() -> None
         outcomes = [outcome async for outcome in client.iter_chats(["a", 5, "b"], model="GPT-5")]  # type: ignore[list-item]
     errors = {outcome.index: outcome.error for outcome in outcomes}
     assert isinstance(errors[1], InvalidRequestError)
-    assert (errors[0], errors[2], echo.posts) == (None, None, 2)
+    assert (errors[0], errors[2], len(echo.requests)) == (None, None, 2)
 
 
 class Source:
@@ -316,7 +302,7 @@ async def test_leaving_a_loop_early_cancels_what_is_under_way_and_closes_the_sou
                 if outcome.index >= 10:
                     break
         assert source.closed
-        assert (tasks(), echo.under_way) == (1, 0)
+        assert (tasks(), echo.in_flight) == (1, 0)
         assert source.drawn < 40
         assert client._sender._limiter.core.in_flight == 0
 
@@ -348,7 +334,7 @@ async def test_cancelling_the_consumer_closes_the_source_and_ends_the_workers() 
         with pytest.raises(asyncio.CancelledError):
             await consumer
         assert source.closed
-        assert (tasks(), echo.under_way) == (1, 0)
+        assert (tasks(), echo.in_flight) == (1, 0)
 
 
 async def test_a_slow_consumer_holds_the_source_back() -> None:
@@ -389,13 +375,14 @@ async def test_every_prompt_of_a_source_has_exactly_one_outcome() -> None:
 
 async def test_twenty_thousand_prompts_take_no_more_memory_than_two_thousand() -> None:
     async def peak(prompts: int) -> int:
-        async with client_on(Echo(turns=0), concurrency=16) as client:
+        echo = Echo(turns=0)
+        async with client_on(echo, concurrency=16) as client:
             source = (f"{number} " * 50 for number in range(prompts))
             gc.collect()
             tracemalloc.start()
             try:
                 async for _ in client.iter_chats(source, model="GPT-5"):
-                    pass
+                    echo.requests.clear()  # a fake transport keeps them all
                 return tracemalloc.get_traced_memory()[1]
             finally:
                 tracemalloc.stop()
@@ -434,7 +421,7 @@ async def test_closing_the_client_ends_a_fan_out() -> None:
     echo = Echo()
     client = client_on(echo, concurrency=2)
     gathering = asyncio.create_task(client.gather_chats(["x"] * 1000, model="GPT-5"))
-    while echo.posts < 10:
+    while len(echo.requests) < 10:
         await asyncio.sleep(0)
     await client.aclose()
     with pytest.raises(ClientClosedError) as caught:
@@ -448,15 +435,11 @@ async def test_a_wrong_lane_stops_a_fan_out_before_anything_is_sent() -> None:
     async with client_on(echo) as client:
         with pytest.raises(ConfigurationError, match="lane is 'slow'"):
             await client.gather_chats(["x"] * 100, model="GPT-5", lane="slow", return_exceptions=True)
-    assert echo.posts == 0
+    assert len(echo.requests) == 0
 
 
 async def test_a_bug_in_a_transport_is_not_hidden_in_an_outcome() -> None:
-    class Broken(Echo):
-        async def post(self, body: bytes) -> RawReply:
-            raise ZeroDivisionError
-
-    async with client_on(Broken()) as client:
+    async with client_on(FakeTransport(ZeroDivisionError)) as client:
         with pytest.raises(ZeroDivisionError):
             await client.gather_chats(["x"] * 20, model="GPT-5", return_exceptions=True)
         assert client._sender._limiter.core.in_flight == 0
