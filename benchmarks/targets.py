@@ -184,7 +184,7 @@ def bytes_per_waiter(number: int = 100_000) -> float:
         permit = await limiter.acquire()
         own = await taken(plain)
         waiting = await taken(partial(admitted, limiter))
-        permit.settle()
+        permit.release()
         return (waiting - own) / number
 
     tracemalloc.start()

@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import APIError
 from onellm_async.events import Answered
-from onellm_async.limits.limiter import Group
+from onellm_async.limits.permit import Group
 from onellm_async.retry import AttemptCounts
 
 __all__ = ["AfterFailing", "Attempt", "BeforeSending", "Call"]

@@ -37,11 +37,12 @@ from onellm_async.errors import (
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
 from onellm_async.failure_kinds import RULES, FailureKind, in_context
-from onellm_async.limits.estimate import TokenEstimator
-from onellm_async.limits.limiter import Group, Limiter, Permit
+from onellm_async.limits.limiter import Limiter
+from onellm_async.limits.permit import Group, Permit
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
@@ -156,7 +157,7 @@ class Sender:
             error: Makes the error that each of its waiting requests ends with.
         """
         group.ended = error
-        self._limiter.end(group, error)
+        self._limiter.cancel_group(group, error)
         self._end_backoff(error, lambda call: call.group is group)
 
     def snapshot(self) -> Snapshot:
@@ -366,7 +367,7 @@ class Sender:
                     self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
                 return response if call.attempts == 1 and not call.rate_limited else call.with_counts(response)
             finally:
-                permit.settle()
+                permit.release()
 
     async def _admission(self, call: Call) -> Permit:
         self._raise_if_closed()
@@ -386,7 +387,7 @@ class Sender:
             permit.give_back()
             self._raise_if_closed()
         if self._breaker.trial_at is not None:
-            self._limiter.end(self._fail_fast, self._circuit_open)  # only this trial request is sent for now
+            self._limiter.cancel_group(self._fail_fast, self._circuit_open)  # only this trial request is sent for now
         if call.before_sending is not None:
             await self._run_before_sending(call, permit, call.before_sending)
         if self._hooks:
@@ -443,7 +444,7 @@ class Sender:
         call.attempts -= 1
         call.rate_limited += 1
         call.order = permit.order
-        permit.refused(rate_limit.retry_after)
+        permit.rate_limited(rate_limit.retry_after)
         if call.after_failing is not None:
             call.after_failing(call.possibly_billed)
         _log.debug("Request %d (%s): 429, queued again: %s", call.number, call.model, rate_limit.message)
@@ -483,7 +484,7 @@ class Sender:
         self._answered = True
         if self._breaker.record_answer():
             _log.info("Circuit closed: the service answers again.")
-            self._limiter.release()
+            self._limiter.close_circuit()
 
     def _service_accepted(self) -> None:
         """A request was answered, so there is no outage, and the key is good."""
@@ -498,8 +499,8 @@ class Sender:
         trial_at = self._breaker.record_failure(call.number, self._limiter.time())
         if trial_at is None:
             return
-        self._limiter.hold(trial_at)
-        self._limiter.end(self._fail_fast, self._circuit_open)
+        self._limiter.open_circuit(trial_at)
+        self._limiter.cancel_group(self._fail_fast, self._circuit_open)
         self._end_backoff(None, lambda call: call.group is self._fail_fast)
         if was_open:
             return
@@ -561,7 +562,7 @@ class Sender:
     def _raise_if_circuit_open(self, call: Call) -> None:
         self._limiter.bind(asyncio.get_running_loop())
         trial_at = self._breaker.trial_at
-        if trial_at is not None and (self._limiter.time() < trial_at or self._limiter.core.gate.probe is not None):
+        if trial_at is not None and (self._limiter.time() < trial_at or self._limiter.core.gate.trial is not None):
             raise self._own_failure(call) or self._circuit_open()
 
     @staticmethod

@@ -1,1 +1,26 @@
-"""Admission: what decides when each request leaves. Knows numbers (cost, lane, deadline), never chats."""
+"""Admission: decides when each request may be sent. Knows numbers (cost, lane, deadline), never chats."""
+
+from onellm_async.limits.bottleneck import BOTTLENECK_LABELS, Bottleneck
+from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.limiter import Limiter
+from onellm_async.limits.permit import Group, Permit
+from onellm_async.limits.policy import LANES, Limits, Mode
+from onellm_async.limits.rate_state import RateState
+from onellm_async.limits.snapshot import Snapshot
+
+__all__ = [
+    "BOTTLENECK_LABELS",
+    "LANES",
+    "Bottleneck",
+    "BottleneckAnalysis",
+    "Group",
+    "Limiter",
+    "Limits",
+    "Mode",
+    "Permit",
+    "RateState",
+    "Snapshot",
+    "TokenBucket",
+    "analyze_bottlenecks",
+]

@@ -1,7 +1,7 @@
-"""The core of admission: (state, event, time) → who leaves now, and when to look again. Pure.
+"""The core of admission: (state, event, time) → grants, and the next wake-up. Pure.
 
-A ticket goes QUEUED → GRANTED → SETTLED; a request that is refused by the service goes back to QUEUED with its own
-place. A grant takes a slot, a request of the rate and the estimated tokens, all together or none.
+A ticket goes QUEUED → GRANTED → RELEASED, or from QUEUED to CANCELLED. A grant takes a slot, a request of the rate and
+the estimated tokens, all or none.
 """
 
 from collections import defaultdict
@@ -11,34 +11,32 @@ from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.gate import Gate
 from onellm_async.limits.overload import Overload
-from onellm_async.limits.policy import FIRST_LANE, LANES, PACED_LANE, Limits
-from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, Queue, Ticket
+from onellm_async.limits.policy import LANES, PACED_LANE, RESERVED_LANE, Limits
+from onellm_async.limits.queue import GRANTED, QUEUED, RELEASED, Queue, Ticket
 from onellm_async.limits.rate_control import RateControl
 from onellm_async.limits.rounding import Rounding
 from onellm_async.limits.usual_latency import UsualLatency
 
-__all__ = ["Admission"]
-
 _NEVER = float("inf")
-_KEPT = 3.0
-"""Tokens that the other lanes leave for interactive requests, once there have been any: so many may come at the same
-moment and leave at once. They are saved up once, which delays a batch by three refills, and used by whoever comes."""
+INTERACTIVE_RESERVE = 3.0
+"""Tokens that the other lanes leave in the bucket once there was an interactive request. So many interactive requests
+may come at the same moment and be sent at once. They are saved once, which delays a batch by three refills."""
 
 
 class Admission:
-    """Who may leave when.
+    """Decides which request may be sent when.
 
     Args:
-        limits: What the user declared.
-        rate: Decides on the rate of requests.
-        now: The current time, on the clock that all later calls use.
+        limits: As declared.
+        rate: Controls the rate of requests.
+        now: The current time in seconds, on the clock that all later calls use.
 
     Attributes:
-        waiting: Tickets in the queue.
-        pending: Of these, those that count toward `Limits.max_pending`.
-        concurrency: Requests that may be in flight at once: `Limits.max_concurrency`, or fewer while the service is
+        waiting: Number of queued tickets.
+        pending: Of these, the number that count toward `Limits.max_pending`.
+        concurrency: Maximum number of requests in flight: `Limits.max_concurrency`, or fewer while the service is
             overloaded.
-        hurried: Whether there has been an interactive request, so that tokens are kept for the next ones.
+        interactive_seen: Whether there was an interactive request, so that the reserve applies.
     """
 
     def __init__(self, limits: Limits, rate: RateControl, now: float) -> None:
@@ -49,7 +47,7 @@ class Admission:
         self.waiting: int = 0
         self.pending: int = 0
         self.answers: int = 0
-        self.rate_limited: int = 0
+        self.rate_limited_requests: int = 0
         self.unanswered: int = 0
         self.latency: UsualLatency = UsualLatency()
         self._in_flight_of: defaultdict[str | None, int] = defaultdict(int)
@@ -57,35 +55,39 @@ class Admission:
         self.gate: Gate = Gate()
         self.overload: Overload = Overload()
         self.concurrency: int = limits.max_concurrency
-        # A control, and a bucket of tokens, that came while requests were under way know nothing of those.
+        # A new rate control, and a new bucket of tokens, do not count the requests that are already in flight.
         self._counted_from = self._taken_from = -_NEVER
         self._rounding = Rounding()
         self._next_order = 0
-        self.hurried: bool = False
+        self.interactive_seen: bool = False
 
-    def take_over(self, earlier: "Admission", now: float) -> None:
-        """Knows what `earlier` knew, which was of another event loop and perhaps of another clock.
+    def restore_from(self, earlier: "Admission", now: float) -> None:
+        """Takes what `earlier` knows, which belongs to another event loop and perhaps to another clock.
 
-        What waits and is in flight stays where it is. `earlier` has all that this knew before, if anything.
+        Queued requests and requests in flight stay where they are.
         """
-        self.answers, self.rate_limited, self.unanswered = earlier.answers, earlier.rate_limited, earlier.unanswered
+        self.answers, self.rate_limited_requests, self.unanswered = (
+            earlier.answers,
+            earlier.rate_limited_requests,
+            earlier.unanswered,
+        )
         if self.tokens is not earlier.tokens:
             self.tokens, self._taken_from = earlier.tokens, now
-        self.latency, self.hurried = earlier.latency, earlier.hurried
+        self.latency, self.interactive_seen = earlier.latency, earlier.interactive_seen
         self.latency.forget_times(now)
         if self.tokens is not None:
             self.tokens.move_clock(now)
-        self.gate.take_over(earlier.gate, now)
+        self.gate.restore_from(earlier.gate, now)
         self.overload = earlier.overload
         self.overload.forget_times()
         self._limit_concurrency()
 
     def _limit_concurrency(self) -> None:
-        most, ceiling = self.limits.max_concurrency, self.overload.ceiling
-        self.concurrency = most if ceiling is None else min(most, ceiling)
+        declared, ceiling = self.limits.max_concurrency, self.overload.ceiling
+        self.concurrency = declared if ceiling is None else min(declared, ceiling)
 
     def try_enter(self, ticket: Ticket, now: float) -> bool:
-        """Grants `ticket` at once if nobody waits and everything is there."""
+        """Grants `ticket` at once if the queue is empty and nothing delays it. Returns whether it did."""
         if self.waiting or self._delay(ticket, now) > 0:
             return False
         if ticket.order < 0:
@@ -94,33 +96,33 @@ class Admission:
         return True
 
     def enqueue(self, ticket: Ticket, now: float) -> None:
-        """Lets `ticket` wait.
+        """Queues `ticket`.
 
         Raises:
-            QueueFullError: If `Limits.max_pending` pending tickets wait already, and this one would be another.
+            QueueFullError: If the ticket is pending and `Limits.max_pending` tickets are pending already.
             DeadlineExceededError: If it cannot be sent early enough to be answered before its deadline.
         """
-        returned = ticket.order >= 0
-        if returned:
+        requeued = ticket.order >= 0
+        if requeued:
             ticket.pending = False
         self._shed(ticket, now)
-        if not returned:
+        if not requeued:
             self._number(ticket)
         ticket.since = now
-        self.queue.push(ticket, returned=returned)
+        self.queue.push(ticket, requeued=requeued)
         self.waiting += 1
         self.pending += ticket.pending
 
     def _number(self, ticket: Ticket) -> None:
-        if ticket.lane == FIRST_LANE:
-            self.hurried = True
+        if ticket.lane == RESERVED_LANE:
+            self.interactive_seen = True
         ticket.order = self._next_order
         self._next_order += 1
 
     def _shed(self, ticket: Ticket, now: float) -> None:
-        """Fails a ticket that would wait in vain: the queue is full, or its deadline cannot be met."""
-        most = self.limits.max_pending
-        full = most is not None and ticket.pending and self.pending >= most
+        """Sheds a ticket if the queue is full or its deadline cannot be met."""
+        max_pending = self.limits.max_pending
+        full = max_pending is not None and ticket.pending and self.pending >= max_pending
         deadline = ticket.deadline
         if not full and deadline is None:
             return
@@ -137,7 +139,7 @@ class Admission:
         cause = f"the queue takes about {wait:.1f} s"
         if self.gate.retry_at - now >= wait:
             cause = f"the service asked to wait {wait:.1f} s (Retry-After)"
-        elif self.gate.probing and self.gate.probe_at - now >= wait:
+        elif self.gate.half_open and self.gate.trial_at - now >= wait:
             cause = f"the circuit is open for another {wait:.1f} s"
         answer = "" if usual is None else f" and an answer usually takes {usual:.1f} s"
         return DeadlineExceededError(
@@ -158,17 +160,17 @@ class Admission:
         )
 
     def _estimated_wait(self, ticket: Ticket, now: float, usual: float | None) -> float:
-        """Seconds that `ticket` would probably wait, if it joined the queue now; while paused, if the pause ended now.
+        """Seconds that `ticket` would probably wait if it was queued now; without the pause, if there is one.
 
         Args:
-            ticket: One that is not in the queue.
+            ticket: A ticket that is not queued.
             now: The current time.
-            usual: Seconds that an answer of its model usually takes; None when not known.
+            usual: Usual latency of its model in seconds; None if not known.
         """
         ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
         paced = ticket.lane == PACED_LANE
         wait = max(self.rate.time_until(ahead + 1, now, paced=paced), self.gate.expected_at - now, 0.0)
-        if not self.in_flight:  # of the tokens of others some may come back
+        if not self.in_flight:  # requests in flight may give tokens back
             wait = max(wait, self._certain_wait(ticket.tokens, now))
         slots = self.concurrency
         releases = self.in_flight + int(ahead) + 1 - slots
@@ -177,46 +179,46 @@ class Admission:
         return wait
 
     def _certain_wait(self, tokens: float, now: float) -> float:
-        """Seconds in which no request with so many tokens can be sent, if nothing is in flight and nothing paused."""
+        """Seconds in which no request with `tokens` tokens can be sent, if none is in flight and there is no pause."""
         wait = max(self.rate.time_until(1, now), self.gate.expected_at - now)
         if self.tokens is not None:
             wait = max(wait, self.tokens.time_until(min(tokens, self.tokens.capacity), now))
         return wait
 
     def dispatch(self, now: float) -> list[Ticket]:
-        """Grants, in order, all waiting tickets that may leave now."""
+        """Grants, in order, all queued tickets that may be sent now."""
         granted = []
         while self.waiting and (head := self.queue.head()) is not None and self._delay(head, now) <= 0:
             self.queue.pop(head)
-            self._left_queue(head)
+            self._count_removed(head)
             self._grant(head, now)
             granted.append(head)
         return granted
 
     def expire(self, now: float) -> list[Ticket]:
-        """Removes the tickets whose deadline has passed, or will before the service wants any request."""
+        """Removes and returns the tickets whose deadline is over now, or before the end of a Retry-After."""
         expired = list(self.queue.expire(max(now, self.gate.retry_at)))
         for ticket in expired:
-            self._left_queue(ticket)
+            self._count_removed(ticket)
         return expired
 
-    def expire_hopeless(self, now: float) -> list[Ticket]:
-        """Removes the tickets that certainly cannot be granted before their deadline.
+    def expire_unreachable(self, now: float) -> list[Ticket]:
+        """Removes and returns the tickets that certainly cannot be granted before their deadline.
 
-        That is certain while nothing is in flight: an answer may end an open circuit, or return tokens. The host asks
-        in a turn of its own, so that what follows from the last answer has been done.
+        That is certain only while nothing is in flight, because an answer may close the circuit or give tokens back.
+        The host calls this in a turn of the loop of its own, when the consequences of the last answer are done.
         """
         if self.in_flight or self.gate.paused or self.queue.next_deadline() is None:
             return []
-        hopeless = list(self.queue.expire(now + self._certain_wait(0.0, now)))
-        while ticket := self._hopeless_head(now):
-            self.queue.withdraw(ticket)
-            hopeless.append(ticket)
-        for ticket in hopeless:
-            self._left_queue(ticket)
-        return hopeless
+        unreachable = list(self.queue.expire(now + self._certain_wait(0.0, now)))
+        while ticket := self._unreachable_head(now):
+            self.queue.cancel(ticket)
+            unreachable.append(ticket)
+        for ticket in unreachable:
+            self._count_removed(ticket)
+        return unreachable
 
-    def _hopeless_head(self, now: float) -> Ticket | None:
+    def _unreachable_head(self, now: float) -> Ticket | None:
         if self.tokens is not None:
             for head in self.queue.heads().values():
                 if head.deadline is not None and head.deadline <= now + self._certain_wait(head.tokens, now):
@@ -224,7 +226,7 @@ class Admission:
         return None
 
     def deadline_error(self, ticket: Ticket, now: float) -> DeadlineExceededError:
-        """Why `ticket` was removed by `expire` or `expire_hopeless` at `now`."""
+        """The error for a `ticket` that `expire` or `expire_unreachable` removed at `now`."""
         if ticket.deadline is None or ticket.deadline <= now:
             return DeadlineExceededError("The deadline passed while the request waited for admission.")
         wait = max(self.gate.retry_at - now, 0.0)
@@ -232,18 +234,18 @@ class Admission:
             wait = self._certain_wait(ticket.tokens, now)
         return self._too_late(ticket.deadline, wait, None, now)
 
-    def _left_queue(self, ticket: Ticket) -> None:
+    def _count_removed(self, ticket: Ticket) -> None:
         self.waiting -= 1
         self.pending -= ticket.pending
 
     def drain(self) -> list[Ticket]:
-        """Removes all waiting tickets."""
+        """Removes and returns all queued tickets."""
         drained = list(self.queue.drain())
         self.waiting = self.pending = 0
         return drained
 
     def next_wake(self, now: float) -> float | None:
-        """When to call `expire` and `dispatch` again if nothing happens before; None: never."""
+        """When to call `expire` and `dispatch` again if nothing happens before; None if only an event can help."""
         if not self.waiting:
             return None
         head = self.queue.head()
@@ -253,30 +255,30 @@ class Admission:
             return None if delay == _NEVER else now + delay
         if not self.in_flight and not self.gate.paused:
             certain = now + self._certain_wait(0.0, now)
-            if (now < deadline <= certain and certain > now) or self._hopeless_head(now) is not None:
+            if (now < deadline <= certain and certain > now) or self._unreachable_head(now) is not None:
                 return now
         return min(now + delay, deadline)
 
     def bottlenecks(self, now: float) -> dict[str, Bottleneck]:
-        """What the first in each lane waits for, for the lanes in which somebody waits."""
+        """The bottleneck of the first ticket of each lane that is not empty."""
         return {lane: self._bottleneck(head, now) for lane, head in self.queue.heads().items()}
 
     def bottleneck(self, now: float) -> Bottleneck:
-        """What the next request waits for."""
+        """The bottleneck of the next ticket."""
         head = self.queue.head()
         return "idle" if head is None else self._bottleneck(head, now)
 
     def _bottleneck(self, ticket: Ticket, now: float) -> Bottleneck:
         if self.gate.paused:
             return "paused"
-        if self.gate.probing:
+        if self.gate.half_open:
             return "circuit_open"
         if self.gate.retry_at > now:
             return "retry_after"
         if self.in_flight >= self.concurrency:
             return "concurrency"
-        keep = self._kept_from(ticket) if self.hurried else 0.0
-        rate = self.rate.time_until(1, now, keep, paced=ticket.lane == PACED_LANE and self._keeps_pace())
+        reserve = self._reserve(ticket) if self.interactive_seen else 0.0
+        rate = self.rate.time_until(1, now, reserve, paced=ticket.lane == PACED_LANE and self._keeps_pace())
         delay = self._delay(ticket, now)
         if delay > rate:
             return "tokens"
@@ -285,26 +287,26 @@ class Admission:
         return "backoff" if self.limits.mode == "unlimited" else "rate"
 
     def _delay(self, ticket: Ticket, now: float) -> float:
-        """Seconds until `ticket` may leave; infinite while only an event can free it."""
+        """Seconds until `ticket` may be sent; infinite while only an event can help."""
         if self.in_flight >= self.concurrency:
             return _NEVER
-        keep = self._kept_from(ticket) if self.hurried else 0.0
+        reserve = self._reserve(ticket) if self.interactive_seen else 0.0
         paced = ticket.lane == PACED_LANE and self._keeps_pace()
-        delay = self.rate.time_until(1, now, keep, paced=paced)
+        delay = self.rate.time_until(1, now, reserve, paced=paced)
         if self.gate.opens_at > now + delay:
             delay = self.gate.opens_at - now
         if self.tokens is not None:
-            # More than the bucket can hold runs alone, from a full bucket, and leaves a debt.
+            # A request larger than the bucket waits until it is full, then overdraws it.
             delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
         return delay
 
     def _keeps_pace(self) -> bool:
-        """Whether a batch keeps to the pace of its first burst: not while that would hold up another lane."""
+        """Whether a batch is paced in its first burst: not while that would delay another lane."""
         return not self.waiting or self.waiting == self.queue.length(PACED_LANE)
 
-    def _kept_from(self, ticket: Ticket) -> float:
-        """Tokens that are kept from `ticket` for those who will come in the first lane."""
-        return 0.0 if ticket.lane == FIRST_LANE or self.queue.waits(FIRST_LANE) else _KEPT
+    def _reserve(self, ticket: Ticket) -> float:
+        """Tokens that `ticket` leaves for the next interactive requests."""
+        return 0.0 if ticket.lane == RESERVED_LANE or self.queue.length(RESERVED_LANE) else INTERACTIVE_RESERVE
 
     def _grant(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
@@ -312,27 +314,27 @@ class Admission:
         self.rate.take(now)
         if self.tokens is not None:
             self.tokens.take(ticket.tokens, now)
-        if self.gate.probing:
-            self.gate.probed_by(ticket)
+        if self.gate.half_open:
+            self.gate.start_trial(ticket)
         ticket.state = GRANTED
         ticket.since = now
         ticket.answers_before = self.answers
 
-    def withdraw(self, ticket: Ticket, now: float) -> bool:
-        """Its caller has gone before sending: whatever it holds goes back. Harmless in any state.
+    def cancel(self, ticket: Ticket, now: float) -> bool:
+        """Cancels a request that is not sent: everything that it holds is given back. Harmless in any state.
 
         Returns:
-            Whether that may let others leave sooner, so that the host has to look again.
+            Whether another request may now be sent sooner, so that the host has to dispatch.
         """
         if ticket.state == QUEUED:
-            self.queue.withdraw(ticket)
-            self._left_queue(ticket)
+            self.queue.cancel(ticket)
+            self._count_removed(ticket)
             return self.tokens is not None or not self.waiting
         self._undo(ticket, now)
         return True
 
     def give_back(self, ticket: Ticket, now: float) -> None:
-        """It was granted, but never reached the service: slot, request and tokens go back."""
+        """Records that a granted request never reached the service: slot, request and tokens are given back."""
         if ticket.state == GRANTED:
             self.unanswered += 1
             self._undo(ticket, now)
@@ -344,19 +346,19 @@ class Admission:
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
 
-    def settle(self, ticket: Ticket, now: float) -> None:
-        """It was sent, and nobody knows how it fared: the slot is freed, the estimate of its tokens stands."""
+    def release(self, ticket: Ticket) -> None:
+        """Records that a request is over with an unknown result: the slot is released, the estimated tokens stand."""
         if ticket.state == GRANTED:
             self.unanswered += 1
             self._free(ticket)
 
     def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:
-        """The service let it through: the slot is freed, tokens are corrected, rate and usual latency learn.
+        """Records that the service accepted a request: the slot is released, its tokens are settled.
 
         Args:
-            ticket: Whose request it was.
+            ticket: The ticket of the request.
             now: The current time.
-            tokens: What it used in fact; None when that is not known.
+            tokens: Tokens that it used; None if not known.
         """
         if ticket.state != GRANTED:
             return
@@ -373,10 +375,10 @@ class Admission:
         self._free(ticket)
 
     def overloaded(self, ticket: Ticket, now: float) -> bool:
-        """The service said that it is overloaded: slot and tokens go back, and fewer requests are sent at once.
+        """Records that the service is overloaded: slot and tokens are given back, concurrency is reduced.
 
         Returns:
-            Whether the request was sent after concurrency was last taken away, so that this is an attempt of it.
+            Whether the request was sent after the last reduction, so that the fault is an attempt of it.
         """
         if ticket.state != GRANTED:
             return True
@@ -389,14 +391,14 @@ class Admission:
         self._free(ticket)
         return counts
 
-    def refused(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
-        """The service refused it by rate limit: the slot is freed, the tokens go back, the rate learns."""
+    def rate_limited(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
+        """Records a 429: the slot is released, the tokens are given back, the rate control gets a sample."""
         if ticket.state == GRANTED:
-            self.rate_limited += 1
+            self.rate_limited_requests += 1
             if (
                 retry_after
                 and self.limits.mode == "discover"
-                and not self._rounding.is_meant(ticket.since, now, retry_after, self.rate.rate)
+                and not self._rounding.is_honored(ticket.since, now, retry_after, self.rate.rate)
             ):
                 retry_after = None
             if ticket.since >= self._counted_from:
@@ -404,12 +406,13 @@ class Admission:
             self._return_tokens(ticket, 0, now)
             self._free(ticket)
             if retry_after is not None:
-                self.gate.wait_until(now + retry_after)
+                self.gate.honor_retry_after(now + retry_after)
 
     def retune(self, limits: Limits, rate: RateControl, now: float) -> None:
-        """Goes on with other limits and the rate control for them. Whoever waits or is under way is not touched.
+        """Continues with other limits and the rate control for them.
 
-        More may then be under way or wait than the new limits allow; nobody is added until it is fewer.
+        Queued requests and requests in flight stay. If these are more than the new limits allow, none is added until
+        they are fewer.
         """
         self.limits = limits
         self._limit_concurrency()
@@ -427,13 +430,13 @@ class Admission:
             self.tokens.give_back(taken - used, now)
 
     def _free(self, ticket: Ticket) -> None:
-        ticket.state = SETTLED
+        ticket.state = RELEASED
         self.in_flight -= 1
         self._in_flight_of[ticket.model] -= 1
         if not self._in_flight_of[ticket.model]:
             del self._in_flight_of[ticket.model]
-        if ticket is self.gate.probe:
-            self.gate.probe_ended()
+        if ticket is self.gate.trial:
+            self.gate.end_trial()
 
 
 def _token_bucket(limits: Limits, now: float) -> TokenBucket | None:

@@ -1,25 +1,23 @@
 """A token bucket as pure arithmetic: every method takes the time, none reads a clock.
 
-The bucket leaks upwards: its level rises by `rate` per second until `capacity`. Taking may push it below zero
-(a debt), which then has to be refilled before anything else passes.
+The level rises by `rate` per second up to `capacity`. Taking may overdraw the bucket. No token is then
+available until the negative level is refilled.
 """
 
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["TokenBucket"]
-
 EPSILON = 1e-9
-"""Levels are compared with this slack, so that waiting exactly `time_until` seconds always suffices."""
+"""Slack in tokens for comparing levels, so that waiting exactly `time_until` seconds always suffices."""
 
 
 class TokenBucket:
-    """Tokens that come at a steady rate and are saved up to a capacity.
+    """Tokens that are refilled at a steady rate up to a capacity.
 
     Args:
-        rate: Tokens per second, 0 or more. At 0 nothing is ever refilled.
-        capacity: Most tokens that can be saved, above 0.
-        level: Tokens there at `updated_at`; defaults to a full bucket.
-        updated_at: Seconds on whatever clock the caller uses.
+        rate: Tokens per second, 0 or more. At 0 nothing is refilled.
+        capacity: Maximum number of tokens, above 0.
+        level: Tokens at `updated_at`; None: a full bucket.
+        updated_at: Seconds on the caller's clock.
 
     Raises:
         ConfigurationError: If the rate is negative or the capacity is not positive.
@@ -43,34 +41,34 @@ class TokenBucket:
         self._updated_at = updated_at
 
     def level_at(self, now: float) -> float:
-        """Tokens in the bucket at `now`; negative while in debt. An earlier time counts as the last change."""
+        """Tokens in the bucket at `now`; negative if overdrawn. An earlier time counts as the last change."""
         elapsed = now - self._updated_at
         if elapsed <= 0:
             return self._level
         level = self._level + elapsed * self.rate
-        if level > self.capacity:  # `min` would take as long as the rest of this, and it is asked for each request
+        if level > self.capacity:  # `min` takes as long as the rest, and this runs for each request
             return self.capacity
         return level
 
     def take(self, amount: float, now: float) -> None:
-        """Takes `amount` (negative: gives back), whatever the level."""
+        """Takes `amount` (negative: gives it back), at any level."""
         level = self.level_at(now) - amount
         self._level = self.capacity if level > self.capacity else level  # noqa: FURB136  # see `level_at`
         self._updated_at = max(now, self._updated_at)
 
     def try_take(self, amount: float, now: float) -> bool:
-        """Takes `amount` if it is there; tells whether it was."""
+        """Takes `amount` if it is available, and returns whether it was."""
         if self.level_at(now) + EPSILON < amount:
             return False
         self.take(amount, now)
         return True
 
     def give_back(self, amount: float, now: float) -> None:
-        """Returns tokens that were taken and not used; what exceeds the capacity is lost."""
+        """Gives back tokens that were taken and not used. What exceeds the capacity is lost."""
         self.take(-amount, now)
 
     def time_until(self, amount: float, now: float) -> float:
-        """Seconds from `now` until `amount` is there; infinite if it never will be."""
+        """Seconds from `now` until `amount` is available; infinite if it never will be."""
         missing = amount - self.level_at(now)
         if missing <= EPSILON:
             return 0.0
@@ -79,7 +77,7 @@ class TokenBucket:
         return missing / self.rate
 
     def retune(self, now: float, *, rate: float | None = None, capacity: float | None = None) -> None:
-        """Changes rate or capacity from `now` on; the level stays, cut to the new capacity."""
+        """Changes rate or capacity from `now` on. The level stays, cut to the new capacity."""
         self._level = self.level_at(now)
         self._updated_at = max(now, self._updated_at)
         if rate is not None:
@@ -89,12 +87,12 @@ class TokenBucket:
             self._level = min(self._level, capacity)
 
     def drain(self, now: float, level: float = 0.0) -> None:
-        """Lowers the level to `level` if it is above: somebody else has used what we thought was there."""
+        """Lowers the level to `level` if it is higher, because another client has used the tokens."""
         self._level = min(self.level_at(now), level)
         self._updated_at = max(now, self._updated_at)
 
     def move_clock(self, now: float) -> None:
-        """Goes on with a clock that may have been set back: time that seems to lie ahead has not passed."""
+        """Continues with a clock that may have been set back."""
         self._updated_at = min(self._updated_at, now)
 
     def __repr__(self) -> str:

@@ -1,88 +1,87 @@
-"""What holds everybody back, whatever rate and slots allow. Pure.
+"""What holds all requests back, whatever rate and concurrency allow. Pure.
 
-The gate is shut for three reasons: the service said Retry-After; it is down, and a *probe*, one request at a time, is
-to find out whether it is back; or the user wants a pause. Whoever waits keeps waiting, and what is under way goes on.
+The gate closes for three reasons: the service sent Retry-After; the circuit is open, and one *trial request* at a time
+finds out whether the service answers again; or the user pauses the client. Queued requests stay queued, and requests in
+flight finish.
 """
 
 from onellm_async.limits.queue import Ticket
 
-__all__ = ["Gate"]
-
 _NEVER = float("inf")
-_LONGEST_WAIT = 300.0
-"""Seconds; neither a Retry-After nor the wait for a probe is ever longer."""
+_MAX_WAIT = 300.0
+"""Seconds for which a gate that another event loop closed stays closed, at most. The clocks may differ."""
 
 
 class Gate:
-    """Says from when on requests may pass.
+    """Decides from when on requests may be sent.
 
     Attributes:
-        opens_at: From when on requests may pass; infinite while only an event can open the gate.
-        paused: Whether the user wants nothing to leave.
-        retry_at: Until when the service asked everybody to wait.
-        probing: Whether the service is down, so that one request at a time may pass.
-        probe_at: When the first of these may; the next follow as each has ended.
-        probe: The one that is under way.
+        opens_at: From when on requests may be sent; infinite while only an event can open the gate.
+        paused: Whether the user has paused the client.
+        retry_at: End of the last Retry-After.
+        half_open: Whether the circuit is open, so that only trial requests may be sent.
+        trial_at: When the next trial request may be sent.
+        trial: The trial request in flight.
     """
 
-    __slots__ = ("opens_at", "paused", "probe", "probe_at", "probing", "retry_at")
+    __slots__ = ("half_open", "opens_at", "paused", "retry_at", "trial", "trial_at")
 
     def __init__(self) -> None:
         self.opens_at: float = -_NEVER
         self.paused: bool = False
         self.retry_at: float = -_NEVER
-        self.probing: bool = False
-        self.probe_at: float = -_NEVER
-        self.probe: Ticket | None = None
+        self.half_open: bool = False
+        self.trial_at: float = -_NEVER
+        self.trial: Ticket | None = None
 
     @property
     def expected_at(self) -> float:
-        """From when on requests may pass if no event comes between: no pause, no probe under way."""
-        return max(self.retry_at, self.probe_at)
+        """From when on requests may be sent if no event comes first: without the pause and the trial request."""
+        return max(self.retry_at, self.trial_at)
 
     def pause(self) -> None:
-        """The user wants nothing to leave until `resume`."""
+        """Closes the gate until `resume`."""
         self.paused = True
-        self._set()
+        self._update()
 
     def resume(self) -> None:
-        """The user wants requests to leave again."""
+        """Ends a pause."""
         self.paused = False
-        self._set()
+        self._update()
 
-    def wait_until(self, until: float) -> None:
-        """The service asked everybody to wait. An earlier time than it said before changes nothing."""
+    def honor_retry_after(self, until: float) -> None:
+        """Closes the gate until `until`. An earlier time than before changes nothing."""
         self.retry_at = max(self.retry_at, until)
-        self._set()
+        self._update()
 
-    def hold(self, until: float) -> None:
-        """The service is down: nothing passes before `until`, and then one probe at a time until `release`."""
-        self.probing, self.probe_at = True, until
-        self._set()
+    def open_circuit(self, trial_at: float) -> None:
+        """Closes the gate until `trial_at`, and then sends one trial request at a time until `close_circuit`."""
+        self.half_open, self.trial_at = True, trial_at
+        self._update()
 
-    def release(self) -> None:
-        """The service is back."""
-        self.probing, self.probe_at, self.probe = False, -_NEVER, None
-        self._set()
+    def close_circuit(self) -> None:
+        """Ends `open_circuit`: the service answers again."""
+        self.half_open, self.trial_at, self.trial = False, -_NEVER, None
+        self._update()
 
-    def probed_by(self, ticket: Ticket) -> None:
-        """`ticket` passes as the probe."""
-        self.probe = ticket
-        self._set()
+    def start_trial(self, ticket: Ticket) -> None:
+        """Records that `ticket` is the trial request in flight."""
+        self.trial = ticket
+        self._update()
 
-    def probe_ended(self) -> None:
-        """The probe has ended, and whoever sent it tells by `hold` or `release` what came of it, if anything did."""
-        self.probe = None
-        self._set()
+    def end_trial(self) -> None:
+        """Records the end of the trial request. Its sender calls `open_circuit` or `close_circuit` if it decides."""
+        self.trial = None
+        self._update()
 
-    def take_over(self, earlier: "Gate", now: float) -> None:
-        """Is as `earlier` was, which was of another event loop and perhaps of another clock."""
-        self.paused, self.probing = earlier.paused, earlier.probing
-        if not self.probing:
-            self.probe = None
-        self.retry_at = min(earlier.retry_at, now + _LONGEST_WAIT)
-        self.probe_at = min(earlier.probe_at, now + _LONGEST_WAIT)
-        self._set()
+    def restore_from(self, earlier: "Gate", now: float) -> None:
+        """Takes the state of `earlier`, which belongs to another event loop and perhaps to another clock."""
+        self.paused, self.half_open = earlier.paused, earlier.half_open
+        if not self.half_open:
+            self.trial = None
+        self.retry_at = min(earlier.retry_at, now + _MAX_WAIT)
+        self.trial_at = min(earlier.trial_at, now + _MAX_WAIT)
+        self._update()
 
-    def _set(self) -> None:
-        self.opens_at = _NEVER if self.paused or self.probe is not None else self.expected_at
+    def _update(self) -> None:
+        self.opens_at = _NEVER if self.paused or self.trial is not None else self.expected_at

@@ -1,26 +1,23 @@
-"""How many requests a service takes at once, found from its own words that it is overloaded. Pure.
+"""How many requests an overloaded service accepts at once. Pure.
 
-A database without a free connection, or a model server whose queue is full, says so with an error and not with a 429.
-Such a fault says nothing about a rate: too much is in flight. So concurrency is taken away and comes back slowly.
+A database without a free connection, or a model server whose queue is full, answers with an error and not with a 429.
+Such a fault says nothing about a rate: too much is in flight. So concurrency is reduced, and recovers gradually.
 
-An *episode* begins with a fault of a request that was sent after the last cut. Faults of requests that were sent before
-it belong to the old concurrency: they cut nothing and are no attempt of their request. The first cut is to what was
-answered while the failed request was in flight, which is about what the service can hold; each later one is to 0.7 of
-what there was. One place comes back after as many answers as there are places.
+A fault of a request that was sent after the last cut causes the next cut. Faults of requests that were sent before it
+belong to the old concurrency: they cut nothing, and are no attempt of their request. The first cut is to the number of
+requests answered while the failed one was in flight, which is about what the service can hold. Each later cut is to 0.7
+of the concurrency. One slot comes back after as many answers as there are slots.
 """
 
-__all__ = ["Overload"]
-
 _LATER_CUT = 0.7
-"""Share of the concurrency that a later episode leaves; gentler than one half, as the first cut was measured."""
+"""Factor of the concurrency at a later cut. It is above one half because the first cut was measured."""
 
 
 class Overload:
-    """The concurrency that an overloaded service leaves.
+    """The concurrency that an overloaded service allows.
 
     Attributes:
-        ceiling: Requests that may be in flight at once; None until the service was overloaded, and again when it has
-            given everything back.
+        ceiling: Maximum number of requests in flight; None before an overload and after full recovery.
     """
 
     __slots__ = ("_answers", "_cut_at", "ceiling")
@@ -31,13 +28,13 @@ class Overload:
         self._answers = 0
 
     def record_fault(self, sent_at: float, now: float, *, in_flight: int, answered: int) -> bool:
-        """The service said that it is overloaded.
+        """Records an overload.
 
         Args:
             sent_at: When the failed request was sent, in seconds.
             now: The current time in seconds.
             in_flight: Requests in flight, the failed one included.
-            answered: Requests that were answered while it was in flight.
+            answered: Requests answered while it was in flight.
 
         Returns:
             Whether the request was sent after the last cut, so that the fault is an attempt of it.
@@ -52,14 +49,14 @@ class Overload:
         return True
 
     def forget_times(self) -> None:
-        """Goes on in another event loop, whose clock may be another one."""
+        """Continues in another event loop, whose clock may be another one."""
         self._cut_at = -float("inf")
 
     def record_answer(self, max_concurrency: int) -> None:
-        """A request was answered, which may give a place back.
+        """Records an answer, which may give a slot back.
 
         Args:
-            max_concurrency: As declared; the ceiling goes when it gets there.
+            max_concurrency: As declared. The ceiling ends when it reaches this number.
         """
         if self.ceiling is None:
             return

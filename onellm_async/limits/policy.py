@@ -1,4 +1,4 @@
-"""What the user knows about the limits of the service, as a value."""
+"""The limits that the caller declares, and the lanes."""
 
 from collections.abc import Mapping
 from typing import Final, Literal, TypeAlias
@@ -8,17 +8,15 @@ from attrs import field, frozen
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks
 
-__all__ = ["LANES", "Limits", "Mode"]
-
 Mode: TypeAlias = Literal["discover", "correct", "off", "unlimited"]
-"""What a refusal by rate limit teaches; see `Limits.adaptive`."""
+"""What 429s may change; see `Limits.adaptive`."""
 
 LANES: Mapping[str, int] = {"interactive": 16, "default": 4, "batch": 1}
-"""The lanes and their shares: while all three wait, of 21 requests 16 are interactive, 4 default and 1 batch."""
-FIRST_LANE = "interactive"
-"""For which a few tokens are kept, once it has been used."""
+"""The lanes and their weights. While all three are queued, 16 of 21 requests are interactive, 4 default, 1 batch."""
+RESERVED_LANE = "interactive"
+"""The lane for which a few tokens are reserved, once it was used."""
 PACED_LANE = "batch"
-"""Whose declared first burst is paced until it is confirmed."""
+"""The lane whose first burst is paced until the declaration is confirmed."""
 
 AUTO: Final = "auto"
 """As `Limits.requests_per_minute`: nothing is declared, the client discovers the rate."""
@@ -42,32 +40,34 @@ def _adaptive(_: object, attribute: object, value: object) -> None:
 
 @frozen
 class Limits:
-    """How much may be asked of the service at once and per minute.
+    """Limits of requests in flight, requests per minute and tokens per minute.
 
-    The defaults are the limits that OneLLM publishes: a token bucket of 40 requests, refilled at 40 a minute, for each
-    key.
+    The defaults are the limits that OneLLM publishes for each key: a token bucket of 40 requests, refilled at 40 per
+    minute.
 
     Attributes:
-        max_concurrency: Requests under way at once. Default 48, which keeps 40 a minute busy up to a latency of 72 s.
+        max_concurrency: Maximum number of requests in flight. Default 48, enough for 40 requests per minute with a
+            latency of up to 72 s.
         requests_per_minute: The service's refill rate. ``"auto"``: the client discovers it. None: no limit, see
             `unlimited`.
-        burst: Requests that the service lets through at once after a pause. Default 40.
-        tokens_per_minute: Input and output tokens per minute, None when there is no such limit. A request is
-            admitted on an estimate and settled to what its reply says.
-        max_pending: Requests that may wait for their first attempt; the next fails at once with `QueueFullError`. Those
-            of fan-outs and runs do not count and are never turned away, and neither are retries. None: any number.
-        adaptive: What refusals by rate limit teach.
+        burst: Requests that the service accepts at once after a pause. Default 40.
+        tokens_per_minute: Input and output tokens per minute; None: no limit. A request is admitted on an estimate,
+            and settled to the usage of its reply.
+        max_pending: Maximum number of requests that wait for their first attempt; the next one fails at once with
+            `QueueFullError`. Requests of fan-outs and runs do not count and never fail so, nor do retries. None: no
+            limit.
+        adaptive: What 429s may change.
 
-            - ``"discover"``: the rate is found out. A declared one is only where the search starts.
-            - ``"correct"``: the declared rate is held; it is lowered when the server disagrees, and recovers.
-            - ``"off"``: the declared rate is held, whatever the server says. A refusal still means that the server's
-              bucket is empty, and ours is emptied, too.
+            - ``"discover"``: the rate is discovered. A declared rate is only the start.
+            - ``"correct"``: the declared rate is used. If 429s persist, it is lowered, and recovers gradually.
+            - ``"off"``: the declared rate is used, whatever the service answers. A 429 still means that the service's
+              bucket is empty, and the client's bucket is emptied, too.
             - ``"auto"``, the default: ``"discover"`` when `requests_per_minute` is ``"auto"``, else ``"correct"``.
-        probe_every: While discovering, requests between two tests of whether the limit has risen. Each test costs one
-            refused request, which is not billed. Default 300: a limit that doubles is noticed 300 requests later.
+        probe_every: While discovering, maximum number of requests between two probes, which find out whether the limit
+            rose. A probe costs one 429, which is not billed. Default 300: a doubled limit is noticed 300 requests on.
 
     Raises:
-        ConfigurationError: If a value is out of range, or contradicts another; the message names it.
+        ConfigurationError: If a value is out of range or contradicts another one; the message names it.
 
     Example:
         >>> Limits(requests_per_minute=600, burst=100, max_pending=1000).max_concurrency
@@ -98,7 +98,7 @@ class Limits:
 
     @property
     def mode(self) -> Mode:
-        """What `adaptive` comes to: ``"discover"``, ``"correct"`` or ``"off"``; ``"unlimited"`` without a rate."""
+        """The resolved `adaptive`: ``"discover"``, ``"correct"`` or ``"off"``; ``"unlimited"`` without a rate limit."""
         if self.requests_per_minute is None:
             return "unlimited"
         if self.adaptive != "auto":
@@ -107,8 +107,11 @@ class Limits:
 
     @classmethod
     def unlimited(cls, max_concurrency: int = 1000) -> "Limits":
-        """No admission by rate at all, for a service that has no limit: only `max_concurrency` slots.
+        """Returns limits without a rate limit: only `max_concurrency` requests in flight.
 
-        Refusals are then answered by backing off, as there is no rate to correct.
+        There is no rate to correct, so a 429 is followed by exponential backoff.
+
+        Args:
+            max_concurrency: Maximum number of requests in flight.
         """
         return cls(max_concurrency=max_concurrency, requests_per_minute=None)

@@ -1,4 +1,4 @@
-"""What a limiter is doing at one moment, as a value."""
+"""The state of a limiter at one moment, as a value."""
 
 from bisect import bisect_right
 from collections.abc import Mapping
@@ -9,9 +9,8 @@ from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import LANES, Limits, Mode
 
-__all__ = ["Snapshot", "snapshot_of", "unused"]
-
-_MOST_AT_ONCE = 1_000_000
+_MAX_SENDABLE = 1_000_000
+"""Maximum of `Snapshot.level`."""
 
 
 @frozen(kw_only=True)
@@ -21,24 +20,23 @@ class Snapshot:
     Attributes:
         at: Seconds on the event loop's clock; 0 before the client was used in one.
         paused: Whether the client was paused.
-        queued: Chats waiting for admission, by lane.
-        waiting_for: What the first of each lane waits for; ``"idle"`` where nobody waits.
-        longest_wait: Seconds that somebody has been waiting in each lane. The wait of a request that comes back, after
-            a refusal by rate limit or for a retry, starts anew.
-        bottleneck: What the next request of all waits for.
-        next_in: Seconds until it leaves, as far as that is known; None when it depends on others, or nobody waits.
-        in_flight: Requests under way.
-        max_concurrency: Most of them at once, as declared.
-        concurrency: Most of them at once for now: fewer than declared while the service is overloaded.
-        mode: What refusals teach, as `Limits.mode`.
-        declared_rate: Requests per minute as declared; None where they are not.
-        rate: Requests per minute that the limiter keeps up now, declared or learned; None without a limit.
-        confidence: How sure that is, from 0 to 1; None where nothing is learned.
-        burst: Requests that the service lets through at once after a pause; None where nobody knows.
-        level: Requests that could leave at once as far as the rate goes; None without a limit.
+        queued: Number of queued chats in each lane.
+        waiting_for: The bottleneck of the first chat in each lane; ``"idle"`` for an empty lane.
+        longest_wait: Seconds that the longest-waiting chat in each lane has waited. A 429 or a retry restarts the wait.
+        bottleneck: The bottleneck of the next chat of all.
+        next_in: Seconds until the next chat is sent; None if nothing is queued or it depends on an event.
+        in_flight: Number of requests in flight.
+        max_concurrency: Maximum number of requests in flight, as declared.
+        concurrency: Maximum number of requests in flight now: fewer than declared while the service is overloaded.
+        mode: What 429s may change, as `Limits.mode`.
+        declared_rate: Declared requests per minute; None if the rate is discovered or not limited.
+        rate: Requests per minute that the limiter keeps up now, declared or discovered; None without a limit.
+        confidence: How certain that is, from 0 to 1; None without a limit.
+        burst: Requests that the service accepts at once after a pause; None if not known.
+        level: Requests that the rate allows to send at once; None without a limit.
         tokens_per_minute: As declared; None without a limit.
-        tokens_level: Tokens that could be used at once, negative while in debt; None without a limit.
-        retry_after: Seconds for which the service asked everybody to wait; None when it did not.
+        tokens_level: Tokens available at once, negative if overdrawn; None without a limit.
+        retry_after: Remaining seconds of the service's Retry-After; None if there is none.
         trial_in: Seconds until the next trial request while the circuit is open, 0 while one is in flight; None when it
             is closed.
         answered: Requests that the service replied to so far, 429s not counted.
@@ -47,7 +45,7 @@ class Snapshot:
         retried: Of all these, retries after a failure; a 429 is none.
         backing_off: Chats that wait to be retried after a failure.
         last_error: The last failure or 429 since the last answer, with the text of the service; None after an answer.
-        timer_set: Whether the limiter will look again by itself.
+        timer_set: Whether the limiter has set its timer.
     """
 
     at: float = 0.0
@@ -80,17 +78,17 @@ class Snapshot:
 
     @property
     def sent(self) -> int:
-        """Requests that have left so far."""
+        """Requests sent so far."""
         return self.answered + self.rate_limited + self.unanswered + self.in_flight
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing is under way, nobody waits, and no timer is set."""
+        """Whether nothing is in flight or queued, and no timer is set."""
         return not self.in_flight and not any(self.queued.values()) and not self.timer_set
 
 
-def unused(limits: Limits, *, paused: bool = False) -> Snapshot:
-    """Of a limiter that has never been in an event loop."""
+def empty_snapshot(limits: Limits, *, paused: bool = False) -> Snapshot:
+    """Returns the snapshot of a limiter that was not used in an event loop yet."""
     return Snapshot(
         max_concurrency=limits.max_concurrency,
         concurrency=limits.max_concurrency,
@@ -102,19 +100,19 @@ def unused(limits: Limits, *, paused: bool = False) -> Snapshot:
 
 
 def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
-    """What `core` is doing at `now`. Changes nothing, and takes the same time however many wait."""
+    """Returns the state of `core` at `now`. Takes the same time for any number of queued requests."""
     limits, gate, rate = core.limits, core.gate, core.rate
     limited = limits.mode != "unlimited"
-    learned = rate.state
+    state = rate.state
     declared_burst = limits.burst if limits.declared_rate is not None else None
     wake = core.next_wake(now)
-    nobody = dict.fromkeys(LANES, 0.0)
+    no_wait = dict.fromkeys(LANES, 0.0)
     return Snapshot(
         at=now,
         paused=gate.paused,
         queued=core.queue.lengths(),
         waiting_for={**dict.fromkeys(LANES, "idle"), **core.bottlenecks(now)},
-        longest_wait={**nobody, **{lane: now - since for lane, since in core.queue.waiting_since().items()}},
+        longest_wait={**no_wait, **{lane: now - since for lane, since in core.queue.waiting_since().items()}},
         bottleneck=core.bottleneck(now),
         next_in=None if wake is None else max(0.0, wake - now),
         in_flight=core.in_flight,
@@ -124,18 +122,18 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         declared_rate=limits.declared_rate,
         rate=rate.rate * 60 if limited else None,
         confidence=rate.confidence if limited else None,
-        burst=declared_burst if learned is None else learned.burst,
-        level=_leaving_at_once(core, now) if limited else None,
+        burst=declared_burst if state is None else state.burst,
+        level=_sendable_now(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,
         retry_after=gate.retry_at - now if gate.retry_at > now else None,
-        trial_in=max(0.0, gate.probe_at - now) if gate.probing else None,
+        trial_in=max(0.0, gate.trial_at - now) if gate.half_open else None,
         answered=core.answers,
-        rate_limited=core.rate_limited,
+        rate_limited=core.rate_limited_requests,
         unanswered=core.unanswered,
         timer_set=timer_set,
     )
 
 
-def _leaving_at_once(core: Admission, now: float) -> int:
-    return bisect_right(range(1, _MOST_AT_ONCE), 0.0, key=lambda requests: core.rate.time_until(requests, now))
+def _sendable_now(core: Admission, now: float) -> int:
+    return bisect_right(range(1, _MAX_SENDABLE), 0.0, key=lambda requests: core.rate.time_until(requests, now))

@@ -1,29 +1,27 @@
-"""How long answers usually take, for each model, and how soon a slot becomes free. Pure."""
+"""The usual latency of each model, and how soon a slot becomes free. Pure."""
 
 from collections.abc import Mapping
 from math import sqrt
 
-__all__ = ["UsualLatency"]
-
-_SHORTEST = 1e-6
-"""Seconds; no answer takes less, so that nothing is divided by zero."""
+_MIN_LATENCY = 1e-6
+"""Minimum latency in seconds, so that nothing is divided by zero."""
 
 
 class UsualLatency:
-    """Moving averages of the time to an answer, one for each model.
+    """Moving averages of the latency, one for each model.
 
-    An average that was not confirmed for a while is not relied on: a model that was slow once would otherwise shed
-    every request with a deadline, and no answer could correct the average.
+    An average expires without new answers. Otherwise a model that was slow once would shed every request with a
+    deadline, and no answer could correct the average.
     """
 
     __slots__ = ("_known",)
 
     WEIGHT = 0.1
-    """Of the newest answer in an average."""
+    """Weight of the newest answer in an average."""
     MAX_AGE = 60.0
-    """Seconds after its last answer for which an average is relied on, or twice the average if that is longer."""
+    """Seconds after its last answer in which an average is valid; twice the average if that is longer."""
     MAX_MODELS = 256
-    """Models remembered. Names are free text, so the one without an answer for the longest time makes room."""
+    """Models that are remembered. Names are free text, so the one without an answer for longest is dropped."""
 
     def __init__(self) -> None:
         self._known: dict[str | None, tuple[float, float]] = {}
@@ -64,7 +62,7 @@ class UsualLatency:
             usual: Seconds that the requests ahead take; None when not known, and then none are assumed.
         """
         if usual is not None:
-            usual = max(usual, _SHORTEST)
+            usual = max(usual, _MIN_LATENCY)
         total = sum(in_flight.values())
         timed = [(number, self._known[model][0]) for model, number in in_flight.items() if model in self._known]
         free = max(0, slots - total)
@@ -73,7 +71,7 @@ class UsualLatency:
         rate = total / (usual or 1.0)
         if timed:
             known = sum(number for number, _ in timed)
-            rate = sum(number / max(took, _SHORTEST) for number, took in timed) * total / known
+            rate = sum(number / max(took, _MIN_LATENCY) for number, took in timed) * total / known
         if usual is None:
             return 1 / rate
         # The free slots are taken at once by those ahead, so that all are in use.

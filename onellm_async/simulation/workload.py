@@ -6,7 +6,7 @@ from attrs import frozen
 
 from onellm_async import catalog
 from onellm_async.chat import ChatRequest
-from onellm_async.limits.estimate import TokenEstimator
+from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.wire import Dialect, encode_request
 
 TYPICAL_OUTPUT = 512

@@ -169,7 +169,7 @@ def declared(limits=DECLARED, **scenario):
     [
         ("gate.Gate.pause", lambda gate: None, 2, declared(prompts=60, controls=[Pause(at=2, seconds=10)])),
         (
-            "gate.Gate._set",
+            "gate.Gate._update",
             lambda gate: setattr(gate, "opens_at", gate.expected_at),
             11,
             declared(prompts=60, controls=[Pause(at=2, seconds=10)]),
@@ -213,7 +213,7 @@ def test_requests_that_do_not_wait_for_their_tokens_break_an_invariant(monkeypat
 
 
 def test_a_limiter_that_forgets_a_slot_is_caught(monkeypatch):
-    monkeypatch.setattr("onellm_async.limits.limiter.Permit.settle", lambda permit: None)
+    monkeypatch.setattr("onellm_async.limits.permit.Permit.release", lambda permit: None)
     faults = Faults(latency=1, reset_before_rate=0.2)
     scenario = Scenario(prompts=60, limits=Limits(20, 600, 40), requests_per_minute=600, faults=faults)
     assert any(found.invariant == 2 for found in observe(scenario).violations)

@@ -2,8 +2,8 @@
 
 from onellm_async.events import Answered, Event, Queued, RateLimited
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.estimate import TokenEstimator
 from onellm_async.limits.policy import Limits
+from onellm_async.limits.token_estimator import TokenEstimator
 from tests.fuzzing.trace import RESOLUTION, Finding, RequestSent, ResponseReceived, Retuned
 
 _TOLERANCE = 1e-3

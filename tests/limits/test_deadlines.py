@@ -131,7 +131,7 @@ async def test_those_that_wait_already_hear_of_it_when_it_comes():
     held = await slots.acquire()
     soon, later, ever = (*wait(slots, 1, deadline=5.0), *wait(slots, 1, deadline=61.0), *wait(slots, 1))
     await asyncio.sleep(1)
-    held.refused(retry_after=59)
+    held.rate_limited(retry_after=59)
     with pytest.raises(DeadlineExceededError, match=r"4\.0 s away, but the service asked to wait 59\.0 s"):
         await soon
     assert now() == 1
@@ -143,7 +143,7 @@ async def test_those_that_wait_already_hear_of_it_when_it_comes():
 async def test_a_retry_after_that_the_deadline_allows_is_waited_for():
     slots = limiter(requests_per_minute=6000)
     permit = await slots.acquire()
-    permit.refused(retry_after=20)
+    permit.rate_limited(retry_after=20)
     (await slots.acquire(deadline=21.0, order=permit.order)).answered()
     assert now() == pytest.approx(20, abs=0.1)
 
@@ -154,7 +154,7 @@ async def test_a_retry_after_counts_during_a_pause_too_as_it_ends_with_no_resume
     slots.pause()
     waiting = wait(slots, 2, deadline=30.0)
     await asyncio.sleep(1)
-    permit.refused(retry_after=60)
+    permit.rate_limited(retry_after=60)
     for task in waiting:
         with pytest.raises(DeadlineExceededError, match="asked to wait 60"):
             await task
@@ -178,7 +178,7 @@ async def test_a_pause_alone_makes_no_deadline_hopeless():
 async def test_a_request_that_comes_back_does_not_wait_for_a_token_that_comes_too_late():
     slots = limiter(requests_per_minute=1, burst=1)
     permit = await slots.acquire()
-    permit.settle()
+    permit.release()
     with pytest.raises(DeadlineExceededError, match=r"The deadline is 9\.0 s away, but the queue takes about 60"):
         await slots.acquire(deadline=9.0, order=permit.order)
     assert now() == 0
@@ -189,7 +189,7 @@ async def test_a_request_that_comes_back_is_not_held_up_by_those_behind_it():
     permit = await slots.acquire()
     others = wait(slots, 50)
     await asyncio.sleep(0)
-    permit.refused()
+    permit.rate_limited()
     (await slots.acquire(deadline=10.0, order=permit.order)).answered()
     for task in others:
         task.cancel()
@@ -202,7 +202,7 @@ async def test_a_refusal_that_puts_the_next_token_off_is_told_to_those_it_makes_
     hopeless, patient = (*wait(slots, 1, deadline=9.5), *wait(slots, 1))
     await asyncio.sleep(0.1)
     assert not hopeless.done(), "the token that is left over from the burst is saved up in 5 s"
-    first.refused()
+    first.rate_limited()
     with pytest.raises(DeadlineExceededError, match="the queue takes about 1"):
         await hopeless
     assert now() < 0.2
@@ -227,15 +227,15 @@ async def test_a_circuit_that_opens_for_longer_than_the_deadline_is_told_once_no
     straggler = await slots.acquire()
     waiting = wait(slots, 2, deadline=9.0)
     await asyncio.sleep(0)
-    slots.hold(15.0)
+    slots.open_circuit(15.0)
     await asyncio.sleep(1)
     straggler.answered()
-    slots.release()  # the answer closes the circuit
+    slots.close_circuit()  # the answer closes the circuit
     trial = await waiting[0]
-    slots.hold(now() + 15.0)
+    slots.open_circuit(now() + 15.0)
     await asyncio.sleep(1)
     assert not waiting[1].done(), "what is in flight may still be answered"
-    trial.settle()
+    trial.release()
     with pytest.raises(DeadlineExceededError, match=r"but the circuit is open for another 14\.0 s\."):
         await waiting[1]
     assert now() == 2
@@ -260,4 +260,4 @@ async def test_a_request_whose_deadline_has_passed_during_its_backoff_is_told_so
     with pytest.raises(DeadlineExceededError):
         await slots.acquire(order=permit.order, deadline=9.0)
     assert now() == 10
-    permit.settle()
+    permit.release()

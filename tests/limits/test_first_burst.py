@@ -97,7 +97,7 @@ async def test_a_refusal_in_the_first_burst_empties_the_bucket_for_all_lanes():
     users = wait(slots, 10, lane="interactive")
     await asyncio.sleep(0.1)
     for user in users:
-        (await user).refused()
+        (await user).rate_limited()
     later = [*wait(slots, 5, lane="interactive"), *wait(slots, 5), *wait(slots, 5, lane="batch")]
     await asyncio.sleep(1)
     assert sent(later) == 0

@@ -128,7 +128,7 @@ async def test_refused_request_returns_to_the_head_and_slows_everybody():
     later = [asyncio.create_task(slots.acquire()) for _ in range(9)]
     await asyncio.sleep(0)
     sent = sum(task.done() for task in later)
-    first.refused()
+    first.rate_limited()
     again = await slots.acquire(order=first.order)
     assert now() > 0.5, "the bucket is taken for empty"
     assert sum(task.done() for task in later) == sent < 9
@@ -141,8 +141,8 @@ async def test_refused_request_returns_to_the_head_and_slows_everybody():
 async def test_retry_after_closes_the_gate_for_all_and_never_opens_it_earlier():
     slots = limiter(requests_per_minute=6000, burst=100)
     first, second = await slots.acquire(), await slots.acquire()
-    first.refused(retry_after=20)
-    second.refused(retry_after=5)
+    first.rate_limited(retry_after=20)
+    second.rate_limited(retry_after=5)
     await slots.acquire()
     assert now() >= 20
 
@@ -158,8 +158,8 @@ async def test_only_the_first_end_of_a_permit_counts():
     slots = limiter(max_concurrency=2)
     permit = await slots.acquire()
     permit.answered()
-    permit.settle()
-    permit.refused()
+    permit.release()
+    permit.rate_limited()
     permit.give_back()
     permit.answered()
     assert slots.core.in_flight == 0
@@ -207,7 +207,7 @@ async def test_more_than_max_pending_are_shed_with_the_length_of_the_queue():
 async def test_refused_request_is_never_shed():
     slots = limiter(max_concurrency=1, max_pending=0, requests_per_minute=600)
     permit = await slots.acquire()
-    permit.refused()
+    permit.rate_limited()
     again = await slots.acquire(order=permit.order)
     again.answered()
     assert at_rest(slots)
@@ -228,7 +228,7 @@ async def test_closing_ends_every_wait():
 async def test_while_the_service_is_down_one_probe_goes_and_success_frees_all():
     slots = limiter(requests_per_minute=6000, burst=100)
     straggler = await slots.acquire()
-    slots.hold(now() + 15)
+    slots.open_circuit(now() + 15)
     waiting = [asyncio.create_task(slots.acquire()) for _ in range(5)]
     await asyncio.sleep(14)
     assert not any(task.done() for task in waiting)
@@ -238,7 +238,7 @@ async def test_while_the_service_is_down_one_probe_goes_and_success_frees_all():
     probe.give_back()
     await asyncio.sleep(1)
     assert sum(task.done() for task in waiting) == 2, "a probe that came to nothing is followed by another"
-    slots.release()
+    slots.close_circuit()
     await asyncio.sleep(1)
     assert all(task.done() for task in waiting)
     straggler.answered()
@@ -307,7 +307,7 @@ async def test_without_a_rate_refusals_are_answered_by_backing_off():
         began = now()
         permit = await slots.acquire()
         waits.append(now() - began)
-        permit.refused()
+        permit.rate_limited()
     assert waits[0] == 0
     assert max(waits) <= 30
     assert sum(waits[4:]) > sum(waits[:4])
@@ -315,7 +315,7 @@ async def test_without_a_rate_refusals_are_answered_by_backing_off():
     (await slots.acquire()).answered()
     permit = await slots.acquire()
     began = now()
-    permit.refused()
+    permit.rate_limited()
     await slots.acquire()
     assert now() - began <= 1, "an answer forgets the refusals before it"
 
@@ -336,7 +336,7 @@ async def test_permanent_disagreement_with_the_declared_rate_lowers_it():
             permit.answered()
         else:
             refused += 1
-            permit.refused()
+            permit.rate_limited()
     assert refused < 100
     assert now() < 200
 
@@ -348,6 +348,6 @@ async def test_idle_returns_when_the_last_permit_is_back():
     for permit in permits:
         await asyncio.sleep(1)
         assert not idle.done()
-        permit.settle()
+        permit.release()
     await idle
     await slots.idle()

@@ -12,7 +12,8 @@ import pytest
 
 from onellm_async import AsyncOneLLM
 from onellm_async.errors import ClientClosedError, ConfigurationError, RequestCancelledError
-from onellm_async.limits.limiter import Group, Limiter
+from onellm_async.limits.limiter import Limiter
+from onellm_async.limits.permit import Group
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.clock import VirtualClockLoop
 from onellm_async.testing import FakeTransport
@@ -81,7 +82,7 @@ def test_idleness_can_be_awaited_in_one_loop_after_another():
         permit = await slots.acquire()
         idle = asyncio.create_task(slots.idle())
         await asyncio.sleep(0)
-        permit.settle()
+        permit.release()
         await idle
 
     asyncio.run(wait_until_idle())
@@ -90,10 +91,10 @@ def test_idleness_can_be_awaited_in_one_loop_after_another():
 
 ENDS = {
     "answered": lambda permit: permit.answered(),
-    "refused": lambda permit: permit.refused(0.05),
+    "refused": lambda permit: permit.rate_limited(0.05),
     "overloaded": lambda permit: permit.overloaded(),
     "given back": lambda permit: permit.give_back(),
-    "settled": lambda permit: permit.settle(),
+    "settled": lambda permit: permit.release(),
 }
 
 
@@ -247,7 +248,7 @@ def test_ending_a_group_that_waits_in_a_closed_loop_is_no_error():
     tasks = [first.create_task(slots.acquire(group=group)) for _ in range(3)]
     turn(first)
     first.close()
-    slots.end(group, lambda: RequestCancelledError("over"))
+    slots.cancel_group(group, lambda: RequestCancelledError("over"))
     slots.resume()
     slots.retune(Limits(max_concurrency=5))
     slots.close()

@@ -132,14 +132,14 @@ async def test_pausing_twice_is_pausing_once():
 
 async def test_resuming_opens_neither_a_gate_nor_a_service_that_is_down():
     slots = limiter(**FAST)
-    (await slots.acquire()).refused(retry_after=20)
+    (await slots.acquire()).rate_limited(retry_after=20)
     slots.pause()
     tasks = wait(slots, 3)
     await asyncio.sleep(5)
     slots.resume()
     await asyncio.sleep(14)
     assert gone(tasks) == 0
-    slots.hold(now() + 30)
+    slots.open_circuit(now() + 30)
     slots.pause()
     slots.resume()
     await asyncio.sleep(29)
@@ -147,7 +147,7 @@ async def test_resuming_opens_neither_a_gate_nor_a_service_that_is_down():
     await asyncio.sleep(2)
     assert gone(tasks) == 1, "the probe"
     slots.pause()
-    slots.release()
+    slots.close_circuit()
     await asyncio.sleep(5)
     assert gone(tasks) == 1, "back, but paused"
     slots.resume()
@@ -158,7 +158,7 @@ async def test_a_probe_that_fails_during_a_pause_is_followed_by_another_after_it
     slots = limiter(**FAST)
     first = await slots.acquire()
     first.answered()
-    slots.hold(now() + 1)
+    slots.open_circuit(now() + 1)
     tasks = wait(slots, 2)
     await asyncio.sleep(2)
     assert gone(tasks) == 1
@@ -169,7 +169,7 @@ async def test_a_probe_that_fails_during_a_pause_is_followed_by_another_after_it
     slots.resume()
     await asyncio.sleep(0.1)
     assert gone(tasks) == 2
-    slots.release()
+    slots.close_circuit()
     tasks[1].result().answered()
     assert at_rest(slots)
 
@@ -258,7 +258,7 @@ async def test_a_rate_can_be_discovered_from_now_on_and_dropped_again():
 
 async def test_retuning_during_a_gate_leaves_it_shut():
     slots = limiter(**FAST)
-    (await slots.acquire()).refused(retry_after=20)
+    (await slots.acquire()).rate_limited(retry_after=20)
     tasks = wait(slots, 3)
     await asyncio.sleep(1)
     slots.retune(Limits(requests_per_minute=6e4, burst=100))
@@ -316,7 +316,7 @@ def test_a_retry_after_holds_in_the_next_loop_too_but_never_longer_than_it_may()
 
     async def refused():
         await asyncio.sleep(5000)
-        (await slots.acquire()).refused(retry_after=300)
+        (await slots.acquire()).rate_limited(retry_after=300)
 
     async def asked_again():
         await finish(slots, wait(slots, 1))

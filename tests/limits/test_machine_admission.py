@@ -10,7 +10,7 @@ from onellm_async.limits.admission import Admission
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.policy import LANES, Limits
-from onellm_async.limits.queue import GRANTED, QUEUED, SETTLED, WITHDRAWN, Ticket
+from onellm_async.limits.queue import CANCELLED, GRANTED, QUEUED, RELEASED, Ticket
 
 SLACK = 1e-6
 
@@ -64,7 +64,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def note_expired(self, ticket, earliest):
         assert ticket.deadline <= earliest + SLACK, "(7) it might have been sent in time"
-        assert ticket.state == WITHDRAWN
+        assert ticket.state == CANCELLED
         assert str(self.core.deadline_error(ticket, self.now))
         self.waiting[ticket.lane].remove(ticket)
 
@@ -77,7 +77,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         return max(self.now + wait, self.gate, self.held_until or 0.0)
 
     def pump(self, *, timer=False):
-        for ticket in self.core.expire_hopeless(self.now) if timer else []:
+        for ticket in self.core.expire_unreachable(self.now) if timer else []:
             assert not self.out
             assert not self.paused
             self.note_expired(ticket, self.earliest(ticket))
@@ -136,7 +136,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def refuse(self, which, retry_after):
         ticket = self.out[which % len(self.out)]
         self.leave(ticket)
-        self.core.refused(ticket, self.now, retry_after)
+        self.core.rate_limited(ticket, self.now, retry_after)
         if retry_after is not None:
             self.gate = max(self.gate, self.now + retry_after)
         self.pump()
@@ -161,7 +161,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def fail(self, which, patience):
         ticket = self.out[which % len(self.out)]
         self.leave(ticket)
-        self.core.settle(ticket, self.now)
+        self.core.release(ticket)
         self.pump()
         self.come_back(ticket, patience)
 
@@ -172,7 +172,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         self.leave(ticket)
         self.given_back += 1
         del self.sent_at[ticket]
-        self.core.withdraw(ticket, self.now)
+        self.core.cancel(ticket, self.now)
         self.pump()
 
     @precondition(lambda self: self.everybody())
@@ -181,8 +181,8 @@ class AdmissionMachine(RuleBasedStateMachine):
         waiting = self.everybody()
         ticket = waiting[which % len(waiting)]
         self.waiting[ticket.lane].remove(ticket)
-        looks = self.core.withdraw(ticket, self.now)
-        assert ticket.state == WITHDRAWN
+        looks = self.core.cancel(ticket, self.now)
+        assert ticket.state == CANCELLED
         if looks:
             self.pump()
 
@@ -201,13 +201,13 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 15.0]))
     def service_goes_down(self, seconds):
         self.held_until = self.now + seconds
-        self.core.gate.hold(self.held_until)
+        self.core.gate.open_circuit(self.held_until)
 
     @precondition(lambda self: self.held_until is not None)
     @rule()
     def service_is_back(self):
         self.held_until = self.probe = None
-        self.core.gate.release()
+        self.core.gate.close_circuit()
         self.pump()
 
     # What is always true.
@@ -254,7 +254,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def teardown(self):
         self.paused, self.held_until, self.probe = False, None, None
         self.core.gate.resume()
-        self.core.gate.release()
+        self.core.gate.close_circuit()
         for ticket in list(self.out):
             self.leave(ticket)
             self.core.answered(ticket, self.now)
@@ -287,25 +287,25 @@ TestNarrow = NarrowMachine.TestCase
 TestNarrow.settings = SOME
 
 
-@pytest.mark.parametrize("state", [QUEUED, GRANTED, SETTLED, WITHDRAWN])
+@pytest.mark.parametrize("state", [QUEUED, GRANTED, RELEASED, CANCELLED])
 def test_withdrawing_in_any_state_twice_takes_nothing_from_anybody(state):
     core = Admission(Limits(2, 60, 5, 600), DeclaredRate(1.0, 5, 0.0), 0.0)
     other, ticket = Ticket("batch", 10), Ticket("batch", 10)
     assert core.try_enter(other, 0.0)
-    if state in {GRANTED, SETTLED}:
+    if state in {GRANTED, RELEASED}:
         assert core.try_enter(ticket, 1.0)
-        if state == SETTLED:
+        if state == RELEASED:
             core.answered(ticket, 1.0)
     else:
         core.gate.pause()
         core.enqueue(ticket, 1.0)
-        if state == WITHDRAWN:
-            core.withdraw(ticket, 1.0)
+        if state == CANCELLED:
+            core.cancel(ticket, 1.0)
     assert ticket.state == state
-    if state != WITHDRAWN:
-        core.withdraw(ticket, 1.0)
+    if state != CANCELLED:
+        core.cancel(ticket, 1.0)
     core.give_back(ticket, 1.0)
-    core.settle(ticket, 1.0)
+    core.release(ticket)
     assert (core.in_flight, core.waiting, len(core.queue)) == (1, 0, 0)
     assert isinstance(core.tokens, TokenBucket)
-    assert core.tokens.level_at(1.0) == pytest.approx(600 if state != SETTLED else 590)
+    assert core.tokens.level_at(1.0) == pytest.approx(600 if state != RELEASED else 590)

@@ -6,7 +6,8 @@ from random import Random
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatResponse, Limits, QueueFullError, RequestCancelledError
-from onellm_async.limits.limiter import Group, Limiter
+from onellm_async.limits.limiter import Limiter
+from onellm_async.limits.permit import Group
 from onellm_async.testing import FakeTransport
 
 pytestmark = pytest.mark.virtual_time
@@ -64,7 +65,7 @@ async def test_one_that_was_sent_before_is_never_turned_away_and_takes_no_place(
     again = asyncio.create_task(slots.acquire(order=failed.order))
     await asyncio.sleep(0)
     assert (slots.core.waiting, slots.core.pending) == (3, 2)
-    failed.settle()
+    failed.release()
     (await again).answered()
     held = await newcomers[0]
     last = wait(slots, 1)
@@ -115,7 +116,7 @@ async def test_a_place_is_free_again_however_its_wait_ended(end):
         case "closed":
             slots.close()
         case "ended":
-            slots.end(group, over)
+            slots.cancel_group(group, over)
     await asyncio.wait(tasks)
     assert (slots.core.pending, slots.core.waiting) == (0, 0)
     for task in tasks:

@@ -98,7 +98,7 @@ async def test_a_fault_leaves_the_rate_alone_and_gives_tokens_and_slot_back():
     waiting = asyncio.create_task(slots.acquire())
     await asyncio.sleep(0)
     assert slots.snapshot().bottleneck == "concurrency"
-    permits[3].settle()
+    permits[3].release()
     (await waiting).answered()
     assert slots.snapshot().concurrency > 1
 

@@ -72,8 +72,8 @@ def test_idle_lane_cannot_hoard_its_share():
 def test_returned_ticket_goes_before_all_that_came_later():
     queue = filled(default=5)
     first, second = served(queue, 2)
-    queue.push(second, returned=True)
-    queue.push(first, returned=True)
+    queue.push(second, requeued=True)
+    queue.push(first, requeued=True)
     assert [ticket.order - first.order for ticket in served(queue, 5)] == [0, 1, 2, 3, 4]
 
 
@@ -93,10 +93,10 @@ def test_length_counts_exactly_the_queued_tickets_whatever_happens(acts, random)
             out.append(head)
         elif act == "withdraw" and waiting:
             ticket = waiting.pop(random.randrange(len(waiting)))
-            queue.withdraw(ticket)
+            queue.cancel(ticket)
         elif act == "return" and out:
             ticket = out.pop()
-            queue.push(ticket, returned=True)
+            queue.push(ticket, requeued=True)
             waiting.append(ticket)
         assert len(queue) == len(waiting) == sum(queue.lengths().values())
         assert (queue.head() is None) == (not waiting)
@@ -112,8 +112,8 @@ def test_withdrawing_thousands_in_any_order_keeps_the_queue_small():
     for ticket in tickets:
         queue.push(ticket)
     for ticket in tickets[::-1][:4900]:
-        queue.withdraw(ticket)
-    assert len(queue._lanes["batch"].fresh) <= 250
+        queue.cancel(ticket)
+    assert len(queue._lanes["batch"].arrivals) <= 250
     assert len(queue._deadlines) <= 250
     assert queue.head() is tickets[0]
 

@@ -22,8 +22,8 @@ def now():
 
 
 ENDS = {
-    "refused": lambda permit: permit.refused(),
-    "failed": lambda permit: permit.settle(),
+    "refused": lambda permit: permit.rate_limited(),
+    "failed": lambda permit: permit.release(),
     "never arrived": lambda permit: permit.give_back(),
     "answered with an error": lambda permit: permit.answered(),
 }
@@ -64,7 +64,7 @@ async def test_those_that_come_back_keep_their_order_among_themselves():
 
     slots.pause()
     for permit in first:
-        permit.settle()
+        permit.release()
     tasks = []
     for which in (3, 0, 4, 1, 2):
         tasks.append(asyncio.create_task(come_back(first[which])))
@@ -81,7 +81,7 @@ async def test_a_batch_request_that_comes_back_does_not_overtake_users():
     failed = await slots.acquire(lane="batch")
     users = [asyncio.create_task(slots.acquire(lane="interactive")) for _ in range(3)]
     await asyncio.sleep(0)
-    failed.settle()
+    failed.release()
     again = asyncio.create_task(slots.acquire(lane="batch", order=failed.order))
     for _ in range(2):
         await asyncio.sleep(1.1)
@@ -111,7 +111,7 @@ async def test_its_wait_begins_anew():
     other.cancel()
     await asyncio.wait([other])
     assert slots.snapshot().longest_wait["default"] == 1
-    failed.settle()
+    failed.release()
     (await again).answered()
 
 
@@ -119,10 +119,10 @@ def test_thousands_that_came_back_and_were_withdrawn_or_sent_leave_nothing():
     queue = Queue(LANES)
     tickets = [Ticket("batch", deadline=1e6, order=number) for number in range(5000)]
     for ticket in tickets:
-        queue.push(ticket, returned=True)
+        queue.push(ticket, requeued=True)
     for ticket in tickets[::-1][:4900]:
-        queue.withdraw(ticket)
-    assert len(queue._lanes["batch"].returned) <= 250
+        queue.cancel(ticket)
+    assert len(queue._lanes["batch"].requeued) <= 250
     for _ in range(90):
         head = queue.head()
         assert head.state == QUEUED

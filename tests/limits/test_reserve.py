@@ -30,7 +30,7 @@ def saturated(limits, *, visitors_from, until=600.0):
                 (interactive if ticket.lane == "interactive" else batch).append(now)
                 core.answered(ticket, now)
             else:
-                core.refused(ticket, now, None)
+                core.rate_limited(ticket, now, None)
                 core.enqueue(ticket, now)
     return core, batch, interactive
 

@@ -41,7 +41,7 @@ def test_a_refusal_of_a_request_from_before_the_search_for_the_rate_does_not_sto
     early, ticket = Ticket("batch"), Ticket("batch")
     assert core.try_enter(early, 0.0)
     go_on_with(core, later, 1.0)
-    core.refused(early, 1.1, None)
+    core.rate_limited(early, 1.1, None)
     core.enqueue(ticket, 1.1)
     assert core.rate.rate > 0
     assert core.next_wake(1.1) <= 1.1 + 60
@@ -55,7 +55,7 @@ def test_a_request_from_before_the_search_that_never_arrived_does_not_stop_it():
     go_on_with(core, Limits(requests_per_minute="auto"), 1.0)
     core.give_back(early, 1.1)
     assert core.try_enter(ticket, 1.2)
-    core.refused(ticket, 1.3, None)
+    core.rate_limited(ticket, 1.3, None)
     assert core.rate.rate > 0
 
 

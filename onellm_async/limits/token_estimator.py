@@ -1,17 +1,15 @@
-"""How many tokens a request will probably use, learned from what earlier ones did use. Pure."""
-
-__all__ = ["TokenEstimator"]
+"""Estimates the tokens of a request, learned for each model from the usage of earlier replies. Pure."""
 
 _WEIGHT = 0.1
-"""Of the newest observation in the moving averages."""
+"""Weight of the newest observation in the moving averages."""
 _BYTES_PER_TOKEN = 4.0
-"""Until something is learned: about what English text has in common tokenisers."""
+"""Initial bytes per token: about right for English text in common tokenizers."""
 _OUTPUT_TOKENS = 512.0
-"""Until something is learned, for requests without ``max_tokens``."""
-_MOST_MODELS = 256
-"""Models remembered; names are free text, so there could be any number."""
-_MOST_TOKENS = 2**53
-"""No answer is so long, and a larger integer may be beyond the floats."""
+"""Initial output tokens of a request without ``max_tokens``."""
+_MAX_MODELS = 256
+"""Models that are remembered. Names are free text, so there could be any number."""
+_MAX_TOKENS = 2**53
+"""Maximum number of output tokens. No answer is longer, and a larger integer may be beyond the floats."""
 
 
 class TokenEstimator:
@@ -23,20 +21,20 @@ class TokenEstimator:
         self._learned: dict[str, tuple[float, float]] = {}
 
     def estimate(self, model: str, body_bytes: int, max_tokens: int | None) -> float:
-        """Tokens that a request will probably use, input and output together.
+        """Returns the tokens that a request will probably use, input and output together.
 
         Args:
-            model: The model asked.
+            model: The model of the request.
             body_bytes: Size of the encoded request.
-            max_tokens: The most the reply may have; None when the request does not say.
+            max_tokens: Maximum number of output tokens; None if the request does not say.
         """
         bytes_per_token, output = self._learned.get(model, (_BYTES_PER_TOKEN, _OUTPUT_TOKENS))
         if max_tokens is not None:
-            output = min(max_tokens, _MOST_TOKENS)
+            output = min(max_tokens, _MAX_TOKENS)
         return body_bytes / bytes_per_token + output
 
     def learn(self, model: str, body_bytes: int, input_tokens: int | None, output_tokens: int | None) -> None:
-        """Takes note of what a request of `body_bytes` did use."""
+        """Records the tokens that a request of `body_bytes` used."""
         if not input_tokens or output_tokens is None:
             return
         observed = body_bytes / input_tokens, float(output_tokens)
@@ -46,5 +44,5 @@ class TokenEstimator:
                 known[0] + _WEIGHT * (observed[0] - known[0]),
                 known[1] + _WEIGHT * (observed[1] - known[1]),
             )
-        elif len(self._learned) < _MOST_MODELS:
+        elif len(self._learned) < _MAX_MODELS:
             self._learned[model] = observed
