@@ -1,6 +1,6 @@
-"""Clients that share one key and know nothing of each other, over all sizes of limits: simulated, in virtual time.
+"""Uncoordinated clients that share one key, over all sizes of limits, in virtual time.
 
-The best possible makespan is that of one client that knows everything; goodput is that over the real one.
+Goodput is the makespan of one omniscient client divided by the real one.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ BURSTS = (1, 40, 600)
 CLIENTS = (1, 4, 16)
 SEEDS = 3
 PROMPTS = 320
-"""Beyond the burst, of all clients together."""
+"""Prompts of all clients together, beyond the burst."""
 
 
 def scenario(rate: float, burst: int, clients: int, *, declared: bool, seed: int, prompts: int = PROMPTS) -> Scenario:
-    """One cell of the table: answers take 6 s, or less where requests come so fast that 6 s would need many slots."""
+    """One cell of the table. Answers take 6 s, or less at rates at which 6 s would need too many slots."""
     return Scenario(
         prompts=-(-(prompts + burst) // clients),
         clients=clients,
@@ -36,23 +36,23 @@ def scenario(rate: float, burst: int, clients: int, *, declared: bool, seed: int
 
 
 def run(*, seeds: int = SEEDS, prompts: int = PROMPTS) -> Section:
-    """Simulates every cell, as many at a time as there are processors."""
+    """Simulates every cell, in one process per processor."""
     with ProcessPoolExecutor() as processes:
         row = partial(_row, seeds=seeds, prompts=prompts)
         rows = list(processes.map(row, *zip(*product(RATES, BURSTS, CLIENTS), strict=True)))
     return Section(
         "Clients without coordination on one key",
-        f"Simulated: {prompts} prompts and one burst, shared by K clients that start at the same moment and know "
-        "nothing of each other, against a token bucket of b, full at the start and refilled at r per second. Goodput "
-        "is the time that one client would need that knows everything over the time until the last answer; refused "
-        "sends per prompt; Jain's index of the clients' rates is 1 when all are equal and 1/K when one has everything. "
+        f"Simulated: {prompts} prompts and one burst, shared by K clients that start at the same moment without "
+        "coordination, against a token bucket of b, full at the start and refilled at r per second. Goodput "
+        "is the time that one omniscient client would need divided by the time until the last answer; 429s "
+        "per prompt; Jain's index of the clients' rates is 1 if all are equal and 1/K if one has everything. "
         f"Median of {seeds}.",
-        ("r, b, K", *(f"{told}: {figure}" for told in ("declared", "not") for figure in _FIGURES)),
+        ("r, b, K", *(f"{declaration}: {figure}" for declaration in ("declared", "not") for figure in _FIGURES)),
         rows,
     )
 
 
-_FIGURES = ("goodput", "refused", "Jain")
+_FIGURES = ("goodput", "rate-limited", "Jain")
 
 
 def _row(rate: float, burst: int, clients: int, seeds: int, prompts: int) -> Sequence[str]:
@@ -67,8 +67,8 @@ def _row(rate: float, burst: int, clients: int, seeds: int, prompts: int) -> Seq
 
 
 def _cells(runs: Sequence[SimulationResult]) -> Sequence[str]:
-    asked = runs[0].scenario.prompts * runs[0].scenario.clients
-    missing = max(asked - each.answered for each in runs)
+    expected = runs[0].scenario.prompts * runs[0].scenario.clients
+    missing = max(expected - each.answered for each in runs)
     goodput = f"{median(each.goodput for each in runs):.3f}"
     return (
         f"{missing} unanswered" if missing else goodput,

@@ -1,7 +1,7 @@
-"""What the limiter is meant to reach, and what it does: in virtual time over many seeds, and its own cost.
+"""Targets of the limiter and whether it meets them, in virtual time over many seeds; and its own cost.
 
-A *refill period* is the time in which one token is refilled, 1/r. The service is the published one: 40 tokens, 40 a
-minute; answers take 6 s in the median, with a sigma of 0.3.
+A *refill period* is the time in which one token is refilled, 1/r. The service is the published one: 40 tokens, refilled
+at 40 per minute. Answers take 6 s in the median, with a sigma of 0.3.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ RATE = 40 / 60
 CHANGE_AT = 300.0
 LATENCY = 6.0
 UNDECLARED = Limits(requests_per_minute="auto")
-_HURRIED = "GPT-5-Mini"
+_INTERACTIVE_MODEL = "GPT-5-Mini"
 
 
 @frozen
@@ -44,11 +44,11 @@ class Target:
     """One figure of one setting.
 
     Attributes:
-        setting: What is looked at.
-        figure: What of it.
-        bound: Its target.
+        setting: Setting of the run.
+        figure: The measured figure.
+        bound: The target.
         at_least: Whether the target is a lower bound.
-        form: How a value is written.
+        form: Format of a value.
     """
 
     setting: str
@@ -58,7 +58,7 @@ class Target:
     form: str = "{:.1f}"
 
     def row(self, values: Sequence[float]) -> tuple[str, ...]:
-        """Its row of the table. It is met when the median meets it; the worst is said beside."""
+        """The row of the table: target, median, worst value, and whether they meet it."""
         median = statistics.median(values)
         worst = min(values) if self.at_least else max(values)
         met = [value >= self.bound if self.at_least else value <= self.bound for value in (median, worst)]
@@ -69,15 +69,15 @@ class Target:
         return (f"{self.setting}: {self.figure}", f"{sign} {target}", *rest, verdict)
 
 
-def _goodput_and_refused(setting: str, goodput: float, refused: float) -> tuple[Target, Target]:
+def _goodput_and_rate_limited(setting: str, goodput: float, rate_limited: float) -> tuple[Target, Target]:
     return (
         Target(setting, "goodput", goodput, at_least=True, form="{:.4f}"),
-        Target(setting, "refused", refused, form="{:.2%}"),
+        Target(setting, "rate-limited", rate_limited, form="{:.2%}"),
     )
 
 
 def goodput_of(limits: Limits, number: int, seed: int) -> tuple[float, float]:
-    """Goodput and the refused share of one simulated run."""
+    """Goodput and the share of 429s of one simulated run."""
     result = simulate(Scenario(prompts=number, limits=limits, seed=seed))
     if result.answered != number:
         raise RuntimeError(f"{number - result.answered} of {number} prompts have no answer (seed {seed}).")
@@ -85,11 +85,10 @@ def goodput_of(limits: Limits, number: int, seed: int) -> tuple[float, float]:
 
 
 def seconds_until_back(result: SimulationResult, per_minute: float, changed_at: float = CHANGE_AT) -> float:
-    """How long a client took to be back at the optimum after its limit changed.
+    """Seconds that a client took to return to the optimum after its limit changed; infinite if it never did.
 
-    It is back at the first moment from which on, for the time in which 40 tokens are refilled, it gets at least 0.9 of
-    what is refilled, and sends no more than 1.1 of it (and one). An answer counts where it was asked for, the median
-    latency before. Infinite if that never happens while prompts are left.
+    It is back at the first moment after which, while 40 tokens are refilled, at least 0.9 of them are answered and at
+    most 1.1 of them (and one request) are sent. An answer counts at the time of its request, the median latency before.
     """
     rate = per_minute / 60
     span = 40 / rate
@@ -106,7 +105,7 @@ def seconds_until_back(result: SimulationResult, per_minute: float, changed_at: 
 
 
 def back_after(per_minute: float, seed: int) -> tuple[float]:
-    """Seconds until a client that was told nothing is back at the optimum after its limit became `per_minute`."""
+    """Seconds until a client that has to discover the limit is back after the limit became `per_minute`."""
     changes = [LimitChange(CHANGE_AT, per_minute)]
     result = simulate(Scenario(prompts=1000, limits=UNDECLARED, changes=changes, seed=seed))
     return (seconds_until_back(result, per_minute),)
@@ -123,7 +122,7 @@ async def _waits_beside_a_batch(seed: int, minutes: int) -> float:
     waits: list[float] = []
 
     def watch(event: Event) -> None:
-        if isinstance(event, Granted) and event.model == _HURRIED:
+        if isinstance(event, Granted) and event.model == _INTERACTIVE_MODEL:
             waits.append(event.waited)
 
     async with AsyncOneLLM(
@@ -136,10 +135,10 @@ async def _waits_beside_a_batch(seed: int, minutes: int) -> float:
 
         saturating = asyncio.create_task(batch())
         await asyncio.sleep(120)
-        async with asyncio.TaskGroup() as visitors:
+        async with asyncio.TaskGroup() as users:
             for _ in range(minutes * 6):
                 await asyncio.sleep(random.expovariate(1 / 10))
-                visitors.create_task(client.chat("Quick!", model=_HURRIED, lane="interactive"))
+                users.create_task(client.chat("Quick!", model=_INTERACTIVE_MODEL, lane="interactive"))
         saturating.cancel()
         await asyncio.wait({saturating})
     return statistics.quantiles(waits, n=100)[98]
@@ -206,11 +205,11 @@ def run(*, seeds: int, long: int = 4000, waiters: int = 100_000) -> Section:
     rows.append(cost.row([acquire_and_release() for _ in range(9)]))
     rows.append(memory.row([bytes_per_waiter(waiters)]))
     return Section(
-        "What the limiter is meant to reach",
-        f"The real client in virtual time against the published limit (a bucket of 40, 40 a minute; answers of 6 s), "
+        "Targets of the limiter",
+        f"The real client in virtual time against the published limit (a bucket of 40, 40 per minute; answers of 6 s), "
         f"{seeds} seeds each; the last two rows on the machine. A changed limit counts as found when, for the time in "
-        "which 40 tokens are refilled, at least 0.9 of them are used and at most 1.1 are asked for. A refill period is "
-        "1/r, here 1.5 s. A target is met when all seeds meet it.",
+        "which 40 tokens are refilled, at least 0.9 of them are used and at most 1.1 are sent. A refill period is "
+        "1/r, here 1.5 s. A target is met if all seeds meet it.",
         ("target", "bound", "median", "worst", ""),
         rows,
     )
@@ -219,10 +218,10 @@ def run(*, seeds: int, long: int = 4000, waiters: int = 100_000) -> Section:
 def _simulated(long: int) -> list[tuple[Sequence[Target], Callable[[int], tuple[float, ...]]]]:
     declared = Limits()
     return [
-        (_goodput_and_refused("declared, N = 400", 0.985, 0.005), partial(goodput_of, declared, 400)),
-        (_goodput_and_refused(f"declared, N = {long:,}", 0.985, 0.005), partial(goodput_of, declared, long)),
-        (_goodput_and_refused("not declared, N = 400", 0.99, 0.015), partial(goodput_of, UNDECLARED, 400)),
-        (_goodput_and_refused(f"not declared, N = {long:,}", 0.995, 0.005), partial(goodput_of, UNDECLARED, long)),
+        (_goodput_and_rate_limited("declared, N = 400", 0.985, 0.005), partial(goodput_of, declared, 400)),
+        (_goodput_and_rate_limited(f"declared, N = {long:,}", 0.985, 0.005), partial(goodput_of, declared, long)),
+        (_goodput_and_rate_limited("not declared, N = 400", 0.99, 0.015), partial(goodput_of, UNDECLARED, 400)),
+        (_goodput_and_rate_limited(f"not declared, N = {long:,}", 0.995, 0.005), partial(goodput_of, UNDECLARED, long)),
         ((Target("hidden limit halves", "seconds until back", 40 / (RATE / 2)),), partial(back_after, 20)),
         ((Target("hidden limit doubles", "seconds until back", 40 / (RATE * 2)),), partial(back_after, 80)),
         (

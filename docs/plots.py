@@ -36,13 +36,14 @@ async def _endless(client: AsyncOneLLM) -> None:
         pass
 
 
-async def _rate_found() -> dict[str, Any]:
-    service, loop, refused = _service(1), asyncio.get_running_loop(), []
+async def _discovered_rate() -> dict[str, Any]:
+    service, loop = _service(1), asyncio.get_running_loop()
+    rate_limited: list[float] = []
     answers: list[float] = []
 
     def watch(event: Event) -> None:
-        if isinstance(event, Refused):
-            refused.append(event.at)
+        if isinstance(event, RateLimited):
+            rate_limited.append(event.at)
         elif isinstance(event, Answered):
             answers.append(event.at)
 
@@ -51,14 +52,14 @@ async def _rate_found() -> dict[str, Any]:
     transport = ServiceTransport(service, "key", random=Random(1))
     limits = Limits(requests_per_minute="auto")
     async with AsyncOneLLM(transport=transport, limits=limits, hooks=(watch,), random=Random(1)) as client:
-        asking = asyncio.create_task(_endless(client))
+        sending = asyncio.create_task(_endless(client))
         rates = []
         for at in range(0, END, 10):
             await asyncio.sleep(at - loop.time())
             rates.append((at, client.snapshot().rate))
-        asking.cancel()
-        await asyncio.wait({asking})
-    return {"rates": rates, "refused": refused, "answered": len(answers)}
+        sending.cancel()
+        await asyncio.wait({sending})
+    return {"rates": rates, "rate_limited": rate_limited, "answered": len(answers)}
 
 
 async def _lanes() -> dict[str, Any]:
@@ -84,40 +85,40 @@ async def _lanes() -> dict[str, Any]:
 
     transport = ServiceTransport(_service(2), "key", random=Random(2))
     async with AsyncOneLLM(transport=transport, hooks=(watch,), random=Random(2)) as client:
-        asking = asyncio.create_task(client.gather_chats(["batch"] * 200, model="GPT-5-Nano"))
-        async with asyncio.TaskGroup() as visitors:
+        sending = asyncio.create_task(client.gather_chats(["batch"] * 200, model="GPT-5-Nano"))
+        async with asyncio.TaskGroup() as users:
             while loop.time() < 270:
                 await asyncio.sleep(random.expovariate(1 / 4))
-                visitors.create_task(client.chat("Quick!", model="GPT-5-Mini", lane="interactive"))
-        await asking
+                users.create_task(client.chat("Quick!", model="GPT-5-Mini", lane="interactive"))
+        await sending
     return {"queued": curves, "waits": waits}
 
 
-def _noticed(probe_every: int, seed: int, at: float) -> tuple[float, float]:
-    """Seconds until a doubled limit is used, and refused sends per prompt while nothing changes."""
+def _reaction(probe_every: int, seed: int, at: float) -> tuple[float, float]:
+    """Seconds until a doubled limit is used, and 429s per prompt while nothing changes."""
     limits = Limits(requests_per_minute="auto", probe_every=probe_every)
     doubled = simulate(Scenario(prompts=2000, limits=limits, changes=[LimitChange(at, 80)], seed=seed))
     steady = simulate(Scenario(prompts=2000, limits=limits, seed=seed))
     return seconds_until_back(doubled, 80, at), steady.rate_limited_share
 
 
-def found(*, probes: tuple[int, ...] = PROBES, seeds: int = 8) -> dict[str, Any]:
-    """Everything that is drawn."""
+def measure(*, probes: tuple[int, ...] = PROBES, seeds: int = 8) -> dict[str, Any]:
+    """All that is drawn."""
     trade = {}
     for probe_every in probes:
-        # At moments spread over the time between two probes: on average half of it is over.
-        runs = [_noticed(probe_every, seed, 900 + 1.5 * probe_every * seed / seeds) for seed in range(seeds)]
+        # Moments spread over the time between two probes: half of it has passed on average.
+        runs = [_reaction(probe_every, seed, 900 + 1.5 * probe_every * seed / seeds) for seed in range(seeds)]
         trade[probe_every] = (fmean(late for late, _ in runs), fmean(share for _, share in runs))
-    return {"rate": run_in_virtual_time(_rate_found()), "lanes": run_in_virtual_time(_lanes()), "trade": trade}
+    return {"rate": run_in_virtual_time(_discovered_rate()), "lanes": run_in_virtual_time(_lanes()), "trade": trade}
 
 
 def quoted(drawn: dict[str, Any]) -> dict[str, Any]:
-    """The figures of which the text speaks."""
+    """The figures that the text quotes."""
     waits = [wait for _, wait in drawn["lanes"]["waits"]]
     rate = drawn["rate"]
     return {
         "answered": rate["answered"],
-        "refused": len(rate["refused"]),
+        "rate_limited": len(rate["rate_limited"]),
         "interactive chats": len(waits),
         "longest interactive wait": round(max(waits), 1),
         "batch queue": max(length for _, length in drawn["lanes"]["queued"]["batch"]),
@@ -146,21 +147,21 @@ def draw(drawn: dict[str, Any], folder: Path) -> None:
             label="true rate",
         )
         points = [(at / 60, rate) for at, rate in drawn["rate"]["rates"] if rate is not None]
-        axes.plot(*zip(*points, strict=True), color=BLUE, label="rate found")
+        axes.plot(*zip(*points, strict=True), color=BLUE, label="discovered rate")
         axes.plot(
-            [at / 60 for at in drawn["rate"]["refused"]],
-            [0] * len(drawn["rate"]["refused"]),
+            [at / 60 for at in drawn["rate"]["rate_limited"]],
+            [0] * len(drawn["rate"]["rate_limited"]),
             "|",
             color=RED,
             ms=9,
-            label="refusal",
+            label="429",
         )
-        axes.set(xlabel="minutes", ylabel="requests a minute", ylim=(-3, 110))
+        axes.set(xlabel="minutes", ylabel="requests per minute", ylim=(-3, 110))
         _save(figure, axes, folder / "limiter-rate.svg")
         figure, (above, below) = plt.subplots(2, 1, figsize=(7.5, 4.2), sharex=True)
         for lane, colour in (("batch", BLUE), ("interactive", GREEN)):
             above.step(*zip(*drawn["lanes"]["queued"][lane], strict=True), where="post", color=colour, label=lane)
-        above.set(ylabel="waiting")
+        above.set(ylabel="queued")
         above.legend(loc="upper right")
         below.stem(
             *zip(*drawn["lanes"]["waits"], strict=True),
@@ -169,7 +170,7 @@ def draw(drawn: dict[str, Any], folder: Path) -> None:
             basefmt=" ",
             label="interactive chat",
         )
-        below.set(xlabel="seconds", ylabel="seconds waited")
+        below.set(xlabel="seconds", ylabel="seconds queued")
         _save(figure, below, folder / "limiter-lanes.svg")
         figure, axes = plt.subplots(figsize=(7.5, 3))
         axes.plot(
@@ -181,7 +182,7 @@ def draw(drawn: dict[str, Any], folder: Path) -> None:
         )
         for probe, (seconds, share) in drawn["trade"].items():
             axes.annotate(str(probe), (seconds, 100 * share), xytext=(6, 6), textcoords="offset points")
-        axes.set(xlabel="seconds until a doubled limit is used", ylabel="refused, %", ylim=(0, None))
+        axes.set(xlabel="seconds until a doubled limit is used", ylabel="rate-limited, %", ylim=(0, None))
         _save(figure, axes, folder / "limiter-probes.svg")
         plt.close("all")
 
@@ -193,11 +194,11 @@ def _save(figure: Any, axes: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    drawn = found()
+    drawn = measure()
     figures = json.dumps(quoted(drawn), indent=1) + "\n"
     if "--check" in sys.argv:
         if figures != (STATIC / "limiter.json").read_text("utf-8"):
-            sys.exit(f"The plots are out of date; run python docs/plots.py. Now found:\n{figures}")
+            sys.exit(f"The plots are out of date; run python docs/plots.py. New figures:\n{figures}")
     else:
         STATIC.mkdir(exist_ok=True)
         draw(drawn, STATIC)
