@@ -168,8 +168,7 @@ class Admission:
             usual: Usual latency of its model in seconds; None if not known.
         """
         ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
-        paced = ticket.lane == PACED_LANE
-        wait = max(self.rate.time_until(ahead + 1, now, paced=paced), self.gate.expected_at - now, 0.0)
+        wait = max(self._rate_wait(ahead + 1, ticket.lane, now), self.gate.expected_at - now, 0.0)
         if not self.in_flight:  # requests in flight may give tokens back
             wait = max(wait, self._certain_wait(ticket.tokens, now))
         slots = self.concurrency
@@ -177,6 +176,9 @@ class Admission:
         if releases > 0:
             wait = max(wait, self.latency.slot_wait(releases, self._in_flight_of, slots, usual))
         return wait
+
+    def _rate_wait(self, requests: float, lane: str, now: float) -> float:
+        return self.rate.time_until(requests, now, paced=lane == PACED_LANE)
 
     def _certain_wait(self, tokens: float, now: float) -> float:
         """Seconds in which no request with `tokens` tokens can be sent, if none is in flight and there is no pause."""

@@ -5,6 +5,7 @@ from typing import Literal, TypeAlias
 
 Bottleneck: TypeAlias = Literal[
     "rate",
+    "quota",
     "concurrency",
     "tokens",
     "retry_after",
@@ -18,6 +19,7 @@ Bottleneck: TypeAlias = Literal[
 """What keeps the next request from being sent:
 
 - ``"rate"``: the requests per minute, declared or discovered
+- ``"quota"``: another process that shares the rate is next
 - ``"concurrency"``: `Limits.max_concurrency` requests are in flight, or as many as an overloaded service accepts
 - ``"tokens"``: `Limits.tokens_per_minute`
 - ``"retry_after"``: the service asked the client to wait
@@ -34,6 +36,7 @@ Or no request is queued:
 
 BOTTLENECK_LABELS: Mapping[Bottleneck, str] = {
     "rate": "rate limit",
+    "quota": "shared rate limit",
     "concurrency": "concurrency limit",
     "tokens": "token limit",
     "retry_after": "Retry-After",
@@ -49,6 +52,8 @@ BOTTLENECK_LABELS: Mapping[Bottleneck, str] = {
 BOTTLENECK_ADVICE: Mapping[Bottleneck, str] = {
     "rate": "the rate limit of {rate:.1f} requests per minute was the bottleneck. More requests per minute would make"
     " this run shorter; more concurrency would not.",
+    "quota": "other processes that share the rate limit of {rate:.1f} requests per minute were next. More requests per"
+    " minute, or fewer of them beside, would make this run shorter; more concurrency would not.",
     "concurrency": "all {slots} slots were in use. A higher max_concurrency would make this run shorter; more requests"
     " per minute would not.",
     "tokens": "the limit of {tokens:,.0f} tokens per minute was the bottleneck. More tokens per minute, shorter prompts"

@@ -153,13 +153,19 @@ class Limiter:
             raise _made_before_the_fork() if self._process != os.getpid() else _in_use_elsewhere()
         now = loop.time()
         if self._rate is None:
-            self._rate = control_for(self.limits, now, self._random, self._state)
+            self._rate = self._new_rate(now)
         home = next((home for home in self._homes if home.loop is loop), None)
         if home is None:
-            home = LoopAdmission(self, loop, Admission(self.limits, self._rate, now))
+            home = self._new_home(loop, self._rate, now)
             if self._paused:
                 home.core.gate.pause()
         self._move(home, now)
+
+    def _new_rate(self, now: float) -> RateControl:
+        return control_for(self.limits, now, self._random, self._state)
+
+    def _new_home(self, loop: asyncio.AbstractEventLoop, rate: RateControl, now: float) -> LoopAdmission:
+        return LoopAdmission(self, loop, Admission(self.limits, rate, now))
 
     def move_to(self, home: "LoopAdmission") -> bool:
         """Makes `home` the limiter's home. Returns False if it belongs to another loop that is running."""
@@ -328,6 +334,9 @@ class Limiter:
                 home.loop.call_soon_threadsafe(home.cancel_all, _closed)
             else:
                 home.cancel_all(_closed)
+
+    async def aclose(self) -> None:
+        """Frees what is shared with other processes. This limiter shares nothing."""
 
     def snapshot(self) -> Snapshot:
         """The state of the limiter now."""

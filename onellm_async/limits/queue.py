@@ -124,6 +124,12 @@ class Queue:
         """The next ticket of each lane that is not empty."""
         return {name: head for name, lane in self._lanes.items() if (head := lane.head()) is not None}
 
+    def upcoming(self, name: str, count: int) -> list[Ticket]:
+        """The next tickets of a lane, at most `count`; cancelled ones among them leave it shorter."""
+        lane = self._lanes[name]
+        first = lane.requeued[:count] + list(islice(lane.arrivals, count))
+        return [ticket for ticket in first if ticket.state == QUEUED][:count]
+
     def waiting_since(self) -> dict[str, float]:
         """Enqueue time of the longest-waiting ticket of each lane that is not empty."""
         return {name: self._lanes[name].waiting_since() for name in self.heads()}

@@ -46,6 +46,11 @@ class Snapshot:
         backing_off: Chats that wait to be retried after a failure.
         last_error: The last failure or 429 since the last answer, with the text of the service; None after an answer.
         timer_set: Whether the limiter has set its timer.
+        quota: Where the rate is shared with other processes: ``"off"``, ``"host"``, ``"redis"``, or ``"alone"`` while
+            the board is out of reach and the client keeps to its fair share.
+        participants: Clients that share the rate; None without a quota.
+        quota_share: Of the requests granted to all of them in the last minute, those of this client; None when there
+            were none.
     """
 
     at: float = 0.0
@@ -75,6 +80,9 @@ class Snapshot:
     backing_off: int = 0
     last_error: str | None = None
     timer_set: bool = False
+    quota: str = "off"
+    participants: int | None = None
+    quota_share: float | None = None
 
     @property
     def sent(self) -> int:
