@@ -1,6 +1,7 @@
 """`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from contextlib import suppress
 from os import PathLike
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from onellm_async.batch.inputs.items import LineError
     from onellm_async.batch.inputs.prompts import NamedPrompt
     from onellm_async.batch.progress import RunProgress
+    from onellm_async.limits.quota import Quota
 
 __all__ = ["AsyncOneLLM"]
 
@@ -73,6 +75,9 @@ class AsyncOneLLM(LiveControl):
         transport: What carries the requests instead of aiohttp, for tests and simulations; then neither a key nor an
             address is needed.
         random: Where jitter comes from; seed it to repeat a run exactly.
+        quota: Shares the rate limit with all other processes that use the same key: ``"host"`` for those of this host,
+            ``"redis://HOST:PORT"`` for those of several hosts, ``"off"``, or a value of `onellm_async.quota`. Default
+            ``ONELLM_QUOTA``, else off.
 
     Raises:
         ConfigurationError: If the key, the address or another setting is missing or unusable.
@@ -104,10 +109,12 @@ class AsyncOneLLM(LiveControl):
         allow_insecure: bool = False,
         transport: Transport | None = None,
         random: Random | None = None,
+        quota: "str | Quota | None" = None,
     ) -> None:
         _check_policies(limits=limits, rate_state=rate_state, retry=retry)
         attempt_timeout = _timeout_from(timeout)
         self.limits: Limits = limits if limits is not None else Limits()
+        shared = _shared_quota(quota, self.limits, base_url, api_key, own_transport=transport is not None)
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         self._base_url: str | None = None
         if transport is None:
@@ -138,6 +145,7 @@ class AsyncOneLLM(LiveControl):
             endpoints=self._endpoints,
             hooks=_hooks_from(hooks),
             random=random if random is not None else Random(),
+            quota=shared,
         )
 
     def __repr__(self) -> str:
@@ -443,6 +451,28 @@ class AsyncOneLLM(LiveControl):
             buffered=buffered,
             on_progress=on_progress,
         )
+
+
+def _shared_quota(
+    quota: "str | Quota | None",
+    limits: Limits,
+    base_url: str | None,
+    api_key: str | ApiKey | None,
+    *,
+    own_transport: bool,
+) -> "tuple[Quota, str] | None":
+    """The quota and the name of its board; None where nothing is shared, and then nothing is imported."""
+    given = quota if quota is not None else os.environ.get("ONELLM_QUOTA") or "off"
+    if isinstance(given, str) and given == "off":
+        return None
+    from onellm_async.quota import board_name, quota_from  # noqa: PLC0415  # only those who share pay for it
+
+    found = quota_from(given, limits, explicit=quota is not None)
+    if found is None:
+        return None
+    if own_transport:
+        return found, board_name(base_url or "transport", "")
+    return found, board_name(base_url_from(base_url, allow_insecure=True), api_key_from(api_key).authorization())
 
 
 _POLICIES = {"limits": Limits, "rate_state": RateState, "retry": RetryPolicy, "timeout": Timeout}

@@ -86,8 +86,8 @@ class LiveControl:
         """
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits is {shown(limits)}; it must be a Limits.")
-        self.limits = limits
         self._sender.retune(limits)
+        self.limits = limits
 
     async def drain(self) -> None:
         """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.

@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
 from attrs import evolve
@@ -47,6 +48,9 @@ from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, 
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, Notices, decode_reply, encode_request, fields_without_effect
+
+if TYPE_CHECKING:
+    from onellm_async.limits.quota import Quota
 
 __all__ = ["Sender"]
 
@@ -82,6 +86,7 @@ class Sender:
         endpoints: Where a published backend is to forward to, by provider; see `encode_request`.
         hooks: Hear of every event.
         random: Where jitter comes from.
+        quota: What the rate is shared through, and the name of its board; None to share nothing.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Sender:
         endpoints: Mapping[str, str],
         hooks: Iterable[Hook],
         random: Random,
+        quota: "tuple[Quota, str] | None" = None,
     ) -> None:
         import_tenacity()
         self._transport = transport
@@ -104,7 +110,7 @@ class Sender:
         self._retry = retry
         self._hooks = tuple(hooks)
         self._random = random
-        self._limiter = Limiter(limits, random=random, state=rate_state)
+        self._limiter = _limiter(limits, rate_state, random, quota)
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
         self._breaker = CircuitBreaker(retry.breaker_failures, retry.breaker_wait)
@@ -205,6 +211,7 @@ class Sender:
     async def aclose(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and closes the transport."""
         self._end_waits()
+        await self._limiter.aclose()
         await self._transport.aclose()
 
     def _end_waits(self) -> None:
@@ -595,6 +602,14 @@ class Sender:
             error.affects_every_prompt = self._key_failures >= _KEY_FAILURES_IN_A_ROW
         if self._hooks:
             notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))
+
+
+def _limiter(limits: Limits, state: RateState | None, random: Random, quota: "tuple[Quota, str] | None") -> Limiter:
+    if quota is None:
+        return Limiter(limits, random=random, state=state)
+    from onellm_async.limits.shared_limiter import SharedLimiter  # noqa: PLC0415  # only those who share pay for it
+
+    return SharedLimiter(limits, random=random, state=state, quota=quota[0], name=quota[1])
 
 
 def _wake(waker: "asyncio.Future[None]") -> None:

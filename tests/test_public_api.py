@@ -67,8 +67,18 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 def test_importing_the_package_imports_only_what_a_chat_needs() -> None:
     modules = imported_by("from onellm_async import *")
     rooms = {name.split(".")[1] for name in modules if name.startswith("onellm_async.")}
-    assert not rooms & {"server", "cli", "batch", "simulation", "testing", "integrations", "__main__"}
-    assert not modules & {"tenacity", "cyclopts", "rich", "sqlite3", "pytest", "aiohttp.web", "uvloop", "fastapi"}
+    assert not rooms & {"server", "cli", "batch", "simulation", "quota", "testing", "integrations", "__main__"}
+    assert not modules & {
+        "tenacity",
+        "cyclopts",
+        "rich",
+        "sqlite3",
+        "pytest",
+        "aiohttp.web",
+        "uvloop",
+        "fastapi",
+        "redis",
+    }
 
 
 def test_the_signature_of_the_client_is_stable() -> None:
@@ -90,4 +100,5 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "allow_insecure",
         "transport",
         "random",
+        "quota",
     ]

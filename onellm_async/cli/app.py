@@ -74,6 +74,11 @@ app.command(
     help="Write one HTML file that tells how a run went: plots, tables, where the time went.",
 )
 app.command(
+    "onellm_async.cli.quota:quota_command",
+    name="quota",
+    help="Show the board on which the processes of a key share its rate.",
+)
+app.command(
     "onellm_async.cli.serve:serve_command",
     name="serve",
     help="Run a local OneLLM server for testing, with optional faults.",

@@ -89,10 +89,11 @@ async def connected(
         ConfigurationError: If the key, the address or a limit is missing or unusable.
     """
     async with AsyncExitStack() as stack:
-        api_key, base_url = None, connecting.base_url
+        api_key, base_url, quota = None, connecting.base_url, connecting.quota
         if connecting.local:
             server = await stack.enter_async_context(_local_server(connecting))
             api_key, base_url = _LOCAL_KEY, server.url
+            quota = quota or "off"  # no other process uses this server
         client = AsyncOneLLM(
             api_key,
             base_url=base_url,
@@ -107,5 +108,8 @@ async def connected(
             hooks=hooks,
             retry=retry,
             rate_state=rate_state,
+            quota=quota,
         )
+        if client.snapshot().quota != "off" and (connecting.rpm is not None or connecting.burst is not None):
+            client.retune(client.limits)  # flags are a declaration, even if they name the default
         yield await stack.enter_async_context(client)

@@ -121,6 +121,13 @@ class Connecting(Limiting):
             help="File of the certificate authorities to trust instead of the system's (PEM). [env: ONELLM_CA_FILE]"
         ),
     ] = None
+    quota: Annotated[
+        str | None,
+        Parameter(
+            help="Share the rate limit with all processes that use the same key: `host` with those of this host, "
+            "`redis://HOST:PORT` with those of several hosts, or `off`. [env: ONELLM_QUOTA] [default: off]"
+        ),
+    ] = None
     timeout: Annotated[float, Parameter(help="Seconds one attempt may take, not counting the queue.")] = 600.0
     local: Annotated[
         bool,

@@ -1,6 +1,6 @@
 """A scenario: one run and everything that happens in it, as values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from attrs import field, frozen
@@ -153,6 +153,10 @@ class Scenario:
         controls: Pauses and retunes of running clients. The best makespan ignores them.
         source_gaps: Stalls of the prompt source. The best makespan ignores them.
         max_prompt_length: Characters up to which prompts are padded, each to a random length; 0 for no padding.
+        shared_quota: Whether the clients share the rate through a quota.
+        quota_latency: Seconds of a visit to its board.
+        quota_outages: Times in which the board is out of reach, as (begin, end).
+        deaths: Seconds after which a client dies without a word, by index.
         seed: Seed of every random value.
     """
 
@@ -178,6 +182,10 @@ class Scenario:
     controls: Sequence[Control] = ()
     source_gaps: Sequence[SourceGap] = ()
     max_prompt_length: int = 0
+    shared_quota: bool = False
+    quota_latency: float = 0.0
+    quota_outages: Sequence[tuple[float, float]] = ()
+    deaths: Mapping[int, float] = field(factory=dict)
     seed: int = 0
 
     @property

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 from onellm_async.chat import ChatOutcome
 from onellm_async.client import AsyncOneLLM
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.quota.memory_quota import MemoryQuota
 from onellm_async.server.ledger import Outcome
 from onellm_async.server.service import Service
 from onellm_async.server.settings import ServerSettings
@@ -116,13 +117,14 @@ async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationR
     assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
     changes = [loop.call_at(change.at, _change_limit, service, change) for change in scenario.changes]
     seeds = Random(scenario.seed)
+    quota = _quota(scenario)
     transports, clients = [], []
     for number in range(scenario.clients):
         random = Random(seeds.random())
         transport = ServiceTransport(service, _KEY, random=random, network=scenario.network)
         observer = observers[number] if number < len(observers) else None
         transports.append(transport)
-        clients.append(_client(scenario, number, transport, random, observer))
+        clients.append(_client(scenario, number, transport, random, observer, quota))
 
     def report_idle(seconds: float) -> None:
         for client in clients:
@@ -130,6 +132,7 @@ async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationR
 
     loop.set_idle_callback(report_idle)
     tasks = [asyncio.create_task(client.work()) for client in clients]
+    changes += [loop.call_at(at, _die, tasks[client], quota, client) for client, at in scenario.deaths.items()]
     await asyncio.wait(tasks, timeout=give_up_after(scenario))
     makespan = loop.time()
     for task in tasks:
@@ -219,8 +222,25 @@ def _change_limit(service: Service, change: LimitChange) -> None:
         service.account(_KEY, change.at).bucket.drain(change.at)
 
 
+def _quota(scenario: Scenario) -> MemoryQuota | None:
+    if not scenario.shared_quota:
+        return None
+    return MemoryQuota(latency=scenario.quota_latency, outages=scenario.quota_outages)
+
+
+def _die(task: "asyncio.Task[None]", quota: MemoryQuota | None, client: int) -> None:
+    if quota is not None and client < len(quota.members):  # clients join in their order, with their first request
+        quota.members[client].die()
+    task.cancel()
+
+
 def _client(
-    scenario: Scenario, number: int, transport: ServiceTransport, random: Random, observer: Observer | None
+    scenario: Scenario,
+    number: int,
+    transport: ServiceTransport,
+    random: Random,
+    observer: Observer | None,
+    quota: MemoryQuota | None,
 ) -> SimulatedClient:
     client = AsyncOneLLM(
         transport=transport if observer is None else ObservedTransport(transport, observer),
@@ -229,6 +249,7 @@ def _client(
         dialect=scenario.dialect,
         hooks=() if observer is None else (observer,),
         random=random,
+        quota="off" if quota is None else quota,
     )
     workload = ClientWorkload(
         prompts=_prompts(scenario, number),
