@@ -10,8 +10,8 @@ def test_the_page_quotes_the_figures_that_the_plots_were_drawn_from() -> None:
     text = " ".join((DOCS / "limiter.md").read_text("utf-8").split())
     figures = json.loads((DOCS / "_static/limiter.json").read_text("utf-8"))
     often, seldom = figures["trade"]["40"], figures["trade"]["300"]
-    assert f"{figures['answered']:,} prompts were answered, and {figures['rate_limited']} requests refused" in text
-    assert f"a doubled limit within {often[0]} s and has {often[1]} % refused" in text
+    assert f"{figures['answered']:,} prompts were answered, and {figures['rate_limited']} requests rate-limited" in text
+    assert f"a doubled limit within {often[0]} s and has {often[1]} % rate-limited" in text
     assert f"every 300, {seldom[0]} s and {seldom[1]} %" in text
     assert f"{figures['interactive chats']} interactive chats come by" in text
     assert f"keeps at most {figures['batch queue']} in it" in text
