@@ -67,7 +67,7 @@ class Setting:
 
 def _refused(root: str) -> int:
     with urllib.request.urlopen(f"{root}/ledger") as response:  # noqa: S310 - our own server
-        return int(json.load(response)["refused"])
+        return int(json.load(response)["rate_limited"])
 
 
 async def measure(connect: Callable[[], AbstractAsyncContextManager[AnswerAll]], number: int, give_up: float) -> Found:
