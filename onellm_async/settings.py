@@ -308,6 +308,8 @@ _positive = Checks(ConfigurationError, "Timeout.").number(0, above=True)
 class Timeout:
     """How long one attempt may take. Time spent in the queue does not count; see ``deadline`` for that.
 
+    Neither does the time in which it waits for one of the few connections of a given HTTP session.
+
     Attributes:
         connect: Seconds to resolve the name and open the connection. Default 10.
         total: Seconds from sending until the whole answer is read. Default 600: the API answers in one

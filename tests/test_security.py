@@ -415,5 +415,5 @@ async def test_a_key_that_the_service_echoes_gets_into_no_file_of_a_run(echo, tm
             for name, content in contents_of(tmp_path).items():
                 assert secret.encode() not in content, name
     contents = contents_of(tmp_path)
-    assert b"bad request for ***" in contents["a.jsonl"]
+    assert b"bad request for Bearer ***" in contents["a.jsonl"]
     assert {name.rpartition(".")[2] for name in contents} >= {"jsonl", "journal", "html"}

@@ -37,7 +37,8 @@ class Redactor:
     def __init__(self, secrets: Iterable[str], phrases: Iterable[str] = ()) -> None:
         long = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
         found = {spelling for secret in (*long, *phrases) for spelling in _spellings(secret)}
-        self._texts = tuple(sorted(found, key=len, reverse=True))
+        shortest = {text for text in found if not any(other in text for other in found - {text})}
+        self._texts = tuple(sorted(shortest, key=len, reverse=True))
         self._needles = tuple(text.encode() for text in self._texts)
 
     def text(self, text: str) -> str:
