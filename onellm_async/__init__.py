@@ -1,7 +1,7 @@
-"""An asyncio-first client for the OneLLM chat API that uses exactly the rate there is.
+"""Asyncio client for the OneLLM chat API: rate limiting, retries, resumable batch runs.
 
-Start with `AsyncOneLLM`. Importing this package imports neither the local server nor the command line, and each room
-only when one of its names is first used: aiohttp alone takes a fifth of a second.
+Start with `AsyncOneLLM`. Each part of the package is imported when one of its names is first used, because aiohttp
+alone takes a fifth of a second. Importing the package imports neither the local server nor the command line.
 """
 
 from importlib import import_module

@@ -27,7 +27,7 @@ Examples:
 
 app: App = App(
     name="onellm-async",
-    help="Ask the OneLLM chat API, one prompt or a file of them, at exactly the rate there is.",
+    help="Asyncio client for the OneLLM chat API: rate limiting, retries, resumable batch runs.",
     help_format="plaintext",
     help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}",
     version=__version__,
@@ -37,31 +37,29 @@ app.command("onellm_async.cli.chat:chat_command", name="chat", help="Send one pr
 app.command(
     "onellm_async.cli.run:run_command",
     name="run",
-    help="Ask every prompt of a file once and write the answers in its order; the same command again resumes.",
+    help="Send every prompt of a file and write the answers in input order. Run the same command again to resume.",
 )
 app.command(
     "onellm_async.cli.plan:plan_command",
     name="plan",
-    help="Foretell duration, load and cost of a run by simulation; nothing is sent.",
+    help="Estimate duration, load and cost of a run by simulation. Sends nothing.",
 )
 app.command(
     "onellm_async.cli.status:status_command",
     name="status",
-    help="Tell how a run stands: what is answered, spent, at risk and left.",
+    help="Show the progress, cost and remaining work of a run.",
 )
 app.command(
     "onellm_async.cli.control:pause_command",
     name="pause",
-    help="Let nothing more leave for the time being; requests under way finish.",
+    help="Pause a run. Requests in flight finish.",
 )
-app.command("onellm_async.cli.control:resume_command", name="resume", help="Let a paused run go on.")
-app.command(
-    "onellm_async.cli.control:retune_command", name="retune", help="Change the limits of a run while it is at work."
-)
+app.command("onellm_async.cli.control:resume_command", name="resume", help="Resume a paused run.")
+app.command("onellm_async.cli.control:retune_command", name="retune", help="Change the limits of an active run.")
 app.command(
     "onellm_async.cli.control:stop_command",
     name="stop",
-    help="End a run in good order: nothing more is sent, requests under way finish.",
+    help="Stop a run gracefully: send nothing more, wait for requests in flight.",
 )
 app.command(
     "onellm_async.cli.export:export_command",
@@ -71,7 +69,7 @@ app.command(
 app.command(
     "onellm_async.cli.report:report_command",
     name="report",
-    help="Write one HTML file that tells how a run went: plots, tables, where the time went.",
+    help="Write an HTML report of a run: charts, tables and time by bottleneck.",
 )
 app.command(
     "onellm_async.cli.quota:quota_command",
