@@ -221,3 +221,22 @@ def test_a_random_gap_never_waits_for_more_than_the_bucket_can_hold():
         (control.answered if turn % 4 else control.rate_limited)(now, now + 0.05)
         now += 0.05
     assert control.confidence == 0, "it is shared"
+
+
+def phase_after_429s_without_an_answer(burst):
+    """After an initial burst, nothing is accepted any more until three more requests have got 429s."""
+    control, now = AdaptiveRate(0.0, random=Random(0)), 0.0
+    for request in range(burst + 4):
+        now += control.time_until(1, now)
+        control.take(now)
+        now += 0.05
+        if request < burst:
+            control.answered(now - 0.05, now)
+        else:
+            control.rate_limited(now - 0.05, now)
+    return control.phase
+
+
+def test_a_large_initial_burst_rules_out_contention():
+    assert phase_after_429s_without_an_answer(23) == "Contended"
+    assert phase_after_429s_without_an_answer(24) == "Cruise", "no other client took those tokens: it is an outage"
