@@ -7,20 +7,15 @@ from attrs import asdict
 
 from onellm_async.cli.progress import clock_time, counted
 from onellm_async.formatting import format_usd
+from onellm_async.limits.bottleneck import BOTTLENECK_LABELS, Bottleneck
 
 if TYPE_CHECKING:
-    from onellm_async.simulation.plan import Plan, PlanBottleneck, Spread, Suggestion
+    from onellm_async.simulation.plan import Plan, Spread, Suggestion
 
 __all__ = ["plan_json", "plan_text", "progress_chart"]
 
 _FLAGS = {"max_concurrency": "--concurrency", "requests_per_minute": "--rpm", "tokens_per_minute": "--tpm"}
-_REASONS: Mapping["PlanBottleneck", str] = {
-    "rate": "the rate limit",
-    "concurrency": "concurrency",
-    "tokens": "the token limit",
-    "service": "the service itself",
-}
-_WHAT: Mapping["PlanBottleneck", str] = {
+_BOTTLENECKS: Mapping[Bottleneck, str] = {
     "rate": "the next request waits for requests per minute",
     "concurrency": "all slots are in use",
     "tokens": "the next request waits for tokens per minute",
@@ -46,12 +41,8 @@ def plan_text(plan: "Plan", name: str, end: str) -> str:
         return _lines(rows)
     rows.append(("duration", f"{_duration(plan.duration)}; started now, it would end {end}"))
     bottleneck, share = plan.bottleneck, plan.bottleneck_shares[plan.bottleneck]
-    rows.append(
-        (
-            "bottleneck",
-            f"{_REASONS[bottleneck]}: {share:.0%} of the time {_WHAT[bottleneck]}",
-        )
-    )
+    label, what = BOTTLENECK_LABELS[bottleneck], _BOTTLENECKS[bottleneck]
+    rows.append(("bottleneck", f"{label}: {share:.0%} of the time {what}"))
     rows.extend(("suggestion", _suggestion(suggestion)) for suggestion in plan.suggestions)
     rows.append(("in flight", f"{plan.mean_in_flight:.1f} on average, {plan.max_in_flight:,} at most"))
     rows.append(("rate-limited", f"{_spread(plan.rate_limited)} requests, at no cost"))
@@ -123,9 +114,9 @@ def _duration(spread: "Spread") -> str:
 def _suggestion(suggestion: "Suggestion") -> str:
     shorter = f"{clock_time(suggestion.saved)} shorter"
     if suggestion.limit == "requests_per_minute":
-        return f"{shorter} if the service allowed {suggestion.value:,.6g} requests a minute"
+        return f"{shorter} if the service allowed {suggestion.value:,.6g} requests per minute"
     if suggestion.limit == "tokens_per_minute":
-        return f"{shorter} if the service allowed {suggestion.value:,.6g} tokens a minute"
+        return f"{shorter} if the service allowed {suggestion.value:,.6g} tokens per minute"
     return f"{shorter} with {_FLAGS[suggestion.limit]} {suggestion.value:g}"
 
 

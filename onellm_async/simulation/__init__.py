@@ -1,7 +1,7 @@
 """The real client against the pure service in virtual time: hours of rate limit in seconds, repeatable by a seed."""
 
 from onellm_async.simulation.clock import DeadlockError, VirtualClockLoop, run_in_virtual_time
-from onellm_async.simulation.plan import Plan, PlanBottleneck, Spread, Suggestion, plan
+from onellm_async.simulation.plan import Plan, Spread, Suggestion, plan
 from onellm_async.simulation.scenario import (
     Control,
     LimitChange,
@@ -29,7 +29,6 @@ __all__ = [
     "Outage",
     "Pause",
     "Plan",
-    "PlanBottleneck",
     "Price",
     "RequestSize",
     "Retune",

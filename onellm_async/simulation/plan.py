@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from math import ceil, exp
 from statistics import fmean, median
-from typing import Literal, TypeAlias
 
 from attrs import evolve, frozen
 
+from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.extrapolation import SteadyState, extrapolate, shrink_to_mean, steady_state
 from onellm_async.simulation.simulated_run import ExpectedService, SimulatedRun, simulate_workload
 from onellm_async.simulation.workload import Price, Workload
-
-PlanBottleneck: TypeAlias = Literal["rate", "concurrency", "tokens", "service"]
-"""What limits the speed of a run; ``"service"``: nothing but the latency of its answers."""
 
 _MIN_SIMULATED = 2000
 """Minimum number of prompts to simulate; the rest is extrapolated."""
@@ -71,7 +68,8 @@ class Plan:
         workload: The prompts of the run.
         duration: Seconds from the first request to the last answer.
         bottleneck: What limits the speed for the largest share of the run.
-        bottleneck_shares: Share of the run that each bottleneck takes.
+        bottleneck_shares: Share of the run that each bottleneck takes: ``"rate"``, ``"concurrency"``, ``"tokens"`` and
+            ``"service"``, where only answers are waited for.
         suggestions: Changes that would make the run faster, the best first.
         requests_per_second: Mean prompts per second.
         mean_in_flight: Mean number of requests in flight.
@@ -86,8 +84,8 @@ class Plan:
 
     workload: Workload
     duration: Spread
-    bottleneck: PlanBottleneck
-    bottleneck_shares: Mapping[PlanBottleneck, float]
+    bottleneck: Bottleneck
+    bottleneck_shares: Mapping[Bottleneck, float]
     suggestions: Sequence[Suggestion]
     requests_per_second: float
     mean_in_flight: float
@@ -191,9 +189,9 @@ def _warm_up(workload: Workload, limits: Limits, service: ExpectedService) -> in
     return warm_up + (_DISCOVERY if limits.requests_per_minute == "auto" else 0)
 
 
-def _bottleneck_shares(runs: Sequence[SimulatedRun], scarcer: PlanBottleneck) -> dict[PlanBottleneck, float]:
+def _bottleneck_shares(runs: Sequence[SimulatedRun], scarcer: Bottleneck) -> dict[Bottleneck, float]:
     total = sum(run.makespan for run in runs)
-    shares: dict[PlanBottleneck, float] = {"rate": 0.0, "concurrency": 0.0, "tokens": 0.0, "service": 0.0}
+    shares: dict[Bottleneck, float] = {"rate": 0.0, "concurrency": 0.0, "tokens": 0.0, "service": 0.0}
     for run in runs:
         shares["concurrency"] += run.waits["concurrency"] / total
         shares["service"] += run.waits["service"] / total
@@ -201,7 +199,7 @@ def _bottleneck_shares(runs: Sequence[SimulatedRun], scarcer: PlanBottleneck) ->
     return shares
 
 
-def _scarcer_limit(workload: Workload, limits: Limits, service: ExpectedService) -> PlanBottleneck:
+def _scarcer_limit(workload: Workload, limits: Limits, service: ExpectedService) -> Bottleneck:
     """Which limit per minute, of requests or of tokens, allows fewer requests in the long run."""
     if limits.tokens_per_minute is None:
         return "rate"
@@ -217,7 +215,7 @@ def _suggestions(
     workload: Workload,
     limits: Limits,
     service: ExpectedService,
-    shares: Mapping[PlanBottleneck, float],
+    shares: Mapping[Bottleneck, float],
     estimate: _Estimate,
 ) -> list[Suggestion]:
     """Tries more of each limit that is a bottleneck, with the same seeds."""
@@ -236,7 +234,7 @@ def _suggestions(
 
 
 def _more_of(
-    bottleneck: PlanBottleneck, limits: Limits, service: ExpectedService
+    bottleneck: Bottleneck, limits: Limits, service: ExpectedService
 ) -> tuple[str, float, Limits, ExpectedService]:
     """The attribute of `Limits`, its new value, and the settings: twice as much, or the slots that the rate needs."""
     if bottleneck == "concurrency":
@@ -248,12 +246,8 @@ def _more_of(
     rate = 2 * service.requests_per_minute
     declared = None if limits.declared_rate is None else 2 * limits.declared_rate
     more_service = evolve(service, requests_per_minute=rate)
-    return (
-        "requests_per_minute",
-        declared or rate,
-        evolve(limits, requests_per_minute=declared or limits.requests_per_minute),
-        more_service,
-    )
+    more_limits = evolve(limits, requests_per_minute=declared or limits.requests_per_minute)
+    return "requests_per_minute", declared or rate, more_limits, more_service
 
 
 def _slots_for_rate(limits: Limits, service: ExpectedService) -> int:

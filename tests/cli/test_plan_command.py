@@ -29,8 +29,8 @@ async def test_a_plan_tells_duration_cause_load_and_cost_without_key_or_service(
     assert re.fullmatch(
         r"1:3\d min \(1:3\d min to 1:[34]\d min\); started now, it would end (at \d\d:\d\d|on .*)", said["duration"]
     )
-    assert said["bottleneck"].startswith("the rate limit: 9")
-    assert re.fullmatch(r"\d\d s shorter if the service allowed 80 requests a minute", said["suggestion"])
+    assert said["bottleneck"].startswith("rate limit: 9")
+    assert re.fullmatch(r"\d\d s shorter if the service allowed 80 requests per minute", said["suggestion"])
     assert said["rate-limited"] == "0 requests, at no cost"
     assert re.fullmatch(r"about \$0\.\d+; at least \$0\.\d+, at most \$0\.\d+", said["cost"])
     assert said["basis"] == "5 simulated runs"

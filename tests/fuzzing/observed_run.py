@@ -39,6 +39,8 @@ def observe(scenario: Scenario, recorder: Callable[[Scenario], Recorder] | None 
     traces = [_trace(result, number, each) for number, each in enumerate(recorders)]
     found = []
     for number, trace in enumerate(traces):
+        if number in scenario.deaths:
+            continue  # it ends in the middle of everything
         client = number if len(traces) > 1 else None
         found += [evolve(violation, client=client) for violation in violations(trace)]
     return ObservedRun(result, traces, found)
