@@ -52,7 +52,7 @@ class AnswerCache:
                         advice="Leave that cache out.",
                     )
                 for row in journal.rows():
-                    if row.state is State.ANSWERED and row.same_as is None:
+                    if row.state is State.ANSWERED and row.copy_of is None:
                         self._places.add(row.request_digest, row.index * len(self._paths) + number)
 
     def answer_to(self, request_digest: bytes) -> Row | None:

@@ -55,7 +55,7 @@ class Workers:
         repetitions: Which requests are the same.
         delivery: Takes the outcomes.
         health: Watches the outcomes.
-        ending: Ends the sitting for errors that would meet every prompt.
+        ending: Ends the session for errors that would meet every prompt.
         tally: Is told of failures that are held back, and of pauses.
         hold_ambiguous: Never retry what may have been billed.
         max_workers: So many at most.

@@ -98,7 +98,7 @@ class Bound:
 
 @frozen(kw_only=True)
 class Budget:
-    """What a run may spend altogether, over all its sittings.
+    """What a run may spend altogether, over all its sessions.
 
     Attributes:
         max_cost: USD by list price; None for no cap.
@@ -311,7 +311,7 @@ class Account:
 
     Args:
         budget: The caps.
-        spent: What earlier sittings spent, what they put at risk included.
+        spent: What earlier sessions spent, what they put at risk included.
 
     Attributes:
         spent: What is gone, or may be: settled charges and those at risk.

@@ -74,7 +74,7 @@ class Delivery:
             await asyncio.gather(*(self.settle(follower, follower.copy_of(row), row.result) for follower in followers))
 
     async def reopen(self, *, hold_ambiguous: bool) -> None:
-        """Makes what failed in this sitting never sent, so that the next sitting asks it again.
+        """Makes what failed in this session never sent, so that the next session asks it again.
 
         Args:
             hold_ambiguous: Leave out what may have been billed.
@@ -91,7 +91,7 @@ class Delivery:
             self._tally.reopened(len(rows))
 
     def pass_on(self, row: Row) -> None:
-        """Delivers what an earlier sitting left."""
+        """Delivers what an earlier session left."""
         self._tally.resumed(row, held=row.state is State.SENT)
         self._outlet.put(row.index, self._encode(row))
 

@@ -1,4 +1,4 @@
-"""How a sitting ends: with its input, or before it, and then for the reason that came first."""
+"""How a session ends: with its input, or before it, and then for the reason that came first."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ __all__ = ["BatchReport", "Ending"]
 
 @frozen
 class BatchReport:
-    """How a sitting of a run ended.
+    """How a session of a run ended.
 
     Attributes:
         progress: The counts at its end.
-        counts: What the journal has, all sittings together.
+        counts: What the journal has, all sessions together.
         interrupted: Whether `stop` ended it before its input.
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad line that ended it, where the run was strict.
         partial: Whether it was told to ask only the first entries, and did.
-        failures: What the failed prompts of all sittings failed with, and how many: the most frequent cause first.
-        failed_models: Models of which all prompts of this sitting failed alike, with their number and the cause; empty
+        failures: What the failed prompts of all sessions failed with, and how many: the most frequent cause first.
+        failed_models: Models of which all prompts of this session failed alike, with their number and the cause; empty
             where all prompts were asked of one model.
     """
 
@@ -53,7 +53,7 @@ class BatchReport:
 
 
 class Ending:
-    """The end of a sitting. Whatever ends it, nothing more is sent, and what is under way finishes.
+    """The end of a session. Whatever ends it, nothing more is sent, and what is under way finishes.
 
     Args:
         group: The requests of the run; those that still wait are withdrawn.
@@ -136,5 +136,5 @@ class Ending:
 def _failures(journal: RunJournal) -> dict[str, int]:
     try:
         return dict(journal.failure_causes())
-    except BatchError:  # it cannot be read any more, which has ended the sitting
+    except BatchError:  # it cannot be read any more, which has ended the session
         return {}

@@ -27,7 +27,7 @@ class Feeder:
     """Draws the entries of an input, as fast as the workers take them and the output leaves.
 
     Args:
-        journal: Has what earlier sittings did.
+        journal: Has what earlier sessions did.
         pool: Where the workers take from.
         policy: What is done with doubtful, failed and repeated prompts.
         purse: The money of the run.
@@ -35,7 +35,7 @@ class Feeder:
         repetitions: Which requests are the same.
         outlet: How far the input may be ahead of the output.
         delivery: Takes what needs no worker.
-        ending: Ends the sitting where the input cannot be used.
+        ending: Ends the session where the input cannot be used.
         clock: Seconds that only go forward.
     """
 

@@ -3,10 +3,10 @@
 ::
 
     the input is surveyed      its digest and its lines make the identity of the run
-    the journal is opened      a new one, or that of an earlier sitting of the same run
+    the journal is opened      a new one, or that of an earlier session of the same run
     the output is opened       OUTPUT.partial, which is written from its beginning
     run_batch                  asks what is left
-    complete                   OUTPUT.partial becomes OUTPUT; otherwise it stays, and the next sitting replaces it
+    complete                   OUTPUT.partial becomes OUTPUT; otherwise it stays, and the next session replaces it
 """
 
 import asyncio
@@ -65,9 +65,9 @@ class FileRun:
         force: Begin anew, whatever is there.
         caches: Outputs or journals of earlier runs, whose answers are used instead of asking.
         policy: What is done with doubtful, failed and repeated prompts.
-        budget: What all sittings together may spend.
+        budget: What all sessions together may spend.
         health: When a run that gets nowhere ends.
-        settings: Of this sitting, kept in the journal for the report.
+        settings: Of this session, kept in the journal for the report.
 
     Raises:
         ConfigurationError: If the journal is named otherwise.
@@ -113,9 +113,9 @@ class RunWatch:
 
     Attributes:
         tally: Counts; a hook of the client, too.
-        stop: Set it to end the sitting in good order.
-        began: Told what earlier sittings left, None where there were none, before the first prompt is asked.
-        nothing_left: Told instead what earlier sittings left, where that is everything.
+        stop: Set it to end the session in good order.
+        began: Told what earlier sessions left, None where there were none, before the first prompt is asked.
+        nothing_left: Told instead what earlier sessions left, where that is everything.
         say: Told what a user should know while the run goes on, in a sentence.
         on_bad_line: Told of each bad line.
     """
@@ -152,7 +152,7 @@ async def survey(source: Source, *, strict: bool) -> Survey | None:
 
 
 def learned_rate(run: FileRun) -> RateState | None:
-    """What the client of an earlier sitting had learned about the rate, so that the next does not start blind.
+    """What the client of an earlier session had learned about the rate, so that the next does not start blind.
 
     Blocks for the disk. What cannot be read is not learned: whether the journal can be used is found out later.
     """
@@ -177,7 +177,7 @@ def _place(run: FileRun) -> Path | None:
 async def run_file(
     client: RunClient, source: Source | PromptSource, surveyed: Survey | None, run: FileRun, watch: RunWatch
 ) -> BatchReport:
-    """One sitting of `run`: asks what is left of `source` and writes all there is then.
+    """One session of `run`: asks what is left of `source` and writes all there is then.
 
     Safe to cancel: requests under way are then possibly billed, and the journal knows them.
 
@@ -249,7 +249,7 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | N
         return None
     with JournalReader.open(place) as journal:
         counts, policy = journal.counts(), run.policy
-        redo = (counts.sent and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
+        redo = (counts.in_flight and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
         same = journal.complete and not journal.running and not identity.differences(journal.identity)
         if redo or not same:
             return None

@@ -24,7 +24,7 @@ class Passage:
     Args:
         entry: Where it stands in the input.
         item: What is asked.
-        earlier: What the journal has of it from an earlier sitting; None where it is new.
+        earlier: What the journal has of it from an earlier session; None where it is new.
         bound: The most that one attempt may bill; None where nobody knows.
         purse: Where the money comes from.
         journal: Where intents go.
@@ -36,8 +36,8 @@ class Passage:
         followers: Identical requests that wait for the answer to this one.
         copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
         cached: The answer that an earlier run got to the same request; likewise.
-        intended: Whether the journal has it as sent in this sitting.
-        lost: Attempts of this sitting that may have been billed without an answer.
+        intended: Whether the journal has it as sent in this session.
+        lost: Attempts of this session that may have been billed without an answer.
     """
 
     __slots__ = (
@@ -216,7 +216,7 @@ class Passage:
             input_tokens=None,
             output_tokens=None,
             result=failure_json(error),
-            same_as=None,
+            copy_of=None,
             custom_id=None,
         )
 
@@ -228,7 +228,7 @@ class Passage:
         if row.state is not State.ANSWERED:
             return self._unsent(row.state, row.result)
         settled = self._unsent(row.state, b"")
-        return evolve(settled, same_as=row.index if row.same_as is None else row.same_as)
+        return evolve(settled, copy_of=row.index if row.copy_of is None else row.copy_of)
 
     def reused(self, row: Row) -> Settled:
         """What to write down where `row`, of an earlier run, has the answer."""
@@ -270,9 +270,9 @@ class Passage:
             input_tokens=settled.input_tokens,
             output_tokens=settled.output_tokens,
             sent_at=self._sent_at,
-            settled_at=settled.at,
+            completed_at=settled.at,
             elapsed=settled.elapsed,
             latency=settled.latency,
             result=result,
-            same_as=settled.same_as,
+            copy_of=settled.copy_of,
         )

@@ -26,12 +26,12 @@ class RunPolicy:
     """What a run does beside asking.
 
     Attributes:
-        ambiguous: What a later sitting does with a prompt that was sent and whose answer never came, as after a crash:
+        ambiguous: What a later session does with a prompt that was sent and whose answer never came, as after a crash:
             ``"retry"`` asks it again, which may bill it twice; ``"hold"`` leaves it without an answer.
-        retry_failed: Ask again what an earlier sitting failed to get answered.
+        retry_failed: Ask again what an earlier session failed to get answered.
         deduplicate: Send identical requests once, and give all of them the same answer.
         strict: End the run at the first bad line.
-        first: Ask only the entries before this index; None for all. What comes after is left to a later sitting.
+        first: Ask only the entries before this index; None for all. What comes after is left to a later session.
         window: How far the newest prompt drawn may be ahead of the oldest one without an outcome.
 
     Raises:

@@ -26,22 +26,22 @@ class RunProgress:
     """A run at one moment.
 
     Attributes:
-        done: Prompts with an outcome, failures and earlier sittings included.
+        done: Prompts with an outcome, failures and earlier sessions included.
         failed: Of these, failures.
-        resumed: Of these, outcomes of earlier sittings.
-        held: Of the failures, prompts that were sent in an earlier sitting, may be billed, and are not asked again.
+        resumed: Of these, outcomes of earlier sessions.
+        held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not asked again.
         copied: Of these, prompts that share the answer to an identical one.
         bad_lines: Lines of the input that held no usable prompt.
         total: Lines of the input that are not blank; None when nobody knows.
         in_flight: Requests sent and not answered yet.
-        rate_limited: How often a request was answered 429 in this sitting (not billed).
-        retries: How often a request was sent again after a failure in this sitting.
+        rate_limited: How often a request was answered 429 in this session (not billed).
+        retries: How often a request was sent again after a failure in this session.
         input_tokens: Tokens of the prompts answered, as far as replies told.
         output_tokens: Tokens generated, as far as replies told.
         cost: USD by list price, as far as prices and usage are known.
         unpriced: Answers whose cost is unknown.
-        elapsed: Seconds since this sitting began.
-        rate: Outcomes per second of this sitting over the last minute.
+        elapsed: Seconds since this session began.
+        rate: Outcomes per second of this session over the last minute.
         eta: Seconds that are probably left; None when that cannot be told.
         eta_least: The least it is likely to be (two standard errors of the rate away).
         eta_most: The most it is likely to be.
@@ -86,7 +86,7 @@ class Tally:
     else comes from the journal's rows.
 
     Args:
-        started: When the sitting began, in seconds on the clock of all later times.
+        started: When the session began, in seconds on the clock of all later times.
         ceiling: Requests per second that the rate limit allows in the long run; None when it is not known. The first
             burst is faster than what follows, so without it the time left is too short at first.
     """
@@ -122,7 +122,7 @@ class Tally:
             self._retries += isinstance(event, Retrying)
 
     def asked(self, model: str, failure: str | None) -> bool:
-        """Takes note of how a prompt of this sitting ended.
+        """Takes note of how a prompt of this session ended.
 
         Args:
             model: The model asked.
@@ -139,7 +139,7 @@ class Tally:
         return self._causes.add(failure) and len(self._causes) <= _MAX_CAUSES_TOLD
 
     def failed_models(self) -> dict[str, tuple[int, str]]:
-        """Models of which all prompts of this sitting failed alike: how many, and what they said.
+        """Models of which all prompts of this session failed alike: how many, and what they said.
 
         It is empty where all prompts were asked of one model.
         """
@@ -168,12 +168,12 @@ class Tally:
         self._count(row)
 
     def reopened(self, number: int) -> None:
-        """So many failures of this sitting are outcomes no more."""
+        """So many failures of this session are outcomes no more."""
         self._done -= number
         self._failed -= number
 
     def resumed(self, row: Row, *, held: bool = False) -> None:
-        """Counts an outcome of an earlier sitting."""
+        """Counts an outcome of an earlier session."""
         self._resumed += 1
         self._held += held
         self._count(row)
@@ -183,7 +183,7 @@ class Tally:
         if row.state is not State.ANSWERED:
             self._failed += 1
             return
-        if row.same_as is not None:
+        if row.copy_of is not None:
             self._copied += 1
             return
         if (flaw := flaw_of(row.result)) is not None:
@@ -196,7 +196,7 @@ class Tally:
             self._cost += row.cost
 
     def found(self, counts: Counts, notable: Mapping[str, int] = {}) -> None:
-        """Counts a whole run of earlier sittings, to which this one had nothing to add.
+        """Counts a whole run of earlier sessions, to which this one had nothing to add.
 
         Args:
             counts: What its journal has.
@@ -205,10 +205,10 @@ class Tally:
         self._notable = Counter(notable)
         self._done = self._resumed = counts.answered + counts.failed
         self._failed = counts.failed
-        self._copied = counts.reused
+        self._copied = counts.deduplicated
         self._cost, self._unpriced = counts.cost, counts.unpriced
         self._input_tokens, self._output_tokens = counts.input_tokens, counts.output_tokens
-        self._bad_lines = 0 if self.total is None else max(0, self.total - self._done - counts.sent)
+        self._bad_lines = 0 if self.total is None else max(0, self.total - self._done - counts.in_flight)
 
     def bad_line(self) -> None:
         """Counts a line that held no usable prompt."""

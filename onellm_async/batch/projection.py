@@ -84,9 +84,9 @@ def project(rows: Iterable[Row], left: int, capacity: Capacity) -> Projection:
     answered = [row for row in sample if row.state is State.ANSWERED]
     costs = [row.cost or 0.0 for row in sample]
     known = len(sample) > 1 and all(row.cost is not None for row in answered)
-    latencies = [row.latency for row in answered if row.latency is not None and row.same_as is None]
-    sent = left * sum(row.same_as is None for row in sample) / len(sample) if sample else left
-    tokens = [(row.input_tokens or 0) + (row.output_tokens or 0) for row in answered if row.same_as is None]
+    latencies = [row.latency for row in answered if row.latency is not None and row.copy_of is None]
+    sent = left * sum(row.copy_of is None for row in sample) / len(sample) if sample else left
+    tokens = [(row.input_tokens or 0) + (row.output_tokens or 0) for row in answered if row.copy_of is None]
     seconds, bound_by = _pace(sent, latencies, tokens, capacity)
     return Projection(
         asked=len(sample),

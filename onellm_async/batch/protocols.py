@@ -68,7 +68,7 @@ class RunJournal(Protocol):
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier sitting left anything in it."""
+        """Whether an earlier session left anything in it."""
 
     async def intend(self, intent: Intent) -> None:
         """Returns when `intent` is durable."""

@@ -21,7 +21,7 @@ class Repetitions:
         self._under_way: dict[int, Passage] = {}
 
     def answered(self, row: Row) -> None:
-        """Takes note of a request that an earlier sitting got an answer to."""
+        """Takes note of a request that an earlier session got an answer to."""
         self._seen.add(row.request_digest, row.index)
 
     def recognise(self, passage: Passage) -> bool:

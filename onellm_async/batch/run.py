@@ -61,7 +61,7 @@ async def run_batch(
     """Answers every entry of `source`, each of them once, through crashes and restarts.
 
     What `journal` has is not asked again. A failed prompt is an outcome like any other. An error that would meet every
-    prompt (an unknown key, a spent balance or budget, a full disk) ends the sitting: nothing more is sent, requests
+    prompt (an unknown key, a spent balance or budget, a full disk) ends the session: nothing more is sent, requests
     under way finish and are written down. The same happens when `stop` is set. Cancelling ends it at once; requests
     under way are then possibly billed, and the journal knows them.
 
@@ -73,10 +73,10 @@ async def run_batch(
         encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`. If it raises, the run stops
             gracefully: the journal keeps the answers, and the output is written anew when the run is resumed.
         cache: Answers of earlier runs, such as an `onellm_async.batch.AnswerCache`: what is there is not asked.
-        budget: What all sittings together may spend. Default: anything.
+        budget: What all sessions together may spend. Default: anything.
         policy: What is done with doubtful, failed and repeated prompts.
         health: When a run that gets nowhere ends.
-        stop: Set it to end the sitting in good order.
+        stop: Set it to end the session in good order.
         tally: Counts; give one that also is a hook of the client to learn of refusals while the run goes on.
         say: Told what a user should know while the run goes on, in a sentence. What it raises is logged.
         on_bad_line: Told of each bad line. What it raises is logged.

@@ -40,7 +40,7 @@ class Unjournaled:
             counts,
             answered=counts.answered + answered,
             failed=counts.failed + (not answered),
-            reused=counts.reused + (settled.same_as is not None),
+            deduplicated=counts.deduplicated + (settled.copy_of is not None),
             possibly_billed=counts.possibly_billed + settled.possibly_billed,
             rate_limited=counts.rate_limited + settled.rate_limited,
             cost=counts.cost + (settled.cost or 0.0),
@@ -63,7 +63,7 @@ class Unjournaled:
 
     def counts(self) -> Counts:
         """What there is so far."""
-        return evolve(self._counts, sent=len(self._reserved))
+        return evolve(self._counts, in_flight=len(self._reserved))
 
     def rows(self, first: int, last: int) -> Sequence[Row]:
         """None are kept."""

@@ -38,7 +38,7 @@ class Watch:
         outlet: The output.
         tally: Has counted.
         health: Knows whether the run gets anywhere.
-        ending: Ends a sitting that does not, or is told to.
+        ending: Ends a session that does not, or is told to.
         say: Told what a user should know.
         clock: Seconds that only go forward.
     """

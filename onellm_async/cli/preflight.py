@@ -35,7 +35,7 @@ def projected(plan: FileRun, first: int, lines: int, limiter: Snapshot) -> str:
         sample = list(takewhile(lambda row: row.index < first, journal.rows()))
         counts = journal.counts()
     beyond = counts.answered + counts.failed - sum(row.state is not State.SENT for row in sample)
-    left = max(0, lines - first - beyond)  # an earlier sitting may have gone further
+    left = max(0, lines - first - beyond)  # an earlier session may have gone further
     return wording(project(sample, left, capacity), spent=counts.cost, most=plan.budget.max_cost)
 
 

@@ -162,7 +162,7 @@ def summary(progress: RunProgress) -> str:
     rate = (progress.done - progress.resumed) / progress.elapsed if progress.elapsed > 0 else 0.0
     bad = f", {counted(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
     copied = f" ({progress.copied:,} copied from identical ones)" if progress.copied else ""
-    earlier = f" ({progress.resumed:,} in earlier sittings)" if progress.resumed else ""
+    earlier = f" ({progress.resumed:,} in earlier sessions)" if progress.resumed else ""
     return (
         f"{progress.answered:,} answered{copied}, {progress.failed:,} failed{bad}{earlier} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "

@@ -97,9 +97,9 @@ def run(
     wanted = file_run(reading, writing, spending, going_on, connecting)
     first = opened()  # outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that
 
-    from onellm_async.cli.run_sitting import Sitting
+    from onellm_async.cli.run_session import RunSession
 
-    return asyncio.run(Sitting(wanted, connecting, preflight=spending.preflight).ended(first, opened))
+    return asyncio.run(RunSession(wanted, connecting, preflight=spending.preflight).ended(first, opened))
 
 
 run_command: App = command(run, _EXAMPLES)

@@ -34,10 +34,10 @@ class Writing:
 @Parameter(name="*", group=Group.create_ordered("Spending"))
 @frozen
 class Spending:
-    """What may be spent; all sittings of a run count together."""
+    """What may be spent; all sessions of a run count together."""
 
     max_cost: Annotated[
-        float | None, Parameter(help="Cost cap in USD over all sittings; needs --max-tokens. [default: no cap]")
+        float | None, Parameter(help="Cost cap in USD over all sessions; needs --max-tokens. [default: no cap]")
     ] = None
     max_tokens_total: Annotated[
         int | None, Parameter(help="Cap on input and output tokens together; likewise. [default: no cap]")
@@ -61,7 +61,7 @@ class GoingOn:
         Parameter(help="What was sent, and its answer never came: ask again (may bill twice), or hold back."),
     ] = "retry"
     retry_failed: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Ask again what an earlier sitting failed to get.")
+        bool, Parameter(negative="", show_default=False, help="Ask again what an earlier session failed to get.")
     ] = False
     cache: Annotated[
         tuple[str, ...],

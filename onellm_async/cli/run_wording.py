@@ -14,7 +14,7 @@ __all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell", "te
 
 def money_at_risk(counts: Counts) -> str:
     """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
-    lost = counts.sent + counts.possibly_billed
+    lost = counts.in_flight + counts.possibly_billed
     if counts.at_risk or not lost:
         return f"at most {format_usd(counts.at_risk)} at risk"
     if not counts.answered or not counts.cost:
@@ -23,13 +23,13 @@ def money_at_risk(counts: Counts) -> str:
 
 
 def resuming(counts: Counts, total: int | None = None) -> str:
-    """What earlier sittings left.
+    """What earlier sessions left.
 
     Args:
         counts: What the journal has.
         total: Prompts of the input; None where nobody knows.
     """
-    lost = counts.sent + counts.possibly_billed
+    lost = counts.in_flight + counts.possibly_billed
     risk = f" ({money_at_risk(counts)})" if lost else ""
     left = None if total is None else max(0, total - counts.answered - counts.failed)
     remaining = "" if left is None else f", {left:,} remaining"
@@ -49,7 +49,7 @@ def nothing_left(counts: Counts, output: str) -> str:
 
 
 def tell_outcomes(report: BatchReport) -> None:
-    """Says why prompts failed, in all sittings, and which answers want a look."""
+    """Says why prompts failed, in all sessions, and which answers want a look."""
     for line in outcome_lines(report.failures, report.progress.notable):
         say(line)
     for model, (number, cause) in report.failed_models.items():
@@ -57,13 +57,13 @@ def tell_outcomes(report: BatchReport) -> None:
 
 
 def tell(report: BatchReport, output: str | None) -> None:
-    """Says how a sitting ended, and how to go on."""
+    """Says how a session ended, and how to go on."""
     where = "" if output is None else f" Written to {output}{'' if report.input_ended else '.partial'}."
     say(summary(report.progress) + where)
     tell_outcomes(report)
     counts = report.counts
-    if counts.possibly_billed or (counts.sent and output is not None):
-        lost = counted(counts.possibly_billed + counts.sent, "attempt")
+    if counts.possibly_billed or (counts.in_flight and output is not None):
+        lost = counted(counts.possibly_billed + counts.in_flight, "attempt")
         say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
     if report.strict_error is not None:
         complain(f"stopped at a bad line (--strict): {report.strict_error}")

@@ -55,14 +55,14 @@ status_command: App = command(status, _EXAMPLES)
 def _found(journal: "JournalReader") -> "dict[str, JSON]":
     from attrs import asdict
 
-    sittings, sample = journal.sittings(), journal.latest_sample()
+    sessions, sample = journal.sessions(), journal.latest_sample()
     return {
         "input": journal.identity.input,
         "lines": journal.identity.lines,
         "state": "complete" if journal.complete else "running" if journal.running else "interrupted",
         "log_missing": journal.log_missing,
-        "how": sittings[-1].how if sittings else None,
-        "sittings": len(sittings),
+        "end_reason": sessions[-1].end_reason if sessions else None,
+        "sessions": len(sessions),
         "counts": asdict(journal.counts()),
         "failures": dict(journal.failure_causes()),
         "sampled_at": None if sample is None else sample.at,
@@ -82,7 +82,7 @@ def _text(found: "dict[str, JSON]") -> str:
     settled = counts["answered"] + counts["failed"]
     of = "" if lines is None else f" of {lines:,}"
     rows = [
-        f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sittings'], 'sitting')}",
+        f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sessions'], 'session')}",
         f"  answered         {counts['answered']:,}",
         f"  failed           {max(counts['failed'], progress.get('failed', 0) if running else 0):,}",
         *(f"                   {line}" for line in outcome_lines(found["failures"], progress.get("notable") or {})),
@@ -98,7 +98,7 @@ def _text(found: "dict[str, JSON]") -> str:
         if progress["eta"] is not None:
             rows.append(f"  left             {clock_time(progress['eta'])}")
     elif found["state"] == "interrupted":
-        how = found["how"] or "killed"
+        how = found["end_reason"] or "killed"
         go_on = "" if how.endswith(".") else "; its run command, given again, goes on from there"
         rows.append(f"  ended            {how}{go_on}")
     return "\n".join(rows)
@@ -114,13 +114,13 @@ def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
     known = Counts(**counts)
     if running:
         # The journal has all that was begun; after a 500 it waits for a retry, which is neither in flight nor billed.
-        in_flight = min(known.sent, limiter.get("in_flight", known.sent))
+        in_flight = min(known.in_flight, limiter.get("in_flight", known.in_flight))
         rows = [f"  under way        {in_flight:,}"]
         if waiting := limiter.get("backing_off"):
             rows.append(f"  to be retried    {waiting:,}")
-        known = evolve(known, sent=in_flight)
+        known = evolve(known, in_flight=in_flight)
     else:
-        rows = [f"  under way        {known.sent:,}" + (" (possibly billed)" if known.sent else "")]
-    lost = known.possibly_billed + (0 if running else known.sent)
-    rows.append(f"  possibly billed  {lost:,}" + (f", {money_at_risk(known)}" if lost or known.sent else ""))
+        rows = [f"  under way        {known.in_flight:,}" + (" (possibly billed)" if known.in_flight else "")]
+    lost = known.possibly_billed + (0 if running else known.in_flight)
+    rows.append(f"  possibly billed  {lost:,}" + (f", {money_at_risk(known)}" if lost or known.in_flight else ""))
     return rows

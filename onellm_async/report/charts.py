@@ -32,20 +32,20 @@ def charts(report: Report, zone: tzinfo) -> tuple[Chart, ...]:
 
 
 class _TimeAxis:
-    """Seconds of work, with a gap and a mark where one sitting ended and the next began."""
+    """Seconds of work, with a gap and a mark where one session ended and the next began."""
 
     def __init__(self, report: Report, zone: tzinfo) -> None:
         self.slices = report.slices
         self._zone = zone
-        following = [*(part.sitting for part in report.slices[1:]), -1]
-        self._closing = [part.sitting != sitting for part, sitting in zip(report.slices, following, strict=True)]
+        following = [*(part.session for part in report.slices[1:]), -1]
+        self._closing = [part.session != session for part, session in zip(report.slices, following, strict=True)]
         places: list[float] = []
         for part, closing in zip(self.slices, self._closing, strict=True):
             end = part.start + part.width
             places += [part.start, end, end] if closing else [part.start]
         self.x: tuple[float, ...] = tuple(places)
-        breaks = [after.started - before.ended for before, after in pairwise(report.sittings)]
-        first_of = {part.sitting: part.start for part in reversed(self.slices)}
+        breaks = [after.started - before.ended for before, after in pairwise(report.sessions)]
+        first_of = {part.session: part.start for part in reversed(self.slices)}
         self.marks: tuple[Mark, ...] = tuple(
             Mark(first_of[place], f"{duration(max(0.0, length))} break")
             for place, length in enumerate(breaks, 1)

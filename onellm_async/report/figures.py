@@ -36,13 +36,13 @@ class Figure:
 def standing_sentence(report: Report, zone: tzinfo) -> str:
     """How the run stands, in a sentence."""
     sentences = []
-    if report.sittings:
-        first, last = report.sittings[0], report.sittings[-1]
+    if report.sessions:
+        first, last = report.sessions[0], report.sessions[-1]
         resumed = f", resumed {_times(report.resumed)}" if report.resumed else ""
         sentences.append(f"Started {moment(first.started, zone)}{resumed}, {_end(report, last.ended, zone)}.")
     left = report.figures.left
     if report.standing is Standing.INTERRUPTED:
-        last_words = report.sittings[-1].how if report.sittings else None
+        last_words = report.sessions[-1].end_reason if report.sessions else None
         if last_words:
             sentences.append(f"It ended: {last_words.removesuffix('.')}.")
         sentences.append(
@@ -84,7 +84,7 @@ def figures(report: Report) -> tuple[Figure, ...]:
             label="Answered",
             value=count(told.answered),
             beside=("prompts" if told.total is None else f"of {count(told.total)} prompts")
-            + (f"; {count(told.reused)} share the answer to an identical one" if told.reused else ""),
+            + (f"; {count(told.deduplicated)} share the answer to an identical one" if told.deduplicated else ""),
         ),
         Figure(
             label="Failed",
@@ -93,7 +93,7 @@ def figures(report: Report) -> tuple[Figure, ...]:
             tone="bad" if told.failed or told.bad_lines else "",
         ),
         _possibly_billed(report),
-        Figure(label="Duration", value=duration(report.duration), beside=_sittings(report)),
+        Figure(label="Duration", value=duration(report.duration), beside=_sessions(report)),
         _goodput(report),
         _cost(report),
         Figure(
@@ -125,11 +125,11 @@ def _possibly_billed(report: Report) -> Figure:
     )
 
 
-def _sittings(report: Report) -> str:
+def _sessions(report: Report) -> str:
     if not report.resumed:
-        return "in one sitting"
-    whole = report.sittings[-1].ended - report.sittings[0].started
-    return f"of work in {len(report.sittings)} sittings, {duration(whole)} in all"
+        return "in one session"
+    whole = report.sessions[-1].ended - report.sessions[0].started
+    return f"of work in {len(report.sessions)} sessions, {duration(whole)} in all"
 
 
 def _goodput(report: Report) -> Figure:

@@ -11,7 +11,7 @@ __all__ = ["Look", "look_at", "looks_of"]
 
 @frozen(kw_only=True)
 class Look:
-    """A run at one moment of a sitting.
+    """A run at one moment of a session.
 
     Attributes:
         at: Unix seconds.
@@ -20,11 +20,11 @@ class Look:
         limit: Requests per minute that the limiter keeps up, declared or learned; None without a limit.
         declared: Requests per minute as declared; None where they are not.
         burst: Requests that the limit allows at once; None where nobody knows.
-        refused: Refusals by rate limit since the sitting began.
-        repeated: Requests sent again after a failure since the sitting began.
+        refused: Refusals by rate limit since the session began.
+        repeated: Requests sent again after a failure since the session began.
         total: Prompts of the input; None where nobody knows.
-        bad_lines: Lines without a usable prompt that the sitting has met.
-        cost: USD spent on what the sitting knows, earlier sittings included.
+        bad_lines: Lines without a usable prompt that the session has met.
+        cost: USD spent on what the session knows, earlier sessions included.
         input_tokens: Tokens of prompts, likewise.
         output_tokens: Tokens of answers, likewise.
     """

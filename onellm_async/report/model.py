@@ -11,8 +11,8 @@ __all__ = [
     "Figures",
     "Latency",
     "Report",
+    "RunSession",
     "Share",
-    "Sitting",
     "SlowPrompt",
     "Standing",
     "TimeSlice",
@@ -32,13 +32,13 @@ class Standing(StrEnum):
 
 
 @frozen(kw_only=True)
-class Sitting:
+class RunSession:
     """One invocation that worked on the run.
 
     Attributes:
         started: When, in Unix seconds.
-        ended: When, in Unix seconds. Of a sitting that was killed, its last sign of life.
-        how: How it ended in a few words; None where it did not say, because it was killed or goes on.
+        ended: When, in Unix seconds. Of a session that was killed, its last sign of life.
+        end_reason: How it ended in a few words; None where it did not say, because it was killed or goes on.
         goes_on: Whether its process still works.
         version: Version of the package that it ran.
         requests_per_minute: The declared limit, None where none was.
@@ -47,7 +47,7 @@ class Sitting:
 
     started: float
     ended: float
-    how: str | None = None
+    end_reason: str | None = None
     goes_on: bool = False
     version: str | None = None
     requests_per_minute: float | None = None
@@ -67,7 +67,7 @@ class Figures:
         total: Prompts of the input; None where nobody counted them.
         answered: Prompts with an answer.
         failed: Prompts that ended with an error.
-        reused: Of the answered, prompts that share the answer to an identical one.
+        deduplicated: Of the answered, prompts that share the answer to an identical one.
         bad_lines: Lines of the input without a usable prompt.
         unsettled: Prompts that were sent and have neither answer nor error: under way, or possibly billed.
         possibly_billed: Attempts that got no reply and may have been billed all the same, those of settled prompts
@@ -80,14 +80,14 @@ class Figures:
         output_tokens: Tokens of the answers.
         rate_limited: How often a request was answered 429, which is not billed.
         retries: How often a request was sent again after a failure.
-        possible: Prompts that the rate limit would have let through in the time of the sittings; None where the limit
+        possible: Prompts that the rate limit would have let through in the time of the sessions; None where the limit
             is not known.
     """
 
     total: int | None = None
     answered: int = 0
     failed: int = 0
-    reused: int = 0
+    deduplicated: int = 0
     bad_lines: int = 0
     unsettled: int = 0
     possibly_billed: int = 0
@@ -114,7 +114,7 @@ class Figures:
     @property
     def goodput(self) -> float | None:
         """Share, 0 to 1, of what the limit allowed that became answers; None where the limit is not known."""
-        return min(1.0, (self.answered - self.reused) / self.possible) if self.possible else None
+        return min(1.0, (self.answered - self.deduplicated) / self.possible) if self.possible else None
 
 
 @frozen(kw_only=True)
@@ -122,8 +122,8 @@ class TimeSlice:
     """What happened in a part of the time in which somebody worked on the run.
 
     Attributes:
-        sitting: Number of its sitting, from 0.
-        start: Its beginning in seconds of work, breaks between sittings not counted.
+        session: Number of its session, from 0.
+        start: Its beginning in seconds of work, breaks between sessions not counted.
         clock: Its beginning in Unix seconds.
         width: Its length in seconds.
         answered: Prompts answered in it.
@@ -138,7 +138,7 @@ class TimeSlice:
         output_tokens: Tokens of answers from the start of the run to its end.
     """
 
-    sitting: int = 0
+    session: int = 0
     start: float
     clock: float
     width: float
@@ -254,10 +254,10 @@ class Report:
         standing: How the run stands.
         warning: What its figures lack; None where they are complete.
         identity: What makes it this run and no other: pairs of a name and a value.
-        sittings: The invocations that worked on it, in order.
+        sessions: The invocations that worked on it, in order.
         figures: Its counts.
         verdict: Where the time went; None where the journal holds no samples.
-        slices: The time of the sittings, cut into slices of equal length.
+        slices: The time of the sessions, cut into slices of equal length.
         latency: How long answers took.
         slowest: The answers whose last attempts took longest, slowest first.
         failures: The first failed prompts in the order of the input; `figures` has their number.
@@ -273,7 +273,7 @@ class Report:
     standing: Standing
     warning: str | None = None
     identity: tuple[tuple[str, str], ...] = ()
-    sittings: tuple[Sitting, ...] = ()
+    sessions: tuple[RunSession, ...] = ()
     figures: Figures
     verdict: Verdict | None = None
     slices: tuple[TimeSlice, ...] = ()
@@ -287,10 +287,10 @@ class Report:
 
     @property
     def duration(self) -> float:
-        """Seconds of work: the sittings without the breaks between them."""
-        return sum(sitting.duration for sitting in self.sittings)
+        """Seconds of work: the sessions without the breaks between them."""
+        return sum(session.duration for session in self.sessions)
 
     @property
     def resumed(self) -> int:
         """How often the run was resumed."""
-        return max(0, len(self.sittings) - 1)
+        return max(0, len(self.sessions) - 1)

@@ -15,7 +15,7 @@ from onellm_async.report.model import (
     FailedPrompt,
     Figures,
     Report,
-    Sitting,
+    RunSession,
     SlowPrompt,
     Standing,
     TimeSlice,
@@ -49,9 +49,9 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
     running = journal.running
     samples = _samples(journal)
     looks = looks_of(samples)
-    sittings = _sittings(journal, looks, running=running, now=now)
-    buckets = journal.throughput(bucket_width(sum(sitting.duration for sitting in sittings)))
-    slices = _settled_up(slices_of(sittings, looks, buckets), journal)
+    sessions = _sessions(journal, looks, running=running, now=now)
+    buckets = journal.throughput(bucket_width(sum(session.duration for session in sessions)))
+    slices = _settled_up(slices_of(sessions, looks, buckets), journal)
     return Report(
         name=journal.path.name.removesuffix(".journal"),
         subtitle=_subtitle(journal.identity),
@@ -59,9 +59,9 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         standing=_standing(running=running, complete=journal.complete),
         warning=journal.warning,
         identity=tuple(_identity(journal.identity)),
-        sittings=sittings,
-        figures=_figures(journal, looks, sittings, slices, running=running),
-        verdict=verdict_of(sittings, samples),
+        sessions=sessions,
+        figures=_figures(journal, looks, sessions, slices, running=running),
+        verdict=verdict_of(sessions, samples),
         slices=slices,
         latency=latency_of(
             ((each.low, each.high, each.count) for each in journal.latency_histogram()),
@@ -99,28 +99,28 @@ def _standing(*, running: bool, complete: bool) -> Standing:
     return Standing.COMPLETE if complete else Standing.INTERRUPTED
 
 
-def _sittings(journal: JournalReader, looks: Sequence[Look], *, running: bool, now: float) -> tuple[Sitting, ...]:
-    found = journal.sittings()
+def _sessions(journal: JournalReader, looks: Sequence[Look], *, running: bool, now: float) -> tuple[RunSession, ...]:
+    found = journal.sessions()
     signs = _signs_of_life(journal, looks)
     made = []
-    for place, sitting in enumerate(found):
+    for place, session in enumerate(found):
         last = place == len(found) - 1
         goes_on = last and running
-        until = max(now, sitting.started_at) + 1 if last else found[place + 1].started_at
-        ended = sitting.ended_at
+        until = max(now, session.started_at) + 1 if last else found[place + 1].started_at
+        ended = session.ended_at
         if goes_on:
             ended = now
         elif ended is None:
-            ended = max((sign for sign in signs if sitting.started_at <= sign < until), default=sitting.started_at)
-        own = [look for look in looks if sitting.started_at <= look.at <= ended]
-        limits = _part(sitting.settings, "limits") or _object(sitting.settings)
+            ended = max((sign for sign in signs if session.started_at <= sign < until), default=session.started_at)
+        own = [look for look in looks if session.started_at <= look.at <= ended]
+        limits = _part(session.settings, "limits") or _object(session.settings)
         made.append(
-            Sitting(
-                started=sitting.started_at,
-                ended=max(ended, sitting.started_at),
-                how=sitting.how,
+            RunSession(
+                started=session.started_at,
+                ended=max(ended, session.started_at),
+                end_reason=session.end_reason,
                 goes_on=goes_on,
-                version=sitting.version,
+                version=session.version,
                 requests_per_minute=own[-1].declared if own else _number(limits.get("requests_per_minute")),
                 burst=_whole(_number(limits.get("burst")) or (own[-1].burst if own else None)),
             )
@@ -151,12 +151,12 @@ def _settled_up(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[
 def _figures(
     journal: JournalReader,
     looks: Sequence[Look],
-    sittings: Sequence[Sitting],
+    sessions: Sequence[RunSession],
     slices: Sequence[TimeSlice],
     *,
     running: bool,
 ) -> Figures:
-    counts, raw = journal.counts(), journal.sittings()
+    counts, raw = journal.counts(), journal.sessions()
     budget = _part(raw[-1].settings, "budget") if raw else {}
     total = journal.identity.lines
     if total is None:
@@ -165,10 +165,10 @@ def _figures(
         total=total,
         answered=counts.answered,
         failed=counts.failed,
-        reused=counts.reused,
+        deduplicated=counts.deduplicated,
         bad_lines=max(len(journal.bad_lines(_ALL_BAD_LINES)), *(look.bad_lines for look in looks[-1:]), 0),
-        unsettled=counts.sent,
-        possibly_billed=counts.possibly_billed + (0 if running else counts.sent),
+        unsettled=counts.in_flight,
+        possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
         at_risk=counts.at_risk,
         cost=counts.cost,
         unpriced=counts.unpriced,
@@ -177,7 +177,7 @@ def _figures(
         output_tokens=counts.output_tokens,
         rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         retries=max(journal.retried(), sum(part.retries for part in slices)),
-        possible=possible_answers(sittings, slices),
+        possible=possible_answers(sessions, slices),
     )
 
 

@@ -1,4 +1,4 @@
-"""The lists at the end of a report: sittings, slow and failed prompts, bad lines, what the run was."""
+"""The lists at the end of a report: sessions, slow and failed prompts, bad lines, what the run was."""
 
 from datetime import tzinfo
 
@@ -23,7 +23,7 @@ class Listing:
 
 def listings(report: Report, zone: tzinfo) -> tuple[Listing, ...]:
     """The lists that have something to show."""
-    lists = (_slowest(report), _failures(report), _bad_lines(report), _sittings(report, zone), _identity(report))
+    lists = (_slowest(report), _failures(report), _bad_lines(report), _sessions(report, zone), _identity(report))
     return tuple(listing for listing in lists if listing.table.rows)
 
 
@@ -96,25 +96,25 @@ def _first(shown: int, all_of_them: int, what: str) -> str:
     return f"All {count(shown)}, {what}." if shown > 1 else f"One, {what}."
 
 
-def _sittings(report: Report, zone: tzinfo) -> Listing:
+def _sessions(report: Report, zone: tzinfo) -> Listing:
     return Listing(
-        key="sittings",
-        title="Sittings",
+        key="sessions",
+        title="Sessions",
         summary="Each time the command ran.",
         table=Table(
-            caption="Sittings",
-            headings=("Sitting", "Started", "Ended", "Duration", "Limit per minute", "How it ended", "Version"),
+            caption="Sessions",
+            headings=("RunSession", "Started", "Ended", "Duration", "Limit per minute", "How it ended", "Version"),
             rows=tuple(
                 (
                     count(place),
-                    moment(sitting.started, zone),
-                    moment(sitting.ended, zone),
-                    duration(sitting.duration),
-                    "-" if sitting.requests_per_minute is None else number(sitting.requests_per_minute),
-                    sitting.how or ("goes on" if sitting.goes_on else "was killed: the last sign of life is told"),
-                    sitting.version or "-",
+                    moment(session.started, zone),
+                    moment(session.ended, zone),
+                    duration(session.duration),
+                    "-" if session.requests_per_minute is None else number(session.requests_per_minute),
+                    session.end_reason or ("goes on" if session.goes_on else "killed; end = last activity"),
+                    session.version or "-",
                 )
-                for place, sitting in enumerate(report.sittings, 1)
+                for place, session in enumerate(report.sessions, 1)
             ),
             words=frozenset({1, 2, 5, 6}),
         ),

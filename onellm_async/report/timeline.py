@@ -1,4 +1,4 @@
-"""From moments of the clock to slices of work: sittings are laid end to end and cut evenly. Pure."""
+"""From moments of the clock to slices of work: sessions are laid end to end and cut evenly. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from attrs import evolve
 
 from onellm_async.batch.journal.reader import Bucket
 from onellm_async.report.looks import Look
-from onellm_async.report.model import Sitting, TimeSlice
+from onellm_async.report.model import RunSession, TimeSlice
 
 __all__ = ["bucket_width", "possible_answers", "slice_width", "slices_of"]
 
@@ -34,52 +34,54 @@ def bucket_width(worked: float) -> float:
     return slice_width(worked) / _FINE
 
 
-def slices_of(sittings: Sequence[Sitting], looks: Sequence[Look], buckets: Sequence[Bucket]) -> tuple[TimeSlice, ...]:
-    """The time of the sittings, cut into slices.
+def slices_of(
+    sessions: Sequence[RunSession], looks: Sequence[Look], buckets: Sequence[Bucket]
+) -> tuple[TimeSlice, ...]:
+    """The time of the sessions, cut into slices.
 
-    All slices are equally long, but for the last of each sitting, which takes what is left (half a slice more or less).
+    All slices are equally long, but for the last of each session, which takes what is left (half a slice more or less).
 
     Args:
-        sittings: In order.
+        sessions: In order.
         looks: In order.
         buckets: What was settled when, in order, each `bucket_width` long.
     """
-    width = slice_width(sum(sitting.duration for sitting in sittings))
+    width = slice_width(sum(session.duration for session in sessions))
     times = [look.at for look in looks]
     middles = [bucket.at + width / _FINE / 2 for bucket in buckets]
-    ends = [*(bisect_left(middles, sitting.started) for sitting in sittings[1:]), len(buckets)]
+    ends = [*(bisect_left(middles, session.started) for session in sessions[1:]), len(buckets)]
     settled = [buckets[first:last] for first, last in zip([0, *ends], ends, strict=False)]
     begun = 0.0
     made: list[TimeSlice] = []
-    for place, sitting in enumerate(sittings):
-        if sitting.duration > 0:
-            noted = looks[bisect_left(times, sitting.started) : bisect_right(times, sitting.ended)]
-            parts = _cut(place, sitting, begun, width, settled[place])
-            made += _looked_into(parts, noted, sitting.requests_per_minute)
-        begun += sitting.duration
+    for place, session in enumerate(sessions):
+        if session.duration > 0:
+            noted = looks[bisect_left(times, session.started) : bisect_right(times, session.ended)]
+            parts = _cut(place, session, begun, width, settled[place])
+            made += _looked_into(parts, noted, session.requests_per_minute)
+        begun += session.duration
     return tuple(_never_less(made))
 
 
-def _cut(place: int, sitting: Sitting, begun: float, width: float, buckets: Sequence[Bucket]) -> list[TimeSlice]:
-    number = max(1, round(sitting.duration / width))
+def _cut(place: int, session: RunSession, begun: float, width: float, buckets: Sequence[Bucket]) -> list[TimeSlice]:
+    number = max(1, round(session.duration / width))
     parts = [
         TimeSlice(
-            sitting=place,
+            session=place,
             start=begun + at * width,
-            clock=sitting.started + at * width,
-            width=width if at < number - 1 else sitting.duration - at * width,
+            clock=session.started + at * width,
+            width=width if at < number - 1 else session.duration - at * width,
         )
         for at in range(number)
     ]
     for bucket in buckets:
-        at = max(0, min(number - 1, int((bucket.at + width / _FINE / 2 - sitting.started) / width)))
+        at = max(0, min(number - 1, int((bucket.at + width / _FINE / 2 - session.started) / width)))
         part = parts[at]
         parts[at] = evolve(part, answered=part.answered + bucket.answered, failed=part.failed + bucket.failed)
     return parts
 
 
 def _looked_into(parts: Sequence[TimeSlice], looks: Sequence[Look], declared: float | None) -> Iterator[TimeSlice]:
-    """Adds what was noted in each slice of a sitting; where nothing was, the look before still holds."""
+    """Adds what was noted in each slice of a session; where nothing was, the look before still holds."""
     times = [look.at for look in looks]
     before, first = Look(at=0.0, limit=looks[0].limit if looks else declared), 0
     for part in parts:
@@ -102,7 +104,7 @@ def _looked_into(parts: Sequence[TimeSlice], looks: Sequence[Look], declared: fl
 
 
 def _never_less(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
-    """A sitting that goes on counts anew what earlier ones spent; what is spent once stays spent."""
+    """A session that goes on counts anew what earlier ones spent; what is spent once stays spent."""
     costs = accumulate((part.cost for part in parts), max)
     inputs = accumulate((part.input_tokens for part in parts), max)
     outputs = accumulate((part.output_tokens for part in parts), max)
@@ -112,8 +114,8 @@ def _never_less(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
     ]
 
 
-def possible_answers(sittings: Sequence[Sitting], slices: Sequence[TimeSlice]) -> float | None:
-    """Requests that the limit let through in the time of the sittings: what it refilled, and a burst for each of them.
+def possible_answers(sessions: Sequence[RunSession], slices: Sequence[TimeSlice]) -> float | None:
+    """Requests that the limit let through in the time of the sessions: what it refilled, and a burst for each of them.
 
     None where the limit is not known throughout.
     """
@@ -121,4 +123,4 @@ def possible_answers(sittings: Sequence[Sitting], slices: Sequence[TimeSlice]) -
     if not slices or any(limit is None for limit in limits):
         return None
     refilled = sum((limit or 0.0) / 60 * part.width for limit, part in zip(limits, slices, strict=True))
-    return refilled + sum(sitting.burst or 0 for sitting in sittings)
+    return refilled + sum(session.burst or 0 for session in sessions)

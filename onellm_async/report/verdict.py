@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all its sittings, from the snapshots among its samples. Pure."""
+"""Where the time of a run went, over all its sessions, from the snapshots among its samples. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from onellm_async.chat import JSON
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.bottleneck_analysis import analyze_bottlenecks
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.report.model import Share, Sitting, Verdict
+from onellm_async.report.model import RunSession, Share, Verdict
 
 __all__ = ["verdict_of"]
 
@@ -17,14 +17,14 @@ _LEAST = 0.001
 """Shares below a tenth of a percent would not be seen."""
 
 
-def verdict_of(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]]) -> Verdict | None:
+def verdict_of(sessions: Sequence[RunSession], samples: Sequence[tuple[float, JSON]]) -> Verdict | None:
     """Where the time went; None where too few snapshots were taken to tell.
 
     Args:
-        sittings: In order.
+        sessions: In order.
         samples: Unix seconds and what the run noted of itself then, in order.
     """
-    told = analyze_bottlenecks(_one_after_another(sittings, samples))
+    told = analyze_bottlenecks(_one_after_another(sessions, samples))
     if not told.shares:
         return None
     return Verdict(
@@ -33,18 +33,18 @@ def verdict_of(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]
     )
 
 
-def _one_after_another(sittings: Sequence[Sitting], samples: Sequence[tuple[float, JSON]]) -> Iterator[Snapshot]:
-    """The snapshots as if one client had worked without a break: each sitting has a clock and counters of its own."""
+def _one_after_another(sessions: Sequence[RunSession], samples: Sequence[tuple[float, JSON]]) -> Iterator[Snapshot]:
+    """The snapshots as if one client had worked without a break: each session has a clock and counters of its own."""
     worked, before = 0.0, dict.fromkeys(_COUNTERS, 0)
-    for sitting in sittings:
+    for session in sessions:
         last = None
         for at, sample in samples:
-            if sitting.started <= at <= sitting.ended and (last := _snapshot(sample) or last) is not None:
+            if session.started <= at <= session.ended and (last := _snapshot(sample) or last) is not None:
                 counts = {name: getattr(last, name) + before[name] for name in _COUNTERS}
-                yield evolve(last, at=worked + at - sitting.started, **counts)
+                yield evolve(last, at=worked + at - session.started, **counts)
         if last is not None:
             before = {name: getattr(last, name) + before[name] for name in _COUNTERS}
-        worked += sitting.duration
+        worked += session.duration
 
 
 def _snapshot(sample: JSON) -> Snapshot | None:

@@ -67,8 +67,8 @@ async def test_what_an_earlier_run_got_is_not_asked_again_and_costs_nothing(ask,
         rows = list(journal.rows())
     assert [row.cost for row in rows][1:] == [0.0] * 3
     assert rows[0].cost > 0
-    assert (rows[1].attempts, rows[1].same_as, rows[1].sent_at) == (0, None, None)
-    assert (report.counts.sent, report.counts.at_risk, report.counts.reused) == (0, 0.0, 1)
+    assert (rows[1].attempts, rows[1].copy_of, rows[1].sent_at) == (0, None, None)
+    assert (report.counts.in_flight, report.counts.at_risk, report.counts.deduplicated) == (0, 0.0, 1)
 
 
 async def test_another_question_is_no_hit(ask, tmp_path):
@@ -119,7 +119,7 @@ async def test_without_deduplication_each_is_found_by_itself(ask, tmp_path):
         _, _, report = await ask("tuesday", "a", "a", cache=cache, policy=RunPolicy(deduplicate=False))
 
     assert cache.hits == 2
-    assert report.counts.reused == 0
+    assert report.counts.deduplicated == 0
 
 
 async def test_answers_of_another_service_are_refused(ask, tmp_path):

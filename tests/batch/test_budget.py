@@ -153,7 +153,7 @@ def known(account, model="m"):
     return account
 
 
-def test_earlier_sittings_count():
+def test_earlier_sessions_count():
     account = known(Account(Budget(max_tokens=100), spent=Charge(tokens=60)))
     assert not account.reserve(of(41))
     assert account.reserve(of(40)) == Charge(tokens=40)

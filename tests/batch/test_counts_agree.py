@@ -99,12 +99,12 @@ def folded(rows) -> Counts:
     return Counts(
         answered=len(answered),
         failed=sum(row.state is State.FAILED for row in rows),
-        sent=sum(row.state is State.SENT for row in rows),
-        reused=sum(row.same_as is not None for row in rows),
+        in_flight=sum(row.state is State.SENT for row in rows),
+        deduplicated=sum(row.copy_of is not None for row in rows),
         possibly_billed=sum(row.possibly_billed for row in rows),
         rate_limited=sum(row.rate_limited for row in rows),
         cost=sum(row.cost or 0.0 for row in rows),
-        unpriced=sum(row.cost is None and row.same_as is None for row in answered),
+        unpriced=sum(row.cost is None and row.copy_of is None for row in answered),
         input_tokens=sum(row.input_tokens or 0 for row in rows),
         output_tokens=sum(row.output_tokens or 0 for row in rows),
         at_risk=round(at_risk, 9),
@@ -137,7 +137,7 @@ async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
         assert (progress.answered, progress.failed, progress.done) == (counts.answered, counts.failed, len(prompts))
         assert (progress.input_tokens, progress.output_tokens) == (counts.input_tokens, counts.output_tokens)
         assert progress.cost == pytest.approx(counts.cost)
-        assert (progress.copied, progress.unpriced) == (counts.reused, counts.unpriced)
+        assert (progress.copied, progress.unpriced) == (counts.deduplicated, counts.unpriced)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -69,7 +69,7 @@ class Sink:
 
 
 @frozen
-class Sitting:
+class RunSession:
     well: frozenset
     retry_failed: bool
     hold: bool
@@ -79,8 +79,8 @@ class Sitting:
     concurrency: int
 
 
-SITTINGS = st.builds(
-    Sitting,
+SESSIONS = st.builds(
+    RunSession,
     well=st.frozensets(st.sampled_from("abcd")),
     retry_failed=st.booleans(),
     hold=st.booleans(),
@@ -91,19 +91,19 @@ SITTINGS = st.builds(
 )
 
 
-async def sit(path: Path, sitting: Sitting) -> bytes:
+async def sit(path: Path, session: RunSession) -> bytes:
     stop, killed = asyncio.Event(), path.parent.with_name("killed")
 
     def interrupt():
-        if sitting.end == "kill":
-            shutil.copytree(path.parent, killed, ignore=shutil.ignore_patterns("*.ballast"))
-        if sitting.end in {"kill", "cancel"}:
+        if session.end == "kill":
+            shutil.copytree(path.parent, killed, ignore=shutil.ignore_patterns("*.reserve"))
+        if session.end in {"kill", "cancel"}:
             running.cancel()
-        elif sitting.end == "stop":
+        elif session.end == "stop":
             stop.set()
 
-    sink, limits = Sink(), Limits.unlimited(sitting.concurrency)
-    service = Service(sitting.well, sitting.until, interrupt)
+    sink, limits = Sink(), Limits.unlimited(session.concurrency)
+    service = Service(session.well, session.until, interrupt)
     async with (
         AsyncOneLLM(transport=service, limits=limits, retry=RetryPolicy(max_attempts=1)) as client,
         Journal.open(path, IDENTITY) as journal,
@@ -116,9 +116,9 @@ async def sit(path: Path, sitting: Sitting) -> bytes:
                 sink=sink,
                 encode=RecordWriter().line,
                 policy=RunPolicy(
-                    retry_failed=sitting.retry_failed,
-                    ambiguous="hold" if sitting.hold else "retry",
-                    deduplicate=sitting.deduplicate,
+                    retry_failed=session.retry_failed,
+                    ambiguous="hold" if session.hold else "retry",
+                    deduplicate=session.deduplicate,
                 ),
                 health=HealthPolicy(most_alike=1.0),
                 stop=stop,
@@ -169,15 +169,15 @@ def check_exports(path):
 
 
 @settings(max_examples=30)
-@given(st.lists(SITTINGS, min_size=1, max_size=4))
-def test_every_exported_line_is_the_answer_or_the_failure_of_its_own_entry(sittings: list[Sitting]) -> None:
+@given(st.lists(SESSIONS, min_size=1, max_size=4))
+def test_every_exported_line_is_the_answer_or_the_failure_of_its_own_entry(sessions: list[RunSession]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "run" / "out.journal"
         path.parent.mkdir()
-        for sitting in sittings:
-            check_lines(asyncio.run(sit(path, sitting)))
+        for session in sessions:
+            check_lines(asyncio.run(sit(path, session)))
             check_exports(path)
-        last = Sitting(frozenset("abcd"), True, False, True, "input", 0, 2)
+        last = RunSession(frozenset("abcd"), True, False, True, "input", 0, 2)
         asyncio.run(sit(path, last))
         with JournalReader.open(path) as journal:
             assert (journal.counts().answered, journal.counts().failed) == (len(PROMPTS), 0)
@@ -194,7 +194,7 @@ async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(pat
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         await journal.settle(failure(0))
-        await journal.settle(failure(1, same_as=0, request_digest=b"d" * 16))
+        await journal.settle(failure(1, copy_of=0, request_digest=b"d" * 16))
         await journal.intend(intent(0))
         (copy,) = journal.rows(1, 1)
         line = RecordWriter(shape).line(copy)

@@ -37,13 +37,13 @@ async def test_what_was_settled_is_there_when_the_run_goes_on(path: Path) -> Non
         first, second = journal.rows(0, 9)
         assert first.state is State.ANSWERED
         assert (first.index, first.line, first.custom_id, first.result) == (0, 1, "id-0", b'{"content":"0"}')
-        assert (first.sent_at, first.settled_at, first.latency, first.cost) == (1000.0, 1001.0, 0.5, 0.002)
+        assert (first.sent_at, first.completed_at, first.latency, first.cost) == (1000.0, 1001.0, 0.5, 0.002)
         assert second.state is State.SENT
-        assert (second.result, second.settled_at, second.possibly_billed) == (b"", None, 1)
+        assert (second.result, second.completed_at, second.possibly_billed) == (b"", None, 1)
         assert journal.answer_of(1) == second
         assert journal.answer_of(2) is None
         assert journal.counts() == Counts(
-            answered=1, sent=1, cost=0.002, input_tokens=10, output_tokens=20, at_risk=0.01, at_risk_tokens=50
+            answered=1, in_flight=1, cost=0.002, input_tokens=10, output_tokens=20, at_risk=0.01, at_risk_tokens=50
         )
 
 
@@ -64,7 +64,7 @@ async def test_rows_that_gather_while_one_is_written_are_all_durable(path: Path)
         rows = journal.rows(0, 999)
         assert [row.index for row in rows] == list(range(999))
         assert all((row.state is State.ANSWERED) is (row.index % 2 == 0) for row in rows)
-        assert (journal.counts().answered, journal.counts().sent) == (500, 499)
+        assert (journal.counts().answered, journal.counts().in_flight) == (500, 499)
 
 
 async def test_a_cancelled_settle_is_written_nevertheless(path: Path) -> None:
@@ -94,7 +94,7 @@ async def test_intents_after_a_withdrawal_of_the_same_turn_of_the_loop_stay(path
         await journal.intend(intent(0))
         await asyncio.gather(journal.forget(0), journal.intend(intent(0)), journal.intend(intent(1)))
         assert [row.index for row in journal.rows(0, 9)] == [0, 1]
-        assert journal.counts().sent == 2
+        assert journal.counts().in_flight == 2
 
 
 async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path
         assert (journal.counts().answered, journal.counts().failed) == (1, 0)
 
 
-async def test_an_entry_sent_again_by_a_later_sitting_keeps_the_first_one_at_risk(path: Path) -> None:
+async def test_an_entry_sent_again_by_a_later_session_keeps_the_first_one_at_risk(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         await journal.intend(intent(0, possibly_billed=1))
@@ -138,9 +138,9 @@ async def test_a_failure_that_is_asked_again_is_under_way_and_its_risk_stays(pat
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         assert journal.rows(0, 0)[0].state is State.SENT
-        assert journal.counts() == Counts(sent=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
+        assert journal.counts() == Counts(in_flight=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
         await journal.forget(0)
-        assert journal.counts() == Counts(sent=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
+        assert journal.counts() == Counts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
         await journal.intend(intent(0))
         await journal.settle(answer(0))
         assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
@@ -157,14 +157,20 @@ async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_no
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         await journal.settle(answer(0))
-        same = answer(1, same_as=0, result=b"", cost=0.0, attempts=0, latency=None, input_tokens=0, output_tokens=0)
+        same = answer(1, copy_of=0, result=b"", cost=0.0, attempts=0, latency=None, input_tokens=0, output_tokens=0)
         await journal.settle(evolve(same, line=2, digest=-5, custom_id="twin", request_digest=b"r"))
         row = journal.answer_of(1)
         assert row is not None
-        assert (row.result, row.same_as, row.line, row.digest, row.custom_id) == (b'{"content":"0"}', 0, 2, -5, "twin")
+        assert (row.result, row.copy_of, row.line, row.digest, row.custom_id) == (b'{"content":"0"}', 0, 2, -5, "twin")
         assert row.sent_at is None
         counts = journal.counts()
-        assert (counts.answered, counts.reused, counts.sent, counts.cost, counts.at_risk) == (2, 1, 0, 0.002, 0)
+        assert (counts.answered, counts.deduplicated, counts.in_flight, counts.cost, counts.at_risk) == (
+            2,
+            1,
+            0,
+            0.002,
+            0,
+        )
 
 
 async def test_a_million_and_sixty_four_bits_come_back(path: Path) -> None:
@@ -190,9 +196,9 @@ async def test_the_totals_never_differ_from_the_rows(path: Path) -> None:
         by_state = {state: [row for row in rows if row.state is state] for state in State}
         assert counts.answered == len(by_state[State.ANSWERED])
         assert counts.failed == len(by_state[State.FAILED])
-        assert counts.sent == len(by_state[State.SENT])
+        assert counts.in_flight == len(by_state[State.SENT])
         assert counts.at_risk == pytest.approx(sum(row.possibly_billed * 0.01 for row in rows))
-        assert counts.possibly_billed == sum(row.possibly_billed for row in rows) - counts.sent
+        assert counts.possibly_billed == sum(row.possibly_billed for row in rows) - counts.in_flight
 
 
 async def test_nothing_is_written_after_the_end_and_that_is_said(path: Path) -> None:
@@ -212,7 +218,7 @@ async def test_who_awaits_while_it_closes_is_answered(path: Path) -> None:
     await journal.aclose()
     await asyncio.gather(*tasks)
     with JournalReader.open(path) as reader:
-        assert reader.counts().sent == 5
+        assert reader.counts().in_flight == 5
 
 
 def test_a_journal_is_closed_without_an_event_loop(path: Path) -> None:
@@ -221,7 +227,7 @@ def test_a_journal_is_closed_without_an_event_loop(path: Path) -> None:
         journal.finish("nothing to do", complete=True)
     with JournalReader.open(path) as reader:
         assert reader.complete
-        assert reader.sittings()[0].how == "nothing to do"
+        assert reader.sessions()[0].end_reason == "nothing to do"
 
 
 def test_the_writer_thread_ends_with_the_journal(path: Path) -> None:
@@ -229,12 +235,12 @@ def test_the_writer_thread_ends_with_the_journal(path: Path) -> None:
     assert "onellm-async-journal" not in {thread.name for thread in threading.enumerate()}
 
 
-async def test_an_error_of_the_block_is_not_hidden_and_the_sitting_says_that_it_was_left(path: Path) -> None:
+async def test_an_error_of_the_block_is_not_hidden_and_the_session_says_that_it_was_left(path: Path) -> None:
     with pytest.raises(LookupError):
         async with Journal.open(path, IDENTITY):
             raise LookupError
     with JournalReader.open(path) as reader:
-        assert reader.sittings()[0].how == "left early"
+        assert reader.sessions()[0].end_reason == "left early"
 
 
 async def test_only_the_first_ten_thousand_bad_lines_are_kept_and_repeats_are_no_news(path: Path) -> None:
@@ -318,10 +324,10 @@ def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: lis
         unpriced = sum(row.state is State.ANSWERED and row.cost is None for row in rows)
         billed = sum(row.possibly_billed for row in rows)
         states = [row.state for row in rows]
-        assert [counts.answered, counts.failed, counts.sent] == [
+        assert [counts.answered, counts.failed, counts.in_flight] == [
             states.count(state) for state in (State.ANSWERED, State.FAILED, State.SENT)
         ]
-        assert (counts.unpriced, counts.possibly_billed) == (unpriced, billed - counts.sent)
+        assert (counts.unpriced, counts.possibly_billed) == (unpriced, billed - counts.in_flight)
         assert counts.at_risk == pytest.approx(0.01 * (billed + unpriced))
         assert counts.at_risk_tokens == 50 * billed
         assert counts.cost == pytest.approx(sum(row.cost or 0.0 for row in rows))

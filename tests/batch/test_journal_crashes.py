@@ -71,8 +71,8 @@ def killed_after(path: Path, first: int, lines: int) -> list[tuple[str, int]]:
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> None:
     random, known = Random(4), dict[int, str]()
-    for sitting in range(20):
-        said = killed_after(path, 100_000 * sitting, random.randrange(1, 200))
+    for session in range(20):
+        said = killed_after(path, 100_000 * session, random.randrange(1, 200))
         known |= {index: word for word, index in said}
         with JournalReader.open(path) as reader:
             assert not reader.running
@@ -81,11 +81,11 @@ def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> No
         for index, word in known.items():
             assert rows[index].state is State.ANSWERED or word == "sent"
         unsaid = [index for index, row in rows.items() if row.state is State.ANSWERED and known.get(index) != "done"]
-        assert len(unsaid) <= 20 * (sitting + 1)
+        assert len(unsaid) <= 20 * (session + 1)
         assert counts.answered == sum(row.state is State.ANSWERED for row in rows.values())
-        assert counts.sent == sum(row.state is State.SENT for row in rows.values()) <= 20 * (sitting + 1)
+        assert counts.in_flight == sum(row.state is State.SENT for row in rows.values()) <= 20 * (session + 1)
     with JournalReader.open(path) as reader:
-        assert [sitting.ended_at for sitting in reader.sittings()] == [None] * 20
+        assert [session.ended_at for session in reader.sessions()] == [None] * 20
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
@@ -179,7 +179,7 @@ async def test_a_journal_cut_anywhere_after_a_crash_opens_whole_or_is_refused(pa
 async def _ended_cleanly(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         for index in range(30):
-            await journal.settle(answer(index, same_as=0))
+            await journal.settle(answer(index, copy_of=0))
 
 
 def test_a_journal_cut_after_a_clean_end_is_refused_wherever_it_is_cut(path: Path) -> None:
@@ -220,7 +220,7 @@ async def test_a_missing_log_is_noticed_and_an_empty_lock_accepts_the_loss(path:
     lock = crash.with_name(crash.name + ".lock")
     if not with_lock:
         lock.unlink()
-    found = r"holds \d+ of 60 rows .* -wal file is missing or cut" if with_lock else "its last sitting was killed, and"
+    found = r"holds \d+ of 60 rows .* -wal file is missing or cut" if with_lock else "its last session was killed, and"
     for _ in range(2):
         with pytest.raises(BatchError, match=rf"\.journal lacks answers: .*{found}") as caught:
             Journal.open(crash, IDENTITY)
@@ -240,7 +240,7 @@ async def test_a_journal_copied_with_its_log_or_its_lock_is_used_or_refused_for_
     if left_out is not None:
         crash.with_name(crash.name + left_out).unlink()
     with JournalReader.open(crash) as reader:
-        assert not reader.log_missing  # the lock tells the next sitting
+        assert not reader.log_missing  # the lock tells the next session
     if left_out == "-wal":
         with pytest.raises(BatchError, match="lacks answers"):
             Journal.open(crash, IDENTITY)
@@ -249,7 +249,7 @@ async def test_a_journal_copied_with_its_log_or_its_lock_is_used_or_refused_for_
             assert journal.counts().answered == 30
 
 
-def test_a_copy_of_a_resumed_run_without_its_log_is_noticed_although_the_first_sitting_ended_well(path: Path) -> None:
+def test_a_copy_of_a_resumed_run_without_its_log_is_noticed_although_the_first_session_ended_well(path: Path) -> None:
     Journal.open(path, IDENTITY).close()
     looking = JournalReader.open(path)  # so that the next one is not the last to close the file
     with Journal.open(path, IDENTITY):

@@ -79,14 +79,14 @@ async def test_on_a_full_disk_outcomes_are_written_and_nothing_new_is_begun(smal
             await journal.intend(intent(40))
         demand_advice_on_space(refused.value)
         with pytest.raises(BatchError, match="disk is full"):
-            await journal.settle(answer(41, result=b"", same_as=0))
+            await journal.settle(answer(41, result=b"", copy_of=0))
         assert journal.counts().answered == 40
-        assert journal.counts().sent == 0
+        assert journal.counts().in_flight == 0
         journal.finish("stopped: the disk is full", complete=False)
-    assert "ballast" not in " ".join(file.name for file in small_disk.iterdir())  # noqa: ASYNC240
+    assert ".reserve" not in " ".join(file.name for file in small_disk.iterdir())  # noqa: ASYNC240
     with JournalReader.open(path) as reader:
         assert reader.counts().answered == 40
-        assert reader.sittings()[-1].how == "stopped: the disk is full"
+        assert reader.sessions()[-1].end_reason == "stopped: the disk is full"
 
 
 async def test_a_journal_that_may_not_grow_tells_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ async def written(path: Path) -> Journal:
         await journal.intend(intent(index))
         await journal.settle(failure(index) if index == 4 else answer(index, attempts=1 + index % 2))
     await journal.intend(intent(10))
-    await journal.settle(evolve(answer(11, same_as=1, result=b"", latency=None), line=12))
+    await journal.settle(evolve(answer(11, copy_of=1, result=b"", latency=None), line=12))
     return journal
 
 
@@ -40,9 +40,9 @@ async def test_a_run_at_work_can_be_read_by_the_name_of_its_output_or_its_journa
             assert reader.running
             assert not reader.complete
             assert reader.identity == IDENTITY
-            assert (reader.counts().answered, reader.counts().failed, reader.counts().sent) == (10, 1, 1)
-            (sitting,) = reader.sittings()
-            assert (sitting.ended_at, sitting.settings) == (None, {"requests_per_minute": 40})
+            assert (reader.counts().answered, reader.counts().failed, reader.counts().in_flight) == (10, 1, 1)
+            (session,) = reader.sessions()
+            assert (session.ended_at, session.settings) == (None, {"requests_per_minute": 40})
 
 
 async def test_figures_of_a_report_come_from_the_rows(path: Path) -> None:
@@ -142,7 +142,7 @@ async def test_commands_of_another_terminal_are_handed_out_once_and_in_order(pat
             assert reader.untaken() == []
 
 
-async def test_a_command_to_an_earlier_sitting_does_not_concern_a_later_one(path: Path) -> None:
+async def test_a_command_to_an_earlier_session_does_not_concern_a_later_one(path: Path) -> None:
     async with Journal.open(path, IDENTITY):
         request(path, Command("stop"))
     async with Journal.open(path, IDENTITY) as journal:

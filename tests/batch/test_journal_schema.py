@@ -7,8 +7,10 @@ import pytest
 from journal_examples import IDENTITY
 
 from onellm_async.batch.journal import schema as journal_schema
+from onellm_async.batch.journal.control import request
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.rows import Command
 from onellm_async.batch.journal.schema import APPLICATION_ID, VERSION, migrate
 from onellm_async.errors import BatchError
 
@@ -32,9 +34,9 @@ def version(connection: sqlite3.Connection) -> int:
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 def test_a_file_of_any_earlier_version_becomes_one_of_the_present(connection: sqlite3.Connection, start: int) -> None:
     migrate(connection, "j", STEPS[:start])
-    assert version(connection) == start
+    assert version(connection) == (start + 1 if start else 0)
     migrate(connection, "j", STEPS)
-    assert version(connection) == 3
+    assert version(connection) == 4
     assert connection.execute("SELECT c FROM third").fetchall() == [(3,)]
     assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
 
@@ -42,7 +44,7 @@ def test_a_file_of_any_earlier_version_becomes_one_of_the_present(connection: sq
 def test_a_step_that_fails_leaves_the_version_before_it(connection: sqlite3.Connection) -> None:
     with pytest.raises(sqlite3.OperationalError):
         migrate(connection, "j", (STEPS[0], "CREATE TABLE second (a); INSERT INTO nowhere VALUES (1);"))
-    assert version(connection) == 1
+    assert version(connection) == 2
     assert connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall() == [("first",)]
 
 
@@ -55,6 +57,25 @@ def test_a_later_version_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BatchError, match=rf"later version .*journal version {VERSION + 1}") as caught:
             attempt()
         assert "Upgrade" in caught.value.advice
+
+
+def test_a_journal_of_before_the_first_release_is_refused_and_can_be_discarded(tmp_path: Path) -> None:
+    path = tmp_path / "out.journal"
+    Journal.open(path, IDENTITY).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE bad_lines")
+        connection.execute("PRAGMA user_version = 1")
+    commands = (
+        lambda: Journal.open(path, IDENTITY),
+        lambda: JournalReader.open(path),
+        lambda: request(path, Command("pause")),
+    )
+    for attempt in commands:
+        with pytest.raises(BatchError, match=r"before 0\.1\.0 \(journal version 1, now 2\)") as caught:
+            attempt()
+        assert "Use another output, or --force" in caught.value.advice
+    with Journal.open(path, IDENTITY, force=True) as journal:
+        assert not journal.resumed
 
 
 def test_an_earlier_version_is_migrated_by_its_run_and_not_by_a_reader(

@@ -7,8 +7,8 @@ from onellm_async.events import Answered, Failed, Granted, Queued, RateLimited, 
 ERROR = APIConnectionError("reset")
 
 
-def row(state, *, cost=None, tokens=(None, None), same_as=None):
-    return Row(0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", same_as)
+def row(state, *, cost=None, tokens=(None, None), copy_of=None):
+    return Row(0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", copy_of)
 
 
 def answer(cost=0.01, tokens=(3, 5), **changes):
@@ -96,7 +96,7 @@ def test_nothing_left_takes_no_time():
     assert tally.snapshot(2.0).eta == 0.0
 
 
-def test_outcomes_of_earlier_sittings_count_but_are_not_this_ones_speed():
+def test_outcomes_of_earlier_sessions_count_but_are_not_this_ones_speed():
     tally = Tally(0.0)
     tally.resumed(answer())
     tally.resumed(FAILURE)
@@ -111,7 +111,7 @@ def test_outcomes_of_earlier_sittings_count_but_are_not_this_ones_speed():
 def test_a_copied_answer_is_an_answer_that_costs_nothing():
     tally = Tally(0.0)
     tally.settled(answer(), 1.0)
-    tally.settled(answer(cost=0.0, same_as=0), 1.0)
+    tally.settled(answer(cost=0.0, copy_of=0), 1.0)
     now = tally.snapshot(2.0)
 
     assert (now.answered, now.copied, now.unpriced) == (2, 1, 0)
@@ -121,7 +121,7 @@ def test_a_copied_answer_is_an_answer_that_costs_nothing():
 def test_a_run_that_was_complete_before_is_told_by_its_counts():
     tally = Tally(0.0)
     tally.total = 12
-    tally.found(Counts(answered=8, failed=2, reused=3, cost=0.5, unpriced=1, input_tokens=30, output_tokens=50))
+    tally.found(Counts(answered=8, failed=2, deduplicated=3, cost=0.5, unpriced=1, input_tokens=30, output_tokens=50))
     now = tally.snapshot(1.0)
 
     assert (now.done, now.answered, now.failed, now.resumed, now.copied, now.bad_lines) == (10, 8, 2, 10, 3, 2)

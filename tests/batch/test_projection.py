@@ -8,9 +8,9 @@ from onellm_async.batch.projection import Capacity, project
 ENOUGH = Capacity(requests=None, tokens=None, concurrency=1_000_000)
 
 
-def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=State.ANSWERED, same_as=None):
+def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=State.ANSWERED, copy_of=None):
     return Row(
-        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, latency, latency, b"{}", same_as
+        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, latency, latency, b"{}", copy_of
     )
 
 
@@ -58,7 +58,7 @@ def test_an_unknown_price_is_not_made_up():
 
 
 def test_failures_and_copies_cost_nothing_and_are_as_frequent_later():
-    sample = [row(0.03), row(None, state=State.FAILED), row(0.0, same_as=0)] * 10
+    sample = [row(0.03), row(None, state=State.FAILED), row(0.0, copy_of=0)] * 10
 
     assert project(sample, 300, ENOUGH).cost.expected == pytest.approx(3.0)
 
@@ -96,7 +96,7 @@ def test_the_time_spreads_where_answers_take_different_times_and_not_where_the_r
 
 
 def test_copies_take_no_time():
-    sample = [row(), row(0.0, latency=None, same_as=0)] * 10
+    sample = [row(), row(0.0, latency=None, copy_of=0)] * 10
     projection = project(sample, 100, Capacity(requests=1.0, tokens=None, concurrency=48))
 
     assert projection.seconds.expected == pytest.approx(50 + 2.0)

@@ -206,7 +206,7 @@ def test_tables_have_the_rest_of_the_reply_as_json():
 
 @pytest.mark.parametrize("shape", OutputFormat)
 def test_a_copy_says_so_and_costs_nothing(shape):
-    copy = answered()._replace(index=7, attempts=0, same_as=2)
+    copy = answered()._replace(index=7, attempts=0, copy_of=2)
     if shape in {OutputFormat.CSV, OutputFormat.PARQUET}:
         (found,) = rows_of_csv(copy)
         assert (found["copy_of"], found["cost"], found["content"]) == ("2", "0.0", "Hello")

@@ -104,7 +104,7 @@ def opened(tmp_path):
 
 @pytest.fixture
 def ask(opened):
-    """One sitting of a run, from beginning to end."""
+    """One session of a run, from beginning to end."""
 
     async def ask(service, source, *, sink=None, concurrency=8, retry=None, **options):
         limits = Limits.unlimited(max_concurrency=concurrency)
@@ -135,7 +135,7 @@ async def test_outcomes_are_written_in_the_order_of_the_source(ask):
     assert sink.contents == ["0 A", "1 B", "2 UnprocessableEntityError", "4 C"]
     assert report.complete
     assert (report.progress.answered, report.progress.failed, report.progress.bad_lines) == (3, 1, 1)
-    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (3, 1, 0)
+    assert (report.counts.answered, report.counts.failed, report.counts.in_flight) == (3, 1, 0)
 
 
 async def test_a_finished_run_asks_and_parses_nothing_again_and_writes_the_same(ask):
@@ -161,7 +161,7 @@ async def test_what_failed_is_asked_again_on_request(ask):
 
 
 async def cancelled_in_flight(ask, service, source):
-    """A sitting that ends like a crash: two prompts answered, ``lost`` under way."""
+    """A session that ends like a crash: two prompts answered, ``lost`` under way."""
     running = asyncio.create_task(ask(service, source))
     await until(lambda: len(service.asked) == 3)
     await asyncio.sleep(0.05)
@@ -187,7 +187,7 @@ async def test_what_was_under_way_in_a_crash_is_held_back_on_request_and_asked_o
     del service.held["c"]
     report, sink = await ask(service, Prompts("a", "b", "c"), policy=RunPolicy(ambiguous="hold"))
     assert sink.contents == ["0 A", "1 B", "2 possibly billed"]
-    assert (report.progress.held, report.counts.sent) == (1, 1)
+    assert (report.progress.held, report.counts.in_flight) == (1, 1)
     _, sink = await ask(service, Prompts("a", "b", "c"))
     assert sink.contents == ["0 A", "1 B", "2 C"]
 
@@ -204,7 +204,7 @@ async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
     assert report.interrupted
     assert not report.complete
     assert sink.contents == ["0 A", "1 B"]
-    assert report.counts.sent == 0
+    assert report.counts.in_flight == 0
     report, sink = await ask(service, Prompts("a", "b", "c", "d"))
     assert service.asked == ["a", "b", "c", "d"]
     assert sink.contents == ["0 A", "1 B", "2 C", "3 D"]
@@ -245,7 +245,7 @@ async def test_an_error_that_meets_every_prompt_ends_the_run_and_its_prompts_cou
     report, sink = await ask(Service(), Prompts("nobody", *"abcdefgh"), concurrency=1)
     assert isinstance(report.stopped_by, AuthenticationError)
     assert sink.contents == []
-    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (0, 0, 0)
+    assert (report.counts.answered, report.counts.failed, report.counts.in_flight) == (0, 0, 0)
 
 
 async def test_identical_requests_are_sent_once_and_all_answered(ask):
@@ -353,7 +353,7 @@ async def test_what_failed_before_and_in_a_pause_is_retried_and_leaves_no_trace_
 async def test_a_run_that_ends_in_a_pause_asks_all_of_it_again_and_nothing_is_at_risk(ask, tmp_path, kill):
     service, stop = Service(), asyncio.Event()
     running = await in_a_pause(ask, service, stop=stop)
-    assert (counts(tmp_path).failed, counts(tmp_path).sent) == (0, 0)
+    assert (counts(tmp_path).failed, counts(tmp_path).in_flight) == (0, 0)
     if kill:
         running.cancel()
         await asyncio.wait({running})
@@ -362,7 +362,7 @@ async def test_a_run_that_ends_in_a_pause_asks_all_of_it_again_and_nothing_is_at
         report, sink = await running
         assert report.interrupted
         assert (report.progress.done, report.progress.failed, sink.contents) == (0, 0, [])
-    assert (counts(tmp_path).failed, counts(tmp_path).sent, counts(tmp_path).possibly_billed) == (0, 0, 0)
+    assert (counts(tmp_path).failed, counts(tmp_path).in_flight, counts(tmp_path).possibly_billed) == (0, 0, 0)
     service.down = False
     report, sink = await ask(service, Prompts(*NUMBERS))
     assert report.complete
@@ -376,7 +376,7 @@ async def test_a_run_that_stops_as_half_of_it_fails_is_completed_by_the_same_com
     report, _ = await ask(service, Prompts(*prompts), concurrency=4)
     assert isinstance(report.stopped_by, BatchError)
     assert "failed alike: 422 no. Fix the cause and run the same command again" in str(report.stopped_by)
-    assert report.counts.failed == report.counts.sent == 0
+    assert report.counts.failed == report.counts.in_flight == 0
 
     class Fixed(Service):
         async def post(self, body):
@@ -524,7 +524,7 @@ async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer
             report = await running
         assert not report.complete
         assert str(report.stopped_by) == "The output of entry 1 cannot be made: ZeroDivisionError('no way')."
-        assert report.counts.sent == 0
+        assert report.counts.in_flight == 0
         assert report.counts.answered == len(service.asked)
 
         async with opened() as journal:
@@ -587,7 +587,7 @@ async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_orde
     service.held["a"].set()
     report, _ = await running
     assert str(report.stopped_by) == "The journal has gone."
-    assert (report.counts.answered, report.counts.sent) == (1, 0)
+    assert (report.counts.answered, report.counts.in_flight) == (1, 0)
 
 
 async def test_a_prompt_whose_attempt_fails_after_the_run_was_stopped_is_not_failed_but_open(ask):
@@ -605,7 +605,7 @@ async def test_a_prompt_whose_attempt_fails_after_the_run_was_stopped_is_not_fai
     service.held["b"].set()
     report, _ = await running
     assert report.interrupted
-    assert (report.counts.answered, report.counts.failed, report.counts.sent) == (1, 0, 0)
+    assert (report.counts.answered, report.counts.failed, report.counts.in_flight) == (1, 0, 0)
 
     report, sink = await ask(service, Prompts("a", "b", "c"))
     assert sink.contents == ["0 A", "1 B", "2 C"]

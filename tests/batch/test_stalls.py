@@ -96,7 +96,7 @@ def test_an_address_that_never_answered_ends_the_run_with_its_error():
     ran = run([f"p {number}" for number in range(60)], refused)
     assert ran.report.stopped_by.message == REFUSED
     assert ran.report.stopped_by.affects_every_prompt
-    assert ran.report.counts.sent == ran.report.counts.failed == 0
+    assert ran.report.counts.in_flight == ran.report.counts.failed == 0
     assert ran.seconds < 120
 
 

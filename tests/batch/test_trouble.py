@@ -118,7 +118,7 @@ def test_an_outage_without_end_ends_the_run_after_an_hour_and_nothing_that_faile
     assert not ran.report.complete
     assert "500 boom." in str(ran.report.stopped_by)
     assert ran.failed == []
-    assert ran.report.counts.failed == ran.report.counts.sent == 0
+    assert ran.report.counts.failed == ran.report.counts.in_flight == 0
     assert 3600 < ran.seconds < 3800
 
 
@@ -150,7 +150,7 @@ def test_a_long_bad_tail_is_used_up_by_trials():
 def test_half_of_a_run_ends_it_resumable_wherever_it_is_and_the_other_half_may_be_answered(limits, bad):
     ran = run(prompts(120), failing(bad), limits=limits)
     assert "500 boom." in str(ran.report.stopped_by)
-    assert ran.report.counts.sent == 0
+    assert ran.report.counts.in_flight == 0
     if bad[0] == 0 and bad[1] == 1:
         assert ran.report.counts.answered == 60
 
@@ -218,7 +218,7 @@ def test_what_met_a_revoked_key_just_before_the_run_ended_is_asked_again():
     reply = RawReply(401, {}, b'{"error": "No such key"}')
     ran = run(prompts(60), lambda prompt, now: reply if now > 5 else None, latency=0.5)
     assert ran.report.stopped_by.status_code == 401
-    assert ran.report.counts.failed == ran.report.counts.sent == 0
+    assert ran.report.counts.failed == ran.report.counts.in_flight == 0
     assert ran.seconds < 60
 
 
@@ -242,7 +242,7 @@ def test_whatever_happens_each_prompt_has_one_outcome_in_its_place(seed):
     written = [int(line.split()[0]) for line in ran.lines]
     assert written == sorted(set(written))
     counts = ran.report.counts
-    assert counts.sent == 0
+    assert counts.in_flight == 0
     if ran.report.complete:
         assert written == list(range(number))
         assert counts.answered + counts.failed == number

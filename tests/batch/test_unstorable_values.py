@@ -67,7 +67,7 @@ async def test_bad_lines_and_endings_with_half_a_character_are_told_as_they_were
         journal.finish("stopped: in\udce9.jsonl:3", complete=False)
     with JournalReader.open(path) as reader:
         assert reader.bad_lines(9) == [LineError("in\udce9.jsonl", 3, "odd \ud800")]
-        assert reader.sittings()[-1].how == "stopped: in\udce9.jsonl:3"
+        assert reader.sessions()[-1].end_reason == "stopped: in\udce9.jsonl:3"
 
 
 async def test_a_row_that_cannot_be_stored_fails_alone(path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_a_row_that_cannot_be_stored_fails_alone(path: Path) -> None:
             *(journal.settle(answer(index, result=None if index == 7 else b"{}")) for index in range(100)),
             return_exceptions=True,
         )
-        assert (journal.counts().answered, journal.counts().sent) == (99, 200)
+        assert (journal.counts().answered, journal.counts().in_flight) == (99, 200)
     with JournalReader.open(path) as reader:
         assert sum(row.state is State.ANSWERED for row in reader.rows()) == 99
 
@@ -93,14 +93,14 @@ async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
         await journal.intend(intent(0))
         await journal.settle(answer(0))
         copied, other = await asyncio.gather(
-            journal.settle(answer(1, same_as=0, request_digest=b"d" * 16, line=2)),
-            journal.settle(answer(2, same_as=0, request_digest=b"d" * 16, attempts=None)),
+            journal.settle(answer(1, copy_of=0, request_digest=b"d" * 16, line=2)),
+            journal.settle(answer(2, copy_of=0, request_digest=b"d" * 16, attempts=None)),
             return_exceptions=True,
         )
         assert copied is None
         assert isinstance(other, UnstorableRowError)
         assert [row.index for row in journal.rows(0, 9)] == [0, 1]
-        assert (journal.counts().answered, journal.counts().sent) == (2, 0)
+        assert (journal.counts().answered, journal.counts().in_flight) == (2, 0)
 
 
 async def test_numbers_beyond_all_bounds_leave_the_totals_usable(path: Path) -> None:

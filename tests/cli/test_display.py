@@ -101,7 +101,7 @@ def test_a_summary_has_totals_with_units():
 
 def test_a_summary_tells_what_was_there_before_and_what_was_copied_and_counts_neither_as_speed():
     assert summary(progress(resumed=60, copied=20)).startswith(
-        "118 answered (20 copied from identical ones), 2 failed (60 in earlier sittings) in 60.0 s (1.0 requests/s)"
+        "118 answered (20 copied from identical ones), 2 failed (60 in earlier sessions) in 60.0 s (1.0 requests/s)"
     )
 
 
@@ -135,9 +135,9 @@ def test_a_note_is_printed_as_it_is_but_for_control_characters():
 
 
 def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
-    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2, at_risk=0.05)) == "at most $0.05 at risk"
-    assert money_at_risk(Counts(answered=4, cost=0.4, sent=2)) == "about $0.20 at risk, as answers cost so far"
-    assert money_at_risk(Counts(sent=2)) == "without --max-tokens nobody knows what is at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4, in_flight=2, at_risk=0.05)) == "at most $0.05 at risk"
+    assert money_at_risk(Counts(answered=4, cost=0.4, in_flight=2)) == "about $0.20 at risk, as answers cost so far"
+    assert money_at_risk(Counts(in_flight=2)) == "without --max-tokens nobody knows what is at risk"
     assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.00 at risk"
 
 
@@ -166,7 +166,7 @@ def test_while_nothing_but_retries_wait_the_last_error_is_told():
 
 
 def test_what_is_left_when_a_run_resumes_is_told_with_all_that_may_have_been_billed():
-    counts = Counts(answered=8214, failed=3, sent=2, possibly_billed=10, at_risk=0.0041, cost=1.9)
+    counts = Counts(answered=8214, failed=3, in_flight=2, possibly_billed=10, at_risk=0.0041, cost=1.9)
     assert resuming(counts, 9988) == (
         "Resuming: 8,214 answered, 3 failed, 12 possibly billed (at most $0.0041 at risk), 1,771 remaining. "
         "Spent: $1.90."

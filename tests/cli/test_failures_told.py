@@ -161,11 +161,11 @@ async def test_answers_that_were_cut_off_filtered_or_are_empty_are_told_everywhe
 
 def found(**changes):
     counts = {
-        "answered": 4, "failed": 1, "sent": 5, "reused": 0, "possibly_billed": 3, "rate_limited": 0, "cost": 0.4,
-        "unpriced": 0, "input_tokens": 1, "output_tokens": 2, "at_risk": 0.0, "at_risk_tokens": 0,
+        "answered": 4, "failed": 1, "in_flight": 5, "deduplicated": 0, "possibly_billed": 3, "rate_limited": 0,
+        "cost": 0.4, "unpriced": 0, "input_tokens": 1, "output_tokens": 2, "at_risk": 0.0, "at_risk_tokens": 0,
     }  # fmt: skip
     usual = {
-        "input": "in.txt", "lines": 10, "state": "running", "how": None, "sittings": 1, "counts": counts,
+        "input": "in.txt", "lines": 10, "state": "running", "end_reason": None, "sessions": 1, "counts": counts,
         "failures": {"500 boom.": 1}, "sample": None,
     }  # fmt: skip
     return usual | changes
@@ -193,7 +193,7 @@ def test_status_of_a_running_run_tells_retries_from_what_is_in_flight_and_what_i
 
 
 def test_status_of_an_interrupted_run_tells_how_many_attempts_are_at_risk_and_how_it_ended():
-    text = _text(found(state="interrupted", how="stopped: No answer for 8 s."))
+    text = _text(found(state="interrupted", end_reason="stopped: No answer for 8 s."))
     assert "  under way        5 (possibly billed)\n  possibly billed  8, about $0.80 at risk" in text
     assert text.endswith("  ended            stopped: No answer for 8 s.")
     assert _text(found(state="interrupted")).endswith("ended            killed; its run command, given again, "

@@ -84,7 +84,7 @@ async def test_on_a_terminal_a_yes_goes_on(asked_on_a_terminal, backend, tmp_pat
 
     assert await terminal.ended(command) == 0
     assert len(backend.asked) == 40
-    assert "40 answered, 0 failed (10 in earlier sittings)" in terminal.shown
+    assert "40 answered, 0 failed (10 in earlier sessions)" in terminal.shown
 
 
 @pytest.mark.parametrize("keys", [b"n\n", b"what\n", b"\x04"])
@@ -193,7 +193,7 @@ def test_what_is_not_known_is_said_so():
     )
 
 
-async def test_what_an_earlier_sitting_answered_is_not_left(tmp_path):
+async def test_what_an_earlier_session_answered_is_not_left(tmp_path):
     output, digest = str(tmp_path / "out.jsonl"), b"d" * 16
     async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
         for index in range(24):

@@ -46,7 +46,7 @@ async def test_a_killed_run_tells_what_may_be_billed_and_for_how_much_and_asks_o
     assert Counter(backend.asked) == Counter([*prompts, "p8", "p9"])
 
 
-async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_sitting(
+async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_session(
     killed, onellm, at, prompts, backend, tmp_path
 ):
     await killed()
@@ -145,7 +145,7 @@ async def test_a_complete_run_of_a_pipe_compares_what_comes_before_it_says_that_
     other = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin="one\nzwei\n", **at)
 
     assert (same.code, other.code) == (0, 3)
-    assert "2 answered, 0 failed (2 in earlier sittings)" in same.err
+    assert "2 answered, 0 failed (2 in earlier sessions)" in same.err
     assert "<stdin>:2 is not what it was" in other.err
     assert sorted(backend.asked) == ["one", "two"]
 
@@ -192,7 +192,7 @@ async def test_a_killed_run_that_was_moved_without_its_log_is_not_paid_once_more
     ended = await onellm("run", "in.txt", "-o", "moved.jsonl", *GPT5, *FAST, **at)
 
     assert ended.code == 2
-    assert "moved.jsonl.journal lacks answers: its last sitting was killed, and neither" in ended.err
+    assert "moved.jsonl.journal lacks answers: its last session was killed, and neither" in ended.err
     assert "Bring moved.jsonl.journal-wal back" in ended.err
     assert len(backend.asked) == asked
     for command in (("status",), ("export",), ("report", "-o", "-")):

@@ -246,7 +246,7 @@ async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered_and_the_
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     assert ended.code == 0, ended.err
     assert f"Resuming: {len(answered)} answered, 0 failed, 0 possibly billed, " in ended.err
-    assert f"30 answered, 0 failed ({len(answered)} in earlier sittings)" in ended.err
+    assert f"30 answered, 0 failed ({len(answered)} in earlier sessions)" in ended.err
     assert contents((tmp_path / "out.jsonl").read_text()) == prompts
     assert sorted(backend.asked) == sorted(prompts)
     assert not (tmp_path / "out.jsonl.partial").exists()

@@ -35,14 +35,14 @@ async def test_status_tells_how_a_running_run_stands(running, onellm, status, ba
     lines = ended.out.splitlines()
 
     assert (ended.code, ended.err) == (1, "")
-    assert lines[0] == "in.txt: running, 8 of 10 settled in 1 sitting"
+    assert lines[0] == "in.txt: running, 8 of 10 settled in 1 session"
     assert "  answered         8" in lines
     assert "  failed           0" in lines
     assert "  under way        2" in lines
     assert any(line.startswith("  rate             ") and " of 1000.0 requests/s" in line for line in lines)
     found = await status()
-    assert (found["state"], found["how"], found["lines"], found["sittings"]) == ("running", None, 10, 1)
-    assert (found["counts"]["answered"], found["counts"]["sent"]) == (8, 2)
+    assert (found["state"], found["end_reason"], found["lines"], found["sessions"]) == ("running", None, 10, 1)
+    assert (found["counts"]["answered"], found["counts"]["in_flight"]) == (8, 2)
     assert found["sample"]["snapshot"]["max_concurrency"] == 48
 
 
@@ -52,7 +52,7 @@ async def test_status_of_a_complete_run_and_of_its_journal(running, onellm, stat
     ended = await onellm("status", "out.jsonl.journal")
 
     assert ended.code == 0
-    assert ended.out.startswith("in.txt: complete, 10 of 10 settled in 1 sitting\n")
+    assert ended.out.startswith("in.txt: complete, 10 of 10 settled in 1 session\n")
     assert "  under way        0\n" in ended.out
     assert (await status())["state"] == "complete"
 
@@ -62,7 +62,7 @@ async def test_status_of_a_killed_run_says_what_may_be_billed_and_how_to_go_on(r
     ended = await onellm("status", "out.jsonl")
 
     assert ended.code == 1
-    assert ended.out.startswith("in.txt: interrupted, 8 of 10 settled in 1 sitting\n")
+    assert ended.out.startswith("in.txt: interrupted, 8 of 10 settled in 1 session\n")
     assert "  under way        2 (possibly billed)\n" in ended.out
     assert "  ended            killed; its run command, given again, goes on from there" in ended.out
     assert (await status())["state"] == "interrupted"
@@ -74,7 +74,7 @@ async def test_stop_ends_a_run_in_good_order_with_the_exit_code_of_an_interrupte
     backend.held = {"p0"}
     command = await start("run", "in.txt", "-o", "out.jsonl", "--concurrency", 1, *FAST, **at)
     await backend.until_asked(1)
-    await journal_has("out.jsonl", lambda journal: journal.counts().sent == 1)
+    await journal_has("out.jsonl", lambda journal: journal.counts().in_flight == 1)
     asked = await onellm("stop", "out.jsonl")
     assert (asked.code, asked.out) == (0, "")
     assert asked.err == "It ends; its `run` command, given again, goes on from there.\n"

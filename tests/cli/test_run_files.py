@@ -84,7 +84,7 @@ async def test_a_template_that_cannot_be_filled_makes_a_bad_line(onellm, at, tmp
     assert "in.jsonl:3: The template inserts a null" in ended.err
 
 
-async def test_an_input_that_vanishes_between_two_sittings_is_named(onellm, at, tmp_path):
+async def test_an_input_that_vanishes_between_two_sessions_is_named(onellm, at, tmp_path):
     (tmp_path / "in.txt").write_text("one\n")
     await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     (tmp_path / "in.txt").unlink()

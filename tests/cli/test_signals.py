@@ -34,7 +34,7 @@ def counted(tmp_path):
     def counted():
         with JournalReader.open(tmp_path / "out.jsonl") as journal:
             counts = journal.counts()
-        return counts.answered, counts.sent, counts.possibly_billed
+        return counts.answered, counts.in_flight, counts.possibly_billed
 
     return counted
 
@@ -199,4 +199,4 @@ async def test_a_run_that_waits_to_retry_ends_at_once(start, onellm, overloaded,
     assert f"not asked yet: {prompts} prompts." in ended.err
     with JournalReader.open(tmp_path / "out.jsonl") as journal:
         counts = journal.counts()
-    assert (counts.answered, counts.failed, counts.sent, counts.possibly_billed) == (0, 0, 0, 0)
+    assert (counts.answered, counts.failed, counts.in_flight, counts.possibly_billed) == (0, 0, 0, 0)

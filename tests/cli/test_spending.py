@@ -28,7 +28,7 @@ async def test_a_budget_ends_the_run_and_a_larger_one_goes_on(onellm, at, backen
     assert 3 < len(answered) < 20
     status = json.loads((await onellm("status", "out.jsonl", "--json")).out)
     assert 0 < status["counts"]["cost"] <= 0.01
-    assert (status["counts"]["sent"], status["counts"]["at_risk"]) == (0, 0)
+    assert (status["counts"]["in_flight"], status["counts"]["at_risk"]) == (0, 0)
 
     ended = await onellm(*run, "--max-cost", 1, **at)
     assert ended.code == 0, ended.err

@@ -39,7 +39,7 @@ def write_prompts(folder, count, *, bad=0):
 def answered(folder):
     with JournalReader.open(folder / "out.jsonl") as journal:
         counts = journal.counts()
-    return counts.answered, counts.sent, counts.possibly_billed
+    return counts.answered, counts.in_flight, counts.possibly_billed
 
 
 @pytest.mark.parametrize("pipe", ["2>&1 | tee log", "2>&1 | tee log >/dev/null", "2> >(tee log >&2)"])

@@ -68,7 +68,7 @@ def random_service(random):
 
 
 async def sit(transport, prompts, budget, path, random, *, concurrency, until_the_end, say=lambda text: None):
-    """One sitting; one that is not until the end is told to stop, or cancelled, at a random moment."""
+    """One session; one that is not until the end is told to stop, or cancelled, at a random moment."""
     limits, retry = (
         Limits.unlimited(max_concurrency=concurrency),
         RetryPolicy(backoff_cap=0.002, retry_budget=1000, breaker_failures=0),
@@ -108,10 +108,10 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
     max_tokens = max(1, int(share * sum(charge.tokens for charge in worst))) if by_tokens else None
     budget, ledger = Budget(max_cost=max_cost, max_tokens=max_tokens), service.ledger
 
-    for sitting in range(last := random.randint(0, 2), -1, -1):
+    for session in range(last := random.randint(0, 2), -1, -1):
         transport = ServiceTransport(service, "any key", random=random, network=Network(delay=0.0, jitter=0.002))
         report = await sit(
-            transport, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=sitting == 0
+            transport, prompts, budget, path, random, concurrency=random.randint(1, 20), until_the_end=session == 0
         )
         assert max_cost is None or ledger.billed_usd <= max_cost + EXACT
         assert max_tokens is None or ledger.input_tokens + ledger.output_tokens <= max_tokens
@@ -219,11 +219,11 @@ async def test_the_cap_holds_for_several_answers_for_extra_and_but_for_what_is_i
     max_tokens = max(1, int(share * sum(charge.tokens for charge in worst))) if by_tokens else None
     budget, most_in_flight = Budget(max_cost=max_cost, max_tokens=max_tokens), 0
     complete = False
-    for sitting in range(random.randint(0, 2), -1, -1):
+    for session in range(random.randint(0, 2), -1, -1):
         concurrency, told, service.delivered_beyond = random.randint(1, 20), [], False
         most_in_flight = max(most_in_flight, concurrency)
         report = await sit(
-            service, prompts, budget, path, random, concurrency=concurrency, until_the_end=sitting == 0, say=told.append
+            service, prompts, budget, path, random, concurrency=concurrency, until_the_end=session == 0, say=told.append
         )
         beyond = [sum(sorted(each, reverse=True)[:most_in_flight]) for each in zip(*service.beyond, strict=True)] or [
             0,

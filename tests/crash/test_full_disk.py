@@ -70,7 +70,7 @@ async def test_a_full_disk_costs_nothing_and_with_more_space_the_run_goes_on(see
         assert code == 0, told
         assert billed_indices(server) == dict.fromkeys(range(PROMPTS), 1)
     assert len(output.read_bytes().splitlines()) == PROMPTS
-    assert not list(disk.glob("*.ballast"))
+    assert not list(disk.glob("*.reserve"))
 
 
 async def test_where_a_run_could_not_keep_what_is_under_way_nothing_is_sent(small_disk, tmp_path):
@@ -81,7 +81,7 @@ async def test_where_a_run_could_not_keep_what_is_under_way_nothing_is_sent(smal
         assert "no 4 MiB left" in told
         assert "Nothing was sent" in told
         assert server.ledger.received == 0
-    assert list(disk.glob("*.ballast")) == []
+    assert list(disk.glob("*.reserve")) == []
 
 
 async def test_an_output_directory_that_is_read_only_is_refused_before_anything_is_sent(small_disk, tmp_path):

@@ -55,7 +55,7 @@ async def test_killed_twice_at_the_scaled_limit_and_its_report_tells_the_truth(t
             left = Left.by(output)
             in_flight += len(left.sent)
             status = json.loads(await asked_of("status", output, "--json"))
-            assert (status["state"], status["counts"]["sent"]) == ("interrupted", len(left.sent))
+            assert (status["state"], status["counts"]["in_flight"]) == ("interrupted", len(left.sent))
             assert status["counts"]["answered"] == len(left.answered)
         code, told = await finish(await start_run(source, output, server, *flags, limits=LIMITS))
         assert code == 0, told
@@ -65,7 +65,12 @@ async def test_killed_twice_at_the_scaled_limit_and_its_report_tells_the_truth(t
 
     status = json.loads(await asked_of("status", output, "--json"))
     counts = status["counts"]
-    assert (status["state"], status["sittings"], counts["answered"], counts["sent"]) == ("complete", 3, len(asked), 0)
+    assert (status["state"], status["sessions"], counts["answered"], counts["in_flight"]) == (
+        "complete",
+        3,
+        len(asked),
+        0,
+    )
     assert counts["possibly_billed"] == in_flight
     assert counts["cost"] <= ledger.billed_usd + 1e-9 <= counts["cost"] + counts["at_risk"] + 2e-9
     repeated = sum(row.cost for row in ledger.rows) / sum(billed.values()) * (sum(billed.values()) - len(asked))
@@ -76,7 +81,7 @@ async def test_killed_twice_at_the_scaled_limit_and_its_report_tells_the_truth(t
     told = " ".join(page.split())
     assert f"Answered {len(asked):,} of {len(asked):,} prompts" in told
     assert f"Possibly billed {in_flight} request" in told
-    assert "in 3 sittings" in told
+    assert "in 3 sessions" in told
     shown = re.search(r"Cost \$([0-9.]+)", told)
     assert shown is not None
     assert float(shown[1]) == pytest.approx(counts["cost"], rel=0.02)

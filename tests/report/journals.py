@@ -48,7 +48,7 @@ def time_of_day() -> Iterator[Clock]:
 
 
 @asynccontextmanager
-async def sitting(path: Path) -> AsyncIterator[Journal]:
+async def session(path: Path) -> AsyncIterator[Journal]:
     journal = Journal.open(path, IDENTITY, settings=SETTINGS)
     try:
         yield journal
@@ -146,7 +146,7 @@ async def killed_and_resumed(folder: Path, *, finished: bool = True) -> Path:
     """A run of 204 lines, two of them bad: killed after two minutes with three under way, resumed after an hour."""
     first, path = folder / "first.journal", folder / "answers.jsonl.journal"
     with time_of_day() as clock:
-        async with sitting(first) as journal:
+        async with session(first) as journal:
             await ask(journal, 0, 117, START, fail=(7, 80))
             journal.bad_line(LineError("questions.jsonl", 100, f"Not JSON: {HOSTILE}"))
             journal.bad_line(LineError("questions.jsonl", 150, "The prompt is empty."))
@@ -159,7 +159,7 @@ async def killed_and_resumed(folder: Path, *, finished: bool = True) -> Path:
             clock.now = START + 120
             await asyncio.to_thread(_copied, first, path)
         clock.now = START + 3720
-        async with sitting(path) as journal:
+        async with session(path) as journal:
             await ask(journal, 117, 202, START + 3720)
             for second in range(0, 76, 2):
                 journal.sample(START + 3720 + second, sample(max(0, 45 - second * 2 // 3), 3, refused=1))
@@ -172,6 +172,6 @@ async def killed_and_resumed(folder: Path, *, finished: bool = True) -> Path:
 
 
 def _copied(journal: Path, to: Path) -> None:
-    """As a killed process leaves it: the log is not emptied, the sitting has no end, the lock's text stays."""
+    """As a killed process leaves it: the log is not emptied, the session has no end, the lock's text stays."""
     for ending in ("", "-wal", ".lock"):
         shutil.copy(f"{journal}{ending}", f"{to}{ending}")

@@ -9,8 +9,8 @@ from onellm_async.report.model import (
     Figures,
     Latency,
     Report,
+    RunSession,
     Share,
-    Sitting,
     SlowPrompt,
     Standing,
     TimeSlice,
@@ -22,7 +22,7 @@ HOSTILE = "</script><script>window.hacked = true</script><img src=x onerror='win
 
 
 def a_report(**changes: object) -> Report:
-    """1,319 prompts at 40 a minute in two sittings, with some of everything that can go wrong."""
+    """1,319 prompts at 40 a minute in two sessions, with some of everything that can go wrong."""
     values: dict[str, object] = {
         "name": "answers.jsonl",
         "subtitle": "gsm8k.jsonl, asked of GPT-5-Nano",
@@ -35,12 +35,12 @@ def a_report(**changes: object) -> Report:
             ("Model", "GPT-5-Nano"),
             ("Address", "http://127.0.0.1:8080/api/chat"),
         ),
-        "sittings": (
-            Sitting(started=START, ended=START + 900, version="0.1.0", requests_per_minute=40, burst=40),
-            Sitting(
+        "sessions": (
+            RunSession(started=START, ended=START + 900, version="0.1.0", requests_per_minute=40, burst=40),
+            RunSession(
                 started=START + 44_100,
                 ended=START + 45_147,
-                how="complete",
+                end_reason="complete",
                 version="0.1.0",
                 requests_per_minute=40,
                 burst=40,
@@ -113,7 +113,7 @@ def slices(width: float = 15.0) -> tuple[TimeSlice, ...]:
     chance = random.Random(7)
     made: list[TimeSlice] = []
     done, start = 0, 0.0
-    for sitting, (begun, length) in enumerate(((START, 900.0), (START + 44_100, 1047.0))):
+    for session, (begun, length) in enumerate(((START, 900.0), (START + 44_100, 1047.0))):
         at = 0.0
         while at < length:
             this = min(width, length - at)
@@ -121,7 +121,7 @@ def slices(width: float = 15.0) -> tuple[TimeSlice, ...]:
             done += answered
             made.append(
                 TimeSlice(
-                    sitting=sitting,
+                    session=session,
                     start=start,
                     clock=begun + at,
                     width=this,

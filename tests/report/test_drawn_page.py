@@ -9,7 +9,7 @@ import pytest_asyncio
 from browser import CHROMIUM, Browser, Page, chromium
 from sample_reports import HOSTILE, START, a_report
 
-from onellm_async.report.model import Latency, Report, Sitting, TimeSlice
+from onellm_async.report.model import Latency, Report, RunSession, TimeSlice
 from onellm_async.report.page import render
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
@@ -71,21 +71,21 @@ def steady() -> Report:
     """A minute at 30 answers a minute under a limit of 60, an hour's break, and a minute of nothing."""
     parts = [
         TimeSlice(
-            sitting=sitting,
-            start=60.0 * sitting + at,
-            clock=START + 3660 * sitting + at,
+            session=session,
+            start=60.0 * session + at,
+            clock=START + 3660 * session + at,
             width=10,
-            answered=0 if sitting else 5,
+            answered=0 if session else 5,
             limit=60,
             in_flight=1,
-            cost=0.05 + (0 if sitting else at / 1200),
+            cost=0.05 + (0 if session else at / 1200),
             rate_limited=0,
         )
-        for sitting in (0, 1)
+        for session in (0, 1)
         for at in range(0, 60, 10)
     ]
     return a_report(
-        sittings=(Sitting(started=START, ended=START + 60), Sitting(started=START + 3660, ended=START + 3720)),
+        sessions=(RunSession(started=START, ended=START + 60), RunSession(started=START + 3660, ended=START + 3720)),
         slices=tuple(parts),
         latency=Latency(edges=(1.0, 2.0, 4.0, 8.0), counts=(10, 40, 20), p50=3.0),
     )
@@ -129,7 +129,7 @@ async def test_curves_are_as_high_and_as_far_as_the_numbers_say(browser: Browser
     assert (min(blue), max(blue)) == (pytest.approx(left, abs=2), pytest.approx((left + right) / 2, abs=8))
 
 
-async def test_the_break_between_sittings_is_a_line_across_where_it_was(browser: Browser, tmp_path: Path) -> None:
+async def test_the_break_between_sessions_is_a_line_across_where_it_was(browser: Browser, tmp_path: Path) -> None:
     page = await browser.open(written(steady(), tmp_path))
     for plot in ("throughput", "queue", "trouble", "spending"):
         drawn = sorted(await pixels(page, plot, {"queue": "blue", "trouble": "red"}.get(plot, "ink")))

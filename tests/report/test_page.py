@@ -11,7 +11,7 @@ from attrs import evolve
 from sample_reports import HOSTILE, START, a_report
 
 import onellm_async.report
-from onellm_async.report.model import BadLine, Figures, Latency, Report, Sitting, Standing, TimeSlice
+from onellm_async.report.model import BadLine, Figures, Latency, Report, RunSession, Standing, TimeSlice
 from onellm_async.report.page import render
 
 VENDOR = Path(onellm_async.report.__file__).parent / "vendor"
@@ -61,14 +61,14 @@ def test_the_page_tells_how_the_run_stands_and_its_figures() -> None:
         "Answered 1,307 of 1,321 prompts",
         "Failed 12 and 2 bad lines",
         "Possibly billed 3 requests $0.00042 at risk",
-        "Duration 32 min 27 s of work in 2 sittings, 12 h 32 min in all",
+        "Duration 32 min 27 s of work in 2 sessions, 12 h 32 min in all",
         "Goodput 94.8 % of what the limit allowed; 40.3 answers/min",
         "Cost $0.42 of $0.50 budget",
         "Tokens 534,081 131,204 in, 402,877 out",
         "Refused 9 by rate limit, unbilled; 31 sent again after failures",
         "the rate limit set the pace",
         "rate limit 91 %",
-        "was killed: the last sign of life is told",
+        "killed; end = last activity",
     ):
         assert words in text
 
@@ -79,9 +79,9 @@ def test_times_are_told_in_the_zone_that_is_asked_for() -> None:
 
 
 def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
-    sittings = (Sitting(started=START, ended=START + 60, how="interrupted by Ctrl-C"),)
+    sessions = (RunSession(started=START, ended=START + 60, end_reason="interrupted by Ctrl-C"),)
     figures = Figures(total=100, answered=40, failed=1, unsettled=2, possibly_billed=2, at_risk=0.01)
-    text = read(a_report(standing=Standing.INTERRUPTED, sittings=sittings, figures=figures)).text
+    text = read(a_report(standing=Standing.INTERRUPTED, sessions=sessions, figures=figures)).text
     assert "last worked on 2026-01-01 09:01:00 UTC" in text
     assert "It ended: interrupted by Ctrl-C." in text
     assert "59 of 100 prompts are left; the same command goes on." in text
@@ -89,8 +89,8 @@ def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
 
 
 def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
-    sittings = (Sitting(started=START, ended=START + 60, goes_on=True),)
-    text = read(a_report(standing=Standing.RUNNING, sittings=sittings, figures=Figures(unsettled=7, at_risk=0.02))).text
+    sessions = (RunSession(started=START, ended=START + 60, goes_on=True),)
+    text = read(a_report(standing=Standing.RUNNING, sessions=sessions, figures=Figures(unsettled=7, at_risk=0.02))).text
     assert "running still when this was made" in text
     assert "Under way 7 $0.02 reserved or at risk" in text
     assert "Possibly billed" not in text.partition("Failed prompts")[0]

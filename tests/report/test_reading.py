@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from journals import HOSTILE, START, answered, ask, intent, killed_and_resumed, sample, sitting, time_of_day
+from journals import HOSTILE, START, answered, ask, intent, killed_and_resumed, sample, session, time_of_day
 
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.report.model import Report, Sitting, Standing
+from onellm_async.report.model import Report, RunSession, Standing
 from onellm_async.report.page import render
 from onellm_async.report.reading import read_report
 
@@ -23,7 +23,7 @@ async def resumed(tmp_path: Path) -> AsyncIterator[Report]:
     yield report_of(await killed_and_resumed(tmp_path))
 
 
-async def test_the_counts_are_those_of_both_sittings(resumed: Report) -> None:
+async def test_the_counts_are_those_of_both_sessions(resumed: Report) -> None:
     figures = resumed.figures
     assert (figures.total, figures.answered, figures.failed, figures.bad_lines) == (204, 200, 2, 2)
     assert (figures.unsettled, figures.left) == (0, 0)
@@ -38,13 +38,13 @@ async def test_what_was_under_way_at_the_kill_stays_possibly_billed_with_its_mon
     assert resumed.figures.at_risk == pytest.approx(3 * 0.0004)
 
 
-async def test_a_killed_sitting_ends_with_its_last_sign_of_life(resumed: Report) -> None:
-    first, second = resumed.sittings
-    assert (first.started, first.how, first.goes_on) == (START, None, False)
+async def test_a_killed_session_ends_with_its_last_sign_of_life(resumed: Report) -> None:
+    first, second = resumed.sessions
+    assert (first.started, first.end_reason, first.goes_on) == (START, None, False)
     assert first.ended == pytest.approx(START + 119.5, abs=2)
-    assert (second.started, second.ended, second.how) == (START + 3720, START + 3795, "all answered")
-    assert [each.requests_per_minute for each in resumed.sittings] == [40, 40]
-    assert [each.burst for each in resumed.sittings] == [40, 40]
+    assert (second.started, second.ended, second.end_reason) == (START + 3720, START + 3795, "all answered")
+    assert [each.requests_per_minute for each in resumed.sessions] == [40, 40]
+    assert [each.burst for each in resumed.sessions] == [40, 40]
     assert resumed.standing is Standing.COMPLETE
     assert resumed.resumed == 1
 
@@ -53,7 +53,7 @@ async def test_every_outcome_is_in_the_slice_of_its_time(resumed: Report) -> Non
     assert sum(part.answered for part in resumed.slices) == 200
     assert sum(part.failed for part in resumed.slices) == 2
     assert sum(part.width for part in resumed.slices) == pytest.approx(resumed.duration)
-    in_first = sum(part.answered + part.failed for part in resumed.slices if part.sitting == 0)
+    in_first = sum(part.answered + part.failed for part in resumed.slices if part.session == 0)
     assert in_first == 117
     burst = sum(part.answered + part.failed for part in resumed.slices if part.start < 8)
     assert 40 <= burst <= 46
@@ -62,14 +62,14 @@ async def test_every_outcome_is_in_the_slice_of_its_time(resumed: Report) -> Non
 async def test_queue_limit_refusals_and_money_are_those_of_the_samples(resumed: Report) -> None:
     first = resumed.slices[0]
     assert (first.queued, first.in_flight, first.limit) == ({"batch": 162}, 2, 40)
-    assert sum(part.rate_limited for part in resumed.slices if part.sitting == 0) == 1
+    assert sum(part.rate_limited for part in resumed.slices if part.session == 0) == 1
     assert sum(part.retries for part in resumed.slices) == 1
     costs = [part.cost for part in resumed.slices]
     assert all(later >= earlier - 1e-12 for earlier, later in pairwise(costs))
     assert costs[-1] == pytest.approx(0.04)
 
 
-async def test_the_verdict_is_that_of_both_sittings_without_the_break(resumed: Report) -> None:
+async def test_the_verdict_is_that_of_both_sessions_without_the_break(resumed: Report) -> None:
     assert resumed.verdict is not None
     shares = {share.name: share.share for share in resumed.verdict.shares}
     assert shares.keys() == {"rate limit", "answers of the service"}
@@ -124,13 +124,13 @@ async def test_the_page_of_a_real_journal_tells_the_truth_and_escapes_it(resumed
 async def test_a_run_that_was_interrupted_says_how_and_what_is_left(tmp_path: Path) -> None:
     report = report_of(await killed_and_resumed(tmp_path, finished=False))
     assert report.standing is Standing.INTERRUPTED
-    assert report.sittings[-1].how == "interrupted by Ctrl-C"
+    assert report.sessions[-1].end_reason == "interrupted by Ctrl-C"
 
 
 async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl.journal"
     with time_of_day() as clock:
-        async with sitting(path) as journal:
+        async with session(path) as journal:
             await ask(journal, 0, 10, START)
             for index in (10, 11):
                 await journal.intend(intent(index, START + 6))
@@ -139,12 +139,12 @@ async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tm
             clock.now = START + 8
             report = report_of(path, now=clock.now)
     assert report.standing is Standing.RUNNING
-    assert report.sittings == (
-        Sitting(
+    assert report.sessions == (
+        RunSession(
             started=START,
             ended=START + 8,
             goes_on=True,
-            version=report.sittings[0].version,
+            version=report.sessions[0].version,
             requests_per_minute=40.0,
             burst=40,
         ),
@@ -157,7 +157,7 @@ async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tm
 async def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl.journal"
     with time_of_day():
-        async with sitting(path):
+        async with session(path):
             report = report_of(path, now=START)
     assert report.slices == ()
     assert report.figures.answered == 0

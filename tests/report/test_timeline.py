@@ -3,7 +3,7 @@ from attrs import evolve
 
 from onellm_async.batch.journal.reader import Bucket
 from onellm_async.report.looks import Look, look_at, looks_of
-from onellm_async.report.model import Sitting
+from onellm_async.report.model import RunSession
 from onellm_async.report.timeline import bucket_width, possible_answers, slice_width, slices_of
 
 T = 1_767_258_000.0
@@ -22,33 +22,33 @@ def test_slices_are_round_and_no_more_than_can_be_told_apart(worked: float, widt
     assert bucket_width(worked) == width / 16
 
 
-def test_sittings_are_laid_end_to_end_whatever_the_break_between_them() -> None:
-    sittings = (Sitting(started=T, ended=T + 100), Sitting(started=T + 90_000, ended=T + 90_050))
-    slices = slices_of(sittings, [], [])
+def test_sessions_are_laid_end_to_end_whatever_the_break_between_them() -> None:
+    sessions = (RunSession(started=T, ended=T + 100), RunSession(started=T + 90_000, ended=T + 90_050))
+    slices = slices_of(sessions, [], [])
     assert {part.width for part in slices} == {1.0}
     assert [part.start for part in slices] == [float(second) for second in range(150)]
-    assert (slices[99].sitting, slices[99].clock) == (0, T + 99)
-    assert (slices[100].sitting, slices[100].clock) == (1, T + 90_000)
+    assert (slices[99].session, slices[99].clock) == (0, T + 99)
+    assert (slices[100].session, slices[100].clock) == (1, T + 90_000)
 
 
-def test_the_last_slice_of_a_sitting_takes_what_is_left() -> None:
-    slices = slices_of([Sitting(started=T, ended=T + 100.3)], [], one_a_second(T, T + 100))
+def test_the_last_slice_of_a_session_takes_what_is_left() -> None:
+    slices = slices_of([RunSession(started=T, ended=T + 100.3)], [], one_a_second(T, T + 100))
     assert sum(part.width for part in slices) == pytest.approx(100.3)
     assert slices[-1].width == pytest.approx(1.3)
-    short = slices_of([Sitting(started=T, ended=T + 0.001)], [], [])
+    short = slices_of([RunSession(started=T, ended=T + 0.001)], [], [])
     assert [part.width for part in short] == [pytest.approx(0.001, rel=0.01)]
 
 
 def test_every_outcome_is_in_exactly_one_slice_and_money_adds_up() -> None:
-    sittings = (Sitting(started=T, ended=T + 300), Sitting(started=T + 1000, ended=T + 1300))
+    sessions = (RunSession(started=T, ended=T + 300), RunSession(started=T + 1000, ended=T + 1300))
     buckets = one_a_second(T, T + 300) + one_a_second(T + 1000, T + 1300)
-    slices = slices_of(sittings, [], buckets)
+    slices = slices_of(sessions, [], buckets)
     assert sum(part.answered for part in slices) == 600
     assert {part.answered for part in slices} == {5}
 
 
-def test_what_is_spent_stays_spent_while_a_resumed_sitting_counts_it_anew() -> None:
-    sittings = (Sitting(started=T, ended=T + 90), Sitting(started=T + 1000, ended=T + 1090))
+def test_what_is_spent_stays_spent_while_a_resumed_session_counts_it_anew() -> None:
+    sessions = (RunSession(started=T, ended=T + 90), RunSession(started=T + 1000, ended=T + 1090))
     looks = [
         *(
             Look(at=T + second, cost=second / 100, input_tokens=second, output_tokens=2 * second)
@@ -56,7 +56,7 @@ def test_what_is_spent_stays_spent_while_a_resumed_sitting_counts_it_anew() -> N
         ),
         *(Look(at=T + 1000 + second, cost=second / 50, input_tokens=2 * second) for second in range(90)),
     ]
-    slices = slices_of(sittings, looks, [])
+    slices = slices_of(sessions, looks, [])
     costs = [part.cost for part in slices]
     assert costs == sorted(costs)
     assert costs[89] == costs[110] == 0.89
@@ -64,16 +64,16 @@ def test_what_is_spent_stays_spent_while_a_resumed_sitting_counts_it_anew() -> N
 
 
 def test_an_outcome_at_the_very_end_belongs_to_the_last_slice() -> None:
-    slices = slices_of([Sitting(started=T, ended=T + 60)], [], [Bucket(T + 60, 3, 0)])
+    slices = slices_of([RunSession(started=T, ended=T + 60)], [], [Bucket(T + 60, 3, 0)])
     assert slices[-1].answered == 3
 
 
-def test_sittings_without_a_length_have_no_slices() -> None:
-    assert slices_of([Sitting(started=T, ended=T)], [Look(at=T)], one_a_second(T, T + 5)) == ()
+def test_sessions_without_a_length_have_no_slices() -> None:
+    assert slices_of([RunSession(started=T, ended=T)], [Look(at=T)], one_a_second(T, T + 5)) == ()
 
 
-def test_counters_that_begin_anew_with_a_sitting_are_told_as_what_was_added() -> None:
-    sittings = (Sitting(started=T, ended=T + 100), Sitting(started=T + 500, ended=T + 600))
+def test_counters_that_begin_anew_with_a_session_are_told_as_what_was_added() -> None:
+    sessions = (RunSession(started=T, ended=T + 100), RunSession(started=T + 500, ended=T + 600))
     looks = [
         Look(at=T + 0.5, refused=1),
         Look(at=T + 10.5, refused=4, repeated=2),
@@ -81,14 +81,14 @@ def test_counters_that_begin_anew_with_a_sitting_are_told_as_what_was_added() ->
         Look(at=T + 500.5, refused=2, repeated=1),
         Look(at=T + 599, refused=2, repeated=5),
     ]
-    slices = slices_of(sittings, looks, [])
+    slices = slices_of(sessions, looks, [])
     assert {part.start: part.rate_limited for part in slices if part.rate_limited} == {0: 1, 10: 3, 100: 2}
     assert {part.start: part.retries for part in slices if part.retries} == {10: 2, 100: 1, 198: 4}
 
 
 def test_where_nobody_looked_the_look_before_still_holds() -> None:
     looks = [Look(at=T + 10, queued={"batch": 7}, in_flight=3, limit=40), Look(at=T + 10.4, in_flight=5, limit=50)]
-    slices = slices_of([Sitting(started=T, ended=T + 30)], looks, [])
+    slices = slices_of([RunSession(started=T, ended=T + 30)], looks, [])
     width = slices[0].width
     before, there, after = slices[0], slices[int(10 / width)], slices[-1]
     assert (before.in_flight, before.limit) == (None, 40)
@@ -98,18 +98,18 @@ def test_where_nobody_looked_the_look_before_still_holds() -> None:
 
 def test_in_flight_is_the_mean_of_the_looks_in_a_slice() -> None:
     looks = [Look(at=T + second / 10, in_flight=second) for second in range(10)]
-    slices = slices_of([Sitting(started=T, ended=T + 180)], looks, [])
+    slices = slices_of([RunSession(started=T, ended=T + 180)], looks, [])
     assert slices[0].in_flight == 4.5
 
 
-def test_the_limit_lets_through_what_it_refills_and_a_burst_for_each_sitting() -> None:
-    sittings = [
-        Sitting(started=T, ended=T + 600, requests_per_minute=40, burst=40),
-        Sitting(started=T + 1000, ended=T + 1060, requests_per_minute=60, burst=10),
+def test_the_limit_lets_through_what_it_refills_and_a_burst_for_each_session() -> None:
+    sessions = [
+        RunSession(started=T, ended=T + 600, requests_per_minute=40, burst=40),
+        RunSession(started=T + 1000, ended=T + 1060, requests_per_minute=60, burst=10),
     ]
-    slices = slices_of(sittings, [], [])
-    assert possible_answers(sittings, slices) == pytest.approx(400 + 40 + 60 + 10)
-    unknown = [evolve(sittings[0], requests_per_minute=None), sittings[1]]
+    slices = slices_of(sessions, [], [])
+    assert possible_answers(sessions, slices) == pytest.approx(400 + 40 + 60 + 10)
+    unknown = [evolve(sessions[0], requests_per_minute=None), sessions[1]]
     assert possible_answers(unknown, slices_of(unknown, [], [])) is None
     assert possible_answers([], []) is None
 

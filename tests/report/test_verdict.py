@@ -2,7 +2,7 @@ import pytest
 from attrs import asdict
 
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.report.model import Sitting
+from onellm_async.report.model import RunSession
 from onellm_async.report.verdict import verdict_of
 
 T = 1_767_258_000.0
@@ -13,15 +13,15 @@ def sample(at: float, **known: object) -> tuple[float, dict[str, object]]:
     return at, {"progress": {}, "snapshot": asdict(snapshot)}
 
 
-def test_sittings_count_as_one_run_although_each_has_a_clock_and_counters_of_its_own() -> None:
-    sittings = (Sitting(started=T, ended=T + 30), Sitting(started=T + 9000, ended=T + 9010))
+def test_sessions_count_as_one_run_although_each_has_a_clock_and_counters_of_its_own() -> None:
+    sessions = (RunSession(started=T, ended=T + 30), RunSession(started=T + 9000, ended=T + 9010))
     samples = [
         sample(T, bottleneck="rate", rate=40.0),
         sample(T + 30, bottleneck="rate", rate=40.0, answered=90, retried=30),
         sample(T + 9000, in_flight=2),
         sample(T + 9010, in_flight=2, answered=8),
     ]
-    told = verdict_of(sittings, samples)
+    told = verdict_of(sessions, samples)
     assert told is not None
     assert {share.name: share.share for share in told.shares} == {
         "rate limit": pytest.approx(0.75),
@@ -32,16 +32,16 @@ def test_sittings_count_as_one_run_although_each_has_a_clock_and_counters_of_its
 
 
 def test_too_few_or_unreadable_samples_give_no_verdict() -> None:
-    sittings = (Sitting(started=T, ended=T + 30),)
-    assert verdict_of(sittings, []) is None
-    assert verdict_of(sittings, [sample(T)]) is None
-    assert verdict_of(sittings, [(T, None), (T + 1, {"snapshot": 3}), (T + 2, {"snapshot": {"rate": 1}})]) is None
+    sessions = (RunSession(started=T, ended=T + 30),)
+    assert verdict_of(sessions, []) is None
+    assert verdict_of(sessions, [sample(T)]) is None
+    assert verdict_of(sessions, [(T, None), (T + 1, {"snapshot": 3}), (T + 2, {"snapshot": {"rate": 1}})]) is None
 
 
 def test_what_a_later_version_adds_to_a_snapshot_is_left_out() -> None:
     at, body = sample(T + 10, bottleneck="concurrency", in_flight=48)
     told = verdict_of(
-        (Sitting(started=T, ended=T + 30),),
+        (RunSession(started=T, ended=T + 30),),
         [(T, body), (at, {"snapshot": {**body["snapshot"], "mood": "good"}})],  # type: ignore[dict-item]
     )
     assert told is not None

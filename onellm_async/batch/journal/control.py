@@ -55,7 +55,7 @@ def reply_to(path: str | os.PathLike[str], number: int) -> str | None:
     """
     where = journal_path(path)
     with told(where), closing(connect(where)) as connection:
-        seen = "SELECT argument FROM commands WHERE id = ? AND taken_at IS NOT NULL"
+        seen = "SELECT argument FROM commands WHERE id = ? AND received_at IS NOT NULL"
         found = connection.execute(seen, (number,)).fetchone()
     if found is None:
         return None

@@ -14,8 +14,8 @@ from typing import Self
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.ballast import Ballast
 from onellm_async.batch.journal.binding import bind_number, bind_text
+from onellm_async.batch.journal.disk_reserve import DiskReserve
 from onellm_async.batch.journal.file import connect, journal_path, told
 from onellm_async.batch.journal.gathering import Gathering
 from onellm_async.batch.journal.lock import JournalLock
@@ -58,7 +58,7 @@ class Journal:
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
-        self._sitting = opened.sitting
+        self._session = opened.session
         self._thinning = Thinning(opened.sample_interval, opened.samples)
         self._last_command = opened.last_command
         self._gathering = Gathering(path, writer, opened.totals)
@@ -81,7 +81,7 @@ class Journal:
             path: Where it is, or is to be.
             identity: Of the run.
             force: Begin anew, whatever an earlier journal there holds.
-            settings: Limits and the like of this sitting, for the report. It is kept in the clear.
+            settings: Limits and the like of this session, for the report. It is kept in the clear.
 
         Raises:
             BatchError: If it belongs to another run, another process uses it, it is not a journal, was written by a
@@ -91,13 +91,13 @@ class Journal:
         with told(where):
             lock = JournalLock(where)
             try:
-                ballast = Ballast(where)
+                reserve = DiskReserve(where)
                 try:
                     opened = open_journal(where, lock, identity, force=force, settings=settings)
                 except BaseException:
-                    ballast.release()
+                    reserve.release()
                     raise
-                return cls(where, opened, JournalWriter(where, lock, ballast))
+                return cls(where, opened, JournalWriter(where, lock, reserve))
             except BaseException:
                 lock.release(clean=not lock.existed)
                 raise
@@ -122,7 +122,7 @@ class Journal:
                 bind_number(intent.reserved_tokens),
                 intent.at,
                 intent.possibly_billed,
-                self._sitting,
+                self._session,
             ),
         )
         await self._gathering.durable()
@@ -135,8 +135,8 @@ class Journal:
         Raises:
             BatchError: If it cannot be written; an `UnstorableRowError` where others still can.
         """
-        batch, owner = self._gathering.batch(beginning=settled.same_as is not None), self._gathering.owner
-        if settled.same_as is not None or settled.request_digest:  # it was never to leave
+        batch, owner = self._gathering.batch(beginning=settled.copy_of is not None), self._gathering.owner
+        if settled.copy_of is not None or settled.request_digest:  # it was never to leave
             batch.intend(
                 owner,
                 (
@@ -145,7 +145,7 @@ class Journal:
                     settled.digest,
                     bind_text(settled.custom_id),
                     settled.request_digest,
-                    *(None, None, None, 0, self._sitting),
+                    *(None, None, None, 0, self._session),
                 ),
             )
         batch.settle(
@@ -162,8 +162,8 @@ class Journal:
                 bind_number(settled.output_tokens),
                 bind_number(settled.elapsed) or 0.0,
                 bind_number(settled.latency),
-                settled.same_as,
-                settled.result if settled.same_as is None else b"",
+                settled.copy_of,
+                settled.result if settled.copy_of is None else b"",
             ),
         )
         await self._gathering.durable()
@@ -180,7 +180,7 @@ class Journal:
         await self._gathering.durable()
 
     def bad_line(self, error: LineError) -> None:
-        """Keeps a bad line for the report: the first 10,000 of a sitting."""
+        """Keeps a bad line for the report: the first 10,000 of a session."""
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_KEPT:
             self._gathering.later(
@@ -203,11 +203,11 @@ class Journal:
 
     @property
     def commits(self) -> int:
-        """Transactions of this sitting so far, the last one at its end left out."""
+        """Transactions of this session so far, the last one at its end left out."""
         return self._gathering.commits
 
     def counts(self) -> Counts:
-        """What is durable by now, all sittings together."""
+        """What is durable by now, all sessions together."""
         return counts_of(self._gathering.totals)
 
     def rows(self, first: int, last: int) -> list[Row]:
@@ -242,7 +242,7 @@ class Journal:
             )
         if found:
             self._last_command = found[-1][2]
-            taken = "UPDATE commands SET taken_at = ? WHERE id <= ? AND taken_at IS NULL"
+            taken = "UPDATE commands SET received_at = ? WHERE id <= ? AND received_at IS NULL"
             self._gathering.later(taken, (time.time(), self._last_command))
         return [Command(name, parse_json(argument.encode()), id_, at) for name, argument, id_, at in found]
 
@@ -252,7 +252,7 @@ class Journal:
         self._gathering.later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
 
     def failure_causes(self) -> list[tuple[str, int]]:
-        """What failures say and how many there are, all sittings together, the most frequent cause first.
+        """What failures say and how many there are, all sessions together, the most frequent cause first.
 
         Raises:
             BatchError: If it cannot be read.
@@ -260,16 +260,17 @@ class Journal:
         with told(self.path):
             return failure_causes(self._reader())
 
-    def finish(self, how: str, complete: bool) -> None:
-        """Notes how the sitting ended; durable when the journal is closed.
+    def finish(self, end_reason: str, complete: bool) -> None:
+        """Notes how the session ended; durable when the journal is closed.
 
         Args:
-            how: In a few words.
+            end_reason: In a few words.
             complete: Whether every entry of the input has an outcome.
         """
         self._finished = True
         self._gathering.later(
-            "UPDATE sittings SET ended_at = ?, how = ? WHERE id = ?", (time.time(), bind_text(how), self._sitting)
+            "UPDATE sessions SET ended_at = ?, end_reason = ? WHERE id = ?",
+            (time.time(), bind_text(end_reason), self._session),
         )
         self._gathering.later("UPDATE run SET complete = ?", (complete,))
 

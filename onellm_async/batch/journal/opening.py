@@ -37,17 +37,17 @@ class Opened:
         identity: Of the run.
         resumed: Whether it was there before.
         started_at: When the run first began, in Unix seconds.
-        sitting: Number of the sitting that begins.
+        session: Number of the session that begins.
         totals: Its row of totals.
         samples: Points of its time series.
         sample_interval: Seconds between two of them.
-        last_command: Number of the last command to earlier sittings, which are none of this one's business.
+        last_command: Number of the last command to earlier sessions, which are none of this one's business.
     """
 
     identity: RunIdentity
     resumed: bool
     started_at: float
-    sitting: int
+    session: int
     totals: Totals
     samples: int
     sample_interval: float
@@ -55,14 +55,14 @@ class Opened:
 
 
 def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> Opened:
-    """Makes a journal, or checks the one that is there, and begins a sitting.
+    """Makes a journal, or checks the one that is there, and begins a session.
 
     Args:
         path: Where it is, or is to be.
         lock: The right to write it.
         identity: Of the run.
         force: Begin anew, whatever an earlier journal there holds.
-        settings: Of this sitting.
+        settings: Of this session.
 
     Raises:
         BatchError: If it is not one, or of another run, or damaged.
@@ -98,18 +98,18 @@ def _begin(
             _demand_whole(connection, path, lock, logged=logged)
             _demand_same(path, earlier, identity)
         make_durable(connection)
-        sitting = connection.execute(
-            "INSERT INTO sittings (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), settings)
+        session = connection.execute(
+            "INSERT INTO sessions (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), settings)
         ).lastrowid
         connection.execute("UPDATE run SET complete = 0")
         started_at, interval = connection.execute("SELECT started_at, sample_interval FROM run").fetchone()
         (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
         (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
         totals = connection.execute(TOTALS).fetchone()
-        # So that the file itself tells of a sitting that has not ended, should it be parted from its log.
+        # So that the file itself tells of a session that has not ended, should it be parted from its log.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(int(totals[-1]))
-    return Opened(earlier, resumed, started_at, sitting or 0, totals, samples, interval, last_command)
+    return Opened(earlier, resumed, started_at, session or 0, totals, samples, interval, last_command)
 
 
 def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
@@ -128,13 +128,13 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
         raise damaged(path, "the identity of its run cannot be read") from None
 
 
-LOG_MISSING = "its last sitting was killed, and neither its -wal file nor its .lock file is beside it"
+LOG_MISSING = "its last session was killed, and neither its -wal file nor its .lock file is beside it"
 """How it is noticed that a journal was moved or copied without its log."""
 
 
 def ended_cleanly(connection: sqlite3.Connection) -> bool:
-    """Whether the last sitting came to its end; one that was killed has its newest rows in the log alone."""
-    last = connection.execute("SELECT ended_at FROM sittings ORDER BY id DESC LIMIT 1").fetchone()
+    """Whether the last session came to its end; one that was killed has its newest rows in the log alone."""
+    last = connection.execute("SELECT ended_at FROM sessions ORDER BY id DESC LIMIT 1").fetchone()
     return last is not None and last[0] is not None
 
 

@@ -28,27 +28,27 @@ from onellm_async.batch.journal.writer import TOTALS
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
 
-__all__ = ["Bucket", "JournalReader", "LatencyBin", "Sample", "Sitting"]
+__all__ = ["Bucket", "JournalReader", "LatencyBin", "RunSession", "Sample"]
 
 _BINS_PER_DECADE = 20
 """Bounds 12 % apart: finer than a plot shows."""
 
 
 @frozen
-class Sitting:
+class RunSession:
     """One invocation that worked on a run.
 
     Attributes:
         started_at: Unix seconds.
         ended_at: Unix seconds; None where it goes on, or was killed.
-        how: How it ended; None with `ended_at`.
+        end_reason: How it ended; None with `ended_at`.
         version: Version of the package.
         settings: What it gave to `Journal.open`.
     """
 
     started_at: float
     ended_at: float | None
-    how: str | None
+    end_reason: str | None
     version: str
     settings: JSON
 
@@ -160,7 +160,7 @@ class JournalReader:
     @property
     def complete(self) -> bool:
         """Whether every entry of the input has an outcome."""
-        return bool(self._one("SELECT run.complete AND NOT totals.sent FROM run, totals"))
+        return bool(self._one("SELECT run.complete AND NOT totals.in_flight FROM run, totals"))
 
     @property
     def holder(self) -> Holder | None:
@@ -172,16 +172,16 @@ class JournalReader:
         """Whether a process works on the run right now."""
         return self.holder is not None
 
-    def sittings(self) -> list[Sitting]:
+    def sessions(self) -> list[RunSession]:
         """The invocations that worked on it, in order."""
-        found = self._all("SELECT started_at, ended_at, how, version, settings FROM sittings ORDER BY id")
+        found = self._all("SELECT started_at, ended_at, end_reason, version, settings FROM sessions ORDER BY id")
         return [
-            Sitting(started, ended, read_text(how), version, parse_json(settings.encode()))
-            for started, ended, how, version, settings in found
+            RunSession(started, ended, read_text(end_reason), version, parse_json(settings.encode()))
+            for started, ended, end_reason, version, settings in found
         ]
 
     def counts(self) -> Counts:
-        """What is durable, all sittings together."""
+        """What is durable, all sessions together."""
         return counts_of(self._all(TOTALS)[0])
 
     def latest_sample(self) -> Sample | None:
@@ -195,7 +195,9 @@ class JournalReader:
 
     def span(self) -> tuple[float, float] | None:
         """When the first request left and the last outcome came, in Unix seconds; None while there is neither."""
-        first, last = self._all("SELECT (SELECT min(sent_at) FROM intents), (SELECT max(settled_at) FROM results)")[0]
+        first, last = self._all("SELECT (SELECT min(sent_at) FROM intents), (SELECT max(completed_at) FROM outcomes)")[
+            0
+        ]
         return None if first is None or last is None else (first, max(first, last))
 
     def throughput(self, width: float) -> list[Bucket]:
@@ -205,8 +207,8 @@ class JournalReader:
             width: Seconds of a bucket; its bounds are multiples of it.
         """
         found = self._all(
-            "SELECT CAST(settled_at / ? AS INTEGER) * ?, sum(state = 2), sum(state = 3) FROM results "
-            "WHERE same_as IS NULL GROUP BY 1 ORDER BY 1",
+            "SELECT CAST(completed_at / ? AS INTEGER) * ?, sum(state = 2), sum(state = 3) FROM outcomes "
+            "WHERE copy_of IS NULL GROUP BY 1 ORDER BY 1",
             width,
             width,
         )
@@ -215,7 +217,7 @@ class JournalReader:
     def latency_histogram(self) -> list[LatencyBin]:
         """How long the last attempts of answers took; bins without any are left out, their bounds are logarithmic."""
         self._connection.create_function("latency_bin", 1, _bin, deterministic=True)
-        found = self._all(f"SELECT latency_bin(latency), count(*) FROM results WHERE {_TIMED} GROUP BY 1 ORDER BY 1")  # noqa: S608
+        found = self._all(f"SELECT latency_bin(latency), count(*) FROM outcomes WHERE {_TIMED} GROUP BY 1 ORDER BY 1")  # noqa: S608
         return [LatencyBin(_bound(place), _bound(place + 1), count) for place, count in found]
 
     def latency_percentiles(self, shares: Sequence[float]) -> list[float] | None:
@@ -224,14 +226,14 @@ class JournalReader:
         Args:
             shares: From 0 to 1, for example ``[0.5, 0.99]``.
         """
-        number = self._one(f"SELECT count(*) FROM results WHERE {_TIMED}")  # noqa: S608
+        number = self._one(f"SELECT count(*) FROM outcomes WHERE {_TIMED}")  # noqa: S608
         if not number:
             return None
         places = [min(number, max(1, math.ceil(share * number))) for share in shares]
         found: dict[int, float] = dict(
             self._all(
                 f"SELECT place, latency FROM (SELECT latency, row_number() OVER (ORDER BY latency) AS place "  # noqa: S608
-                f"FROM results WHERE {_TIMED}) WHERE place IN ({', '.join('?' * len(places))})",
+                f"FROM outcomes WHERE {_TIMED}) WHERE place IN ({', '.join('?' * len(places))})",
                 *places,
             )
         )
@@ -239,11 +241,11 @@ class JournalReader:
 
     def slowest(self, number: int) -> list[Row]:
         """The answers whose last attempts took longest, the slowest first."""
-        return self._rows(f"WHERE {_TIMED} ORDER BY r.latency DESC, r.item LIMIT ?", number)
+        return self._rows(f"WHERE {_TIMED} ORDER BY r.latency DESC, r.entry LIMIT ?", number)
 
     def failed(self, number: int) -> list[Row]:
         """The first failures in the order of the input."""
-        return self._rows("WHERE r.state = 3 ORDER BY r.item LIMIT ?", number)
+        return self._rows("WHERE r.state = 3 ORDER BY r.entry LIMIT ?", number)
 
     def failure_causes(self) -> list[tuple[str, int]]:
         """What failures say and how many there are, the most frequent cause first."""
@@ -252,11 +254,11 @@ class JournalReader:
 
     def possibly_billed(self, number: int) -> list[Row]:
         """The first entries that left and have no outcome."""
-        return self._rows("WHERE r.item IS NULL ORDER BY i.item LIMIT ?", number)
+        return self._rows("WHERE r.entry IS NULL ORDER BY i.entry LIMIT ?", number)
 
     def retried(self) -> int:
         """Attempts beyond the first of each entry."""
-        return int(self._one("SELECT coalesce(sum(attempts - 1), 0) FROM results WHERE attempts > 1"))
+        return int(self._one("SELECT coalesce(sum(attempts - 1), 0) FROM outcomes WHERE attempts > 1"))
 
     def bad_lines(self, number: int) -> list[LineError]:
         """The first lines of the input that held no usable prompt."""
@@ -275,7 +277,7 @@ class JournalReader:
 
     def untaken(self) -> list[Command]:
         """Commands that the run has not seen yet."""
-        found = self._all("SELECT name, argument, id, at FROM commands WHERE taken_at IS NULL ORDER BY id")
+        found = self._all("SELECT name, argument, id, at FROM commands WHERE received_at IS NULL ORDER BY id")
         return [Command(name, parse_json(argument.encode()), number, at) for name, argument, number, at in found]
 
     def _guarded(self) -> bool:
@@ -297,7 +299,7 @@ class JournalReader:
         return found[0][0] if found else None
 
 
-_TIMED = "state = 2 AND latency IS NOT NULL AND same_as IS NULL"
+_TIMED = "state = 2 AND latency IS NOT NULL AND copy_of IS NULL"
 
 
 def _reading(path: Path) -> sqlite3.Connection:

@@ -32,7 +32,7 @@ class Intent:
         reserved: The most that one attempt can cost, in USD; None where nobody knows.
         at: When, in Unix seconds.
         reserved_tokens: The most tokens that one attempt can use; None where nobody knows.
-        possibly_billed: Attempts of the same sitting before this one that may have been billed.
+        possibly_billed: Attempts of the same session before this one that may have been billed.
     """
 
     index: int
@@ -54,16 +54,16 @@ class Settled:
         index: Its position among the entries of the input.
         state: `State.ANSWERED` or `State.FAILED`.
         at: When, in Unix seconds.
-        attempts: How often it was sent in this sitting.
+        attempts: How often it was sent in this session.
         possibly_billed: How many of these may have been billed without an answer.
-        refusals: How often the rate limit refused it (not billed).
+        rate_limited: How often the rate limit refused it (not billed).
         cost: USD by list price; None where nobody knows.
         input_tokens: Tokens of the prompt; None where nobody knows.
         output_tokens: Tokens generated; None where nobody knows.
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
-        result: The answer or the failure, as a JSON object; b"" where `same_as` tells where it is.
-        same_as: Index of an identical request whose answer this is, too; a failure has its own text.
+        result: The answer or the failure, as a JSON object; b"" where `copy_of` tells where it is.
+        copy_of: Index of an identical request whose answer this is, too; a failure has its own text.
         line: Only without an intent, which neither a duplicate needs nor an entry whose answer came from a cache.
         digest: Only without an intent.
         custom_id: Only without an intent.
@@ -82,7 +82,7 @@ class Settled:
     elapsed: float
     latency: float | None
     result: bytes
-    same_as: int | None = None
+    copy_of: int | None = None
     line: int = 0
     digest: int = 0
     custom_id: str | None = None
@@ -92,9 +92,9 @@ class Settled:
 class Row(NamedTuple):
     """What the journal has of one entry. A named tuple: hundreds of thousands a second are read.
 
-    Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``settled_at`` are their
-    times, ``result`` holds the answer of the original where there is a ``same_as``, and ``possibly_billed`` counts
-    attempts of all sittings that have no outcome: of a sent entry also the last one.
+    Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``completed_at`` are their
+    times, ``result`` holds the answer of the original where there is a ``copy_of``, and ``possibly_billed`` counts
+    attempts of all sessions that have no outcome: of a sent entry also the last one.
     """
 
     index: int  # type: ignore[assignment]  # nobody asks a row for the place of a value
@@ -112,24 +112,24 @@ class Row(NamedTuple):
     input_tokens: int | None
     output_tokens: int | None
     sent_at: float | None
-    settled_at: float | None
+    completed_at: float | None
     elapsed: float | None
     latency: float | None
     result: bytes
-    same_as: int | None
+    copy_of: int | None
 
 
 @frozen
 class Counts:
-    """What a journal has, all sittings together.
+    """What a journal has, all sessions together.
 
     Attributes:
         answered: Entries with an answer.
         failed: Entries that failed for good.
-        sent: Entries under way; after a crash, those that may have been billed.
-        reused: Entries with the outcome of an identical request.
+        in_flight: Entries under way; after a crash, those that may have been billed.
+        deduplicated: Entries with the outcome of an identical request.
         possibly_billed: Attempts that ended without an outcome and may have been billed, those under way left out.
-        refusals: How often the rate limit refused.
+        rate_limited: How often the rate limit refused.
         cost: USD by list price, as far as known.
         unpriced: Answers whose cost is unknown.
         input_tokens: As far as known.
@@ -141,8 +141,8 @@ class Counts:
 
     answered: int = 0
     failed: int = 0
-    sent: int = 0
-    reused: int = 0
+    in_flight: int = 0
+    deduplicated: int = 0
     possibly_billed: int = 0
     rate_limited: int = 0
     cost: float = 0.0

@@ -11,17 +11,18 @@ from onellm_async.batch.journal.writer import Totals
 
 __all__ = ["counts_of", "every_row", "failure_causes", "one_row", "rows_between", "rows_of", "select"]
 
-_COLUMNS = """i.item, i.line, i.digest, i.custom_id, i.request_digest, coalesce(r.state, 1), coalesce(r.attempts, 0),
-    i.risked + coalesce(r.possibly_billed, i.unsure + 1), coalesce(r.refusals, 0), i.reserved, i.reserved_tokens,
-    r.cost, r.input_tokens, r.output_tokens, i.sent_at, r.settled_at, r.elapsed, r.latency,
-    CASE WHEN r.same_as IS NULL THEN coalesce(r.result, x'')
-         ELSE coalesce((SELECT o.result FROM results o WHERE o.item = r.same_as AND o.state = r.state), x'') END,
-    r.same_as"""
-_ROWS = f"SELECT {_COLUMNS} FROM intents i LEFT JOIN results r ON r.item = i.item"  # noqa: S608
-_BETWEEN = f"{_ROWS} WHERE i.item BETWEEN ? AND ? ORDER BY i.item"
+_COLUMNS = """i.entry, i.line, i.line_digest, i.custom_id, i.request_digest, coalesce(r.state, 1),
+    coalesce(r.attempts, 0), i.earlier_possibly_billed + coalesce(r.possibly_billed, i.possibly_billed + 1),
+    coalesce(r.rate_limited, 0), i.reserved, i.reserved_tokens,
+    r.cost, r.input_tokens, r.output_tokens, i.sent_at, r.completed_at, r.elapsed, r.latency,
+    CASE WHEN r.copy_of IS NULL THEN coalesce(r.result, x'')
+         ELSE coalesce((SELECT o.result FROM outcomes o WHERE o.entry = r.copy_of AND o.state = r.state), x'') END,
+    r.copy_of"""
+_ROWS = f"SELECT {_COLUMNS} FROM intents i LEFT JOIN outcomes r ON r.entry = i.entry"  # noqa: S608
+_BETWEEN = f"{_ROWS} WHERE i.entry BETWEEN ? AND ? ORDER BY i.entry"
 _PIECE = 2000
-_FAILURE = "CASE WHEN same_as IS NULL THEN result ELSE (SELECT o.result FROM results o WHERE o.item = r.same_as) END"
-_CAUSES = f"""SELECT result, count(*) FROM (SELECT coalesce({_FAILURE}, x'') AS result FROM results r WHERE state = 3)
+_FAILURE = "CASE WHEN copy_of IS NULL THEN result ELSE (SELECT o.result FROM outcomes o WHERE o.entry = r.copy_of) END"
+_CAUSES = f"""SELECT result, count(*) FROM (SELECT coalesce({_FAILURE}, x'') AS result FROM outcomes r WHERE state = 3)
     GROUP BY failure_cause(result) ORDER BY 2 DESC LIMIT 1000"""  # noqa: S608
 
 _STATES: Sequence[State] = (State.SENT, *State)
@@ -30,7 +31,7 @@ _STATE = Row._fields.index("state")  # two places on
 
 
 def select(condition: str) -> str:
-    """The statement that selects rows of intents ``i`` and results ``r``, if there are any."""
+    """The statement that selects rows of intents ``i`` and outcomes ``r``, if there are any."""
     return f"{_ROWS} {condition}"
 
 
@@ -56,9 +57,9 @@ def rows_between(connection: sqlite3.Connection, first: int, last: int) -> list[
     return rows_of(connection.execute(_BETWEEN, (first, last)).fetchall())
 
 
-def one_row(connection: sqlite3.Connection, item: int) -> Row | None:
+def one_row(connection: sqlite3.Connection, entry: int) -> Row | None:
     """The row of an entry; None where there is none."""
-    found = rows_between(connection, item, item)
+    found = rows_between(connection, entry, entry)
     return found[0] if found else None
 
 
@@ -68,7 +69,7 @@ def every_row(connection: sqlite3.Connection) -> Iterator[Row]:
     A piece at a time: a reader that stays in one place keeps the log of a running writer from being emptied.
     """
     first = -(2**63)
-    statement = select("WHERE i.item >= ? ORDER BY i.item LIMIT ?")
+    statement = select("WHERE i.entry >= ? ORDER BY i.entry LIMIT ?")
     while found := connection.execute(statement, (first, _PIECE)).fetchall():
         yield from rows_of(found)
         first = found[-1][0] + 1

@@ -14,8 +14,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from onellm_async.batch.journal.ballast import Ballast, lacks_space
 from onellm_async.batch.journal.binding import UnstorableRowError
+from onellm_async.batch.journal.disk_reserve import DiskReserve, lacks_space
 from onellm_async.batch.journal.file import connect, explained, make_durable, remove
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.errors import BatchError
@@ -26,8 +26,8 @@ Totals: TypeAlias = tuple[float, ...]
 """A row of the table ``totals``: the fields of `Counts`, then the number of rows ever written."""
 
 TOTALS = (
-    "SELECT answered, failed, sent, reused, possibly_billed, refusals, cost, unpriced, input_tokens, output_tokens, "
-    "at_risk, at_risk_tokens, writes FROM totals"
+    "SELECT answered, failed, in_flight, deduplicated, possibly_billed, rate_limited, cost, unpriced, input_tokens, "
+    "output_tokens, at_risk, at_risk_tokens, writes FROM totals"
 )
 _LARGEST = 256
 """Rows of one statement; a batch is cut into powers of two, so that few statements need to be prepared."""
@@ -37,22 +37,25 @@ _LOG_KEPT = 64 * 2**20
 """Bytes that the log may keep on the disk when it is empty again."""
 
 _INTENT_WIDTH, _RESULT_WIDTH = 10, 13
-_INTENTS = "INSERT INTO intents (item, line, digest, custom_id, request_digest, reserved, reserved_tokens, sent_at, \
-unsure, sitting) VALUES "
-_INTENDED_AGAIN = """ ON CONFLICT (item) DO UPDATE SET
-    line = excluded.line, digest = excluded.digest, custom_id = excluded.custom_id,
+_INTENTS = "INSERT INTO intents (entry, line, line_digest, custom_id, request_digest, reserved, reserved_tokens, \
+sent_at, possibly_billed, session) VALUES "
+_INTENDED_AGAIN = """ ON CONFLICT (entry) DO UPDATE SET
+    line = excluded.line, line_digest = excluded.line_digest, custom_id = excluded.custom_id,
     request_digest = excluded.request_digest, reserved = coalesce(excluded.reserved, reserved),
     reserved_tokens = coalesce(excluded.reserved_tokens, reserved_tokens),
-    sent_at = excluded.sent_at, unsure = excluded.unsure, sitting = excluded.sitting,
-    risked = risked + coalesce((SELECT possibly_billed FROM results WHERE results.item = excluded.item),
-                               CASE WHEN sitting = excluded.sitting THEN 0 ELSE 1 + unsure END)"""
-_RESULTS = "INSERT INTO results (item, state, settled_at, attempts, possibly_billed, refusals, cost, input_tokens, \
-output_tokens, elapsed, latency, same_as, result) VALUES "
-_SETTLED_AGAIN = " ON CONFLICT (item) DO NOTHING"
-_STEP_BACK = """UPDATE intents SET risked = risked + unsure - 1, unsure = 0, sitting = 0
-    WHERE item = :item AND risked + unsure > 0 AND item NOT IN (SELECT item FROM results WHERE item = :item)"""
+    sent_at = excluded.sent_at, possibly_billed = excluded.possibly_billed, session = excluded.session,
+    earlier_possibly_billed = earlier_possibly_billed + coalesce(
+        (SELECT possibly_billed FROM outcomes WHERE outcomes.entry = excluded.entry),
+        CASE WHEN session = excluded.session THEN 0 ELSE 1 + possibly_billed END)"""
+_OUTCOMES = "INSERT INTO outcomes (entry, state, completed_at, attempts, possibly_billed, rate_limited, cost, \
+input_tokens, output_tokens, elapsed, latency, copy_of, result) VALUES "
+_SETTLED_AGAIN = " ON CONFLICT (entry) DO NOTHING"
+_STEP_BACK = """UPDATE intents
+    SET earlier_possibly_billed = earlier_possibly_billed + possibly_billed - 1, possibly_billed = 0, session = 0
+    WHERE entry = :entry AND earlier_possibly_billed + possibly_billed > 0
+        AND entry NOT IN (SELECT entry FROM outcomes WHERE entry = :entry)"""
 """Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent."""
-_FORGET = "DELETE FROM intents WHERE item = :item AND item NOT IN (SELECT item FROM results WHERE item = :item)"
+_FORGET = "DELETE FROM intents WHERE entry = :entry AND entry NOT IN (SELECT entry FROM outcomes WHERE entry = :entry)"
 
 
 class Batch:
@@ -60,16 +63,16 @@ class Batch:
 
     Attributes:
         intents: The values of rows of ``intents``, one after another.
-        results: The values of rows of ``results``, one after another.
+        outcomes: The values of rows of ``outcomes``, one after another.
         forgotten: Entries whose intents go.
         statements: Others, with their parameters.
     """
 
-    __slots__ = ("_forgetters", "_intenders", "_settlers", "forgotten", "intents", "results", "statements")
+    __slots__ = ("_forgetters", "_intenders", "_settlers", "forgotten", "intents", "outcomes", "statements")
 
     def __init__(self) -> None:
         self.intents: list[object] = []
-        self.results: list[object] = []
+        self.outcomes: list[object] = []
         self.forgotten: list[int] = []
         self.statements: list[Statement] = []
         self._intenders: list[int] = []
@@ -87,14 +90,14 @@ class Batch:
         self.intents += values
 
     def settle(self, owner: int, values: tuple[object, ...]) -> None:
-        """Adds a row of ``results``, likewise."""
+        """Adds a row of ``outcomes``, likewise."""
         self._settlers.append(owner)
-        self.results += values
+        self.outcomes += values
 
-    def forget(self, owner: int, item: int) -> None:
+    def forget(self, owner: int, entry: int) -> None:
         """Adds an entry whose intent goes, likewise."""
         self._forgetters.append(owner)
-        self.forgotten.append(item)
+        self.forgotten.append(entry)
 
     def by_owner(self) -> "dict[int, _Rows]":
         """The same rows, apart for each caller, in the order of the callers."""
@@ -102,9 +105,9 @@ class Batch:
         for place, owner in enumerate(self._intenders):
             rows[owner].intent = self.intents[place * _INTENT_WIDTH : (place + 1) * _INTENT_WIDTH]
         for place, owner in enumerate(self._settlers):
-            rows[owner].result = self.results[place * _RESULT_WIDTH : (place + 1) * _RESULT_WIDTH]
-        for owner, item in zip(self._forgetters, self.forgotten, strict=True):
-            rows[owner].forgotten = item
+            rows[owner].result = self.outcomes[place * _RESULT_WIDTH : (place + 1) * _RESULT_WIDTH]
+        for owner, entry in zip(self._forgetters, self.forgotten, strict=True):
+            rows[owner].forgotten = entry
         return rows
 
 
@@ -152,17 +155,17 @@ class JournalWriter:
     Args:
         path: Of the journal.
         lock: The right to write it; released when the writer ends.
-        ballast: Given up when the disk is full.
+        reserve: Given up when the disk is full.
 
     Attributes:
         discard: Whether the journal is removed in the end.
     """
 
-    def __init__(self, path: Path, lock: JournalLock, ballast: Ballast) -> None:
+    def __init__(self, path: Path, lock: JournalLock, reserve: DiskReserve) -> None:
         self.discard: bool = False
         self._path = path
         self._lock = lock
-        self._ballast = ballast
+        self._reserve = reserve
         self._full: BatchError | None = None
         self._queue: SimpleQueue[tuple[Sequence[Batch] | None, Answer]] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="onellm-async-journal", daemon=True)
@@ -172,7 +175,7 @@ class JournalWriter:
         """Commits `batches` in their order, then calls `answer`, in the writer's thread.
 
         It gets the totals, or the error after which nothing is written any more; or both, which means that all was
-        written, but only because the ballast was given up. Rows that cannot be stored are left out, and told.
+        written, but only because the reserve was given up. Rows that cannot be stored are left out, and told.
         """
         self._queue.put((batches, answer))
 
@@ -217,7 +220,7 @@ class JournalWriter:
         try:
             return self._commit_what_can_be(connection, batches)
         except sqlite3.Error as error:
-            if not (lacks_space(error) and self._ballast.release()):
+            if not (lacks_space(error) and self._reserve.release()):
                 raise
             self._full = explained(error, self._path)
             return self._commit_what_can_be(connection, batches)
@@ -258,7 +261,7 @@ class JournalWriter:
 
     def _close(self, connection: sqlite3.Connection | None, *, failed: bool) -> None:
         clean = not failed
-        self._ballast.release()
+        self._reserve.release()
         if connection is not None:
             try:
                 if clean:
@@ -279,10 +282,10 @@ def _write_all(execute: Execute, batches: Sequence[Batch]) -> None:
     for batch in batches:
         for statement, values in _in_pieces(batch.intents, _INTENT_WIDTH, _INTENT_STATEMENTS):
             execute(statement, values)
-        for statement, values in _in_pieces(batch.results, _RESULT_WIDTH, _RESULT_STATEMENTS):
+        for statement, values in _in_pieces(batch.outcomes, _RESULT_WIDTH, _RESULT_STATEMENTS):
             execute(statement, values)
-        for item in batch.forgotten:
-            _forget(execute, item)
+        for entry in batch.forgotten:
+            _forget(execute, entry)
         for statement, parameters in batch.statements:
             execute(statement, parameters)
 
@@ -291,8 +294,8 @@ def _run(statement: Statement, execute: Execute) -> None:
     execute(*statement)
 
 
-def _forget(execute: Execute, item: int) -> None:
-    named = {"item": item}
+def _forget(execute: Execute, entry: int) -> None:
+    named = {"entry": entry}
     if not execute(_STEP_BACK, named).rowcount:
         execute(_FORGET, named)
 
@@ -317,7 +320,7 @@ def _statements(head: str, width: int, tail: str) -> dict[int, str]:
 
 
 _INTENT_STATEMENTS = _statements(_INTENTS, _INTENT_WIDTH, _INTENDED_AGAIN)
-_RESULT_STATEMENTS = _statements(_RESULTS, _RESULT_WIDTH, _SETTLED_AGAIN)
+_RESULT_STATEMENTS = _statements(_OUTCOMES, _RESULT_WIDTH, _SETTLED_AGAIN)
 
 
 def _in_pieces(values: list[object], width: int, statements: dict[int, str]) -> Iterator[tuple[str, Sequence[object]]]:

@@ -50,7 +50,7 @@ def values_of(row: Row) -> list[JSON]:
         usage.get("output_tokens"),
         usage.get("total_tokens"),
         result["cost"],
-        row.same_as,
+        row.copy_of,
         None if extra is None else dump_json(extra).decode(),
     ]
 

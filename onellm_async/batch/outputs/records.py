@@ -68,8 +68,8 @@ def plain_line(row: Row) -> bytes:
     """A JSON line around the result as the journal has it: nothing in it is encoded again."""
     named = b"" if row.custom_id is None else b'"custom_id":%b,' % dump_json(row.custom_id)
     answered, result = outcome_of(row)
-    if row.same_as is not None:
-        named += b'"copy_of":%d,' % row.same_as
+    if row.copy_of is not None:
+        named += b'"copy_of":%d,' % row.copy_of
     if answered:
         return b'{"index":%d,%b"response":%b,"error":null}\n' % (row.index, named, result)
     return b'{"index":%d,%b"response":null,"error":%b}\n' % (row.index, named, result)
@@ -116,15 +116,15 @@ def _completion(row: Row, result: dict[str, JSON]) -> dict[str, JSON]:
     completion = {
         "id": f"chatcmpl-{row.index}",
         "object": "chat.completion",
-        "created": int(row.settled_at or 0),
+        "created": int(row.completed_at or 0),
         "model": result["model"],
         "choices": _all_choices(extra) or [choice],
         "usage": _usage(result["usage"], extra),
         **taken(_IN_COMPLETION),
     }
     own = {"provider": result["provider"], "cost": result["cost"]}
-    if row.same_as is not None:
-        own["copy_of"] = row.same_as
+    if row.copy_of is not None:
+        own["copy_of"] = row.copy_of
     if extra:
         own["extra"] = extra
     return {**completion, "onellm": own}

@@ -1,4 +1,4 @@
-"""One sitting of ``onellm-async run``: from the survey of its input to what is said at the end.
+"""One session of ``onellm-async run``: from the survey of its input to what is said at the end.
 
 With ``--preflight`` it asks the first prompts, tells what the others will cost, and goes on if that is wanted.
 """
@@ -38,7 +38,7 @@ from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.events import Event
 from onellm_async.retry import RetryPolicy
 
-__all__ = ["Sitting"]
+__all__ = ["RunSession"]
 
 _LATER = 60.0
 """Seconds by which the client waits longer than the run, which tells more of what it waited for."""
@@ -49,7 +49,7 @@ def _max_outage(plan: FileRun) -> float | None:
     return plan.health.stalled_after + _LATER if plan.health.most_alike < 1 else None
 
 
-class Sitting:
+class RunSession:
     """One invocation of the command.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onellm_async.errors import BatchError
 
-__all__ = ["Ballast", "lacks_space"]
+__all__ = ["DiskReserve", "lacks_space"]
 
 _BYTES = 4 * 2**20
 """With the default 48 requests under way 85 kB for each answer and its share of the log."""
@@ -19,7 +19,7 @@ _CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_
 """A spent quota is an error of writing to SQLite, and so is a full disk where it keeps the index of its log."""
 
 
-class Ballast:
+class DiskReserve:
     """The space set aside for one journal.
 
     Args:
@@ -31,7 +31,7 @@ class Ballast:
     """
 
     def __init__(self, journal: Path) -> None:
-        self._path = journal.with_name(journal.name + ".ballast")
+        self._path = journal.with_name(journal.name + ".reserve")
         self.release()  # of a process that was killed
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(self._path, flags, 0o600)
