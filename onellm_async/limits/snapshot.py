@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
@@ -15,7 +15,7 @@ _MAX_SENDABLE = 1_000_000
 
 @frozen(kw_only=True)
 class Snapshot:
-    """One client at one moment. All of it can be written as JSON: ``json.dumps(attrs.asdict(snapshot))``.
+    """One client at one moment.
 
     Attributes:
         at: Seconds on the event loop's clock; 0 before the client was used in one.
@@ -83,6 +83,10 @@ class Snapshot:
     quota: str = "off"
     participants: int | None = None
     quota_share: float | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the snapshot as a dict that JSON can hold."""
+        return asdict(self)
 
     @property
     def sent(self) -> int:

@@ -1,6 +1,7 @@
 """The bottlenecks of a run: the arithmetic, and the real client in virtual time."""
 
 import asyncio
+import json
 from random import Random
 
 import pytest
@@ -185,3 +186,8 @@ async def test_waiting_to_try_again_is_told_from_idling():
         spent = await watched(client, prompts=3, meanwhile=recovers)
     assert spent.shares["backoff"] > 0.8
     assert "to retry after failures" in spent.summary
+
+
+def test_an_analysis_is_json():
+    found = analyze_bottlenecks([at(0, in_flight=48), at(9, in_flight=48)]).to_dict()
+    assert json.loads(json.dumps(found))["shares"] == {"concurrency": 1.0}

@@ -4,7 +4,6 @@ import asyncio
 import json
 from random import Random
 
-import attrs
 import pytest
 
 from onellm_async import (
@@ -111,7 +110,7 @@ async def test_a_snapshot_is_json_and_looking_changes_nothing():
         tasks = chats(client, 60)
         await asyncio.sleep(1)
         assert client.snapshot() == client.snapshot()
-        assert json.loads(json.dumps(attrs.asdict(client.snapshot()), allow_nan=False))["max_concurrency"] == 48
+        assert json.loads(json.dumps(client.snapshot().to_dict(), allow_nan=False))["max_concurrency"] == 48
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
