@@ -1,4 +1,4 @@
-"""A chat bot in the terminal, for several people at once: each has a history, and nobody blocks anybody.
+"""A chat bot in the terminal, for several people at once: each has a history, and none waits for another.
 
 ::
 
@@ -7,9 +7,9 @@
     bob: Tell me a joke.
     ada: Is 51 one?
 
-A line is ``name: text``. Replies come as they are there. ``name: /forget`` clears that person's history; the end of the
-input (Ctrl-D) waits for the replies under way, Ctrl-C does not. A bot for a real chat network has the same parts:
-`Bot.reply` for one message, a task for each message, and one client for everybody.
+A line is ``name: text``. Each reply is printed when it arrives. ``name: /forget`` clears that person's history. The end
+of the input (Ctrl-D) waits for requests in flight, Ctrl-C does not. A bot for a real chat network has the same parts:
+`Bot.reply` for one message, a task for each message, and one client for all users.
 """
 
 import asyncio
@@ -38,17 +38,17 @@ MOST_OPEN_QUESTIONS = 3
 
 @define
 class Person:
-    """Somebody the bot talks with."""
+    """A user of the bot."""
 
     conversation: Conversation
     open_questions: int = 0
 
 
 class Bot:
-    """Keeps a conversation with each person, and always has a friendly word.
+    """Keeps a conversation with each person and turns errors into friendly texts.
 
     Args:
-        client: Who asks.
+        client: The client that sends the requests.
     """
 
     def __init__(self, client: AsyncOneLLM) -> None:
@@ -56,7 +56,7 @@ class Bot:
         self._people: OrderedDict[str, Person] = OrderedDict()
 
     async def reply(self, name: str, text: str) -> str:
-        """The reply to what somebody says. Turns of one person are taken one after the other."""
+        """Returns the reply to a message. Turns of one person are sent one after the other."""
         person = self._person(name)
         if text == "/forget":
             person.conversation.forget()

@@ -184,10 +184,10 @@ class AsyncOneLLM(LiveControl):
         self._sender.remove_hook(hook)
 
     async def aclose(self) -> None:
-        """Closes the client at once: chats that wait end with `ClientClosedError`, connections are closed.
+        """Closes the client at once: queued chats end with `ClientClosedError`, connections are closed.
 
-        A chat under way ends with `APIConnectionError` and may be billed; `drain` first to let it finish. Entering the
-        client again with ``async with`` opens it anew. Calling it twice is harmless.
+        A chat in flight ends with `APIConnectionError` and may be billed; call `drain` first to let it finish. Entering
+        the client again with ``async with`` reopens it. A second call does nothing.
         """
         await self._sender.aclose()
 
@@ -200,9 +200,9 @@ class AsyncOneLLM(LiveControl):
         deadline: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatResponse:
-        """Asks one question and returns the answer.
+        """Sends one prompt and returns the answer.
 
-        Safe to cancel at any time; a request that was under way may then still be billed.
+        Safe to cancel at any time. A request that was in flight may still be billed.
 
         Args:
             prompt: What the user says, or a history of messages.
@@ -264,10 +264,10 @@ class AsyncOneLLM(LiveControl):
         on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[ChatResponse] | list[ChatResponse | OneLLMError]:
-        """Answers all prompts and returns the answers in their order.
+        """Sends all prompts and returns the answers in input order.
 
-        There are never more tasks than the window has places. Cancelling stops everything at once; what was under way
-        may then be billed without an answer. To keep answers as they come, use `iter_chats`.
+        The number of tasks is bounded by the window, not by the prompts. Cancelling stops everything; requests in
+        flight may then be billed without an answer. To get each answer as soon as it is complete, use `iter_chats`.
 
         Args:
             prompts: Texts, histories or complete requests. All are checked before the first is sent.
@@ -279,10 +279,10 @@ class AsyncOneLLM(LiveControl):
             **options: Fields of `ChatRequest` for the prompts that are not complete requests.
 
         Raises:
-            InvalidRequestError: If a prompt is refused; nothing was sent.
-            OneLLMError: Without `return_exceptions`, the first failure. With it, still a failure that concerns every
-                prompt, such as a wrong key or an empty balance. Either way nothing more is sent, what is under way is
-                awaited, and the outcomes that are there are on the error as ``partial_results``.
+            InvalidRequestError: If a prompt is invalid; nothing was sent.
+            OneLLMError: Without `return_exceptions`, the first failure. With it, only a failure that affects every
+                prompt, such as a wrong key or an empty balance. In both cases nothing more is sent and requests in
+                flight are awaited. The error has the outcomes so far as ``partial_results``.
 
         Example:
             ::
@@ -326,10 +326,10 @@ class AsyncOneLLM(LiveControl):
         on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[ChatOutcome, None]:
-        """Yields the outcome of each prompt as it is there, from a source of any length, in constant memory.
+        """Yields the outcome of each prompt on completion, from a source of any length, in constant memory.
 
-        The source is drawn from only as places become free, and a slow consumer slows the sending. Leaving the loop
-        early cancels what is under way; wrap the iterator in `contextlib.aclosing` to have that happen at once.
+        The next prompt is read only when the window has room, and a slow consumer slows the sending. Leaving the loop
+        early cancels requests in flight; wrap the iterator in `contextlib.aclosing` to cancel them at once.
 
         Args:
             source: A sync or async iterable of texts, histories or complete requests.

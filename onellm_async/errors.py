@@ -27,7 +27,7 @@
             ├── InternalServerError          500 and above
             └── InsufficientBalanceError     any status; only topping up helps
 
-The names below `APIError` are those of openai-python, so that nobody has to learn them twice.
+The names below `APIError` are those of openai-python, so that its users know them already.
 """
 
 from typing import Any, ClassVar

@@ -78,12 +78,12 @@ async def close_iterator(iterator: AsyncIterator[object]) -> None:
 class FanOut:
     """One run over a source. Iterate over it once, inside ``async with``.
 
-    Leaving the block, by whatever way, cancels what is still under way and waits for it.
+    Leaving the block in any way cancels the requests in flight and waits for them to end.
 
     Args:
         source: The prompts; a sync or async iterable of any length.
         answer: Turns one prompt into its response, or raises `OneLLMError`.
-        window: How many prompts may be under way or wait for admission; asked again after each outcome, as it may grow.
+        window: Returns how many prompts may be in flight or queued; called after each outcome, as it may grow.
         withdraw: Ends the waits of `answer` with `RequestCancelledError`; called once when the run is stopped.
         stop_on_error: Draw nothing more from the source after the first failure of any kind.
         buffered: Finished outcomes that may wait for the consumer; None for any number.

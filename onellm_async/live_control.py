@@ -13,8 +13,8 @@ __all__ = ["LiveControl"]
 class LiveControl:
     """The controls of a running client; `onellm_async.AsyncOneLLM` has them all.
 
-    They act at once, from any coroutine or callback of the client's event loop, and nobody who waits is lost. Before
-    the loop runs they take effect when it does, and they outlive it.
+    They act at once, from any coroutine or callback of the client's event loop, and lose no queued request. Calls
+    made before the loop runs take effect when it runs. The settings outlive the loop.
 
     Attributes:
         limits: Those in force.
@@ -48,10 +48,10 @@ class LiveControl:
         return self._sender.rate_state
 
     def pause(self) -> None:
-        """Lets nothing leave until `resume`: neither a chat that waits nor a repeat.
+        """Stops sending until `resume`, first attempts and retries alike.
 
-        Requests under way go on, chats that wait keep their places, and their deadlines still pass. New chats may
-        come and wait, as many as `Limits.max_pending` allows.
+        Requests in flight continue, queued chats keep their places, and their deadlines still apply. New chats are
+        queued, up to `Limits.max_pending`.
 
         Example:
             ::
@@ -66,11 +66,11 @@ class LiveControl:
         self._sender.resume()
 
     def retune(self, limits: Limits) -> None:
-        """Goes on with other limits: rate, burst, concurrency, tokens per minute, `max_pending` and mode.
+        """Changes the limits: rate, burst, concurrency, tokens per minute, `max_pending` and mode.
 
-        Whoever waits keeps its place, whatever is under way goes on, and what could have left at once still can, as far
-        as the new limits allow. When more is under way than the new `max_concurrency`, nothing leaves until it is
-        fewer. What was learned is kept when rate, burst and mode stay as they were. A fan-out that has begun widens its
+        Queued requests keep their places and requests in flight continue. Tokens in the bucket remain, as far as the
+        new limits allow. If more requests are in flight than the new `max_concurrency`, nothing is sent until enough
+        have finished. A discovered rate is kept if rate, burst and mode stay the same. An active fan-out adjusts its
         window with its next outcome.
 
         Args:
@@ -90,10 +90,10 @@ class LiveControl:
         self.limits = limits
 
     async def drain(self) -> None:
-        """Stops in good order: chats that wait end with `ClientClosedError`, unsent; those under way finish.
+        """Stops gracefully: queued chats end with `ClientClosedError`, unsent; requests in flight finish.
 
-        Returns when the last one has; their callers get their answers, which are paid for. New chats are refused from
-        the start. Call it before `aclose` where there is time, as a service does on SIGTERM. Safe to cancel.
+        Returns when the last request has finished; the callers get these answers, which are paid for. New chats are
+        rejected at once. Call it before `aclose` if there is time, as a service does on SIGTERM. Safe to cancel.
 
         Example:
             ::

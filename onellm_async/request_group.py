@@ -60,5 +60,5 @@ class RequestGroup:
         )
 
     def withdraw(self) -> None:
-        """Ends the waits of the group with `RequestCancelledError`, for good; its requests under way go on."""
+        """Ends the waits of the group with `RequestCancelledError`, for good; its requests in flight continue."""
         self._sender.cancel(self._group)

@@ -65,7 +65,7 @@ class ApiKey:
         self._secret = secret
 
     def authorization(self) -> str:
-        """Returns the value of the ``Authorization`` header. Whoever calls this holds the secret."""
+        """Returns the value of the ``Authorization`` header. The caller then holds the secret."""
         return f"Bearer {self._secret}"
 
     def __repr__(self) -> str:

@@ -212,7 +212,7 @@ class AiohttpTransport:
                 unused_proxy=self._unused_proxy,
                 redact=self._redactor.text,
             )
-        # Nobody cancelled this task: something within aiohttp, such as the look-up of the name, was cancelled.
+        # This task was not cancelled: an operation within aiohttp was, such as the name lookup.
         if sent:
             return APIConnectionError(f"The connection to {host} was given up from within.")
         return APIConnectionError(f"No connection to {host}: it was given up.", kind=FailureKind.CANNOT_CONNECT)

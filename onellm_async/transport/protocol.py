@@ -1,4 +1,4 @@
-"""What a transport is: whoever carries bytes to the service and brings an answer back."""
+"""The interface of a transport, which posts a body to the service and returns the reply."""
 
 from collections.abc import Mapping
 from typing import Protocol
