@@ -45,7 +45,7 @@ def test_a_few_prompts_wait_for_nothing_but_their_answers():
     assert plan(Workload.uniform(5), Limits(), PUBLISHED).bottleneck == "service"
 
 
-def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_suggestion():
+def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion():
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
     estimate = plan(Workload.uniform(1500), limits, service)
@@ -60,14 +60,14 @@ def test_too_few_slots_decide_and_enough_of_them_for_the_rate_are_the_suggestion
     assert estimate.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
 
-def test_a_faster_limit_is_the_suggestion_where_the_rate_decides():
+def test_a_faster_limit_is_the_suggestion_if_the_rate_is_the_bottleneck():
     (suggestion,) = plan(Workload.uniform(1000), Limits(), PUBLISHED).suggestions
 
     assert (suggestion.limit, suggestion.value) == ("requests_per_minute", 80)
     assert suggestion.saved == pytest.approx((1000 - 40) / (40 / 60) / 2, rel=0.01)
 
 
-def test_tokens_decide_where_they_run_out_before_requests_do():
+def test_tokens_are_the_bottleneck_if_they_run_out_before_requests_do():
     workload = Workload.uniform(1000, body_bytes=2000, output_tokens=500)
     service = ExpectedService(requests_per_minute=600, burst=100)
     estimate = plan(workload, Limits(requests_per_minute=600, burst=100, tokens_per_minute=60_000), service)
@@ -77,13 +77,13 @@ def test_tokens_decide_where_they_run_out_before_requests_do():
     assert estimate.suggestions[0].limit == "tokens_per_minute"
 
 
-def test_finding_a_rate_out_costs_refusals():
+def test_discovering_a_rate_costs_429s():
     estimate = plan(Workload.uniform(400), Limits(requests_per_minute="auto"), PUBLISHED)
 
     assert 1 <= estimate.rate_limited.median <= 12
 
 
-def test_a_declaration_that_the_service_does_not_keep_is_foretold_with_its_refusals():
+def test_a_declaration_that_the_service_does_not_keep_is_estimated_with_its_429s():
     honest = plan(Workload.uniform(300), Limits(), PUBLISHED)
     deceived = plan(Workload.uniform(300), Limits(requests_per_minute=80), PUBLISHED)
 
@@ -153,8 +153,8 @@ def test_a_pure_bucket_is_extrapolated_exactly(rate, burst, number, more):
     assert sent_at[-1] + more * state.gap == pytest.approx((number + more - 1 - burst) / rate)
 
 
-def test_between_two_refusals_the_pace_is_that_of_the_refill():
-    """Slow for nine tenths of each cycle, then a sprint until the savings are gone: one refusal."""
+def test_between_two_429s_the_pace_is_that_of_the_refill():
+    """Slow for nine tenths of each cycle, then a probe until the savings are gone: one 429."""
     sent_at, rate_limited_at, now = [], [], 0.0
     for _ in range(20):
         for _ in range(90):
@@ -209,7 +209,7 @@ def test_tokens_and_prices_are_summed_up_with_their_bounds():
     assert workload.price.high == pytest.approx(least + 1050 * entry.output_price / 1e6)
 
 
-def test_a_prompt_without_a_bound_leaves_the_highest_cost_open_and_an_unknown_model_is_said():
+def test_a_prompt_without_a_bound_has_no_highest_cost_and_an_unknown_model_no_price():
     meter = WorkloadMeter()
     meter.add(ChatRequest("GPT-5", "Hi", max_tokens=5))
     meter.add(ChatRequest("GPT-5", "Hi"))
@@ -232,7 +232,7 @@ def test_a_sample_is_evenly_spaced_and_bounded():
 
 
 def test_a_simulated_run_has_the_sizes_of_the_workload():
-    """Big prompts first: while tokens decide, they leave further apart than small ones."""
+    """Big prompts first: while tokens are the bottleneck, they are sent further apart than small ones."""
     sizes = [RequestSize(8000, 100, 100)] * 40 + [RequestSize(800, 100, 100)] * 40
     limits = Limits(requests_per_minute=6000, burst=1000, tokens_per_minute=6000)
     service = ExpectedService(requests_per_minute=6000, burst=1000, latency=0.5, latency_sigma=0)

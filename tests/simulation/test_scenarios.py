@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_run_to_the_last_digit():
     assert simulate(scenario) == simulate(scenario)
 
 
-def test_a_declared_limit_is_used_up_without_a_refusal():
+def test_a_declared_limit_is_used_up_without_a_429():
     runs = [simulate(Scenario(prompts=400, limits=Limits(), seed=seed)) for seed in SEEDS]
     for run in runs:
         check_invariants(run)
@@ -48,20 +48,20 @@ def test_a_declared_limit_is_used_up_without_a_refusal():
     assert statistics.median(run.goodput for run in runs) >= 0.985
 
 
-def test_a_bucket_that_somebody_else_has_emptied_costs_two_refusals_at_most():
+def test_a_bucket_that_another_client_has_emptied_costs_two_429s_at_most():
     for seed in SEEDS:
         run = simulate(Scenario(prompts=400, limits=Limits(), initial_level=0, seed=seed))
         check_invariants(run)
         assert run.rate_limited <= 2
 
 
-@pytest.mark.parametrize(("prompts", "goodput", "refused"), [(400, 0.99, 0.015), (4000, 0.995, 0.005)])
-def test_an_undeclared_limit_is_found_by_its_refusals(prompts, goodput, refused):
+@pytest.mark.parametrize(("prompts", "goodput", "rate_limited"), [(400, 0.99, 0.015), (4000, 0.995, 0.005)])
+def test_an_undeclared_limit_is_discovered_by_its_429s(prompts, goodput, rate_limited):
     runs = [simulate(Scenario(prompts=prompts, limits=UNDECLARED, seed=seed)) for seed in SEEDS]
     for run in runs:
         check_invariants(run)
     assert statistics.median(run.goodput for run in runs) >= goodput
-    assert statistics.median(run.rate_limited_share for run in runs) <= refused
+    assert statistics.median(run.rate_limited_share for run in runs) <= rate_limited
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_clients_that_know_nothing_of_each_other_all_come_through_on_one_key(cli
     resets=st.floats(0, 0.03),
     retry_after=st.none() | st.integers(0, 20),
 )
-def test_every_prompt_is_answered_whatever_the_limit_and_the_weather(
+def test_every_prompt_is_answered_whatever_the_limit_and_its_faults(
     seed, rate, burst, declared, latency, errors, resets, retry_after
 ):
     scenario = Scenario(
