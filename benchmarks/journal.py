@@ -14,7 +14,7 @@ from benchmarks.peers import Contender
 from benchmarks.repetitions import Found, interleaved, spread
 from benchmarks.report import Section
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.journal import Intent, Journal, Settled, State
+from onellm_async.batch.journal.journal import Intent, Journal, RecordState, Settled
 
 Remember: TypeAlias = Callable[[int], Awaitable[None]]
 Store: TypeAlias = tuple[Remember, Remember, Callable[[], float]]
@@ -38,7 +38,7 @@ async def _journal(directory: Path) -> AsyncIterator[Store]:
             await journal.intend(Intent(index, index + 1, index * 7919, None, b"d" * 16, 0.01, 1.0, 100))
 
         async def settle(index: int) -> None:
-            await journal.settle(Settled(index, State.ANSWERED, 2.0, 1, 0, 0, 0.001, 10, 20, 1.0, 0.5, _ANSWER))
+            await journal.settle(Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.001, 10, 20, 1.0, 0.5, _ANSWER))
 
         yield intend, settle, lambda: journal.commits
 

@@ -39,7 +39,7 @@ from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, endpoints_f
 
 if TYPE_CHECKING:
     from onellm_async.batch.client_run import RunOptions
-    from onellm_async.batch.ending import BatchReport
+    from onellm_async.batch.ending import RunReport
     from onellm_async.batch.inputs.items import LineError
     from onellm_async.batch.inputs.prompts import NamedPrompt
     from onellm_async.batch.progress import RunProgress
@@ -370,7 +370,7 @@ class AsyncOneLLM(LiveControl):
         on_bad_line: "Callable[[LineError], None] | None" = None,
         stop: asyncio.Event | None = None,
         **options: "Unpack[RunOptions]",
-    ) -> "BatchReport":
+    ) -> "RunReport":
         """Sends every prompt of a source and writes the answers to a file in input order. Call it again to resume.
 
         It does what ``onellm-async run`` does: what was answered is kept in a journal beside the output and never

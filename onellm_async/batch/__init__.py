@@ -8,7 +8,7 @@
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.client_run import RunOptions
-from onellm_async.batch.ending import BatchReport
+from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
 from onellm_async.batch.health import HealthPolicy
@@ -20,10 +20,10 @@ from onellm_async.batch.inputs.lines import LONGEST_LINE
 from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
 from onellm_async.batch.inputs.sources import Source, Survey, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
-from onellm_async.batch.journal.control import request
+from onellm_async.batch.journal.control import send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Command, Counts, Row, State
+from onellm_async.batch.journal.rows import Command, JournalRecord, RecordState, RunCounts
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
@@ -39,10 +39,8 @@ __all__ = [
     "WINDOW",
     "AnswerCache",
     "AnswerLookup",
-    "BatchReport",
     "Budget",
     "Command",
-    "Counts",
     "Entry",
     "EntrySource",
     "FileRun",
@@ -52,6 +50,7 @@ __all__ = [
     "Item",
     "Journal",
     "JournalReader",
+    "JournalRecord",
     "LineError",
     "LineReader",
     "LineSink",
@@ -59,18 +58,19 @@ __all__ = [
     "OutputFormat",
     "PromptSource",
     "PromptTemplate",
+    "RecordState",
     "RecordWriter",
     "RequestDefaults",
-    "Row",
     "RunClient",
+    "RunCounts",
     "RunIdentity",
     "RunJournal",
     "RunOptions",
     "RunPolicy",
     "RunProgress",
+    "RunReport",
     "RunWatch",
     "Source",
-    "State",
     "StreamSink",
     "Survey",
     "Tally",
@@ -80,9 +80,9 @@ __all__ = [
     "open_sink",
     "open_source",
     "output_format",
-    "request",
     "run_batch",
     "run_file",
+    "send_command",
     "sniff_format",
     "survey",
 ]

@@ -7,7 +7,7 @@ from typing import Self
 from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.identity import redact_url
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.errors import BatchError
 
 __all__ = ["AnswerCache"]
@@ -52,10 +52,10 @@ class AnswerCache:
                         advice="Leave that cache out.",
                     )
                 for row in journal.rows():
-                    if row.state is State.ANSWERED and row.copy_of is None:
+                    if row.state is RecordState.ANSWERED and row.copy_of is None:
                         self._places.add(row.request_digest, row.index * len(self._paths) + number)
 
-    def answer_to(self, request_digest: bytes) -> Row | None:
+    def answer_to(self, request_digest: bytes) -> JournalRecord | None:
         """The answer to a request, as the journal of an earlier run has it; None where there is none.
 
         Raises:
@@ -68,7 +68,7 @@ class AnswerCache:
         if number not in self._open:
             self._open[number] = JournalReader.open(self._paths[number])
         row = self._open[number].row(index)
-        if row is None or row.state is not State.ANSWERED or row.request_digest != request_digest:
+        if row is None or row.state is not RecordState.ANSWERED or row.request_digest != request_digest:
             return None
         self.hits += 1
         return row

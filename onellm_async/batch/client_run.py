@@ -12,7 +12,7 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.ending import BatchReport
+from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat
 from onellm_async.batch.health import HealthPolicy
@@ -107,7 +107,7 @@ async def run_with(
     on_bad_line: Callable[[LineError], None] | None,
     stop: asyncio.Event | None,
     options: RunOptions,
-) -> BatchReport:
+) -> RunReport:
     """Runs `source` through `client`; see `onellm_async.AsyncOneLLM.run`.
 
     Args:

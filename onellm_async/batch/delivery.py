@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from onellm_async.batch.inputs.items import Entry, LineError
 from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.rows import Intent, Row, Settled, State
+from onellm_async.batch.journal.rows import Intent, JournalRecord, RecordState, Settled
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.progress import Tally
@@ -36,7 +36,7 @@ class Delivery:
         tally: Tally,
         outlet: Outlet,
         *,
-        encode: Callable[[Row], bytes],
+        encode: Callable[[JournalRecord], bytes],
         on_bad_line: Callable[[LineError], None],
         clock: Callable[[], float],
     ) -> None:
@@ -48,7 +48,7 @@ class Delivery:
         self._clock = clock
         self._failed: list[int] = []
 
-    async def settle(self, passage: Passage, settled: Settled, result: bytes) -> Row:
+    async def settle(self, passage: Passage, settled: Settled, result: bytes) -> JournalRecord:
         """Delivers the outcome of a passage; gives the row that the journal has of it.
 
         Raises:
@@ -61,13 +61,13 @@ class Delivery:
             result = settled.result
             await self._journal.settle(settled)
         row = passage.row(settled, result)
-        if row.state is State.FAILED:
+        if row.state is RecordState.FAILED:
             self._failed.append(row.index)
         self._tally.settled(row, self._clock())
         self._outlet.put(row.index, self._encode(row))
         return row
 
-    async def settle_followers(self, passage: Passage, row: Row) -> None:
+    async def settle_followers(self, passage: Passage, row: JournalRecord) -> None:
         """Delivers `row`, the outcome of a passage, to all that follow it, and to those that join meanwhile."""
         while passage.followers:
             followers, passage.followers = passage.followers, []
@@ -90,9 +90,9 @@ class Delivery:
             await asyncio.gather(*(self._journal.forget(row.index) for row in rows))
             self._tally.reopened(len(rows))
 
-    def pass_on(self, row: Row) -> None:
+    def pass_on(self, row: JournalRecord) -> None:
         """Delivers what an earlier session left."""
-        self._tally.resumed(row, held=row.state is State.SENT)
+        self._tally.resumed(row, held=row.state is RecordState.IN_FLIGHT)
         self._outlet.put(row.index, self._encode(row))
 
     def bad_line(self, entry: Entry, error: LineError) -> None:
@@ -103,7 +103,7 @@ class Delivery:
         self._on_bad_line(error)
 
 
-def _intent_again(row: Row) -> Intent:
+def _intent_again(row: JournalRecord) -> Intent:
     return Intent(
         index=row.index,
         line=row.line,

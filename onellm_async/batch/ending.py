@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import Counts
+from onellm_async.batch.journal.rows import RunCounts
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.progress import RunProgress, Tally
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.request_group import RequestGroup
 
-__all__ = ["BatchReport", "Ending"]
+__all__ = ["Ending", "RunReport"]
 
 
 @frozen
-class BatchReport:
+class RunReport:
     """How a session of a run ended.
 
     Attributes:
@@ -26,18 +26,18 @@ class BatchReport:
         interrupted: Whether `stop` ended it before its input.
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad line that ended it, where the run was strict.
-        partial: Whether it was told to ask only the first entries, and did.
+        limit_reached: Whether it was told to ask only the first entries, and did.
         failures: What the failed prompts of all sessions failed with, and how many: the most frequent cause first.
         failed_models: Models of which all prompts of this session failed alike, with their number and the cause; empty
             where all prompts were asked of one model.
     """
 
     progress: RunProgress
-    counts: Counts
+    counts: RunCounts
     interrupted: bool = False
     stopped_by: OneLLMError | None = None
     strict_error: LineError | None = None
-    partial: bool = False
+    limit_reached: bool = False
     failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     failed_models: Mapping[str, tuple[int, str]] = field(factory=dict[str, tuple[int, str]], hash=False)
 
@@ -49,7 +49,7 @@ class BatchReport:
     @property
     def input_ended(self) -> bool:
         """Whether the whole input was read and every prompt in it has an outcome, or is held back without one."""
-        return not (self.interrupted or self.partial or self.stopped_by or self.strict_error)
+        return not (self.interrupted or self.limit_reached or self.stopped_by or self.strict_error)
 
 
 class Ending:
@@ -65,7 +65,7 @@ class Ending:
         ended: Set when something ends it before its input.
         read_all: Whether it read its input, or as much as it was told to.
         left_out: Whether a prompt that was read has no outcome.
-        partial: Whether it was told to ask only the first entries, and there are more.
+        limit_reached: Whether it was told to ask only the first entries, and there are more.
     """
 
     def __init__(self, group: RequestGroup, outlet: Outlet) -> None:
@@ -74,7 +74,7 @@ class Ending:
         self.ended: asyncio.Event = asyncio.Event()
         self.read_all: bool = False
         self.left_out: bool = False
-        self.partial: bool = False
+        self.limit_reached: bool = False
         self._outlet = outlet
         self._interrupted = False
         self._stopped_by: OneLLMError | None = None
@@ -117,17 +117,17 @@ class Ending:
             self._strict_error = error
             self.stop()
 
-    def report(self, tally: Tally, journal: RunJournal, now: float) -> BatchReport:
+    def report(self, tally: Tally, journal: RunJournal, now: float) -> RunReport:
         """How it ended, now that nothing is under way any more."""
         # Told to stop when there was nothing left to stop: that is a run like any other.
         interrupted = self._interrupted and (self.left_out or not self.read_all)
-        return BatchReport(
+        return RunReport(
             progress=tally.snapshot(now),
             counts=journal.counts(),
             interrupted=interrupted,
             stopped_by=self._stopped_by,
             strict_error=self._strict_error,
-            partial=self.partial and not (interrupted or self._stopped_by or self._strict_error),
+            limit_reached=self.limit_reached and not (interrupted or self._stopped_by or self._strict_error),
             failures=_failures(journal),
             failed_models=tally.failed_models(),
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending
 from onellm_async.batch.inputs.items import Entry, LineError
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.batch.outputs.outlet import Outlet
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.policy import RunPolicy
@@ -71,7 +71,7 @@ class Feeder:
         try:
             async for entry in entries:
                 if self._policy.first is not None and entry.index >= self._policy.first:
-                    self._ending.partial = True
+                    self._ending.limit_reached = True
                     break
                 await self._outlet.room_for(entry.index)
                 row = known.of(entry)
@@ -87,18 +87,18 @@ class Feeder:
         finally:
             await close_iterator(entries)
 
-    def _stands(self, row: Row) -> bool:
+    def _stands(self, row: JournalRecord) -> bool:
         """Whether it needs no asking."""
         hold = self._policy.ambiguous == "hold"
-        if row.state is State.SENT and not hold:
+        if row.state is RecordState.IN_FLIGHT and not hold:
             return False
-        if row.state is State.FAILED and self._policy.retry_failed and not (hold and row.possibly_billed):
+        if row.state is RecordState.FAILED and self._policy.retry_failed and not (hold and row.possibly_billed):
             return False
-        if row.state is State.ANSWERED and self._policy.deduplicate:
+        if row.state is RecordState.ANSWERED and self._policy.deduplicate:
             self._repetitions.answered(row)
         return True
 
-    async def _take(self, entry: Entry, row: Row | None) -> None:
+    async def _take(self, entry: Entry, row: JournalRecord | None) -> None:
         item = entry.item()
         if isinstance(item, LineError):
             self._bad_line(entry, item)
@@ -130,10 +130,10 @@ class _Known:
 
     def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, JournalRecord] = {}
         self._end = 0 if journal.resumed else sys.maxsize
 
-    def of(self, entry: Entry) -> Row | None:
+    def of(self, entry: Entry) -> JournalRecord | None:
         if entry.index >= self._end:
             self._rows = {row.index: row for row in self._journal.rows(entry.index, entry.index + _ROWS - 1)}
             self._end = entry.index + _ROWS

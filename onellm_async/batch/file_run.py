@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.ending import BatchReport
+from onellm_async.batch.ending import RunReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
@@ -31,7 +31,7 @@ from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Counts, Row
+from onellm_async.batch.journal.rows import JournalRecord, RunCounts
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
 from onellm_async.batch.outputs.records import RecordWriter
@@ -122,8 +122,8 @@ class RunWatch:
 
     tally: Tally
     stop: asyncio.Event
-    began: Callable[[Counts | None], None] = lambda counts: None
-    nothing_left: Callable[[Counts], None] = lambda counts: None
+    began: Callable[[RunCounts | None], None] = lambda counts: None
+    nothing_left: Callable[[RunCounts], None] = lambda counts: None
     say: Callable[[str], None] = lambda text: None
     on_bad_line: Callable[[LineError], None] = lambda error: None
 
@@ -176,7 +176,7 @@ def _place(run: FileRun) -> Path | None:
 
 async def run_file(
     client: RunClient, source: Source | PromptSource, surveyed: Survey | None, run: FileRun, watch: RunWatch
-) -> BatchReport:
+) -> RunReport:
     """One session of `run`: asks what is left of `source` and writes all there is then.
 
     Safe to cancel: requests under way are then possibly billed, and the journal knows them.
@@ -202,7 +202,7 @@ async def run_file(
         watch.nothing_left(there.counts)
         watch.tally.found(there.counts, there.notable)
         progress = watch.tally.snapshot(watch.tally.started)
-        return BatchReport(progress=progress, counts=there.counts, failures=there.failures)
+        return RunReport(progress=progress, counts=there.counts, failures=there.failures)
     cache = await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url)
     journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
     async with journal:
@@ -221,12 +221,12 @@ async def run_file(
 class _UnfinishedError(Exception):
     """Inside this file only: something is left to do."""
 
-    def __init__(self, report: BatchReport) -> None:
+    def __init__(self, report: RunReport) -> None:
         super().__init__()
         self.report = report
 
 
-def _demand_the_end(report: BatchReport) -> None:
+def _demand_the_end(report: RunReport) -> None:
     if not report.input_ended:
         raise _UnfinishedError(report)
 
@@ -235,7 +235,7 @@ def _demand_the_end(report: BatchReport) -> None:
 class _Finished:
     """A run that is complete: what its journal has, what failed, and which answers want a look."""
 
-    counts: Counts
+    counts: RunCounts
     failures: dict[str, int]
     notable: dict[str, int]
 
@@ -290,10 +290,10 @@ async def _ask(
     journal: RunJournal,
     sink: LineSink,
     cache: AnswerCache,
-) -> BatchReport:
+) -> RunReport:
     writer: RecordWriter | None = None
 
-    def encode(row: Row) -> bytes:
+    def encode(row: JournalRecord) -> bytes:
         nonlocal writer
         if writer is None:  # the first line of a pipe may have told the format
             writer = _writer(source, run)
@@ -331,7 +331,7 @@ def _demand_suffix(journal: str | None) -> None:
         )
 
 
-def _how(report: BatchReport) -> str:
+def _how(report: RunReport) -> str:
     if report.input_ended and report.progress.held:
         return f"with {report.progress.held:,} held back, which may be billed"
     if report.complete:

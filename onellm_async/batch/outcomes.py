@@ -6,7 +6,7 @@ The journal keeps everything that an output needs, and nothing that differs betw
 from collections.abc import Mapping
 
 from onellm_async.batch.inputs.items import Item
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.chat import JSON, ChatResponse
 from onellm_async.errors import OneLLMError
 from onellm_async.wire import dump_json, parse_json
@@ -84,13 +84,13 @@ _NO_OUTCOME = dump_json(
 """The failure of a duplicate whose original has lost its own; only journals of earlier versions have such."""
 
 
-def outcome_of(row: Row) -> tuple[bool, bytes]:
+def outcome_of(row: JournalRecord) -> tuple[bool, bytes]:
     """What an output says of a row: whether it is an answer, and the answer or the failure as JSON."""
-    if row.state is State.SENT:
+    if row.state is RecordState.IN_FLIGHT:
         return False, _POSSIBLY_BILLED
     if not row.result:
         return False, _NO_OUTCOME
-    if row.state is not State.ANSWERED:
+    if row.state is not RecordState.ANSWERED:
         return False, row.result
     return True, row.result if row.attempts else _free_of_charge(row.result)
 

@@ -7,7 +7,7 @@ from attrs import evolve
 
 from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
 from onellm_async.batch.inputs.items import Entry, Item
-from onellm_async.batch.journal.rows import Intent, Row, Settled, State
+from onellm_async.batch.journal.rows import Intent, JournalRecord, RecordState, Settled
 from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.batch.purse import Purse
@@ -68,7 +68,7 @@ class Passage:
         entry: Entry,
         item: Item,
         *,
-        earlier: Row | None,
+        earlier: JournalRecord | None,
         bound: Bound | None,
         purse: Purse,
         journal: RunJournal,
@@ -77,8 +77,8 @@ class Passage:
         self.entry: Entry = entry
         self.item: Item = item
         self.followers: list[Passage] = []
-        self.copied: Row | None = None
-        self.cached: Row | None = None
+        self.copied: JournalRecord | None = None
+        self.cached: JournalRecord | None = None
         self.intended: bool = False
         self.lost: int = 0
         self._bound = bound
@@ -164,7 +164,7 @@ class Passage:
             tokens = self._charge.tokens if unknown else (input_tokens or 0) + (output_tokens or 0)
             self._close(self.lost, Charge(cost, tokens))
         return self._settled(
-            State.ANSWERED,
+            RecordState.ANSWERED,
             answer_json(response, self.item),
             attempts=self._attempts_before + response.attempts,
             rate_limited=response.rate_limited,
@@ -176,11 +176,11 @@ class Passage:
     def failed(self, error: OneLLMError) -> Settled:
         """Settles the money of a failure, and tells what to write down."""
         self._close(self._lost_before + error.possibly_billed, NOTHING)
-        return self._settled(State.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
+        return self._settled(RecordState.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
 
     def _settled(
         self,
-        state: State,
+        state: RecordState,
         result: bytes,
         *,
         attempts: int,
@@ -209,7 +209,7 @@ class Passage:
         """What to write down instead where the journal cannot store `settled`: a failure that says so."""
         return evolve(
             settled,
-            state=State.FAILED,
+            state=RecordState.FAILED,
             at=time(),
             elapsed=0.0,
             latency=None,
@@ -220,21 +220,21 @@ class Passage:
             custom_id=None,
         )
 
-    def copy_of(self, row: Row) -> Settled:
+    def copy_of(self, row: JournalRecord) -> Settled:
         """What to write down where `row`, of an identical request, has the outcome.
 
         An answer stays where it is, for good; a failure goes when its original is asked again, so its text is copied.
         """
-        if row.state is not State.ANSWERED:
+        if row.state is not RecordState.ANSWERED:
             return self._unsent(row.state, row.result)
         settled = self._unsent(row.state, b"")
         return evolve(settled, copy_of=row.index if row.copy_of is None else row.copy_of)
 
-    def reused(self, row: Row) -> Settled:
+    def reused(self, row: JournalRecord) -> Settled:
         """What to write down where `row`, of an earlier run, has the answer."""
-        return self._unsent(State.ANSWERED, row.result)
+        return self._unsent(RecordState.ANSWERED, row.result)
 
-    def _unsent(self, state: State, result: bytes) -> Settled:
+    def _unsent(self, state: RecordState, result: bytes) -> Settled:
         return evolve(
             self._settled(state, result, attempts=0),
             cost=0.0,
@@ -247,14 +247,14 @@ class Passage:
             request_digest=self.item.request_digest,
         )
 
-    def row(self, settled: Settled, result: bytes) -> Row:
+    def row(self, settled: Settled, result: bytes) -> JournalRecord:
         """The row that the journal has of it, now that it is settled.
 
         Args:
             settled: The outcome.
             result: The answer or the failure.
         """
-        return Row(
+        return JournalRecord(
             index=self.entry.index,
             line=self.entry.line,
             digest=self.entry.digest,

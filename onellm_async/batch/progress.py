@@ -8,7 +8,7 @@ from statistics import stdev
 from attrs import field, frozen
 
 from onellm_async.batch.causes import CauseCounts, flaw_of
-from onellm_async.batch.journal.rows import Counts, Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState, RunCounts
 from onellm_async.events import Answered, Event, Failed, RateLimited, Retrying, Sent
 
 __all__ = ["RunProgress", "Tally"]
@@ -26,11 +26,11 @@ class RunProgress:
     """A run at one moment.
 
     Attributes:
-        done: Prompts with an outcome, failures and earlier sessions included.
+        completed: Prompts with an outcome, failures and earlier sessions included.
         failed: Of these, failures.
-        resumed: Of these, outcomes of earlier sessions.
+        completed_before: Of these, outcomes of earlier sessions.
         held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not asked again.
-        copied: Of these, prompts that share the answer to an identical one.
+        deduplicated: Of these, prompts that share the answer to an identical one.
         bad_lines: Lines of the input that held no usable prompt.
         total: Lines of the input that are not blank; None when nobody knows.
         in_flight: Requests sent and not answered yet.
@@ -43,18 +43,18 @@ class RunProgress:
         elapsed: Seconds since this session began.
         rate: Outcomes per second of this session over the last minute.
         eta: Seconds that are probably left; None when that cannot be told.
-        eta_least: The least it is likely to be (two standard errors of the rate away).
-        eta_most: The most it is likely to be.
+        eta_low: The least it is likely to be (two standard errors of the rate away).
+        eta_high: The most it is likely to be.
         notable: Answers that want a look, by what is unusual about them: they were cut off, filtered or are empty.
         trouble: Why the run is paused, because many prompts failed alike; None while it is not.
         trial_in: Seconds until the next single prompt is tried in such a pause, 0 while one is; None without a pause.
     """
 
-    done: int
+    completed: int
     failed: int
-    resumed: int
+    completed_before: int
     held: int
-    copied: int
+    deduplicated: int
     bad_lines: int
     total: int | None
     in_flight: int
@@ -67,8 +67,8 @@ class RunProgress:
     elapsed: float
     rate: float
     eta: float | None
-    eta_least: float | None
-    eta_most: float | None
+    eta_low: float | None
+    eta_high: float | None
     notable: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     trouble: str | None = None
     trial_in: float | None = None
@@ -76,7 +76,7 @@ class RunProgress:
     @property
     def answered(self) -> int:
         """Prompts with an answer."""
-        return self.done - self.failed
+        return self.completed - self.failed
 
 
 class Tally:
@@ -100,7 +100,7 @@ class Tally:
         self.trial_at: float | None = None
         """When the next single prompt is tried in a pause; None while one is."""
         self._ceiling = ceiling
-        self._done = self._failed = self._resumed = self._held = self._copied = self._bad_lines = 0
+        self._completed = self._failed = self._completed_before = self._held = self._deduplicated = self._bad_lines = 0
         self._rate_limited = self._retries = 0
         self._input_tokens = self._output_tokens = 0
         self._cost = 0.0
@@ -157,7 +157,7 @@ class Tally:
         """The run goes on."""
         self._trouble = None
 
-    def settled(self, row: Row, at: float) -> None:
+    def settled(self, row: JournalRecord, at: float) -> None:
         """Counts an outcome that came `at` this time."""
         second = int(at - self.started)
         if self._recent and self._recent[-1][0] == second:
@@ -169,22 +169,22 @@ class Tally:
 
     def reopened(self, number: int) -> None:
         """So many failures of this session are outcomes no more."""
-        self._done -= number
+        self._completed -= number
         self._failed -= number
 
-    def resumed(self, row: Row, *, held: bool = False) -> None:
+    def resumed(self, row: JournalRecord, *, held: bool = False) -> None:
         """Counts an outcome of an earlier session."""
-        self._resumed += 1
+        self._completed_before += 1
         self._held += held
         self._count(row)
 
-    def _count(self, row: Row) -> None:
-        self._done += 1
-        if row.state is not State.ANSWERED:
+    def _count(self, row: JournalRecord) -> None:
+        self._completed += 1
+        if row.state is not RecordState.ANSWERED:
             self._failed += 1
             return
         if row.copy_of is not None:
-            self._copied += 1
+            self._deduplicated += 1
             return
         if (flaw := flaw_of(row.result)) is not None:
             self._notable[flaw] += 1
@@ -195,7 +195,7 @@ class Tally:
         else:
             self._cost += row.cost
 
-    def found(self, counts: Counts, notable: Mapping[str, int] = {}) -> None:
+    def found(self, counts: RunCounts, notable: Mapping[str, int] = {}) -> None:
         """Counts a whole run of earlier sessions, to which this one had nothing to add.
 
         Args:
@@ -203,12 +203,12 @@ class Tally:
             notable: As `RunProgress.notable`.
         """
         self._notable = Counter(notable)
-        self._done = self._resumed = counts.answered + counts.failed
+        self._completed = self._completed_before = counts.answered + counts.failed
         self._failed = counts.failed
-        self._copied = counts.deduplicated
+        self._deduplicated = counts.deduplicated
         self._cost, self._unpriced = counts.cost, counts.unpriced
         self._input_tokens, self._output_tokens = counts.input_tokens, counts.output_tokens
-        self._bad_lines = 0 if self.total is None else max(0, self.total - self._done - counts.in_flight)
+        self._bad_lines = 0 if self.total is None else max(0, self.total - self._completed - counts.in_flight)
 
     def bad_line(self) -> None:
         """Counts a line that held no usable prompt."""
@@ -222,11 +222,11 @@ class Tally:
         rate = sum(count for _, count in self._recent) / max(span, 0.001)
         eta, least, most = self._eta(rate, elapsed)
         return RunProgress(
-            done=self._done + self.failing,
+            completed=self._completed + self.failing,
             failed=self._failed + self.failing,
-            resumed=self._resumed,
+            completed_before=self._completed_before,
             held=self._held,
-            copied=self._copied,
+            deduplicated=self._deduplicated,
             bad_lines=self._bad_lines,
             total=self.total,
             in_flight=len(self._in_flight),
@@ -239,8 +239,8 @@ class Tally:
             elapsed=elapsed,
             rate=rate,
             eta=eta,
-            eta_least=least,
-            eta_most=most,
+            eta_low=least,
+            eta_high=most,
             notable=dict(self._notable),
             trouble=self._trouble,
             trial_in=None if self._trouble is None else max(0.0, (self.trial_at or now) - now),
@@ -253,7 +253,7 @@ class Tally:
     def _eta(self, rate: float, elapsed: float) -> tuple[float | None, float | None, float | None]:
         if self.total is None:
             return None, None, None
-        left = max(0, self.total - self._done - self.failing - self._bad_lines)
+        left = max(0, self.total - self._completed - self.failing - self._bad_lines)
         if left == 0:
             return 0.0, 0.0, 0.0
         if self._ceiling is not None:

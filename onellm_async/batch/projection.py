@@ -10,7 +10,7 @@ from statistics import NormalDist, fmean, stdev
 
 from attrs import frozen
 
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 
 __all__ = ["Capacity", "Interval", "Projection", "project"]
 
@@ -66,7 +66,7 @@ class Projection:
     bound_by: str
 
 
-def project(rows: Iterable[Row], left: int, capacity: Capacity) -> Projection:
+def project(rows: Iterable[JournalRecord], left: int, capacity: Capacity) -> Projection:
     """What the `left` other prompts will cost and take.
 
     Repetitions, which cost nothing, are part of the sample: the others will have as many.
@@ -80,8 +80,8 @@ def project(rows: Iterable[Row], left: int, capacity: Capacity) -> Projection:
         >>> project([], 10, Capacity(requests=2.0, tokens=None, concurrency=4)).cost is None
         True
     """
-    sample = [row for row in rows if row.state is not State.SENT]
-    answered = [row for row in sample if row.state is State.ANSWERED]
+    sample = [row for row in rows if row.state is not RecordState.IN_FLIGHT]
+    answered = [row for row in sample if row.state is RecordState.ANSWERED]
     costs = [row.cost or 0.0 for row in sample]
     known = len(sample) > 1 and all(row.cost is not None for row in answered)
     latencies = [row.latency for row in answered if row.latency is not None and row.copy_of is None]

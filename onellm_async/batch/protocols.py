@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from onellm_async.batch.inputs.items import Entry, LineError
-from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled
+from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RunCounts, Settled
 from onellm_async.chat import JSON
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
@@ -59,7 +59,7 @@ class EntrySource(Protocol):
 class AnswerLookup(Protocol):
     """Answers of earlier runs; `onellm_async.batch.AnswerCache` has those in their journals."""
 
-    def answer_to(self, request_digest: bytes) -> Row | None:
+    def answer_to(self, request_digest: bytes) -> JournalRecord | None:
         """The row of an answered request with that digest; None where there is none."""
 
 
@@ -85,13 +85,13 @@ class RunJournal(Protocol):
     def sample(self, at: float, sample: JSON) -> None:
         """Keeps a point of the time series."""
 
-    def counts(self) -> Counts:
+    def counts(self) -> RunCounts:
         """What there is so far."""
 
-    def rows(self, first: int, last: int) -> Sequence[Row]:
+    def rows(self, first: int, last: int) -> Sequence[JournalRecord]:
         """The rows of the entries from index `first` to `last`, both included, in order."""
 
-    def answer_of(self, index: int) -> Row | None:
+    def answer_of(self, index: int) -> JournalRecord | None:
         """The row of one entry."""
 
     def commands(self) -> Sequence[Command]:

@@ -1,7 +1,7 @@
 """Identical requests: the first one is asked; the others follow it while it is under way, or copy its outcome."""
 
 from onellm_async.batch.fingerprints import Fingerprints
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.batch.passage import Passage
 from onellm_async.batch.protocols import RunJournal
 
@@ -20,7 +20,7 @@ class Repetitions:
         self._seen = Fingerprints()
         self._under_way: dict[int, Passage] = {}
 
-    def answered(self, row: Row) -> None:
+    def answered(self, row: JournalRecord) -> None:
         """Takes note of a request that an earlier session got an answer to."""
         self._seen.add(row.request_digest, row.index)
 
@@ -36,7 +36,7 @@ class Repetitions:
             leader.followers.append(passage)
             return True
         row = self._journal.answer_of(first)
-        if row is None or row.state is State.SENT or row.request_digest != passage.item.request_digest:
+        if row is None or row.state is RecordState.IN_FLIGHT or row.request_digest != passage.item.request_digest:
             return False
         passage.copied = row
         return True

@@ -21,11 +21,11 @@ from onellm_async.batch.asking import Workers
 from onellm_async.batch.budget import Account, Budget, Charge
 from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.delivery import Delivery
-from onellm_async.batch.ending import BatchReport, Ending
+from onellm_async.batch.ending import Ending, RunReport
 from onellm_async.batch.feeding import Feeder
 from onellm_async.batch.health import Health, HealthPolicy
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import Counts, Row
+from onellm_async.batch.journal.rows import JournalRecord, RunCounts
 from onellm_async.batch.outputs.outlet import LineSink, Outlet
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.pool import Pool
@@ -47,7 +47,7 @@ async def run_batch(
     *,
     journal: RunJournal,
     sink: LineSink,
-    encode: Callable[[Row], bytes],
+    encode: Callable[[JournalRecord], bytes],
     cache: AnswerLookup | None = None,
     budget: Budget | None = None,
     policy: RunPolicy | None = None,
@@ -57,7 +57,7 @@ async def run_batch(
     say: Callable[[str], None] = lambda text: None,
     on_bad_line: Callable[[LineError], None] = lambda error: None,
     clock: Callable[[], float] = time.monotonic,
-) -> BatchReport:
+) -> RunReport:
     """Answers every entry of `source`, each of them once, through crashes and restarts.
 
     What `journal` has is not asked again. A failed prompt is an outcome like any other. An error that would meet every
@@ -149,15 +149,15 @@ async def run_batch(
     return ending.report(tally, journal, clock())
 
 
-def _account(budget: Budget, before: Counts) -> Account:
+def _account(budget: Budget, before: RunCounts) -> Account:
     tokens = before.input_tokens + before.output_tokens + before.at_risk_tokens
     return Account(budget, Charge(before.cost + before.at_risk, tokens))
 
 
-def _encoder(encode: Callable[[Row], bytes], ending: Ending) -> Callable[[Row], bytes]:
+def _encoder(encode: Callable[[JournalRecord], bytes], ending: Ending) -> Callable[[JournalRecord], bytes]:
     """`encode`, whose exceptions stop the run instead of cancelling the requests in flight."""
 
-    def encoded(row: Row) -> bytes:
+    def encoded(row: JournalRecord) -> bytes:
         try:
             return encode(row)
         except Exception as error:

@@ -6,7 +6,7 @@ from attrs import evolve
 
 from onellm_async.batch.causes import CauseCounts, cause_of
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
+from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
 from onellm_async.chat import JSON
 
 __all__ = ["Unjournaled"]
@@ -18,7 +18,7 @@ class Unjournaled:
     resumed: bool = False
 
     def __init__(self) -> None:
-        self._counts = Counts()
+        self._counts = RunCounts()
         self._reserved: dict[int, Intent] = {}
         self._causes = CauseCounts()
 
@@ -31,7 +31,7 @@ class Unjournaled:
         intent = self._reserved.pop(settled.index, None)
         reserved = 0.0 if intent is None else intent.reserved or 0.0
         reserved_tokens = 0 if intent is None else intent.reserved_tokens or 0
-        counts, answered = self._counts, settled.state is State.ANSWERED
+        counts, answered = self._counts, settled.state is RecordState.ANSWERED
         if not answered and settled.result:
             self._causes.add(cause_of(settled.result))
         unpriced = answered and settled.cost is None
@@ -61,15 +61,15 @@ class Unjournaled:
     def sample(self, at: float, sample: JSON) -> None:
         """Keeps nothing."""
 
-    def counts(self) -> Counts:
+    def counts(self) -> RunCounts:
         """What there is so far."""
         return evolve(self._counts, in_flight=len(self._reserved))
 
-    def rows(self, first: int, last: int) -> Sequence[Row]:
+    def rows(self, first: int, last: int) -> Sequence[JournalRecord]:
         """None are kept."""
         return ()
 
-    def answer_of(self, index: int) -> Row | None:
+    def answer_of(self, index: int) -> JournalRecord | None:
         """None is kept: a repetition is asked again, unless the first is still under way."""
         return None
 

@@ -101,9 +101,9 @@ stop_command: App = command(stop, _EXAMPLES["stop"])
 
 
 def _ask(run: str, name: str, argument: "JSON", done: str) -> int:
-    from onellm_async.batch import Command, request
+    from onellm_async.batch import Command, send_command
 
-    number = request(run, Command(name, argument))
+    number = send_command(run, Command(name, argument))
     if name == "retune":
         reply = _reply(run, number)
         if reply is None:

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from itertools import takewhile
 
-from onellm_async.batch import FileRun, JournalReader, State
+from onellm_async.batch import FileRun, JournalReader, RecordState
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.projection import Capacity, Projection, project
 from onellm_async.cli.progress import clock_time, counted
@@ -34,7 +34,7 @@ def projected(plan: FileRun, first: int, lines: int, limiter: Snapshot) -> str:
     with JournalReader.open(plan.journal or plan.output or "") as journal:
         sample = list(takewhile(lambda row: row.index < first, journal.rows()))
         counts = journal.counts()
-    beyond = counts.answered + counts.failed - sum(row.state is not State.SENT for row in sample)
+    beyond = counts.answered + counts.failed - sum(row.state is not RecordState.IN_FLIGHT for row in sample)
     left = max(0, lines - first - beyond)  # an earlier session may have gone further
     return wording(project(sample, left, capacity), spent=counts.cost, most=plan.budget.max_cost)
 

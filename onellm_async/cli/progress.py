@@ -97,13 +97,13 @@ def _next_attempt(seconds: float | None) -> str:
 
 
 def _out_of(progress: RunProgress) -> str:
-    return f"{progress.done:,}" if progress.total is None else f"{progress.done:,}/{progress.total:,}"
+    return f"{progress.completed:,}" if progress.total is None else f"{progress.completed:,}/{progress.total:,}"
 
 
 def _eta(progress: RunProgress) -> str:
     if progress.eta is None:
         return "ETA unknown"
-    least, most = progress.eta_least, progress.eta_most
+    least, most = progress.eta_low, progress.eta_high
     if least is None or most is None or most - least < max(2.0, 0.02 * progress.eta):
         return f"ETA {clock_time(progress.eta)}"
     return f"ETA {clock_time(progress.eta)} ({clock_time(least)} to {clock_time(most)})"
@@ -133,7 +133,7 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True, justify="right")
     total = None if progress.total is None else max(1, progress.total)
-    moved = progress.done + progress.bad_lines
+    moved = progress.completed + progress.bad_lines
     bar.add_row(
         ProgressBar(total=total, completed=moved, pulse=total is None, animation_time=progress.elapsed),
         f"{_out_of(progress)}  {clock_time(progress.elapsed)}  {_eta(progress)}",
@@ -159,10 +159,10 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
 
 def summary(progress: RunProgress) -> str:
     """A run when it is over, in one line."""
-    rate = (progress.done - progress.resumed) / progress.elapsed if progress.elapsed > 0 else 0.0
+    rate = (progress.completed - progress.completed_before) / progress.elapsed if progress.elapsed > 0 else 0.0
     bad = f", {counted(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
-    copied = f" ({progress.copied:,} copied from identical ones)" if progress.copied else ""
-    earlier = f" ({progress.resumed:,} in earlier sessions)" if progress.resumed else ""
+    copied = f" ({progress.deduplicated:,} copied from identical ones)" if progress.deduplicated else ""
+    earlier = f" ({progress.completed_before:,} in earlier sessions)" if progress.completed_before else ""
     return (
         f"{progress.answered:,} answered{copied}, {progress.failed:,} failed{bad}{earlier} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "

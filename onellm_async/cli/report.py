@@ -41,14 +41,14 @@ def report(
         output: The HTML file.
     """
     _demand_jinja()
-    from onellm_async.report import page_of, report_path, save
+    from onellm_async.report import render_report, report_path, save_report
 
-    page, journal = page_of(run)
+    page, journal = render_report(run)
     if output in STREAM:
         put(page)
         return ExitCode.OK
     path = report_path(journal) if output is None else Path(output)
-    save(page, path)
+    save_report(page, path)
     say(f"Written to {path} ({len(page.encode()) / 1000:.0f} kB).")
     return ExitCode.OK
 

@@ -13,11 +13,11 @@ from attrs import evolve
 from rich.console import Console
 
 from onellm_async.batch import (
-    BatchReport,
-    Counts,
     FileRun,
     InputFormat,
     LineError,
+    RunCounts,
+    RunReport,
     RunWatch,
     Source,
     Survey,
@@ -93,7 +93,7 @@ class RunSession:
             tell(report, self._plan.output)
         return exit_code(report, caught.number)
 
-    async def _through(self, source: Source, again: Callable[[], Source]) -> BatchReport:
+    async def _through(self, source: Source, again: Callable[[], Source]) -> RunReport:
         plan = self._plan
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(source)
@@ -114,7 +114,7 @@ class RunSession:
                     raise ConfigurationError("--preflight reads the input twice, so it needs a file and not a pipe.")
                 first = evolve(plan, policy=evolve(plan.policy, first=self._preflight))
                 report = await self._asked(client, source, surveyed, first)
-                if not report.partial:
+                if not report.limit_reached:
                     return report
                 if not await self._wanted(client, surveyed):
                     self._declined = not self._stop.is_set()
@@ -124,7 +124,7 @@ class RunSession:
                 surveyed = await survey(source, strict=False)
             return await self._asked(client, source, surveyed, plan)
 
-    async def _asked(self, client: AsyncOneLLM, source: Source, surveyed: Survey | None, plan: FileRun) -> BatchReport:
+    async def _asked(self, client: AsyncOneLLM, source: Source, surveyed: Survey | None, plan: FileRun) -> RunReport:
         self._tally = tally = self._new_tally()
         tally.total = None if surveyed is None else surveyed.lines
         watch = RunWatch(
@@ -158,12 +158,12 @@ class RunSession:
     def _hear(self, event: Event) -> None:
         self._tally(event)
 
-    def _began(self, counts: Counts | None) -> None:
+    def _began(self, counts: RunCounts | None) -> None:
         if counts is not None and not self._begun:
             self._note(resuming(counts, self._tally.total))
         self._begun = True
 
-    def _nothing_left(self, counts: Counts) -> None:
+    def _nothing_left(self, counts: RunCounts) -> None:
         self._idle = True
         self._note(nothing_left(counts, self._plan.output or ""))
 

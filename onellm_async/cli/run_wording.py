@@ -1,6 +1,6 @@
 """What a run says when it begins and when it ends, and the exit code that goes with it."""
 
-from onellm_async.batch import BatchReport, Counts
+from onellm_async.batch import RunCounts, RunReport
 from onellm_async.batch.causes import outcome_lines
 from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.flag_words import told_in_flags
@@ -12,7 +12,7 @@ from onellm_async.formatting import format_usd
 __all__ = ["exit_code", "money_at_risk", "nothing_left", "resuming", "tell", "tell_outcomes"]
 
 
-def money_at_risk(counts: Counts) -> str:
+def money_at_risk(counts: RunCounts) -> str:
     """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
     lost = counts.in_flight + counts.possibly_billed
     if counts.at_risk or not lost:
@@ -22,7 +22,7 @@ def money_at_risk(counts: Counts) -> str:
     return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
 
 
-def resuming(counts: Counts, total: int | None = None) -> str:
+def resuming(counts: RunCounts, total: int | None = None) -> str:
     """What earlier sessions left.
 
     Args:
@@ -39,7 +39,7 @@ def resuming(counts: Counts, total: int | None = None) -> str:
     )
 
 
-def nothing_left(counts: Counts, output: str) -> str:
+def nothing_left(counts: RunCounts, output: str) -> str:
     """What is said of a run that was complete before."""
     failed = " --retry-failed asks again what failed." if counts.failed else ""
     return (
@@ -48,7 +48,7 @@ def nothing_left(counts: Counts, output: str) -> str:
     )
 
 
-def tell_outcomes(report: BatchReport) -> None:
+def tell_outcomes(report: RunReport) -> None:
     """Says why prompts failed, in all sessions, and which answers want a look."""
     for line in outcome_lines(report.failures, report.progress.notable):
         say(line)
@@ -56,7 +56,7 @@ def tell_outcomes(report: BatchReport) -> None:
         say(f"All {number:,} prompts of {model} failed alike: {cause}")
 
 
-def tell(report: BatchReport, output: str | None) -> None:
+def tell(report: RunReport, output: str | None) -> None:
     """Says how a session ended, and how to go on."""
     where = "" if output is None else f" Written to {output}{'' if report.input_ended else '.partial'}."
     say(summary(report.progress) + where)
@@ -74,18 +74,18 @@ def tell(report: BatchReport, output: str | None) -> None:
         complain(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
     if not report.input_ended:
         total = report.progress.total
-        left = None if total is None else total - report.progress.done - report.progress.bad_lines
+        left = None if total is None else total - report.progress.completed - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"
         complain(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
 
 
-def _how_to_go_on(report: BatchReport) -> str:
+def _how_to_go_on(report: RunReport) -> str:
     if isinstance(report.stopped_by, BudgetExceededError):
         return "The same command with a larger budget goes on from here."
     return "The same command again goes on from here."
 
 
-def exit_code(report: BatchReport, signal_number: int | None) -> int:
+def exit_code(report: RunReport, signal_number: int | None) -> int:
     """The exit code of a run.
 
     Args:

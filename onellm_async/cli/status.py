@@ -108,10 +108,10 @@ def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
     """What is in flight, and what may have been billed without an answer."""
     from attrs import evolve
 
-    from onellm_async.batch import Counts
+    from onellm_async.batch import RunCounts
     from onellm_async.cli.run_wording import money_at_risk
 
-    known = Counts(**counts)
+    known = RunCounts(**counts)
     if running:
         # The journal has all that was begun; after a 500 it waits for a retry, which is neither in flight nor billed.
         in_flight = min(known.in_flight, limiter.get("in_flight", known.in_flight))

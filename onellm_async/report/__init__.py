@@ -12,12 +12,12 @@ from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.report.model import Report
 from onellm_async.report.page import render
 from onellm_async.report.reading import read_report
-from onellm_async.report.saving import report_path, save
+from onellm_async.report.saving import report_path, save_report
 
-__all__ = ["Report", "page_of", "read_report", "render", "report_path", "save"]
+__all__ = ["Report", "read_report", "render", "render_report", "report_path", "save_report"]
 
 
-def page_of(run: str | os.PathLike[str]) -> tuple[str, Path]:
+def render_report(run: str | os.PathLike[str]) -> tuple[str, Path]:
     """The report of a run as it stands, in the time zone of this machine, and the path of the run's journal.
 
     Args:

@@ -6,7 +6,7 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.journal.rows import JournalRecord
 from onellm_async.chat import JSON
 from onellm_async.report.latency import latency_of
 from onellm_async.report.looks import Look, looks_of
@@ -131,7 +131,7 @@ def _sessions(journal: JournalReader, looks: Sequence[Look], *, running: bool, n
 def _signs_of_life(journal: JournalReader, looks: Sequence[Look]) -> list[float]:
     """Moments at which somebody surely worked on the run."""
     signs = [look.at for look in looks]
-    if (span := journal.span()) is not None and span[1] > span[0]:
+    if (span := journal.time_span()) is not None and span[1] > span[0]:
         width = (span[1] - span[0]) / _SIGNS
         signs += [min(bucket.at + width, span[1]) for bucket in journal.throughput(width)]
     return signs
@@ -211,7 +211,7 @@ def _identity(identity: RunIdentity) -> list[tuple[str, str]]:
     ]
 
 
-def _slow(row: Row) -> SlowPrompt:
+def _slow(row: JournalRecord) -> SlowPrompt:
     return SlowPrompt(
         index=row.index,
         line=row.line,
@@ -222,7 +222,7 @@ def _slow(row: Row) -> SlowPrompt:
     )
 
 
-def _failure(row: Row) -> FailedPrompt:
+def _failure(row: JournalRecord) -> FailedPrompt:
     error = _object(parse_json(row.result)) if row.result else {}
     status = error.get("status_code")
     return FailedPrompt(

@@ -7,7 +7,7 @@ from pathlib import Path
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
-__all__ = ["GENERATOR", "report_path", "save"]
+__all__ = ["GENERATOR", "report_path", "save_report"]
 
 GENERATOR = "onellm-async report"
 """What a report says of its origin."""
@@ -20,7 +20,7 @@ def report_path(journal: Path) -> Path:
     return journal.with_name(journal.name.removesuffix(".journal") + ".report.html")
 
 
-def save(page: str, path: Path) -> None:
+def save_report(page: str, path: Path) -> None:
     """Writes a page beside its place and moves it there. An earlier report is replaced; no symbolic link is followed.
 
     Args:

@@ -3,7 +3,7 @@
 from attrs import evolve
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.journal import Intent, Settled, State
+from onellm_async.batch.journal.journal import Intent, RecordState, Settled
 
 IDENTITY = RunIdentity(input="in.jsonl", input_digest="aa", max_tokens=100)
 
@@ -15,10 +15,10 @@ def intent(index: int, **changes: object) -> Intent:
 
 def answer(index: int, **changes: object) -> Settled:
     result = b'{"content":"%d"}' % index
-    made = Settled(index, State.ANSWERED, 1001.0 + index, 1, 0, 0, 0.002, 10, 20, 2.0, 0.5 + index, result)
+    made = Settled(index, RecordState.ANSWERED, 1001.0 + index, 1, 0, 0, 0.002, 10, 20, 2.0, 0.5 + index, result)
     return evolve(made, **changes)
 
 
 def failure(index: int, **changes: object) -> Settled:
-    error = {"state": State.FAILED, "cost": None, "input_tokens": None, "output_tokens": None}
+    error = {"state": RecordState.FAILED, "cost": None, "input_tokens": None, "output_tokens": None}
     return answer(index, **{**error, "result": b'{"type":"APIError"}', **changes})

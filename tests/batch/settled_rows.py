@@ -1,6 +1,6 @@
 """Rows of a journal, as outputs are made of them."""
 
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.wire import dump_json
 
 ANSWER = {
@@ -17,11 +17,11 @@ REFUSED = {"type": "AuthenticationError", "message": "No such key", "status_code
 
 
 def row(state, result, *, index=2, custom_id="a", attempts=1):
-    return Row(
+    return JournalRecord(
         index, 5, 77, custom_id, b"d" * 16, state, attempts, 0, 0, None, None, 0.5, 3, 5, 1233.0, 1234.5, 1.0, 1.0,
         dump_json(result) if result is not None else b"", None,
     )  # fmt: skip
 
 
 def answered(**changes):
-    return row(State.ANSWERED, ANSWER | changes)
+    return row(RecordState.ANSWERED, ANSWER | changes)

@@ -43,7 +43,7 @@ async def test_a_file_with_template_and_cap_is_answered_in_its_order(people: Pat
     assert report.complete
     assert report.counts.answered == 40
     assert answers(output) == [f"Write to name {n}." for n in range(40)]
-    assert seen[-1].done == 40
+    assert seen[-1].completed == 40
 
 
 async def test_it_writes_what_the_command_writes(people: Path, tmp_path: Path) -> None:

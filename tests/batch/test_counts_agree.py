@@ -8,15 +8,15 @@ import pytest
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch import (
     Budget,
-    Counts,
     Entry,
     HealthPolicy,
     Item,
     Journal,
     JournalReader,
+    RecordState,
     RecordWriter,
+    RunCounts,
     RunIdentity,
-    State,
     Unjournaled,
     run_batch,
 )
@@ -88,18 +88,18 @@ async def report_of(prompts, journal, *, seen=None):
         )
 
 
-def folded(rows) -> Counts:
+def folded(rows) -> RunCounts:
     """What the rows of a journal add up to."""
-    answered = [row for row in rows if row.state is State.ANSWERED]
+    answered = [row for row in rows if row.state is RecordState.ANSWERED]
     at_risk = sum(
         (row.reserved or 0.0) * (row.possibly_billed + (row in answered and row.cost is None)) for row in rows
     )
     unknown = [row for row in answered if row.input_tokens is None and row.output_tokens is None]
     risked = sum((row.reserved_tokens or 0) * (row.possibly_billed + (row in unknown)) for row in rows)
-    return Counts(
+    return RunCounts(
         answered=len(answered),
-        failed=sum(row.state is State.FAILED for row in rows),
-        in_flight=sum(row.state is State.SENT for row in rows),
+        failed=sum(row.state is RecordState.FAILED for row in rows),
+        in_flight=sum(row.state is RecordState.IN_FLIGHT for row in rows),
         deduplicated=sum(row.copy_of is not None for row in rows),
         possibly_billed=sum(row.possibly_billed for row in rows),
         rate_limited=sum(row.rate_limited for row in rows),
@@ -134,10 +134,14 @@ async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
     assert resumed.counts == counts
     assert unjournaled.counts.answered + unjournaled.counts.failed == counts.answered + counts.failed
     for progress in (report.progress, resumed.progress):
-        assert (progress.answered, progress.failed, progress.done) == (counts.answered, counts.failed, len(prompts))
+        assert (progress.answered, progress.failed, progress.completed) == (
+            counts.answered,
+            counts.failed,
+            len(prompts),
+        )
         assert (progress.input_tokens, progress.output_tokens) == (counts.input_tokens, counts.output_tokens)
         assert progress.cost == pytest.approx(counts.cost)
-        assert (progress.copied, progress.unpriced) == (counts.deduplicated, counts.unpriced)
+        assert (progress.deduplicated, progress.unpriced) == (counts.deduplicated, counts.unpriced)
 
 
 @pytest.mark.parametrize("seed", range(3))

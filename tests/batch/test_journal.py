@@ -13,7 +13,7 @@ from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import ApiKey
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.journal import Counts, Journal, State
+from onellm_async.batch.journal.journal import Journal, RecordState, RunCounts
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 
@@ -35,14 +35,14 @@ async def test_what_was_settled_is_there_when_the_run_goes_on(path: Path) -> Non
         assert journal.resumed
         assert journal.started_at == started_at
         first, second = journal.rows(0, 9)
-        assert first.state is State.ANSWERED
+        assert first.state is RecordState.ANSWERED
         assert (first.index, first.line, first.custom_id, first.result) == (0, 1, "id-0", b'{"content":"0"}')
         assert (first.sent_at, first.completed_at, first.latency, first.cost) == (1000.0, 1001.0, 0.5, 0.002)
-        assert second.state is State.SENT
+        assert second.state is RecordState.IN_FLIGHT
         assert (second.result, second.completed_at, second.possibly_billed) == (b"", None, 1)
         assert journal.answer_of(1) == second
         assert journal.answer_of(2) is None
-        assert journal.counts() == Counts(
+        assert journal.counts() == RunCounts(
             answered=1, in_flight=1, cost=0.002, input_tokens=10, output_tokens=20, at_risk=0.01, at_risk_tokens=50
         )
 
@@ -63,7 +63,7 @@ async def test_rows_that_gather_while_one_is_written_are_all_durable(path: Path)
         await asyncio.gather(*(journal.settle(answer(index)) for index in range(0, 999, 2)))
         rows = journal.rows(0, 999)
         assert [row.index for row in rows] == list(range(999))
-        assert all((row.state is State.ANSWERED) is (row.index % 2 == 0) for row in rows)
+        assert all((row.state is RecordState.ANSWERED) is (row.index % 2 == 0) for row in rows)
         assert (journal.counts().answered, journal.counts().in_flight) == (500, 499)
 
 
@@ -78,7 +78,7 @@ async def test_a_cancelled_settle_is_written_nevertheless(path: Path) -> None:
         await journal.intend(intent(1))
         row = journal.answer_of(0)
         assert row is not None
-        assert row.state is State.ANSWERED
+        assert row.state is RecordState.ANSWERED
 
 
 async def test_a_forgotten_intent_was_never_sent(path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_a_forgotten_intent_was_never_sent(path: Path) -> None:
         await journal.intend(intent(0))
         await journal.forget(0)
         assert journal.rows(0, 9) == []
-        assert journal.counts() == Counts()
+        assert journal.counts() == RunCounts()
 
 
 async def test_intents_after_a_withdrawal_of_the_same_turn_of_the_loop_stay(path: Path) -> None:
@@ -104,7 +104,7 @@ async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path
         await journal.forget(0)
         await journal.settle(failure(0))
         (row,) = journal.rows(0, 0)
-        assert row.state is State.ANSWERED
+        assert row.state is RecordState.ANSWERED
         assert (journal.counts().answered, journal.counts().failed) == (1, 0)
 
 
@@ -118,7 +118,7 @@ async def test_an_entry_sent_again_by_a_later_session_keeps_the_first_one_at_ris
         await journal.intend(intent(0))
         assert journal.counts().at_risk == pytest.approx(0.03)
         await journal.settle(answer(0, possibly_billed=1))
-        assert journal.counts() == Counts(
+        assert journal.counts() == RunCounts(
             answered=1,
             possibly_billed=3,
             cost=0.002,
@@ -134,13 +134,13 @@ async def test_a_failure_that_is_asked_again_is_under_way_and_its_risk_stays(pat
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         await journal.settle(failure(0, possibly_billed=2))
-        assert journal.counts() == Counts(failed=1, possibly_billed=2, at_risk=0.02, at_risk_tokens=100)
+        assert journal.counts() == RunCounts(failed=1, possibly_billed=2, at_risk=0.02, at_risk_tokens=100)
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
-        assert journal.rows(0, 0)[0].state is State.SENT
-        assert journal.counts() == Counts(in_flight=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
+        assert journal.rows(0, 0)[0].state is RecordState.IN_FLIGHT
+        assert journal.counts() == RunCounts(in_flight=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
         await journal.forget(0)
-        assert journal.counts() == Counts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
+        assert journal.counts() == RunCounts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
         await journal.intend(intent(0))
         await journal.settle(answer(0))
         assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
@@ -150,7 +150,7 @@ async def test_an_answer_of_unknown_cost_is_at_risk(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.intend(intent(0))
         await journal.settle(answer(0, cost=None, input_tokens=None, output_tokens=None))
-        assert journal.counts() == Counts(answered=1, unpriced=1, at_risk=0.01, at_risk_tokens=50)
+        assert journal.counts() == RunCounts(answered=1, unpriced=1, at_risk=0.01, at_risk_tokens=50)
 
 
 async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_nothing(path: Path) -> None:
@@ -193,10 +193,10 @@ async def test_the_totals_never_differ_from_the_rows(path: Path) -> None:
             if index % 5 == 1:
                 await journal.intend(intent(index))
         rows, counts = journal.rows(0, 99), journal.counts()
-        by_state = {state: [row for row in rows if row.state is state] for state in State}
-        assert counts.answered == len(by_state[State.ANSWERED])
-        assert counts.failed == len(by_state[State.FAILED])
-        assert counts.in_flight == len(by_state[State.SENT])
+        by_state = {state: [row for row in rows if row.state is state] for state in RecordState}
+        assert counts.answered == len(by_state[RecordState.ANSWERED])
+        assert counts.failed == len(by_state[RecordState.FAILED])
+        assert counts.in_flight == len(by_state[RecordState.IN_FLIGHT])
         assert counts.at_risk == pytest.approx(sum(row.possibly_billed * 0.01 for row in rows))
         assert counts.possibly_billed == sum(row.possibly_billed for row in rows) - counts.in_flight
 
@@ -284,7 +284,7 @@ async def test_force_begins_anew(path: Path) -> None:
     other = evolve(IDENTITY, max_tokens=200)
     async with Journal.open(path, other, force=True) as journal:
         assert not journal.resumed
-        assert journal.counts() == Counts()
+        assert journal.counts() == RunCounts()
         assert journal.rows(0, 9) == []
     with JournalReader.open(path) as reader:
         assert reader.identity == other
@@ -304,12 +304,12 @@ def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: lis
         journal = Journal.open(path, IDENTITY)
         for step, index in steps:
             row = journal.answer_of(index)
-            sent = row is not None and row.state is State.SENT
+            sent = row is not None and row.state is RecordState.IN_FLIGHT
             if step == "crash":
                 await journal.aclose()
                 journal = Journal.open(path, IDENTITY)
             elif step == "intend":
-                if row is None or row.state is not State.ANSWERED:
+                if row is None or row.state is not RecordState.ANSWERED:
                     await journal.intend(intent(index))
             elif sent and step == "answer":
                 await journal.settle(answer(index, possibly_billed=1))
@@ -321,11 +321,11 @@ def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: lis
                 await journal.forget(index)
         rows, counts = journal.rows(0, 9), journal.counts()
         await journal.aclose()
-        unpriced = sum(row.state is State.ANSWERED and row.cost is None for row in rows)
+        unpriced = sum(row.state is RecordState.ANSWERED and row.cost is None for row in rows)
         billed = sum(row.possibly_billed for row in rows)
         states = [row.state for row in rows]
         assert [counts.answered, counts.failed, counts.in_flight] == [
-            states.count(state) for state in (State.ANSWERED, State.FAILED, State.SENT)
+            states.count(state) for state in (RecordState.ANSWERED, RecordState.FAILED, RecordState.IN_FLIGHT)
         ]
         assert (counts.unpriced, counts.possibly_billed) == (unpriced, billed - counts.in_flight)
         assert counts.at_risk == pytest.approx(0.01 * (billed + unpriced))

@@ -14,7 +14,7 @@ import pytest
 from journal_examples import IDENTITY, answer, intent
 
 from onellm_async.batch.journal.file import create
-from onellm_async.batch.journal.journal import Journal, State
+from onellm_async.batch.journal.journal import Journal, RecordState
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
@@ -79,11 +79,15 @@ def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> No
             rows = {row.index: row for row in reader.rows()}
             counts = reader.counts()
         for index, word in known.items():
-            assert rows[index].state is State.ANSWERED or word == "sent"
-        unsaid = [index for index, row in rows.items() if row.state is State.ANSWERED and known.get(index) != "done"]
+            assert rows[index].state is RecordState.ANSWERED or word == "sent"
+        unsaid = [
+            index for index, row in rows.items() if row.state is RecordState.ANSWERED and known.get(index) != "done"
+        ]
         assert len(unsaid) <= 20 * (session + 1)
-        assert counts.answered == sum(row.state is State.ANSWERED for row in rows.values())
-        assert counts.in_flight == sum(row.state is State.SENT for row in rows.values()) <= 20 * (session + 1)
+        assert counts.answered == sum(row.state is RecordState.ANSWERED for row in rows.values())
+        assert (
+            counts.in_flight == sum(row.state is RecordState.IN_FLIGHT for row in rows.values()) <= 20 * (session + 1)
+        )
     with JournalReader.open(path) as reader:
         assert [session.ended_at for session in reader.sessions()] == [None] * 20
 
@@ -97,8 +101,8 @@ def test_a_second_process_is_told_who_has_the_journal_and_a_kill_frees_it_at_onc
             Journal.open(path, IDENTITY)
         assert "onellm-async stop" in str(caught.value)
         with JournalReader.open(path) as reader:
-            assert reader.holder is not None
-            assert reader.holder.pid == process.pid
+            assert reader.lock_owner is not None
+            assert reader.lock_owner.pid == process.pid
         process.kill()
     Journal.open(path, IDENTITY).close()
 
@@ -154,7 +158,7 @@ def _holds_all_or_says_so(path: Path, rows: int) -> bool:
     with journal:
         found = journal.rows(0, rows)
         assert [row.index for row in found] == list(range(rows))
-        assert all(row.state is State.ANSWERED for row in found)
+        assert all(row.state is RecordState.ANSWERED for row in found)
         assert journal.counts().answered == rows
     return True
 

@@ -11,7 +11,7 @@ from journal_examples import IDENTITY, answer, intent
 
 from onellm_async.batch.journal import writer as journal_writer
 from onellm_async.batch.journal.file import explained
-from onellm_async.batch.journal.journal import Journal, State
+from onellm_async.batch.journal.journal import Journal, RecordState
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
@@ -63,7 +63,7 @@ async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_go
     (small_disk / "other").unlink()
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.counts().answered == durable
-        assert [row.index for row in journal.rows(0, 999) if row.state is State.ANSWERED] == list(range(durable))
+        assert [row.index for row in journal.rows(0, 999) if row.state is RecordState.ANSWERED] == list(range(durable))
         await journal.intend(intent(durable))
         await journal.settle(answer(durable))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.control import request
-from onellm_async.batch.journal.journal import Command, Journal, State, journal_path
+from onellm_async.batch.journal.control import send_command
+from onellm_async.batch.journal.journal import Command, Journal, RecordState, journal_path
 from onellm_async.batch.journal.reader import Bucket, JournalReader, Sample
 from onellm_async.batch.journal.samples import MOST_SAMPLES, Thinning
 from onellm_async.errors import BatchError
@@ -52,7 +52,7 @@ async def test_figures_of_a_report_come_from_the_rows(path: Path) -> None:
     with JournalReader.open(path) as reader:
         assert not reader.complete  # one has no outcome, whatever was said of the end
         assert not reader.running
-        assert reader.span() == (1000.0, 1012.0)
+        assert reader.time_span() == (1000.0, 1012.0)
         assert reader.throughput(5.0) == [Bucket(1000.0, 4, 0), Bucket(1005.0, 4, 1), Bucket(1010.0, 1, 0)]
         assert [row.index for row in reader.slowest(3)] == [9, 8, 7]
         assert [row.index for row in reader.failed(3)] == [4]
@@ -79,7 +79,7 @@ def test_a_new_journal_has_nothing_to_tell(path: Path) -> None:
     with JournalReader.open(path) as reader:
         assert reader.latest_sample() is None
         assert reader.latency_percentiles([0.5]) is None
-        assert (reader.span(), reader.samples(), reader.throughput(60), reader.latency_histogram()) == (
+        assert (reader.time_span(), reader.samples(), reader.throughput(60), reader.latency_histogram()) == (
             None,
             [],
             [],
@@ -129,34 +129,34 @@ def test_a_series_never_grows_beyond_its_bound(times: list[float], most: int) ->
 async def test_commands_of_another_terminal_are_handed_out_once_and_in_order(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.commands() == []
-        request(path, Command("pause"))
-        number = request(path.with_name("out.jsonl"), Command("retune", {"requests_per_minute": 120}))
+        send_command(path, Command("pause"))
+        number = send_command(path.with_name("out.jsonl"), Command("retune", {"requests_per_minute": 120}))
         with JournalReader.open(path) as reader:
-            assert [command.name for command in reader.untaken()] == ["pause", "retune"]
+            assert [command.name for command in reader.pending_commands()] == ["pause", "retune"]
             pause, retune = journal.commands()
             assert (pause.name, pause.argument) == ("pause", None)
             assert (retune.name, retune.argument, retune.id) == ("retune", {"requests_per_minute": 120}, number)
             assert retune.at > 0
             assert journal.commands() == []
             await journal.intend(intent(0))
-            assert reader.untaken() == []
+            assert reader.pending_commands() == []
 
 
 async def test_a_command_to_an_earlier_session_does_not_concern_a_later_one(path: Path) -> None:
     async with Journal.open(path, IDENTITY):
-        request(path, Command("stop"))
+        send_command(path, Command("stop"))
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.commands() == []
 
 
 def test_a_command_needs_a_run_that_is_at_work_and_a_name_that_it_knows(path: Path) -> None:
     with pytest.raises(BatchError, match="There is no journal"):
-        request(path, Command("stop"))
+        send_command(path, Command("stop"))
     Journal.open(path, IDENTITY).close()
     with pytest.raises(BatchError, match="No run is at work"):
-        request(path, Command("stop"))
+        send_command(path, Command("stop"))
     with pytest.raises(BatchError, match="no command 'jump'; a run knows pause, resume, retune, stop"):
-        request(path, Command("jump"))
+        send_command(path, Command("jump"))
 
 
 def size(path: Path) -> int:
@@ -173,7 +173,7 @@ async def test_readers_do_not_keep_the_log_from_being_emptied(path: Path) -> Non
                     *(journal.settle(answer(index, result=b"x" * 2000)) for index in range(start, start + 2000))
                 )
                 rows = rows or reader.rows()
-                assert next(rows).state is State.ANSWERED
+                assert next(rows).state is RecordState.ANSWERED
                 journal.rows(start, start + 5)
         assert size(path) > 40_000_000
         assert size(path.with_name(path.name + "-wal")) < 40_000_000

@@ -7,7 +7,7 @@ import pytest
 from journal_examples import IDENTITY
 
 from onellm_async.batch.journal import schema as journal_schema
-from onellm_async.batch.journal.control import request
+from onellm_async.batch.journal.control import send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.rows import Command
@@ -68,7 +68,7 @@ def test_a_journal_of_before_the_first_release_is_refused_and_can_be_discarded(t
     commands = (
         lambda: Journal.open(path, IDENTITY),
         lambda: JournalReader.open(path),
-        lambda: request(path, Command("pause")),
+        lambda: send_command(path, Command("pause")),
     )
     for attempt in commands:
         with pytest.raises(BatchError, match=r"before 0\.1\.0 \(journal version 1, now 2\)") as caught:

@@ -9,7 +9,7 @@ from settled_rows import REFUSED, answered, row
 
 from onellm_async import BatchError
 from onellm_async.batch import OutputFormat, RecordWriter, StreamSink, open_sink
-from onellm_async.batch.journal.rows import State
+from onellm_async.batch.journal.rows import RecordState
 from onellm_async.batch.outputs import parquet_sink as module
 from onellm_async.batch.outputs.columns import COLUMNS
 
@@ -28,7 +28,7 @@ async def write(path, pieces):
 
 
 async def test_parquet_has_typed_columns_and_a_row_for_each_prompt(tmp_path):
-    failed = WRITER.line(row(State.FAILED, REFUSED, index=1, custom_id=None))
+    failed = WRITER.line(row(RecordState.FAILED, REFUSED, index=1, custom_id=None))
     path = await write(tmp_path / "answers.parquet", [lines(1)[0] + failed])
     table = pq.read_table(path)
 

@@ -1,21 +1,23 @@
 import pytest
 
 from onellm_async import APIConnectionError
-from onellm_async.batch import Counts, Row, State, Tally
+from onellm_async.batch import JournalRecord, RecordState, RunCounts, Tally
 from onellm_async.events import Answered, Failed, Granted, Queued, RateLimited, Retrying, Sent
 
 ERROR = APIConnectionError("reset")
 
 
 def row(state, *, cost=None, tokens=(None, None), copy_of=None):
-    return Row(0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", copy_of)
+    return JournalRecord(
+        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", copy_of
+    )
 
 
 def answer(cost=0.01, tokens=(3, 5), **changes):
-    return row(State.ANSWERED, cost=cost, tokens=tokens, **changes)
+    return row(RecordState.ANSWERED, cost=cost, tokens=tokens, **changes)
 
 
-FAILURE = row(State.FAILED)
+FAILURE = row(RecordState.FAILED)
 
 
 def test_outcomes_add_up():
@@ -27,7 +29,7 @@ def test_outcomes_add_up():
     tally.bad_line()
     now = tally.snapshot(104.0)
 
-    assert (now.done, now.answered, now.failed, now.bad_lines) == (4, 3, 1, 1)
+    assert (now.completed, now.answered, now.failed, now.bad_lines) == (4, 3, 1, 1)
     assert (now.input_tokens, now.output_tokens) == (3, 7)
     assert now.cost == pytest.approx(0.02)
     assert now.unpriced == 1
@@ -100,10 +102,10 @@ def test_outcomes_of_earlier_sessions_count_but_are_not_this_ones_speed():
     tally = Tally(0.0)
     tally.resumed(answer())
     tally.resumed(FAILURE)
-    tally.resumed(row(State.SENT), held=True)
+    tally.resumed(row(RecordState.IN_FLIGHT), held=True)
     now = tally.snapshot(10.0)
 
-    assert (now.done, now.answered, now.failed, now.resumed, now.held) == (3, 1, 2, 3, 1)
+    assert (now.completed, now.answered, now.failed, now.completed_before, now.held) == (3, 1, 2, 3, 1)
     assert now.cost == 0.01
     assert now.rate == 0.0
 
@@ -114,17 +116,26 @@ def test_a_copied_answer_is_an_answer_that_costs_nothing():
     tally.settled(answer(cost=0.0, copy_of=0), 1.0)
     now = tally.snapshot(2.0)
 
-    assert (now.answered, now.copied, now.unpriced) == (2, 1, 0)
+    assert (now.answered, now.deduplicated, now.unpriced) == (2, 1, 0)
     assert (now.cost, now.input_tokens, now.output_tokens) == (0.01, 3, 5)
 
 
 def test_a_run_that_was_complete_before_is_told_by_its_counts():
     tally = Tally(0.0)
     tally.total = 12
-    tally.found(Counts(answered=8, failed=2, deduplicated=3, cost=0.5, unpriced=1, input_tokens=30, output_tokens=50))
+    tally.found(
+        RunCounts(answered=8, failed=2, deduplicated=3, cost=0.5, unpriced=1, input_tokens=30, output_tokens=50)
+    )
     now = tally.snapshot(1.0)
 
-    assert (now.done, now.answered, now.failed, now.resumed, now.copied, now.bad_lines) == (10, 8, 2, 10, 3, 2)
+    assert (now.completed, now.answered, now.failed, now.completed_before, now.deduplicated, now.bad_lines) == (
+        10,
+        8,
+        2,
+        10,
+        3,
+        2,
+    )
     assert (now.cost, now.unpriced, now.input_tokens, now.output_tokens) == (0.5, 1, 30, 50)
     assert now.eta == 0.0
 
@@ -140,8 +151,8 @@ def test_the_time_left_has_a_spread_once_the_rate_was_seen_to_vary():
             tally.settled(answer(), second + 0.5)
     now = tally.snapshot(60.0)
 
-    assert (early.eta_least, early.eta_most) == (None, None)
-    assert now.eta_least < now.eta < now.eta_most
+    assert (early.eta_low, early.eta_high) == (None, None)
+    assert now.eta_low < now.eta < now.eta_high
 
 
 def test_a_steady_rate_has_hardly_any_spread():
@@ -152,4 +163,4 @@ def test_a_steady_rate_has_hardly_any_spread():
     now = tally.snapshot(60.0)
 
     assert now.eta == pytest.approx(940.0, rel=0.02)  # the window begins and ends within a second
-    assert now.eta_most - now.eta_least < 0.07 * now.eta
+    assert now.eta_high - now.eta_low < 0.07 * now.eta

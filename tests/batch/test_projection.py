@@ -2,14 +2,14 @@ import random
 
 import pytest
 
-from onellm_async.batch.journal.rows import Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState
 from onellm_async.batch.projection import Capacity, project
 
 ENOUGH = Capacity(requests=None, tokens=None, concurrency=1_000_000)
 
 
-def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=State.ANSWERED, copy_of=None):
-    return Row(
+def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=RecordState.ANSWERED, copy_of=None):
+    return JournalRecord(
         0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, latency, latency, b"{}", copy_of
     )
 
@@ -58,13 +58,13 @@ def test_an_unknown_price_is_not_made_up():
 
 
 def test_failures_and_copies_cost_nothing_and_are_as_frequent_later():
-    sample = [row(0.03), row(None, state=State.FAILED), row(0.0, copy_of=0)] * 10
+    sample = [row(0.03), row(None, state=RecordState.FAILED), row(0.0, copy_of=0)] * 10
 
     assert project(sample, 300, ENOUGH).cost.expected == pytest.approx(3.0)
 
 
 def test_what_is_still_under_way_is_no_sample():
-    projection = project([row(), row(), row(None, state=State.SENT)], 10, ENOUGH)
+    projection = project([row(), row(), row(None, state=RecordState.IN_FLIGHT)], 10, ENOUGH)
 
     assert projection.asked == 2
     assert projection.cost is not None
@@ -103,4 +103,4 @@ def test_copies_take_no_time():
 
 
 def test_too_few_answers_tell_nothing_about_the_time():
-    assert project([row(), row(None, state=State.FAILED)], 10, ENOUGH).seconds is None
+    assert project([row(), row(None, state=RecordState.FAILED)], 10, ENOUGH).seconds is None

@@ -9,7 +9,7 @@ from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
 from onellm_async import ChatRequest, ChatResponse, ConfigurationError
 from onellm_async.batch import InputFormat, Item, OutputFormat, RecordWriter, output_format
-from onellm_async.batch.journal.rows import State
+from onellm_async.batch.journal.rows import RecordState
 from onellm_async.batch.outcomes import answer_json
 from onellm_async.batch.outputs.columns import COLUMNS
 from onellm_async.wire import parse_json
@@ -33,18 +33,20 @@ def test_an_answer_in_the_plain_shape_is_what_the_journal_has():
 
 
 def test_a_failure_in_the_plain_shape_tells_type_message_and_status():
-    assert record(row(State.FAILED, REFUSED, custom_id=None)) == {"index": 2, "response": None, "error": REFUSED}
+    assert record(row(RecordState.FAILED, REFUSED, custom_id=None)) == {"index": 2, "response": None, "error": REFUSED}
 
 
 def test_how_often_it_was_tried_leaves_no_trace():
     for shape in OutputFormat:
         line = RecordWriter(shape).line
-        assert line(row(State.ANSWERED, ANSWER, attempts=1)) == line(row(State.ANSWERED, ANSWER, attempts=3))
+        assert line(row(RecordState.ANSWERED, ANSWER, attempts=1)) == line(
+            row(RecordState.ANSWERED, ANSWER, attempts=3)
+        )
 
 
 @pytest.mark.parametrize("shape", OutputFormat)
 def test_a_prompt_without_an_outcome_is_an_error_that_says_it_may_be_billed(shape):
-    line = RecordWriter(shape).line(row(State.SENT, None))
+    line = RecordWriter(shape).line(row(RecordState.IN_FLIGHT, None))
 
     assert b"PossiblyBilled" in line
     assert b"may be billed" in line
@@ -70,8 +72,8 @@ def test_openais_shape_bears_a_reply_that_tells_nothing_but_its_text():
 
 
 def test_an_http_error_is_a_response_in_openais_shape_and_a_lost_request_an_error():
-    http = record(row(State.FAILED, REFUSED), OutputFormat.OPENAI_BATCH)
-    lost = record(row(State.FAILED, LOST), OutputFormat.OPENAI_BATCH)
+    http = record(row(RecordState.FAILED, REFUSED), OutputFormat.OPENAI_BATCH)
+    lost = record(row(RecordState.FAILED, LOST), OutputFormat.OPENAI_BATCH)
 
     assert http["response"]["status_code"] == 401
     assert http["response"]["body"] == {"error": {"message": "No such key", "type": "AuthenticationError", "code": 401}}
@@ -81,7 +83,7 @@ def test_an_http_error_is_a_response_in_openais_shape_and_a_lost_request_an_erro
 
 
 def test_csv_has_a_header_and_a_row_for_each_prompt():
-    answer, failure = rows_of_csv(answered(content='She said "no",\r\nthen\nleft'), row(State.FAILED, REFUSED))
+    answer, failure = rows_of_csv(answered(content='She said "no",\r\nthen\nleft'), row(RecordState.FAILED, REFUSED))
 
     assert list(answer) == list(COLUMNS)
     assert answer["content"] == 'She said "no",\r\nthen\nleft'
@@ -235,13 +237,13 @@ def replied(extra):
 def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_other_fields(depth):
     deep = parse_json(b"[" * depth + b"]" * depth)
     result = replied({"deep": deep, "flat": 1})
-    found = record(row(State.ANSWERED, None)._replace(result=result))
+    found = record(row(RecordState.ANSWERED, None)._replace(result=result))
 
     assert found["response"]["content"] == "Hello"
     assert found["response"]["extra"]["flat"] == 1
     assert found["response"]["extra"]["deep"] == (deep if depth <= 200 else "It is nested too deeply to be kept.")
     for shape in (OutputFormat.OPENAI_BATCH, OutputFormat.CSV):
-        assert RecordWriter(shape).line(row(State.ANSWERED, None)._replace(result=result))
+        assert RecordWriter(shape).line(row(RecordState.ANSWERED, None)._replace(result=result))
 
 
 @given(
@@ -259,7 +261,7 @@ def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_othe
     )
 )
 def test_whatever_a_reply_holds_every_output_is_readable(extra):
-    found = row(State.ANSWERED, None)._replace(result=replied(extra))
+    found = row(RecordState.ANSWERED, None)._replace(result=replied(extra))
 
     assert record(found)["response"].get("extra", {}).keys() == extra.keys()
     assert record(found, OutputFormat.OPENAI_BATCH)["response"]["status_code"] == 200

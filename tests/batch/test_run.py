@@ -9,10 +9,10 @@ from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import Entry, Item, LineError
-from onellm_async.batch.journal.control import reply_to, request
+from onellm_async.batch.journal.control import reply_to, send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Command, State
+from onellm_async.batch.journal.rows import Command, RecordState
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import Tally
 from onellm_async.batch.run import run_batch
@@ -91,10 +91,10 @@ class Prompts:
 
 
 def encode(row):
-    if row.state is State.SENT:
+    if row.state is RecordState.IN_FLIGHT:
         return f"{row.index} possibly billed\n".encode()
     result = json.loads(row.result)
-    return f"{row.index} {result['content'] if row.state is State.ANSWERED else result['type']}\n".encode()
+    return f"{row.index} {result['content'] if row.state is RecordState.ANSWERED else result['type']}\n".encode()
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ async def test_a_finished_run_asks_and_parses_nothing_again_and_writes_the_same(
     assert sorted(service.asked) == ["a", "b", "bad"]
     assert again.parsed == []
     assert second.text == first.text
-    assert (report.progress.done, report.progress.resumed) == (3, 3)
+    assert (report.progress.completed, report.progress.completed_before) == (3, 3)
 
 
 async def test_what_failed_is_asked_again_on_request(ask):
@@ -218,7 +218,7 @@ async def test_a_run_that_is_told_to_stop_twice_is_not_taken_for_complete(ask, t
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c", "d"), **options))
     await until(lambda: service.asked == ["a", "b"])
     stop.set()
-    request(tmp_path / "answers.journal", Command("stop"))
+    send_command(tmp_path / "answers.journal", Command("stop"))
     await until(lambda: said)
     service.held["b"].set()
     report, sink = await running
@@ -257,7 +257,7 @@ async def test_identical_requests_are_sent_once_and_all_answered(ask):
     report, sink = await running
     assert sorted(service.asked) == ["a", "b"]
     assert sink.contents == ["0 A", "1 A", "2 B", "3 A"]
-    assert report.progress.copied == 2
+    assert report.progress.deduplicated == 2
     assert report.counts.cost == pytest.approx(2 * (1 * 1.28 + 2 * 10.2) / 1e6, rel=0.5)
     _, again = await ask(service, Prompts("x:a", "y:a", "b", "z:a"))
     assert again.text == sink.text
@@ -269,7 +269,7 @@ async def test_a_repetition_that_comes_after_the_answer_copies_it(ask):
     report, sink = await ask(service, Prompts(*prompts), concurrency=2)
     assert service.asked.count("a") == 1
     assert sink.contents[-1] == "201 A"
-    assert report.progress.copied == 1
+    assert report.progress.deduplicated == 1
 
 
 async def test_who_wants_every_repetition_asked_gets_it(ask):
@@ -344,7 +344,7 @@ async def test_what_failed_before_and_in_a_pause_is_retried_and_leaves_no_trace_
     assert report.complete
     assert sink.contents == [f"{number} P{number}" for number in range(60)]
     assert (report.counts.answered, report.counts.failed, report.counts.possibly_billed) == (60, 0, 0)
-    assert (report.progress.done, report.progress.failed) == (60, 0)
+    assert (report.progress.completed, report.progress.failed) == (60, 0)
     assert max(Counter(service.asked).values()) == 2
 
 
@@ -361,7 +361,7 @@ async def test_a_run_that_ends_in_a_pause_asks_all_of_it_again_and_nothing_is_at
         stop.set()
         report, sink = await running
         assert report.interrupted
-        assert (report.progress.done, report.progress.failed, sink.contents) == (0, 0, [])
+        assert (report.progress.completed, report.progress.failed, sink.contents) == (0, 0, [])
     assert (counts(tmp_path).failed, counts(tmp_path).in_flight, counts(tmp_path).possibly_billed) == (0, 0, 0)
     service.down = False
     report, sink = await ask(service, Prompts(*NUMBERS))
@@ -424,7 +424,7 @@ async def test_identical_prompts_share_what_becomes_of_the_one_that_is_retried(a
     report, sink = await running
     assert report.complete
     assert sink.contents == [f"{place} P{place // 2}" for place in range(60)]
-    assert report.progress.copied == 30
+    assert report.progress.deduplicated == 30
 
 
 async def test_an_attempt_that_may_have_been_billed_is_written_down_as_such(ask):
@@ -459,7 +459,7 @@ async def test_a_sink_that_is_full_ends_the_run_and_loses_nothing(ask):
 async def test_only_the_first_entries_are_asked_on_request(ask):
     service = Service()
     report, _ = await ask(service, Prompts("a", "b", "c"), policy=RunPolicy(first=2))
-    assert report.partial
+    assert report.limit_reached
     assert not report.complete
     assert sorted(service.asked) == ["a", "b"]
     report, sink = await ask(service, Prompts("a", "b", "c"))
@@ -540,9 +540,9 @@ async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_
     journal = tmp_path / "answers.journal"
     running = asyncio.create_task(ask(service, Prompts("a", "b"), say=said.append))
     await until(lambda: len(service.asked) == 2)
-    refused = request(journal, Command("retune", {"requests_per_minute": -5}))
-    unknown = request(journal, Command("retune", {"colour": "red"}))
-    obeyed = request(journal, Command("retune", {"max_concurrency": 100_000}))
+    refused = send_command(journal, Command("retune", {"requests_per_minute": -5}))
+    unknown = send_command(journal, Command("retune", {"colour": "red"}))
+    obeyed = send_command(journal, Command("retune", {"max_concurrency": 100_000}))
     await until(lambda: reply_to(journal, obeyed) is not None)
     assert reply_to(journal, refused).startswith("Limits.requests_per_minute is -5")
     assert "colour" in reply_to(journal, unknown)

@@ -21,7 +21,7 @@ from onellm_async.batch import (
     run_batch,
 )
 from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
-from onellm_async.batch.journal.rows import State
+from onellm_async.batch.journal.rows import RecordState
 from onellm_async.transport import RawReply
 
 HALVES = ["\ud800", "a\udfffb", "\udce9.jsonl", "n\0l", "ä\ud83d", ""]
@@ -85,7 +85,7 @@ async def test_a_row_that_cannot_be_stored_fails_alone(path: Path) -> None:
         )
         assert (journal.counts().answered, journal.counts().in_flight) == (99, 200)
     with JournalReader.open(path) as reader:
-        assert sum(row.state is State.ANSWERED for row in reader.rows()) == 99
+        assert sum(row.state is RecordState.ANSWERED for row in reader.rows()) == 99
 
 
 async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
@@ -180,7 +180,7 @@ async def test_an_answer_that_cannot_be_stored_is_a_failure_of_its_entry_alone(p
         settle = journal.settle
 
         async def refuse_one(settled):
-            if settled.index == 1 and settled.state is State.ANSWERED:
+            if settled.index == 1 and settled.state is RecordState.ANSWERED:
                 raise UnstorableRowError("It cannot be stored.")
             await settle(settled)
 

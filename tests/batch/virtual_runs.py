@@ -7,7 +7,16 @@ from random import Random
 from attrs import field, frozen
 
 from onellm_async import AsyncOneLLM, Limits
-from onellm_async.batch import BatchReport, HealthPolicy, RunPolicy, State, Tally, Unjournaled, entries_from, run_batch
+from onellm_async.batch import (
+    HealthPolicy,
+    RecordState,
+    RunPolicy,
+    RunReport,
+    Tally,
+    Unjournaled,
+    entries_from,
+    run_batch,
+)
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.simulation.clock import run_in_virtual_time
 from onellm_async.transport import RawReply
@@ -42,7 +51,7 @@ class FakeService:
 
 @frozen
 class Ran:
-    report: BatchReport
+    report: RunReport
     lines: list[str]
     said: list[str] = field(repr=False)
     seconds: float
@@ -62,7 +71,7 @@ class Lines:
 
 
 def encode(row):
-    text = "answered" if row.state is State.ANSWERED else json.loads(row.result)["message"]
+    text = "answered" if row.state is RecordState.ANSWERED else json.loads(row.result)["message"]
     return f"{row.index} {text}\n".encode()
 
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from onellm_async.batch import Budget, Counts, RunProgress
+from onellm_async.batch import Budget, RunCounts, RunProgress
 from onellm_async.cli.progress import clock_time, counted, live_view, note, plain_line, summary
 from onellm_async.cli.run_wording import money_at_risk, resuming
 from onellm_async.limits.snapshot import Snapshot
@@ -11,11 +11,11 @@ from onellm_async.limits.snapshot import Snapshot
 
 def progress(**changes):
     usual = {
-        "done": 120,
+        "completed": 120,
         "failed": 2,
-        "resumed": 0,
+        "completed_before": 0,
         "held": 0,
-        "copied": 0,
+        "deduplicated": 0,
         "bad_lines": 0,
         "total": 2000,
         "in_flight": 12,
@@ -28,8 +28,8 @@ def progress(**changes):
         "elapsed": 60.0,
         "rate": 2.0,
         "eta": 940.0,
-        "eta_least": None,
-        "eta_most": None,
+        "eta_low": None,
+        "eta_high": None,
     }
     return RunProgress(**usual | changes)
 
@@ -70,10 +70,10 @@ def test_money_and_tokens_are_set_against_the_budget():
 
 
 def test_the_time_left_has_its_spread_where_that_matters():
-    assert plain_line(progress(eta_least=800.0, eta_most=1100.0), limiter()).endswith(
+    assert plain_line(progress(eta_low=800.0, eta_high=1100.0), limiter()).endswith(
         "ETA 15:40 min (13:20 min to 18:20 min)"
     )
-    assert plain_line(progress(eta_least=939.0, eta_most=940.5), limiter()).endswith("ETA 15:40 min")
+    assert plain_line(progress(eta_low=939.0, eta_high=940.5), limiter()).endswith("ETA 15:40 min")
 
 
 def test_a_paused_run_says_so_instead_of_what_it_waits_for():
@@ -96,11 +96,13 @@ def test_a_summary_has_totals_with_units():
         "118 answered, 2 failed, 2 bad lines in 60.0 s (2.0 requests/s); "
         "1,240 input + 3,001 output tokens, $0.012; 3 refused, 4 retried."
     )
-    assert summary(progress(done=0, failed=0, elapsed=0.0)).startswith("0 answered, 0 failed in 0.0 s (0.0 requests/s)")
+    assert summary(progress(completed=0, failed=0, elapsed=0.0)).startswith(
+        "0 answered, 0 failed in 0.0 s (0.0 requests/s)"
+    )
 
 
 def test_a_summary_tells_what_was_there_before_and_what_was_copied_and_counts_neither_as_speed():
-    assert summary(progress(resumed=60, copied=20)).startswith(
+    assert summary(progress(completed_before=60, deduplicated=20)).startswith(
         "118 answered (20 copied from identical ones), 2 failed (60 in earlier sessions) in 60.0 s (1.0 requests/s)"
     )
 
@@ -135,10 +137,10 @@ def test_a_note_is_printed_as_it_is_but_for_control_characters():
 
 
 def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
-    assert money_at_risk(Counts(answered=4, cost=0.4, in_flight=2, at_risk=0.05)) == "at most $0.05 at risk"
-    assert money_at_risk(Counts(answered=4, cost=0.4, in_flight=2)) == "about $0.20 at risk, as answers cost so far"
-    assert money_at_risk(Counts(in_flight=2)) == "without --max-tokens nobody knows what is at risk"
-    assert money_at_risk(Counts(answered=4, cost=0.4)) == "at most $0.00 at risk"
+    assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2, at_risk=0.05)) == "at most $0.05 at risk"
+    assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2)) == "about $0.20 at risk, as answers cost so far"
+    assert money_at_risk(RunCounts(in_flight=2)) == "without --max-tokens nobody knows what is at risk"
+    assert money_at_risk(RunCounts(answered=4, cost=0.4)) == "at most $0.00 at risk"
 
 
 def test_a_circuit_that_is_open_is_told_with_its_cause_and_the_next_attempt():
@@ -166,9 +168,9 @@ def test_while_nothing_but_retries_wait_the_last_error_is_told():
 
 
 def test_what_is_left_when_a_run_resumes_is_told_with_all_that_may_have_been_billed():
-    counts = Counts(answered=8214, failed=3, in_flight=2, possibly_billed=10, at_risk=0.0041, cost=1.9)
+    counts = RunCounts(answered=8214, failed=3, in_flight=2, possibly_billed=10, at_risk=0.0041, cost=1.9)
     assert resuming(counts, 9988) == (
         "Resuming: 8,214 answered, 3 failed, 12 possibly billed (at most $0.0041 at risk), 1,771 remaining. "
         "Spent: $1.90."
     )
-    assert resuming(Counts(answered=1)) == "Resuming: 1 answered, 0 failed, 0 possibly billed. Spent: $0.00."
+    assert resuming(RunCounts(answered=1)) == "Resuming: 1 answered, 0 failed, 0 possibly billed. Spent: $0.00."

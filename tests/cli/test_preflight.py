@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from onellm_async import AsyncOneLLM, Limits
-from onellm_async.batch import FileRun, Journal, RunIdentity, State
+from onellm_async.batch import FileRun, Journal, RecordState, RunIdentity
 from onellm_async.batch.journal.rows import Intent, Settled
 from onellm_async.batch.projection import Interval, Projection
 from onellm_async.cli.preflight import projected, wording
@@ -198,7 +198,7 @@ async def test_what_an_earlier_session_answered_is_not_left(tmp_path):
     async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
         for index in range(24):
             await journal.intend(Intent(index, index + 1, 0, None, digest, 0.1, 1.0))
-            await journal.settle(Settled(index, State.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}"))
+            await journal.settle(Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}"))
     async with AsyncOneLLM("k", limits=Limits(requests_per_minute=60)) as client:
         told = projected(FileRun(output=output), 10, 100, client.snapshot())
 

@@ -78,7 +78,7 @@ async def test_stop_ends_a_run_in_good_order_with_the_exit_code_of_an_interrupte
     asked = await onellm("stop", "out.jsonl")
     assert (asked.code, asked.out) == (0, "")
     assert asked.err == "It ends; its `run` command, given again, goes on from there.\n"
-    await journal_has("out.jsonl", lambda journal: not journal.untaken())
+    await journal_has("out.jsonl", lambda journal: not journal.pending_commands())
     await backend.release()
     ended = await command.ended()
 

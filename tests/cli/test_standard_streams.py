@@ -289,7 +289,7 @@ async def test_the_commands_that_control_a_run_need_no_stream(
 
     assert (tmp_path / "code").read_text() == "0\n"
     assert "Traceback" not in ended.err
-    await journal_has("out.jsonl", lambda journal: not journal.untaken())
+    await journal_has("out.jsonl", lambda journal: not journal.pending_commands())
     await backend.release()
     await run.ended()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from onellm_async.batch import JournalReader
-from onellm_async.batch.journal.rows import State
+from onellm_async.batch.journal.rows import RecordState
 from onellm_async.server import Faults, LocalServer, ServerSettings
 from onellm_async.server.ledger import Outcome
 
@@ -106,8 +106,8 @@ class Left:
         with JournalReader.open(output) as journal:
             states = {row.index: row.state for row in journal.rows()}
         return cls(
-            {index for index, state in states.items() if state is State.ANSWERED},
-            {index for index, state in states.items() if state is State.SENT},
+            {index for index, state in states.items() if state is RecordState.ANSWERED},
+            {index for index, state in states.items() if state is RecordState.IN_FLIGHT},
         )
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.journal import Intent, Journal, Settled, State
+from onellm_async.batch.journal.journal import Intent, Journal, RecordState, Settled
 from onellm_async.wire import dump_json
 
 START = 1_767_258_000.0
@@ -71,7 +71,7 @@ def intent(index: int, at: float) -> Intent:
 def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, attempts: int = 1) -> Settled:
     return Settled(
         index=index,
-        state=State.ANSWERED,
+        state=RecordState.ANSWERED,
         at=sent + latency,
         attempts=attempts,
         possibly_billed=attempts - 1,
@@ -88,7 +88,7 @@ def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, at
 def failed(index: int, sent: float, message: str) -> Settled:
     return Settled(
         index=index,
-        state=State.FAILED,
+        state=RecordState.FAILED,
         at=sent + 1,
         attempts=1,
         possibly_billed=0,
@@ -105,7 +105,7 @@ def failed(index: int, sent: float, message: str) -> Settled:
 def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> dict[str, object]:
     return {
         "progress": {
-            "done": 200 - left,
+            "completed": 200 - left,
             "failed": 0,
             "total": 204,
             "cost": (200 - left) * 0.0002,

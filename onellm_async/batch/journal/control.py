@@ -11,12 +11,12 @@ from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["reply_to", "request"]
+__all__ = ["reply_to", "send_command"]
 
 _COMMANDS = ("pause", "resume", "retune", "stop")
 
 
-def request(path: str | os.PathLike[str], command: Command) -> int:
+def send_command(path: str | os.PathLike[str], command: Command) -> int:
     """Asks a run that is at work for something; it looks about once a second.
 
     Args:
@@ -48,7 +48,7 @@ def reply_to(path: str | os.PathLike[str], number: int) -> str | None:
 
     Args:
         path: Of its output or its journal.
-        number: Of the command, as `request` returned it.
+        number: Of the command, as `send_command` returned it.
 
     Raises:
         BatchError: If its journal cannot be read.

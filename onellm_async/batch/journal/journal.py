@@ -20,7 +20,7 @@ from onellm_async.batch.journal.file import connect, journal_path, told
 from onellm_async.batch.journal.gathering import Gathering
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.opening import Opened, open_journal
-from onellm_async.batch.journal.rows import Command, Counts, Intent, Row, Settled, State
+from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
 from onellm_async.batch.journal.samples import Thinning
 from onellm_async.batch.journal.selection import counts_of, failure_causes, one_row, rows_between
 from onellm_async.batch.journal.writer import JournalWriter
@@ -28,7 +28,7 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["Command", "Counts", "Intent", "Journal", "Row", "Settled", "State", "journal_path"]
+__all__ = ["Command", "Intent", "Journal", "JournalRecord", "RecordState", "RunCounts", "Settled", "journal_path"]
 
 _BAD_LINES_KEPT = 10_000
 
@@ -206,11 +206,11 @@ class Journal:
         """Transactions of this session so far, the last one at its end left out."""
         return self._gathering.commits
 
-    def counts(self) -> Counts:
+    def counts(self) -> RunCounts:
         """What is durable by now, all sessions together."""
         return counts_of(self._gathering.totals)
 
-    def rows(self, first: int, last: int) -> list[Row]:
+    def rows(self, first: int, last: int) -> list[JournalRecord]:
         """The durable rows of the entries from index `first` to `last`, both included, in order.
 
         Raises:
@@ -219,7 +219,7 @@ class Journal:
         with told(self.path):
             return rows_between(self._reader(), first, last)
 
-    def answer_of(self, index: int) -> Row | None:
+    def answer_of(self, index: int) -> JournalRecord | None:
         """The durable row of one entry; None where there is none.
 
         Raises:

@@ -21,7 +21,7 @@ from onellm_async.batch.journal.binding import read_text
 from onellm_async.batch.journal.file import connect, damaged, has_log, has_whole_pages, journal_path, told
 from onellm_async.batch.journal.lock import Holder, held, lock_path
 from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
-from onellm_async.batch.journal.rows import Command, Counts, Row
+from onellm_async.batch.journal.rows import Command, JournalRecord, RunCounts
 from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.batch.journal.selection import counts_of, every_row, failure_causes, one_row, rows_of, select
 from onellm_async.batch.journal.writer import TOTALS
@@ -163,14 +163,14 @@ class JournalReader:
         return bool(self._one("SELECT run.complete AND NOT totals.in_flight FROM run, totals"))
 
     @property
-    def holder(self) -> Holder | None:
+    def lock_owner(self) -> Holder | None:
         """Who works on the run right now; None where nobody does."""
         return held(self.path)
 
     @property
     def running(self) -> bool:
         """Whether a process works on the run right now."""
-        return self.holder is not None
+        return self.lock_owner is not None
 
     def sessions(self) -> list[RunSession]:
         """The invocations that worked on it, in order."""
@@ -180,7 +180,7 @@ class JournalReader:
             for started, ended, end_reason, version, settings in found
         ]
 
-    def counts(self) -> Counts:
+    def counts(self) -> RunCounts:
         """What is durable, all sessions together."""
         return counts_of(self._all(TOTALS)[0])
 
@@ -193,7 +193,7 @@ class JournalReader:
         """The time series, some thousands of points at most, in order."""
         return self._samples("id > 0 ORDER BY id")
 
-    def span(self) -> tuple[float, float] | None:
+    def time_span(self) -> tuple[float, float] | None:
         """When the first request left and the last outcome came, in Unix seconds; None while there is neither."""
         first, last = self._all("SELECT (SELECT min(sent_at) FROM intents), (SELECT max(completed_at) FROM outcomes)")[
             0
@@ -239,11 +239,11 @@ class JournalReader:
         )
         return [found[place] for place in places]
 
-    def slowest(self, number: int) -> list[Row]:
+    def slowest(self, number: int) -> list[JournalRecord]:
         """The answers whose last attempts took longest, the slowest first."""
         return self._rows(f"WHERE {_TIMED} ORDER BY r.latency DESC, r.entry LIMIT ?", number)
 
-    def failed(self, number: int) -> list[Row]:
+    def failed(self, number: int) -> list[JournalRecord]:
         """The first failures in the order of the input."""
         return self._rows("WHERE r.state = 3 ORDER BY r.entry LIMIT ?", number)
 
@@ -252,7 +252,7 @@ class JournalReader:
         with told(self.path):
             return failure_causes(self._connection)
 
-    def possibly_billed(self, number: int) -> list[Row]:
+    def possibly_billed(self, number: int) -> list[JournalRecord]:
         """The first entries that left and have no outcome."""
         return self._rows("WHERE r.entry IS NULL ORDER BY i.entry LIMIT ?", number)
 
@@ -265,17 +265,17 @@ class JournalReader:
         found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
         return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[JournalRecord]:
         """All rows in the order of the input, a piece at a time."""
         with told(self.path):
             yield from every_row(self._connection)
 
-    def row(self, index: int) -> Row | None:
+    def row(self, index: int) -> JournalRecord | None:
         """The row of one entry; None where there is none."""
         with told(self.path):
             return one_row(self._connection, index)
 
-    def untaken(self) -> list[Command]:
+    def pending_commands(self) -> list[Command]:
         """Commands that the run has not seen yet."""
         found = self._all("SELECT name, argument, id, at FROM commands WHERE received_at IS NULL ORDER BY id")
         return [Command(name, parse_json(argument.encode()), number, at) for name, argument, number, at in found]
@@ -287,7 +287,7 @@ class JournalReader:
         found = self._all(f"SELECT at, sample FROM samples WHERE {which}")  # noqa: S608
         return [Sample(at, parse_json(sample.encode())) for at, sample in found]
 
-    def _rows(self, condition: str, *parameters: object) -> list[Row]:
+    def _rows(self, condition: str, *parameters: object) -> list[JournalRecord]:
         return rows_of(self._all(select(condition), *parameters))
 
     def _all(self, statement: str, *parameters: object) -> list[tuple[JSON, ...]]:

@@ -7,13 +7,13 @@ from attrs import frozen
 
 from onellm_async.chat import JSON
 
-__all__ = ["Command", "Counts", "Intent", "Row", "Settled", "State"]
+__all__ = ["Command", "Intent", "JournalRecord", "RecordState", "RunCounts", "Settled"]
 
 
-class State(IntEnum):
+class RecordState(IntEnum):
     """How an entry of the input stands. An entry without a row was never sent."""
 
-    SENT = 1
+    IN_FLIGHT = 1
     """It was to leave, and no outcome is known: after a crash it may have been billed."""
     ANSWERED = 2
     FAILED = 3
@@ -52,7 +52,7 @@ class Settled:
 
     Attributes:
         index: Its position among the entries of the input.
-        state: `State.ANSWERED` or `State.FAILED`.
+        state: `RecordState.ANSWERED` or `RecordState.FAILED`.
         at: When, in Unix seconds.
         attempts: How often it was sent in this session.
         possibly_billed: How many of these may have been billed without an answer.
@@ -71,7 +71,7 @@ class Settled:
     """
 
     index: int
-    state: State
+    state: RecordState
     at: float
     attempts: int
     possibly_billed: int
@@ -89,7 +89,7 @@ class Settled:
     request_digest: bytes = b""
 
 
-class Row(NamedTuple):
+class JournalRecord(NamedTuple):
     """What the journal has of one entry. A named tuple: hundreds of thousands a second are read.
 
     Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``completed_at`` are their
@@ -102,7 +102,7 @@ class Row(NamedTuple):
     digest: int
     custom_id: str | None
     request_digest: bytes
-    state: State
+    state: RecordState
     attempts: int
     possibly_billed: int
     rate_limited: int
@@ -120,7 +120,7 @@ class Row(NamedTuple):
 
 
 @frozen
-class Counts:
+class RunCounts:
     """What a journal has, all sessions together.
 
     Attributes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from onellm_async.batch.causes import CauseCounts, cause_key, cause_of
 from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.rows import Counts, Row, State
+from onellm_async.batch.journal.rows import JournalRecord, RecordState, RunCounts
 from onellm_async.batch.journal.writer import Totals
 
 __all__ = ["counts_of", "every_row", "failure_causes", "one_row", "rows_between", "rows_of", "select"]
@@ -25,9 +25,9 @@ _FAILURE = "CASE WHEN copy_of IS NULL THEN result ELSE (SELECT o.result FROM out
 _CAUSES = f"""SELECT result, count(*) FROM (SELECT coalesce({_FAILURE}, x'') AS result FROM outcomes r WHERE state = 3)
     GROUP BY failure_cause(result) ORDER BY 2 DESC LIMIT 1000"""  # noqa: S608
 
-_STATES: Sequence[State] = (State.SENT, *State)
-_CUSTOM_ID = Row._fields.index("custom_id")
-_STATE = Row._fields.index("state")  # two places on
+_STATES: Sequence[RecordState] = (RecordState.IN_FLIGHT, *RecordState)
+_CUSTOM_ID = JournalRecord._fields.index("custom_id")
+_STATE = JournalRecord._fields.index("state")  # two places on
 
 
 def select(condition: str) -> str:
@@ -35,9 +35,9 @@ def select(condition: str) -> str:
     return f"{_ROWS} {condition}"
 
 
-def rows_of(found: Sequence[Sequence[Any]]) -> list[Row]:
+def rows_of(found: Sequence[Sequence[Any]]) -> list[JournalRecord]:
     """The rows that a statement of `select` found."""
-    make, states = Row._make, _STATES
+    make, states = JournalRecord._make, _STATES
     return [
         make(
             (
@@ -52,18 +52,18 @@ def rows_of(found: Sequence[Sequence[Any]]) -> list[Row]:
     ]
 
 
-def rows_between(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+def rows_between(connection: sqlite3.Connection, first: int, last: int) -> list[JournalRecord]:
     """Rows in the order of the input, both ends included."""
     return rows_of(connection.execute(_BETWEEN, (first, last)).fetchall())
 
 
-def one_row(connection: sqlite3.Connection, entry: int) -> Row | None:
+def one_row(connection: sqlite3.Connection, entry: int) -> JournalRecord | None:
     """The row of an entry; None where there is none."""
     found = rows_between(connection, entry, entry)
     return found[0] if found else None
 
 
-def every_row(connection: sqlite3.Connection) -> Iterator[Row]:
+def every_row(connection: sqlite3.Connection) -> Iterator[JournalRecord]:
     """All rows in the order of the input.
 
     A piece at a time: a reader that stays in one place keeps the log of a running writer from being emptied.
@@ -82,7 +82,7 @@ def failure_causes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
     return CauseCounts((cause_of(result), number) for result, number in found).ranked()
 
 
-def counts_of(totals: Totals) -> Counts:
+def counts_of(totals: Totals) -> RunCounts:
     """What the table ``totals`` tells. Sums of what was added and taken away again are rounded to nano-dollars."""
     *counts, at_risk, at_risk_tokens, _ = totals
-    return Counts(*counts, max(0.0, round(at_risk, 9)), at_risk_tokens)  # type: ignore[arg-type, call-arg]
+    return RunCounts(*counts, max(0.0, round(at_risk, 9)), at_risk_tokens)  # type: ignore[arg-type, call-arg]

@@ -23,7 +23,7 @@ from onellm_async.errors import BatchError
 __all__ = ["TOTALS", "Batch", "JournalWriter", "Totals"]
 
 Totals: TypeAlias = tuple[float, ...]
-"""A row of the table ``totals``: the fields of `Counts`, then the number of rows ever written."""
+"""A row of the table ``totals``: the fields of `RunCounts`, then the number of rows ever written."""
 
 TOTALS = (
     "SELECT answered, failed, in_flight, deduplicated, possibly_billed, rate_limited, cost, unpriced, input_tokens, "

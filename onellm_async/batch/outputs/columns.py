@@ -1,6 +1,6 @@
 """The columns of a table of answers, and a row's values in them. Pure."""
 
-from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.journal.rows import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
@@ -28,7 +28,7 @@ COLUMNS: dict[str, type] = {
 answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
 
 
-def values_of(row: Row) -> list[JSON]:
+def values_of(row: JournalRecord) -> list[JSON]:
     """What stands in the columns; None where there is nothing."""
     answered, text = outcome_of(row)
     result = parse_json(text)
@@ -55,6 +55,6 @@ def values_of(row: Row) -> list[JSON]:
     ]
 
 
-def packed_line(row: Row) -> bytes:
+def packed_line(row: JournalRecord) -> bytes:
     """The values as a JSON line, which is how they travel to a sink that writes columns."""
     return dump_json(values_of(row)) + b"\n"

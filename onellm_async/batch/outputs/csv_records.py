@@ -4,7 +4,7 @@ An answer that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage retur
 apostrophe before it keeps it text.
 """
 
-from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.journal.rows import JournalRecord
 from onellm_async.batch.outputs.columns import COLUMNS, values_of
 from onellm_async.chat import JSON
 
@@ -16,7 +16,7 @@ CSV_HEADER = (",".join(COLUMNS) + "\r\n").encode()
 """The names of the columns."""
 
 
-def csv_line(row: Row) -> bytes:
+def csv_line(row: JournalRecord) -> bytes:
     """A row with its line break, CR LF.
 
     Written here, because for answers of 1,500 characters the csv module takes three times as long.

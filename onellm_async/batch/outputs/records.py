@@ -18,7 +18,7 @@ is a response, and ``error`` is for what never got an HTTP answer::
 from collections.abc import Callable
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.journal.rows import Row
+from onellm_async.batch.journal.rows import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
@@ -49,7 +49,7 @@ class RecordWriter:
     def __init__(self, shape: OutputFormat = OutputFormat.JSONL) -> None:
         self.shape: OutputFormat = shape
         self.header: bytes = b""
-        self.line: Callable[[Row], bytes]
+        self.line: Callable[[JournalRecord], bytes]
         if shape is OutputFormat.JSONL:
             self.line = plain_line
         elif shape is OutputFormat.OPENAI_BATCH:
@@ -64,7 +64,7 @@ class RecordWriter:
             self.line = packed_line
 
 
-def plain_line(row: Row) -> bytes:
+def plain_line(row: JournalRecord) -> bytes:
     """A JSON line around the result as the journal has it: nothing in it is encoded again."""
     named = b"" if row.custom_id is None else b'"custom_id":%b,' % dump_json(row.custom_id)
     answered, result = outcome_of(row)
@@ -75,7 +75,7 @@ def plain_line(row: Row) -> bytes:
     return b'{"index":%d,%b"response":null,"error":%b}\n' % (row.index, named, result)
 
 
-def openai_line(row: Row) -> bytes:
+def openai_line(row: JournalRecord) -> bytes:
     """A JSON line as OpenAI's batch service writes it."""
     name = f"batch_req_{row.index}"
     record: dict[str, JSON] = {"id": name, "custom_id": row.custom_id, "response": None, "error": None}
@@ -98,7 +98,7 @@ _IN_COMPLETION = ("system_fingerprint", "service_tier")
 _COUNTS = {"input_tokens", "output_tokens", "total_tokens", "prompt_tokens", "completion_tokens"}
 
 
-def _completion(row: Row, result: dict[str, JSON]) -> dict[str, JSON]:
+def _completion(row: JournalRecord, result: dict[str, JSON]) -> dict[str, JSON]:
     extra: dict[str, JSON] = dict(result.get("extra") or {})
 
     def taken(names: tuple[str, ...]) -> dict[str, JSON]:
