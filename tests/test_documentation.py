@@ -270,6 +270,13 @@ def test_the_architecture_names_every_file_of_the_package() -> None:
     assert {room for room in rooms if room not in picture} == set()
 
 
+def test_the_architecture_answers_where_things_are_with_files_that_exist() -> None:
+    answers = (ROOT / "docs/architecture.md").read_text("utf-8").partition("## Where is …?")[2].partition("\n## ")[0]
+    files = re.findall(r"`([a-z_/]+\.py)`", answers)
+    assert len(files) >= 10
+    assert [file for file in files if not (ROOT / "onellm_async" / file).exists()] == []
+
+
 def test_the_layers_in_the_architecture_are_those_that_are_checked() -> None:
     lines = (ROOT / "pyproject.toml").read_text("utf-8").partition("layers = [")[2].partition("]")[0].split("\n")
     layers = [line.strip(' ",').replace(" | ", " · ") for line in lines if line.strip()]
