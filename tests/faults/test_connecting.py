@@ -355,30 +355,28 @@ def test_a_paid_answer_is_not_lost_because_no_file_can_be_opened(body: bytes, ex
     script = f"""
         import asyncio, resource, socket
         from onellm_async import APIStatusError, AsyncOneLLM
+        from onellm_async.testing import FakeTransport
         from onellm_async.transport import RawReply
 
         hogs = []
 
-        class Exhausting:
-            async def post(self, body):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-                try:
-                    while True:
-                        hogs.append(socket.socket())
-                except OSError:
-                    return RawReply(200, {{}}, {body!r})
-
-            async def aclose(self):
-                while hogs:
-                    hogs.pop().close()
+        def exhaust(request):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+            try:
+                while True:
+                    hogs.append(socket.socket())
+            except OSError:
+                return RawReply(200, {{}}, {body!r})
 
         async def main():
-            async with AsyncOneLLM(transport=Exhausting()) as client:
+            async with AsyncOneLLM(transport=FakeTransport(exhaust)) as client:
                 try:
                     response = await client.chat("x", model="GPT-5")
                     print(response.content, response.attempts, response.cost > 0)
                 except APIStatusError as error:
                     print(type(error).__name__, error.attempts)
+                while hogs:
+                    hogs.pop().close()
 
         asyncio.run(main())
     """
