@@ -1,4 +1,4 @@
-"""One request on its way: what it is, where it waits, and what it has behind it."""
+"""The state of one request with all its attempts."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -16,7 +16,7 @@ __all__ = ["AfterFailing", "Attempt", "BeforeSending", "Call"]
 
 @frozen
 class Attempt:
-    """An attempt that is about to leave.
+    """An attempt that is about to be sent.
 
     Attributes:
         number: 1 for the first of its request.
@@ -37,13 +37,13 @@ how many attempts so far may have been billed."""
 
 
 class Call:
-    """One request on its way through the client.
+    """One request with all its attempts.
 
     Attributes:
         attempts: POSTs so far, 429s not counted.
         uncounted: Of these, the ones that use up no attempt of the policy.
         failure: How its last attempt ended; None before the first failure.
-        order: Its place in the queue, which it keeps through 429s and retries; -1 before its first admission.
+        order: Its place in the queue, kept through 429s and retries; -1 before its first admission.
     """
 
     __slots__ = (
@@ -88,7 +88,7 @@ class Call:
         self.after_failing: AfterFailing | None = None
 
     def counts(self) -> AttemptCounts:
-        """What the decision on a failure needs to know."""
+        """Counts of attempts so far, for the retry decision."""
         return AttemptCounts(self.attempts - self.uncounted, self.server_errors, self.possibly_billed)
 
     def with_counts(self, response: ChatResponse) -> ChatResponse:
@@ -98,7 +98,7 @@ class Call:
         )
 
     def answered_event(self, response: ChatResponse, now: float) -> Answered:
-        """What hooks hear of the end."""
+        """Returns the event for hooks."""
         usage = response.usage
         return Answered(
             self.number,

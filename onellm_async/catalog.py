@@ -1,4 +1,4 @@
-"""The documented models: who provides them, what they cost, and what the published backend calls them.
+"""The documented models: provider, prices, and name in the published backend.
 
 The figures are those of the OneLLM documentation's model list, kept in ``catalog.csv`` beside this file.
 """
@@ -154,7 +154,7 @@ def provider_called(name: str) -> str | None:
 
 
 def nearest(model: str) -> str | None:
-    """The documented id that looks most like `model`, for "did you mean"; None when none is close."""
+    """Returns the documented id closest to `model`, for "did you mean"; None if none is close."""
     folded = {entry.name.casefold(): entry.name for entry in entries()}
     close = difflib.get_close_matches(model.casefold(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None

@@ -1,7 +1,7 @@
-"""What is asked and what is answered, as frozen values.
+"""Requests and responses as frozen values.
 
-A value that exists is valid: everything that can be known to be wrong about a request is refused when it is made,
-before anything is sent, with the offending value in the message.
+A value that exists is valid: an invalid argument raises an error when the request is made, before anything is sent. The
+message has the value.
 """
 
 import difflib
@@ -94,17 +94,17 @@ class Message:
 
     @classmethod
     def system(cls, content: str) -> "Message":
-        """An instruction to the model."""
+        """Returns an instruction to the model."""
         return cls("system", content)
 
     @classmethod
     def user(cls, content: str) -> "Message":
-        """What the user says."""
+        """Returns a message of the user."""
         return cls("user", content)
 
     @classmethod
     def assistant(cls, content: str) -> "Message":
-        """What the model said."""
+        """Returns a message of the model."""
         return cls("assistant", content)
 
     @classmethod
@@ -179,7 +179,7 @@ def _if_set(check: Validator) -> dict[str, Validator]:
 
 @frozen
 class ChatRequest:
-    """One chat to be answered, complete and valid.
+    """One complete and valid chat request.
 
     Fields that are None are not sent. Ranges are those of the OneLLM documentation.
 
@@ -187,7 +187,7 @@ class ChatRequest:
         model: Any model id; `onellm_async.catalog` lists the documented ones.
         messages: The turns so far. A string stands for one user message; mappings are converted.
         temperature: 0 to 2 (the service's default is 1).
-        max_tokens: Most tokens to generate, at least 1; the service lowers it to what the balance allows.
+        max_tokens: Maximum number of tokens to generate, at least 1; the service lowers it to what the balance allows.
         top_p: 0 to 1.
         stop_sequences: Texts at which the model stops.
         system: An instruction to the model, beside the messages.
@@ -345,9 +345,9 @@ class ChatResponse:
 
     Attributes:
         content: The text, parts of it joined; "" where the reply holds none, as with tool calls, a filter or a spent
-            ``max_tokens``. ``finish_reason`` and ``extra`` then tell why.
+            ``max_tokens``. ``finish_reason`` and ``extra`` then have the reason.
         model: The provider's own name of the model that answered.
-        provider: Who answered, as the service names it.
+        provider: The provider that answered, as the service names it.
         role: Normally ``"assistant"``.
         usage: Tokens counted, None when the reply did not say.
         finish_reason: Why the model stopped, in the provider's words.
@@ -374,7 +374,7 @@ class ChatResponse:
 
 @frozen
 class ChatOutcome:
-    """What became of one prompt of a fan-out: a response or an error, never both.
+    """The outcome of one prompt of a fan-out: a response or an error, never both.
 
     Attributes:
         index: Position of the prompt in the source, from 0.
@@ -390,14 +390,14 @@ class ChatOutcome:
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer."""
+        """Whether the prompt was answered."""
         return self.response is not None
 
     def unwrap(self) -> ChatResponse:
-        """The answer.
+        """Returns the answer.
 
         Raises:
-            OneLLMError: The error, where there is no answer.
+            OneLLMError: The error, if there is no answer.
         """
         if self.response is None:
             raise self.error or OneLLMError("This outcome is empty.")

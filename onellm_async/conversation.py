@@ -1,4 +1,4 @@
-"""A chat with a memory, for bots."""
+"""A chat with its history, for bots."""
 
 import asyncio
 from itertools import takewhile
@@ -77,7 +77,7 @@ class Conversation:
         return tuple(self._messages)
 
     def forget(self) -> None:
-        """Begins anew, with an empty history."""
+        """Starts over with an empty history."""
         self._messages.clear()
         self._leading = 0
 

@@ -154,7 +154,7 @@ class RequestCancelledError(OneLLMError):
 
 
 class DeadlineExceededError(OneLLMError, TimeoutError):
-    """The caller's deadline has passed, or would pass before an answer can be there.
+    """The caller's deadline has passed or cannot be met.
 
     Attributes:
         billing: `Billing.NOT_PROCESSED` when nothing was in flight, `Billing.POSSIBLY_BILLED` when an attempt was.
@@ -168,11 +168,11 @@ class DeadlineExceededError(OneLLMError, TimeoutError):
 
 
 class QueueFullError(OneLLMError):
-    """As many requests as ``Limits.max_pending`` allows are queued already; this one was not sent.
+    """``Limits.max_pending`` requests are queued already; this one was not sent.
 
     Attributes:
         pending: Requests that were queued, those of fan-outs and runs and retries not counted.
-        retry_after: Seconds until a newcomer would probably be sent.
+        retry_after: Estimated seconds until a new request would be sent.
     """
 
     def __init__(self, message: str, *, pending: int, retry_after: float, advice: str = "") -> None:
@@ -182,10 +182,10 @@ class QueueFullError(OneLLMError):
 
 
 class CircuitOpenError(OneLLMError):
-    """The service failed several times in a row; until it recovers nothing is sent.
+    """The circuit is open after several failures in a row; nothing is sent until the service recovers.
 
     Attributes:
-        retry_after: Seconds until one request may probe the service again.
+        retry_after: Seconds until the next trial request.
     """
 
     def __init__(self, message: str, *, retry_after: float, advice: str = "") -> None:
@@ -194,13 +194,13 @@ class CircuitOpenError(OneLLMError):
 
 
 class BudgetExceededError(OneLLMError):
-    """The next request could cost more than what is left of the budget; it was not sent."""
+    """The next request could pass the cost cap; it was not sent."""
 
     kind = FailureKind.RUN_STOPPED
 
 
 class BatchError(OneLLMError):
-    """A durable run cannot start or go on; what it has is kept."""
+    """A durable run cannot start or continue; its answers are kept."""
 
     kind = FailureKind.RUN_STOPPED
 
@@ -218,12 +218,12 @@ class APIError(OneLLMError):
 
     @property
     def billing(self) -> Billing:
-        """What became of the bill of the failed attempt, as far as a client can know."""
+        """Whether the failed attempt was billed, as far as a client can know."""
         return RULES[self.kind].billing
 
     @property
     def retryable(self) -> bool:
-        """Whether another attempt can help at all."""
+        """Whether a retry can succeed."""
         return RULES[self.kind].retry != "no"
 
 
@@ -264,7 +264,7 @@ class APIStatusError(_AnsweredError):
     Attributes:
         status_code: The status, from the envelope if there is one, else from HTTP.
         body: The first 500 characters of the answer.
-        retry_after: Seconds that the service asked to wait; None when it did not say.
+        retry_after: Seconds to wait by `Retry-After`; None without one.
     """
 
     retry_after: float | None = None
@@ -302,7 +302,7 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: refused by the rate limit; not processed, not billed."""
+    """429: rate-limited; not processed, not billed."""
 
     _own_kind = FailureKind.RATE_LIMITED
 

@@ -1,7 +1,7 @@
-"""What happens to a request, as frozen values, and who may watch.
+"""Events of a request as frozen values, and the interface of hooks.
 
-A hook watches; it changes nothing. Hooks run in the event loop, so they must return at once; one that raises is
-logged and otherwise ignored. Without hooks no event object is made.
+A hook changes nothing. Hooks run in the event loop, so they must return at once. An exception of a hook is logged and
+otherwise ignored. Without hooks no event object is made.
 """
 
 import logging
@@ -34,7 +34,7 @@ class Event:
 
     Attributes:
         request: Number of the request within its client, from 1.
-        model: The model asked.
+        model: The requested model.
         at: Seconds on the event loop's clock.
     """
 
@@ -45,35 +45,35 @@ class Event:
 
 @frozen
 class Queued(Event):
-    """A request asks for admission in `lane`, for its first or another attempt."""
+    """A request was queued in `lane`, for its first attempt or a retry."""
 
     lane: str
 
 
 @frozen
 class Granted(Event):
-    """The limiter let it go after `waited` seconds."""
+    """The limiter granted a permit after `waited` seconds."""
 
     waited: float
 
 
 @frozen
 class Sent(Event):
-    """Attempt number `attempt` (from 1; 429s do not count) leaves now."""
+    """Attempt number `attempt` (from 1; 429s do not count) is sent."""
 
     attempt: int
 
 
 @frozen
 class RateLimited(Event):
-    """The service refused it by rate limit; it goes back to the head of its lane. `retry_after` as the service said."""
+    """The service answered 429; the request is requeued at the head of its lane. `retry_after` in seconds."""
 
     retry_after: float | None
 
 
 @frozen
 class Retrying(Event):
-    """Attempt number `attempt` failed with `error`; the next follows after `wait` seconds."""
+    """Attempt number `attempt` failed with `error`; the retry follows after `wait` seconds."""
 
     attempt: int
     wait: float
@@ -82,7 +82,7 @@ class Retrying(Event):
 
 @frozen
 class Answered(Event):
-    """The answer is there, `elapsed` seconds after the call; `cost` in USD, None when unknown."""
+    """The request was answered `elapsed` seconds after the call; `cost` in USD, None if unknown."""
 
     attempts: int
     elapsed: float
@@ -104,11 +104,11 @@ class Hook(Protocol):
     """Anything callable with one event."""
 
     def __call__(self, event: Event, /) -> None:
-        """Takes note of `event`. Must not block."""
+        """Handles `event`. Must not block."""
 
 
 def notify(hooks: Iterable[Hook], event: Event) -> None:
-    """Shows `event` to each hook; a hook that raises is logged, never allowed to harm a paid request."""
+    """Passes `event` to each hook. An exception of a hook is logged and does not affect the request."""
     for hook in hooks:
         try:
             hook(event)

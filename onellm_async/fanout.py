@@ -29,14 +29,14 @@ Source: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
 
 @frozen
 class FanoutProgress:
-    """How far a fan-out has come.
+    """Progress of a fan-out.
 
     Attributes:
         done: Outcomes so far, failures included.
         failed: Of these, failures.
-        total: Prompts in all; None when the source does not tell.
+        total: Number of prompts; None if the source has no length.
         elapsed: Seconds since the start.
-        cost: USD of the answers so far, as far as prices are known.
+        cost: USD of the answers so far; answers without a known price count as 0.
     """
 
     done: int
@@ -50,7 +50,7 @@ Progress: TypeAlias = Callable[[FanoutProgress], None]
 
 
 def concerns_every_prompt(error: OneLLMError) -> bool:
-    """Whether the other prompts of a fan-out would fail in the same way, so that sending them is pointless."""
+    """Whether the other prompts of a fan-out would fail with the same error."""
     return error.affects_every_prompt
 
 
@@ -70,7 +70,7 @@ def check_source(source: object) -> None:
 
 
 async def close_iterator(iterator: AsyncIterator[object]) -> None:
-    """Closes an async generator that may not have come to its end; other iterators have nothing to close."""
+    """Closes an async generator that may not be exhausted; other iterators need no closing."""
     if (close := getattr(iterator, "aclose", None)) is not None:
         await close()
 
@@ -157,7 +157,7 @@ class FanOut:
         return self
 
     async def __anext__(self) -> ChatOutcome:
-        """The next outcome, in the order of completion."""
+        """Returns the next outcome, in the order of completion."""
         # Only the consumer starts workers: a worker that started others would recurse under an eager task factory, and
         # while the loop shuts down, which cancels all tasks, nothing may be started.
         while not self._finished:
@@ -181,13 +181,13 @@ class FanOut:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
-        """Draws nothing more and ends the waits of the prompts that were drawn."""
+        """Reads no more prompts and cancels the queued ones."""
         if self.stopped_by is None:
             self.stopped_by = error
             self._withdraw()
 
     def _end_source(self, error: Exception) -> None:
-        """Draws nothing more, as the source failed; the prompts that were drawn get their answers."""
+        """Reads no more prompts after a failure of the source; those already read get their answers."""
         if self.stopped_by is None:
             self.stopped_by = error
 

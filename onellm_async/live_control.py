@@ -1,4 +1,4 @@
-"""What can be seen of a client while it runs, and changed."""
+"""Controls of a running client."""
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.limits.policy import Limits
@@ -24,16 +24,16 @@ class LiveControl:
     _sender: Sender
 
     def snapshot(self) -> Snapshot:
-        """What the client is doing at this moment: who waits, for what, and at which rate requests leave.
+        """Returns the state of the client: queued requests, their bottlenecks, and the current rate.
 
-        It takes less than a tenth of a millisecond, however many wait.
+        It takes less than 0.1 ms, however many requests are queued.
         `onellm_async.analyze_bottlenecks` draws conclusions from a series of them.
         """
         return self._sender.snapshot()
 
     @property
     def rate_state(self) -> RateState | None:
-        """What has been learned about the rate, to give to another client; None while there is nothing.
+        """The discovered rate, to pass to another client; None if nothing is known yet.
 
         Example:
             A program that starts where the last run left off::
@@ -62,7 +62,7 @@ class LiveControl:
         self._sender.pause()
 
     def resume(self) -> None:
-        """Ends a pause. What else holds requests back, such as a Retry-After, still does."""
+        """Ends a pause. Other waits, such as for a `Retry-After`, remain."""
         self._sender.resume()
 
     def retune(self, limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""Requests that belong together: they wait patiently, and their waits can be ended all at once."""
+"""Wait-for-ready requests that are cancelled together."""
 
 from onellm_async.call import AfterFailing, BeforeSending
 from onellm_async.chat import ChatRequest, ChatResponse
@@ -10,7 +10,7 @@ __all__ = ["RequestGroup"]
 class RequestGroup:
     """Requests of one fan-out or run, from `AsyncOneLLM.group`.
 
-    A single chat fails at once while the service is down; a request of a group waits until it is back, as there are
+    A single chat fails at once while the circuit is open. A request of a group waits until it closes, because there are
     many more to follow.
 
     Args:
@@ -34,7 +34,7 @@ class RequestGroup:
     ) -> ChatResponse:
         """Sends one request as `AsyncOneLLM.send` does.
 
-        Safe to cancel: what has not left gives everything back.
+        Safe to cancel: an unsent request releases its place, slot and tokens.
 
         Args:
             request: What to ask.
@@ -60,5 +60,5 @@ class RequestGroup:
         )
 
     def withdraw(self) -> None:
-        """Ends the waits of the group with `RequestCancelledError`, for good; its requests in flight continue."""
+        """Cancels the queued requests of the group with `RequestCancelledError`; its requests in flight continue."""
         self._sender.cancel(self._group)

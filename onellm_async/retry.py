@@ -1,7 +1,7 @@
-"""When a failed attempt is retried, and after how long. The only room that knows tenacity.
+"""Retry decisions and exponential backoff with jitter. The only room that knows tenacity.
 
 The decision is a value. It is made from the kind of the failure (`failure_kinds.py`) and the attempts of its request;
-tenacity only runs the loop. A 429 never gets here: it is flow control, answered by the limiter, and costs no attempt.
+tenacity only runs the loop. A 429 never gets here: the limiter requeues the request, which costs no attempt.
 """
 
 from collections.abc import Awaitable, Callable
@@ -72,10 +72,10 @@ class RetryPolicy:
 
 @frozen
 class RetryDecision:
-    """What to do about a failure.
+    """The decision on a failed attempt.
 
     Attributes:
-        retry: Whether to try again.
+        retry: Whether to retry.
         wait: Seconds before that.
         reason: Why, or why not, in words that follow "Gave up".
     """
@@ -87,7 +87,7 @@ class RetryDecision:
 
 @frozen
 class AttemptCounts:
-    """What a request has behind it when an attempt of it fails, that attempt included.
+    """Attempts of a request, including the one that just failed.
 
     Attributes:
         attempts: Attempts that count.
@@ -101,7 +101,7 @@ class AttemptCounts:
 
 
 class RetryBudget:
-    """Retries that are left for all requests of a client together."""
+    """The retry budget that all requests of a client share."""
 
     __slots__ = ("_capacity", "_refill", "remaining")
 
@@ -138,7 +138,7 @@ def decide(
     wait_for_ready: bool,
     random: Random,
 ) -> RetryDecision:
-    """What to do about a failed attempt.
+    """Decides whether a failed attempt is retried, and after how many seconds.
 
     Args:
         error: How it failed.

@@ -1,11 +1,11 @@
-"""One request on its way, from top to bottom, one concern a method.
+"""The path of one request, from top to bottom, one concern per method.
 
 ::
 
     send            encoded once; hooks hear of the end, errors get their context
      _in_time       the caller's deadline
-      _retrying     failed attempts are retried as the policy says
-       _admitted    each attempt asks the limiter for a permit; after a 429 it goes back into the queue
+      _retrying     retries failed attempts by the policy
+       _admitted    each attempt asks the limiter for a permit; after a 429 it is requeued
         _once       one POST, one reply
 
 What follows from a failure is read from the table in ``failure_kinds.py``, in `_apply_failure` and nowhere else.
@@ -75,7 +75,7 @@ def _closed_while_waiting() -> ClientClosedError:
 
 
 class Sender:
-    """What all requests of a client share: the limiter, the retry budget, the circuit breaker and the way out.
+    """Shared state of all requests of a client: limiter, retry budget, circuit breaker and transport.
 
     Args:
         transport: Carries the bytes.
@@ -137,11 +137,11 @@ class Sender:
         self._hooks = (*self._hooks, hook)
 
     def remove_hook(self, hook: Hook) -> None:
-        """Calls `hook` no more."""
+        """Stops calling `hook`."""
         self._hooks = tuple(other for other in self._hooks if other is not hook)
 
     def new_group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> Group:
-        """A wait-for-ready group: its requests wait for a service that is down, and end together.
+        """Returns a wait-for-ready group: its requests wait while the circuit is open, and are cancelled together.
 
         Args:
             answered: Whether the service is known to have answered, for example in an earlier session of a run. A
@@ -156,7 +156,7 @@ class Sender:
         return group
 
     def cancel(self, group: Group, error: Callable[[], OneLLMError] = _cancelled) -> None:
-        """Ends the waits of a group for good, backoff included; its requests in flight go on.
+        """Cancels the queued requests of a group, also those in backoff; its requests in flight continue.
 
         Args:
             group: Of `new_group`.
@@ -167,7 +167,7 @@ class Sender:
         self._end_backoff(error, lambda call: call.group is group)
 
     def snapshot(self) -> Snapshot:
-        """What is going on now."""
+        """Returns a snapshot of this moment."""
         failure = self._last_failure
         return evolve(
             self._limiter.snapshot(),
@@ -178,25 +178,25 @@ class Sender:
 
     @property
     def rate_state(self) -> RateState | None:
-        """What has been learned about the rate."""
+        """The discovered rate; see `AsyncOneLLM.rate_state`."""
         return self._limiter.state
 
     def pause(self) -> None:
-        """Lets nothing leave until `resume`."""
+        """Stops sending until `resume`."""
         self._limiter.pause()
         if self._outage.running:
             self._outage.pause(self._limiter.time())
             self._watch_outage()
 
     def resume(self) -> None:
-        """Lets requests leave again."""
+        """Ends a pause."""
         self._limiter.resume()
         if self._outage.running:
             self._outage.resume(self._limiter.time())
             self._watch_outage()
 
     def retune(self, limits: Limits) -> None:
-        """Goes on with other limits."""
+        """Changes the limits."""
         if limits.tokens_per_minute is None:
             self._estimator = None
         elif self._estimator is None:

@@ -1,4 +1,4 @@
-"""Where the service is, with which key, and how long to wait for it.
+"""API key, API URL, proxy, certificates and timeouts.
 
 A key is never visible: it lives in `ApiKey`, which shows itself only to the one line that builds the header.
 """
@@ -76,7 +76,7 @@ class ApiKey:
 
 
 def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
-    """The key to use: the argument, else ``ONELLM_API_KEY``.
+    """Returns the API key: the argument, else ``ONELLM_API_KEY``.
 
     Raises:
         ConfigurationError: If there is none, or it cannot be sent in a header.
@@ -91,7 +91,7 @@ def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
 
 
 def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
-    """The address to post to: the argument, else ``ONELLM_BASE_URL``, else `DEFAULT_BASE_URL`.
+    """Returns the API URL: the argument, else ``ONELLM_BASE_URL``, else `DEFAULT_BASE_URL`.
 
     Args:
         base_url: Requests go to exactly this address. Only one without a path, or with ``/`` alone, gets ``/api``, the
@@ -169,7 +169,7 @@ def _is_loopback(host: str) -> bool:
 
 @frozen
 class Proxy:
-    """A forward proxy. Its user name and password show nowhere.
+    """A forward proxy. Its user name and password are never shown.
 
     Attributes:
         url: Its URL without user info.

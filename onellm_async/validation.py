@@ -1,6 +1,6 @@
-"""Refusing bad values: each check names the value and the rule, and is an attrs validator.
+"""Checks of values, as attrs validators. Each error names the value and the rule.
 
-Requests and settings refuse with different errors, so a family of checks is made for an error class.
+Requests and settings raise different errors, so a set of checks is made for an error class.
 """
 
 import math
@@ -21,7 +21,7 @@ _LARGEST_BITS = 4096
 
 
 def shown(value: object) -> str:
-    """`value` as a message shows it: its repr, at most 80 characters."""
+    """Returns the repr of `value` for a message, at most 80 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
@@ -37,7 +37,7 @@ def _finite(value: float) -> bool:
 
 
 class Checks:
-    """Validators that refuse with one class of error.
+    """Validators that raise one class of error.
 
     Args:
         error: What is raised, with a message naming the value and the rule.
@@ -124,7 +124,7 @@ class Checks:
         return check
 
     def json(self, path: str, value: object, depth: int = 0) -> None:
-        """Refuses what JSON cannot hold, naming the place: better now than as a half-sent request."""
+        """Raises the error, with the path of the value, if JSON cannot represent it."""
         if value is None or isinstance(value, str):
             return
         if isinstance(value, int | float):
