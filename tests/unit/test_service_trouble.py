@@ -265,7 +265,7 @@ def slow_or_no_key(text: str, _: int) -> Reply:
     return (503, {"Retry-After": "40"}, {}) if text == "slow" else (403, {}, {"error": "no"})
 
 
-@pytest.mark.parametrize("end_reason", ["aclose", "drain"])
+@pytest.mark.parametrize("how", ["aclose", "drain"])
 async def test_closing_ends_backoff_at_once(how: str) -> None:
     client = AsyncOneLLM(transport=fake(slow_or_no_key), random=Random(1))
     chat = asyncio.create_task(client.chat("slow", model="GPT-5-Mini"))

@@ -271,7 +271,7 @@ def test_no_value_of_a_query_is_shown(before: str, name: str, after: str) -> Non
         ("http://j%40e:p%2Fw%C3%A4@proxy.example", "http://proxy.example", "Basic akBlOnAvd8Ok"),
     ],
 )
-@pytest.mark.parametrize("end_reason", ["argument", "ONELLM_PROXY", "HTTPS_PROXY", "all_proxy"])
+@pytest.mark.parametrize("how", ["argument", "ONELLM_PROXY", "HTTPS_PROXY", "all_proxy"])
 def test_a_proxy_is_read_from_its_url(
     given: str, url: str, authorization: str | None, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
