@@ -92,7 +92,7 @@ def check_seen(proxy: ProxyServer, server: FaultServer, *, posts: int) -> None:
         assert headers["authorization"] == f"Bearer {KEY}"
 
 
-@pytest.mark.parametrize("end_reason", ["argument", "environment", "HTTPS_PROXY with trust_env", "a given session"])
+@pytest.mark.parametrize("how", ["argument", "environment", "HTTPS_PROXY with trust_env", "a given session"])
 async def test_requests_go_through_the_proxy(
     how: str, server: FaultServer, trusting: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +315,7 @@ async def test_the_name_of_the_hosted_service_tells_that_it_is_gone() -> None:
     assert "ONELLM_BASE_URL" in error.advice
 
 
-@pytest.mark.parametrize("end_reason", ["argument", "variable"])
+@pytest.mark.parametrize("how", ["argument", "variable"])
 async def test_certificates_of_ones_own_are_trusted(
     how: str, tls: ssl.SSLContext, trusting: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +365,7 @@ async def command(*arguments: str, **environment: str) -> tuple[int | None, str,
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.parametrize("end_reason", ["flags", "own variables", "usual variables"])
+@pytest.mark.parametrize("how", ["flags", "own variables", "usual variables"])
 async def test_the_command_line_goes_through_a_proxy_with_certificates_of_ones_own(
     how: str, server: FaultServer, tmp_path: Path
 ) -> None:
