@@ -4,9 +4,9 @@
 
     python examples/aiohttp_service.py        # http://127.0.0.1:8000
 
-The client lives in a cleanup context, so that it is closed when the server stops. No visitor waits longer than
-`DEADLINE`; while too many wait, the next are turned away at once and told when to come back. A visitor who leaves takes
-the question along: ``handler_cancellation`` cancels the chat, and one that was still queued is never paid for.
+The client lives in a cleanup context, so that it is closed when the server stops. No user waits longer than
+`DEADLINE`. A full queue sheds load: it answers 503 with ``Retry-After`` at once. When a user disconnects,
+``handler_cancellation`` cancels the chat, and a queued chat is never sent or billed.
 """
 
 import logging

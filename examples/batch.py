@@ -1,12 +1,12 @@
-"""Answers a file of prompts, one a line, and writes each answer as a line of JSON as soon as it is there.
+"""Sends a file of prompts, one per line, and writes each answer as a line of JSON on completion.
 
 ::
 
     python examples/batch.py examples/prompts.txt answers.jsonl
 
-It needs ``ONELLM_API_KEY``, and ``ONELLM_BASE_URL`` for anything but the documented address. Answers come in the order
-of completion; ``index`` says which prompt each belongs to. ``onellm-async run`` does more: it goes on after a crash
-without paying twice, keeps to a budget and to the order of the input, and reads tables.
+It needs ``ONELLM_API_KEY``, and ``ONELLM_BASE_URL`` for any other than the documented URL. Answers come in the order
+of completion; ``index`` says which prompt each belongs to. ``onellm-async run`` does more: it resumes after a
+crash, has a cost cap, keeps the order of the input, and reads tables.
 """
 
 import asyncio

@@ -5,9 +5,9 @@
     pip install fastapi uvicorn
     uvicorn --app-dir examples fastapi_service:app
 
-The client lives in the lifespan, so that it is closed when the server stops. No visitor waits longer than `DEADLINE`;
-while too many wait, the next are turned away at once and told when to come back. Each worker process has a client of
-its own and the limit is the key's: run one worker, or declare its share of the rate to each.
+The client lives in the lifespan, so that it is closed when the server stops. No user waits longer than `DEADLINE`.
+A full queue sheds load: it answers 503 with ``Retry-After`` at once. Each worker process has its own client, but the
+rate limit is the key's: run one worker, or declare a share of the rate for each.
 """
 
 import logging

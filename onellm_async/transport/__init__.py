@@ -1,4 +1,4 @@
-"""The way to the service: bytes out, (status, headers, bytes) back. The only room that knows aiohttp's client."""
+"""The transport: sends bytes, returns (status, headers, bytes). The only room that knows aiohttp's client."""
 
 from onellm_async.transport.failures import translated
 from onellm_async.transport.posting import MOST_REPLY_BYTES, AiohttpTransport

@@ -1,4 +1,4 @@
-"""The URL that requests are posted to, as it is written on the wire."""
+"""The API URL as it is written on the wire."""
 
 import re
 from urllib.parse import unquote
@@ -41,7 +41,7 @@ def url_of(url: str) -> URL:
 
 
 def query_values(url: str) -> set[str]:
-    """What the query of `url` holds, which may be secret, as it is written and as it is meant."""
+    """Returns the values in the query of `url`, which may be secret, encoded and decoded."""
     values = {piece.rpartition("=")[2] for piece in _query_of(url).split("&")}
     return values | {unquote(value) for value in values}
 

@@ -1,4 +1,4 @@
-"""aiohttp's errors, and the operating system's, as ours: what became of the attempt, and what the user can do."""
+"""Translates exceptions of aiohttp and the operating system: the billing of the attempt, and what the user can do."""
 
 import errno
 import ssl
@@ -26,7 +26,7 @@ def translated(
     unused_proxy: str | None = None,
     redact: Callable[[str], str] = str,
 ) -> APIError | ConfigurationError:
-    """Our error for one of aiohttp's (or the operating system's). The only place where foreign errors are known.
+    """Returns our error for an exception of aiohttp or the operating system. The only place that knows them.
 
     Args:
         error: What was raised while posting.

@@ -1,4 +1,4 @@
-"""What an attempt is waiting for, told by aiohttp's tracing: a place in the pool, a connection, or the answer.
+"""What an attempt waits for, by aiohttp's tracing: the pool, a connection, or the answer.
 
 A session that was given may have few connections. Waiting for one of them is no failure, however long it takes, and
 opening one has a time limit of its own. aiohttp's ``ClientTimeout.connect`` covers both together.
@@ -44,12 +44,12 @@ class PhasedAttempt:
         self.sent = False
 
     def wait_for_pool(self) -> None:
-        """It is queued for a place in the pool."""
+        """The attempt waits for the pool."""
         self._on_queued()
         self._restart(None)
 
     def leave_pool(self) -> None:
-        """It has got a place."""
+        """The pool has granted a connection."""
         self._restart(self._timeout.total)
 
     def connect(self) -> None:
@@ -57,7 +57,7 @@ class PhasedAttempt:
         self._restart(min(self._timeout.connect, self._timeout.total))
 
     def connected(self) -> None:
-        """The connection is there."""
+        """The connection is open."""
         self._restart(self._timeout.total)
 
     def send(self) -> None:

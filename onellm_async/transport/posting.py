@@ -176,7 +176,7 @@ class AiohttpTransport:
             )
 
     def _failure(self, error: BaseException, way: Way, *, sent: bool, ended: bool) -> BaseException:
-        """What to raise instead of `error`."""
+        """Returns the error to raise instead of `error`."""
         ended = ended or way.session.closed
         if isinstance(error, RuntimeError) and not ended:
             return error  # of a hook or a middleware of the session
@@ -247,7 +247,7 @@ class AiohttpTransport:
         return way
 
     async def aclose(self) -> None:
-        """Closes the session that was opened here; a given one stays open. Ends what is posted at the moment."""
+        """Closes the session that was opened here; a given one stays open. Ends the requests in flight."""
         lifetime, self._lifetime, self._way = self._lifetime, None, None
         if self._loop is not asyncio.get_running_loop():
             return

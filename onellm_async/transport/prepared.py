@@ -1,4 +1,4 @@
-"""A POST of which everything but the body is worked out once for each session.
+"""A POST of which everything but the body is computed once per session.
 
 To aiohttp every request is a new one: it merges headers, looks for cookies, credentials and encodings, and starts a
 task that writes the body. All of ours go to one address with the same headers and a body of bytes. So aiohttp works out

@@ -1,4 +1,4 @@
-"""Secrets, hidden where they could show: in local variables, which crash reporters print, and in replies."""
+"""Hides secrets in replies and in local variables, which crash reporters print."""
 
 import html
 import json
@@ -25,7 +25,7 @@ class HiddenValue(str):
 
 
 class Redactor:
-    """Replaces secrets by ``***`` in what comes back from the service, however they are escaped there.
+    """Replaces secrets by ``***`` in replies of the service, in every escaped form.
 
     Args:
         secrets: Texts that must not show. Those shorter than eight characters are ignored.

@@ -1,4 +1,4 @@
-"""Sockets that notice within about a minute that the other side is gone, as a long wait for an answer demands."""
+"""Sockets that detect a dead peer within about a minute, which long waits for an answer need."""
 
 import socket
 from contextlib import suppress

@@ -17,7 +17,7 @@ class AttemptEndedError(Exception):
 class SharedTimeout:
     """The timeout of many attempts, like `asyncio.timeout` for each, but cheaper.
 
-    There is one timer however many attempts are made, and it is set anew only when it rings. So an attempt costs a
+    There is one timer however many attempts are made, and it is set again only when it fires. So an attempt costs a
     dictionary entry, where a timer for each would be pushed onto the event loop's heap and cancelled again. It belongs
     to the event loop it is made in.
 

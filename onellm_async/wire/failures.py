@@ -1,4 +1,4 @@
-"""What an error status means: which exception, what text, when to return."""
+"""Error replies: their exception, text and ``Retry-After``."""
 
 import re
 from collections.abc import Mapping
@@ -146,7 +146,7 @@ def failure(
     now: float,
     asked: bytes = b"",
 ) -> APIError:
-    """The error for a reply that is no success.
+    """Returns the error for a reply that is no success.
 
     Args:
         status: Of the envelope if there is one, of the error inside a success, else of HTTP.

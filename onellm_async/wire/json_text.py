@@ -1,6 +1,6 @@
-"""JSON that never loses an answer: orjson where it can, the standard library where orjson gives up.
+"""JSON codec: orjson, or the standard library for text that orjson rejects.
 
-orjson refuses lone surrogates, NaN and a byte order mark; the service's answer is paid for all the same.
+orjson rejects lone surrogates, NaN and a byte order mark; the service's answer is paid for all the same.
 """
 
 import json

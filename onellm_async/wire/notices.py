@@ -1,4 +1,4 @@
-"""What a client tells once: logged at the first time, silent afterwards."""
+"""Warnings that a client logs once."""
 
 import logging
 
@@ -8,7 +8,7 @@ _logger = logging.getLogger("onellm_async")
 
 
 class Notices:
-    """The notices that a client has logged, each of them once."""
+    """The warnings that a client has logged."""
 
     __slots__ = ("_told",)
 

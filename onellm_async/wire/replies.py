@@ -1,4 +1,4 @@
-"""From (status, headers, bytes) to a `ChatResponse` or an error, by the shape of what came.
+"""From (status, headers, bytes) to a `ChatResponse` or an error, by the shape of the reply.
 
 The documented API answers flat and with HTTP statuses; the published backend answers HTTP 200 around an envelope
 ``{"code": N, "output": …}``; OpenAI-compatible endpoints answer with ``choices``. All are understood without being told
@@ -62,7 +62,7 @@ def decode_reply(
     asked: bytes = b"",
     tell: Callable[[str], None] | None = None,
 ) -> ChatResponse:
-    """The answer in an HTTP reply.
+    """Returns the answer in an HTTP reply.
 
     Args:
         status: HTTP status.

@@ -30,7 +30,7 @@ JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"
 
 
 class Dialect(StrEnum):
-    """How requests are written. Replies are understood by their shape, whatever the dialect."""
+    """How requests are written. Replies are decoded by their shape, in any dialect."""
 
     DOCUMENTED = "documented"
     """As the OneLLM documentation says: only what the caller set is sent. The default."""
@@ -155,7 +155,7 @@ def encode_request(request: ChatRequest, dialect: Dialect, endpoints: Mapping[st
 
 
 def fields_without_effect(request: ChatRequest, endpoints: Mapping[str, str] = _NO_ENDPOINTS) -> tuple[str, ...]:
-    """What a user should know of fields that the published backend does not forward to the model's provider.
+    """Returns warnings about fields that the published backend does not forward to the model's provider.
 
     Args:
         request: What is asked.
@@ -183,7 +183,7 @@ def fields_without_effect(request: ChatRequest, endpoints: Mapping[str, str] = _
 
 
 def forwarded_by_backend(request: ChatRequest) -> ChatRequest:
-    """What reaches the model's provider of a request to the published backend, which drops the rest without a word.
+    """What reaches the model's provider of a request to the published backend, which silently drops the rest.
 
     A model that the catalog does not know loses nothing, because its provider is unknown.
 
@@ -205,7 +205,7 @@ def forwarded_by_backend(request: ChatRequest) -> ChatRequest:
 
 
 def _provider(body: Mapping[str, JSON], endpoints: Mapping[str, str]) -> str | None:
-    """Whose the model is, as far as the catalog, an ``endpoint`` of a provider's own or a single endpoint tells."""
+    """Returns the provider of the model, if the catalog, a provider's own ``endpoint`` or a single endpoint tells."""
     model, endpoint = body["model"], body.get("endpoint")  # of any type: extra may have replaced them
     entry = catalog.lookup(model) if isinstance(model, str) else None
     if entry is not None:
@@ -241,7 +241,7 @@ def _write_for_backend(body: dict[str, JSON], extra: Mapping[str, JSON], endpoin
 
 
 def _place_instructions(body: dict[str, JSON], provider: str | None, *, own_system: bool) -> None:
-    """Puts what ``system`` and system messages say where the provider reads it.
+    """Puts ``system`` and system messages where the provider reads them.
 
     The backend forwards ``system`` to Anthropic only. OpenAI, DeepSeek and Mistral read system messages. Gemini has
     none, calls the assistant ``model``, and reads an instruction as the beginning of what the user says.
@@ -264,7 +264,7 @@ def _place_instructions(body: dict[str, JSON], provider: str | None, *, own_syst
 
 
 def _begin_with(turns: list[dict[str, str]], instruction: str) -> None:
-    """Lets the first turn of the user begin with `instruction`."""
+    """Puts `instruction` at the beginning of the first turn of the user."""
     for position, turn in enumerate(turns):
         if turn["role"] == "user":
             content = f"{instruction}\n\n{turn['content']}" if turn["content"] else instruction
