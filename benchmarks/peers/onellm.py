@@ -13,10 +13,10 @@ from onellm_async import AsyncOneLLM, Event, Hook, Limits
 from onellm_async.batch import (
     FileSink,
     Journal,
+    NullJournal,
     RecordWriter,
     RequestDefaults,
     RunIdentity,
-    Unjournaled,
     entries_from,
     run_batch,
 )
@@ -74,7 +74,7 @@ async def connect(
                 if journal:
                     memory = Journal.open(place.with_name("answers.journal"), RunIdentity(input="prompts"))
                 else:
-                    memory = Unjournaled()
+                    memory = NullJournal()
                 async with sink:
                     report = await run_batch(client, source, journal=memory, sink=sink, encode=writer.line)
                 if isinstance(memory, Journal):

@@ -14,24 +14,24 @@ from onellm_async.batch.formats import InputFormat, OutputFormat, output_format,
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
-from onellm_async.batch.inputs.items import Entry, Item, LineError
-from onellm_async.batch.inputs.line_reader import LineReader
+from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.inputs.entry_parser import EntryParser
 from onellm_async.batch.inputs.lines import LONGEST_LINE
 from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
 from onellm_async.batch.inputs.sources import Source, Survey, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
-from onellm_async.batch.journal.control import send_command
+from onellm_async.batch.journal.commands import send_command
 from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Command, JournalRecord, RecordState, RunCounts
+from onellm_async.batch.journal.record import Command, JournalRecord, RecordState, RunCounts
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import WINDOW, RunPolicy
-from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
 from onellm_async.batch.run import run_batch
-from onellm_async.batch.unjournaled import Unjournaled
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -42,6 +42,7 @@ __all__ = [
     "Budget",
     "Command",
     "Entry",
+    "EntryParser",
     "EntrySource",
     "FileRun",
     "FileSink",
@@ -52,10 +53,11 @@ __all__ = [
     "JournalReader",
     "JournalRecord",
     "LineError",
-    "LineReader",
     "LineSink",
     "NamedPrompt",
+    "NullJournal",
     "OutputFormat",
+    "ProgressTracker",
     "PromptSource",
     "PromptTemplate",
     "RecordState",
@@ -73,8 +75,6 @@ __all__ = [
     "Source",
     "StreamSink",
     "Survey",
-    "Tally",
-    "Unjournaled",
     "entries_from",
     "learned_rate",
     "open_sink",

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.identity import redact_url
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
+from onellm_async.batch.journal.record import JournalRecord, RecordState
+from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.errors import BatchError
 
 __all__ = ["AnswerCache"]
@@ -41,7 +41,7 @@ class AnswerCache:
         self.hits: int = 0
         self._paths = list(paths)
         self._open: dict[int, JournalReader] = {}
-        self._places = Fingerprints()
+        self._places = SeenKeys()
         for number, path in enumerate(self._paths):
             with JournalReader.open(path) as journal:
                 theirs = journal.identity.base_url

@@ -1,4 +1,4 @@
-"""The workers of a run: each takes one passage after another, asks, and delivers the outcome.
+"""The workers of a run: each takes one work item after another, asks, and delivers the outcome.
 
 A failure is held back, in memory alone, until 50 more outcomes are there: if it turns out to be one of many that are
 alike (`onellm_async.batch.health`), its prompt is retried when the service answers again. Until then the journal has
@@ -12,17 +12,17 @@ from collections.abc import Awaitable, Callable
 from attrs import frozen
 
 from onellm_async.batch.causes import shortened
+from onellm_async.batch.deduplication import Deduplicator
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending
-from onellm_async.batch.health import FIRST_TRIAL, OF_THE_LAST, READ_AHEAD, AlikeFailures, Health, Verdict
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.health import FIRST_TRIAL, OF_THE_LAST, READ_AHEAD, AlikeFailures, HealthMonitor, Verdict
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.rows import Settled
-from onellm_async.batch.passage import Passage
+from onellm_async.batch.journal.record import Settled
 from onellm_async.batch.pool import Pool, spread
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
-from onellm_async.batch.repetitions import Repetitions
+from onellm_async.batch.work_item import WorkItem
 from onellm_async.errors import APIError, BatchError, OneLLMError, RequestCancelledError
 from onellm_async.request_group import RequestGroup
 
@@ -38,7 +38,7 @@ _TROUBLE_ADVICE = (
 class _Held:
     """A failure that is held back; `outcomes` and `answers` are those of the run when it came."""
 
-    passage: Passage
+    work_item: WorkItem
     settled: Settled
     error: APIError
     outcomes: int
@@ -52,11 +52,11 @@ class Workers:
         client: Makes the groups of requests.
         pool: Where they take from.
         journal: Where it becomes known that a request did not leave after all.
-        repetitions: Which requests are the same.
+        deduplicator: Which requests are the same.
         delivery: Takes the outcomes.
         health: Watches the outcomes.
         ending: Ends the session for errors that would meet every prompt.
-        tally: Is told of failures that are held back, and of pauses.
+        tracker: Is told of failures that are held back, and of pauses.
         hold_ambiguous: Never retry what may have been billed.
         max_workers: So many at most.
         say: Told what a user should know, in a sentence.
@@ -72,11 +72,11 @@ class Workers:
         pool: Pool,
         *,
         journal: RunJournal,
-        repetitions: Repetitions,
+        deduplicator: Deduplicator,
         delivery: Delivery,
-        health: Health,
+        health: HealthMonitor,
         ending: Ending,
-        tally: Tally,
+        tracker: ProgressTracker,
         hold_ambiguous: bool,
         max_workers: int,
         say: Callable[[str], None],
@@ -86,11 +86,11 @@ class Workers:
         self._client = client
         self._pool = pool
         self._journal = journal
-        self._repetitions = repetitions
+        self._deduplicator = deduplicator
         self._delivery = delivery
         self._health = health
         self._ending = ending
-        self._tally = tally
+        self._tracker = tracker
         self._hold_ambiguous = hold_ambiguous
         self._max_workers = max_workers
         self._say = say
@@ -98,7 +98,7 @@ class Workers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pausing: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
-        self._asking: set[Passage] = set()
+        self._asking: set[WorkItem] = set()
         self._answers = 0
         self._held: deque[_Held] = deque()
         self._failed_before: dict[int, APIError] = {}
@@ -148,10 +148,10 @@ class Workers:
             await self._guarded(self._release(lambda held: output_waits or held.answers < self._answers))
 
     async def _work(self) -> None:
-        while (passage := await self._pool.take()) is not None:
+        while (work_item := await self._pool.take()) is not None:
             self.busy += 1
             try:
-                await self._guarded(self._handle(passage))
+                await self._guarded(self._handle(work_item))
             finally:
                 self.busy -= 1
                 self._look_whether_idle()
@@ -170,76 +170,76 @@ class Workers:
         if self._is_idle:
             self._idle.set()
 
-    # One passage.
+    # One work_item.
 
-    async def _handle(self, passage: Passage) -> None:
+    async def _handle(self, work_item: WorkItem) -> None:
         if self._ending.over:
             self._ending.left_out = True
-        elif passage.copied is not None:
-            await self._delivery.settle(passage, passage.copy_of(passage.copied), passage.copied.result)
-        elif passage.cached is not None:
-            await self._settle(passage, passage.reused(passage.cached))
+        elif work_item.copied is not None:
+            await self._delivery.settle(work_item, work_item.copy_of(work_item.copied), work_item.copied.result)
+        elif work_item.cached is not None:
+            await self._settle(work_item, work_item.reused(work_item.cached))
         else:
-            await self._ask(passage)
+            await self._ask(work_item)
 
-    async def _ask(self, passage: Passage) -> bool | None:
+    async def _ask(self, work_item: WorkItem) -> bool | None:
         """Whether it was answered; None if it has no outcome."""
         group = self._ending.group
-        self._asking.add(passage)
+        self._asking.add(work_item)
         try:
             response = await group.send(
-                passage.item.request, before_sending=passage.before_sending, after_failing=passage.after_failing
+                work_item.item.request, before_sending=work_item.before_sending, after_failing=work_item.after_failing
             )
         except OneLLMError as error:
-            return await self._failed(passage, error, group)
+            return await self._failed(work_item, error, group)
         finally:
-            self._asking.discard(passage)
+            self._asking.discard(work_item)
         self._answers += 1
-        self._tally.asked(passage.item.request.model, None)
-        first_failure = self._failed_before.pop(passage.entry.index, None)
+        self._tracker.asked(work_item.item.request.model, None)
+        first_failure = self._failed_before.pop(work_item.entry.index, None)
         if first_failure is None:
             self._health.answered()
         else:
             self._health.retried(first_failure, answered=True)
-        await self._settle(passage, passage.answered(response))
+        await self._settle(work_item, work_item.answered(response))
         await self._release_old()
         return True
 
-    async def _failed(self, passage: Passage, error: OneLLMError, group: RequestGroup) -> bool | None:
-        settled = passage.failed(error)
-        if isinstance(error, UnstorableRowError) and not passage.intended:
-            await self._leave_out(passage, error)
+    async def _failed(self, work_item: WorkItem, error: OneLLMError, group: RequestGroup) -> bool | None:
+        settled = work_item.failed(error)
+        if isinstance(error, UnstorableRowError) and not work_item.intended:
+            await self._leave_out(work_item, error)
             return None
         if isinstance(error, BatchError):
             self._ending.stop_unwritten(error)
         elif error.affects_every_prompt:
             self._ending.stop(error)
-        may_repeat = not (self._hold_ambiguous and passage.lost)
+        may_repeat = not (self._hold_ambiguous and work_item.lost)
         # A run or trial that ends grants no retry any more, whatever the policy would say.
         ends = self._ending.over or group is not self._ending.group
         cut_short = isinstance(error, APIError) and error.retryable and ends and may_repeat
         if error.affects_every_prompt or isinstance(error, RequestCancelledError) or cut_short:
             # It is not this prompt's fault. What was surely not billed counts as never sent.
-            await self._forget(passage, error)
+            await self._forget(work_item, error)
             if self._ending.over:
                 self._ending.left_out = True
             else:
-                self._pool.put_back(passage)
+                self._pool.put_back(work_item)
             return None
-        self._note(passage, error)
+        self._note(work_item, error)
         if isinstance(error, APIError) and may_repeat and self._health.watches:
-            await self._forget(passage, error)
-            self._held.append(_Held(passage, settled, error, self._health.outcomes, self._answers))
-            self._tally.failing = len(self._held)
+            await self._forget(work_item, error)
+            self._held.append(_Held(work_item, settled, error, self._health.outcomes, self._answers))
+            self._tracker.failing = len(self._held)
         else:
-            await self._deliver(passage, settled)
+            await self._deliver(work_item, settled)
         self._judge()
         await self._release_old()
         return False
 
-    def _note(self, passage: Passage, error: OneLLMError) -> None:
+    def _note(self, work_item: WorkItem, error: OneLLMError) -> None:
         """Counts a failure, and tells it if it is the first of its kind."""
-        index, text = passage.entry.index, shortened(f"{error.message} {error.advice}")
+        index, text = work_item.entry.index, shortened(f"{error.message} {error.advice}")
         if (first_failure := self._failed_before.get(index)) is not None:
             self._health.retried(first_failure, answered=False)
             return
@@ -248,40 +248,40 @@ class Workers:
             self._health.failed(error)
         else:
             self._health.failed_unsent()
-        if self._tally.asked(passage.item.request.model, text):
-            self._say(f"{passage.entry.source}:{passage.entry.line} failed: {text}")
+        if self._tracker.asked(work_item.item.request.model, text):
+            self._say(f"{work_item.entry.source}:{work_item.entry.line} failed: {text}")
 
-    async def _forget(self, passage: Passage, error: OneLLMError) -> None:
-        if passage.intended and not passage.lost:
-            await self._journal.forget(passage.entry.index)
-        passage.start_over(error.attempts)
+    async def _forget(self, work_item: WorkItem, error: OneLLMError) -> None:
+        if work_item.intended and not work_item.lost:
+            await self._journal.forget(work_item.entry.index)
+        work_item.start_over(error.attempts)
 
-    async def _leave_out(self, passage: Passage, error: OneLLMError) -> None:
+    async def _leave_out(self, work_item: WorkItem, error: OneLLMError) -> None:
         """Passes over an entry that the journal cannot hold. The first of those that follow it is asked instead."""
-        entry, followers = passage.entry, passage.followers
+        entry, followers = work_item.entry, work_item.followers
         self._delivery.bad_line(entry, LineError(entry.source, entry.line, f"{error} Nothing was sent."))
-        self._repetitions.end(passage)
+        self._deduplicator.end(work_item)
         if followers:
             heir, *heir.followers = followers
-            self._repetitions.begin(heir)
+            self._deduplicator.begin(heir)
             await self._ask(heir)
 
-    async def _deliver(self, passage: Passage, settled: Settled) -> None:
+    async def _deliver(self, work_item: WorkItem, settled: Settled) -> None:
         """Makes a failure an outcome."""
-        self._failed_before.pop(passage.entry.index, None)
-        self._retried.discard(passage.entry.index)
+        self._failed_before.pop(work_item.entry.index, None)
+        self._retried.discard(work_item.entry.index)
         try:
-            if not passage.intended:
-                await passage.intend()
+            if not work_item.intended:
+                await work_item.intend()
         except UnstorableRowError as error:
-            await self._leave_out(passage, error)
+            await self._leave_out(work_item, error)
         else:
-            await self._settle(passage, settled)
+            await self._settle(work_item, settled)
 
-    async def _settle(self, passage: Passage, settled: Settled) -> None:
-        row = await self._delivery.settle(passage, settled, settled.result)
-        await self._delivery.settle_followers(passage, row)
-        self._repetitions.end(passage)
+    async def _settle(self, work_item: WorkItem, settled: Settled) -> None:
+        row = await self._delivery.settle(work_item, settled, settled.result)
+        await self._delivery.settle_followers(work_item, row)
+        self._deduplicator.end(work_item)
 
     # Failures that are held back.
 
@@ -293,8 +293,8 @@ class Workers:
     async def _release(self, fits: Callable[[_Held], bool]) -> None:
         while self._held and fits(self._held[0]):
             held = self._held.popleft()
-            self._tally.failing = len(self._held)
-            await self._deliver(held.passage, held.settled)
+            self._tracker.failing = len(self._held)
+            await self._deliver(held.work_item, held.settled)
 
     async def _settle_held(self) -> None:
         """Everything was tried: the failures stand, unless they are half of all, or the run ended in trouble."""
@@ -308,7 +308,7 @@ class Workers:
         else:
             self._ending.left_out = True
             self._held.clear()
-            self._tally.failing = 0
+            self._tracker.failing = 0
 
     def _leave_open_what_failed_like(self, stopped_by: OneLLMError | None) -> None:
         """What ends the run, as it affects every prompt, is not the fault of those that met it just before."""
@@ -322,8 +322,8 @@ class Workers:
     def _judge(self) -> None:
         if self._health.paused or self._ending.over or self._health.alike() is None:
             return
-        undecided = sum(passage.intended and self._is_untried(passage) for passage in self._asking)
-        unsent = any(not passage.intended and self._is_untried(passage) for passage in self._asking)
+        undecided = sum(work_item.intended and self._is_untried(work_item) for work_item in self._asking)
+        unsent = any(not work_item.intended and self._is_untried(work_item) for work_item in self._asking)
         verdict = self._health.verdict(
             undecided=undecided,
             untried=unsent or not self._pool.input_ended or self._pool.has(self._is_untried),
@@ -334,8 +334,10 @@ class Workers:
         elif verdict is Verdict.PAUSE and (alike := self._health.alike(undecided)) is not None:
             self._pause(alike)
 
-    def _is_untried(self, passage: Passage) -> bool:
-        return passage.copied is None and passage.cached is None and passage.entry.index not in self._failed_before
+    def _is_untried(self, work_item: WorkItem) -> bool:
+        return (
+            work_item.copied is None and work_item.cached is None and work_item.entry.index not in self._failed_before
+        )
 
     @property
     def _others_answered(self) -> bool:
@@ -353,7 +355,7 @@ class Workers:
         self._health.pause()
         self._pool.pause(READ_AHEAD)
         before.withdraw()
-        self._tally.pause(str(alike), self._clock() + FIRST_TRIAL)
+        self._tracker.pause(str(alike), self._clock() + FIRST_TRIAL)
         self._say(f"Paused: {alike} The next single prompt is tried in {FIRST_TRIAL:.0f} s.")
         self._pausing = self._task_group.create_task(self._send_trials())
 
@@ -365,7 +367,7 @@ class Workers:
         except BatchError as error:
             self._ending.stop_unwritten(error)
         finally:
-            self._tally.resume()
+            self._tracker.resume()
         await self._guarded(self._go_on(answered=answered))
         self._pausing = None
         self._look_whether_idle()
@@ -373,20 +375,20 @@ class Workers:
     async def _has_answered_again(self) -> bool:
         wait, number = FIRST_TRIAL, 0
         while not await self._ended_within(wait):
-            self._tally.trial_at = None
-            passage, wait = self._next_trial(number), FIRST_TRIAL
-            if passage is not None:
+            self._tracker.trial_at = None
+            work_item, wait = self._next_trial(number), FIRST_TRIAL
+            if work_item is not None:
                 number += 1
-                if await self._ask(passage):
+                if await self._ask(work_item):
                     return True
-                failure = self._failed_before.get(passage.entry.index)
+                failure = self._failed_before.get(work_item.entry.index)
                 if failure is not None and not self._ending.over:
                     wait = self._health.trial_failed(left=len(self._pool) if self._pool.input_ended else None)
                     text = shortened(failure.message)
                     self._say(f"Still failing: {text} The next single prompt is tried in {wait:.0f} s.")
             elif self._pool.input_ended:
                 return False
-            self._tally.trial_at = self._clock() + wait
+            self._tracker.trial_at = self._clock() + wait
         return False
 
     async def _ended_within(self, seconds: float) -> bool:
@@ -397,15 +399,15 @@ class Workers:
             return False
         return True
 
-    def _next_trial(self, number: int) -> Passage | None:
-        passage = self._pool.take_from_afar(number, self._is_untried)
-        if passage is not None or not self._held or (self._pool.input_ended and self._others_answered):
-            return passage
+    def _next_trial(self, number: int) -> WorkItem | None:
+        work_item = self._pool.take_from_afar(number, self._is_untried)
+        if work_item is not None or not self._held or (self._pool.input_ended and self._others_answered):
+            return work_item
         place = int(spread(number) * len(self._held))
         held = self._held[place]
         del self._held[place]
-        self._tally.failing = len(self._held)
-        return held.passage
+        self._tracker.failing = len(self._held)
+        return held.work_item
 
     async def _go_on(self, *, answered: bool) -> None:
         """Ends the pause. After an answer what failed meanwhile is retried, unless it was before."""
@@ -416,13 +418,13 @@ class Workers:
         again, stand = list[_Held](), list[_Held]()
         if answered:
             for held in self._held:
-                (stand if held.passage.entry.index in self._retried else again).append(held)
+                (stand if held.work_item.entry.index in self._retried else again).append(held)
             self._held.clear()
-            self._tally.failing = 0
-            self._retried.update(held.passage.entry.index for held in again)
+            self._tracker.failing = 0
+            self._retried.update(held.work_item.entry.index for held in again)
             retries = f" Failed prompts that are retried once: {len(again):,}." if again else ""
             self._say(f"Resumed: the service has answered.{retries}")
         self._health.resume(answered=answered)
-        self._pool.resume(self._capacity, [held.passage for held in again])
+        self._pool.resume(self._capacity, [held.work_item for held in again])
         for held in stand:
-            await self._deliver(held.passage, held.settled)
+            await self._deliver(held.work_item, held.settled)

@@ -17,12 +17,12 @@ from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
 from onellm_async.batch.formats import InputFormat, OutputFormat
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
 from onellm_async.batch.inputs.sources import Source, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.batch.policy import RunPolicy
-from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunClient
 from onellm_async.chat import JSON, Prompt
 from onellm_async.errors import BatchError, InvalidRequestError
@@ -130,8 +130,8 @@ async def run_with(
         temperature=options.get("temperature"),
     )
     rate = client.limits.requests_per_minute
-    tally = Tally(monotonic(), ceiling=rate / 60 if isinstance(rate, int | float) else None)
-    watch = RunWatch(tally=tally, stop=stop or asyncio.Event())
+    tracker = ProgressTracker(monotonic(), ceiling=rate / 60 if isinstance(rate, int | float) else None)
+    watch = RunWatch(tracker=tracker, stop=stop or asyncio.Event())
     on_progress = None if on_progress is None else guarded(on_progress, "on_progress")
     if on_bad_line is not None:
         watch = evolve(watch, on_bad_line=on_bad_line)
@@ -144,11 +144,11 @@ async def run_with(
             surveyed = await survey(entries, strict=plan.policy.strict)
         if not (isinstance(entries, Source) and entries.format is InputFormat.OPENAI_BATCH):
             plan.budget.worst_case(defaults.request("A budget that no prompt can keep is refused here, once."))
-        tally.total = None if surveyed is None else surveyed.lines
-        client.add_hook(tally)
-        stack.callback(client.remove_hook, tally)
+        tracker.total = None if surveyed is None else surveyed.lines
+        client.add_hook(tracker)
+        stack.callback(client.remove_hook, tracker)
         if on_progress is not None:
-            reporting = asyncio.create_task(_report_progress(tally, on_progress))
+            reporting = asyncio.create_task(_report_progress(tracker, on_progress))
             stack.push_async_callback(_end, reporting)
         report = await run_file(client, entries, surveyed, plan, watch)
     if on_progress is not None:
@@ -218,10 +218,10 @@ async def _opened(
     return await stack.enter_async_context(opened)
 
 
-async def _report_progress(tally: Tally, on_progress: Callable[[RunProgress], None]) -> None:
+async def _report_progress(tracker: ProgressTracker, on_progress: Callable[[RunProgress], None]) -> None:
     while True:
         await asyncio.sleep(_PROGRESS_INTERVAL)
-        on_progress(tally.snapshot(monotonic()))
+        on_progress(tracker.snapshot(monotonic()))
 
 
 async def _end(task: "asyncio.Task[None]") -> None:

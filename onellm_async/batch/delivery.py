@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from onellm_async.batch.inputs.items import Entry, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError
 from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.rows import Intent, JournalRecord, RecordState, Settled
-from onellm_async.batch.outputs.outlet import Outlet
-from onellm_async.batch.passage import Passage
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.journal.record import Intent, JournalRecord, RecordState, Settled
+from onellm_async.batch.outputs.outlet import OrderedWriter
+from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunJournal
+from onellm_async.batch.work_item import WorkItem
 
 __all__ = ["Delivery"]
 
@@ -23,7 +23,7 @@ class Delivery:
 
     Args:
         journal: Where they become durable.
-        tally: Counts them.
+        tracker: Counts them.
         outlet: Where they leave.
         encode: Makes the output of a row.
         on_bad_line: Told of each bad line.
@@ -33,23 +33,23 @@ class Delivery:
     def __init__(
         self,
         journal: RunJournal,
-        tally: Tally,
-        outlet: Outlet,
+        tracker: ProgressTracker,
+        outlet: OrderedWriter,
         *,
         encode: Callable[[JournalRecord], bytes],
         on_bad_line: Callable[[LineError], None],
         clock: Callable[[], float],
     ) -> None:
         self._journal = journal
-        self._tally = tally
+        self._tracker = tracker
         self._outlet = outlet
         self._encode = encode
         self._on_bad_line = on_bad_line
         self._clock = clock
         self._failed: list[int] = []
 
-    async def settle(self, passage: Passage, settled: Settled, result: bytes) -> JournalRecord:
-        """Delivers the outcome of a passage; gives the row that the journal has of it.
+    async def settle(self, work_item: WorkItem, settled: Settled, result: bytes) -> JournalRecord:
+        """Delivers the outcome of a work item; gives the row that the journal has of it.
 
         Raises:
             BatchError: If the journal cannot be written.
@@ -57,20 +57,20 @@ class Delivery:
         try:
             await self._journal.settle(settled)
         except UnstorableRowError as error:
-            settled = passage.unstorable(settled, error)
+            settled = work_item.unstorable(settled, error)
             result = settled.result
             await self._journal.settle(settled)
-        row = passage.row(settled, result)
+        row = work_item.row(settled, result)
         if row.state is RecordState.FAILED:
             self._failed.append(row.index)
-        self._tally.settled(row, self._clock())
+        self._tracker.settled(row, self._clock())
         self._outlet.put(row.index, self._encode(row))
         return row
 
-    async def settle_followers(self, passage: Passage, row: JournalRecord) -> None:
-        """Delivers `row`, the outcome of a passage, to all that follow it, and to those that join meanwhile."""
-        while passage.followers:
-            followers, passage.followers = passage.followers, []
+    async def settle_followers(self, work_item: WorkItem, row: JournalRecord) -> None:
+        """Delivers `row`, the outcome of a work item, to all that follow it, and to those that join meanwhile."""
+        while work_item.followers:
+            followers, work_item.followers = work_item.followers, []
             await asyncio.gather(*(self.settle(follower, follower.copy_of(row), row.result) for follower in followers))
 
     async def reopen(self, *, hold_ambiguous: bool) -> None:
@@ -88,17 +88,17 @@ class Delivery:
             rows = [row for row in rows if not (hold_ambiguous and row.possibly_billed)]
             await asyncio.gather(*(self._journal.intend(_intent_again(row)) for row in rows))
             await asyncio.gather(*(self._journal.forget(row.index) for row in rows))
-            self._tally.reopened(len(rows))
+            self._tracker.reopened(len(rows))
 
     def pass_on(self, row: JournalRecord) -> None:
         """Delivers what an earlier session left."""
-        self._tally.resumed(row, held=row.state is RecordState.IN_FLIGHT)
+        self._tracker.resumed(row, held=row.state is RecordState.IN_FLIGHT)
         self._outlet.put(row.index, self._encode(row))
 
     def bad_line(self, entry: Entry, error: LineError) -> None:
         """Leaves a line without an outcome out."""
         self._outlet.put(entry.index, b"")
-        self._tally.bad_line()
+        self._tracker.bad_line()
         self._journal.bad_line(error)
         self._on_bad_line(error)
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import RunCounts
-from onellm_async.batch.outputs.outlet import Outlet
-from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.record import RunCounts
+from onellm_async.batch.outputs.outlet import OrderedWriter
+from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.request_group import RequestGroup
@@ -68,7 +68,7 @@ class Ending:
         limit_reached: Whether it was told to ask only the first entries, and there are more.
     """
 
-    def __init__(self, group: RequestGroup, outlet: Outlet) -> None:
+    def __init__(self, group: RequestGroup, outlet: OrderedWriter) -> None:
         self.group: RequestGroup = group
         self.feeding: asyncio.Task[None] | None = None
         self.ended: asyncio.Event = asyncio.Event()
@@ -117,19 +117,19 @@ class Ending:
             self._strict_error = error
             self.stop()
 
-    def report(self, tally: Tally, journal: RunJournal, now: float) -> RunReport:
+    def report(self, tracker: ProgressTracker, journal: RunJournal, now: float) -> RunReport:
         """How it ended, now that nothing is under way any more."""
         # Told to stop when there was nothing left to stop: that is a run like any other.
         interrupted = self._interrupted and (self.left_out or not self.read_all)
         return RunReport(
-            progress=tally.snapshot(now),
+            progress=tracker.snapshot(now),
             counts=journal.counts(),
             interrupted=interrupted,
             stopped_by=self._stopped_by,
             strict_error=self._strict_error,
             limit_reached=self.limit_reached and not (interrupted or self._stopped_by or self._strict_error),
             failures=_failures(journal),
-            failed_models=tally.failed_models(),
+            failed_models=tracker.failed_models(),
         )
 
 

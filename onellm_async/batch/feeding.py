@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Callable
 
+from onellm_async.batch.budget_gate import BudgetGate
+from onellm_async.batch.deduplication import Deduplicator
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending
-from onellm_async.batch.inputs.items import Entry, LineError
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
-from onellm_async.batch.outputs.outlet import Outlet
-from onellm_async.batch.passage import Passage
+from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.journal.record import JournalRecord, RecordState
+from onellm_async.batch.outputs.outlet import OrderedWriter
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.pool import Pool
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunJournal
-from onellm_async.batch.purse import Purse
-from onellm_async.batch.repetitions import Repetitions
+from onellm_async.batch.work_item import WorkItem
 from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.fanout import close_iterator
 
@@ -30,9 +30,9 @@ class Feeder:
         journal: Has what earlier sessions did.
         pool: Where the workers take from.
         policy: What is done with doubtful, failed and repeated prompts.
-        purse: The money of the run.
+        budget_gate: The money of the run.
         cache: Answers of earlier runs.
-        repetitions: Which requests are the same.
+        deduplicator: Which requests are the same.
         outlet: How far the input may be ahead of the output.
         delivery: Takes what needs no worker.
         ending: Ends the session where the input cannot be used.
@@ -45,10 +45,10 @@ class Feeder:
         pool: Pool,
         *,
         policy: RunPolicy,
-        purse: Purse,
+        budget_gate: BudgetGate,
         cache: AnswerLookup | None,
-        repetitions: Repetitions,
-        outlet: Outlet,
+        deduplicator: Deduplicator,
+        outlet: OrderedWriter,
         delivery: Delivery,
         ending: Ending,
         clock: Callable[[], float],
@@ -56,10 +56,10 @@ class Feeder:
         self._journal = journal
         self._pool = pool
         self._policy = policy
-        self._budget = purse.account.budget
-        self._purse = purse
+        self._budget = budget_gate.account.budget
+        self._budget_gate = budget_gate
         self._cache = cache
-        self._repetitions = repetitions
+        self._deduplicator = deduplicator
         self._outlet = outlet
         self._delivery = delivery
         self._ending = ending
@@ -95,7 +95,7 @@ class Feeder:
         if row.state is RecordState.FAILED and self._policy.retry_failed and not (hold and row.possibly_billed):
             return False
         if row.state is RecordState.ANSWERED and self._policy.deduplicate:
-            self._repetitions.answered(row)
+            self._deduplicator.answered(row)
         return True
 
     async def _take(self, entry: Entry, row: JournalRecord | None) -> None:
@@ -108,16 +108,22 @@ class Feeder:
         except InvalidRequestError as error:
             self._bad_line(entry, LineError(entry.source, entry.line, str(error)))
             return
-        passage = Passage(
-            entry, item, earlier=row, bound=bound, purse=self._purse, journal=self._journal, clock=self._clock
+        work_item = WorkItem(
+            entry,
+            item,
+            earlier=row,
+            bound=bound,
+            budget_gate=self._budget_gate,
+            journal=self._journal,
+            clock=self._clock,
         )
-        if not self._policy.deduplicate or not self._repetitions.recognise(passage):
+        if not self._policy.deduplicate or not self._deduplicator.recognise(work_item):
             if self._cache is not None:
-                passage.cached = self._cache.answer_to(item.request_digest)
-            self._repetitions.begin(passage)
-            await self._pool.put(passage)
-        elif passage.copied is not None:
-            await self._pool.put(passage)
+                work_item.cached = self._cache.answer_to(item.request_digest)
+            self._deduplicator.begin(work_item)
+            await self._pool.put(work_item)
+        elif work_item.copied is not None:
+            await self._pool.put(work_item)
 
     def _bad_line(self, entry: Entry, error: LineError) -> None:
         self._delivery.bad_line(entry, error)

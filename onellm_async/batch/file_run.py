@@ -25,22 +25,22 @@ from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.inputs.prompts import PromptSource
 from onellm_async.batch.inputs.sources import Source, Survey
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import JournalRecord, RunCounts
+from onellm_async.batch.journal.record import JournalRecord, RunCounts
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
 from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import RunPolicy
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.batch.run import run_batch
-from onellm_async.batch.unjournaled import Unjournaled
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.limits.rate_state import RateState
@@ -112,7 +112,7 @@ class RunWatch:
     """Who looks on. What its callbacks raise is logged and ends no run.
 
     Attributes:
-        tally: Counts; a hook of the client, too.
+        tracker: Counts; a hook of the client, too.
         stop: Set it to end the session in good order.
         began: Told what earlier sessions left, None where there were none, before the first prompt is asked.
         nothing_left: Told instead what earlier sessions left, where that is everything.
@@ -120,7 +120,7 @@ class RunWatch:
         on_bad_line: Told of each bad line.
     """
 
-    tally: Tally
+    tracker: ProgressTracker
     stop: asyncio.Event
     began: Callable[[RunCounts | None], None] = lambda counts: None
     nothing_left: Callable[[RunCounts], None] = lambda counts: None
@@ -196,12 +196,12 @@ async def run_file(
         with await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url) as cache:
             async with open_sink(None, _writer(source, run)) as sink:
                 watch.began(None)
-                return await _ask(client, source, run, watch, Unjournaled(), sink, cache)
+                return await _ask(client, source, run, watch, NullJournal(), sink, cache)
     identity = run.identity(source, surveyed)
     if (there := await asyncio.to_thread(_finished, place, identity, run)) is not None:
         watch.nothing_left(there.counts)
-        watch.tally.found(there.counts, there.notable)
-        progress = watch.tally.snapshot(watch.tally.started)
+        watch.tracker.found(there.counts, there.notable)
+        progress = watch.tracker.snapshot(watch.tracker.started)
         return RunReport(progress=progress, counts=there.counts, failures=there.failures)
     cache = await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url)
     journal, sink = await asyncio.to_thread(_opened, place, identity, source, run)
@@ -310,7 +310,7 @@ async def _ask(
         policy=run.policy,
         health=run.health,
         stop=watch.stop,
-        tally=watch.tally,
+        tracker=watch.tracker,
         say=watch.say,
         on_bad_line=watch.on_bad_line,
     )

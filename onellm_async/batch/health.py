@@ -26,7 +26,7 @@ from onellm_async.batch.causes import shortened
 from onellm_async.errors import ConfigurationError, OneLLMError
 from onellm_async.validation import Checks
 
-__all__ = ["AlikeFailures", "Health", "HealthPolicy", "Verdict"]
+__all__ = ["AlikeFailures", "HealthMonitor", "HealthPolicy", "Verdict"]
 
 _check = Checks(ConfigurationError, "HealthPolicy.")
 OF_THE_LAST = 50
@@ -94,7 +94,7 @@ class Verdict(Enum):
     STOP = "stop"
 
 
-class Health:
+class HealthMonitor:
     """Watches the outcomes of a run.
 
     Args:

@@ -5,8 +5,8 @@ The journal keeps everything that an output needs, and nothing that differs betw
 
 from collections.abc import Mapping
 
-from onellm_async.batch.inputs.items import Item
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
+from onellm_async.batch.inputs.entry import Item
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.chat import JSON, ChatResponse
 from onellm_async.errors import OneLLMError
 from onellm_async.wire import dump_json, parse_json

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from onellm_async.batch.passage import Passage
+from onellm_async.batch.work_item import WorkItem
 
 __all__ = ["Pool", "spread"]
 
@@ -35,7 +35,7 @@ class Pool:
     def __init__(self, capacity: int) -> None:
         self.capacity: int = capacity
         self.input_ended: bool = False
-        self._waiting: deque[Passage] = deque()
+        self._waiting: deque[WorkItem] = deque()
         self._takers: deque[asyncio.Future[None]] = deque()
         self._putters: deque[asyncio.Future[None]] = deque()
         self._paused = self._closed = False
@@ -43,42 +43,42 @@ class Pool:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def put(self, passage: Passage) -> None:
+    async def put(self, work_item: WorkItem) -> None:
         """Adds a prompt behind the others, when there is room for it. Safe to cancel."""
         while len(self._waiting) >= self.capacity:
             await _wait_in(self._putters)
-        self._waiting.append(passage)
+        self._waiting.append(work_item)
         if not self._paused:
             _wake(self._takers, 1)
 
-    async def take(self) -> Passage | None:
+    async def take(self) -> WorkItem | None:
         """The first prompt, when workers may have one; None when the pool was closed and is empty. Safe to cancel."""
         while self._paused or not self._waiting:
             if self._closed:
                 return None
             await _wait_in(self._takers)
-        passage = self._waiting.popleft()
+        work_item = self._waiting.popleft()
         self._make_room()
-        return passage
+        return work_item
 
-    def has(self, fits: Callable[[Passage], bool]) -> bool:
+    def has(self, fits: Callable[[WorkItem], bool]) -> bool:
         """Whether a prompt that fits waits."""
         return any(map(fits, self._waiting))
 
-    def take_from_afar(self, number: int, fits: Callable[[Passage], bool]) -> Passage | None:
+    def take_from_afar(self, number: int, fits: Callable[[WorkItem], bool]) -> WorkItem | None:
         """A prompt for trial number `number`, from a place far from those of other trials; None if none fits."""
-        fitting = [place for place, passage in enumerate(self._waiting) if fits(passage)]
+        fitting = [place for place, work_item in enumerate(self._waiting) if fits(work_item)]
         if not fitting:
             return None
         place = fitting[int(spread(number) * len(fitting))]
-        passage = self._waiting[place]
+        work_item = self._waiting[place]
         del self._waiting[place]
         self._make_room()
-        return passage
+        return work_item
 
-    def put_back(self, passage: Passage) -> None:
+    def put_back(self, work_item: WorkItem) -> None:
         """Adds a prompt before the others; there is always room for it."""
-        self._waiting.appendleft(passage)
+        self._waiting.appendleft(work_item)
         if not self._paused:
             _wake(self._takers, 1)
 
@@ -87,7 +87,7 @@ class Pool:
         self._paused, self.capacity = True, capacity
         _wake(self._putters, capacity)
 
-    def resume(self, capacity: int, last: Iterable[Passage] = ()) -> None:
+    def resume(self, capacity: int, last: Iterable[WorkItem] = ()) -> None:
         """Gives the workers what waits, in an order in which neighbors of the input lie far apart.
 
         Args:

@@ -8,10 +8,10 @@ from statistics import stdev
 from attrs import field, frozen
 
 from onellm_async.batch.causes import CauseCounts, flaw_of
-from onellm_async.batch.journal.rows import JournalRecord, RecordState, RunCounts
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
 from onellm_async.events import Answered, Event, Failed, RateLimited, Retrying, Sent
 
-__all__ = ["RunProgress", "Tally"]
+__all__ = ["ProgressTracker", "RunProgress"]
 
 _RECENT = 60
 """Seconds over which the rate is taken: long enough for the published 40 a minute, short enough to follow a change."""
@@ -79,10 +79,10 @@ class RunProgress:
         return self.completed - self.failed
 
 
-class Tally:
+class ProgressTracker:
     """Counts what happens in a run.
 
-    It is a hook: give it to the client (``hooks=(tally,)``) for refusals, retries and requests in flight; everything
+    It is a hook: give it to the client (``hooks=(tracker,)``) for refusals, retries and requests in flight; everything
     else comes from the journal's rows.
 
     Args:

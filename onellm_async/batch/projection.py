@@ -10,7 +10,7 @@ from statistics import NormalDist, fmean, stdev
 
 from attrs import frozen
 
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 
 __all__ = ["Capacity", "Interval", "Projection", "project"]
 

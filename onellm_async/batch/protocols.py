@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from onellm_async.batch.inputs.items import Entry, LineError
-from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RunCounts, Settled
+from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RunCounts, Settled
 from onellm_async.chat import JSON
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState

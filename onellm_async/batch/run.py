@@ -3,8 +3,8 @@
 ::
 
     Feeder        draws entries; what the journal has is passed on, the others wait for a worker
-    Workers       one passage after another
-      Passage     through the client; before each attempt its intent is durable
+    Workers       one work item after another
+      WorkItem     through the client; before each attempt its intent is durable
       Delivery    the result is durable; only then it leaves for the sink
     Watch         once a second: commands from other terminals, a point of the time series, signs of a stall
     Ending        what ends it before its input
@@ -19,21 +19,21 @@ from collections.abc import Callable
 
 from onellm_async.batch.asking import Workers
 from onellm_async.batch.budget import Account, Budget, Charge
+from onellm_async.batch.budget_gate import BudgetGate
 from onellm_async.batch.callbacks import guarded
+from onellm_async.batch.deduplication import Deduplicator
 from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending, RunReport
 from onellm_async.batch.feeding import Feeder
-from onellm_async.batch.health import Health, HealthPolicy
-from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import JournalRecord, RunCounts
-from onellm_async.batch.outputs.outlet import LineSink, Outlet
+from onellm_async.batch.health import HealthMonitor, HealthPolicy
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.batch.monitor import Watch
+from onellm_async.batch.outputs.outlet import LineSink, OrderedWriter
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.pool import Pool
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
-from onellm_async.batch.purse import Purse
-from onellm_async.batch.repetitions import Repetitions
-from onellm_async.batch.watching import Watch
 from onellm_async.errors import BatchError
 
 __all__ = ["run_batch"]
@@ -53,7 +53,7 @@ async def run_batch(
     policy: RunPolicy | None = None,
     health: HealthPolicy | None = None,
     stop: asyncio.Event | None = None,
-    tally: Tally | None = None,
+    tracker: ProgressTracker | None = None,
     say: Callable[[str], None] = lambda text: None,
     on_bad_line: Callable[[LineError], None] = lambda error: None,
     clock: Callable[[], float] = time.monotonic,
@@ -77,7 +77,7 @@ async def run_batch(
         policy: What is done with doubtful, failed and repeated prompts.
         health: When a run that gets nowhere ends.
         stop: Set it to end the session in good order.
-        tally: Counts; give one that also is a hook of the client to learn of refusals while the run goes on.
+        tracker: Counts; give one that also is a hook of the client to learn of refusals while the run goes on.
         say: Told what a user should know while the run goes on, in a sentence. What it raises is logged.
         on_bad_line: Told of each bad line. What it raises is logged.
         clock: Seconds that only go forward.
@@ -92,22 +92,22 @@ async def run_batch(
                 report = await run_batch(client, source, journal=journal, sink=sink, encode=writer.line)
     """
     say, on_bad_line = guarded(say, "say"), guarded(on_bad_line, "on_bad_line")
-    policy, tally = policy or RunPolicy(), tally or Tally(clock())
-    watched = Health(health or HealthPolicy(), clock())
+    policy, tracker = policy or RunPolicy(), tracker or ProgressTracker(clock())
+    watched = HealthMonitor(health or HealthPolicy(), clock())
     outlet, group = (
-        Outlet(sink, policy.window),
+        OrderedWriter(sink, policy.window),
         client.group(answered=journal.counts().answered > 0, retry_ambiguous=policy.ambiguous != "hold"),
     )
     pool = Pool(client.limits.max_concurrency)
-    ending, repetitions = Ending(group, outlet), Repetitions(journal)
-    delivery = Delivery(journal, tally, outlet, encode=_encoder(encode, ending), on_bad_line=on_bad_line, clock=clock)
+    ending, deduplicator = Ending(group, outlet), Deduplicator(journal)
+    delivery = Delivery(journal, tracker, outlet, encode=_encoder(encode, ending), on_bad_line=on_bad_line, clock=clock)
     feeder = Feeder(
         journal,
         pool,
         policy=policy,
-        purse=Purse(_account(budget or Budget(), journal.counts()), say),
+        budget_gate=BudgetGate(_account(budget or Budget(), journal.counts()), say),
         cache=cache,
-        repetitions=repetitions,
+        deduplicator=deduplicator,
         outlet=outlet,
         delivery=delivery,
         ending=ending,
@@ -117,17 +117,19 @@ async def run_batch(
         client,
         pool,
         journal=journal,
-        repetitions=repetitions,
+        deduplicator=deduplicator,
         delivery=delivery,
         health=watched,
         ending=ending,
-        tally=tally,
+        tracker=tracker,
         hold_ambiguous=policy.ambiguous == "hold",
         max_workers=policy.window,
         say=say,
         clock=clock,
     )
-    watch = Watch(client, journal, workers, outlet, tally=tally, health=watched, ending=ending, say=say, clock=clock)
+    watch = Watch(
+        client, journal, workers, outlet, tracker=tracker, health=watched, ending=ending, say=say, clock=clock
+    )
     async with asyncio.TaskGroup() as tasks:
 
         def employ() -> None:
@@ -146,7 +148,7 @@ async def run_batch(
             task.cancel()
         outlet.close()
     watch.sample()
-    return ending.report(tally, journal, clock())
+    return ending.report(tracker, journal, clock())
 
 
 def _account(budget: Budget, before: RunCounts) -> Account:
@@ -168,7 +170,7 @@ def _encoder(encode: Callable[[JournalRecord], bytes], ending: Ending) -> Callab
     return encoded
 
 
-async def _write(outlet: Outlet, ending: Ending) -> None:
+async def _write(outlet: OrderedWriter, ending: Ending) -> None:
     try:
         await outlet.drain_into_sink()
     except BatchError as error:

@@ -12,7 +12,7 @@ from onellm_async import __version__
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_code_of
 from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import complain
+from onellm_async.cli.terminal import print_error
 from onellm_async.errors import OneLLMError
 
 __all__ = ["app", "run_app"]
@@ -100,7 +100,7 @@ def run_app(arguments: list[str]) -> int:
     except OneLLMError as error:
         exit_code = exit_code_of(error)
         if exit_code is not ExitCode.BROKEN_PIPE:  # who pipes into `head` wants no more words
-            complain(told_in_flags(error))
+            print_error(told_in_flags(error))
         return exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

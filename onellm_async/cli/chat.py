@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
-from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
+from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, read_input, require_output, say
 from onellm_async.errors import InvalidRequestError
@@ -30,8 +30,8 @@ def chat(
     /,
     *,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the complete reply as JSON.")] = False,
-    asking: Asking = ASKING,
-    connecting: Connecting = CONNECTING,
+    asking: RequestFlags = ASKING,
+    connecting: ConnectionFlags = CONNECTING,
 ) -> int:
     """Runs ``onellm-async chat``.
 
@@ -63,7 +63,7 @@ def chat(
 chat_command: App = command(chat, _EXAMPLES)
 
 
-async def _send(request: "ChatRequest", connecting: Connecting) -> "ChatResponse":
+async def _send(request: "ChatRequest", connecting: ConnectionFlags) -> "ChatResponse":
     from onellm_async.cli.connection import connected
 
     async with connected(connecting) as client:

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from onellm_async.batch import RequestDefaults
-from onellm_async.cli.options import Asking, Connecting
+from onellm_async.cli.options import ConnectionFlags, RequestFlags
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
 from onellm_async.limits.policy import Limits
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onellm_async.server import LocalServer
 
 
-def defaults_from(asking: Asking) -> RequestDefaults:
+def defaults_from(asking: RequestFlags) -> RequestDefaults:
     """What the flags ask of every prompt.
 
     Raises:
@@ -40,7 +40,7 @@ def defaults_from(asking: Asking) -> RequestDefaults:
     )
 
 
-def limits_from(connecting: Connecting) -> Limits:
+def limits_from(connecting: ConnectionFlags) -> Limits:
     """How much of the service may be used.
 
     Raises:
@@ -54,7 +54,7 @@ def limits_from(connecting: Connecting) -> Limits:
     )
 
 
-def _local_server(connecting: Connecting) -> "LocalServer":
+def _local_server(connecting: ConnectionFlags) -> "LocalServer":
     """A server with the limits that the client keeps to, and answers quick enough to look at and slow enough to see."""
     from onellm_async.server import Faults, LocalServer, ServerSettings
 
@@ -71,7 +71,7 @@ def _local_server(connecting: Connecting) -> "LocalServer":
 
 @asynccontextmanager
 async def connected(
-    connecting: Connecting,
+    connecting: ConnectionFlags,
     *,
     hooks: Iterable[Hook] = (),
     retry: RetryPolicy | None = None,

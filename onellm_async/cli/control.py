@@ -41,7 +41,7 @@ RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its j
 
 @Parameter(name="*", group=Group.create_ordered("Limits"))
 @frozen
-class NewLimits:
+class NewLimitFlags:
     """What is to change; what is not given stays."""
 
     rpm: Annotated[float | None, Parameter(help="Requests per minute.")] = None
@@ -77,7 +77,7 @@ def stop(run: RunPath, /) -> int:
     return _ask(run, "stop", None, "It ends; its `run` command, given again, goes on from there.")
 
 
-def retune(run: RunPath, /, *, limits: NewLimits = NewLimits()) -> int:
+def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
     """Runs ``onellm-async retune``.
 
     Args:
@@ -116,7 +116,7 @@ def _ask(run: str, name: str, argument: "JSON", done: str) -> int:
 
 def _reply(run: str, number: int) -> str | None:
     """What the run says to command `number`: why it refused it, or nothing; None if it did not reply in time."""
-    from onellm_async.batch.journal.control import reply_to
+    from onellm_async.batch.journal.commands import reply_to
 
     deadline = time.monotonic() + _LONGEST_REPLY
     while (reply := reply_to(run, number)) is None and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import complain, say
+from onellm_async.cli.terminal import print_error, say
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
@@ -56,7 +56,7 @@ def export(
     output = None if output in STREAM else output
     with JournalReader.open(run) as journal:
         if journal.warning is not None:
-            complain(journal.warning)
+            print_error(journal.warning)
         written = asyncio.run(_write(journal, output, shape, force=force))
     if output is not None:
         say(f"{written:,} records written to {output}.")

@@ -8,11 +8,11 @@ from cyclopts import Group, Parameter
 
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["ASKING", "CONNECTING", "Asking", "Connecting", "Limiting", "Rate"]
+__all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
 
-_ASKING = Group.create_ordered("Asking")
+_ASKING = Group.create_ordered("RequestFlags")
 _LIMITING = Group.create_ordered("Limits")
-_CONNECTING = Group.create_ordered("Connecting")
+_CONNECTING = Group.create_ordered("ConnectionFlags")
 
 DialectName = Literal["documented", "backend"]
 Rate = float | Literal["auto"]
@@ -21,7 +21,7 @@ Rate = float | Literal["auto"]
 
 @Parameter(name="*", group=_ASKING)
 @frozen
-class Asking:
+class RequestFlags:
     """What is asked of every prompt."""
 
     model: Annotated[
@@ -44,7 +44,7 @@ class Asking:
 
 @Parameter(name="*", group=_LIMITING)
 @frozen
-class Limiting:
+class LimitFlags:
     """How much of the service may be used."""
 
     rpm: Annotated[
@@ -74,7 +74,7 @@ class Limiting:
 
 @Parameter(name="*", group=_CONNECTING)
 @frozen
-class Connecting(Limiting):
+class ConnectionFlags(LimitFlags):
     """Where the service is, and how much of it may be used."""
 
     base_url: Annotated[
@@ -177,6 +177,6 @@ class Connecting(Limiting):
         return 2400.0 if self.local and self.rpm is None else super().requests_per_minute
 
 
-ASKING = Asking()
-CONNECTING = Connecting()
+ASKING = RequestFlags()
+CONNECTING = ConnectionFlags()
 """Nothing but defaults."""

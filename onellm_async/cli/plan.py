@@ -9,9 +9,9 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.options import ASKING, Asking, Limiting
-from onellm_async.cli.reading import READING, Reading, open_input
-from onellm_async.cli.terminal import complain, put, say
+from onellm_async.cli.options import ASKING, LimitFlags, RequestFlags
+from onellm_async.cli.reading import READING, InputFlags, open_input
+from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ prices. The least cost is that of the input alone, the highest that of answers
 of --max-tokens each.
 """
 
-_EXPECTING = Group.create_ordered("Expecting")
+_EXPECTING = Group.create_ordered("AssumptionFlags")
 _ERRORS_SHOWN = 10
 
 
 @Parameter(name="*", group=_EXPECTING)
 @frozen
-class Expecting:
+class AssumptionFlags:
     """What the service is expected to do."""
 
     latency: Annotated[float, Parameter(help="Median seconds of an answer.")] = 6.0
@@ -61,17 +61,17 @@ class Expecting:
     seeds: Annotated[int, Parameter(help="Simulated runs.")] = 5
 
 
-LIMITING = Limiting()
+LIMITING = LimitFlags()
 
 
 def plan(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
     *,
-    reading: Reading = READING,
-    asking: Asking = ASKING,
-    limiting: Limiting = LIMITING,
-    expecting: Expecting = Expecting(),
+    reading: InputFlags = READING,
+    asking: RequestFlags = ASKING,
+    limiting: LimitFlags = LIMITING,
+    expecting: AssumptionFlags = AssumptionFlags(),
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the plan as JSON.")] = False,
 ) -> int:
     """Runs ``onellm-async plan``.
@@ -99,7 +99,7 @@ def plan(
 plan_command: App = command(plan, _EXAMPLES)
 
 
-def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, ExpectedService]":
+def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits, ExpectedService]":
     from onellm_async.limits.policy import Limits
     from onellm_async.simulation.simulated_run import ExpectedService
 
@@ -128,7 +128,7 @@ def _settings(limiting: Limiting, expecting: Expecting) -> "tuple[Limits, Expect
     return limits, service
 
 
-async def _measured(source: "Source", expecting: Expecting, *, strict: bool) -> "tuple[Workload, int]":
+async def _measured(source: "Source", expecting: AssumptionFlags, *, strict: bool) -> "tuple[Workload, int]":
     from onellm_async.batch import LineError
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 
@@ -155,7 +155,7 @@ def _print(estimate: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
 
     if bad_lines:
         more = f" ({bad_lines - _ERRORS_SHOWN:,} more than shown)" if bad_lines > _ERRORS_SHOWN else ""
-        complain(f"bad lines, which are not in the plan: {bad_lines:,}{more}")
+        print_error(f"bad lines, which are not in the plan: {bad_lines:,}{more}")
     if json:
         put(dump_json(plan_json(estimate, bad_lines)).decode())
         return

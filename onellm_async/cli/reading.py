@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from attrs import frozen
 from cyclopts import Group, Parameter
 
-from onellm_async.cli.options import Asking
+from onellm_async.cli.options import RequestFlags
 from onellm_async.cli.stream import STREAM
 
 if TYPE_CHECKING:
     from onellm_async.batch import Source
 
-__all__ = ["READING", "Reading", "open_input"]
+__all__ = ["READING", "InputFlags", "open_input"]
 
 
 @Parameter(name="*", group=Group.create_ordered("Input"))
 @frozen
-class Reading:
+class InputFlags:
     """How the input is read."""
 
     field: Annotated[
@@ -38,11 +38,11 @@ class Reading:
     ] = False
 
 
-READING = Reading()
+READING = InputFlags()
 """Nothing but defaults."""
 
 
-def open_input(source: str, reading: Reading, asking: Asking) -> "Source":
+def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "Source":
     """Opens what a command was told to read.
 
     Outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that.

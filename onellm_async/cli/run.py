@@ -6,9 +6,9 @@ from attrs import evolve
 from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
-from onellm_async.cli.options import ASKING, CONNECTING, Asking, Connecting
-from onellm_async.cli.reading import READING, Reading, open_input
-from onellm_async.cli.run_flags import GOING_ON, SPENDING, WRITING, GoingOn, Spending, Writing
+from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
+from onellm_async.cli.reading import READING, InputFlags, open_input
+from onellm_async.cli.run_flags import GOING_ON, SPENDING, WRITING, BudgetFlags, OutputFlags, ResumeFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import require_output
 from onellm_async.errors import ConfigurationError
@@ -55,12 +55,12 @@ def run(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
     *,
-    reading: Reading = READING,
-    writing: Writing = WRITING,
-    spending: Spending = SPENDING,
-    going_on: GoingOn = GOING_ON,
-    asking: Asking = ASKING,
-    connecting: Connecting = CONNECTING,
+    reading: InputFlags = READING,
+    writing: OutputFlags = WRITING,
+    spending: BudgetFlags = SPENDING,
+    going_on: ResumeFlags = GOING_ON,
+    asking: RequestFlags = ASKING,
+    connecting: ConnectionFlags = CONNECTING,
 ) -> int:
     """Runs ``onellm-async run``.
 

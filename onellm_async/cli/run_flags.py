@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from attrs import frozen
 from cyclopts import Group, Parameter
 
-__all__ = ["GOING_ON", "SPENDING", "WRITING", "GoingOn", "Spending", "Writing"]
+__all__ = ["GOING_ON", "SPENDING", "WRITING", "BudgetFlags", "OutputFlags", "ResumeFlags"]
 
 
 @Parameter(name="*", group=Group.create_ordered("Output"))
 @frozen
-class Writing:
+class OutputFlags:
     """Where answers go."""
 
     output: Annotated[
@@ -31,9 +31,9 @@ class Writing:
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Spending"))
+@Parameter(name="*", group=Group.create_ordered("BudgetFlags"))
 @frozen
-class Spending:
+class BudgetFlags:
     """What may be spent; all sessions of a run count together."""
 
     max_cost: Annotated[
@@ -53,7 +53,7 @@ class Spending:
 
 @Parameter(name="*", group=Group.create_ordered("Going on"))
 @frozen
-class GoingOn:
+class ResumeFlags:
     """What is done with doubtful, failed and repeated prompts."""
 
     ambiguous: Annotated[
@@ -87,7 +87,7 @@ class GoingOn:
     ] = 3600.0
 
 
-WRITING = Writing()
-SPENDING = Spending()
-GOING_ON = GoingOn()
+WRITING = OutputFlags()
+SPENDING = BudgetFlags()
+GOING_ON = ResumeFlags()
 """Nothing but defaults."""

@@ -16,23 +16,23 @@ from onellm_async.batch import (
     FileRun,
     InputFormat,
     LineError,
+    ProgressTracker,
     RunCounts,
     RunReport,
     RunWatch,
     Source,
     Survey,
-    Tally,
     learned_rate,
     run_file,
     survey,
 )
 from onellm_async.cli.connection import connected
-from onellm_async.cli.options import Connecting
+from onellm_async.cli.options import ConnectionFlags
 from onellm_async.cli.preflight import go_on, projected
 from onellm_async.cli.progress import Display, note
 from onellm_async.cli.run_wording import exit_code, nothing_left, resuming, tell, tell_outcomes
 from onellm_async.cli.signals import ending_on_signals
-from onellm_async.cli.terminal import complain, say
+from onellm_async.cli.terminal import print_error, say
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.events import Event
@@ -58,13 +58,13 @@ class RunSession:
         preflight: Ask so many prompts first, and then whether to go on; None to go on without.
     """
 
-    def __init__(self, plan: FileRun, connecting: Connecting, *, preflight: int | None = None) -> None:
+    def __init__(self, plan: FileRun, connecting: ConnectionFlags, *, preflight: int | None = None) -> None:
         self._plan = plan
         self._connecting = connecting
         self._preflight = preflight
         self._console = Console(stderr=True)
         self._stop = asyncio.Event()
-        self._tally = self._new_tally()
+        self._tracker = self._new_tracker()
         self._begun = self._idle = self._declined = False
         self._noted_line = 0
 
@@ -82,7 +82,7 @@ class RunSession:
                 if caught.number is None:
                     raise
                 goes_on = "" if self._plan.output is None else " The same command again goes on from here."
-                complain(f"ended at once; requests under way may be billed.{goes_on}")
+                print_error(f"ended at once; requests under way may be billed.{goes_on}")
                 return 128 + caught.number
         if self._declined:
             say("Nothing more is asked; what was answered is kept. The same command again goes on from here.")
@@ -125,10 +125,10 @@ class RunSession:
             return await self._asked(client, source, surveyed, plan)
 
     async def _asked(self, client: AsyncOneLLM, source: Source, surveyed: Survey | None, plan: FileRun) -> RunReport:
-        self._tally = tally = self._new_tally()
-        tally.total = None if surveyed is None else surveyed.lines
+        self._tracker = tracker = self._new_tracker()
+        tracker.total = None if surveyed is None else surveyed.lines
         watch = RunWatch(
-            tally=tally,
+            tracker=tracker,
             stop=self._stop,
             began=self._began,
             nothing_left=self._nothing_left,
@@ -137,7 +137,7 @@ class RunSession:
         )
         display = Display(
             self._console,
-            lambda: tally.snapshot(monotonic()),
+            lambda: tracker.snapshot(monotonic()),
             client.snapshot,
             budget=plan.budget,
             live=self._console.is_terminal and not (plan.output is None and sys.stdout.isatty()),
@@ -151,16 +151,16 @@ class RunSession:
         say(text)
         return await go_on(self._stop)
 
-    def _new_tally(self) -> Tally:
+    def _new_tracker(self) -> ProgressTracker:
         rate = self._connecting.requests_per_minute
-        return Tally(monotonic(), ceiling=None if rate == "auto" else rate / 60)
+        return ProgressTracker(monotonic(), ceiling=None if rate == "auto" else rate / 60)
 
     def _hear(self, event: Event) -> None:
-        self._tally(event)
+        self._tracker(event)
 
     def _began(self, counts: RunCounts | None) -> None:
         if counts is not None and not self._begun:
-            self._note(resuming(counts, self._tally.total))
+            self._note(resuming(counts, self._tracker.total))
         self._begun = True
 
     def _nothing_left(self, counts: RunCounts) -> None:

@@ -6,23 +6,23 @@ from attrs import asdict
 
 from onellm_async.batch import Budget, FileRun, HealthPolicy, RunPolicy
 from onellm_async.cli.connection import limits_from
-from onellm_async.cli.options import Connecting
+from onellm_async.cli.options import ConnectionFlags
 from onellm_async.settings import base_url_from
 from onellm_async.wire import endpoints_from
 
 if TYPE_CHECKING:
-    from onellm_async.cli.reading import Reading
-    from onellm_async.cli.run_flags import GoingOn, Spending, Writing
+    from onellm_async.cli.reading import InputFlags
+    from onellm_async.cli.run_flags import BudgetFlags, OutputFlags, ResumeFlags
 
 __all__ = ["file_run"]
 
 
 def file_run(
-    reading: "Reading",
-    writing: "Writing",
-    spending: "Spending",
-    going_on: "GoingOn",
-    connecting: Connecting,
+    reading: "InputFlags",
+    writing: "OutputFlags",
+    spending: "BudgetFlags",
+    going_on: "ResumeFlags",
+    connecting: ConnectionFlags,
 ) -> FileRun:
     """What is to be run, as the flags say.
 

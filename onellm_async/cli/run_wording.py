@@ -5,7 +5,7 @@ from onellm_async.batch.causes import outcome_lines
 from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.progress import counted, summary
-from onellm_async.cli.terminal import complain, say
+from onellm_async.cli.terminal import print_error, say
 from onellm_async.errors import BudgetExceededError
 from onellm_async.formatting import format_usd
 
@@ -66,17 +66,17 @@ def tell(report: RunReport, output: str | None) -> None:
         lost = counted(counts.possibly_billed + counts.in_flight, "attempt")
         say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
     if report.strict_error is not None:
-        complain(f"stopped at a bad line (--strict): {report.strict_error}")
+        print_error(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:
-        complain(f"stopped early: {told_in_flags(report.stopped_by)}")
+        print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
     if report.progress.held:
         held = counted(report.progress.held, "prompt")
-        complain(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
+        print_error(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
     if not report.input_ended:
         total = report.progress.total
         left = None if total is None else total - report.progress.completed - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"
-        complain(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
+        print_error(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
 
 
 def _how_to_go_on(report: RunReport) -> str:

@@ -10,7 +10,7 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.terminal import complain, put
+from onellm_async.cli.terminal import print_error, put
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ async def _serve(settings: "ServerSettings", flags: ServerFlags) -> None:
                 try:
                     put(_welcome(server.url, flags))
                 except BatchError as error:  # the server itself needs no standard output
-                    complain(str(error))
+                    print_error(str(error))
                 await stop.wait()
         except OSError as error:
             raise ConfigurationError(

@@ -6,7 +6,7 @@ from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
-from onellm_async.cli.terminal import complain, put
+from onellm_async.cli.terminal import print_error, put
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
@@ -44,7 +44,7 @@ def status(
         found = _found(journal)
         put(dump_json(found).decode() if json else _text(found))
         if journal.warning is not None:
-            complain(journal.warning)
+            print_error(journal.warning)
         complete = journal.complete and not found["counts"]["failed"]
     return ExitCode.OK if complete else ExitCode.FAILED
 

@@ -8,7 +8,7 @@ import sys
 from onellm_async.descriptors import check_writable, read_piece
 from onellm_async.errors import BatchError
 
-__all__ = ["complain", "printable", "put", "read_input", "require_output", "say"]
+__all__ = ["print_error", "printable", "put", "read_input", "require_output", "say"]
 
 _PIECE = 256 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -24,7 +24,7 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Prints an error on standard error."""
     say(f"onellm-async: {text}")
 

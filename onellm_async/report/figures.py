@@ -6,7 +6,7 @@ from attrs import frozen
 
 from onellm_async.batch.causes import outcome_lines
 from onellm_async.formatting import format_usd
-from onellm_async.report.model import Report, Standing
+from onellm_async.report.model import Report, RunStatus
 from onellm_async.report.wording import count, duration, moment, number, percent
 
 __all__ = ["Figure", "figures", "outcome_sentences", "standing_sentence"]
@@ -41,7 +41,7 @@ def standing_sentence(report: Report, zone: tzinfo) -> str:
         resumed = f", resumed {_times(report.resumed)}" if report.resumed else ""
         sentences.append(f"Started {moment(first.started, zone)}{resumed}, {_end(report, last.ended, zone)}.")
     left = report.figures.left
-    if report.standing is Standing.INTERRUPTED:
+    if report.standing is RunStatus.INTERRUPTED:
         last_words = report.sessions[-1].end_reason if report.sessions else None
         if last_words:
             sentences.append(f"It ended: {last_words.removesuffix('.')}.")
@@ -69,9 +69,9 @@ def _times(number_: int) -> str:
 
 def _end(report: Report, ended: float, zone: tzinfo) -> str:
     verb = {
-        Standing.COMPLETE: "finished",
-        Standing.RUNNING: "running still when this was made, last sign of life",
-        Standing.INTERRUPTED: "last worked on",
+        RunStatus.COMPLETE: "finished",
+        RunStatus.RUNNING: "running still when this was made, last sign of life",
+        RunStatus.INTERRUPTED: "last worked on",
     }[report.standing]
     return f"{verb} {moment(ended, zone)}"
 
@@ -111,7 +111,7 @@ def figures(report: Report) -> tuple[Figure, ...]:
 
 def _possibly_billed(report: Report) -> Figure:
     told = report.figures
-    running = report.standing is Standing.RUNNING
+    running = report.standing is RunStatus.RUNNING
     at_risk = f"{format_usd(told.at_risk)} at risk" if told.at_risk else "nothing at risk"
     if running:
         beside = f"{format_usd(told.at_risk)} reserved or at risk"

@@ -6,11 +6,11 @@ from attrs import field, frozen
 
 from onellm_async.chat import JSON
 
-__all__ = ["Look", "look_at", "looks_of"]
+__all__ = ["ProgressSample", "looks_of", "parse_sample"]
 
 
 @frozen(kw_only=True)
-class Look:
+class ProgressSample:
     """A run at one moment of a session.
 
     Attributes:
@@ -44,7 +44,7 @@ class Look:
     output_tokens: int = 0
 
 
-def look_at(at: float, sample: JSON) -> Look:
+def parse_sample(at: float, sample: JSON) -> ProgressSample:
     """The look that a sample of the journal holds: a client's snapshot, and beside it the run's progress."""
     sample = _object(sample)
     progress = _object(sample.get("progress"))
@@ -52,7 +52,7 @@ def look_at(at: float, sample: JSON) -> Look:
     queued = {str(lane): count for lane, text in _object(limiter.get("queued")).items() if (count := _number(text))}
     repeated = _number(limiter.get("retried"))
     total = _number(progress.get("total", sample.get("total")))
-    return Look(
+    return ProgressSample(
         at=at,
         queued=queued,
         in_flight=_number(limiter.get("in_flight")),
@@ -69,9 +69,9 @@ def look_at(at: float, sample: JSON) -> Look:
     )
 
 
-def looks_of(samples: Iterable[tuple[float, JSON]]) -> list[Look]:
+def looks_of(samples: Iterable[tuple[float, JSON]]) -> list[ProgressSample]:
     """The looks, in the order of the samples."""
-    return [look_at(at, sample) for at, sample in samples]
+    return [parse_sample(at, sample) for at, sample in samples]
 
 
 def _object(value: JSON) -> Mapping[str, JSON]:

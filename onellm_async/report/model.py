@@ -12,15 +12,15 @@ __all__ = [
     "Latency",
     "Report",
     "RunSession",
+    "RunStatus",
     "Share",
     "SlowPrompt",
-    "Standing",
     "TimeSlice",
     "Verdict",
 ]
 
 
-class Standing(StrEnum):
+class RunStatus(StrEnum):
     """How a run stands."""
 
     COMPLETE = "complete"
@@ -270,7 +270,7 @@ class Report:
     name: str
     subtitle: str = ""
     made_at: float
-    standing: Standing
+    standing: RunStatus
     warning: str | None = None
     identity: tuple[tuple[str, str], ...] = ()
     sessions: tuple[RunSession, ...] = ()

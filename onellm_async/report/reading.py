@@ -6,18 +6,18 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import JournalRecord
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.chat import JSON
 from onellm_async.report.latency import latency_of
-from onellm_async.report.looks import Look, looks_of
+from onellm_async.report.looks import ProgressSample, looks_of
 from onellm_async.report.model import (
     BadLine,
     FailedPrompt,
     Figures,
     Report,
     RunSession,
+    RunStatus,
     SlowPrompt,
-    Standing,
     TimeSlice,
 )
 from onellm_async.report.timeline import bucket_width, possible_answers, slices_of
@@ -93,13 +93,15 @@ def _samples(journal: JournalReader) -> list[tuple[float, JSON]]:
     return sorted(found.items(), key=lambda each: each[0])
 
 
-def _standing(*, running: bool, complete: bool) -> Standing:
+def _standing(*, running: bool, complete: bool) -> RunStatus:
     if running:
-        return Standing.RUNNING
-    return Standing.COMPLETE if complete else Standing.INTERRUPTED
+        return RunStatus.RUNNING
+    return RunStatus.COMPLETE if complete else RunStatus.INTERRUPTED
 
 
-def _sessions(journal: JournalReader, looks: Sequence[Look], *, running: bool, now: float) -> tuple[RunSession, ...]:
+def _sessions(
+    journal: JournalReader, looks: Sequence[ProgressSample], *, running: bool, now: float
+) -> tuple[RunSession, ...]:
     found = journal.sessions()
     signs = _signs_of_life(journal, looks)
     made = []
@@ -128,7 +130,7 @@ def _sessions(journal: JournalReader, looks: Sequence[Look], *, running: bool, n
     return tuple(made)
 
 
-def _signs_of_life(journal: JournalReader, looks: Sequence[Look]) -> list[float]:
+def _signs_of_life(journal: JournalReader, looks: Sequence[ProgressSample]) -> list[float]:
     """Moments at which somebody surely worked on the run."""
     signs = [look.at for look in looks]
     if (span := journal.time_span()) is not None and span[1] > span[0]:
@@ -150,7 +152,7 @@ def _settled_up(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[
 
 def _figures(
     journal: JournalReader,
-    looks: Sequence[Look],
+    looks: Sequence[ProgressSample],
     sessions: Sequence[RunSession],
     slices: Sequence[TimeSlice],
     *,

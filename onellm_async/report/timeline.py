@@ -8,7 +8,7 @@ from math import ceil
 from attrs import evolve
 
 from onellm_async.batch.journal.reader import Bucket
-from onellm_async.report.looks import Look
+from onellm_async.report.looks import ProgressSample
 from onellm_async.report.model import RunSession, TimeSlice
 
 __all__ = ["bucket_width", "possible_answers", "slice_width", "slices_of"]
@@ -35,7 +35,7 @@ def bucket_width(worked: float) -> float:
 
 
 def slices_of(
-    sessions: Sequence[RunSession], looks: Sequence[Look], buckets: Sequence[Bucket]
+    sessions: Sequence[RunSession], looks: Sequence[ProgressSample], buckets: Sequence[Bucket]
 ) -> tuple[TimeSlice, ...]:
     """The time of the sessions, cut into slices.
 
@@ -80,10 +80,12 @@ def _cut(place: int, session: RunSession, begun: float, width: float, buckets: S
     return parts
 
 
-def _looked_into(parts: Sequence[TimeSlice], looks: Sequence[Look], declared: float | None) -> Iterator[TimeSlice]:
+def _looked_into(
+    parts: Sequence[TimeSlice], looks: Sequence[ProgressSample], declared: float | None
+) -> Iterator[TimeSlice]:
     """Adds what was noted in each slice of a session; where nothing was, the look before still holds."""
     times = [look.at for look in looks]
-    before, first = Look(at=0.0, limit=looks[0].limit if looks else declared), 0
+    before, first = ProgressSample(at=0.0, limit=looks[0].limit if looks else declared), 0
     for part in parts:
         last = len(looks) if part is parts[-1] else bisect_left(times, part.clock + part.width)
         seen = looks[first:last]

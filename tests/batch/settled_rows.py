@@ -1,6 +1,6 @@
 """Rows of a journal, as outputs are made of them."""
 
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.wire import dump_json
 
 ANSWER = {

@@ -4,7 +4,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import AnswerCache, Journal, JournalReader, RunIdentity, RunPolicy, entries_from, run_batch
-from onellm_async.batch.journal.rows import Intent
+from onellm_async.batch.journal.record import Intent
 from onellm_async.errors import BatchError
 from onellm_async.transport import RawReply
 

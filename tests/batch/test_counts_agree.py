@@ -13,11 +13,11 @@ from onellm_async.batch import (
     Item,
     Journal,
     JournalReader,
+    NullJournal,
     RecordState,
     RecordWriter,
     RunCounts,
     RunIdentity,
-    Unjournaled,
     run_batch,
 )
 from onellm_async.errors import APIConnectionError
@@ -127,7 +127,7 @@ async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
         resumed = await report_of(prompts, journal)
     with JournalReader.open(path) as reader:
         rows = list(reader.rows())
-    unjournaled = await report_of(prompts, Unjournaled())
+    unjournaled = await report_of(prompts, NullJournal())
 
     counts = report.counts
     assert folded(rows) == counts

@@ -3,12 +3,12 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.batch.fingerprints import Fingerprints
+from onellm_async.batch.seen_keys import SeenKeys
 
 
 @given(st.lists(st.binary(max_size=3), max_size=400))
 def test_every_key_is_found_where_it_was_first_seen(keys: list[bytes]) -> None:
-    seen, model = Fingerprints(), {}
+    seen, model = SeenKeys(), {}
     for position, key in enumerate(keys):
         assert seen.add(key, position) == model.get(key)
         model.setdefault(key, position)
@@ -16,7 +16,7 @@ def test_every_key_is_found_where_it_was_first_seen(keys: list[bytes]) -> None:
 
 
 def test_a_hundred_thousand_keys_are_told_apart_and_found_again() -> None:
-    seen = Fingerprints()
+    seen = SeenKeys()
     keys = [str(number).encode() for number in range(100_000)]
     assert all(seen.add(key, position) is None for position, key in enumerate(keys))
     assert [seen.add(key, -1) for key in keys] == list(range(100_000))
@@ -24,7 +24,7 @@ def test_a_hundred_thousand_keys_are_told_apart_and_found_again() -> None:
 
 def test_a_key_takes_at_most_forty_bytes_on_average_while_they_grow() -> None:
     tracemalloc.start()
-    seen, per_key = Fingerprints(), []
+    seen, per_key = SeenKeys(), []
     for position in range(200_000):
         seen.add(str(position).encode(), position)
         if position % 1000 == 999:
@@ -34,14 +34,14 @@ def test_a_key_takes_at_most_forty_bytes_on_average_while_they_grow() -> None:
 
 
 def test_negative_and_large_positions_come_back() -> None:
-    seen = Fingerprints()
+    seen = SeenKeys()
     for key, position in ((b"a", -5), (b"b", 2**62)):
         seen.add(key, position)
         assert seen.add(key, 0) == position
 
 
 def test_what_was_added_is_found_and_looking_adds_nothing() -> None:
-    seen = Fingerprints()
+    seen = SeenKeys()
     for number in range(5000):
         seen.add(b"%d" % number, number)
 

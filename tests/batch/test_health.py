@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.batch.health import Health, HealthPolicy, Verdict
+from onellm_async.batch.health import HealthMonitor, HealthPolicy, Verdict
 from onellm_async.errors import APITimeoutError, BadRequestError, ConfigurationError, InternalServerError
 
 DOWN = InternalServerError("500 down.", status_code=500)
@@ -12,7 +12,7 @@ LATE = APITimeoutError("No answer within 600 s.")
 
 def after(outcomes, **policy):
     """A run with these outcomes: errors, and None for answers."""
-    health = Health(HealthPolicy(**policy), 0)
+    health = HealthMonitor(HealthPolicy(**policy), 0)
     for outcome in outcomes:
         note(health, outcome)
     return health

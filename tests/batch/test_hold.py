@@ -6,7 +6,7 @@ from time import monotonic
 import pytest
 
 from onellm_async import AsyncOneLLM
-from onellm_async.batch import FileRun, RunPolicy, RunWatch, Tally, open_source, run_file, survey
+from onellm_async.batch import FileRun, ProgressTracker, RunPolicy, RunWatch, open_source, run_file, survey
 from onellm_async.errors import APIConnectionError
 
 
@@ -28,7 +28,7 @@ class Lost:
 async def test_a_run_from_python_that_holds_back_sends_nothing_twice_by_itself(tmp_path):
     (tmp_path / "one.txt").write_text("one prompt\n")
     run = FileRun(output=str(tmp_path / "hold.jsonl"), policy=RunPolicy(ambiguous="hold"))
-    watch, service = RunWatch(tally=Tally(monotonic()), stop=asyncio.Event()), Lost()
+    watch, service = RunWatch(tracker=ProgressTracker(monotonic()), stop=asyncio.Event()), Lost()
     async with AsyncOneLLM(transport=service) as client, open_source(str(tmp_path / "one.txt")) as source:
         await run_file(client, source, await survey(source, strict=False), run, watch)
     assert service.billed == 1

@@ -5,11 +5,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onellm_async import ConfigurationError, InvalidRequestError, Message
-from onellm_async.batch import InputFormat, Item, LineError, LineReader, RequestDefaults, sniff_format
+from onellm_async.batch import EntryParser, InputFormat, Item, LineError, RequestDefaults, sniff_format
 
 
 def read(raw, shape=InputFormat.JSONL, *, prompt_field=None, **defaults):
-    reader = LineReader("in.jsonl", shape, prompt_field=prompt_field, defaults=RequestDefaults(**defaults))
+    reader = EntryParser("in.jsonl", shape, prompt_field=prompt_field, defaults=RequestDefaults(**defaults))
     raw = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
     return reader.read(raw, line=7, index=3)
 
@@ -147,7 +147,7 @@ def test_a_bad_openai_batch_line_is_named(line, message):
 
 
 def test_a_custom_id_used_twice_names_the_first_line():
-    reader = LineReader("in.jsonl", InputFormat.OPENAI_BATCH)
+    reader = EntryParser("in.jsonl", InputFormat.OPENAI_BATCH)
     raw = json.dumps(batch_line()).encode()
 
     assert isinstance(reader.read(raw, line=3, index=0), Item)
@@ -251,7 +251,7 @@ json_values = st.recursive(
 @example(raw=b'{"custom_id": "\\ud800", "body": {"messages": "x", "extra": 1}}', shape=InputFormat.OPENAI_BATCH)
 @example(raw=b'{"custom_id": "a", "body": {"messages": "x", "stop": {"a": 1}}}', shape=InputFormat.OPENAI_BATCH)
 def test_any_line_is_an_item_or_a_line_error(raw, shape):
-    entry = LineReader("in", shape).read(raw, line=1, index=0)
+    entry = EntryParser("in", shape).read(raw, line=1, index=0)
 
     assert isinstance(entry, Item | LineError)
     assert isinstance(sniff_format("in", raw), InputFormat)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import ApiKey
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.journal import Journal, RecordState, RunCounts
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError

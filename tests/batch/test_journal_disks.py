@@ -10,7 +10,7 @@ import pytest
 from journal_examples import IDENTITY, answer, intent
 
 from onellm_async.batch.journal import writer as journal_writer
-from onellm_async.batch.journal.file import explained
+from onellm_async.batch.journal.file import to_batch_error
 from onellm_async.batch.journal.journal import Journal, RecordState
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.reader import JournalReader
@@ -191,7 +191,7 @@ def test_a_read_only_disk_can_be_read_and_is_not_written(small_disk: Path) -> No
 def test_each_refusal_of_sqlite_says_what_happened_and_how_to_go_on(code: int, words: str, path: Path) -> None:
     refusal = sqlite3.OperationalError("it broke")
     refusal.sqlite_errorcode = code
-    error = explained(refusal, path)
+    error = to_batch_error(refusal, path)
     assert words in error.message
     assert str(path) in error.message
     assert error.advice

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
-from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.control import send_command
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.commands import send_command
+from onellm_async.batch.journal.downsampling import MOST_SAMPLES, Downsampler
 from onellm_async.batch.journal.journal import Command, Journal, RecordState, journal_path
 from onellm_async.batch.journal.reader import Bucket, JournalReader, Sample
-from onellm_async.batch.journal.samples import MOST_SAMPLES, Thinning
 from onellm_async.errors import BatchError
 
 
@@ -119,7 +119,7 @@ async def test_a_run_of_days_keeps_a_bounded_series_over_all_of_its_time(path: P
 
 @given(st.lists(st.floats(0, 1e7), max_size=300).map(sorted), st.integers(2, 20))
 def test_a_series_never_grows_beyond_its_bound(times: list[float], most: int) -> None:
-    thinning = Thinning(1.0, 0, most=most)
+    thinning = Downsampler(1.0, 0, most=most)
     for at in times:
         writes = list(thinning.take(at, "1"))
         assert writes

@@ -7,10 +7,10 @@ import pytest
 from journal_examples import IDENTITY
 
 from onellm_async.batch.journal import schema as journal_schema
-from onellm_async.batch.journal.control import send_command
+from onellm_async.batch.journal.commands import send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Command
+from onellm_async.batch.journal.record import Command
 from onellm_async.batch.journal.schema import APPLICATION_ID, VERSION, migrate
 from onellm_async.errors import BatchError
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from onellm_async.batch.pool import Pool, spread
 
 
-def passages(number):
+def work_items(number):
     return [SimpleNamespace(index=index) for index in range(number)]
 
 
 async def filled(number, capacity=1000):
     pool = Pool(capacity)
-    for passage in passages(number):
-        await pool.put(passage)
+    for work_item in work_items(number):
+        await pool.put(work_item)
     return pool
 
 
@@ -42,8 +42,8 @@ async def test_who_puts_waits_for_room_and_who_takes_for_prompts():
 
 
 async def put_all(pool, number):
-    for passage in passages(number):
-        await pool.put(passage)
+    for work_item in work_items(number):
+        await pool.put(work_item)
 
 
 async def test_a_paused_pool_gives_nothing_and_reads_further_ahead():
@@ -75,7 +75,7 @@ def test_after_a_pause_nothing_is_lost_and_neighbors_lie_far_apart(number):
 
 async def test_trials_come_from_places_far_apart():
     pool = await filled(1000)
-    places = sorted(pool.take_from_afar(number, lambda passage: True).index for number in range(8))
+    places = sorted(pool.take_from_afar(number, lambda work_item: True).index for number in range(8))
     gaps = [after - before for before, after in pairwise([0, *places, 1000])]
     assert max(gaps) < 250
     assert min(gaps[1:-1]) > 80
@@ -83,8 +83,8 @@ async def test_trials_come_from_places_far_apart():
 
 async def test_a_trial_is_taken_only_from_what_fits():
     pool = await filled(10)
-    assert pool.take_from_afar(0, lambda passage: passage.index == 7).index == 7
-    assert pool.take_from_afar(1, lambda passage: passage.index == 7) is None
+    assert pool.take_from_afar(0, lambda work_item: work_item.index == 7).index == 7
+    assert pool.take_from_afar(1, lambda work_item: work_item.index == 7) is None
     assert len(pool) == 9
 
 

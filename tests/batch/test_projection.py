@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from onellm_async.batch.journal.rows import JournalRecord, RecordState
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.projection import Capacity, project
 
 ENOUGH = Capacity(requests=None, tokens=None, concurrency=1_000_000)

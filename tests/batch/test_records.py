@@ -9,7 +9,7 @@ from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
 from onellm_async import ChatRequest, ChatResponse, ConfigurationError
 from onellm_async.batch import InputFormat, Item, OutputFormat, RecordWriter, output_format
-from onellm_async.batch.journal.rows import RecordState
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.outcomes import answer_json
 from onellm_async.batch.outputs.columns import COLUMNS
 from onellm_async.wire import parse_json

@@ -8,13 +8,13 @@ from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, 
 from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.items import Entry, Item, LineError
-from onellm_async.batch.journal.control import reply_to, send_command
+from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.journal.commands import reply_to, send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.rows import Command, RecordState
+from onellm_async.batch.journal.record import Command, RecordState
 from onellm_async.batch.policy import RunPolicy
-from onellm_async.batch.progress import Tally
+from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.run import run_batch
 from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError
 from onellm_async.transport import RawReply
@@ -108,8 +108,8 @@ def ask(opened):
 
     async def ask(service, source, *, sink=None, concurrency=8, retry=None, **options):
         limits = Limits.unlimited(max_concurrency=concurrency)
-        tally = options.setdefault("tally", Tally(0.0))
-        client = AsyncOneLLM(transport=service, limits=limits, retry=retry, hooks=(tally,))
+        tracker = options.setdefault("tracker", ProgressTracker(0.0))
+        client = AsyncOneLLM(transport=service, limits=limits, retry=retry, hooks=(tracker,))
         sink = sink if sink is not None else Sink()
         async with client, opened() as journal:
             report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, **options)
@@ -578,7 +578,7 @@ async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_orde
         raise BatchError("The journal has gone.")
 
     monkeypatch.setattr(Journal, "commands", gone)
-    monkeypatch.setattr("onellm_async.batch.watching._EVERY", 0.01)
+    monkeypatch.setattr("onellm_async.batch.monitor._EVERY", 0.01)
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c"), concurrency=1))

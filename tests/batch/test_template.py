@@ -7,13 +7,13 @@ import pytest
 
 import onellm_async
 from onellm_async import BatchError
-from onellm_async.batch import InputFormat, LineReader, PromptTemplate, open_source
+from onellm_async.batch import EntryParser, InputFormat, PromptTemplate, open_source
 from onellm_async.batch.inputs.template import TemplateError
 
 
 def read(value, template, shape=InputFormat.JSONL):
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return LineReader("in.jsonl", shape, template=PromptTemplate(template)).read(raw, line=7, index=3)
+    return EntryParser("in.jsonl", shape, template=PromptTemplate(template)).read(raw, line=7, index=3)
 
 
 def text(item):

@@ -21,7 +21,7 @@ from onellm_async.batch import (
     run_batch,
 )
 from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
-from onellm_async.batch.journal.rows import RecordState
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.transport import RawReply
 
 HALVES = ["\ud800", "a\udfffb", "\udce9.jsonl", "n\0l", "ä\ud83d", ""]

@@ -9,11 +9,11 @@ from attrs import field, frozen
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import (
     HealthPolicy,
+    NullJournal,
+    ProgressTracker,
     RecordState,
     RunPolicy,
     RunReport,
-    Tally,
-    Unjournaled,
     entries_from,
     run_batch,
 )
@@ -83,19 +83,19 @@ def run(
     async def main():
         service, lines, said = FakeService(failure, latency), sink or Lines(), []
         loop = asyncio.get_running_loop()
-        tally = Tally(loop.time())
+        tracker = ProgressTracker(loop.time())
         client = AsyncOneLLM(
-            transport=service, limits=limits or Limits(), retry=retry, hooks=(tally,), random=Random(seed)
+            transport=service, limits=limits or Limits(), retry=retry, hooks=(tracker,), random=Random(seed)
         )
         entries = entries_from(prompts, defaults=RequestDefaults(model="GPT-5-Mini"), name="in.txt")
         async with client:
             report = await run_batch(
                 client,
                 entries,
-                journal=Unjournaled(),
+                journal=NullJournal(),
                 sink=lines,
                 encode=encode,
-                tally=tally,
+                tracker=tracker,
                 say=said.append,
                 clock=loop.time,
                 **{"policy": RunPolicy(deduplicate=False), "health": HealthPolicy(), **options},

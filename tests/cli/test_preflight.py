@@ -7,7 +7,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import FileRun, Journal, RecordState, RunIdentity
-from onellm_async.batch.journal.rows import Intent, Settled
+from onellm_async.batch.journal.record import Intent, Settled
 from onellm_async.batch.projection import Interval, Projection
 from onellm_async.cli.preflight import projected, wording
 

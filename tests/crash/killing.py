@@ -11,7 +11,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from onellm_async.batch import JournalReader
-from onellm_async.batch.journal.rows import RecordState
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.server import Faults, LocalServer, ServerSettings
 from onellm_async.server.ledger import Outcome
 

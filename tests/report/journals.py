@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.journal import Intent, Journal, RecordState, Settled
 from onellm_async.wire import dump_json
 

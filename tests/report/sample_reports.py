@@ -10,9 +10,9 @@ from onellm_async.report.model import (
     Latency,
     Report,
     RunSession,
+    RunStatus,
     Share,
     SlowPrompt,
-    Standing,
     TimeSlice,
     Verdict,
 )
@@ -27,7 +27,7 @@ def a_report(**changes: object) -> Report:
         "name": "answers.jsonl",
         "subtitle": "gsm8k.jsonl, asked of GPT-5-Nano",
         "made_at": START + 50_000,
-        "standing": Standing.COMPLETE,
+        "standing": RunStatus.COMPLETE,
         "identity": (
             ("Input", "gsm8k.jsonl"),
             ("Lines", "1,319"),

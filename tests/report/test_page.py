@@ -11,7 +11,7 @@ from attrs import evolve
 from sample_reports import HOSTILE, START, a_report
 
 import onellm_async.report
-from onellm_async.report.model import BadLine, Figures, Latency, Report, RunSession, Standing, TimeSlice
+from onellm_async.report.model import BadLine, Figures, Latency, Report, RunSession, RunStatus, TimeSlice
 from onellm_async.report.page import render
 
 VENDOR = Path(onellm_async.report.__file__).parent / "vendor"
@@ -81,7 +81,7 @@ def test_times_are_told_in_the_zone_that_is_asked_for() -> None:
 def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
     sessions = (RunSession(started=START, ended=START + 60, end_reason="interrupted by Ctrl-C"),)
     figures = Figures(total=100, answered=40, failed=1, unsettled=2, possibly_billed=2, at_risk=0.01)
-    text = read(a_report(standing=Standing.INTERRUPTED, sessions=sessions, figures=figures)).text
+    text = read(a_report(standing=RunStatus.INTERRUPTED, sessions=sessions, figures=figures)).text
     assert "last worked on 2026-01-01 09:01:00 UTC" in text
     assert "It ended: interrupted by Ctrl-C." in text
     assert "59 of 100 prompts are left; the same command goes on." in text
@@ -90,7 +90,9 @@ def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
 
 def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
     sessions = (RunSession(started=START, ended=START + 60, goes_on=True),)
-    text = read(a_report(standing=Standing.RUNNING, sessions=sessions, figures=Figures(unsettled=7, at_risk=0.02))).text
+    text = read(
+        a_report(standing=RunStatus.RUNNING, sessions=sessions, figures=Figures(unsettled=7, at_risk=0.02))
+    ).text
     assert "running still when this was made" in text
     assert "Under way 7 $0.02 reserved or at risk" in text
     assert "Possibly billed" not in text.partition("Failed prompts")[0]
@@ -152,8 +154,8 @@ def test_headings_tables_and_plots_have_names_for_those_who_do_not_see() -> None
     assert tags[1][1]["lang"] if tags[1][0] == "html" else tags[0][1]["lang"] == "en"
 
 
-@pytest.mark.parametrize("standing", Standing)
-def test_a_run_in_which_nothing_has_happened_yet_has_a_page(standing: Standing) -> None:
+@pytest.mark.parametrize("standing", RunStatus)
+def test_a_run_in_which_nothing_has_happened_yet_has_a_page(standing: RunStatus) -> None:
     report = Report(name="empty.jsonl", made_at=START, standing=standing, figures=Figures())
     text = read(report).text
     assert "Answered 0 prompts" in text

@@ -8,7 +8,7 @@ import pytest_asyncio
 from journals import HOSTILE, START, answered, ask, intent, killed_and_resumed, sample, session, time_of_day
 
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.report.model import Report, RunSession, Standing
+from onellm_async.report.model import Report, RunSession, RunStatus
 from onellm_async.report.page import render
 from onellm_async.report.reading import read_report
 
@@ -45,7 +45,7 @@ async def test_a_killed_session_ends_with_its_last_sign_of_life(resumed: Report)
     assert (second.started, second.ended, second.end_reason) == (START + 3720, START + 3795, "all answered")
     assert [each.requests_per_minute for each in resumed.sessions] == [40, 40]
     assert [each.burst for each in resumed.sessions] == [40, 40]
-    assert resumed.standing is Standing.COMPLETE
+    assert resumed.standing is RunStatus.COMPLETE
     assert resumed.resumed == 1
 
 
@@ -123,7 +123,7 @@ async def test_the_page_of_a_real_journal_tells_the_truth_and_escapes_it(resumed
 
 async def test_a_run_that_was_interrupted_says_how_and_what_is_left(tmp_path: Path) -> None:
     report = report_of(await killed_and_resumed(tmp_path, finished=False))
-    assert report.standing is Standing.INTERRUPTED
+    assert report.standing is RunStatus.INTERRUPTED
     assert report.sessions[-1].end_reason == "interrupted by Ctrl-C"
 
 
@@ -138,7 +138,7 @@ async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tm
             await journal.settle(answered(11, START + 6, 1))
             clock.now = START + 8
             report = report_of(path, now=clock.now)
-    assert report.standing is Standing.RUNNING
+    assert report.standing is RunStatus.RUNNING
     assert report.sessions == (
         RunSession(
             started=START,

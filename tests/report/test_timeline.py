@@ -2,7 +2,7 @@ import pytest
 from attrs import evolve
 
 from onellm_async.batch.journal.reader import Bucket
-from onellm_async.report.looks import Look, look_at, looks_of
+from onellm_async.report.looks import ProgressSample, looks_of, parse_sample
 from onellm_async.report.model import RunSession
 from onellm_async.report.timeline import bucket_width, possible_answers, slice_width, slices_of
 
@@ -51,10 +51,10 @@ def test_what_is_spent_stays_spent_while_a_resumed_session_counts_it_anew() -> N
     sessions = (RunSession(started=T, ended=T + 90), RunSession(started=T + 1000, ended=T + 1090))
     looks = [
         *(
-            Look(at=T + second, cost=second / 100, input_tokens=second, output_tokens=2 * second)
+            ProgressSample(at=T + second, cost=second / 100, input_tokens=second, output_tokens=2 * second)
             for second in range(90)
         ),
-        *(Look(at=T + 1000 + second, cost=second / 50, input_tokens=2 * second) for second in range(90)),
+        *(ProgressSample(at=T + 1000 + second, cost=second / 50, input_tokens=2 * second) for second in range(90)),
     ]
     slices = slices_of(sessions, looks, [])
     costs = [part.cost for part in slices]
@@ -69,17 +69,17 @@ def test_an_outcome_at_the_very_end_belongs_to_the_last_slice() -> None:
 
 
 def test_sessions_without_a_length_have_no_slices() -> None:
-    assert slices_of([RunSession(started=T, ended=T)], [Look(at=T)], one_a_second(T, T + 5)) == ()
+    assert slices_of([RunSession(started=T, ended=T)], [ProgressSample(at=T)], one_a_second(T, T + 5)) == ()
 
 
 def test_counters_that_begin_anew_with_a_session_are_told_as_what_was_added() -> None:
     sessions = (RunSession(started=T, ended=T + 100), RunSession(started=T + 500, ended=T + 600))
     looks = [
-        Look(at=T + 0.5, refused=1),
-        Look(at=T + 10.5, refused=4, repeated=2),
-        Look(at=T + 99.5, refused=4, repeated=2),
-        Look(at=T + 500.5, refused=2, repeated=1),
-        Look(at=T + 599, refused=2, repeated=5),
+        ProgressSample(at=T + 0.5, refused=1),
+        ProgressSample(at=T + 10.5, refused=4, repeated=2),
+        ProgressSample(at=T + 99.5, refused=4, repeated=2),
+        ProgressSample(at=T + 500.5, refused=2, repeated=1),
+        ProgressSample(at=T + 599, refused=2, repeated=5),
     ]
     slices = slices_of(sessions, looks, [])
     assert {part.start: part.rate_limited for part in slices if part.rate_limited} == {0: 1, 10: 3, 100: 2}
@@ -87,7 +87,10 @@ def test_counters_that_begin_anew_with_a_session_are_told_as_what_was_added() ->
 
 
 def test_where_nobody_looked_the_look_before_still_holds() -> None:
-    looks = [Look(at=T + 10, queued={"batch": 7}, in_flight=3, limit=40), Look(at=T + 10.4, in_flight=5, limit=50)]
+    looks = [
+        ProgressSample(at=T + 10, queued={"batch": 7}, in_flight=3, limit=40),
+        ProgressSample(at=T + 10.4, in_flight=5, limit=50),
+    ]
     slices = slices_of([RunSession(started=T, ended=T + 30)], looks, [])
     width = slices[0].width
     before, there, after = slices[0], slices[int(10 / width)], slices[-1]
@@ -97,7 +100,7 @@ def test_where_nobody_looked_the_look_before_still_holds() -> None:
 
 
 def test_in_flight_is_the_mean_of_the_looks_in_a_slice() -> None:
-    looks = [Look(at=T + second / 10, in_flight=second) for second in range(10)]
+    looks = [ProgressSample(at=T + second / 10, in_flight=second) for second in range(10)]
     slices = slices_of([RunSession(started=T, ended=T + 180)], looks, [])
     assert slices[0].in_flight == 4.5
 
@@ -126,7 +129,7 @@ def test_a_sample_is_read_whatever_it_lacks() -> None:
             "retried": 5,
         },
     }
-    assert look_at(T, sample) == Look(
+    assert parse_sample(T, sample) == ProgressSample(
         at=T,
         queued={"batch": 10},
         in_flight=3,
@@ -139,5 +142,10 @@ def test_a_sample_is_read_whatever_it_lacks() -> None:
         input_tokens=7,
         output_tokens=8,
     )
-    assert look_at(T, None) == look_at(T, [1]) == look_at(T, {"snapshot": "x", "queued": 3, "rate": True}) == Look(at=T)
+    assert (
+        parse_sample(T, None)
+        == parse_sample(T, [1])
+        == parse_sample(T, {"snapshot": "x", "queued": 3, "rate": True})
+        == ProgressSample(at=T)
+    )
     assert [look.at for look in looks_of([(1.0, {}), (2.0, {})])] == [1.0, 2.0]

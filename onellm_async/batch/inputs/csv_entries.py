@@ -6,7 +6,7 @@ A row becomes a JSON object by the names of the columns, so that everything afte
 from collections.abc import Callable, Sequence
 
 from onellm_async.batch.inputs.csv_rows import CsvSplitter
-from onellm_async.batch.inputs.items import BadEntry, Entry, EntryReader, LineError
+from onellm_async.batch.inputs.entry import BadEntry, Entry, EntryReader, LineError
 from onellm_async.errors import BatchError
 from onellm_async.validation import shown
 from onellm_async.wire import dump_json

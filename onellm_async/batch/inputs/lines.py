@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from onellm_async.batch.inputs.items import BadEntry, Entry, EntryReader, LineError
+from onellm_async.batch.inputs.entry import BadEntry, Entry, EntryReader, LineError
 
 __all__ = ["BYTE_ORDER_MARK", "LONGEST_LINE", "LineEntries", "LineSplitter", "too_long"]
 

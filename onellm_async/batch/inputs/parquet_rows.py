@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from onellm_async.batch.inputs.items import Entry, EntryReader
-from onellm_async.batch.inputs.line_reader import demand_prompt
+from onellm_async.batch.inputs.entry import Entry, EntryReader
+from onellm_async.batch.inputs.entry_parser import demand_prompt
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TypeAlias
 
-from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.items import Entry, Item, LineError
+from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import shown
@@ -42,7 +42,7 @@ class PromptSource:
         self.name: str = name
         self._prompts = prompts
         self.defaults: RequestDefaults = defaults
-        self._ids = Fingerprints()
+        self._ids = SeenKeys()
 
     def saw(self, custom_id: str, line: int = 0) -> None:
         """Takes note of the id of an entry that need not be parsed, so that no later one may use it again."""

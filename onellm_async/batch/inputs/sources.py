@@ -20,8 +20,8 @@ from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
 from onellm_async.batch.inputs.binary_files import refuse_binary
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.items import Entry, LineError
-from onellm_async.batch.inputs.line_reader import LineReader, demand_prompt
+from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.inputs.entry_parser import EntryParser, demand_prompt
 from onellm_async.batch.inputs.lines import LineEntries
 from onellm_async.batch.inputs.parquet_rows import parquet_entries, parquet_rows
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -83,7 +83,7 @@ class Source:
         self.field: str | None = field
         self.template: PromptTemplate | None = template
         self.defaults: RequestDefaults = defaults or RequestDefaults()
-        self._reader: LineReader | None = None
+        self._reader: EntryParser | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -195,7 +195,7 @@ class Source:
 
         return CsvEntries(self.name, "\t" if self._format is InputFormat.TSV else None, self._table_reader)
 
-    def _line_reader(self, first_line: bytes) -> LineReader:
+    def _line_reader(self, first_line: bytes) -> EntryParser:
         if self._format is None:
             found = sniff_format(self.name, first_line)
             if found is InputFormat.OPENAI_BATCH and self.template is not None:
@@ -203,13 +203,13 @@ class Source:
             self._format = found
         return self._new_reader(self._format)
 
-    def _table_reader(self, columns: list[str]) -> LineReader:
+    def _table_reader(self, columns: list[str]) -> EntryParser:
         if self.template is None:
             demand_prompt(self.name, columns, self.field)
         return self._new_reader(self.format)
 
-    def _new_reader(self, shape: InputFormat) -> LineReader:
-        self._reader = LineReader(
+    def _new_reader(self, shape: InputFormat) -> EntryParser:
+        self._reader = EntryParser(
             self.name, shape, prompt_field=self.field, template=self.template, defaults=self.defaults
         )
         return self._reader

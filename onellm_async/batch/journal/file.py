@@ -16,14 +16,14 @@ __all__ = [
     "connect",
     "create",
     "demand_regular",
-    "explained",
     "has_log",
     "has_whole_pages",
     "journal_path",
     "log_lost",
     "make_durable",
     "remove",
-    "told",
+    "to_batch_error",
+    "translate_errors",
 ]
 
 _ADVICE = "What was committed is kept: the same command goes on from there once that is mended."
@@ -68,7 +68,7 @@ def journal_path(path: str | os.PathLike[str]) -> Path:
     return given if given.suffix == ".journal" else given.with_name(given.name + ".journal")
 
 
-def explained(error: Exception, path: Path) -> BatchError:
+def to_batch_error(error: Exception, path: Path) -> BatchError:
     """What SQLite or the system said about `path`, in words that tell how to go on."""
     if isinstance(error, BatchError):
         return error
@@ -107,7 +107,7 @@ def has_log(path: Path) -> bool:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Translates what SQLite and the system raise inside of it.
 
     Raises:
@@ -116,7 +116,7 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise explained(error, path) from None
+        raise to_batch_error(error, path) from None
 
 
 def demand_regular(path: Path) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from onellm_async.batch.journal.writer import Batch, JournalWriter, Totals, Unstorable
 from onellm_async.errors import BatchError
 
-__all__ = ["Gathering"]
+__all__ = ["GroupCommit"]
 
 
-class Gathering:
+class GroupCommit:
     """Between those who write into a journal and the thread that does it.
 
     Args:

@@ -13,15 +13,15 @@ from types import TracebackType
 from typing import Self
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.binding import bind_number, bind_text
 from onellm_async.batch.journal.disk_reserve import DiskReserve
-from onellm_async.batch.journal.file import connect, journal_path, told
-from onellm_async.batch.journal.gathering import Gathering
+from onellm_async.batch.journal.downsampling import Downsampler
+from onellm_async.batch.journal.file import connect, journal_path, translate_errors
+from onellm_async.batch.journal.gathering import GroupCommit
 from onellm_async.batch.journal.lock import JournalLock
-from onellm_async.batch.journal.opening import Opened, open_journal
-from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
-from onellm_async.batch.journal.samples import Thinning
+from onellm_async.batch.journal.opening import JournalState, open_journal
+from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
 from onellm_async.batch.journal.selection import counts_of, failure_causes, one_row, rows_between
 from onellm_async.batch.journal.writer import JournalWriter
 from onellm_async.chat import JSON
@@ -53,15 +53,15 @@ class Journal:
                 journal.finish("done", complete=True)
     """
 
-    def __init__(self, path: Path, opened: Opened, writer: JournalWriter) -> None:
+    def __init__(self, path: Path, opened: JournalState, writer: JournalWriter) -> None:
         self.path: Path = path
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
         self._session = opened.session
-        self._thinning = Thinning(opened.sample_interval, opened.samples)
+        self._thinning = Downsampler(opened.sample_interval, opened.samples)
         self._last_command = opened.last_command
-        self._gathering = Gathering(path, writer, opened.totals)
+        self._gathering = GroupCommit(path, writer, opened.totals)
         self._reading: sqlite3.Connection | None = None
         self._bad_lines = 0
         self._finished = False
@@ -88,7 +88,7 @@ class Journal:
                 later version, is damaged, or cannot be written.
         """
         where = Path(path)
-        with told(where):
+        with translate_errors(where):
             lock = JournalLock(where)
             try:
                 reserve = DiskReserve(where)
@@ -216,7 +216,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be read.
         """
-        with told(self.path):
+        with translate_errors(self.path):
             return rows_between(self._reader(), first, last)
 
     def answer_of(self, index: int) -> JournalRecord | None:
@@ -225,7 +225,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be read.
         """
-        with told(self.path):
+        with translate_errors(self.path):
             return one_row(self._reader(), index)
 
     def commands(self) -> list[Command]:
@@ -234,7 +234,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be read.
         """
-        with told(self.path):
+        with translate_errors(self.path):
             found = (
                 self._reader()
                 .execute("SELECT name, argument, id, at FROM commands WHERE id > ? ORDER BY id", (self._last_command,))
@@ -257,7 +257,7 @@ class Journal:
         Raises:
             BatchError: If it cannot be read.
         """
-        with told(self.path):
+        with translate_errors(self.path):
             return failure_causes(self._reader())
 
     def finish(self, end_reason: str, complete: bool) -> None:

@@ -27,7 +27,7 @@ else:
     except ImportError:  # a system without file locks
         fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Holder", "JournalLock", "held"]
+__all__ = ["JournalLock", "LockOwner", "lock_owner"]
 
 _log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
@@ -37,7 +37,7 @@ _TEXT = 512
 
 
 @frozen
-class Holder:
+class LockOwner:
     """Who writes a journal, as far as the lock's text tells.
 
     Attributes:
@@ -76,7 +76,7 @@ class JournalLock:
         self._path = lock_path(journal)
         self.existed: bool = os.path.lexists(self._path)
         self._descriptor = self._acquire(journal)
-        self.before: Holder | None = _read(self._descriptor)
+        self.before: LockOwner | None = _read(self._descriptor)
         self._head = dump_json({"pid": os.getpid(), "host": socket.gethostname()})[:-1]
 
     def _acquire(self, journal: Path) -> int:
@@ -128,14 +128,14 @@ def lock_path(journal: Path) -> Path:
     return journal.with_name(journal.name + ".lock")
 
 
-def held(journal: Path) -> Holder | None:
+def lock_owner(journal: Path) -> LockOwner | None:
     """Who writes `journal` right now; None where nobody does."""
     try:
         descriptor = os.open(lock_path(journal), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return None
     try:
-        return None if _lock(descriptor) else _read(descriptor) or Holder()
+        return None if _lock(descriptor) else _read(descriptor) or LockOwner()
     finally:
         os.close(descriptor)
 
@@ -159,10 +159,10 @@ def _still_there(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _read(descriptor: int) -> Holder | None:
+def _read(descriptor: int) -> LockOwner | None:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
         found = parse_json(os.read(descriptor, _TEXT).strip())
-        return Holder(int(found["pid"]), str(found["host"]), int(found["writes"]))
+        return LockOwner(int(found["pid"]), str(found["host"]), int(found["writes"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

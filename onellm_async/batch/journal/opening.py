@@ -26,11 +26,11 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["LOG_MISSING", "Opened", "ended_cleanly", "open_journal", "read_identity"]
+__all__ = ["LOG_MISSING", "JournalState", "ended_cleanly", "open_journal", "read_identity"]
 
 
 @frozen
-class Opened:
+class JournalState:
     """What a journal tells to whoever goes on with it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Opened:
     last_command: int
 
 
-def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> Opened:
+def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> JournalState:
     """Makes a journal, or checks the one that is there, and begins a session.
 
     Args:
@@ -90,7 +90,7 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
 
 def _begin(
     path: Path, lock: JournalLock, identity: RunIdentity, settings: str, *, resumed: bool, logged: bool
-) -> Opened:
+) -> JournalState:
     with closing(connect(path)) as connection:
         migrate(connection, str(path))
         earlier = read_identity(connection, path)
@@ -109,7 +109,7 @@ def _begin(
         # So that the file itself tells of a session that has not ended, should it be parted from its log.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(int(totals[-1]))
-    return Opened(earlier, resumed, started_at, session or 0, totals, samples, interval, last_command)
+    return JournalState(earlier, resumed, started_at, session or 0, totals, samples, interval, last_command)
 
 
 def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:

@@ -16,12 +16,12 @@ from typing import Self
 from attrs import frozen
 
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.items import LineError
+from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.file import connect, damaged, has_log, has_whole_pages, journal_path, told
-from onellm_async.batch.journal.lock import Holder, held, lock_path
+from onellm_async.batch.journal.file import connect, damaged, has_log, has_whole_pages, journal_path, translate_errors
+from onellm_async.batch.journal.lock import LockOwner, lock_owner, lock_path
 from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
-from onellm_async.batch.journal.rows import Command, JournalRecord, RunCounts
+from onellm_async.batch.journal.record import Command, JournalRecord, RunCounts
 from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.batch.journal.selection import counts_of, every_row, failure_causes, one_row, rows_of, select
 from onellm_async.batch.journal.writer import TOTALS
@@ -120,7 +120,7 @@ class JournalReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Path = journal_path(path)
-        with told(self.path):
+        with translate_errors(self.path):
             guarded = self._guarded()
             self._connection = _reading(self.path)
             try:
@@ -163,9 +163,9 @@ class JournalReader:
         return bool(self._one("SELECT run.complete AND NOT totals.in_flight FROM run, totals"))
 
     @property
-    def lock_owner(self) -> Holder | None:
+    def lock_owner(self) -> LockOwner | None:
         """Who works on the run right now; None where nobody does."""
-        return held(self.path)
+        return lock_owner(self.path)
 
     @property
     def running(self) -> bool:
@@ -249,7 +249,7 @@ class JournalReader:
 
     def failure_causes(self) -> list[tuple[str, int]]:
         """What failures say and how many there are, the most frequent cause first."""
-        with told(self.path):
+        with translate_errors(self.path):
             return failure_causes(self._connection)
 
     def possibly_billed(self, number: int) -> list[JournalRecord]:
@@ -267,12 +267,12 @@ class JournalReader:
 
     def rows(self) -> Iterator[JournalRecord]:
         """All rows in the order of the input, a piece at a time."""
-        with told(self.path):
+        with translate_errors(self.path):
             yield from every_row(self._connection)
 
     def row(self, index: int) -> JournalRecord | None:
         """The row of one entry; None where there is none."""
-        with told(self.path):
+        with translate_errors(self.path):
             return one_row(self._connection, index)
 
     def pending_commands(self) -> list[Command]:
@@ -291,7 +291,7 @@ class JournalReader:
         return rows_of(self._all(select(condition), *parameters))
 
     def _all(self, statement: str, *parameters: object) -> list[tuple[JSON, ...]]:
-        with told(self.path):
+        with translate_errors(self.path):
             return self._connection.execute(statement, parameters).fetchall()
 
     def _one(self, statement: str) -> JSON:
@@ -309,13 +309,13 @@ def _reading(path: Path) -> sqlite3.Connection:
     and remove it, and then nothing would tell whether the file was parted from it.
     """
     if path.with_name(path.name + "-wal").exists():
-        modes = ["ro", "rw"] if held(path) is None else ["rw", "ro"]
+        modes = ["ro", "rw"] if lock_owner(path) is None else ["rw", "ro"]
     else:
         modes = ["rw", "ro", "ro&immutable=1"]
     connection = _first_that_opens(path, modes)
     try:
         connection.execute("PRAGMA query_only = 1")
-        if not has_whole_pages(connection, path) and held(path) is None:  # else it is being written
+        if not has_whole_pages(connection, path) and lock_owner(path) is None:  # else it is being written
             _demand_sound(connection, path)
     except BaseException:
         connection.close()

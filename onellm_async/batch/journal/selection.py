@@ -6,7 +6,7 @@ from typing import Any
 
 from onellm_async.batch.causes import CauseCounts, cause_key, cause_of
 from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.rows import JournalRecord, RecordState, RunCounts
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
 from onellm_async.batch.journal.writer import Totals
 
 __all__ = ["counts_of", "every_row", "failure_causes", "one_row", "rows_between", "rows_of", "select"]

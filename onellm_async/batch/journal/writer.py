@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from onellm_async.batch.journal.binding import UnstorableRowError
 from onellm_async.batch.journal.disk_reserve import DiskReserve, lacks_space
-from onellm_async.batch.journal.file import connect, explained, make_durable, remove
+from onellm_async.batch.journal.file import connect, make_durable, remove, to_batch_error
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.errors import BatchError
 
@@ -204,7 +204,7 @@ class JournalWriter:
                         connection = self._connect()
                     totals, unstorable = self._commit_somehow(connection, batches)
                 except Exception as error:  # whatever it is, nobody may believe that it was written
-                    totals, failure = None, explained(error, self._path)
+                    totals, failure = None, to_batch_error(error, self._path)
             answer(totals, failure or self._full, unstorable)
 
     def _connect(self) -> sqlite3.Connection:
@@ -222,7 +222,7 @@ class JournalWriter:
         except sqlite3.Error as error:
             if not (lacks_space(error) and self._reserve.release()):
                 raise
-            self._full = explained(error, self._path)
+            self._full = to_batch_error(error, self._path)
             return self._commit_what_can_be(connection, batches)
 
     def _commit_what_can_be(

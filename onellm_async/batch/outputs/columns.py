@@ -1,6 +1,6 @@
 """The columns of a table of answers, and a row's values in them. Pure."""
 
-from onellm_async.batch.journal.rows import JournalRecord
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json

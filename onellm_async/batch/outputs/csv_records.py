@@ -4,7 +4,7 @@ An answer that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage retur
 apostrophe before it keeps it text.
 """
 
-from onellm_async.batch.journal.rows import JournalRecord
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outputs.columns import COLUMNS, values_of
 from onellm_async.chat import JSON
 

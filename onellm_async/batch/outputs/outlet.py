@@ -7,9 +7,9 @@ larger, and not the requests slower, until `_MOST_BYTES` wait.
 import asyncio
 from typing import Protocol
 
-from onellm_async.batch.outputs.reorder import InOrder
+from onellm_async.batch.outputs.reorder import ReorderBuffer
 
-__all__ = ["LineSink", "Outlet"]
+__all__ = ["LineSink", "OrderedWriter"]
 
 _MOST_BYTES = 4 * 1024 * 1024
 
@@ -25,7 +25,7 @@ class LineSink(Protocol):
         """
 
 
-class Outlet:
+class OrderedWriter:
     """Writes what leaves a run.
 
     Args:
@@ -36,7 +36,7 @@ class Outlet:
     def __init__(self, sink: LineSink, window: int) -> None:
         self._sink = sink
         self._window = window
-        self._order: InOrder[bytes] = InOrder()
+        self._order: ReorderBuffer[bytes] = ReorderBuffer()
         self._ready: list[bytes] = []
         self._size = 0
         self._closed = self._abandoned = self._waited_for = False

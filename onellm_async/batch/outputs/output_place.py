@@ -11,13 +11,13 @@ from pathlib import Path
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error, sync_directory, sync_file
 
-__all__ = ["OutputPlace", "demand_free"]
+__all__ = ["AtomicOutputFile", "demand_free"]
 
 
 _LEFT = "was left by a run that was killed; it holds answers"
 
 
-class OutputPlace:
+class AtomicOutputFile:
     """A place that is free, and the open ``.partial`` file beside it.
 
     Args:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from onellm_async.batch.outputs.columns import COLUMNS
-from onellm_async.batch.outputs.output_place import OutputPlace
+from onellm_async.batch.outputs.output_place import AtomicOutputFile
 from onellm_async.errors import BatchError
 from onellm_async.wire import parse_json
 
@@ -48,7 +48,7 @@ class ParquetSink:
     def __init__(
         self, path: str | os.PathLike[str], *, force: bool = False, resume: bool = False, replace: bool = False
     ) -> None:
-        self._place = OutputPlace(path, force=force, resume=resume, replace=replace)
+        self._place = AtomicOutputFile(path, force=force, resume=resume, replace=replace)
         self.path: Path = self._place.path
         self.partial_path: Path = self._place.partial_path
         self._waiting: list[bytes] = []

@@ -18,7 +18,7 @@ is a response, and ``error`` is for what never got an HTTP answer::
 from collections.abc import Callable
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.journal.rows import JournalRecord
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json

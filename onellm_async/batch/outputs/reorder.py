@@ -2,18 +2,18 @@
 
 from typing import Generic, TypeVar
 
-__all__ = ["InOrder"]
+__all__ = ["ReorderBuffer"]
 
 _T = TypeVar("_T")
 
 
-class InOrder(Generic[_T]):
+class ReorderBuffer(Generic[_T]):
     """Values that arrive by position in any order and leave in order of position.
 
     It is as large as the gap that its user allows: compare `next_position` with the newest position let in.
 
     Example:
-        >>> order = InOrder()
+        >>> order = ReorderBuffer()
         >>> order.put(1, "b"), order.put(0, "a")
         ([], ['a', 'b'])
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from onellm_async.batch.formats import OutputFormat
 from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
-from onellm_async.batch.outputs.output_place import OutputPlace
+from onellm_async.batch.outputs.output_place import AtomicOutputFile
 from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.descriptors import unwritable, write_all
 from onellm_async.errors import BatchError
@@ -89,7 +89,7 @@ class FileSink:
         replace: bool = False,
         header: bytes = b"",
     ) -> None:
-        self._place = OutputPlace(path, force=force, resume=resume, replace=replace)
+        self._place = AtomicOutputFile(path, force=force, resume=resume, replace=replace)
         self.path: Path = self._place.path
         self.partial_path: Path = self._place.partial_path
         self._header = header

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import floor
 from typing import TypeAlias
 
-__all__ = ["MOST_SAMPLES", "Thinning"]
+__all__ = ["MOST_SAMPLES", "Downsampler"]
 
 MOST_SAMPLES = 4096
 """Twice what a wide screen can tell apart; some 700 bytes each are less than 3 MB."""
@@ -20,7 +20,7 @@ FROM samples WHERE id > 0) WHERE place % 2 = 0)"
 _INTERVAL = "UPDATE run SET sample_interval = ?"
 
 
-class Thinning:
+class Downsampler:
     """Chooses which points of a time series stay.
 
     Args:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from attrs import evolve
 
 from onellm_async.batch.causes import CauseCounts, cause_of
-from onellm_async.batch.inputs.items import LineError
-from onellm_async.batch.journal.rows import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
 from onellm_async.chat import JSON
 
-__all__ = ["Unjournaled"]
+__all__ = ["NullJournal"]
 
 
-class Unjournaled:
+class NullJournal:
     """Stands in for a journal, and only counts."""
 
     resumed: bool = False

@@ -4,9 +4,9 @@ import os
 import time
 from contextlib import closing
 
-from onellm_async.batch.journal.file import connect, journal_path, told
-from onellm_async.batch.journal.lock import held
-from onellm_async.batch.journal.rows import Command
+from onellm_async.batch.journal.file import connect, journal_path, translate_errors
+from onellm_async.batch.journal.lock import lock_owner
+from onellm_async.batch.journal.record import Command
 from onellm_async.batch.journal.schema import VERSION, demand_version
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
@@ -32,9 +32,9 @@ def send_command(path: str | os.PathLike[str], command: Command) -> int:
     where = journal_path(path)
     if command.name not in _COMMANDS:
         raise BatchError(f"There is no command {command.name!r}; a run knows {', '.join(_COMMANDS)}.")
-    with told(where), closing(connect(where)) as connection:
+    with translate_errors(where), closing(connect(where)) as connection:
         demand_version(connection, str(where), least=VERSION)
-        if held(where) is None:
+        if lock_owner(where) is None:
             raise BatchError(f"No run is at work on {where}.", advice="Its own `run` command goes on with it.")
         inserted = connection.execute(
             "INSERT INTO commands (at, name, argument) VALUES (?, ?, ?)",
@@ -54,7 +54,7 @@ def reply_to(path: str | os.PathLike[str], number: int) -> str | None:
         BatchError: If its journal cannot be read.
     """
     where = journal_path(path)
-    with told(where), closing(connect(where)) as connection:
+    with translate_errors(where), closing(connect(where)) as connection:
         seen = "SELECT argument FROM commands WHERE id = ? AND received_at IS NOT NULL"
         found = connection.execute(seen, (number,)).fetchone()
     if found is None:

@@ -9,10 +9,10 @@ from onellm_async.chat import Usage
 from onellm_async.errors import BudgetExceededError
 from onellm_async.formatting import format_usd
 
-__all__ = ["Purse"]
+__all__ = ["BudgetGate"]
 
 
-class Purse:
+class BudgetGate:
     """Sets charges aside, in the order in which they are asked for.
 
     Args:

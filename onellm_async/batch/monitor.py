@@ -8,10 +8,10 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.asking import Workers
 from onellm_async.batch.ending import Ending
-from onellm_async.batch.health import Health
-from onellm_async.batch.journal.rows import Command
-from onellm_async.batch.outputs.outlet import Outlet
-from onellm_async.batch.progress import RunProgress, Tally
+from onellm_async.batch.health import HealthMonitor
+from onellm_async.batch.journal.record import Command
+from onellm_async.batch.outputs.outlet import OrderedWriter
+from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
@@ -36,7 +36,7 @@ class Watch:
         journal: Brings the commands and keeps the time series.
         workers: Are busy, or not.
         outlet: The output.
-        tally: Has counted.
+        tracker: Has counted.
         health: Knows whether the run gets anywhere.
         ending: Ends a session that does not, or is told to.
         say: Told what a user should know.
@@ -48,10 +48,10 @@ class Watch:
         client: RunClient,
         journal: RunJournal,
         workers: Workers,
-        outlet: Outlet,
+        outlet: OrderedWriter,
         *,
-        tally: Tally,
-        health: Health,
+        tracker: ProgressTracker,
+        health: HealthMonitor,
         ending: Ending,
         say: Callable[[str], None],
         clock: Callable[[], float],
@@ -60,7 +60,7 @@ class Watch:
         self._journal = journal
         self._workers = workers
         self._outlet = outlet
-        self._tally = tally
+        self._tracker = tracker
         self._health = health
         self._ending = ending
         self._say = say
@@ -89,7 +89,7 @@ class Watch:
     def sample(self, snapshot: Snapshot | None = None) -> None:
         """Keeps a point of the time series."""
         snapshot, learned = snapshot or self._client.snapshot(), self._client.rate_state
-        progress = self._tally.snapshot(self._clock())
+        progress = self._tracker.snapshot(self._clock())
         in_trouble = progress.trouble is not None or snapshot.last_error is not None
         point: JSON = {
             "progress": asdict(progress),
@@ -116,7 +116,7 @@ class Watch:
             self._say(f"No answer for {format_duration(quiet)}. {self._why(snapshot)}")
 
     def _why(self, snapshot: Snapshot) -> str:
-        return why_it_waits(snapshot, self._tally.snapshot(self._clock()), open_since=self._open_since)
+        return why_it_waits(snapshot, self._tracker.snapshot(self._clock()), open_since=self._open_since)
 
     def _obey(self, command: Command) -> None:
         try:

@@ -3,7 +3,7 @@
 from array import array
 from hashlib import blake2b
 
-__all__ = ["Fingerprints"]
+__all__ = ["SeenKeys"]
 
 _FULLEST = 0.7
 """Share of the slots in use at which a table doubles: beyond it, probing open slots takes visibly longer."""
@@ -11,7 +11,7 @@ _TABLES = 256
 """Each doubles by itself: with one table for a million keys the event loop would stand still for half a second."""
 
 
-class Fingerprints:
+class SeenKeys:
     """The position at which each key was first seen.
 
     A key is kept as 64 bits of its BLAKE2b digest, in open-addressing tables of 12 bytes a slot, so a million keys
@@ -19,7 +19,7 @@ class Fingerprints:
     probability of 3 in 100 million: verify a hit where a wrong one would hurt.
 
     Example:
-        >>> seen = Fingerprints()
+        >>> seen = SeenKeys()
         >>> seen.add(b"first", 0), seen.add(b"second", 1), seen.add(b"first", 2)
         (None, None, 0)
     """

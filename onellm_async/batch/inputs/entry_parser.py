@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from onellm_async.batch.fingerprints import Fingerprints
 from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.items import Item, LineError
+from onellm_async.batch.inputs.entry import Item, LineError
 from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
+from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.validation import shown
 from onellm_async.wire import parse_json
 
-__all__ = ["LineReader", "demand_prompt"]
+__all__ = ["EntryParser", "demand_prompt"]
 
 
 def demand_prompt(source: str, columns: Sequence[str], wanted: str | None) -> None:
@@ -39,7 +39,7 @@ class _BadLineError(Exception):
     """Inside this file only: what is wrong with a line."""
 
 
-class LineReader:
+class EntryParser:
     """Turns the entries of one input into items.
 
     In lines, a ``custom_id`` beside the prompt is carried into the output and every other field is ignored. In tables,
@@ -56,7 +56,7 @@ class LineReader:
         source: As given.
 
     Example:
-        >>> LineReader("in.jsonl", InputFormat.JSONL).read(b'{"prompt": "Hi"}', line=1, index=0).request.messages
+        >>> EntryParser("in.jsonl", InputFormat.JSONL).read(b'{"prompt": "Hi"}', line=1, index=0).request.messages
         (Message(role='user', content='Hi'),)
     """
 
@@ -75,7 +75,7 @@ class LineReader:
         self._field = prompt_field
         self._template = template
         self._defaults = defaults or RequestDefaults()
-        self._ids = Fingerprints()
+        self._ids = SeenKeys()
 
     def saw(self, custom_id: str, line: int = 0) -> None:
         """Takes note of an id that was used in an entry that nobody parsed; `line` is 0 where it is not known."""

@@ -6,19 +6,19 @@ from time import time
 from attrs import evolve
 
 from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
-from onellm_async.batch.inputs.items import Entry, Item
-from onellm_async.batch.journal.rows import Intent, JournalRecord, RecordState, Settled
+from onellm_async.batch.budget_gate import BudgetGate
+from onellm_async.batch.inputs.entry import Entry, Item
+from onellm_async.batch.journal.record import Intent, JournalRecord, RecordState, Settled
 from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.batch.protocols import RunJournal
-from onellm_async.batch.purse import Purse
 from onellm_async.call import Attempt
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
 
-__all__ = ["Passage"]
+__all__ = ["WorkItem"]
 
 
-class Passage:
+class WorkItem:
     """One item on its way.
 
     Args:
@@ -26,7 +26,7 @@ class Passage:
         item: What is asked.
         earlier: What the journal has of it from an earlier session; None where it is new.
         bound: The most that one attempt may bill; None where nobody knows.
-        purse: Where the money comes from.
+        budget_gate: Where the money comes from.
         journal: Where intents go.
         clock: Seconds that only go forward.
 
@@ -43,6 +43,7 @@ class Passage:
     __slots__ = (
         "_attempts_before",
         "_bound",
+        "_budget_gate",
         "_charge",
         "_clock",
         "_earlier_lost",
@@ -51,7 +52,6 @@ class Passage:
         "_left_at",
         "_lost_before",
         "_noted",
-        "_purse",
         "_sent_at",
         "_started",
         "cached",
@@ -70,20 +70,20 @@ class Passage:
         *,
         earlier: JournalRecord | None,
         bound: Bound | None,
-        purse: Purse,
+        budget_gate: BudgetGate,
         journal: RunJournal,
         clock: Callable[[], float],
     ) -> None:
         self.entry: Entry = entry
         self.item: Item = item
-        self.followers: list[Passage] = []
+        self.followers: list[WorkItem] = []
         self.copied: JournalRecord | None = None
         self.cached: JournalRecord | None = None
         self.intended: bool = False
         self.lost: int = 0
         self._bound = bound
-        self._charge = None if bound is None else purse.account.expected(bound)
-        self._purse = purse
+        self._charge = None if bound is None else budget_gate.account.expected(bound)
+        self._budget_gate = budget_gate
         self._journal = journal
         self._clock = clock
         self._started = self._left_at = clock()
@@ -108,7 +108,7 @@ class Passage:
         """
         self._close(self._lost_before + attempt.possibly_billed, NOTHING)
         if self._bound is not None:
-            self._charge = await self._purse.reserve(self._bound)
+            self._charge = await self._budget_gate.reserve(self._bound)
             self._held = True
         if not self.intended or attempt.possibly_billed or self._charge != self._noted:
             await self.intend()
@@ -148,9 +148,9 @@ class Passage:
         if self._held and self._charge is not None and self._bound is not None:
             self._held = False
             if lost > self.lost:
-                self._purse.lose(self._bound, self._charge)
+                self._budget_gate.lose(self._bound, self._charge)
             else:
-                self._purse.settle(self._charge, actual)
+                self._budget_gate.settle(self._charge, actual)
         self.lost = lost
 
     def answered(self, response: ChatResponse) -> Settled:
@@ -159,7 +159,7 @@ class Passage:
         self.lost = self._lost_before + response.possibly_billed
         if self._held and self._charge is not None and self._bound is not None:
             unknown = input_tokens is None and output_tokens is None
-            self._purse.learn(self._bound, response.usage)
+            self._budget_gate.learn(self._bound, response.usage)
             cost = self._charge.cost if response.cost is None else response.cost
             tokens = self._charge.tokens if unknown else (input_tokens or 0) + (output_tokens or 0)
             self._close(self.lost, Charge(cost, tokens))
