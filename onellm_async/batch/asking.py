@@ -63,7 +63,7 @@ class Workers:
         clock: Seconds that only go forward.
 
     Attributes:
-        busy: Passages that are asked or delivered now.
+        busy: Work items that are in flight or being delivered.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Workers:
     # Tasks.
 
     def employ(self, tasks: asyncio.TaskGroup) -> None:
-        """More workers than slots: some wait for the journal while the others' requests are under way."""
+        """More workers than slots: some wait for the journal while the others' requests are in flight."""
         self._task_group = tasks
         slots = self._client.limits.max_concurrency
         if not self._health.paused:

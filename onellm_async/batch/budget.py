@@ -5,7 +5,7 @@ cost. An attempt that may have been billed without an answer keeps its reservati
 
 So spent and reserved money together never pass the cap, as long as replies bill no more than their request allows.
 Some do: models that think bill tokens beyond ``max_tokens``. Each such reply is *learned*, and later reservations would
-have covered every reply so far. Until the first reply of a model has come, only so much is under way that ten times the
+have covered every reply so far. Until the first reply of a model has come, only so much is in flight that ten times the
 reservations would fit.
 """
 
@@ -31,7 +31,7 @@ _TOKENS_AROUND_TOOLS = 1024
 _MOST_TOKENS = 2**53
 """Beyond it sums are not exact any more, and no model answers so much."""
 _UNKNOWN_FACTOR = 10
-"""How many times its reservations what is under way may bill before the first reply of a model has come."""
+"""How many times its reservations what is in flight may bill before the first reply of a model has come."""
 
 _LENGTHS = {
     "max_tokens",
@@ -315,7 +315,7 @@ class Account:
 
     Attributes:
         spent: What is gone, or may be: settled charges and those at risk.
-        reserved: The most that the attempts under way can cost.
+        reserved: The most that the attempts in flight can cost.
         under_way: How many these are.
     """
 
@@ -352,7 +352,7 @@ class Account:
         self.spent += actual
 
     def lose(self, bound: Bound, reserved: Charge) -> None:
-        """An attempt is over, may have been billed, and nobody will ever know what it did bill."""
+        """An attempt is over, may have been billed, and its bill stays unknown."""
         self.settle(reserved, reserved)
         self._lost.append((bound, reserved))
 

@@ -32,7 +32,7 @@ class BudgetGate:
         Safe to cancel: a cancelled wait sets nothing aside.
 
         Raises:
-            BudgetExceededError: If it does not fit although nothing is under way any more.
+            BudgetExceededError: If it does not fit although nothing is in flight any more.
         """
         if not self._queue and (charge := self.account.reserve(bound)) is not None:
             return charge
@@ -54,7 +54,7 @@ class BudgetGate:
         self._serve()
 
     def lose(self, bound: Bound, reserved: Charge) -> None:
-        """An attempt is over, may have been billed, and nobody will ever know what it did bill."""
+        """An attempt is over, may have been billed, and its bill stays unknown."""
         self.account.lose(bound, reserved)
         self._serve()
 

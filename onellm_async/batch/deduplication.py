@@ -1,4 +1,4 @@
-"""Identical requests: the first one is asked; the others follow it while it is under way, or copy its outcome."""
+"""Identical requests: the first one is asked; the others follow it while it is in flight, or copy its outcome."""
 
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.protocols import RunJournal
@@ -12,7 +12,7 @@ class Deduplicator:
     """Which requests of a run are the same.
 
     Args:
-        journal: Has the outcomes of those that are not under way any more.
+        journal: Has the outcomes of those that are not in flight any more.
     """
 
     def __init__(self, journal: RunJournal) -> None:

@@ -53,7 +53,7 @@ class RunReport:
 
 
 class Ending:
-    """The end of a session. Whatever ends it, nothing more is sent, and what is under way finishes.
+    """The end of a session. Whatever ends it, nothing more is sent, and what is in flight finishes.
 
     Args:
         group: The requests of the run; those that still wait are withdrawn.
@@ -118,7 +118,7 @@ class Ending:
             self.stop()
 
     def report(self, tracker: ProgressTracker, journal: RunJournal, now: float) -> RunReport:
-        """How it ended, now that nothing is under way any more."""
+        """How it ended, now that nothing is in flight any more."""
         # Told to stop when there was nothing left to stop: that is a run like any other.
         interrupted = self._interrupted and (self.left_out or not self.read_all)
         return RunReport(

@@ -113,7 +113,7 @@ class RunWatch:
 
     Attributes:
         tracker: Counts; a hook of the client, too.
-        stop: Set it to end the session in good order.
+        stop: Set it to end the session gracefully.
         began: Told what earlier sessions left, None where there were none, before the first prompt is asked.
         nothing_left: Told instead what earlier sessions left, where that is everything.
         say: Told what a user should know while the run goes on, in a sentence.
@@ -179,7 +179,7 @@ async def run_file(
 ) -> RunReport:
     """One session of `run`: asks what is left of `source` and writes all there is then.
 
-    Safe to cancel: requests under way are then possibly billed, and the journal knows them.
+    Safe to cancel: requests in flight are then possibly billed, and the journal knows them.
 
     Args:
         client: Asks, within its limits.
@@ -243,7 +243,7 @@ class _Finished:
 def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | None:
     """What a run has that is complete and whose output is there, so that nothing is left to do; else None.
 
-    Of a pipe nobody knows what is in it, so it is read and compared.
+    The content of a pipe is unknown, so it is read and compared.
     """
     if run.force or identity.input_digest is None or not place.exists() or not Path(run.output or "").is_file():
         return None
@@ -265,14 +265,14 @@ def _opened(
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
     The journal's lock decides between two that start at once, so it comes first: the files of the output belong to
-    whoever has it.
+    the process that has it.
     """
     writer, output = _writer(source, run), Path(run.output or "")
     if not place.exists() and not run.force:
         try:
             demand_free(output)
         except BatchError:
-            if not place.exists():  # otherwise it is taken by somebody who began just now
+            if not place.exists():  # otherwise it is taken by a run that began just now
                 raise
     journal = Journal.open(place, identity, force=run.force, settings=run.settings)
     try:

@@ -62,8 +62,8 @@ class RunIdentity:
     Attributes:
         input: Name of the input, as shown to the user.
         input_digest: Hexadecimal digest of its bytes; None where it can be read only once.
-        lines: Its non-blank lines; None where nobody counted them.
-        format: How its lines are written; None where nobody said.
+        lines: Its non-blank lines; None if they were not counted.
+        format: How its lines are written; None if not given.
         field: The field that holds the prompt.
         template_digest: Digest of the template that makes a prompt of a line.
         model: The model asked of every prompt.

@@ -82,7 +82,7 @@ class Watch:
     def _commands(self) -> Sequence[Command]:
         try:
             return self._journal.commands()
-        except BatchError as error:  # its file has gone, for example: what is under way is still answered
+        except BatchError as error:  # its file has gone, for example: what is in flight is still answered
             self._ending.stop(error)
             return ()
 

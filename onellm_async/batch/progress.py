@@ -32,7 +32,7 @@ class RunProgress:
         held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not asked again.
         deduplicated: Of these, prompts that share the answer to an identical one.
         bad_lines: Lines of the input that held no usable prompt.
-        total: Lines of the input that are not blank; None when nobody knows.
+        total: Lines of the input that are not blank; None if unknown.
         in_flight: Requests sent and not answered yet.
         rate_limited: How often a request was answered 429 in this session (not billed).
         retries: How often a request was sent again after a failure in this session.
@@ -93,7 +93,7 @@ class ProgressTracker:
 
     def __init__(self, started: float, *, ceiling: float | None = None) -> None:
         self.total: int | None = None
-        """Lines of the input that are not blank, once somebody knows."""
+        """Lines of the input that are not blank, once known."""
         self.started: float = started
         self.failing: int = 0
         """Prompts whose failure is not settled yet, as they may be retried. They count as failed for now."""

@@ -37,9 +37,9 @@ class Capacity:
     """How fast a run can be.
 
     Attributes:
-        requests: Per second, in the long run; None where nobody knows, or there is no limit.
+        requests: Per second, in the long run; None if unknown, or there is no limit.
         tokens: Per second, in the long run; likewise.
-        concurrency: Requests under way at once.
+        concurrency: Maximum number of requests in flight.
     """
 
     requests: float | None

@@ -53,7 +53,7 @@ class EntrySource(Protocol):
         """The entries, once."""
 
     def saw(self, custom_id: str) -> None:
-        """Takes note of an id that was used in an entry that nobody parsed."""
+        """Takes note of an id that was used in an entry that was not parsed."""
 
 
 class AnswerLookup(Protocol):

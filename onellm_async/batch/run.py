@@ -62,8 +62,8 @@ async def run_batch(
 
     What `journal` has is not asked again. A failed prompt is an outcome like any other. An error that would meet every
     prompt (an unknown key, a spent balance or budget, a full disk) ends the session: nothing more is sent, requests
-    under way finish and are written down. The same happens when `stop` is set. Cancelling ends it at once; requests
-    under way are then possibly billed, and the journal knows them.
+    in flight finish and are written down. The same happens when `stop` is set. Cancelling ends it at once; requests
+    in flight are then possibly billed, and the journal knows them.
 
     Args:
         client: Asks, within its limits.
@@ -76,7 +76,7 @@ async def run_batch(
         budget: What all sessions together may spend. Default: anything.
         policy: What is done with doubtful, failed and repeated prompts.
         health: When a run that gets nowhere ends.
-        stop: Set it to end the session in good order.
+        stop: Set it to end the session gracefully.
         tracker: Counts; give one that also is a hook of the client to learn of refusals while the run goes on.
         say: Told what a user should know while the run goes on, in a sentence. What it raises is logged.
         on_bad_line: Told of each bad line. What it raises is logged.

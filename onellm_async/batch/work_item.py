@@ -25,7 +25,7 @@ class WorkItem:
         entry: Where it stands in the input.
         item: What is asked.
         earlier: What the journal has of it from an earlier session; None where it is new.
-        bound: The most that one attempt may bill; None where nobody knows.
+        bound: The most that one attempt may bill; None if unknown.
         budget_gate: Where the money comes from.
         journal: Where intents go.
         clock: Seconds that only go forward.
@@ -144,7 +144,7 @@ class WorkItem:
         self.intended, self._sent_at, self._noted = True, sent_at, self._charge
 
     def _close(self, lost: int, actual: Charge) -> None:
-        """The attempt under way is over; where it may have been billed unanswered, its money is gone for good."""
+        """The attempt in flight is over; where it may have been billed unanswered, its money is gone for good."""
         if self._held and self._charge is not None and self._bound is not None:
             self._held = False
             if lost > self.lost:

@@ -47,7 +47,7 @@ class NewLimitFlags:
     rpm: Annotated[float | None, Parameter(help="Requests per minute.")] = None
     burst: Annotated[int | None, Parameter(help="Requests the service takes at once after a pause.")] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute.")] = None
-    concurrency: Annotated[int | None, Parameter(help="Requests under way at once.")] = None
+    concurrency: Annotated[int | None, Parameter(help="Maximum number of requests in flight.")] = None
 
 
 def pause(run: RunPath, /) -> int:
@@ -90,7 +90,7 @@ def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
     changes = {names.get(name, name): value for name, value in asdict(limits).items() if value is not None}
     if not changes:
         raise BatchError("Nothing is to change.", advice="Give --rpm, --burst, --tpm or --concurrency.")
-    Limits(**changes)  # refused here, where somebody reads it
+    Limits(**changes)  # refused here, where the user reads it
     return _ask(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
 
 

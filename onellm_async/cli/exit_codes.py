@@ -52,7 +52,7 @@ Exit codes:
   141  the program that reads standard output has ended
 
 The key is read from the environment variable ONELLM_API_KEY and from nowhere
-else: a flag would show it to everybody who can list processes."""
+else: a flag would show it to all users who can list processes."""
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

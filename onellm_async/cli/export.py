@@ -21,7 +21,7 @@ Examples:
   onellm-async export answers.jsonl -o answers.csv
   onellm-async export answers.jsonl | jq -r .response.content
 
-It works while the run is under way, too: what is settled by then is written.
+It works on an active run, too: what is settled by then is written.
 """
 
 _ROWS = 1000

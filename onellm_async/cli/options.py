@@ -10,9 +10,9 @@ from onellm_async.errors import ConfigurationError
 
 __all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
 
-_ASKING = Group.create_ordered("RequestFlags")
+_ASKING = Group.create_ordered("Request")
 _LIMITING = Group.create_ordered("Limits")
-_CONNECTING = Group.create_ordered("ConnectionFlags")
+_CONNECTING = Group.create_ordered("Connection")
 
 DialectName = Literal["documented", "backend"]
 Rate = float | Literal["auto"]
@@ -56,7 +56,7 @@ class LimitFlags:
         Parameter(help="Requests the service takes at once after a pause. [default: 40, or --rpm if that is less]"),
     ] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no such limit]")] = None
-    concurrency: Annotated[int, Parameter(help="Requests under way at once.")] = 48
+    concurrency: Annotated[int, Parameter(help="Maximum number of requests in flight.")] = 48
 
     @property
     def requests_per_minute(self) -> Rate:

@@ -38,7 +38,7 @@ prices. The least cost is that of the input alone, the highest that of answers
 of --max-tokens each.
 """
 
-_EXPECTING = Group.create_ordered("AssumptionFlags")
+_EXPECTING = Group.create_ordered("Assumptions")
 _ERRORS_SHOWN = 10
 
 

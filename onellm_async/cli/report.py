@@ -19,7 +19,7 @@ Examples:
   onellm-async report answers.jsonl -o monday.html
   onellm-async report answers.jsonl.journal -o - > monday.html
 
-It works while the run is under way, too. The file holds everything it shows and
+It works on an active run, too. The file holds everything it shows and
 needs no network: plots, tables, the errors and ids of failed prompts; neither
 prompts nor answers. An earlier report in its place is replaced, nothing else.
 """

@@ -31,7 +31,7 @@ class OutputFlags:
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("BudgetFlags"))
+@Parameter(name="*", group=Group.create_ordered("Budget"))
 @frozen
 class BudgetFlags:
     """What may be spent; all sessions of a run count together."""
@@ -47,11 +47,11 @@ class BudgetFlags:
         Parameter(help="Ask so many prompts first, then project cost and time, and on a terminal ask to go on."),
     ] = None
     estimate: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Send nothing; foretell as `onellm-async plan` does.")
+        bool, Parameter(negative="", show_default=False, help="Send nothing; estimate like `onellm-async plan`.")
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Going on"))
+@Parameter(name="*", group=Group.create_ordered("Resuming"))
 @frozen
 class ResumeFlags:
     """What is done with doubtful, failed and repeated prompts."""

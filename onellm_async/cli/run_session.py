@@ -82,7 +82,7 @@ class RunSession:
                 if caught.number is None:
                     raise
                 goes_on = "" if self._plan.output is None else " The same command again goes on from here."
-                print_error(f"ended at once; requests under way may be billed.{goes_on}")
+                print_error(f"ended at once; requests in flight may be billed.{goes_on}")
                 return 128 + caught.number
         if self._declined:
             say("Nothing more is asked; what was answered is kept. The same command again goes on from here.")
@@ -146,7 +146,7 @@ class RunSession:
             return await run_file(client, source, surveyed, plan, watch)
 
     async def _wanted(self, client: AsyncOneLLM, surveyed: Survey) -> bool:
-        """Tells what the rest will take, and whether somebody wants it."""
+        """Tells what the rest will take, and asks whether to continue."""
         text = await asyncio.to_thread(projected, self._plan, self._preflight or 0, surveyed.lines, client.snapshot())
         say(text)
         return await go_on(self._stop)

@@ -18,7 +18,7 @@ def money_at_risk(counts: RunCounts) -> str:
     if counts.at_risk or not lost:
         return f"at most {format_usd(counts.at_risk)} at risk"
     if not counts.answered or not counts.cost:
-        return "without --max-tokens nobody knows what is at risk"
+        return "the amount at risk is unknown without --max-tokens"
     return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
 
 
@@ -27,7 +27,7 @@ def resuming(counts: RunCounts, total: int | None = None) -> str:
 
     Args:
         counts: What the journal has.
-        total: Prompts of the input; None where nobody knows.
+        total: Prompts of the input; None if unknown.
     """
     lost = counts.in_flight + counts.possibly_billed
     risk = f" ({money_at_risk(counts)})" if lost else ""

@@ -34,7 +34,7 @@ def ending_on_signals(stop: asyncio.Event, say: Callable[[str], None] = lambda t
 
     def end(number: int) -> None:
         nonlocal asked
-        # A closed terminal is no wish for haste: the kernel and the shell each send a SIGHUP, and systemd sends one
+        # A closed terminal is no request to hurry: the kernel and the shell each send a SIGHUP, and systemd sends one
         # after its SIGTERM.
         insists = asked and numbers[number] != "SIGHUP"
         asked = asked or numbers[number] != "SIGHUP"

@@ -207,7 +207,7 @@ class _Messages(_Guard):
             self._put(text)
 
     def _put(self, text: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):  # gone, full, closed: nobody could read it
+        with contextlib.suppress(OSError, ValueError):  # gone, full, closed: it could not be read
             self.target.write(text)
 
 

@@ -20,7 +20,7 @@ Examples:
   onellm-async status answers.jsonl --json | jq .counts.answered
   watch -n 5 onellm-async status answers.jsonl
 
-It works while the run is under way and after it. Exit code 0: complete; 1: not
+It works on an active run and after its end. Exit code 0: complete; 1: not
 complete, or some prompts failed.
 """
 
@@ -115,12 +115,12 @@ def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
     if running:
         # The journal has all that was begun; after a 500 it waits for a retry, which is neither in flight nor billed.
         in_flight = min(known.in_flight, limiter.get("in_flight", known.in_flight))
-        rows = [f"  under way        {in_flight:,}"]
+        rows = [f"  in flight        {in_flight:,}"]
         if waiting := limiter.get("backing_off"):
             rows.append(f"  to be retried    {waiting:,}")
         known = evolve(known, in_flight=in_flight)
     else:
-        rows = [f"  under way        {known.in_flight:,}" + (" (possibly billed)" if known.in_flight else "")]
+        rows = [f"  in flight        {known.in_flight:,}" + (" (possibly billed)" if known.in_flight else "")]
     lost = known.possibly_billed + (0 if running else known.in_flight)
     rows.append(f"  possibly billed  {lost:,}" + (f", {money_at_risk(known)}" if lost or known.in_flight else ""))
     return rows

@@ -177,7 +177,7 @@ def _queue(report: Report, axis: _TimeAxis) -> Chart:
         key="queue",
         title="Queue and requests in flight",
         summary=f"At most {count(round(longest))} prompts waited for admission, "
-        f"and {count(round(most))} requests were under way.",
+        f"and {count(round(most))} requests were in flight.",
         x=axis.x,
         curves=tuple(curves),
         marks=axis.marks,

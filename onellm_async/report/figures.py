@@ -115,7 +115,7 @@ def _possibly_billed(report: Report) -> Figure:
     at_risk = f"{format_usd(told.at_risk)} at risk" if told.at_risk else "nothing at risk"
     if running:
         beside = f"{format_usd(told.at_risk)} reserved or at risk"
-        return Figure(label="Under way", value=count(told.unsettled), beside=beside)
+        return Figure(label="In flight", value=count(told.unsettled), beside=beside)
     return Figure(
         label="Possibly billed",
         value=count(told.possibly_billed),

@@ -16,13 +16,13 @@ class ProgressSample:
     Attributes:
         at: Unix seconds.
         queued: Prompts waiting for admission, by lane.
-        in_flight: Requests under way; None where nobody looked.
+        in_flight: Requests in flight; None without a sample.
         limit: Requests per minute that the limiter keeps up, declared or learned; None without a limit.
         declared: Requests per minute as declared; None where they are not.
-        burst: Requests that the limit allows at once; None where nobody knows.
+        burst: Requests that the limit allows at once; None if unknown.
         refused: Refusals by rate limit since the session began.
         repeated: Requests sent again after a failure since the session began.
-        total: Prompts of the input; None where nobody knows.
+        total: Prompts of the input; None if unknown.
         bad_lines: Lines without a usable prompt that the session has met.
         cost: USD spent on what the session knows, earlier sessions included.
         input_tokens: Tokens of prompts, likewise.

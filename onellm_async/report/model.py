@@ -28,7 +28,7 @@ class RunStatus(StrEnum):
     RUNNING = "running"
     """A process works on it right now."""
     INTERRUPTED = "interrupted"
-    """Nobody works on it, and something is left to do."""
+    """No process works on it, and something is left to do."""
 
 
 @frozen(kw_only=True)
@@ -42,7 +42,7 @@ class RunSession:
         goes_on: Whether its process still works.
         version: Version of the package that it ran.
         requests_per_minute: The declared limit, None where none was.
-        burst: Requests that the limit allows at once; None where nobody said.
+        burst: Requests that the limit allows at once; None if not given.
     """
 
     started: float
@@ -64,14 +64,14 @@ class Figures:
     """The counts of a run.
 
     Attributes:
-        total: Prompts of the input; None where nobody counted them.
+        total: Prompts of the input; None if they were not counted.
         answered: Prompts with an answer.
         failed: Prompts that ended with an error.
         deduplicated: Of the answered, prompts that share the answer to an identical one.
         bad_lines: Lines of the input without a usable prompt.
-        unsettled: Prompts that were sent and have neither answer nor error: under way, or possibly billed.
+        unsettled: Prompts that were sent and have neither answer nor error: in flight, or possibly billed.
         possibly_billed: Attempts that got no reply and may have been billed all the same, those of settled prompts
-            included; without those that are under way.
+            included; without those that are in flight.
         at_risk: USD that may have been billed for nothing, at worst.
         cost: USD by list price, as far as it is known.
         unpriced: Answers whose cost is unknown.
@@ -119,7 +119,7 @@ class Figures:
 
 @frozen(kw_only=True)
 class TimeSlice:
-    """What happened in a part of the time in which somebody worked on the run.
+    """What happened in a part of the time in which a process worked on the run.
 
     Attributes:
         session: Number of its session, from 0.
@@ -129,8 +129,8 @@ class TimeSlice:
         answered: Prompts answered in it.
         failed: Prompts failed in it.
         limit: Requests per minute that the limit allowed, declared or learned; None where it is not known.
-        queued: Prompts waiting for admission at its end, by lane; empty where nobody looked.
-        in_flight: Requests under way, on average; None where nobody looked.
+        queued: Prompts waiting for admission at its end, by lane; empty without a sample.
+        in_flight: Requests in flight, on average; None without a sample.
         rate_limited: 429s in it.
         retries: Requests sent again in it.
         cost: USD spent from the start of the run to its end.
@@ -206,7 +206,7 @@ class FailedPrompt:
         message: What it said.
         status_code: The HTTP status, None where there was no reply.
         attempts: Times it was sent.
-        possibly_billed: Attempts of which nobody knows whether they were billed.
+        possibly_billed: Attempts that may have been billed.
     """
 
     index: int

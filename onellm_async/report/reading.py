@@ -40,7 +40,7 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
     """The report of a run as its journal tells it now.
 
     Args:
-        journal: Of the run, which may be under way.
+        journal: Of the run, which may be active.
         now: Unix seconds.
 
     Raises:
@@ -131,7 +131,7 @@ def _sessions(
 
 
 def _signs_of_life(journal: JournalReader, looks: Sequence[ProgressSample]) -> list[float]:
-    """Moments at which somebody surely worked on the run."""
+    """Moments at which a process surely worked on the run."""
     signs = [look.at for look in looks]
     if (span := journal.time_span()) is not None and span[1] > span[0]:
         width = (span[1] - span[0]) / _SIGNS

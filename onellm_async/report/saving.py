@@ -16,7 +16,7 @@ _HEAD = 2048
 
 
 def report_path(journal: Path) -> Path:
-    """Where the report of a journal goes if nobody says otherwise: ``NAME.report.html`` beside ``NAME.journal``."""
+    """Where the report of a journal goes by default: ``NAME.report.html`` beside ``NAME.journal``."""
     return journal.with_name(journal.name.removesuffix(".journal") + ".report.html")
 
 

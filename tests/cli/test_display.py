@@ -139,7 +139,7 @@ def test_a_note_is_printed_as_it_is_but_for_control_characters():
 def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
     assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2, at_risk=0.05)) == "at most $0.05 at risk"
     assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2)) == "about $0.20 at risk, as answers cost so far"
-    assert money_at_risk(RunCounts(in_flight=2)) == "without --max-tokens nobody knows what is at risk"
+    assert money_at_risk(RunCounts(in_flight=2)) == "the amount at risk is unknown without --max-tokens"
     assert money_at_risk(RunCounts(answered=4, cost=0.4)) == "at most $0.00 at risk"
 
 

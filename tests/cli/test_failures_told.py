@@ -184,7 +184,7 @@ def test_status_of_a_running_run_tells_retries_from_what_is_in_flight_and_what_i
         "  failed           4",
         "                   1 failed: 1 × 500 boom.",
         "                   Answers to check: 2 empty.",
-        "  under way        0",
+        "  in flight        0",
         "  to be retried    5",
         "  possibly billed  3, about $0.30 at risk, as answers cost so far",
         "  waiting for      Circuit open since 09:30: 503 busy. Next attempt in 12 s.",
@@ -194,7 +194,7 @@ def test_status_of_a_running_run_tells_retries_from_what_is_in_flight_and_what_i
 
 def test_status_of_an_interrupted_run_tells_how_many_attempts_are_at_risk_and_how_it_ended():
     text = _text(found(state="interrupted", end_reason="stopped: No answer for 8 s."))
-    assert "  under way        5 (possibly billed)\n  possibly billed  8, about $0.80 at risk" in text
+    assert "  in flight        5 (possibly billed)\n  possibly billed  8, about $0.80 at risk" in text
     assert text.endswith("  ended            stopped: No answer for 8 s.")
     assert _text(found(state="interrupted")).endswith("ended            killed; its run command, given again, "
                                                       "goes on from there")  # fmt: skip

@@ -263,7 +263,7 @@ async def test_a_second_interrupt_ends_at_once_and_keeps_the_partial_output(star
     ended = await command.ended()
 
     assert ended.code == 130
-    assert "ended at once; requests under way may be billed. The same command again goes on from here." in ended.err
+    assert "ended at once; requests in flight may be billed. The same command again goes on from here." in ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "out.jsonl").exists()
     assert set(contents((tmp_path / "out.jsonl.partial").read_text())) <= {"p0", "p2"}

@@ -38,7 +38,7 @@ async def test_status_tells_how_a_running_run_stands(running, onellm, status, ba
     assert lines[0] == "in.txt: running, 8 of 10 settled in 1 session"
     assert "  answered         8" in lines
     assert "  failed           0" in lines
-    assert "  under way        2" in lines
+    assert "  in flight        2" in lines
     assert any(line.startswith("  rate             ") and " of 1000.0 requests/s" in line for line in lines)
     found = await status()
     assert (found["state"], found["end_reason"], found["lines"], found["sessions"]) == ("running", None, 10, 1)
@@ -53,7 +53,7 @@ async def test_status_of_a_complete_run_and_of_its_journal(running, onellm, stat
 
     assert ended.code == 0
     assert ended.out.startswith("in.txt: complete, 10 of 10 settled in 1 session\n")
-    assert "  under way        0\n" in ended.out
+    assert "  in flight        0\n" in ended.out
     assert (await status())["state"] == "complete"
 
 
@@ -63,7 +63,7 @@ async def test_status_of_a_killed_run_says_what_may_be_billed_and_how_to_go_on(r
 
     assert ended.code == 1
     assert ended.out.startswith("in.txt: interrupted, 8 of 10 settled in 1 session\n")
-    assert "  under way        2 (possibly billed)\n" in ended.out
+    assert "  in flight        2 (possibly billed)\n" in ended.out
     assert "  ended            killed; its run command, given again, goes on from there" in ended.out
     assert (await status())["state"] == "interrupted"
 

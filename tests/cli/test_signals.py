@@ -93,7 +93,7 @@ async def test_a_second_sigterm_ends_at_once(in_flight, counted):
     ended = await command.ended()
 
     assert ended.code == 143
-    assert "ended at once; requests under way may be billed." in ended.err
+    assert "ended at once; requests in flight may be billed." in ended.err
     assert counted() == (0, 48, 0)
 
 

@@ -94,7 +94,7 @@ def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
         a_report(standing=RunStatus.RUNNING, sessions=sessions, figures=Figures(unsettled=7, at_risk=0.02))
     ).text
     assert "running still when this was made" in text
-    assert "Under way 7 $0.02 reserved or at risk" in text
+    assert "In flight 7 $0.02 reserved or at risk" in text
     assert "Possibly billed" not in text.partition("Failed prompts")[0]
     assert "goes on" in text
 

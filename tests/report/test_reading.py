@@ -151,7 +151,7 @@ async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tm
     )
     assert (report.figures.unsettled, report.figures.possibly_billed) == (1, 0)
     assert report.figures.at_risk == pytest.approx(0.0004)
-    assert "Under way" in render(report, zone=UTC)
+    assert "In flight" in render(report, zone=UTC)
 
 
 async def test_a_run_that_has_only_just_begun_has_a_report(tmp_path: Path) -> None:

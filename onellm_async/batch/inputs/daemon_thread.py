@@ -1,4 +1,4 @@
-"""A blocking call that the event loop awaits, and that nobody has to wait for."""
+"""A blocking call that the event loop awaits, and that need not be waited for."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
     result: asyncio.Future[_T] = loop.create_future()
 
     def settle(found: list[_T], error: BaseException | None) -> None:
-        if result.done():  # nobody waits any more
+        if result.done():  # no caller waits any more
             return
         if error is None:
             result.set_result(found[0])
@@ -29,7 +29,7 @@ async def in_daemon_thread(call: Callable[[], _T]) -> _T:
         failure: BaseException | None = None
         try:
             found.append(call())
-        except BaseException as error:  # handed to whoever awaits the result
+        except BaseException as error:  # handed to the caller that awaits the result
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(settle, found, failure)

@@ -13,7 +13,7 @@ from onellm_async.wire import request_from_body
 __all__ = ["DEFAULT_MODEL", "RequestDefaults"]
 
 DEFAULT_MODEL = "GPT-5-Nano"
-"""The model asked when nobody names one: the cheapest of OpenAI's in the catalogue."""
+"""The model asked if none is named: the cheapest of OpenAI's in the catalogue."""
 
 
 def _message(value: JSON) -> JSON:

@@ -78,7 +78,7 @@ class EntryParser:
         self._ids = SeenKeys()
 
     def saw(self, custom_id: str, line: int = 0) -> None:
-        """Takes note of an id that was used in an entry that nobody parsed; `line` is 0 where it is not known."""
+        """Takes note of an id that was used in an entry that was not parsed; `line` is 0 where it is not known."""
         self._ids.add(_key(custom_id), line)
 
     def read(self, raw: bytes, *, line: int, index: int) -> Item | LineError:

@@ -1,7 +1,7 @@
 """Space set aside while there is some, so that a disk that fills up takes no answer that is already paid for.
 
-A file of random bytes lies beside a journal while a run writes it. When the disk is full it is given up: what is under
-way can then still be written, and nothing more is sent.
+A file of random bytes lies beside a journal while a run writes it. When the disk is full it is given up: outcomes of
+requests in flight can then still be written, and nothing more is sent.
 """
 
 import os
@@ -14,7 +14,7 @@ from onellm_async.errors import BatchError
 __all__ = ["DiskReserve", "lacks_space"]
 
 _BYTES = 4 * 2**20
-"""With the default 48 requests under way 85 kB for each answer and its share of the log."""
+"""With the default 48 requests in flight 85 kB for each answer and its share of the log."""
 _CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 """A spent quota is an error of writing to SQLite, and so is a full disk where it keeps the index of its log."""
 
@@ -42,7 +42,7 @@ class DiskReserve:
         except OSError:
             self.release()
             raise BatchError(
-                f"{journal.parent} has no {_BYTES // 2**20} MiB left, which a run keeps free for answers under way.",
+                f"{journal.parent} has no {_BYTES // 2**20} MiB left, which a run keeps free for answers in flight.",
                 advice="Make space, then give the same command again. Nothing was sent.",
             ) from None
         finally:

@@ -196,7 +196,7 @@ def make_durable(connection: sqlite3.Connection) -> None:
 
 
 def create(path: Path, first_rows: tuple[tuple[str, tuple[object, ...]], ...]) -> None:
-    """Makes a journal: whole, or not at all, and readable by nobody but its owner.
+    """Makes a journal: whole, or not at all, and readable by its owner alone.
 
     Args:
         path: Where it is to be; nothing may be there.

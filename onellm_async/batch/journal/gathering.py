@@ -48,7 +48,7 @@ class GroupCommit:
         """Where the next row is to be put; `durable` follows at once.
 
         Args:
-            beginning: Whether the row begins something, instead of ending what is under way.
+            beginning: Whether the row begins something, instead of ending what is in flight.
 
         Raises:
             BatchError: If nothing can be written any more, or nothing may be begun.
@@ -63,7 +63,7 @@ class GroupCommit:
 
     @property
     def owner(self) -> int:
-        """The number, within its batch, of whoever calls `durable` next."""
+        """The number, within its batch, of the next caller of `durable`."""
         return len(self._waiters)
 
     def durable(self) -> "asyncio.Future[None]":
@@ -81,7 +81,7 @@ class GroupCommit:
         return waiter
 
     def later(self, statement: str, parameters: tuple[object, ...]) -> None:
-        """Has something written that nobody waits for; outside of an event loop at the end."""
+        """Has something written that no caller waits for; outside of an event loop at the end."""
         if self._failure is not None:
             return
         self._batches[-1].statements.append((statement, parameters))
@@ -96,7 +96,7 @@ class GroupCommit:
         """Has everything written, and the thread ended.
 
         Raises:
-            BatchError: If something could not be written, and nobody was told.
+            BatchError: If something could not be written, and no caller was told.
         """
         if self.closed:
             return
@@ -109,7 +109,7 @@ class GroupCommit:
 
         self._end(tell)
         await ended
-        self._raise_what_nobody_knows()
+        self._raise_unreported()
 
     def close(self, *, discard: bool = False) -> None:
         """Like `aclose`, but blocks; with `discard` the journal is removed."""
@@ -118,9 +118,9 @@ class GroupCommit:
         self._writer.discard = discard
         self._end(lambda: None)
         self._writer.join()
-        self._raise_what_nobody_knows()
+        self._raise_unreported()
 
-    def _raise_what_nobody_knows(self) -> None:
+    def _raise_unreported(self) -> None:
         if self._unwritten is not None:
             raise self._unwritten
 
@@ -131,7 +131,7 @@ class GroupCommit:
         self._waiters, self._batches = [], [Batch()]
 
         def answer(totals: Totals | None, failure: BatchError | None, unstorable: Unstorable) -> None:
-            with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            with suppress(RuntimeError):  # the loop was closed meanwhile: no caller waits any more
                 loop.call_soon_threadsafe(self._written, waiters, totals, failure, unstorable)
 
         self._writer.write(batches, answer)

@@ -1,7 +1,7 @@
 """What a run remembers: an intent before each request leaves, a result before anybody sees it.
 
 After any crash every entry of the input is *done*, *never sent* or *possibly billed*, and the same command goes on
-from there. The rows live in an SQLite file in WAL mode; whoever awaits `Journal.intend` or `Journal.settle` goes on
+from there. The rows live in an SQLite file in WAL mode; a caller of `Journal.intend` or `Journal.settle` continues
 when the row is on the disk.
 """
 
@@ -275,7 +275,7 @@ class Journal:
         self._gathering.later("UPDATE run SET complete = ?", (complete,))
 
     async def aclose(self) -> None:
-        """Writes what is left and closes the journal; whoever still awaits it is answered first.
+        """Writes what is left and closes the journal; callers that still wait are answered first.
 
         Raises:
             BatchError: If what was left cannot be written.
@@ -290,7 +290,7 @@ class Journal:
         """Like `aclose`, but blocks for the disk.
 
         Args:
-            discard: Remove it, while nobody else can have it. For a run that could not begin.
+            discard: Remove it, while no other process can have it. For a run that could not begin.
 
         Raises:
             BatchError: If what was left cannot be written.

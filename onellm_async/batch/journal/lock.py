@@ -31,7 +31,7 @@ __all__ = ["JournalLock", "LockOwner", "lock_owner"]
 
 _log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
-"""Somebody who asks whether the lock is held has it for microseconds: a single try could meet that."""
+"""A process that asks whether the lock is held has it for microseconds: a single try could meet that."""
 _TEXT = 512
 """Bytes of the holder's text; the lock on Windows, where it would keep others from reading, begins far beyond."""
 
@@ -64,7 +64,7 @@ class JournalLock:
 
     Attributes:
         before: Who had it and did not release it, for example a process that was killed; None after a clean end.
-        existed: Whether there was such a file before. An empty one, which tells of nobody, accepts what was lost.
+        existed: Whether there was such a file before. An empty one, which names no process, accepts what was lost.
 
     Raises:
         BatchError: If another process has it, or the lock cannot be made.
@@ -113,7 +113,7 @@ class JournalLock:
         """Gives the right back.
 
         Args:
-            clean: Whether the journal was closed in good order; else the text stays, for whoever comes next.
+            clean: Whether the journal was closed; else the text stays, for the next process.
         """
         if clean and os.name == "posix":
             self._path.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ def lock_path(journal: Path) -> Path:
 
 
 def lock_owner(journal: Path) -> LockOwner | None:
-    """Who writes `journal` right now; None where nobody does."""
+    """Who writes `journal` right now; None without one."""
     try:
         descriptor = os.open(lock_path(journal), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:

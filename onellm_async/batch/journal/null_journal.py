@@ -70,11 +70,11 @@ class NullJournal:
         return ()
 
     def answer_of(self, index: int) -> JournalRecord | None:
-        """None is kept: a repetition is asked again, unless the first is still under way."""
+        """None is kept: a repetition is asked again, unless the first is still in flight."""
         return None
 
     def commands(self) -> Sequence[Command]:
-        """Nobody can reach it."""
+        """No terminal can reach it."""
         return ()
 
     def refuse(self, command: Command, reason: str) -> None:

@@ -31,7 +31,7 @@ __all__ = ["LOG_MISSING", "JournalState", "ended_cleanly", "open_journal", "read
 
 @frozen
 class JournalState:
-    """What a journal tells to whoever goes on with it.
+    """What a journal tells to a run that continues it.
 
     Attributes:
         identity: Of the run.

@@ -152,7 +152,7 @@ class JournalReader:
 
     @property
     def warning(self) -> str | None:
-        """What whoever reads its figures should know; None where they are complete."""
+        """What a reader of its figures should know; None where they are complete."""
         if not self.log_missing:
             return None
         return f"{self.path} lacks answers: {LOG_MISSING}. Bring {self.path.name}-wal back, from where the run was."
@@ -164,7 +164,7 @@ class JournalReader:
 
     @property
     def lock_owner(self) -> LockOwner | None:
-        """Who works on the run right now; None where nobody does."""
+        """Who works on the run right now; None without one."""
         return lock_owner(self.path)
 
     @property

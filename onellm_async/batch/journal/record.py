@@ -29,9 +29,9 @@ class Intent:
         digest: 64 signed bits of the digest of the line.
         custom_id: The caller's own name of it.
         request_digest: Of what is sent, for deduplication.
-        reserved: The most that one attempt can cost, in USD; None where nobody knows.
+        reserved: The most that one attempt can cost, in USD; None if unknown.
         at: When, in Unix seconds.
-        reserved_tokens: The most tokens that one attempt can use; None where nobody knows.
+        reserved_tokens: The most tokens that one attempt can use; None if unknown.
         possibly_billed: Attempts of the same session before this one that may have been billed.
     """
 
@@ -57,9 +57,9 @@ class Settled:
         attempts: How often it was sent in this session.
         possibly_billed: How many of these may have been billed without an answer.
         rate_limited: How often the rate limit refused it (not billed).
-        cost: USD by list price; None where nobody knows.
-        input_tokens: Tokens of the prompt; None where nobody knows.
-        output_tokens: Tokens generated; None where nobody knows.
+        cost: USD by list price; None if unknown.
+        input_tokens: Tokens of the prompt; None if unknown.
+        output_tokens: Tokens generated; None if unknown.
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
         result: The answer or the failure, as a JSON object; b"" where `copy_of` tells where it is.
@@ -97,7 +97,7 @@ class JournalRecord(NamedTuple):
     attempts of all sessions that have no outcome: of a sent entry also the last one.
     """
 
-    index: int  # type: ignore[assignment]  # nobody asks a row for the place of a value
+    index: int  # type: ignore[assignment]  # no caller asks a record for the place of a value
     line: int
     digest: int
     custom_id: str | None
@@ -126,16 +126,16 @@ class RunCounts:
     Attributes:
         answered: Entries with an answer.
         failed: Entries that failed for good.
-        in_flight: Entries under way; after a crash, those that may have been billed.
+        in_flight: Entries in flight; after a crash, those that may have been billed.
         deduplicated: Entries with the outcome of an identical request.
-        possibly_billed: Attempts that ended without an outcome and may have been billed, those under way left out.
+        possibly_billed: Attempts that ended without an outcome and may have been billed, those in flight left out.
         rate_limited: How often the rate limit refused.
         cost: USD by list price, as far as known.
         unpriced: Answers whose cost is unknown.
         input_tokens: As far as known.
         output_tokens: As far as known.
         at_risk: USD that may be spent beyond `cost`: the reserved cost of every attempt without an outcome, those
-            under way included, and of every answer whose cost is unknown.
+            in flight included, and of every answer whose cost is unknown.
         at_risk_tokens: The same in tokens.
     """
 

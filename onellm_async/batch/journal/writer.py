@@ -203,7 +203,7 @@ class JournalWriter:
                     if connection is None:
                         connection = self._connect()
                     totals, unstorable = self._commit_somehow(connection, batches)
-                except Exception as error:  # whatever it is, nobody may believe that it was written
+                except Exception as error:  # whatever it is, no caller may believe that it was written
                     totals, failure = None, to_batch_error(error, self._path)
             answer(totals, failure or self._full, unstorable)
 

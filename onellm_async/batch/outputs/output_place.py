@@ -59,7 +59,7 @@ class AtomicOutputFile:
         """Moves the file to its place, durably.
 
         Raises:
-            BatchError: If somebody else has taken the place meanwhile; the ``.partial`` file is kept.
+            BatchError: If another process has taken the place meanwhile; the ``.partial`` file is kept.
         """
         try:
             try:

@@ -76,7 +76,7 @@ class ParquetSink:
         """Writes the rest and the index, and moves the file to its place.
 
         Raises:
-            BatchError: If it cannot be written, or somebody else has taken the place; the ``.partial`` file is kept.
+            BatchError: If it cannot be written, or another process has taken the place; the ``.partial`` file is kept.
         """
         await asyncio.to_thread(self._end, publish=kind is None)
 

@@ -1,6 +1,6 @@
 """Where records go: a file that appears whole, or a stream.
 
-Writing happens in a thread: a full pipe or a slow disk holds back the run, never the requests under way.
+Writing happens in a thread: a full pipe or a slow disk holds back the run, never the requests in flight.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class FileSink:
         """Moves the file to its place.
 
         Raises:
-            BatchError: If somebody else has taken the place meanwhile; the ``.partial`` file is kept.
+            BatchError: If another process has taken the place meanwhile; the ``.partial`` file is kept.
         """
         if kind is None:
             await asyncio.to_thread(self._place.publish)
