@@ -79,9 +79,10 @@ async def test_endpoints_are_those_of_their_providers_in_chat_and_run(onellm, he
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", "-m", "GPT-5", *flags[:2], *FAST, **self_hosted)
     assert ended.code == 2
-    assert "the endpoints was anthropic=http://d/{model}, openai=http://a/v1?… and is not given any more" in " ".join(
-        ended.err.split()
-    )
+    told = " ".join(ended.err.split())
+    assert "the endpoints was anthropic=http://d/{model}, openai=http://a/v1?b=~" in told
+    assert "and is not given any more" in told
+    assert "b=c" not in told
     assert len(heard.requests) == 5
 
 
