@@ -103,7 +103,7 @@ class Board:
     def __init__(
         self, declaration: Declaration, now: float, random: Random, *, age: float = 0.0, empty: bool = False
     ) -> None:
-        self.random = random
+        self.random: Random = random
         self.at: float = now
         self.offset: float = 0.0
         self.declared: list[JSON] = encode_limits(declaration.limits)

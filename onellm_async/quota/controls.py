@@ -222,9 +222,16 @@ class DeclaredBucket:
         self._declare(limit)
 
     def _declare(self, limit: DeclaredLimit) -> None:
-        self.ceiling, self.floor, self.burst = limit.ceiling, limit.floor, limit.burst
-        self.empty_level, self.refill, self.strict = limit.empty_level, limit.refill, limit.strict
-        self.fallen_from, self.answers, self.decreases, self.cost = limit.ceiling, 0, 0, 1.0
+        self.ceiling: float = limit.ceiling
+        self.floor: float = limit.floor
+        self.burst: float = limit.burst
+        self.empty_level: float = limit.empty_level
+        self.refill: float = limit.refill
+        self.strict: int = limit.strict
+        self.fallen_from: float = limit.ceiling
+        self.answers: int = 0
+        self.decreases: int = 0
+        self.cost: float = 1.0
 
     def redeclare(self, limit: DeclaredLimit, now: float) -> None:
         """Holds another limit from `now` on. The level stays, cut to the new capacity; a correction is forgotten."""
