@@ -84,7 +84,7 @@ local function new_board()
   if empty then control.level = 0 end
   return {at = now, offset = 0, declared = limits, declared_at = explicit and now - age or -1, control = control,
           tokens = new_tokens(now, empty), lane_pass = {0, 0, 0}, lane_time = 0, pass_time = {0, 0, 0},
-          interactive_seen = 0, retry_at = -1, thawed_at = -1, granted = 0, clock_moves = 0, rows = {}}
+          interactive_seen = 0, retry_at = -1, thawed_at = empty and now or -1, granted = 0, clock_moves = 0, rows = {}}
 end
 
 local image = redis.call('GET', KEYS[1])

@@ -117,7 +117,7 @@ class Board:
         self.pass_time: list[float] = [0.0, 0.0, 0.0]
         self.interactive_seen: int = 0
         self.retry_at: float = -1.0
-        self.thawed_at: float = -1.0
+        self.thawed_at: float = now if empty else -1.0
         self.granted: int = 0
         self.clock_moves: int = 0
         self.rows: dict[str, Row] = {}
@@ -293,6 +293,7 @@ class Board:
         else:
             self.offset -= now - self.at
             self.at = now
+        self.thawed_at = now
 
     def restart(self, now: float) -> None:
         """Continues after a restart of the host: all participants are gone."""

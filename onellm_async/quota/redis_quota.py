@@ -154,6 +154,17 @@ def _redis_error() -> type[Exception]:
     return RedisError
 
 
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether Redis wants another password. redis-py wraps what it says while it connects."""
+    from redis.exceptions import AuthenticationError, NoPermissionError  # noqa: PLC0415
+
+    while error is not None:
+        if isinstance(error, AuthenticationError | NoPermissionError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class RedisMember:
     """One client's access to a board in Redis.
 
@@ -202,12 +213,10 @@ class RedisMember:
         then(grant)
 
     def _translated(self, error: Exception) -> Exception:
-        from redis.exceptions import AuthenticationError, NoPermissionError  # noqa: PLC0415
-
         text = str(error) or f"no reply in {TIMEOUT:g} s"
         if isinstance(error, NewerBoardError):
             return error
-        if isinstance(error, AuthenticationError | NoPermissionError):
+        if _is_refused(error):
             return ConfigurationError(
                 f"{self._place} refuses the quota: {text}.", advice="Correct the password in quota or ONELLM_QUOTA."
             )

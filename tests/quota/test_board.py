@@ -319,6 +319,13 @@ def test_what_all_sent_alone_in_an_outage_leaves_no_debt():
     assert len(granted(players)) - before >= 0.9 * 100
 
 
+def test_what_was_sent_alone_before_a_lost_board_was_begun_anew_leaves_no_debt():
+    board = Board(Declaration(PER_SECOND, explicit=True), 100.0, Random(0), empty=True)
+    for number, player in enumerate(busy(4)):
+        visit(board, player, 100.0 + number * 0.1, sent_alone=12, alone_for=5.0 + number * 0.1)
+    assert board.control.level_at(100.3) >= -1
+
+
 def test_one_that_alone_was_cut_off_is_charged_for_all_it_sent():
     board, players = new_board(PER_SECOND), busy(2)
     play(board, players, 60)

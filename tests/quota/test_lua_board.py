@@ -108,6 +108,18 @@ def vars_of(grant: Grant) -> dict[str, object]:
     return {name: getattr(grant, name) for name in Grant.__slots__ if not name.startswith("__")}
 
 
+def test_lua_and_python_begin_a_lost_board_alike() -> None:
+    for visit in random_visits(5, 1, grants=[]):
+        random = FixedRandom()
+        random.value = visit.draw
+        board = Board(visit.declaration, visit.at, random, age=visit.declared_age, empty=True)
+        lua = LuaBoard()
+        expected = board.visit(visit.name, visit.demand, visit.at, visit.declaration, visit.declared_age)
+        assert exact(lua.visit(visit, seen=True)) == exact(expected)
+        assert lua.image() == board.dump()
+        break
+
+
 def test_lua_and_python_keep_the_same_board() -> None:
     lua, python, grants = LuaBoard(), PythonBoard(), []
     for visit in random_visits(3, 400, grants=grants):

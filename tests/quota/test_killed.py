@@ -1,0 +1,131 @@
+"""SIGKILL of any participant at any moment: the others go on with the whole rate, and no token is spent twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from onellm_async.limits.policy import Limits
+from onellm_async.limits.quota import Declaration, Demand
+from onellm_async.quota.host_quota import HostMember
+from tests.quota import host_worker
+
+KILLS = int(os.environ.get("ONELLM_QUOTA_KILLS", "100"))
+"""The gate kills 100 times; ``ONELLM_QUOTA_KILLS=1000`` is the long run."""
+RATE, BURST = 500, 40
+WORKERS = 4
+
+
+class Worker:
+    """A worker in a process of its own."""
+
+    def __init__(self, path, folder, *, point="", after=0, until=None):
+        job = {"path": str(path), "rate": RATE, "burst": BURST, "point": point, "after": after}
+        job["until"] = time.time() + 300 if until is None else until
+        self.permits = folder / f"{time.time_ns()}.permits"
+        with self.permits.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, host_worker.__file__, json.dumps(job)],
+                stdout=output,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )
+
+    def taken(self):
+        return self.permits.stat().st_size
+
+    def wait_for_permits(self, number=1):
+        give_up_at = time.monotonic() + 60
+        while self.taken() < number:
+            assert time.monotonic() < give_up_at, "a worker got no permit for a minute"
+            assert self.process.poll() is None, self.process.stderr.read()
+            time.sleep(0.002)
+
+    def end(self):
+        """Kills it, and returns its permits."""
+        self.process.kill()
+        errors = self.process.communicate()[1] if not self.process.stderr.closed else b""
+        assert not errors, errors.decode()
+        return self.taken()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts workers, and ends those that are left."""
+    started = []
+
+    def start(**how):
+        started.append(Worker(tmp_path / "name.board", tmp_path, **how))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.process.kill()
+        worker.process.communicate() if not worker.process.stderr.closed else None
+
+
+def board_of(path):
+    member = HostMember(path, Declaration(Limits(requests_per_minute=RATE * 60, burst=BURST), explicit=True), Random(0))
+    for _ in range(5000):
+        try:
+            member.transact(Demand())
+        except host_worker.LockBusyError:
+            time.sleep(0.001)
+            continue
+        board = member._board
+        member.abandon()
+        return board
+    raise AssertionError("the lock was never free")
+
+
+@pytest.mark.timeout(max(120, KILLS))
+def test_workers_that_are_killed_at_random_moments_lose_two_tokens_each_at_most(tmp_path):
+    path = tmp_path / "name.board"
+    job = {"path": str(path), "rate": RATE, "burst": BURST, "kills": KILLS, "workers": WORKERS, "seed": 0}
+    run = subprocess.run(
+        [sys.executable, host_worker.__file__, json.dumps(job)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=True,
+    )
+    found, board = json.loads(run.stdout), board_of(path)
+    assert not found["errors"]
+    assert not run.stderr
+    assert found["survivors"] > 0.5 * RATE
+    assert 0 <= board.granted - found["taken"] <= 2 * KILLS + 8 * WORKERS
+    assert found["taken"] <= RATE * found["elapsed"] + BURST
+    assert board.clock_moves == 0
+
+
+@pytest.mark.parametrize("point", host_worker.POINTS)
+def test_a_worker_that_dies_at_a_point_of_a_transaction_stops_no_other(tmp_path, start, point):
+    path = tmp_path / "name.board"
+    survivor = start()
+    survivor.wait_for_permits()
+    for after in (0, 1, 7):
+        before = board_of(path).granted
+        victim = start(point=point, after=after)
+        assert victim.process.wait(60) == -signal.SIGKILL
+        survivor.wait_for_permits(survivor.taken() + 20)
+        assert board_of(path).granted >= before
+        victim.end()
+    survivor.end()
+
+
+def test_a_participant_that_stands_still_is_passed_over(start):
+    first, second = start(), start()
+    for worker in (first, second):
+        worker.wait_for_permits(20)
+    first.process.send_signal(signal.SIGSTOP)
+    second.wait_for_permits(second.taken() + 300)
+    first.process.send_signal(signal.SIGCONT)
+    first.wait_for_permits(first.taken() + 20)
+    for worker in (first, second):
+        worker.end()
