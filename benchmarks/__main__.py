@@ -16,6 +16,7 @@ from benchmarks import (
     latency,
     memory,
     overhead,
+    quota,
     scaling,
     sockets,
     targets,
@@ -35,6 +36,7 @@ SUBJECTS = (
     "targets",
     "closed_loop",
     "sockets",
+    "quota",
     "memory",
     "durable",
     "journal",
@@ -79,6 +81,9 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
     if "sockets" in subjects:
         paces = sockets.QUICK if chosen.quick else sockets.PACES
         found["sockets"] = sockets.run(repetitions=repetitions, paces=paces)
+    if "quota" in subjects:
+        size = {"settings": quota.QUICK, "visits": 1_000} if chosen.quick else {}
+        found["quota"] = quota.run(repetitions=repetitions, **size)
     ordered = [found[subject] for subject in SUBJECTS if subject in found]
     return [section for sections in ordered for section in (sections if isinstance(sections, list) else [sections])]
 

@@ -19,6 +19,9 @@ _PACKAGES = (
     "async-batch-llm",
     "aiolimiter",
     "tenacity",
+    "pyrate-limiter",
+    "limits",
+    "redis",
     "uvloop",
 )
 

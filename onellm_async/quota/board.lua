@@ -15,7 +15,7 @@
 
 local FORMAT = 1
 local SEEN, DUE, WAITING, SINCE, PASS, COST = 1, 2, 3, 6, 9, 12
-local MINUTE, GRANTS, GRANTS_BEFORE = 15, 16, 17
+local MINUTE = 15
 local STRIDES, INTERACTIVE_RESERVE, GRACE, LEASE, IDLE = {1 / 16, 1 / 4, 1}, 3, 0.05, 5, 60
 local MAX_PARTICIPANTS, MIN_WAIT, CLOCK_STEP, SAME_MOMENT, MAX_RETRY_AFTER = 64, 0.001, 1, 0.05, 300
 local TRUST, DECREASE, STEP, ACCELERATE_AFTER, OUTAGE_AFTER = 100, 0.7, 0.01, 10, 6
@@ -84,7 +84,8 @@ local function new_board()
   if empty then control.level = 0 end
   return {at = now, offset = 0, declared = limits, declared_at = explicit and now - age or -1, control = control,
           tokens = new_tokens(now, empty), lane_pass = {0, 0, 0}, lane_time = 0, pass_time = {0, 0, 0},
-          interactive_seen = 0, retry_at = -1, thawed_at = empty and now or -1, granted = 0, clock_moves = 0, rows = {}}
+          interactive_seen = 0, retry_at = -1, thawed_at = empty and now or -1, granted = 0, clock_moves = 0,
+          recent = {0, 0, 0}, rows = {}}
 end
 
 local image = redis.call('GET', KEYS[1])
@@ -419,19 +420,19 @@ end
 
 local minute = floor(now / 60)
 
-local function count_grants(permits)
-  if me[MINUTE] ~= minute then
-    me[GRANTS_BEFORE] = me[MINUTE] == minute - 1 and me[GRANTS] or 0
-    me[MINUTE] = minute
-    me[GRANTS] = 0
+local function count_grants(row, permits, first)
+  if row[first] ~= minute then
+    row[first + 2] = row[first] == minute - 1 and row[first + 1] or 0
+    row[first] = minute
+    row[first + 1] = 0
   end
-  me[GRANTS] = me[GRANTS] + permits
+  row[first + 1] = row[first + 1] + permits
 end
 
-local function recent_grants(row)
+local function recent_grants(row, first)
   local rest = 1 - (now / 60 - minute)
-  if row[MINUTE] == minute then return row[GRANTS] + row[GRANTS_BEFORE] * rest end
-  return row[MINUTE] == minute - 1 and row[GRANTS] * rest or 0
+  if row[first] == minute then return row[first + 1] + row[first + 2] * rest end
+  return row[first] == minute - 1 and row[first + 1] * rest or 0
 end
 
 local permits, charged, ahead, again_in = 0, 0, 0, -1
@@ -448,14 +449,14 @@ else
     if is_busy(me) then ahead, again_in = next_visit() end
   end
   me[DUE] = again_in < 0 and now or now + again_in
-  count_grants(permits)
+  count_grants(me, permits, MINUTE)
+  count_grants(board.recent, permits, 1)
 end
 
 local share = -1
 if me then
-  local total = 0
-  for _, row in pairs(rows) do total = total + recent_grants(row) end
-  if total > 0 then share = recent_grants(me) / total end
+  local total = recent_grants(board.recent, 1)
+  if total > 0 then share = recent_grants(me, MINUTE) / total end
 end
 
 control.rate = bucket.rate

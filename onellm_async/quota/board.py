@@ -93,6 +93,7 @@ class Board:
         "offset",
         "pass_time",
         "random",
+        "recent",
         "retry_at",
         "rows",
         "thawed_at",
@@ -120,6 +121,7 @@ class Board:
         self.thawed_at: float = now if empty else -1.0
         self.granted: int = 0
         self.clock_moves: int = 0
+        self.recent: list[int] = [0, 0, 0]
         self.rows: dict[str, Row] = {}
         self.guests: dict[str, int] = {}
         self.unknown: dict[str, JSON] = {}
@@ -146,6 +148,7 @@ class Board:
             "thawed_at": self.thawed_at,
             "granted": self.granted,
             "clock_moves": self.clock_moves,
+            "recent": self.recent,
             "rows": self.rows,
             **({"guests": self.guests} if self.guests else {}),
         }
@@ -237,6 +240,7 @@ class Board:
                 ahead, again_in = self._next_visit(me, others, now)
         me[DUE] = now if again_in is None else now + again_in
         _count_grants(me, permits, now)
+        _count_grants(self.recent, permits, now, 0)
         return self._grant(permits, again_in, ahead, charged, me, now)
 
     def _grant(
@@ -244,7 +248,7 @@ class Board:
     ) -> Grant:
         control, own_time = self.control, now + self.offset
         state = control.state
-        total = sum(recent_grants(row, now) for row in self.rows.values())
+        total = recent_grants(self.recent, now, 0)
         return Grant(
             permits=permits,
             again_in=again_in,
@@ -384,12 +388,21 @@ class Board:
         if me is None:
             me = rows[name] = [now, now, 0, 0, 0, 0, 0, 0, *self.pass_time, 0, 0, 0, 0, 0, 0]
         me[SEEN] = now
-        for other in [other for other, row in rows.items() if row is not me and _is_gone(row, now)]:
+        busy, gone = [], []
+        for other, row in rows.items():
+            if row is me:
+                continue
+            has_demand = row[WAITING] or row[WAITING + 1] or row[WAITING + 2]  # as `is_busy`, for up to 64 rows
+            if (row[DUE] + LEASE if has_demand else row[SEEN] + IDLE) < now:
+                gone.append(other)
+            elif has_demand:
+                busy.append(other)
+        for other in gone:
             del rows[other]
         while len(rows) > MAX_PARTICIPANTS:
             _, oldest = min((row[SEEN], other) for other, row in rows.items() if row is not me)
             del rows[oldest]
-        return me, [row for other, row in sorted(rows.items()) if row is not me and is_busy(row)]
+        return me, [rows[other] for other in sorted(busy) if other in rows]
 
     # Step 3: demand
 
@@ -527,6 +540,7 @@ _NUMBERS = (
     "thawed_at",
     "granted",
     "clock_moves",
+    "recent",
 )
 
 
@@ -543,25 +557,29 @@ def is_busy(row: Row) -> bool:
     return bool(row[WAITING] or row[WAITING + 1] or row[WAITING + 2])
 
 
-def _is_gone(row: Row, now: float) -> bool:
-    return bool((row[DUE] + LEASE if is_busy(row) else row[SEEN] + IDLE) < now)
+def _count_grants(row: Row, permits: int, now: float, first: int = MINUTE) -> None:
+    minute, grants, before = range(first, first + 3)
+    this_minute = floor(now / 60)
+    if row[minute] != this_minute:
+        row[before] = row[grants] if row[minute] == this_minute - 1 else 0
+        row[minute], row[grants] = this_minute, 0
+    row[grants] += permits
 
 
-def _count_grants(row: Row, permits: int, now: float) -> None:
-    minute = floor(now / 60)
-    if row[MINUTE] != minute:
-        row[GRANTS_BEFORE] = row[GRANTS] if row[MINUTE] == minute - 1 else 0
-        row[MINUTE], row[GRANTS] = minute, 0
-    row[GRANTS] += permits
+def recent_grants(row: Row, now: float, first: int = MINUTE) -> float:
+    """Permits granted in the last minute, where the part of the minute before is estimated.
 
-
-def recent_grants(row: Row, now: float) -> float:
-    """Permits granted in the last minute, where the part of the minute before is estimated."""
-    minute = floor(now / 60)
-    rest = 1 - (now / 60 - minute)
-    if row[MINUTE] == minute:
-        return float(row[GRANTS] + row[GRANTS_BEFORE] * rest)
-    return float(row[GRANTS] * rest) if row[MINUTE] == minute - 1 else 0.0
+    Args:
+        row: A row, or other numbers.
+        now: Board time.
+        first: Index of the first of the three columns.
+    """
+    minute, grants, before = row[first : first + 3]
+    this_minute = floor(now / 60)
+    rest = 1 - (now / 60 - this_minute)
+    if minute == this_minute:
+        return float(grants + before * rest)
+    return float(grants * rest) if minute == this_minute - 1 else 0.0
 
 
 def _control_for(declaration: Declaration, now: float, random: Random) -> Control:

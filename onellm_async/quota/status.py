@@ -80,7 +80,7 @@ def board_status(image: Mapping[str, JSON]) -> BoardStatus:
         Random(0),
     )
     own_time, state = now + board.offset, board.control.state
-    total = sum(recent_grants(row, now) for row in board.rows.values())
+    total = recent_grants(board.recent, now, 0)
     found = []
     for name, row in board.rows.items():
         granted, busy = recent_grants(row, now), is_busy(row)
