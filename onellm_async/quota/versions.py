@@ -5,7 +5,6 @@ converts it; the older one leaves it alone and sends at its fair share, beside t
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from random import Random
 
 from onellm_async.chat import JSON
@@ -13,11 +12,10 @@ from onellm_async.limits.quota import Declaration
 from onellm_async.quota.board import Board
 from onellm_async.quota.control_image import ControlImageError
 from onellm_async.validation import shown
+from onellm_async.version import __version__
 
 __all__ = ["NewerBoardError", "read_board", "write_board"]
 
-VERSION: str = import_module("onellm_async").__version__
-"""Of this package. Its own modules stand below it, so they do not import it by name."""
 FORMAT = 1
 """Of boards that this version writes. A board without the field has format 1."""
 
@@ -36,7 +34,7 @@ class NewerBoardError(Exception):
 
 def write_board(board: Board) -> dict[str, JSON]:
     """The board as JSON, with the version that wrote it."""
-    return {**board.dump(), "version": VERSION}
+    return {**board.dump(), "version": __version__}
 
 
 def read_board(image: Mapping[str, JSON], declaration: Declaration, now: float, random: Random) -> Board:
@@ -52,7 +50,7 @@ def read_board(image: Mapping[str, JSON], declaration: Declaration, now: float, 
         NewerBoardError: If a newer version wrote it and it cannot be read.
     """
     version = str(image.get("version", ""))
-    newer = f"It is kept by onellm-async {shown(version)}, a newer version than {VERSION}."
+    newer = f"It is kept by onellm-async {shown(version)}, a newer version than {__version__}."
     rows = image.get("rows")
     count = len(rows) if isinstance(rows, dict) else 1
     image_format = image.get("format", FORMAT)
@@ -61,7 +59,7 @@ def read_board(image: Mapping[str, JSON], declaration: Declaration, now: float, 
     try:
         return Board.load(image, random)
     except (ControlImageError, LookupError, TypeError, ValueError) as error:
-        if _number(version) > _number(VERSION):
+        if _number(version) > _number(__version__):
             raise NewerBoardError(newer, count) from error
         return Board.convert(image, declaration, now, random)
 

@@ -123,7 +123,7 @@ def test_a_rate_flag_is_a_declaration_and_a_default_is_none(monkeypatch, tmp_pat
     monkeypatch.setattr(HostQuota, "join", join)
     for flags in ([], ["--rpm", "40"], ["--rpm", "600"]):
         monkeypatch.setattr(
-            "onellm_async.cli.options.Connecting.requests_per_minute", 40.0 if "600" not in flags else 600.0
+            "onellm_async.cli.options.ConnectionFlags.requests_per_minute", 40.0 if "600" not in flags else 600.0
         )
         assert run_app(["chat", "hello", "--local", "--quota", "host", *flags]) == 0
     assert declared == [False, True, True]
