@@ -6,20 +6,12 @@ from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import AnswerCache, Journal, JournalReader, RunIdentity, RunPolicy, entries_from, run_batch
 from onellm_async.batch.journal.record import Intent
 from onellm_async.errors import BatchError
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 
-class Service:
-    def __init__(self):
-        self.asked = []
-
-    async def post(self, body):
-        self.asked.append(json.loads(body)["messages"][-1]["content"])
-        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-        return RawReply(200, {}, json.dumps({"content": self.asked[-1].upper(), "usage": usage}).encode())
-
-    async def aclose(self):
-        pass
+def shout(request):
+    usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    return {"content": request.prompt.upper(), "usage": usage}
 
 
 class Collected:
@@ -39,7 +31,7 @@ def ask(tmp_path):
     """A run in a journal of its own; what it asked and what it wrote."""
 
     async def ask(name, *prompts, base_url="https://a.example", **options):
-        service, sink = Service(), Collected()
+        service, sink = FakeTransport(shout), Collected()
         requests = [prompt if isinstance(prompt, ChatRequest) else ChatRequest("GPT-5", prompt) for prompt in prompts]
         identity = RunIdentity(input=name, base_url=base_url)
         async with (
@@ -49,7 +41,7 @@ def ask(tmp_path):
             report = await run_batch(
                 client, entries_from(requests), journal=journal, sink=sink, encode=encode, **options
             )
-        return service.asked, sink.lines, report
+        return service.prompts, sink.lines, report
 
     return ask
 

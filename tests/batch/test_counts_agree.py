@@ -1,7 +1,7 @@
 """Several keep count of a run: its journal, its progress, and whoever reads the rows. They agree."""
 
-import json
 import random
+from collections import Counter
 
 import pytest
 
@@ -21,30 +21,26 @@ from onellm_async.batch import (
     run_batch,
 )
 from onellm_async.errors import APIConnectionError
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 
-class Mixed:
+def mixed():
     """Answers, refuses, fails for a while and loses replies: by the prompt, so that every order gives the same."""
+    asked = Counter()
 
-    def __init__(self):
-        self.asked = {}
-
-    async def post(self, body):
-        prompt = json.loads(body)["messages"][-1]["content"]
-        kind, times = prompt.split()[0], self.asked.get(prompt, 0)
-        self.asked[prompt] = times + 1
+    def reply(request):
+        kind, times = request.prompt.split()[0], asked[request.prompt]
+        asked[request.prompt] += 1
         if kind == "lost" and times < 2:
-            raise APIConnectionError("reset")
+            return APIConnectionError("reset")
         if kind == "bad":
-            return RawReply(400, {}, b"no")
+            return failure(400, "no")
         if kind == "unstable" and times == 0:
-            return RawReply(500, {}, b"no")
+            return failure(500, "no")
         usage = {"input_tokens": 7, "output_tokens": 20, "total_tokens": 27}
-        return RawReply(200, {}, json.dumps({"content": prompt, "usage": None if kind == "bare" else usage}).encode())
+        return {"content": request.prompt, "usage": None if kind == "bare" else usage}
 
-    async def aclose(self):
-        pass
+    return FakeTransport(reply)
 
 
 class Prompts:
@@ -76,7 +72,7 @@ async def report_of(prompts, journal, *, seen=None):
         return RecordWriter().line(row)
 
     retry = RetryPolicy(backoff_cap=0.001, retry_budget=1000, breaker_failures=0)
-    async with AsyncOneLLM(transport=Mixed(), limits=Limits.unlimited(4), retry=retry) as client:
+    async with AsyncOneLLM(transport=mixed(), limits=Limits.unlimited(4), retry=retry) as client:
         return await run_batch(
             client,
             Prompts(prompts),

@@ -8,27 +8,17 @@ import pytest
 from onellm_async import AsyncOneLLM
 from onellm_async.batch import FileRun, ProgressTracker, RunPolicy, RunWatch, open_source, run_file, survey
 from onellm_async.errors import APIConnectionError
-
-
-class Lost:
-    """Bills every request and loses every reply."""
-
-    def __init__(self):
-        self.billed = 0
-
-    async def post(self, body):
-        self.billed += 1
-        raise APIConnectionError("reset")
-
-    async def aclose(self):
-        pass
+from onellm_async.testing import FakeTransport
 
 
 @pytest.mark.virtual_time
 async def test_a_run_from_python_that_holds_back_sends_nothing_twice_by_itself(tmp_path):
     (tmp_path / "one.txt").write_text("one prompt\n")
     run = FileRun(output=str(tmp_path / "hold.jsonl"), policy=RunPolicy(ambiguous="hold"))
-    watch, service = RunWatch(tracker=ProgressTracker(monotonic()), stop=asyncio.Event()), Lost()
+    watch, service = (
+        RunWatch(tracker=ProgressTracker(monotonic()), stop=asyncio.Event()),
+        FakeTransport(APIConnectionError("reset")),
+    )
     async with AsyncOneLLM(transport=service) as client, open_source(str(tmp_path / "one.txt")) as source:
         await run_file(client, source, await survey(source, strict=False), run, watch)
-    assert service.billed == 1
+    assert len(service.requests) == 1

@@ -18,32 +18,24 @@ from journal_examples import IDENTITY, answer, failure, intent
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch import Entry, HealthPolicy, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunPolicy
 from onellm_async.batch.run import run_batch
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
+from onellm_async.testing import failure as refusal
 
 PROMPTS = ["a", "b", "a", "c", "a", "b", "d", "a"]
 
 
-class Service:
-    """Answers what is in `well` and refuses the rest, for as many requests as `until`; then `interrupt` is called."""
+def service(well, until, interrupt):
+    """Answers what is in `well` and refuses the rest. At request number `until` it calls `interrupt`."""
 
-    def __init__(self, well, until, interrupt):
-        self.well = well
-        self.until = until
-        self.interrupt = interrupt
-        self.asked = 0
-
-    async def post(self, body):
-        prompt = json.loads(body)["messages"][-1]["content"]
-        self.asked += 1
-        if self.asked == self.until:
-            self.interrupt()
+    async def reply(request):
+        if request.number == until:
+            interrupt()
             await asyncio.sleep(0.005)
-        if prompt in self.well:
-            return RawReply(200, {}, json.dumps({"content": prompt.upper()}).encode())
-        return RawReply(400, {}, json.dumps({"error": f"no {prompt}"}).encode())
+        if request.prompt in well:
+            return {"content": request.prompt.upper()}
+        return refusal(400, f"no {request.prompt}")
 
-    async def aclose(self):
-        pass
+    return FakeTransport(reply)
 
 
 class Prompts:
@@ -103,9 +95,9 @@ async def sit(path: Path, session: RunSession) -> bytes:
             stop.set()
 
     sink, limits = Sink(), Limits.unlimited(session.concurrency)
-    service = Service(session.well, session.until, interrupt)
+    transport = service(session.well, session.until, interrupt)
     async with (
-        AsyncOneLLM(transport=service, limits=limits, retry=RetryPolicy(max_attempts=1)) as client,
+        AsyncOneLLM(transport=transport, limits=limits, retry=RetryPolicy(max_attempts=1)) as client,
         Journal.open(path, IDENTITY) as journal,
     ):
         running = asyncio.create_task(

@@ -17,36 +17,31 @@ from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.run import run_batch
 from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 
-class Service:
+class Service(FakeTransport):
     """Answers at once, except prompts in `held`, which wait until they are released; ``bad`` and ``nobody`` fail."""
 
     def __init__(self):
-        self.asked = []
+        super().__init__(self._reply_to)
         self.held = {}
         self.down = False
 
     def hold(self, prompt):
         self.held[prompt] = asyncio.Event()
 
-    async def post(self, body):
-        prompt = json.loads(body)["messages"][-1]["content"]
-        self.asked.append(prompt)
+    async def _reply_to(self, request):
+        prompt = request.prompt
         if prompt in self.held:
             await self.held[prompt].wait()
         if prompt.startswith("lost"):
-            raise APIConnectionError("reset")
+            return APIConnectionError("reset")
         if self.down or prompt.startswith("bad"):
-            return RawReply(422, {}, b"no")
+            return failure(422, "no")
         if prompt.startswith("nobody"):
-            return RawReply(401, {}, b"no such key")
-        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-        return RawReply(200, {}, json.dumps({"content": prompt.upper(), "usage": usage}).encode())
-
-    async def aclose(self):
-        pass
+            return failure(401, "no such key")
+        return {"content": prompt.upper(), "usage": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}}
 
 
 class Sink:
@@ -129,7 +124,7 @@ async def test_outcomes_are_written_in_the_order_of_the_source(ask):
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("a", "b", "bad", "?", "c")))
-    await until(lambda: len(service.asked) == 4)
+    await until(lambda: len(service.prompts) == 4)
     service.held["a"].set()
     report, sink = await running
     assert sink.contents == ["0 A", "1 B", "2 UnprocessableEntityError", "4 C"]
@@ -143,7 +138,7 @@ async def test_a_finished_run_asks_and_parses_nothing_again_and_writes_the_same(
     _, first = await ask(service, Prompts(*prompts))
     again = Prompts(*prompts)
     report, second = await ask(service, again)
-    assert sorted(service.asked) == ["a", "b", "bad"]
+    assert sorted(service.prompts) == ["a", "b", "bad"]
     assert again.parsed == []
     assert second.text == first.text
     assert (report.progress.completed, report.progress.completed_before) == (3, 3)
@@ -163,7 +158,7 @@ async def test_what_failed_is_asked_again_on_request(ask):
 async def cancelled_in_flight(ask, service, source):
     """A session that ends like a crash: two prompts answered, ``lost`` under way."""
     running = asyncio.create_task(ask(service, source))
-    await until(lambda: len(service.asked) == 3)
+    await until(lambda: len(service.prompts) == 3)
     await asyncio.sleep(0.05)
     running.cancel()
     await asyncio.wait({running})
@@ -176,7 +171,7 @@ async def test_what_was_under_way_in_a_crash_is_asked_again_and_remembered_as_po
     del service.held["c"]
     report, sink = await ask(service, Prompts("a", "b", "c"))
     assert sink.contents == ["0 A", "1 B", "2 C"]
-    assert sorted(service.asked) == ["a", "b", "c", "c"]
+    assert sorted(service.prompts) == ["a", "b", "c", "c"]
     assert report.counts.possibly_billed == 1
 
 
@@ -196,7 +191,7 @@ async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
     service, stop = Service(), asyncio.Event()
     service.hold("b")
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c", "d"), stop=stop, concurrency=1))
-    await until(lambda: service.asked == ["a", "b"])
+    await until(lambda: service.prompts == ["a", "b"])
     stop.set()
     await asyncio.sleep(0.02)
     service.held["b"].set()
@@ -206,7 +201,7 @@ async def test_a_stopped_run_finishes_what_is_under_way_and_goes_on_later(ask):
     assert sink.contents == ["0 A", "1 B"]
     assert report.counts.in_flight == 0
     report, sink = await ask(service, Prompts("a", "b", "c", "d"))
-    assert service.asked == ["a", "b", "c", "d"]
+    assert service.prompts == ["a", "b", "c", "d"]
     assert sink.contents == ["0 A", "1 B", "2 C", "3 D"]
 
 
@@ -216,7 +211,7 @@ async def test_a_run_that_is_told_to_stop_twice_is_not_taken_for_complete(ask, t
     said = []
     options = {"stop": stop, "concurrency": 1, "say": said.append}
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c", "d"), **options))
-    await until(lambda: service.asked == ["a", "b"])
+    await until(lambda: service.prompts == ["a", "b"])
     stop.set()
     send_command(tmp_path / "answers.journal", Command("stop"))
     await until(lambda: said)
@@ -231,7 +226,7 @@ async def test_a_run_told_to_stop_when_nothing_is_left_to_stop_is_complete(ask):
     service, stop = Service(), asyncio.Event()
     service.hold("b")
     running = asyncio.create_task(ask(service, Prompts("a", "b"), stop=stop))
-    await until(lambda: service.asked == ["a", "b"])
+    await until(lambda: service.prompts == ["a", "b"])
     stop.set()
     await asyncio.sleep(0.02)
     service.held["b"].set()
@@ -252,10 +247,10 @@ async def test_identical_requests_are_sent_once_and_all_answered(ask):
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("x:a", "y:a", "b", "z:a")))
-    await until(lambda: len(service.asked) == 2)
+    await until(lambda: len(service.prompts) == 2)
     service.held["a"].set()
     report, sink = await running
-    assert sorted(service.asked) == ["a", "b"]
+    assert sorted(service.prompts) == ["a", "b"]
     assert sink.contents == ["0 A", "1 A", "2 B", "3 A"]
     assert report.progress.deduplicated == 2
     assert report.counts.cost == pytest.approx(2 * (1 * 1.28 + 2 * 10.2) / 1e6, rel=0.5)
@@ -267,7 +262,7 @@ async def test_a_repetition_that_comes_after_the_answer_copies_it(ask):
     service = Service()
     prompts = ["a", *(f"p{number}" for number in range(200)), "a"]
     report, sink = await ask(service, Prompts(*prompts), concurrency=2)
-    assert service.asked.count("a") == 1
+    assert service.prompts.count("a") == 1
     assert sink.contents[-1] == "201 A"
     assert report.progress.deduplicated == 1
 
@@ -275,14 +270,13 @@ async def test_a_repetition_that_comes_after_the_answer_copies_it(ask):
 async def test_who_wants_every_repetition_asked_gets_it(ask):
     service = Service()
     await ask(service, Prompts("a", "a", "a"), policy=RunPolicy(deduplicate=False))
-    assert service.asked == ["a", "a", "a"]
+    assert service.prompts == ["a", "a", "a"]
 
 
 async def test_a_repeat_that_waits_for_its_turn_keeps_no_money_from_whoever_has_the_turn(ask):
     class FailsOnce(Service):
-        async def post(self, body):
-            reply = await super().post(body)
-            return RawReply(500, {}, b"no") if self.asked == ["a"] else reply
+        async def _reply_to(self, request):
+            return 500 if request.number == 1 else await super()._reply_to(request)
 
     prompts = Prompts("a", "b", max_tokens=10)
     cap = Budget(max_cost=Budget(max_cost=1.0).worst_case(ChatRequest("GPT-5", "a", max_tokens=10)).cost * 1.5)
@@ -301,7 +295,7 @@ async def test_a_spent_budget_ends_the_run_and_a_larger_one_goes_on(ask):
     assert report.counts.answered == 3
     report, _ = await ask(service, Prompts(*prompts, max_tokens=5), budget=Budget(max_tokens=one + 3 * 9))
     assert report.complete
-    assert len(service.asked) == 10
+    assert len(service.prompts) == 10
 
 
 async def test_a_prompt_without_a_highest_price_is_a_bad_line_under_a_budget(ask):
@@ -345,7 +339,7 @@ async def test_what_failed_before_and_in_a_pause_is_retried_and_leaves_no_trace_
     assert sink.contents == [f"{number} P{number}" for number in range(60)]
     assert (report.counts.answered, report.counts.failed, report.counts.possibly_billed) == (60, 0, 0)
     assert (report.progress.completed, report.progress.failed) == (60, 0)
-    assert max(Counter(service.asked).values()) == 2
+    assert max(Counter(service.prompts).values()) == 2
 
 
 @pytest.mark.usefixtures("_soon")
@@ -379,7 +373,7 @@ async def test_a_run_that_stops_as_half_of_it_fails_is_completed_by_the_same_com
     assert report.counts.failed == report.counts.in_flight == 0
 
     class Fixed(Service):
-        async def post(self, body):
+        async def post(self, body, headers=None):
             return await super().post(body.replace(b'"bad', b'"was bad'))
 
     report, sink = await ask(Fixed(), Prompts(*prompts))
@@ -392,7 +386,7 @@ async def test_a_failure_becomes_an_outcome_when_fifty_others_have_followed(ask,
     service = Service()
     service.hold("p59")
     running = asyncio.create_task(ask(service, Prompts("bad", *NUMBERS), concurrency=2))
-    await until(lambda: service.asked[-1:] == ["p59"] and counts(tmp_path).answered == 59)
+    await until(lambda: service.prompts[-1:] == ["p59"] and counts(tmp_path).answered == 59)
     assert counts(tmp_path).failed == 1
     service.held["p59"].set()
     report, _ = await running
@@ -403,7 +397,7 @@ async def test_an_interrupted_run_keeps_its_failures_unless_it_is_in_trouble(ask
     service, stop = Service(), asyncio.Event()
     service.hold("p2")
     running = asyncio.create_task(ask(service, Prompts("p0", "bad", "p2", "p3"), stop=stop, concurrency=1))
-    await until(lambda: service.asked[-1:] == ["p2"])
+    await until(lambda: service.prompts[-1:] == ["p2"])
     stop.set()
     await asyncio.sleep(0.02)
     service.held["p2"].set()
@@ -438,7 +432,7 @@ async def test_an_input_that_has_changed_is_refused_where_it_differs(ask):
     await ask(service, Prompts("a", "b"))
     report, _ = await ask(service, Prompts("a", "other"))
     assert "prompts.txt:2 is not what it was" in str(report.stopped_by)
-    assert service.asked == ["a", "b"]
+    assert service.prompts == ["a", "b"]
 
 
 async def test_strictness_ends_the_run_at_the_first_bad_line(ask):
@@ -452,7 +446,7 @@ async def test_a_sink_that_is_full_ends_the_run_and_loses_nothing(ask):
     report, _ = await ask(service, Prompts(*prompts), sink=Sink(full_after=1), concurrency=1)
     assert "the disk is full" in str(report.stopped_by)
     _, sink = await ask(service, Prompts(*prompts))
-    assert len(service.asked) == 50
+    assert len(service.prompts) == 50
     assert len(sink.contents) == 50
 
 
@@ -461,7 +455,7 @@ async def test_only_the_first_entries_are_asked_on_request(ask):
     report, _ = await ask(service, Prompts("a", "b", "c"), policy=RunPolicy(first=2))
     assert report.limit_reached
     assert not report.complete
-    assert sorted(service.asked) == ["a", "b"]
+    assert sorted(service.prompts) == ["a", "b"]
     report, sink = await ask(service, Prompts("a", "b", "c"))
     assert report.complete
     assert sink.contents == ["0 A", "1 B", "2 C"]
@@ -472,9 +466,9 @@ async def test_the_window_bounds_how_far_the_source_is_read_ahead(ask):
     service.hold("p0")
     prompts = Prompts(*(f"p{number}" for number in range(100)))
     running = asyncio.create_task(ask(service, prompts, policy=RunPolicy(window=10)))
-    await until(lambda: len(service.asked) == 10)
+    await until(lambda: len(service.prompts) == 10)
     await asyncio.sleep(0.05)
-    assert len(service.asked) == 10
+    assert len(service.prompts) == 10
     service.held["p0"].set()
     report, _ = await running
     assert report.complete
@@ -484,7 +478,7 @@ async def test_no_task_is_left_when_a_run_is_cancelled(ask):
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("a", "b")))
-    await until(lambda: len(service.asked) == 2)
+    await until(lambda: len(service.prompts) == 2)
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
@@ -497,7 +491,7 @@ async def test_callbacks_that_raise_end_nothing_and_are_logged(ask, caplog):
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("a", "?", "b"), say=broken, on_bad_line=broken))
-    await until(lambda: "b" in service.asked)
+    await until(lambda: "b" in service.prompts)
     service.held["a"].set()
     report, sink = await running
 
@@ -525,13 +519,13 @@ async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer
         assert not report.complete
         assert str(report.stopped_by) == "The output of entry 1 cannot be made: ZeroDivisionError('no way')."
         assert report.counts.in_flight == 0
-        assert report.counts.answered == len(service.asked)
+        assert report.counts.answered == len(service.prompts)
 
         async with opened() as journal:
             report = await run_batch(client, source, journal=journal, sink=(again := Sink()), encode=encode)
     assert report.complete
     assert again.contents == [f"{index} {prompt.upper()}" for index, prompt in enumerate(source.prompts)]
-    assert sorted(service.asked) == list("abcdefghij")
+    assert sorted(service.prompts) == list("abcdefghij")
 
 
 async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_goes_on(ask, tmp_path):
@@ -539,7 +533,7 @@ async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_
     service.hold("a")
     journal = tmp_path / "answers.journal"
     running = asyncio.create_task(ask(service, Prompts("a", "b"), say=said.append))
-    await until(lambda: len(service.asked) == 2)
+    await until(lambda: len(service.prompts) == 2)
     refused = send_command(journal, Command("retune", {"requests_per_minute": -5}))
     unknown = send_command(journal, Command("retune", {"colour": "red"}))
     obeyed = send_command(journal, Command("retune", {"max_concurrency": 100_000}))
@@ -564,10 +558,10 @@ async def test_one_slow_prompt_holds_up_no_others_however_many_they_are(ask):
     running = asyncio.create_task(ask(service, Prompts(*prompts)))
     try:
         async with asyncio.timeout(20):
-            while len(service.asked) < len(prompts):
-                asked = len(service.asked)
+            while len(service.prompts) < len(prompts):
+                asked = len(service.prompts)
                 await asyncio.sleep(0.5)
-                assert len(service.asked) > asked
+                assert len(service.prompts) > asked
     finally:
         service.held["p0"].set()
         await running
@@ -577,12 +571,12 @@ async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_orde
     def gone(self):
         raise BatchError("The journal has gone.")
 
-    monkeypatch.setattr(Journal, "commands", gone)
     monkeypatch.setattr("onellm_async.batch.monitor._EVERY", 0.01)
     service = Service()
     service.hold("a")
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c"), concurrency=1))
-    await until(lambda: service.asked == ["a"])
+    await until(lambda: service.prompts == ["a"])
+    monkeypatch.setattr(Journal, "commands", gone)
     await asyncio.sleep(0.05)
     service.held["a"].set()
     report, _ = await running
@@ -592,14 +586,14 @@ async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_orde
 
 async def test_a_prompt_whose_attempt_fails_after_the_run_was_stopped_is_not_failed_but_open(ask):
     class Overloaded(Service):
-        async def post(self, body, *rest):
-            reply = await super().post(body, *rest)
-            return RawReply(503, {}, b"overloaded") if len(self.asked) == 2 else reply
+        async def _reply_to(self, request):
+            reply = await super()._reply_to(request)
+            return failure(503, "overloaded") if len(self.requests) == 2 else reply
 
     service, stop = Overloaded(), asyncio.Event()
     service.hold("b")
     running = asyncio.create_task(ask(service, Prompts("a", "b", "c"), concurrency=1, stop=stop))
-    await until(lambda: service.asked == ["a", "b"])
+    await until(lambda: service.prompts == ["a", "b"])
     stop.set()
     await asyncio.sleep(0.05)
     service.held["b"].set()

@@ -22,7 +22,7 @@ from onellm_async.batch import (
 )
 from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.batch.journal.record import RecordState
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 HALVES = ["\ud800", "a\udfffb", "\udce9.jsonl", "n\0l", "ä\ud83d", ""]
 
@@ -114,18 +114,9 @@ async def test_numbers_beyond_all_bounds_leave_the_totals_usable(path: Path) -> 
         assert (counts.cost, counts.input_tokens, counts.at_risk) == (0.0, 0, 0.01)
 
 
-class Echo:
-    def __init__(self):
-        self.asked = []
-
-    async def post(self, body):
-        prompt = json.loads(body)["messages"][-1]["content"]
-        self.asked.append(prompt)
-        usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
-        return RawReply(200, {}, json.dumps({"content": prompt.upper(), "usage": usage}).encode())
-
-    async def aclose(self):
-        pass
+def shout(request):
+    usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    return {"content": request.prompt.upper(), "usage": usage}
 
 
 class Prompts:
@@ -154,7 +145,7 @@ class Sink:
 
 
 async def run_with(journal, *prompts):
-    service, sink, bad = Echo(), Sink(), []
+    service, sink, bad = FakeTransport(shout), Sink(), []
     async with AsyncOneLLM(transport=service, limits=Limits.unlimited(8)) as client:
         report = await run_batch(
             client, Prompts(*prompts), journal=journal, sink=sink, encode=RecordWriter().line, on_bad_line=bad.append
@@ -168,7 +159,7 @@ async def test_an_entry_whose_intent_cannot_be_stored_is_a_bad_line_and_its_dupl
         monkeypatch.setattr(journal, "intend", lambda made: intend(intent(2**70) if made.index == 1 else made))
         report, service, lines, bad = await run_with(journal, "a", "b", "b", "b", "c")
     assert report.complete
-    assert sorted(service.asked) == ["a", "b", "c"]
+    assert sorted(service.prompts) == ["a", "b", "c"]
     assert [(line["index"], line["response"]["content"]) for line in lines] == [(0, "A"), (2, "B"), (3, "B"), (4, "C")]
     (error,) = bad
     assert (error.line, "cannot store it" in error.message) == (2, True)
@@ -196,7 +187,7 @@ async def test_a_length_beyond_all_numbers_ends_no_run(tmp_path):
     limits = Limits(requests_per_minute=60_000, burst=100, tokens_per_minute=10**6)
     sink = Sink()
     async with (
-        AsyncOneLLM(transport=Echo(), limits=limits) as client,
+        AsyncOneLLM(transport=FakeTransport(shout), limits=limits) as client,
         Journal.open(tmp_path / "out.journal", IDENTITY) as journal,
     ):
         report = await run_batch(

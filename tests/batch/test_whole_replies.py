@@ -7,7 +7,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import Entry, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunIdentity, run_batch
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 USAGE = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110, "cached_tokens": 64}
@@ -21,22 +21,19 @@ REPLIES = {
 }
 
 
-class Service:
+class Service(FakeTransport):
+    """Gives the reply that the prompt names; sets `stop` at request number `stop_at`."""
+
     def __init__(self, stop_at=None):
-        self.asked = []
+        super().__init__(self._reply_to)
         self.stop_at = stop_at
         self.stop = asyncio.Event()
 
-    async def post(self, body):
-        prompt = json.loads(body)["messages"][-1]["content"]
-        self.asked.append(prompt)
-        if len(self.asked) == self.stop_at:
+    async def _reply_to(self, request):
+        if request.number == self.stop_at:
             self.stop.set()
             await asyncio.sleep(0.01)
-        return RawReply(200, {}, json.dumps(REPLIES[prompt]).encode())
-
-    async def aclose(self):
-        pass
+        return REPLIES[request.prompt]
 
 
 class Prompts:
@@ -105,7 +102,7 @@ async def test_nothing_of_a_reply_is_lost_and_each_is_asked_once(run):
     service = Service()
     _, text = await run(list(REPLIES), service)
     records = [json.loads(line)["response"] for line in text.splitlines()]
-    assert service.asked == list(REPLIES)
+    assert service.prompts == list(REPLIES)
     assert [record["content"] for record in records] == ["Hello", "", "", "", "x", "a"]
     assert records[0]["extra"] == {"usage": USAGE}
     assert records[1]["extra"]["tool_calls"] == [CALL]

@@ -19,31 +19,30 @@ from onellm_async.batch import (
 )
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.simulation.clock import run_in_virtual_time
+from onellm_async.testing import FakeTransport
 from onellm_async.transport import RawReply
 
 ANSWER = {"content": "hi", "usage": {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}, "finish_reason": "stop"}
 BOOM = RawReply(500, {}, b'{"error": "boom"}')
 
 
-class FakeService:
+class FakeService(FakeTransport):
     """Answers after `latency` seconds, or at once with what `failure` gives for the prompt and the time."""
 
     def __init__(self, failure, latency=2.0):
+        super().__init__(self._reply_to)
         self.failure = failure
         self.latency = latency
-        self.sent = []
 
-    async def post(self, body):
-        prompt, now = json.loads(body)["messages"][-1]["content"], asyncio.get_running_loop().time()
-        self.sent.append((now, prompt))
-        reply = self.failure(prompt, now)
-        if isinstance(reply, Exception):
-            raise reply
-        await asyncio.sleep(0.002 if reply is not None else self.latency)
-        return reply or RawReply(200, {}, json.dumps(ANSWER).encode())
+    async def _reply_to(self, request):
+        reply = self.failure(request.prompt, request.at)
+        if not isinstance(reply, Exception):
+            await asyncio.sleep(0.002 if reply is not None else self.latency)
+        return ANSWER if reply is None else reply
 
-    async def aclose(self):
-        pass
+    @property
+    def sent(self):
+        return [(request.at, request.prompt) for request in self.requests]
 
     def times_of(self, prompt):
         return [at for at, sent in self.sent if sent == prompt]
