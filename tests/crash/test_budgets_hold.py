@@ -1,7 +1,6 @@
 """Random runs under random caps: what the service billed never passes them. ``BUDGET_SEEDS=300`` tries as many."""
 
 import asyncio
-import json
 import os
 from contextlib import suppress
 from random import Random
@@ -15,7 +14,7 @@ from onellm_async.errors import APIConnectionError, BudgetExceededError
 from onellm_async.failure_kinds import FailureKind
 from onellm_async.server import Faults, ServerSettings, Service
 from onellm_async.simulation import Network, ServiceTransport
-from onellm_async.transport import RawReply
+from onellm_async.testing import FakeTransport, failure
 
 MODELS = [entry.name for entry in catalog.entries() if entry.output_price is not None]
 EXACT = 1e-9
@@ -128,7 +127,7 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
         assert counts.cost + counts.at_risk + max(charge.cost for charge in worst) > max_cost
 
 
-class BillingService:
+class BillingService(FakeTransport):
     """Bills what a service may: every answer of several, what ``extra`` asks for, and thoughts beyond ``max_tokens``.
 
     Attributes:
@@ -139,6 +138,7 @@ class BillingService:
     """
 
     def __init__(self, random, *, overshooting):
+        super().__init__(self._reply_to)
         self.random = random
         self.overshooting = overshooting
         self.fault_rate = random.choice([0, 0.02, 0.1])
@@ -170,27 +170,24 @@ class BillingService:
             )
         return usage
 
-    async def post(self, raw):
-        random, body = self.random, json.loads(raw)
+    async def _reply_to(self, request):
+        random, body = self.random, request.fields
         await asyncio.sleep(random.uniform(0, 0.004))
         if random.random() < self.fault_rate:
-            raise APIConnectionError("refused", kind=FailureKind.CANNOT_RECONNECT)
+            return APIConnectionError("refused", kind=FailureKind.CANNOT_RECONNECT)
         if random.random() < self.fault_rate:
-            return RawReply(500, {}, b"no")
+            return failure(500, "no")
         usage = self.bill(body)
         await asyncio.sleep(random.uniform(0, 0.002))
         if random.random() < self.fault_rate:
-            raise APIConnectionError("reset")
+            return APIConnectionError("reset")
         counts = {
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
             "total_tokens": usage.input_tokens + usage.output_tokens,
         }
         self.delivered_beyond |= usage.output_tokens > body.get("n", 1) * body["max_tokens"]
-        return RawReply(200, {}, json.dumps({"content": "x", "usage": counts}).encode())
-
-    async def aclose(self):
-        pass
+        return {"content": "x", "usage": counts}
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("BUDGET_SEEDS", "20"))))
