@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -102,7 +102,9 @@ def run(*, repetitions: int, settings: Sequence[Setting] = SETTINGS, visits: int
             for repetition in range(repetitions):
                 for way in setting.ways:
                     key = f"{setting.name}, {way}, {repetition}"
-                    found.setdefault((setting, way), []).append(_once(setting, way, place, key))
+                    result = _once(setting, way, place)
+                    found.setdefault((setting, way), []).append(result)
+                    print(key, {name: value for name, value in result.items() if value is not None}, file=sys.stderr)
     shared = Section(
         "One key, several processes",
         f"Clients and the local server in processes of their own, on loopback; a bucket of {BURST}, full at the start; "
@@ -127,7 +129,7 @@ def _redis() -> Iterator[str | None]:
         yield url
 
 
-def _once(setting: Setting, way: str, redis_url: str | None, key: str) -> Mapping[str, Any]:
+def _once(setting: Setting, way: str, redis_url: str | None) -> Mapping[str, Any]:
     if way in IN_REDIS and redis_url is None:
         return {"absent": "redis"}
     arguments = (f"--rate={setting.rate}", f"--burst={BURST}", f"--latency={LATENCY}")
@@ -143,7 +145,7 @@ def _once(setting: Setting, way: str, redis_url: str | None, key: str) -> Mappin
         results, begun = _results(processes, PATIENCE * setting.optimum + 30)
         if missing := next((each for each in results if "answered" not in each and "took" not in each), None):
             return missing
-        return {**_figures(setting, results, begun), "rate_limited": _rate_limited(root) / setting.number, "key": key}
+        return {**_figures(setting, results, begun), "rate_limited": _rate_limited(root) / setting.number}
 
 
 def _empty(url: str) -> None:
@@ -183,6 +185,8 @@ def _process(job: Mapping[str, Any], folder: str) -> Iterator["subprocess.Popen[
             yield process
         finally:
             process.kill()
+            with suppress(BrokenPipeError):
+                process.communicate()
 
 
 def _results(processes: Sequence["subprocess.Popen[str]"], give_up: float) -> tuple[list[Mapping[str, Any]], float]:
@@ -193,8 +197,9 @@ def _results(processes: Sequence["subprocess.Popen[str]"], give_up: float) -> tu
     begun = time.time()
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write("begin\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # one that has failed is reported below
+            process.stdin.write("begin\n")
+            process.stdin.flush()
     results: list[Mapping[str, Any]] = []
     for process in processes:
         try:

@@ -18,6 +18,7 @@ local SEEN, DUE, WAITING, SINCE, PASS, COST = 1, 2, 3, 6, 9, 12
 local MINUTE = 15
 local STRIDES, INTERACTIVE_RESERVE, GRACE, LEASE, IDLE = {1 / 16, 1 / 4, 1}, 3, 0.05, 5, 60
 local MAX_PARTICIPANTS, MIN_WAIT, CLOCK_STEP, SAME_MOMENT, MAX_RETRY_AFTER = 64, 0.001, 1, 0.05, 300
+local SLACK = 1e-9
 local TRUST, DECREASE, STEP, ACCELERATE_AFTER, OUTAGE_AFTER = 100, 0.7, 0.01, 10, 6
 local abs, ceil, floor, max, min, sqrt = math.abs, math.ceil, math.floor, math.max, math.min, math.sqrt
 
@@ -301,9 +302,9 @@ local function time_until(requests, wanted_tokens, reserve, paced)
   if paced and time < control.confirmed_at then
     wait = max(wait, min((requests - level_at(pacer, time)) / pacer.rate, control.confirmed_at - time))
   end
-  if wait <= 1e-9 then wait = 0 end
+  if wait <= SLACK then wait = 0 end
   if tokens then wait = max(wait, (wanted_tokens - level_at(tokens, time)) / tokens.rate) end
-  return wait > 1e-9 and wait or 0
+  return wait > SLACK and wait or 0
 end
 
 local function cost_of(row, lane)
@@ -315,7 +316,7 @@ local function take(lane)
   if control.consecutive_429s > 1 then bucket.level = min(bucket.level, 0) end
   control.cost = 1
   if bucket.rate < control.ceiling then control.cost = 0.5 + draw * (min(1.5, bucket.capacity) - 0.5) end
-  if time < control.confirmed_at and level_at(pacer, time) >= 1 then add(pacer, -1, time) end
+  if time < control.confirmed_at and (1 - level_at(pacer, time)) / pacer.rate <= SLACK then add(pacer, -1, time) end
   if tokens then add(tokens, -me[COST + lane], time) end
   board.lane_time = lane_pass[lane + 1]
   pass_time[lane + 1] = me[PASS + lane]

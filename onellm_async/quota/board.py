@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from onellm_async.chat import JSON
 from onellm_async.limits.policy import LANES, Limits
 from onellm_async.limits.quota import Declaration, Demand, Grant
-from onellm_async.quota.controls import Control, DeclaredBucket, GeneralControl, Level, declared_limit
+from onellm_async.quota.controls import SLACK, Control, DeclaredBucket, GeneralControl, Level, declared_limit
 
 __all__ = ["Board", "decode_limits", "encode_limits", "is_busy", "recent_grants"]
 
@@ -429,7 +429,7 @@ class Board:
         wait = self.control.time_until(requests, own_time, reserve, paced=paced)
         if self.tokens is not None:
             wait = max(wait, (tokens - self.tokens.at(own_time)) / self.tokens.rate)
-        return wait if wait > 1e-9 else 0.0
+        return wait if wait > SLACK else 0.0
 
     def _cost(self, row: Row, lane: int) -> float:
         """Tokens of a request. One larger than the bucket waits until it is full, then overdraws it."""

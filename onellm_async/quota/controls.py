@@ -21,6 +21,10 @@ from onellm_async.quota.control_image import dump_control, load_control
 __all__ = ["Control", "DeclaredBucket", "DeclaredLimit", "GeneralControl", "Level", "declared_limit"]
 
 
+SLACK = 1e-9
+"""Seconds that count as none, so that a visit at exactly the promised time suffices."""
+
+
 class Level:
     """Tokens that come at a steady rate: plain numbers, so that Lua computes the same.
 
@@ -273,7 +277,7 @@ class DeclaredBucket:
         wait = (requests + kept - self.level.at(now)) / self.level.rate
         if paced and now < self.confirmed_at:
             wait = max(wait, min((requests - self.pacer.at(now)) / self.pacer.rate, self.confirmed_at - now))
-        return wait if wait > 1e-9 else 0.0
+        return wait if wait > SLACK else 0.0
 
     def take(self, now: float, draw: float) -> None:
         """Records that a request is granted."""
@@ -283,7 +287,8 @@ class DeclaredBucket:
         self.cost = 1.0
         if self.level.rate < self.ceiling:  # uneven gaps, as the key is shared with clients that are not on the board
             self.cost = 0.5 + draw * (min(1.5, self.level.capacity) - 0.5)
-        if now < self.confirmed_at and self.pacer.at(now) >= 1:  # other lanes do not delay a batch
+        # Other lanes, which need no pacer, do not delay a batch. The slack is that of `time_until`.
+        if now < self.confirmed_at and (1 - self.pacer.at(now)) / self.pacer.rate <= SLACK:
             self.pacer.add(-1, now)
 
     def give_back(self, requests: int, now: float) -> None:

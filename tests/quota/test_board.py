@@ -190,6 +190,24 @@ def test_a_clock_that_is_set_forward_grants_a_burst_at_most():
     assert len(granted(players)) - before <= 300 + 40
 
 
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_the_first_burst_of_batches_is_paced_until_it_is_confirmed(number):
+    players = busy(number, lane=2)
+    play(new_board(Limits(requests_per_minute=6, burst=600)), players, 20)
+    assert 195 <= len(granted(players)) <= 205
+    assert jain([len(player.granted_at) for player in players]) > 0.99
+
+
+def test_another_lane_uses_the_first_burst_at_once_and_delays_no_batch():
+    board, (batch,) = new_board(Limits(requests_per_minute=6, burst=600)), busy(1, lane=2)
+    play(board, [batch], 5)
+    web = Player("web", [0, 40, 0])
+    assert visit(board, web, 5.0).permits == 40
+    before = len(batch.granted_at)
+    play(board, [batch], 10, now=5.05)
+    assert len(batch.granted_at) - before >= 48
+
+
 def test_a_429_empties_the_bucket_for_all():
     board, players = new_board(PER_SECOND), busy(2)
     visit(board, players[0], 0.0, rate_limited=[limited()])
