@@ -14,6 +14,7 @@ Behind the images there may be a third block: what older versions of the package
 send beside the board. So the newer ones can account for it.
 """
 
+import importlib.util
 import os
 import stat
 import struct
@@ -26,7 +27,10 @@ from attrs import frozen
 
 from onellm_async.quota.versions import FORMAT, NewerBoardError
 
-if sys.platform != "win32":
+HAS_FILE_LOCKS = importlib.util.find_spec("fcntl") is not None
+"""Whether the platform has the locks that a board on a file needs."""
+
+if sys.platform != "win32" and HAS_FILE_LOCKS:
     import fcntl
 
 __all__ = ["BoardFileError", "HostFile", "Image", "LockBusyError", "current_boot_id", "read_unlocked"]

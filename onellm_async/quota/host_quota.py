@@ -18,6 +18,7 @@ from onellm_async.errors import ConfigurationError
 from onellm_async.limits.quota import Declaration, Demand, Grant
 from onellm_async.quota.board import Board
 from onellm_async.quota.host_file import (
+    HAS_FILE_LOCKS,
     BoardFileError,
     HostFile,
     Image,
@@ -83,9 +84,9 @@ class HostQuota:
         Raises:
             ConfigurationError: If it cannot be used.
         """
-        if sys.platform == "win32":
+        if not HAS_FILE_LOCKS:
             raise ConfigurationError(
-                "quota='host' needs file locks that Windows does not have.",
+                "quota='host' needs file locks, which this platform (for example Windows) does not have.",
                 advice="Use a quota in Redis: quota='redis://HOST:PORT'.",
             )
         self._usable_directory()

@@ -14,6 +14,7 @@ from onellm_async.chat import JSON
 
 __all__ = ["dump_json", "parse_json"]
 
+_TOO_DEEP = "the JSON is nested too deeply"
 _LONGEST_INT = 4300
 """Digits that Python converts by default (`sys.set_int_max_str_digits`)."""
 
@@ -46,13 +47,14 @@ def parse_json(text: bytes) -> JSON:
     """
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass
+    except orjson.JSONDecodeError as error:
+        if "Recursion limit" in str(error):  # whether json takes it depends on the version of Python
+            raise ValueError(_TOO_DEEP) from None
     try:
         # Not the codec "utf-8-sig": it is a file to import, which fails while all descriptors are in use.
         return json.loads(text.removeprefix(BOM_UTF8).decode("utf-8", "replace"), parse_int=_number)
     except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
 
 
 def _plain(value: object) -> object:

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 
 import pytest
+from attrs import evolve
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch import (
@@ -84,6 +85,11 @@ async def report_of(prompts, journal, *, seen=None):
         )
 
 
+def in_micros(counts: RunCounts) -> RunCounts:
+    """The same with money rounded: a sum of floats depends on its order, and since Python 3.12 `sum` rounds less."""
+    return evolve(counts, cost=round(counts.cost, 9), at_risk=round(counts.at_risk, 9))
+
+
 def folded(rows) -> RunCounts:
     """What the rows of a journal add up to."""
     answered = [row for row in rows if row.state is RecordState.ANSWERED]
@@ -126,8 +132,8 @@ async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
     unjournaled = await report_of(prompts, NullJournal())
 
     counts = report.counts
-    assert folded(rows) == counts
-    assert resumed.counts == counts
+    assert in_micros(folded(rows)) == in_micros(counts)
+    assert in_micros(resumed.counts) == in_micros(counts)
     assert unjournaled.counts.answered + unjournaled.counts.failed == counts.answered + counts.failed
     for progress in (report.progress, resumed.progress):
         assert (progress.answered, progress.failed, progress.completed) == (

@@ -3,15 +3,12 @@
 import asyncio
 from time import monotonic
 
-import pytest
-
 from onellm_async import AsyncOneLLM
 from onellm_async.batch import FileRun, ProgressTracker, RunPolicy, RunWatch, open_source, run_file, survey
 from onellm_async.errors import APIConnectionError
 from onellm_async.testing import FakeTransport
 
 
-@pytest.mark.virtual_time
 async def test_a_run_from_python_that_holds_back_sends_nothing_twice_by_itself(tmp_path):
     (tmp_path / "one.txt").write_text("one prompt\n")
     run = FileRun(output=str(tmp_path / "hold.jsonl"), policy=RunPolicy(ambiguous="hold"))

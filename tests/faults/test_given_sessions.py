@@ -329,9 +329,9 @@ async def test_a_version_of_aiohttp_without_these_private_parts_still_sends_the_
 async def test_waiting_for_a_place_in_the_pool_is_no_failure(
     connector: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with FaultServer(slow(0.1)) as server:
+    async with FaultServer(slow(0.15)) as server:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(**connector)) as session:
-            timeout = Timeout(connect=0.05, total=0.35)  # less than the last chat waits
+            timeout = Timeout(connect=0.5, total=0.8)  # less than the last chat waits
             async with client_at(server.url, session, timeout=timeout, limits=Limits.unlimited(16)) as client:
                 replies = await asyncio.gather(*(client.chat("x", model="GPT-5") for _ in range(16)))
         assert [(reply.attempts, reply.possibly_billed) for reply in replies] == [(1, 0)] * 16
@@ -342,9 +342,9 @@ async def test_waiting_for_a_place_in_the_pool_is_no_failure(
 
 
 async def test_a_pool_that_others_use_up_is_waited_for() -> None:
-    async with FaultServer(slow(0.2), answers()) as server:
+    async with FaultServer(slow(0.6), answers()) as server:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
-            async with client_at(server.url, session, timeout=Timeout(connect=0.05, total=0.1)) as client:
+            async with client_at(server.url, session, timeout=Timeout(connect=0.25, total=0.4)) as client:
                 others = asyncio.create_task(session.post(server.url, data=b"{}"))
                 await server.asked.wait()
                 chat = asyncio.create_task(client.chat("x", model="GPT-5"))

@@ -388,7 +388,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 
 
 def test_windows_is_pointed_to_redis(monkeypatch):
-    monkeypatch.setattr(host_quota.sys, "platform", "win32")
+    monkeypatch.setattr(host_quota, "HAS_FILE_LOCKS", False)
     with pytest.raises(ConfigurationError, match="Windows") as raised:
         HostQuota().check()
     assert "redis://" in str(raised.value)
