@@ -15,6 +15,8 @@ from onellm_async.chat import JSON
 __all__ = ["dump_json", "parse_json"]
 
 _TOO_DEEP = "the JSON is nested too deeply"
+_DEPTH_LIMIT = ("depth limit", "Recursion limit")
+"""Words of orjson, new and old, for its limit of 1,024 levels."""
 _LONGEST_INT = 4300
 """Digits that Python converts by default (`sys.set_int_max_str_digits`)."""
 
@@ -48,7 +50,7 @@ def parse_json(text: bytes) -> JSON:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        if "Recursion limit" in str(error):  # whether json takes it depends on the version of Python
+        if any(words in str(error) for words in _DEPTH_LIMIT):  # whether json takes it depends on the Python
             raise ValueError(_TOO_DEEP) from None
     try:
         # Not the codec "utf-8-sig": it is a file to import, which fails while all descriptors are in use.
