@@ -155,3 +155,19 @@ async def test_what_cannot_be_run_is_refused_by_name_and_unsent(people: Path, tm
             await one.run(["a"], output, max_cost=1)
         assert local.ledger.billed == 0
     assert not output.exists()
+
+
+async def test_a_run_of_400_is_answered_by_a_service_with_four_places_in_its_database(tmp_path: Path) -> None:
+    settings = ServerSettings(
+        dialect="backend",
+        requests_per_minute=60_000,
+        burst=1000,
+        faults=Faults(latency=0.03, database_places=4, database_wait=0.1),
+    )
+    output = tmp_path / "out.jsonl"
+    async with LocalServer(settings) as local, client(local, dialect="backend") as one:
+        report = await one.run([f"p {n}" for n in range(400)], output, model="GPT-5-Mini")
+        assert local.ledger.billed == 400
+    assert report.complete
+    assert (report.counts.answered, report.counts.failed) == (400, 0)
+    assert answers(output) == [f"p {n}" for n in range(400)]
