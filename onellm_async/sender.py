@@ -124,6 +124,7 @@ class Sender:
         self._last_failure: OneLLMError | None = None
         self._answered = self._key_accepted = False
         self._key_failures = 0
+        self._has_failed = True  # nothing is known of the service before its first answer
         self._requests = 0
         self._repeated = 0
         self._closed = False
@@ -367,9 +368,8 @@ class Sender:
                 permit.give_back()
                 raise
             else:
-                self._key_accepted = True
-                self._service_answered()
-                self._service_accepted()
+                if self._has_failed:
+                    self._recover()
                 if usage is not None and self._estimator is not None:
                     self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
                 return response if call.attempts == 1 and not call.rate_limited else call.with_counts(response)
@@ -493,9 +493,10 @@ class Sender:
             _log.info("Circuit closed: the service answers again.")
             self._limiter.close_circuit()
 
-    def _service_accepted(self) -> None:
-        """A request was answered, so there is no outage, and the key is good."""
-        self._key_failures = 0
+    def _recover(self) -> None:
+        """The first answer, or the first after a failure: the service is up, the key is good, an outage is over."""
+        self._has_failed, self._key_accepted, self._key_failures = False, True, 0
+        self._service_answered()
         if self._last_failure is not None:
             self._last_failure = None
             self._outage.record_answer()
@@ -521,7 +522,7 @@ class Sender:
     # An outage: nothing is accepted any more.
 
     def _record_failure(self, failure: OneLLMError) -> None:
-        self._last_failure, self._loop = failure, asyncio.get_running_loop()
+        self._last_failure, self._loop, self._has_failed = failure, asyncio.get_running_loop(), True
         rate = self._limiter.limits.declared_rate
         self._outage.record_failure(self._limiter.time(), 60 / rate if rate else 0.0)
         if self._outage_timer is None:
