@@ -20,7 +20,7 @@ from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, P
 from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
 from onellm_async.validation import shown
 
-__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator", "concerns_every_prompt"]
+__all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator"]
 
 _log = logging.getLogger("onellm_async")
 
@@ -47,11 +47,6 @@ class FanoutProgress:
 
 
 Progress: TypeAlias = Callable[[FanoutProgress], None]
-
-
-def concerns_every_prompt(error: OneLLMError) -> bool:
-    """Whether the other prompts of a fan-out would fail with the same error."""
-    return error.affects_every_prompt
 
 
 def check_source(source: object) -> None:

@@ -477,7 +477,7 @@ class Sender:
             self._service_failed(failure, call)
         elif rule.breaker == "closes":
             self._service_answered()
-        if failure.kind is FailureKind.OVERLOADED:
+        if rule.attempt == "after the last cut":
             call.uncounted += not permit.overloaded()
         elif rule.gives_back == "everything":
             permit.give_back()
