@@ -105,8 +105,13 @@ class CauseCounts:
         return len(self._counts)
 
     def ranked(self) -> list[tuple[str, int]]:
-        """The text of the first failure of each cause, and how many there are; the most frequent cause first."""
-        return sorted(self._counts.values(), key=lambda cause: -cause[1])
+        """The text of the first failure of each cause, and how many there are; see `rank`."""
+        return rank(self._counts.values())
+
+
+def rank(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The most frequent first, equal numbers by text: a run says the same however its answers happened to come in."""
+    return sorted(counted, key=lambda each: (-each[1], each[0]))
 
 
 def outcome_lines(failures: Mapping[str, int], notable: Mapping[str, int]) -> list[str]:
@@ -127,6 +132,5 @@ def outcome_lines(failures: Mapping[str, int], notable: Mapping[str, int]) -> li
     if lines:
         lines = [f"{sum(failures.values()):,} failed: {lines[0]}", *(f"  {line}" for line in lines[1:])]
     if notable:
-        ranked = sorted(notable.items(), key=lambda each: -each[1])
-        lines.append(f"Answers to check: {', '.join(f'{number:,} {flaw}' for flaw, number in ranked)}.")
+        lines.append(f"Answers to check: {', '.join(f'{number:,} {flaw}' for flaw, number in rank(notable.items()))}.")
     return lines

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onellm_async.batch.causes import CauseCounts, cause_key, cause_of, flaw_of, outcome_lines, shortened
 from onellm_async.batch.outcomes import failure_json
@@ -84,3 +86,16 @@ def test_at_the_end_three_causes_are_told_and_the_others_counted():
         "Answers to check: 1,010 cut off at --max-tokens, 3 empty (content_filter).",
     ]
     assert outcome_lines({}, {}) == []
+
+
+@given(
+    st.permutations(["empty (stop)", "filtered (SAFETY)", "filtered (SAFETY)", "cut off at --max-tokens", "500 boom."])
+)
+def test_what_is_told_does_not_depend_on_the_order_in_which_outcomes_came(texts):
+    counts = CauseCounts((text, 1) for text in texts)
+    notable = {text: texts.count(text) for text in texts}
+    assert [number for _, number in counts.ranked()] == [2, 1, 1, 1]
+    assert counts.ranked()[1:] == sorted(counts.ranked()[1:])
+    assert outcome_lines({}, notable) == [
+        "Answers to check: 2 filtered (SAFETY), 1 500 boom., 1 cut off at --max-tokens, 1 empty (stop)."
+    ]
