@@ -16,7 +16,7 @@ from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job
 from onellm_async.settings import ApiKey, checked_url
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, decode_reply, dump_json, parse_json, request_to_body
-from onellm_async.wire.failures import error_text
+from onellm_async.wire.error_replies import error_text
 
 _MAX_REPLY_BYTES = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is an error: no chat answer is that long."""

@@ -1,7 +1,7 @@
 """The transport: sends bytes, returns (status, headers, bytes). The only room that knows aiohttp's client."""
 
-from onellm_async.transport.failures import translated
-from onellm_async.transport.posting import MOST_REPLY_BYTES, AiohttpTransport
+from onellm_async.transport.aiohttp_transport import MOST_REPLY_BYTES, AiohttpTransport
+from onellm_async.transport.exceptions import translated
 from onellm_async.transport.protocol import RawReply, Transport
 
 __all__ = ["MOST_REPLY_BYTES", "AiohttpTransport", "RawReply", "Transport", "translated"]

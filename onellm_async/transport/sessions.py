@@ -13,10 +13,10 @@ from yarl import URL
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.settings import Proxy, Timeout
-from onellm_async.transport.prepared import prepared_post
+from onellm_async.transport.prepared_request import prepared_post
 from onellm_async.transport.redaction import HiddenValue
+from onellm_async.transport.shared_timeout import SharedTimeout
 from onellm_async.transport.sockets import keep_alive_socket
-from onellm_async.transport.timeouts import SharedTimeout
 from onellm_async.version import __version__
 
 __all__ = ["USER_AGENT", "PostSettings", "Way", "given_way", "lifetime_of", "own_way"]

@@ -1,7 +1,7 @@
 """The wire, sans I/O: the only room that knows field names, the envelope, cattrs and orjson."""
 
-from onellm_async.wire.failures import parse_retry_after
-from onellm_async.wire.json_text import dump_json, parse_json
+from onellm_async.wire.error_replies import parse_retry_after
+from onellm_async.wire.json_codec import dump_json, parse_json
 from onellm_async.wire.notices import Notices
 from onellm_async.wire.replies import decode_reply, response_to_body
 from onellm_async.wire.requests import (

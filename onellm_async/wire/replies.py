@@ -21,7 +21,7 @@ import attrs
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatResponse, Usage
 from onellm_async.errors import FailureKind, InsufficientBalanceError, ResponseDecodeError
-from onellm_async.wire.failures import (
+from onellm_async.wire.error_replies import (
     CHECK_BASE_URL,
     error_text,
     excerpt,
@@ -29,7 +29,7 @@ from onellm_async.wire.failures import (
     object_with_error,
     status_within,
 )
-from onellm_async.wire.json_text import parse_json
+from onellm_async.wire.json_codec import parse_json
 
 __all__ = ["OPENAI_SHAPE", "decode_reply", "response_to_body"]
 

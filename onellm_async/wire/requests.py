@@ -13,7 +13,7 @@ from onellm_async.chat import JSON, ChatRequest, Message
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.settings import checked_url
 from onellm_async.validation import shown
-from onellm_async.wire.json_text import dump_json
+from onellm_async.wire.json_codec import dump_json
 
 __all__ = [
     "JSON_HEADERS",

@@ -14,7 +14,7 @@ from onellm_async.errors import (
 from onellm_async.limits.policy import Limits
 from onellm_async.settings import Timeout, api_key_from, base_url_from
 from onellm_async.wire import Dialect, encode_request, request_from_body
-from onellm_async.wire.failures import failure
+from onellm_async.wire.error_replies import failure
 
 REQUEST = request_from_body({"model": "smollm2", "messages": "x"})
 

@@ -8,8 +8,8 @@ from fault_server import FaultServer, answers
 
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.transport import AiohttpTransport
-from onellm_async.transport.prepared import TESTED_VERSIONS, _report
-from onellm_async.transport.timeouts import Attempt, SharedTimeout
+from onellm_async.transport.prepared_request import TESTED_VERSIONS, _report
+from onellm_async.transport.shared_timeout import Attempt, SharedTimeout
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
@@ -97,7 +97,7 @@ async def test_an_aiohttp_whose_responses_are_made_differently_makes_each_reques
             super().__init__(*arguments, loop=loop, **others)
             assert "stream_writer" not in others or hasattr(others["stream_writer"], "transport"), "a new demand"
 
-    monkeypatch.setattr("onellm_async.transport.prepared.ClientResponse", Response)
+    monkeypatch.setattr("onellm_async.transport.prepared_request.ClientResponse", Response)
     await check_requests(prepared=False)
 
 

@@ -18,7 +18,7 @@ from onellm_async.errors import (
 )
 from onellm_async.failure_kinds import FailureKind
 from onellm_async.retry import AttemptCounts, RetryBudget, RetryDecision, RetryPolicy, decide, retrying
-from onellm_async.wire.failures import failure
+from onellm_async.wire.error_replies import failure
 
 Refused = "because trying again cannot help"
 DEADLINE = "because the deadline would pass before the next attempt"

@@ -24,7 +24,7 @@ from onellm_async.errors import (
 )
 from onellm_async.failure_kinds import kind_of_status
 from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_after, response_to_body
-from onellm_async.wire.failures import excerpt, failure
+from onellm_async.wire.error_replies import excerpt, failure
 from onellm_async.wire.replies import OPENAI_SHAPE
 
 REPLY_NAMES = ["error", "errors", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens"]

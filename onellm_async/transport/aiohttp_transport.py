@@ -21,12 +21,12 @@ from onellm_async.errors import (
 )
 from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
 from onellm_async.transport.addresses import query_values, url_of
-from onellm_async.transport.failures import refused_by_proxy, translated
+from onellm_async.transport.exceptions import refused_by_proxy, translated
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
 from onellm_async.transport.protocol import RawReply
 from onellm_async.transport.redaction import HiddenValue, Redactor, without_frames
 from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
-from onellm_async.transport.timeouts import Attempt, AttemptEndedError, catch_up
+from onellm_async.transport.shared_timeout import Attempt, AttemptEndedError, catch_up
 from onellm_async.validation import shown
 
 __all__ = ["MOST_REPLY_BYTES", "AiohttpTransport"]

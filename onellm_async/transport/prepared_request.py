@@ -19,7 +19,7 @@ from aiohttp import ClientConnectionResetError, ClientRequest, ClientResponse, R
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from onellm_async.transport.timeouts import Attempt, SharedTimeout
+from onellm_async.transport.shared_timeout import Attempt, SharedTimeout
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
