@@ -54,6 +54,7 @@ class Call:
         "deadline",
         "failure",
         "group",
+        "in_flight",
         "lane",
         "model",
         "number",
@@ -64,7 +65,6 @@ class Call:
         "started",
         "tokens",
         "uncounted",
-        "under_way",
     )
 
     def __init__(self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: Group) -> None:
@@ -83,7 +83,7 @@ class Call:
         self.possibly_billed: int = 0
         self.uncounted: int = 0
         self.failure: APIError | None = None
-        self.under_way: bool = False
+        self.in_flight: bool = False
         self.before_sending: BeforeSending | None = None
         self.after_failing: AfterFailing | None = None
 

@@ -18,10 +18,10 @@ __all__ = [
     "CatalogEntry",
     "KnownModel",
     "Model",
+    "closest_name",
     "cost",
     "entries",
     "lookup",
-    "nearest",
     "provider_called",
 ]
 
@@ -153,7 +153,7 @@ def provider_called(name: str) -> str | None:
     return folded if folded in PROVIDERS else by_name.get(folded) or _OTHER_PROVIDER_NAMES.get(folded)
 
 
-def nearest(model: str) -> str | None:
+def closest_name(model: str) -> str | None:
     """Returns the documented id closest to `model`, for "did you mean"; None if none is close."""
     folded = {entry.name.casefold(): entry.name for entry in entries()}
     close = difflib.get_close_matches(model.casefold(), folded, n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ import attrs
 from attrs import field, frozen
 
 from onellm_async.errors import InvalidRequestError, OneLLMError
-from onellm_async.validation import Checks, Validator, shown
+from onellm_async.validation import Checks, Validator, truncated_repr
 
 __all__ = [
     "JSON",
@@ -69,12 +69,12 @@ _check = Checks(InvalidRequestError)
 def _role(_: object, attribute: object, value: Any) -> None:
     if value not in ROLES:
         advice = _ADVICE_ON_ROLES.get(value, "") if isinstance(value, str) else ""
-        raise _check.refusal("A message's role", value, f"it must be one of {', '.join(ROLES)}", advice=advice)
+        raise _check.error("A message's role", value, f"it must be one of {', '.join(ROLES)}", advice=advice)
 
 
 def _content(_: object, attribute: object, value: Any) -> None:
     if type(value) is not str and not isinstance(value, str):
-        raise _check.refusal("A message's content", value, "it must be a string")
+        raise _check.error("A message's content", value, "it must be a string")
 
 
 @frozen
@@ -113,11 +113,11 @@ class Message:
         if isinstance(value, Message):
             return value
         if not isinstance(value, Mapping):
-            raise _check.refusal("A message", value, "it must be a Message or a mapping with role and content")
+            raise _check.error("A message", value, "it must be a Message or a mapping with role and content")
         unknown = sorted(str(key) for key in value.keys() - {"role", "content"})
         if unknown:
             advice = _TOOL_HISTORY if any(name.startswith("tool") for name in unknown) else ""
-            raise _check.refusal("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}", advice=advice)
+            raise _check.error("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}", advice=advice)
         return cls(value.get("role", ""), value.get("content", None))  # type: ignore[arg-type]  # refused if not a text
 
 
@@ -130,18 +130,18 @@ def _messages_from(value: object) -> tuple[Message, ...]:
     if isinstance(value, Message):
         return (value,)
     if not isinstance(value, Iterable) or isinstance(value, Mapping | bytes):
-        raise _check.refusal("messages", value, "it must be a string or a sequence of messages")
+        raise _check.error("messages", value, "it must be a string or a sequence of messages")
     return tuple(map(Message.of, value))
 
 
 def _some_messages(_: object, attribute: object, value: tuple[Message, ...]) -> None:
     if not value:
-        raise _check.refusal("messages", list(value), "at least one message is needed")
+        raise _check.error("messages", list(value), "at least one message is needed")
 
 
 def _model(_: object, attribute: object, value: Any) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise _check.refusal("model", value, "it must be the name of a model")
+        raise _check.error("model", value, "it must be the name of a model")
 
 
 def _tuple_from(value: Any) -> Any:
@@ -156,9 +156,9 @@ def _own_mapping(value: Any) -> Any:
 
 def _extra(_: object, attribute: object, value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise _check.refusal("extra", value, "it must be a mapping of further request fields")
+        raise _check.error("extra", value, "it must be a mapping of further request fields")
     if "stream" in value:
-        raise _no_stream(f"extra sets stream to {shown(value['stream'])}")
+        raise _no_stream(f"extra sets stream to {truncated_repr(value['stream'])}")
     _check.json("extra", value)
 
 
@@ -294,7 +294,7 @@ class RequestOptions(TypedDict, total=False):
     extra: Mapping[str, JSON] | None
 
 
-def request_for(prompt: Prompt, model: str | None, options: RequestOptions) -> ChatRequest:
+def build_request(prompt: Prompt, model: str | None, options: RequestOptions) -> ChatRequest:
     """The request that asks `prompt`; one that is complete already is returned as it is.
 
     Raises:
@@ -314,7 +314,7 @@ def request_for(prompt: Prompt, model: str | None, options: RequestOptions) -> C
 
 def _unknown_options(options: Mapping[str, object], unknown: list[str]) -> InvalidRequestError:
     if "stream" in unknown:
-        return _no_stream(f"stream is {shown(options['stream'])}")
+        return _no_stream(f"stream is {truncated_repr(options['stream'])}")
     return InvalidRequestError(
         " ".join(f"There is no request field called {name}; {_instead_of(name)}" for name in unknown)
     )

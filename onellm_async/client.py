@@ -21,7 +21,7 @@ from onellm_async.chat import (
     Messages,
     Prompt,
     RequestOptions,
-    request_for,
+    build_request,
 )
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
@@ -32,10 +32,10 @@ from onellm_async.live_control import LiveControl
 from onellm_async.request_group import RequestGroup
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
-from onellm_async.settings import ApiKey, Timeout, api_key_from, base_url_from, proxy_from, ssl_context_from
+from onellm_async.settings import ApiKey, Timeout, resolve_api_key, resolve_base_url, resolve_proxy, resolve_ssl_context
 from onellm_async.transport import AiohttpTransport, Transport
-from onellm_async.validation import shown
-from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, endpoints_from
+from onellm_async.validation import truncated_repr
+from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, resolve_endpoints
 
 if TYPE_CHECKING:
     from onellm_async.batch.client_run import RunOptions
@@ -118,19 +118,19 @@ class AsyncOneLLM(LiveControl):
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         self._base_url: str | None = None
         if transport is None:
-            url = self._base_url = base_url_from(base_url, allow_insecure=allow_insecure)
+            url = self._base_url = resolve_base_url(base_url, allow_insecure=allow_insecure)
             transport = AiohttpTransport(
                 url,
-                api_key_from(api_key),
+                resolve_api_key(api_key),
                 attempt_timeout,
                 session,
                 JSON_HEADERS,
-                proxy=proxy_from(proxy, url, trust_env=trust_env),
-                ssl=ssl_context_from(ssl),
+                proxy=resolve_proxy(proxy, url, trust_env=trust_env),
+                ssl=resolve_ssl_context(ssl),
                 ssl_is_default=ssl is None,
             )
         self._dialect = Dialect(dialect)
-        self._endpoints = endpoints_from(endpoints)
+        self._endpoints = resolve_endpoints(endpoints)
         if self._endpoints and self._dialect is not Dialect.BACKEND:
             raise ConfigurationError(
                 "endpoints have no effect in the documented dialect, which names no endpoint.",
@@ -221,7 +221,7 @@ class AsyncOneLLM(LiveControl):
             ClientClosedError: If the client is or becomes closed.
             APIError: If the service, or the way to it, failed in spite of retries.
         """
-        return await self.send(request_for(prompt, model, options), lane=lane, deadline=deadline)
+        return await self.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
 
     async def send(self, request: ChatRequest, *, lane: str = "default", deadline: float | None = None) -> ChatResponse:
         """Sends a complete request; otherwise like `chat`."""
@@ -423,7 +423,7 @@ class AsyncOneLLM(LiveControl):
     def _check_options(self, model: Model | None, options: RequestOptions) -> None:
         """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""
         if model is not None:
-            encode_request(request_for("", model, options), self._dialect, self._endpoints)
+            encode_request(build_request("", model, options), self._dialect, self._endpoints)
 
     def _fan_out(
         self,
@@ -440,7 +440,7 @@ class AsyncOneLLM(LiveControl):
         group = self.group()
 
         async def answer(prompt: Prompt) -> ChatResponse:
-            return await group.send(request_for(prompt, model, options), lane=lane, deadline=deadline)
+            return await group.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
 
         return FanOut(
             source,
@@ -472,7 +472,7 @@ def _shared_quota(
         return None
     if own_transport:
         return found, board_name(base_url or "transport", "")
-    return found, board_name(base_url_from(base_url, allow_insecure=True), api_key_from(api_key).authorization())
+    return found, board_name(resolve_base_url(base_url, allow_insecure=True), resolve_api_key(api_key).authorization())
 
 
 _POLICIES = {"limits": Limits, "rate_state": RateState, "retry": RetryPolicy, "timeout": Timeout}
@@ -487,7 +487,7 @@ def _check_policies(**policies: object) -> None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool)
         advice = f"Use {kind.__name__}({_SHORT_FORMS[name]}={value!r})." if number and name in _SHORT_FORMS else ""
-        raise ConfigurationError(f"{name} is {shown(value)}; it must be a {kind.__name__}.", advice=advice)
+        raise ConfigurationError(f"{name} is {truncated_repr(value)}; it must be a {kind.__name__}.", advice=advice)
 
 
 def _timeout_from(value: object) -> Timeout:
@@ -500,12 +500,14 @@ def _timeout_from(value: object) -> Timeout:
 def _hooks_from(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
     listed = tuple(hooks) if hasattr(hooks, "__iter__") else ()
     if not hasattr(hooks, "__iter__") or not all(map(callable, listed)):
-        raise ConfigurationError(f"hooks is {shown(hooks)}; it must be a sequence of callables that take an event.")
+        raise ConfigurationError(
+            f"hooks is {truncated_repr(hooks)}; it must be a sequence of callables that take an event."
+        )
     return listed
 
 
 def _check_prompt(index: int, prompt: Prompt, model: Model | None, options: RequestOptions) -> None:
     try:
-        request_for(prompt, model, options)
+        build_request(prompt, model, options)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"Prompt {index}: {error.message}", advice=error.advice) from None

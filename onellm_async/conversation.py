@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Unpack
 
 from onellm_async.catalog import Model
-from onellm_async.chat import ChatResponse, Message, Messages, RequestOptions, request_for
+from onellm_async.chat import ChatResponse, Message, Messages, RequestOptions, build_request
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import ConfigurationError, DeadlineExceededError, InvalidRequestError
 from onellm_async.validation import Checks
@@ -58,7 +58,7 @@ class Conversation:
             raise ConfigurationError(f"max_messages is {max_messages!r}; a question and its answer are 2.")
         if deadline is not None:
             _check.check_number("deadline", deadline, 0, above=True)
-        request_for("", model, options)
+        build_request("", model, options)
         if isinstance(history, str):
             raise ConfigurationError("history is a string; it must be a sequence of messages.")
         self._client = client

@@ -18,7 +18,7 @@ from attrs import frozen
 
 from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt
 from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator"]
 
@@ -57,11 +57,11 @@ def check_source(source: object) -> None:
     """
     if isinstance(source, str | bytes | Mapping | Message | ChatRequest):
         raise InvalidRequestError(
-            f"The prompts are {shown(source)}, which is a single {type(source).__name__}.",
+            f"The prompts are {truncated_repr(source)}, which is a single {type(source).__name__}.",
             advice="Pass a list of prompts, or use chat for a single one.",
         )
     if not isinstance(source, Iterable | AsyncIterable):
-        raise InvalidRequestError(f"The prompts are {shown(source)}; they must be an (async) iterable.")
+        raise InvalidRequestError(f"The prompts are {truncated_repr(source)}; they must be an (async) iterable.")
 
 
 async def close_iterator(iterator: AsyncIterator[object]) -> None:

@@ -5,7 +5,7 @@ from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.sender import Sender
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = ["LiveControl"]
 
@@ -85,7 +85,7 @@ class LiveControl:
                 client.retune(attrs.evolve(client.limits, requests_per_minute=600, burst=100))
         """
         if not isinstance(limits, Limits):
-            raise ConfigurationError(f"limits is {shown(limits)}; it must be a Limits.")
+            raise ConfigurationError(f"limits is {truncated_repr(limits)}; it must be a Limits.")
         self._sender.retune(limits)
         self.limits = limits
 

@@ -22,7 +22,7 @@ _check = Checks(ConfigurationError, "RetryPolicy.")
 
 def _ambiguous(_: object, attribute: object, value: object) -> None:
     if not isinstance(value, str) or value not in {"retry", "once", "never"}:
-        raise _check.refusal("ambiguous", value, "it must be 'retry', 'once' or 'never'")
+        raise _check.error("ambiguous", value, "it must be 'retry', 'once' or 'never'")
 
 
 @frozen(kw_only=True)

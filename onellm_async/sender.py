@@ -275,7 +275,7 @@ class Sender:
         except OneLLMError:
             raise
         except TimeoutError:
-            call.possibly_billed += call.under_way
+            call.possibly_billed += call.in_flight
             raise DeadlineExceededError("The deadline passed before an answer was there.") from None
 
     async def _retrying(self, call: Call) -> ChatResponse:
@@ -364,7 +364,7 @@ class Sender:
                 self._apply_failure(failure, call, permit)
                 raise
             except OneLLMError:  # unusable URL, HTTP session closed: nothing was sent
-                call.attempts, call.under_way = call.attempts - 1, False
+                call.attempts, call.in_flight = call.attempts - 1, False
                 permit.give_back()
                 raise
             else:
@@ -429,9 +429,9 @@ class Sender:
 
     async def _once(self, call: Call) -> ChatResponse:
         call.attempts += 1
-        call.under_way = True
+        call.in_flight = True
         reply = await self._transport.post(call.body)
-        call.under_way = False
+        call.in_flight = False
         return decode_reply(
             reply.status,
             reply.headers,
@@ -447,7 +447,7 @@ class Sender:
     def _apply_rate_limit(self, rate_limit: RateLimitError, call: Call, permit: Permit) -> None:
         self._service_answered()
         self._record_failure(rate_limit)
-        call.under_way = False
+        call.in_flight = False
         call.attempts -= 1
         call.rate_limited += 1
         call.order = permit.order
@@ -464,7 +464,7 @@ class Sender:
         failure.affects_every_prompt = rule.every_prompt == "yes" or (
             rule.every_prompt == "unless answered" and not self._answered
         )
-        call.failure, call.order, call.under_way = failure, permit.order, False
+        call.failure, call.order, call.in_flight = failure, permit.order, False
         if rule.attempt == "never":
             call.attempts -= 1
         if failure.billing is Billing.POSSIBLY_BILLED:

@@ -15,19 +15,19 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from attrs import field, frozen
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, truncated_repr
 
 __all__ = [
     "DEFAULT_BASE_URL",
     "ApiKey",
     "Proxy",
     "Timeout",
-    "api_key_from",
-    "base_url_from",
     "checked_url",
-    "proxy_from",
+    "resolve_api_key",
+    "resolve_base_url",
+    "resolve_proxy",
+    "resolve_ssl_context",
     "shown_url",
-    "ssl_context_from",
     "trust_only",
     "unused_proxy_variable",
 ]
@@ -75,7 +75,7 @@ class ApiKey:
         raise TypeError("An ApiKey is not pickled: give each process its key through ONELLM_API_KEY.")
 
 
-def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
+def resolve_api_key(api_key: str | ApiKey | None) -> ApiKey:
     """Returns the API key: the argument, else ``ONELLM_API_KEY``.
 
     Raises:
@@ -90,7 +90,7 @@ def api_key_from(api_key: str | ApiKey | None) -> ApiKey:
     return ApiKey(api_key)
 
 
-def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
+def resolve_base_url(base_url: str | None, *, allow_insecure: bool = False) -> str:
     """Returns the API URL: the argument, else ``ONELLM_BASE_URL``, else `DEFAULT_BASE_URL`.
 
     Args:
@@ -102,7 +102,7 @@ def base_url_from(base_url: str | None, *, allow_insecure: bool = False) -> str:
         ConfigurationError: If it is not an http(s) URL, carries user info, or would send the key in the clear.
 
     Example:
-        >>> base_url_from("http://127.0.0.1:3000")
+        >>> resolve_base_url("http://127.0.0.1:3000")
         'http://127.0.0.1:3000/api'
     """
     url = base_url if base_url is not None else os.environ.get("ONELLM_BASE_URL") or DEFAULT_BASE_URL
@@ -128,7 +128,7 @@ def checked_url(name: str, url: str, *, advice: str = "") -> SplitResult:
             secret in it.
     """
     if not isinstance(url, str):
-        raise ConfigurationError(f"{name} is {shown(url)}; it must be a string.")
+        raise ConfigurationError(f"{name} is {truncated_repr(url)}; it must be a string.")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -189,7 +189,7 @@ class Proxy:
         return {token, base64.b64decode(token).decode().partition(":")[2]}
 
 
-def proxy_from(proxy: str | None, base_url: str, *, trust_env: bool = False) -> Proxy | None:
+def resolve_proxy(proxy: str | None, base_url: str, *, trust_env: bool = False) -> Proxy | None:
     """The proxy to use: the argument, else ``ONELLM_PROXY``, else with `trust_env` the environment's usual one.
 
     Args:
@@ -263,7 +263,7 @@ def _parsed_proxy(source: str, value: str) -> Proxy:
     return Proxy(f"{parts.scheme}://{address}", source, authorization)
 
 
-def ssl_context_from(context: SSLContext | None) -> SSLContext | None:
+def resolve_ssl_context(context: SSLContext | None) -> SSLContext | None:
     """How TLS is verified: the argument, else by ``ONELLM_CA_FILE``; None for the system's certificates.
 
     Raises:
@@ -272,7 +272,7 @@ def ssl_context_from(context: SSLContext | None) -> SSLContext | None:
     if context is not None:
         if not isinstance(context, SSLContext):
             raise ConfigurationError(
-                f"ssl is {shown(context)}; it must be an ssl.SSLContext.",
+                f"ssl is {truncated_repr(context)}; it must be an ssl.SSLContext.",
                 advice="To trust a certificate authority of your own, set ONELLM_CA_FILE.",
             )
         return context

@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 
 from onellm_async.errors import OneLLMError
 
-__all__ = ["Checks", "Validator", "shown"]
-
 Validator: TypeAlias = Callable[[Any, Any, Any], None]
 """Called with the object, an attrs attribute and its value, as attrs does; raises where the value is refused."""
 
@@ -20,7 +18,7 @@ _LARGEST_BITS = 4096
 """Beyond it (1,233 digits) Python may refuse to write an integer out, and no JSON parser reads it."""
 
 
-def shown(value: object) -> str:
+def truncated_repr(value: object) -> str:
     """Returns the repr of `value` for a message, at most 80 characters."""
     try:
         text = repr(value)
@@ -48,9 +46,9 @@ class Checks:
         self._error = error
         self._subject = subject
 
-    def refusal(self, name: str, value: object, rule: str, *, advice: str = "") -> OneLLMError:
+    def error(self, name: str, value: object, rule: str, *, advice: str = "") -> OneLLMError:
         """The error for `value` of the attribute called `name`."""
-        return self._error(f"{self._subject}{name} is {shown(value)}; {rule}.", advice=advice)
+        return self._error(f"{self._subject}{name} is {truncated_repr(value)}; {rule}.", advice=advice)
 
     def number(self, low: float, high: float = math.inf, *, above: bool = False, optional: bool = False) -> Validator:
         """A finite number from `low` (exclusive when `above`) to `high`."""
@@ -74,7 +72,7 @@ class Checks:
             rule = f"it must be a finite number of at least {low:g}"
         else:
             rule = f"it must be a number from {low:g} to {high:g}"
-        raise self.refusal(name, value, rule)
+        raise self.error(name, value, rule)
 
     def integer(self, low: int | None = None, *, optional: bool = False) -> Validator:
         """An integer of at least `low`. True and False are not integers here."""
@@ -84,9 +82,9 @@ class Checks:
             if value is None and optional:
                 return
             if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
-                raise self.refusal(attribute.name, value, rule)
+                raise self.error(attribute.name, value, rule)
             if value.bit_length() > _LARGEST_BITS:
-                raise self.refusal(attribute.name, value, "no service reads such a number")
+                raise self.error(attribute.name, value, "no service reads such a number")
 
         return check
 
@@ -95,7 +93,7 @@ class Checks:
 
         def check(_: object, attribute: Any, value: object) -> None:
             if not isinstance(value, kind) and not (value is None and optional):
-                raise self.refusal(attribute.name, value, rule)
+                raise self.error(attribute.name, value, rule)
 
         return check
 
@@ -106,7 +104,7 @@ class Checks:
             if value is None:
                 return
             if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
-                raise self.refusal(attribute.name, value, rule)
+                raise self.error(attribute.name, value, rule)
             self.json(attribute.name, value)
 
         return check
@@ -118,7 +116,7 @@ class Checks:
             if value is None:
                 return
             if not isinstance(value, Mapping):
-                raise self.refusal(attribute.name, value, rule)
+                raise self.error(attribute.name, value, rule)
             self.json(attribute.name, value)
 
         return check
@@ -129,16 +127,16 @@ class Checks:
             return
         if isinstance(value, int | float):
             if not _finite(value) or (isinstance(value, int) and value.bit_length() > _LARGEST_BITS):
-                raise self.refusal(path, value, "JSON has no such number")
+                raise self.error(path, value, "JSON has no such number")
         elif depth == _DEEPEST:
-            raise self.refusal(path, value, f"it is nested deeper than {_DEEPEST} levels")
+            raise self.error(path, value, f"it is nested deeper than {_DEEPEST} levels")
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 if not isinstance(key, str):
-                    raise self.refusal(f"A key of {path}", key, "JSON keys are strings")
-                self.json(f"{path}[{shown(key)}]", item, depth + 1)
+                    raise self.error(f"A key of {path}", key, "JSON keys are strings")
+                self.json(f"{path}[{truncated_repr(key)}]", item, depth + 1)
         elif isinstance(value, list | tuple):
             for position, item in enumerate(value):
                 self.json(f"{path}[{position}]", item, depth + 1)
         else:
-            raise self.refusal(path, value, "it is not a JSON value")
+            raise self.error(path, value, "it is not a JSON value")

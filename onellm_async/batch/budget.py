@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.errors import ConfigurationError, InvalidRequestError
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, truncated_repr
 from onellm_async.wire import dump_json
 
 __all__ = ["Account", "Bound", "Budget", "Charge", "billed_tokens", "most_input_tokens"]
@@ -186,7 +186,7 @@ def _bound(request: ChatRequest) -> Bound:
     bound = Bound(request.model, number * most_input_tokens(request), number * output)
     if bound.input_tokens + bound.output_tokens > _MOST_TOKENS:
         raise InvalidRequestError(
-            f"Its answers may have {shown(bound.output_tokens)} tokens, so no budget can hold.",
+            f"Its answers may have {truncated_repr(bound.output_tokens)} tokens, so no budget can hold.",
             advice="Set a smaller max_tokens or n, or leave the budget out.",
         )
     return bound
@@ -206,7 +206,7 @@ def _counts(places: Sequence[Mapping[str, JSON]], names: set[str], *, least: int
 
 def _unbounded(name: str, value: JSON, instead: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"extra sets {name} to {shown(value)}, so no budget can hold.",
+        f"extra sets {name} to {truncated_repr(value)}, so no budget can hold.",
         advice=f"Leave {name} out of extra and {instead}, or leave the budget out.",
     )
 

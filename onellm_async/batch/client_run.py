@@ -28,7 +28,7 @@ from onellm_async.chat import JSON, Prompt
 from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.events import Hook
 from onellm_async.fanout import check_source
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = ["Prompts", "RunOptions", "run_with"]
 
@@ -162,7 +162,7 @@ def _plan(
     unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
     if unknown:
         raise InvalidRequestError(
-            f"run has no option {shown(unknown[0])}.",
+            f"run has no option {truncated_repr(unknown[0])}.",
             advice=f"The options are {', '.join(RunOptions.__annotations__)}.",
         )
     journal, output_format, place = options.get("journal"), options.get("output_format"), os.fspath(output)

@@ -10,7 +10,7 @@ from attrs.converters import optional
 
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = ["RunIdentity", "endpoints_text", "redact_url"]
 
@@ -108,7 +108,7 @@ class RunIdentity:
             BatchError: If it is none.
         """
         if not isinstance(value, Mapping) or not isinstance(value.get("input"), str):
-            raise BatchError(f"{shown(value)} is not the identity of a run.")
+            raise BatchError(f"{truncated_repr(value)} is not the identity of a run.")
         names = {attribute.name for attribute in fields(cls)}
         return cls(**{name: part for name, part in value.items() if name in names})
 

@@ -18,7 +18,7 @@ _AMBIGUOUS = ("retry", "hold")
 
 def _one_of_ambiguous(_: object, attribute: object, value: object) -> None:
     if value not in _AMBIGUOUS:
-        raise _check.refusal("ambiguous", value, "it must be 'retry' or 'hold'")
+        raise _check.error("ambiguous", value, "it must be 'retry' or 'hold'")
 
 
 @frozen(kw_only=True)

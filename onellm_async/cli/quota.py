@@ -48,10 +48,10 @@ def status(
 
     from onellm_async.quota.names import board_name
     from onellm_async.quota.status import board_status
-    from onellm_async.settings import api_key_from, base_url_from
+    from onellm_async.settings import resolve_api_key, resolve_base_url
 
     found = _quota(quota)
-    name = board_name(base_url_from(base_url, allow_insecure=True), api_key_from(None).authorization())
+    name = board_name(resolve_base_url(base_url, allow_insecure=True), resolve_api_key(None).authorization())
     image = asyncio.run(_read(found, name))
     if image is None:
         say(f"No client has used this key and URL with the quota in {found.place} (board {name}).")

@@ -7,8 +7,8 @@ from attrs import asdict
 from onellm_async.batch import Budget, FileRun, HealthPolicy, RunPolicy
 from onellm_async.cli.connection import limits_from
 from onellm_async.cli.options import ConnectionFlags
-from onellm_async.settings import base_url_from
-from onellm_async.wire import endpoints_from
+from onellm_async.settings import resolve_base_url
+from onellm_async.wire import resolve_endpoints
 
 if TYPE_CHECKING:
     from onellm_async.cli.reading import InputFlags
@@ -37,9 +37,9 @@ def file_run(
         caches=going_on.cache,
         base_url="local"
         if connecting.local
-        else base_url_from(connecting.base_url, allow_insecure=connecting.allow_insecure),
+        else resolve_base_url(connecting.base_url, allow_insecure=connecting.allow_insecure),
         dialect=connecting.dialect_name,
-        endpoints=endpoints_from(connecting.endpoints),
+        endpoints=resolve_endpoints(connecting.endpoints),
         policy=RunPolicy(
             ambiguous=going_on.ambiguous,
             retry_failed=going_on.retry_failed,

@@ -29,13 +29,13 @@ def _requests_per_minute(_: object, attribute: object, value: object) -> None:
         return
     if isinstance(value, str):
         rule = "it must be a finite number above 0, 'auto' to discover the rate, or None for no limit"
-        raise _check.refusal("requests_per_minute", value, rule)
+        raise _check.error("requests_per_minute", value, rule)
     _check.check_number("requests_per_minute", value, 0, above=True)
 
 
 def _adaptive(_: object, attribute: object, value: object) -> None:
     if not isinstance(value, str) or value not in {"auto", "discover", "correct", "off"}:
-        raise _check.refusal("adaptive", value, "it must be 'auto', 'discover', 'correct' or 'off'")
+        raise _check.error("adaptive", value, "it must be 'auto', 'discover', 'correct' or 'off'")
 
 
 @frozen
@@ -85,10 +85,10 @@ class Limits:
     def __attrs_post_init__(self) -> None:
         if self.requests_per_minute is None and self.adaptive != "auto":
             rule = "requests_per_minute is None, so there is no rate to adapt; use requests_per_minute='auto'"
-            raise _check.refusal("adaptive", self.adaptive, rule)
+            raise _check.error("adaptive", self.adaptive, rule)
         if self.requests_per_minute == AUTO and self.adaptive in {"correct", "off"}:
             rule = "that needs a declared rate, and requests_per_minute is 'auto'"
-            raise _check.refusal("adaptive", self.adaptive, rule)
+            raise _check.error("adaptive", self.adaptive, rule)
 
     @property
     def declared_rate(self) -> float | None:

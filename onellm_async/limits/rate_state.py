@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from attrs import NOTHING, asdict, fields, frozen
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "rate_state.")
 _ABOVE_ZERO = {"rate", "burst"}
@@ -55,10 +55,14 @@ class RateState:
             40
         """
         if not isinstance(saved, Mapping):
-            raise ConfigurationError(f"rate_state is {shown(saved)}; it must be what RateState.to_dict returned.")
+            raise ConfigurationError(
+                f"rate_state is {truncated_repr(saved)}; it must be what RateState.to_dict returned."
+            )
         known = {field.name: field for field in fields(cls)}
         if unknown := sorted(str(name) for name in saved if name not in known):
-            raise ConfigurationError(f"rate_state has {shown(unknown[0])}, which is none of {', '.join(known)}.")
+            raise ConfigurationError(
+                f"rate_state has {truncated_repr(unknown[0])}, which is none of {', '.join(known)}."
+            )
         if missing := [name for name, field in known.items() if name not in saved and field.default is NOTHING]:
             raise ConfigurationError(f"rate_state has no {missing[0]!r}; it must be what RateState.to_dict returned.")
         numbers: dict[str, float] = {}

@@ -11,7 +11,7 @@ from onellm_async.chat import JSON
 from onellm_async.limits.quota import Declaration
 from onellm_async.quota.board import Board
 from onellm_async.quota.control_image import ControlImageError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.version import __version__
 
 __all__ = ["NewerBoardError", "read_board", "write_board"]
@@ -50,7 +50,7 @@ def read_board(image: Mapping[str, JSON], declaration: Declaration, now: float, 
         NewerBoardError: If a newer version wrote it and it cannot be read.
     """
     version = str(image.get("version", ""))
-    newer = f"It is kept by onellm-async {shown(version)}, a newer version than {__version__}."
+    newer = f"It is kept by onellm-async {truncated_repr(version)}, a newer version than {__version__}."
     rows = image.get("rows")
     count = len(rows) if isinstance(rows, dict) else 1
     image_format = image.get("format", FORMAT)

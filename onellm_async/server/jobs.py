@@ -10,7 +10,7 @@ from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.server.accounts import Account
 from onellm_async.server.settings import FaultPlan
 from onellm_async.transport import RawReply
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import Dialect, dump_json
 
 MAX_TOKEN_COUNT = 2**53
@@ -25,12 +25,14 @@ def _check_usage(_: object, attribute: object, usage: Any) -> None:
     for name, count in (("input", usage.input_tokens), ("output", usage.output_tokens), ("total", usage.total_tokens)):
         valid = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MAX_TOKEN_COUNT
         if count is not None and not valid:
-            raise ValueError(f"{name}_tokens of a completion is {shown(count)}; it must be a count or None.")
+            raise ValueError(f"{name}_tokens of a completion is {truncated_repr(count)}; it must be a count or None.")
 
 
 def _check_fields(_: object, attribute: Any, value: Any) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise TypeError(f"{attribute.name} of a completion is {shown(value)}; it must map names to JSON values.")
+        raise TypeError(
+            f"{attribute.name} of a completion is {truncated_repr(value)}; it must map names to JSON values."
+        )
     if value:
         try:
             dump_json(dict(value))

@@ -9,7 +9,7 @@ from attrs import frozen
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import InvalidRequestError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import Dialect, request_from_body
 from onellm_async.wire.requests import forwarded_by_backend
 
@@ -59,7 +59,9 @@ def decompress(body: bytes, encoding: str) -> bytes:
         elif name == "deflate":  # The standard asks for zlib's header, whose low four bits are 8. Many clients omit it.
             body = _inflate(body, zlib.MAX_WBITS if body[:1] and body[0] & 0xF == 8 else -zlib.MAX_WBITS)
         elif name not in {"", "identity"}:
-            raise ValidationError(f"Content-Encoding is {shown(name)}; send gzip, deflate or no encoding.", 415)
+            raise ValidationError(
+                f"Content-Encoding is {truncated_repr(name)}; send gzip, deflate or no encoding.", 415
+            )
     return body
 
 
@@ -159,15 +161,15 @@ def _problem(dialect: Dialect, body: JSON, *, any_model: bool) -> str | None:
     if dialect is Dialect.BACKEND:
         return _backend_problem(body, any_model=any_model)
     if not isinstance(body.get("messages", []), list):
-        return f"messages is {shown(body['messages'])}; it must be an array of messages."
+        return f"messages is {truncated_repr(body['messages'])}; it must be an array of messages."
     return None if any_model else _model_problem(body.get("model"))
 
 
 def _model_problem(model: JSON) -> str | None:
     if not isinstance(model, str) or model in _model_names(Dialect.DOCUMENTED):
         return None
-    near = catalog.nearest(model) if len(model) <= _MAX_NAME_LENGTH else None
-    return f"Unknown model {shown(model)}." + (f" Did you mean {near!r}?" if near else "")
+    near = catalog.closest_name(model) if len(model) <= _MAX_NAME_LENGTH else None
+    return f"Unknown model {truncated_repr(model)}." + (f" Did you mean {near!r}?" if near else "")
 
 
 def _backend_problem(body: dict[str, JSON], *, any_model: bool) -> str | None:
@@ -194,7 +196,7 @@ def _type(value: JSON) -> str:
     if isinstance(value, bool):
         return f"boolean `{str(value).lower()}`"
     if isinstance(value, int):
-        return f"integer `{shown(value)}`"
+        return f"integer `{truncated_repr(value)}`"
     if isinstance(value, float):
         return f"floating point `{value}`"
     if isinstance(value, str):

@@ -62,7 +62,7 @@ def _by_catalog_name(value: Any) -> Any:
 
 def _check_texts(_: object, attribute: Any, value: Any) -> None:
     if not isinstance(value, dict) or not all(isinstance(text, str) for item in value.items() for text in item):
-        raise _faults.refusal(attribute.name, value, "it must map models to texts")
+        raise _faults.error(attribute.name, value, "it must map models to texts")
 
 
 @frozen(kw_only=True)

@@ -21,17 +21,17 @@ from onellm_async.errors import (
 )
 from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
 from onellm_async.transport.addresses import query_values, url_of
-from onellm_async.transport.exceptions import refused_by_proxy, translated
+from onellm_async.transport.exceptions import error_of_proxy, translate_exception
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
 from onellm_async.transport.protocol import RawReply
 from onellm_async.transport.redaction import HiddenValue, Redactor, without_frames
 from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
 from onellm_async.transport.shared_timeout import Attempt, AttemptEndedError, catch_up
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
-__all__ = ["MOST_REPLY_BYTES", "AiohttpTransport"]
+__all__ = ["MAX_REPLY_BYTES", "AiohttpTransport"]
 
-MOST_REPLY_BYTES: Final = 32 * 1024 * 1024
+MAX_REPLY_BYTES: Final = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is cut off and refused: no chat answer is that long."""
 
 _MAX_BYTES_AT_ONCE = 1024 * 1024
@@ -70,7 +70,7 @@ class AiohttpTransport:
         ssl_is_default: bool = False,
     ) -> None:
         if session is not None and not isinstance(session, aiohttp.ClientSession):
-            raise ConfigurationError(f"session is {shown(session)}; it must be an aiohttp.ClientSession.")
+            raise ConfigurationError(f"session is {truncated_repr(session)}; it must be an aiohttp.ClientSession.")
         secret_headers = {"Authorization": HiddenValue(key.authorization())}
         secrets = {key.authorization().removeprefix("Bearer "), *query_values(url), *_secrets_of(session)}
         if proxy is not None and proxy.authorization is not None:
@@ -198,13 +198,13 @@ class AiohttpTransport:
             return self._closed(sent=sent)
         if isinstance(error, _TooLongError):
             return ResponseDecodeError(
-                f"The reply is longer than {MOST_REPLY_BYTES // 1024 // 1024} MiB.",
+                f"The reply is longer than {MAX_REPLY_BYTES // 1024 // 1024} MiB.",
                 status_code=error.status,
                 body=self._redactor.excerpt(error.start, 500),
                 advice="No chat answer is that long: check base_url.",
             )
         if isinstance(error, Exception):
-            return translated(
+            return translate_exception(
                 error,
                 host,
                 sent=sent,
@@ -232,7 +232,7 @@ class AiohttpTransport:
     def _check_proxy(self, reply: RawReply) -> None:
         """A proxy answers plain http requests like a service. Only 407 tells that it was the proxy."""
         if reply.status == 407 and (self._post.proxy is not None or self._given is not None):
-            raise refused_by_proxy(407, "Proxy Authentication Required", self._post.proxy)
+            raise error_of_proxy(407, "Proxy Authentication Required", self._post.proxy)
 
     async def _open(self) -> Way:
         loop = asyncio.get_running_loop()
@@ -265,7 +265,7 @@ def _secrets_of(session: aiohttp.ClientSession | None) -> set[str]:
 
 
 class _TooLongError(Exception):
-    """The reply is longer than `MOST_REPLY_BYTES`."""
+    """The reply is longer than `MAX_REPLY_BYTES`."""
 
     def __init__(self, status: int, start: bytes) -> None:
         super().__init__("too long")
@@ -285,7 +285,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     size = len(first) + len(chunk)
     chunks = [first, chunk]
     while chunk:
-        if size > MOST_REPLY_BYTES:
+        if size > MAX_REPLY_BYTES:
             response.close()
             raise _TooLongError(response.status, first)
         chunk = await response.content.readany()

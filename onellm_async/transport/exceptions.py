@@ -9,7 +9,7 @@ import aiohttp
 from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, FailureKind
 from onellm_async.settings import Proxy, shown_url
 
-__all__ = ["refused_by_proxy", "translated"]
+__all__ = ["error_of_proxy", "translate_exception"]
 
 _SOCKETS_USED_UP = {errno.EMFILE, errno.ENFILE, 10024, 10055}  # the last two: Windows' WSAEMFILE, WSAENOBUFS
 _HOSTED_SERVICE = "onellm.dev"
@@ -17,7 +17,7 @@ _REFUSALS_OF_A_PROXY = {403, 407}
 """Statuses of a proxy that refuses this client, and so every prompt."""
 
 
-def translated(
+def translate_exception(
     error: Exception,
     host: str,
     *,
@@ -46,7 +46,7 @@ def translated(
             advice="Raise `ulimit -n` or lower Limits.max_concurrency.",
         )
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return refused_by_proxy(error.status, error.message, proxy)
+        return error_of_proxy(error.status, error.message, proxy)
     name, advice = _other_side(error, host, proxy, unused_proxy)
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
         return APIConnectionError(
@@ -73,7 +73,7 @@ def translated(
     return APIConnectionError(f"The connection to {host} broke: {words}.")
 
 
-def refused_by_proxy(status: int, reason: str, proxy: Proxy | None) -> APIConnectionError:
+def error_of_proxy(status: int, reason: str, proxy: Proxy | None) -> APIConnectionError:
     """The error for an answer of the proxy itself. With 403 or 407 it refuses every prompt; anything else may pass.
 
     Args:

@@ -8,10 +8,10 @@ from onellm_async.wire.requests import (
     JSON_HEADERS,
     Dialect,
     encode_request,
-    endpoints_from,
     fields_without_effect,
     request_from_body,
     request_to_body,
+    resolve_endpoints,
 )
 
 __all__ = [
@@ -21,11 +21,11 @@ __all__ = [
     "decode_reply",
     "dump_json",
     "encode_request",
-    "endpoints_from",
     "fields_without_effect",
     "parse_json",
     "parse_retry_after",
     "request_from_body",
     "request_to_body",
+    "resolve_endpoints",
     "response_to_body",
 ]

@@ -25,20 +25,20 @@ from onellm_async.errors import (
     ResponseDecodeError,
     UnprocessableEntityError,
 )
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = [
     "CHECK_BASE_URL",
+    "error_for",
     "error_text",
     "excerpt",
-    "failure",
     "object_with_error",
     "parse_retry_after",
     "status_within",
 ]
 
 EXCERPT_CHARACTERS = 500
-LONGEST_RETRY_AFTER = 300.0
+MAX_RETRY_AFTER = 300.0
 """Seconds; a service that asks for more is asked again after this long."""
 
 _BASE_URL = "base_url (--base-url or ONELLM_BASE_URL)"
@@ -136,7 +136,7 @@ def excerpt(body: bytes) -> str:
     return body[: EXCERPT_CHARACTERS * 4].decode("utf-8", "replace")[:EXCERPT_CHARACTERS]
 
 
-def failure(
+def error_for(
     status: int,
     headers: Mapping[str, str],
     payload: JSON,
@@ -169,7 +169,7 @@ def failure(
         error_class, advice = InsufficientBalanceError, _QUOTA_ADVICE
     elif not 300 <= status < 600:
         return ResponseDecodeError(
-            f"The service answered with status {shown(status)}, which means nothing.",
+            f"The service answered with status {truncated_repr(status)}, which means nothing.",
             status_code=status,
             body=excerpt(body),
         )
@@ -197,7 +197,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         return None
     value = value.strip()
     if _DECIMAL.fullmatch(value):
-        return min(float(value), LONGEST_RETRY_AFTER)
+        return min(float(value), MAX_RETRY_AFTER)
     if not _DATE.match(value):
         return None
     try:
@@ -205,7 +205,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
         moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return min(max(0.0, moment - now), LONGEST_RETRY_AFTER)
+    return min(max(0.0, moment - now), MAX_RETRY_AFTER)
 
 
 _DECIMAL = re.compile(r"\d+(?:\.\d*)?|\.\d+", re.ASCII)
@@ -216,7 +216,7 @@ _DATE = re.compile(r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6}[, ]")
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
     milliseconds = (_header(headers, "Retry-After-Ms") or "").strip()
     if _DECIMAL.fullmatch(milliseconds):
-        return min(float(milliseconds) / 1000, LONGEST_RETRY_AFTER)
+        return min(float(milliseconds) / 1000, MAX_RETRY_AFTER)
     return parse_retry_after(_header(headers, "Retry-After"), now)
 
 
@@ -288,7 +288,7 @@ def _advice_on_rejection(text: str, body: bytes, asked: bytes) -> str:
 
 
 def _advice_on_variant(asked: str) -> str:
-    near = catalog.nearest(asked)
+    near = catalog.closest_name(asked)
     entry = catalog.lookup(asked) or (catalog.lookup(near) if near is not None else None)
     if entry is None:
         return "`onellm-async models` lists the known ones."

@@ -23,9 +23,9 @@ from onellm_async.chat import JSON, ChatResponse, Usage
 from onellm_async.errors import FailureKind, InsufficientBalanceError, ResponseDecodeError
 from onellm_async.wire.error_replies import (
     CHECK_BASE_URL,
+    error_for,
     error_text,
     excerpt,
-    failure,
     object_with_error,
     status_within,
 )
@@ -90,7 +90,7 @@ def decode_reply(
         if not payload:
             payload = outer  # an empty envelope: what there is to read stands beside it
     if not 200 <= status < 300:
-        raise failure(status, headers, payload, body, model=model, now=now, asked=asked)
+        raise error_for(status, headers, payload, body, model=model, now=now, asked=asked)
     response = _as_documented(payload, model)
     if response is not None:
         return response
@@ -117,14 +117,14 @@ def _raise_for(
     """Raises the error that a 2xx reply is, or the one that it holds."""
     place = error if error is not None else payload
     told = status_within(place)
-    found = failure(told if told is not None else status, headers, place, body, model=model, now=now, asked=asked)
+    found = error_for(told if told is not None else status, headers, place, body, model=model, now=now, asked=asked)
     if told is not None or isinstance(found, InsufficientBalanceError):
         raise found
     text = error_text(place, b"")
     if error is not None:
         message = f"The service answered {status}, but its reply holds an error: {text or 'without a text'}"
     else:
-        message = f"The service answered {status}, but its reply holds no answer: {_what_came(payload, body)}"
+        message = f"The service answered {status}, but its reply holds no answer: {_describe_body(payload, body)}"
         message += f". It says: {text}" if text and type(payload) is dict else ""
     raise ResponseDecodeError(
         message if message.endswith((".", "!", "?")) else f"{message}.",
@@ -258,7 +258,7 @@ def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= _LARGEST_COUNT
 
 
-def _what_came(payload: JSON, body: bytes) -> str:
+def _describe_body(payload: JSON, body: bytes) -> str:
     if not body:
         return "the body is empty"
     if payload is None:

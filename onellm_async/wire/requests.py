@@ -12,18 +12,18 @@ from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, Message
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.settings import checked_url
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire.json_codec import dump_json
 
 __all__ = [
     "JSON_HEADERS",
     "Dialect",
     "encode_request",
-    "endpoints_from",
     "fields_without_effect",
     "forwarded_by_backend",
     "request_from_body",
     "request_to_body",
+    "resolve_endpoints",
 ]
 
 JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -106,7 +106,7 @@ def request_from_body(body: Mapping[str, JSON]) -> ChatRequest:
     return ChatRequest(**known, extra=extra or None)
 
 
-def endpoints_from(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
+def resolve_endpoints(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
     """The URLs to which the published backend is told to forward, by the catalog's name of the provider.
 
     Args:
@@ -117,17 +117,21 @@ def endpoints_from(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
         ConfigurationError: If a provider is unknown or named twice, or a URL is not one.
 
     Example:
-        >>> dict(endpoints_from({"OpenAI": "http://10.0.0.7/v1/chat/completions"}))
+        >>> dict(resolve_endpoints({"OpenAI": "http://10.0.0.7/v1/chat/completions"}))
         {'openai': 'http://10.0.0.7/v1/chat/completions'}
     """
     if endpoints is not None and not isinstance(endpoints, Mapping):
-        raise ConfigurationError(f"endpoints is {shown(endpoints)}; it must be a mapping from providers to URLs.")
+        raise ConfigurationError(
+            f"endpoints is {truncated_repr(endpoints)}; it must be a mapping from providers to URLs."
+        )
     found: dict[str, str] = {}
     for name, url in (endpoints or {}).items():
         provider = catalog.provider_called(str(name))
         if provider is None:
             known = ", ".join(catalog.PROVIDERS.values())
-            raise ConfigurationError(f"endpoints names the provider {shown(name)}; the known ones are {known}.")
+            raise ConfigurationError(
+                f"endpoints names the provider {truncated_repr(name)}; the known ones are {known}."
+            )
         if provider in found:
             raise ConfigurationError(f"endpoints names the provider {catalog.PROVIDERS[provider]} twice.")
         checked_url(f"The endpoint of {catalog.PROVIDERS[provider]}", url, advice="Its key belongs to the backend.")
@@ -224,7 +228,7 @@ def _write_for_backend(body: dict[str, JSON], extra: Mapping[str, JSON], endpoin
     provider = _provider(body, endpoints)
     if "endpoint" not in body:
         if provider is None or not isinstance(model, str):
-            near = catalog.nearest(model) if isinstance(model, str) else None
+            near = catalog.closest_name(model) if isinstance(model, str) else None
             raise InvalidRequestError(
                 f"The backend dialect needs to know the provider of model {model!r}, which is not in the catalog.",
                 advice=(f"Did you mean {near!r}? " if near else "")

@@ -12,15 +12,15 @@ from onellm_async.errors import (
     OneLLMError,
 )
 from onellm_async.limits.policy import Limits
-from onellm_async.settings import Timeout, api_key_from, base_url_from
+from onellm_async.settings import Timeout, resolve_api_key, resolve_base_url
 from onellm_async.wire import Dialect, encode_request, request_from_body
-from onellm_async.wire.error_replies import failure
+from onellm_async.wire.error_replies import error_for
 
 REQUEST = request_from_body({"model": "smollm2", "messages": "x"})
 
 
 def error_of(status: int, text: str, asked: bytes = b"") -> APIError:
-    return failure(status, {}, {"error": text}, text.encode(), model="GPT-5", now=0.0, asked=asked)
+    return error_for(status, {}, {"error": text}, text.encode(), model="GPT-5", now=0.0, asked=asked)
 
 
 def raised_by(action) -> OneLLMError:
@@ -43,10 +43,13 @@ def raised_by(action) -> OneLLMError:
             raised_by(lambda: encode_request(REQUEST, Dialect.BACKEND)),
             "Otherwise give its URL, and no other: --endpoint OpenAI=https://….",
         ),
-        (raised_by(lambda: api_key_from("")), "Set ONELLM_API_KEY."),
-        (raised_by(lambda: base_url_from("http://llm.example")), "Use https, or --allow-insecure if the network"),
-        (raised_by(lambda: base_url_from("ftp://llm.example")), "--base-url 'ftp://llm.example' is not"),
-        (raised_by(lambda: base_url_from("http://u:p@llm.example")), "--base-url holds a user name or password. Set "),
+        (raised_by(lambda: resolve_api_key("")), "Set ONELLM_API_KEY."),
+        (raised_by(lambda: resolve_base_url("http://llm.example")), "Use https, or --allow-insecure if the network"),
+        (raised_by(lambda: resolve_base_url("ftp://llm.example")), "--base-url 'ftp://llm.example' is not"),
+        (
+            raised_by(lambda: resolve_base_url("http://u:p@llm.example")),
+            "--base-url holds a user name or password. Set ",
+        ),
         (raised_by(lambda: Timeout(total=-1)), "--timeout: Timeout.total is -1; it must be"),
         (raised_by(lambda: Limits(requests_per_minute=-1)), "--rpm: Limits.requests_per_minute is -1; it must be"),
         (raised_by(lambda: Limits(burst=0)), "--burst: Limits.burst is 0; it must be"),

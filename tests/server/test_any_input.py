@@ -112,7 +112,7 @@ def test_text_that_is_not_utf8_is_refused_instead_of_repaired(asking, text):
 
 def test_model_name_of_megabytes_is_refused_without_looking_for_names_like_it(asking, monkeypatch):
     asked = []
-    monkeypatch.setattr(catalog, "nearest", asked.append)
+    monkeypatch.setattr(catalog, "closest_name", asked.append)
     asker = asking(ServerSettings())
     reply = asker.receive(model="GPT-5-" * 500_000)
     assert reply.status == 422

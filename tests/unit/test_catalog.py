@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async import catalog
-from onellm_async.catalog import KnownModel, cost, entries, lookup, nearest
+from onellm_async.catalog import KnownModel, closest_name, cost, entries, lookup
 from onellm_async.chat import Usage
 
 
@@ -85,12 +85,12 @@ def test_a_model_is_found_under_both_names() -> None:
     ("typo", "meant"), [("gpt5-mini", "GPT-5-Mini"), ("sonnet4", "Sonnet-4"), ("GPT-4.1mini", "GPT-4.1-Mini")]
 )
 def test_a_typo_finds_the_model_that_was_meant(typo: str, meant: str) -> None:
-    assert nearest(typo) == meant
+    assert closest_name(typo) == meant
 
 
 @given(st.text())
 def test_any_string_may_be_looked_up(text: str) -> None:
-    assert nearest(text) is None or lookup(nearest(text) or "") is not None
+    assert closest_name(text) is None or lookup(closest_name(text) or "") is not None
     assert lookup(text) is None or text in {lookup(text).name, lookup(text).backend_name}  # type: ignore[union-attr]
 
 

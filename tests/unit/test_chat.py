@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, RequestOptions, Usage, request_for
+from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, RequestOptions, Usage, build_request
 from onellm_async.errors import AuthenticationError, InvalidRequestError, OneLLMError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 FULL = ChatRequest(
     "GPT-5",
@@ -40,14 +40,14 @@ FULL = ChatRequest(
 def test_an_unknown_role_is_refused_by_name(role: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"role is .*it must be one of system, user, assistant") as caught:
         Message(role, "x")  # type: ignore[arg-type]
-    assert shown(role) in str(caught.value)
+    assert truncated_repr(role) in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [None, b"x", 5, ["x"], [{"type": "text", "text": "x"}]])
 def test_content_that_is_no_text_is_refused_by_value(content: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"content is .*it must be a string") as caught:
         Message("user", content)  # type: ignore[arg-type]
-    assert shown(content) in str(caught.value)
+    assert truncated_repr(content) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_messages_of_another_kind_are_refused(messages: object) -> None:
 def test_a_model_without_a_name_is_refused(model: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"model is .*; it must be the name of a model") as caught:
         ChatRequest(model, "x")  # type: ignore[arg-type]
-    assert shown(model) in str(caught.value)
+    assert truncated_repr(model) in str(caught.value)
 
 
 BAD = {
@@ -107,7 +107,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=shown
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values], ids=truncated_repr
 )
 def test_a_bad_option_is_refused_with_its_name_and_its_value(name: str, value: object) -> None:
     with pytest.raises(InvalidRequestError, match=name) as caught:
@@ -115,7 +115,7 @@ def test_a_bad_option_is_refused_with_its_name_and_its_value(name: str, value: o
     message = str(caught.value)
     as_kept = tuple(value) if isinstance(value, list) else value
     named_inside = f"{name}[" in message or f"A key of {name}" in message  # the place of a part that JSON cannot hold
-    assert shown(as_kept) in message or shown(value) in message or named_inside
+    assert truncated_repr(as_kept) in message or truncated_repr(value) in message or named_inside
 
 
 def test_every_option_has_its_bad_values_above() -> None:
@@ -214,15 +214,15 @@ def test_any_mapping_may_be_extra() -> None:
 
 
 def test_request_for_returns_a_complete_request_as_it_is() -> None:
-    assert request_for(FULL, None, {}) is FULL
-    assert request_for("x", "GPT-5", {"seed": 1}) == ChatRequest("GPT-5", "x", seed=1)
+    assert build_request(FULL, None, {}) is FULL
+    assert build_request("x", "GPT-5", {"seed": 1}) == ChatRequest("GPT-5", "x", seed=1)
 
 
 def test_request_for_names_what_is_missing_or_unknown() -> None:
     with pytest.raises(InvalidRequestError, match="model is missing"):
-        request_for("x", None, {})
+        build_request("x", None, {})
     with pytest.raises(InvalidRequestError) as caught:
-        request_for("x", "GPT-5", {"max_token": 1, "frequency": 2})  # type: ignore[typeddict-unknown-key]
+        build_request("x", "GPT-5", {"max_token": 1, "frequency": 2})  # type: ignore[typeddict-unknown-key]
     assert str(caught.value) == (
         'There is no request field called frequency; use extra for it: extra={"frequency": …} is sent as it is. '
         "There is no request field called max_token; did you mean max_tokens?"
@@ -245,25 +245,25 @@ def test_request_for_names_what_is_missing_or_unknown() -> None:
 )
 def test_what_other_services_call_a_field_is_understood(name: str, meant: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        request_for("x", "GPT-5", {name: 1})  # type: ignore[misc]
+        build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
     assert str(caught.value) == f"There is no request field called {name}; did you mean {meant}?"
 
 
 @pytest.mark.parametrize("name", ["logit_bias", "reasoning_effort", "thinking", "endpoint", "safety_settings"])
 def test_a_field_that_is_no_other_one_goes_into_extra(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f'called {name}; use extra for it: extra=.*"{name}"'):
-        request_for("x", "GPT-5", {name: 1})  # type: ignore[misc]
+        build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
 
 
 def test_messages_belong_into_the_prompt() -> None:
     with pytest.raises(InvalidRequestError, match="called messages; messages are given as the prompt"):
-        request_for("x", "GPT-5", {"messages": []})  # type: ignore[typeddict-unknown-key]
+        build_request("x", "GPT-5", {"messages": []})  # type: ignore[typeddict-unknown-key]
 
 
 @pytest.mark.parametrize("value", [True, False, None])
 def test_streaming_as_an_option_is_refused_with_the_reason(value: object) -> None:
     with pytest.raises(InvalidRequestError, match="cannot stream") as caught:
-        request_for("x", "GPT-5", {"stream": value, "stop": "x"})  # type: ignore[typeddict-unknown-key]
+        build_request("x", "GPT-5", {"stream": value, "stop": "x"})  # type: ignore[typeddict-unknown-key]
     assert f"stream is {value!r}; " in str(caught.value)
     assert "OpenAPI" in caught.value.advice
 

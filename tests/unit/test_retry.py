@@ -18,7 +18,7 @@ from onellm_async.errors import (
 )
 from onellm_async.failure_kinds import FailureKind
 from onellm_async.retry import AttemptCounts, RetryBudget, RetryDecision, RetryPolicy, decide, retrying
-from onellm_async.wire.error_replies import failure
+from onellm_async.wire.error_replies import error_for
 
 Refused = "because trying again cannot help"
 DEADLINE = "because the deadline would pass before the next attempt"
@@ -26,7 +26,7 @@ DEADLINE = "because the deadline would pass before the next attempt"
 
 def status(code: int, text: str = "", retry_after: str | None = None) -> APIError:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
-    return failure(code, headers, text, b"", model="GPT-5", now=0.0)
+    return error_for(code, headers, text, b"", model="GPT-5", now=0.0)
 
 
 def unconnected(*, retryable: bool = True) -> APIError:

@@ -15,9 +15,9 @@ from onellm_async.settings import (
     ApiKey,
     Proxy,
     Timeout,
-    api_key_from,
-    base_url_from,
-    proxy_from,
+    resolve_api_key,
+    resolve_base_url,
+    resolve_proxy,
     shown_url,
     unused_proxy_variable,
 )
@@ -56,16 +56,16 @@ def test_a_key_is_never_pickled(again) -> None:
 
 def test_the_key_comes_from_the_argument_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONELLM_API_KEY", "from-environment")
-    assert api_key_from(None).authorization() == "Bearer from-environment"
-    assert api_key_from("given").authorization() == "Bearer given"
+    assert resolve_api_key(None).authorization() == "Bearer from-environment"
+    assert resolve_api_key("given").authorization() == "Bearer given"
     key = ApiKey("mine")
-    assert api_key_from(key) is key
+    assert resolve_api_key(key) is key
 
 
 def test_an_empty_key_does_not_fall_back_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONELLM_API_KEY", "from-environment")
     with pytest.raises(ConfigurationError, match="empty"):
-        api_key_from("")
+        resolve_api_key("")
 
 
 @pytest.mark.parametrize("variable", [None, ""])
@@ -73,19 +73,19 @@ def test_a_missing_key_says_where_it_belongs(variable: str | None, monkeypatch: 
     if variable is not None:
         monkeypatch.setenv("ONELLM_API_KEY", variable)
     with pytest.raises(ConfigurationError, match="No API key was given") as caught:
-        api_key_from(None)
+        resolve_api_key(None)
     assert caught.value.advice == "Pass api_key=… or set ONELLM_API_KEY."
 
 
 def test_the_address_comes_from_the_argument_the_environment_or_the_documentation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert base_url_from(None) == DEFAULT_BASE_URL == "https://onellm.dev/api"
+    assert resolve_base_url(None) == DEFAULT_BASE_URL == "https://onellm.dev/api"
     monkeypatch.setenv("ONELLM_BASE_URL", "https://self.example/api")
-    assert base_url_from(None) == "https://self.example/api"
-    assert base_url_from("https://given.example/x") == "https://given.example/x"
+    assert resolve_base_url(None) == "https://self.example/api"
+    assert resolve_base_url("https://given.example/x") == "https://given.example/x"
     monkeypatch.setenv("ONELLM_BASE_URL", "")
-    assert base_url_from(None) == DEFAULT_BASE_URL
+    assert resolve_base_url(None) == DEFAULT_BASE_URL
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_address_comes_from_the_argument_the_environment_or_the_documentatio
     ],
 )
 def test_plain_http_to_this_machine_is_fine(url: str) -> None:
-    assert base_url_from(url) == url
+    assert resolve_base_url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_plain_http_to_this_machine_is_fine(url: str) -> None:
 )
 def test_plain_http_elsewhere_is_refused_unless_allowed(url: str) -> None:
     with pytest.raises(ConfigurationError, match="unencrypted"):
-        base_url_from(url)
-    assert base_url_from(url, allow_insecure=True) == url
+        resolve_base_url(url)
+    assert resolve_base_url(url, allow_insecure=True) == url
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,21 @@ def test_plain_http_elsewhere_is_refused_unless_allowed(url: str) -> None:
 def test_an_address_without_a_path_gets_that_of_the_api_and_any_path_stays(
     url: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert base_url_from(url) == address
+    assert resolve_base_url(url) == address
     monkeypatch.setenv("ONELLM_BASE_URL", url)
-    assert base_url_from(None) == address
+    assert resolve_base_url(None) == address
 
 
 def test_the_query_of_an_address_that_is_refused_is_not_shown() -> None:
     for url in ("http://llm.example/api?key=hunter2", "ftp://llm.example?key=hunter2", "https://[::1?key=hunter2"):
         with pytest.raises(ConfigurationError) as caught:
-            base_url_from(url)
+            resolve_base_url(url)
         assert "hunter2" not in str(caught.value)
 
 
 def test_the_flag_for_plain_http_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"allow_insecure=True \(--allow-insecure\)"):
-        base_url_from("http://llm.example/api")
+        resolve_base_url("http://llm.example/api")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_flag_for_plain_http_is_named() -> None:
 @pytest.mark.parametrize("allow_insecure", [True, False])
 def test_user_info_in_the_address_is_refused_and_not_echoed(url: str, allow_insecure: bool) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        base_url_from(url, allow_insecure=allow_insecure)
+        resolve_base_url(url, allow_insecure=allow_insecure)
     assert "hunter2" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {caught.value.advice}"
 
 
@@ -201,13 +201,13 @@ def test_user_info_in_the_address_is_refused_and_not_echoed(url: str, allow_inse
 )
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="base_url"):
-        base_url_from(url)
+        resolve_base_url(url)
 
 
 @pytest.mark.parametrize("url", [5, b"https://onellm.dev/api", ["https://onellm.dev"], object()])
 def test_an_address_that_is_no_text_is_refused(url: object) -> None:
     with pytest.raises(ConfigurationError, match="must be a string"):
-        base_url_from(url)  # type: ignore[arg-type]
+        resolve_base_url(url)  # type: ignore[arg-type]
 
 
 URL_TEXT = st.text("htps:/@[].%#?\\-_aA0159\x00\x1f\x7f \nüß\ud800\u2100") | st.text()
@@ -219,7 +219,7 @@ URL_TEXT = st.text("htps:/@[].%#?\\-_aA0159\x00\x1f\x7f \nüß\ud800\u2100") | s
 @example("xn--ls8h.la", "https://")
 def test_any_text_is_refused_as_configuration_or_is_an_address_that_can_be_posted_to(text: str, start: str) -> None:
     with contextlib.suppress(ConfigurationError):
-        AiohttpTransport(base_url_from(start + text, allow_insecure=True), ApiKey("k"), Timeout())
+        AiohttpTransport(resolve_base_url(start + text, allow_insecure=True), ApiKey("k"), Timeout())
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf, "5", None, True])
@@ -277,10 +277,10 @@ def test_a_proxy_is_read_from_its_url(
 ) -> None:
     without_proxies(monkeypatch)
     if how == "argument":
-        found = proxy_from(given, "https://a.example/")
+        found = resolve_proxy(given, "https://a.example/")
     else:
         monkeypatch.setenv(how, given)
-        found = proxy_from(None, "https://a.example/", trust_env=True)
+        found = resolve_proxy(None, "https://a.example/", trust_env=True)
     assert found == Proxy(url, "proxy" if how == "argument" else how, authorization)
     assert authorization is None or authorization not in repr(found)
 
@@ -301,7 +301,7 @@ def test_a_proxy_that_is_not_used_is_known_by_its_variable(monkeypatch: pytest.M
     assert unused_proxy_variable("https://a.example/") == "HTTPS_PROXY"
     monkeypatch.setenv("NO_PROXY", ".example")
     assert unused_proxy_variable("https://a.example/") is None
-    assert proxy_from(None, "https://a.example:8443/", trust_env=True) is None
+    assert resolve_proxy(None, "https://a.example:8443/", trust_env=True) is None
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_an_unusable_proxy_is_refused_without_its_password(proxy: str, monkeypat
     monkeypatch.setenv("ONELLM_PROXY", proxy)
     for argument in (proxy, None):
         with pytest.raises(ConfigurationError, match=r"proxy|ONELLM_PROXY") as caught:
-            proxy_from(argument, "https://a.example/")
+            resolve_proxy(argument, "https://a.example/")
         assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
 
 

@@ -14,7 +14,7 @@ from yarl import URL
 from onellm_async.cli.flag_words import in_flags
 from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, Billing, ConfigurationError, FailureKind
 from onellm_async.settings import Proxy
-from onellm_async.transport import translated
+from onellm_async.transport import translate_exception
 
 CANARY = "sk-canary-51c0"
 KEY = ConnectionKey("host.example", 443, True, True, None, None, None)
@@ -92,7 +92,7 @@ def test_all_of_aiohttps_errors_are_walked() -> None:
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_each_of_aiohttps_errors_is_translated_with_its_fate(cls: type) -> None:
-    error = translated(instance_of(cls), "host.example")
+    error = translate_exception(instance_of(cls), "host.example")
     if cls.__name__ in MISCONFIGURED:
         assert type(error) is ConfigurationError
         return
@@ -118,7 +118,7 @@ OS_ERRORS = [
 
 @pytest.mark.parametrize("error", OS_ERRORS, ids=repr)
 def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(error: OSError) -> None:
-    found = translated(error, "host.example")
+    found = translate_exception(error, "host.example")
     assert type(found) is APIConnectionError
     assert (found.billing, found.retryable) == (Billing.POSSIBLY_BILLED, True)
     assert "host.example" in found.message
@@ -126,7 +126,7 @@ def test_each_error_of_the_operating_system_is_translated_as_possibly_billed(err
 
 @pytest.mark.parametrize("error", [TimeoutError(), TimeoutError(errno.ETIMEDOUT, "timed out")])
 def test_each_timeout_after_connecting_is_possibly_billed(error: OSError) -> None:
-    found = translated(error, "host.example")
+    found = translate_exception(error, "host.example")
     assert isinstance(found, APITimeoutError)
     assert found.billing is Billing.POSSIBLY_BILLED
     assert "Raise Timeout.total" in found.advice
@@ -138,28 +138,28 @@ def test_used_up_descriptors_are_named_however_they_come(number: int, wrapped: b
     error: OSError = OSError(number, "Too many open files")
     if wrapped:
         error = aiohttp.ClientConnectorError(KEY, error)
-    found = translated(error, "host.example")
+    found = translate_exception(error, "host.example")
     assert isinstance(found, APIError)
     assert (found.billing, found.retryable) == (Billing.NOT_PROCESSED, False)
     assert "ulimit -n" in found.advice
 
 
 def test_the_reason_is_short_even_when_the_error_is_long() -> None:
-    found = translated(aiohttp.ClientPayloadError("x" * 10_000), "host.example")
+    found = translate_exception(aiohttp.ClientPayloadError("x" * 10_000), "host.example")
     assert len(found.message) < 400
 
 
 def test_a_certificate_failure_says_what_is_wrong_with_it() -> None:
-    found = translated(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
+    found = translate_exception(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
     assert "self-signed certificate" in found.message
 
 
 def test_an_error_without_words_is_named_by_its_class() -> None:
-    assert "SimpleOSError" in translated(type("SimpleOSError", (OSError,), {})(), "h").message
+    assert "SimpleOSError" in translate_exception(type("SimpleOSError", (OSError,), {})(), "h").message
 
 
 def test_advice_names_a_proxy_that_is_not_used_and_the_service_that_is_gone_in_arguments_and_in_flags() -> None:
-    found = translated(aiohttp.ClientConnectorError(KEY, REFUSED), "onellm.dev", unused_proxy="HTTPS_PROXY")
+    found = translate_exception(aiohttp.ClientConnectorError(KEY, REFUSED), "onellm.dev", unused_proxy="HTTPS_PROXY")
     assert found.advice == (
         "The hosted service has been shut down. Set ONELLM_BASE_URL or base_url=… (--base-url) to another backend. "
         "HTTPS_PROXY is not used: set ONELLM_PROXY, proxy=… (--proxy) or trust_env=True (--trust-env)."
@@ -168,7 +168,7 @@ def test_advice_names_a_proxy_that_is_not_used_and_the_service_that_is_gone_in_a
         "The hosted service has been shut down. Set ONELLM_BASE_URL or --base-url to another backend. "
         "HTTPS_PROXY is not used: set ONELLM_PROXY, --proxy or --trust-env."
     )
-    certificate = translated(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
+    certificate = translate_exception(aiohttp.ClientConnectorCertificateError(KEY, CERTIFICATE), "host.example")
     assert in_flags(certificate.advice).endswith(
         "ONELLM_CA_FILE or --ca-file names certificate authorities of your own."
     )
@@ -176,7 +176,7 @@ def test_advice_names_a_proxy_that_is_not_used_and_the_service_that_is_gone_in_a
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_what_was_never_sent_is_not_billed_whatever_failed(cls: type) -> None:
-    error = translated(instance_of(cls), "host.example", sent=False)
+    error = translate_exception(instance_of(cls), "host.example", sent=False)
     if cls.__name__ in MISCONFIGURED:
         assert type(error) is ConfigurationError
         return
@@ -198,12 +198,14 @@ def test_what_was_never_sent_is_not_billed_whatever_failed(cls: type) -> None:
 def test_an_answer_of_a_proxy_is_told_by_its_status(status: int, kind: FailureKind) -> None:
     refused = aiohttp.ClientHttpProxyError(INFO, (), status=status, message="Reason")
     proxy = Proxy("http://proxy.example:3128", "ONELLM_PROXY", "Basic c2VjcmV0")
-    found = translated(refused, "host.example", sent=False, proxy=proxy)
+    found = translate_exception(refused, "host.example", sent=False, proxy=proxy)
     assert isinstance(found, APIConnectionError)
     assert found.kind is kind
     assert found.message == f"The proxy http://proxy.example:3128 (ONELLM_PROXY) refused: {status} Reason."
 
 
 def test_secrets_in_the_words_of_aiohttp_are_hidden() -> None:
-    found = translated(aiohttp.ClientPayloadError(f"at {CANARY}"), "h", redact=lambda text: text.replace(CANARY, "***"))
+    found = translate_exception(
+        aiohttp.ClientPayloadError(f"at {CANARY}"), "h", redact=lambda text: text.replace(CANARY, "***")
+    )
     assert found.message == "The connection to h broke: at ***."

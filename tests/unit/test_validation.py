@@ -6,22 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async.errors import ConfigurationError, InvalidRequestError
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, truncated_repr
 
 check = Checks(ConfigurationError, "Thing.")
 
 
 def test_a_long_value_is_shown_shortened() -> None:
-    assert len(shown("x" * 1000)) == 81
-    assert shown("x" * 1000).endswith("…")
+    assert len(truncated_repr("x" * 1000)) == 81
+    assert truncated_repr("x" * 1000).endswith("…")
 
 
 def test_what_python_cannot_print_is_named_by_its_type() -> None:
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    assert shown(nested) == "a list too large to show"
-    assert shown(10**5000) == "a int too large to show"
+    assert truncated_repr(nested) == "a list too large to show"
+    assert truncated_repr(10**5000) == "a int too large to show"
 
 
 @frozen
@@ -36,33 +36,33 @@ class Thing:
 NOT_NUMBERS = [None, "1", True, False, math.nan, math.inf, -math.inf, 10**400, -(10**5000), [], 1j, b"1"]
 
 
-@pytest.mark.parametrize("value", [*NOT_NUMBERS, -0.001, 1.001, 2], ids=shown)
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, -0.001, 1.001, 2], ids=truncated_repr)
 def test_a_number_outside_its_range_is_refused_by_name_and_value(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^Thing\.share is .*; it must be a number from 0 to 1\.$") as caught:
         Thing(share=value)  # type: ignore[arg-type]
-    assert shown(value) in str(caught.value)
+    assert truncated_repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0, -1], ids=shown)
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0, -1], ids=truncated_repr)
 def test_a_number_that_must_be_above_its_bound_is_refused_at_it(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^Thing\.rate is .*; it must be a finite number above 0\.$"):
         Thing(rate=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [*NOT_NUMBERS, -1e-9], ids=shown)
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, -1e-9], ids=truncated_repr)
 def test_an_open_range_names_its_lower_end(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^Thing\.wait is .*; it must be a finite number of at least 0\.$"):
         Thing(wait=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [0, -5, 1.0, True, None, "1", -(10**5000), 10**5000], ids=shown)
+@pytest.mark.parametrize("value", [0, -5, 1.0, True, None, "1", -(10**5000), 10**5000], ids=truncated_repr)
 def test_an_integer_is_refused_by_name_and_value(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^Thing\.count is ") as caught:
         Thing(count=value)  # type: ignore[arg-type]
-    assert shown(value) in str(caught.value)
+    assert truncated_repr(value) in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [1, 0, "True"], ids=shown)
+@pytest.mark.parametrize("value", [1, 0, "True"], ids=truncated_repr)
 def test_a_value_of_another_kind_is_refused(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^Thing\.flag is .*; it must be a bool\.$"):
         Thing(flag=value)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def test_a_value_of_another_kind_is_refused(value: object) -> None:
         ({"a": b"x"}, "extra['a'] is b'x'; it is not a JSON value."),
         ({"a": object}, "; it is not a JSON value."),
     ],
-    ids=shown,
+    ids=truncated_repr,
 )
 def test_what_json_cannot_hold_is_refused_at_its_place(value: object, place: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:

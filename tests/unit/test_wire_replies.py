@@ -24,7 +24,7 @@ from onellm_async.errors import (
 )
 from onellm_async.failure_kinds import kind_of_status
 from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_after, response_to_body
-from onellm_async.wire.error_replies import excerpt, failure
+from onellm_async.wire.error_replies import error_for, excerpt
 from onellm_async.wire.replies import OPENAI_SHAPE
 
 REPLY_NAMES = ["error", "errors", "detail", "message", "msg", "output", "code", "content", "usage", "input_tokens"]
@@ -387,7 +387,7 @@ def test_an_error_beside_an_answer_is_kept_in_extra(reply: dict[str, object]) ->
 
 
 def kind_of(status: int, error: object, asked: bytes = b"", **headers: str) -> FailureKind:
-    return failure(status, headers, {"error": error}, b"", model="GPT-5", now=0.0, asked=asked).kind
+    return error_for(status, headers, {"error": error}, b"", model="GPT-5", now=0.0, asked=asked).kind
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ OVERLOADS = [
 
 @pytest.mark.parametrize(("status", "error"), OVERLOADS)
 def test_a_database_without_connections_and_an_overloaded_service_are_overload(status: int, error: object) -> None:
-    found = failure(status, {"Retry-After": "1"}, {"error": error}, b"", model="GPT-5", now=0.0)
+    found = error_for(status, {"Retry-After": "1"}, {"error": error}, b"", model="GPT-5", now=0.0)
     assert found.kind is FailureKind.OVERLOADED
     assert type(found) is InternalServerError, "nobody gives up a key for it"
     assert (found.status_code, found.retry_after, found.billing) == (status, 1, Billing.NOT_BILLED)
@@ -537,12 +537,12 @@ def test_milliseconds_go_before_seconds_where_they_are_a_number(
     milliseconds: str, seconds: str | None, wait: float | None
 ) -> None:
     headers = {"retry-after-ms": milliseconds} | ({} if seconds is None else {"Retry-After": seconds})
-    assert failure(503, headers, None, b"", model="GPT-5", now=0.0).retry_after == wait  # type: ignore[attr-defined]
+    assert error_for(503, headers, None, b"", model="GPT-5", now=0.0).retry_after == wait  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("status", [408, 425])
 def test_a_request_that_was_not_waited_for_may_be_billed_and_is_worth_another_attempt(status: int) -> None:
-    error = failure(status, {"Retry-After": "2"}, None, b"", model="GPT-5", now=0.0)
+    error = error_for(status, {"Retry-After": "2"}, None, b"", model="GPT-5", now=0.0)
     assert type(error) is APIStatusError
     assert (error.kind, error.billing, error.retryable) == (
         FailureKind.REQUEST_TIMEOUT,
@@ -579,7 +579,7 @@ def test_a_redirect_tells_where_without_what_may_be_secret() -> None:
         "http://[secret": "somewhere else",
         "": "somewhere else",
     }.items():
-        error = failure(307, {"location": location}, None, b"", model="GPT-5", now=0.0)
+        error = error_for(307, {"location": location}, None, b"", model="GPT-5", now=0.0)
         assert error.message == f"307 Redirected to {place}."
 
 
@@ -683,7 +683,7 @@ def test_an_answer_about_insufficient_balance_is_an_answer() -> None:
 
 @pytest.mark.parametrize("status", range(500, 600))
 def test_only_a_500_proves_that_nothing_was_billed(status: int) -> None:
-    error = failure(status, {}, None, b"", model="GPT-5", now=0)
+    error = error_for(status, {}, None, b"", model="GPT-5", now=0)
     assert isinstance(error, InternalServerError)
     unbilled = status in {500, 501, 505, 506, 508, 510, 511, 529}
     assert error.billing is (Billing.NOT_BILLED if unbilled else Billing.POSSIBLY_BILLED)
@@ -692,7 +692,7 @@ def test_only_a_500_proves_that_nothing_was_billed(status: int) -> None:
 
 @pytest.mark.parametrize("status", sorted({*range(300, 500)} - {408, 425, 429}))
 def test_no_refused_request_is_repeated(status: int) -> None:
-    error = failure(status, {}, None, b"", model="GPT-5", now=0)
+    error = error_for(status, {}, None, b"", model="GPT-5", now=0)
     assert isinstance(error, APIStatusError)
     assert not error.retryable
 

@@ -10,11 +10,11 @@ from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.wire import (
     Dialect,
     encode_request,
-    endpoints_from,
     fields_without_effect,
     parse_json,
     request_from_body,
     request_to_body,
+    resolve_endpoints,
 )
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=30)
@@ -327,13 +327,13 @@ def test_dialects_are_plain_words() -> None:
 
 def test_endpoints_are_known_by_every_name_of_their_provider() -> None:
     urls = {"OpenAI": "http://a/v1", "claude": "https://b", "GEMINI": "https://c/{model}", "Mistral ": "https://d?e=f"}
-    assert endpoints_from(urls) == {
+    assert resolve_endpoints(urls) == {
         "openai": "http://a/v1",
         "anthropic": "https://b",
         "google": "https://c/{model}",
         "mistral": "https://d?e=f",
     }
-    assert endpoints_from(None) == endpoints_from({}) == {}
+    assert resolve_endpoints(None) == resolve_endpoints({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -352,6 +352,6 @@ def test_endpoints_are_known_by_every_name_of_their_provider() -> None:
 )
 def test_endpoints_that_cannot_be_used_are_refused_by_name(endpoints: object, words: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        endpoints_from(endpoints)  # type: ignore[arg-type]
+        resolve_endpoints(endpoints)  # type: ignore[arg-type]
     assert words in str(caught.value)
     assert "hunter2" not in str(caught.value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from onellm_async.batch.inputs.csv_rows import CsvSplitter
 from onellm_async.batch.inputs.entry import BadEntry, Entry, EntryReader, LineError
 from onellm_async.errors import BatchError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import dump_json
 
 __all__ = ["CsvEntries"]
@@ -64,7 +64,7 @@ class CsvEntries:
             raise BatchError(f"{where}: the header is not UTF-8 (column {bad + 1}).", advice="Save the table as UTF-8.")
         for name in names:
             if names.count(name) > 1:
-                raise BatchError(f"{where}: the header names the column {shown(name)} twice.")
+                raise BatchError(f"{where}: the header names the column {truncated_repr(name)} twice.")
         return names
 
     def _entry(self, line: int, row: list[str] | str) -> Entry:
@@ -75,7 +75,7 @@ class CsvEntries:
         if len(row) != len(self._columns):
             return self._bad(index, line, raw, f"It has {len(row)} fields; the header names {len(self._columns)}.")
         if b"\\udc" in raw and (bad := _undecoded(row)) is not None:
-            return self._bad(index, line, raw, f"Not UTF-8: column {shown(self._columns[bad])}.")
+            return self._bad(index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}.")
         if self._reader is None:  # the header comes first
             raise AssertionError
         return Entry(index, line, raw, self._reader)

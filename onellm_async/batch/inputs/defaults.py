@@ -7,7 +7,7 @@ from attrs import frozen
 
 from onellm_async.chat import JSON, OPENAI_NAMES, ChatRequest, Prompt
 from onellm_async.errors import InvalidRequestError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import request_from_body
 
 __all__ = ["DEFAULT_MODEL", "RequestDefaults"]
@@ -32,7 +32,7 @@ def _text_of(part: JSON) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
         return text
     kind = part.get("type") if isinstance(part, dict) else part
-    raise InvalidRequestError(f"A message holds a part of type {shown(kind)}; OneLLM takes text only.")
+    raise InvalidRequestError(f"A message holds a part of type {truncated_repr(kind)}; OneLLM takes text only.")
 
 
 @frozen

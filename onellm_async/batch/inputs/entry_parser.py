@@ -9,7 +9,7 @@ from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import BatchError, InvalidRequestError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import parse_json
 
 __all__ = ["EntryParser", "demand_prompt"]
@@ -28,7 +28,7 @@ def demand_prompt(source: str, columns: Sequence[str], wanted: str | None) -> No
     """
     if wanted in columns or (wanted is None and {"prompt", "messages"} & set(columns)):
         return
-    there = ", ".join(map(shown, columns[:8])) + (", …" if len(columns) > 8 else "")
+    there = ", ".join(map(truncated_repr, columns[:8])) + (", …" if len(columns) > 8 else "")
     raise BatchError(
         f"{source} has no column {wanted or 'prompt'!r} (columns: {there}).",
         advice="Name the prompt's column with --field, or make the prompt of several with --template.",
@@ -152,10 +152,10 @@ class EntryParser:
         custom_id = _custom_id(value)
         _demand(custom_id is not None, "It has no custom_id.")
         method, url, body = value.get("method", "POST"), value.get("url", "/v1/chat/completions"), value.get("body")
-        _demand(method == "POST", f"method is {shown(method)}; only POST can be sent.")
+        _demand(method == "POST", f"method is {truncated_repr(method)}; only POST can be sent.")
         _demand(
             isinstance(url, str) and url.rstrip("/").endswith("/chat/completions"),
-            f"url is {shown(url)}; only /v1/chat/completions can be sent.",
+            f"url is {truncated_repr(url)}; only /v1/chat/completions can be sent.",
         )
         _demand(isinstance(body, dict), f"body is {_kind(body)}, not an object.")
         return self._defaults.over(body), custom_id
@@ -178,7 +178,7 @@ def _key(custom_id: str) -> bytes:
 
 def _used(custom_id: str, first: int) -> str:
     where = f"in line {first} already" if first else "before, in a line that is done"
-    return f"custom_id {shown(custom_id)} was used {where}."
+    return f"custom_id {truncated_repr(custom_id)} was used {where}."
 
 
 def _json_value(raw: bytes) -> JSON:
@@ -210,7 +210,7 @@ def _cell(row: Mapping[str, JSON], name: str) -> str | None:
 
 
 def _names(value: Mapping[str, JSON]) -> str:
-    return ", ".join(shown(name) for name in list(value)[:5]) or "none"
+    return ", ".join(truncated_repr(name) for name in list(value)[:5]) or "none"
 
 
 def _kind(value: JSON) -> str:

@@ -9,7 +9,7 @@ from onellm_async.batch.inputs.entry import Entry, Item, LineError
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import Dialect, dump_json, encode_request
 
 __all__ = ["NamedPrompt", "PromptSource", "entries_from"]
@@ -74,7 +74,7 @@ class PromptSource:
         if first in {None, line}:
             return None
         where = f"by prompt {first} already" if first else "before, by a prompt that is done"
-        return LineError(self.name, line, f"custom_id {shown(custom_id)} was used {where}.")
+        return LineError(self.name, line, f"custom_id {truncated_repr(custom_id)} was used {where}.")
 
 
 class _PromptEntry(Entry):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
-from onellm_async.validation import shown
+from onellm_async.validation import truncated_repr
 
 __all__ = ["PromptTemplate", "TemplateError"]
 
@@ -86,10 +86,10 @@ class PromptTemplate:
         try:
             return self._template.render(fields if "row" in fields else {**fields, "row": fields})
         except _NullError:
-            nulls = ", ".join(shown(name) for name, value in fields.items() if value is None)
+            nulls = ", ".join(truncated_repr(name) for name, value in fields.items() if value is None)
             raise TemplateError(f"The template inserts a null (null here: {nulls or 'something inside'}).") from None
         except Exception as error:  # whatever an expression of the template's author can raise
-            there = ", ".join(shown(name) for name in list(fields)[:5]) or "none"
+            there = ", ".join(truncated_repr(name) for name in list(fields)[:5]) or "none"
             what = str(error).rstrip(".") or type(error).__name__
             raise TemplateError(f"The template cannot be filled: {what} (fields: {there}).") from None
 
