@@ -1,7 +1,7 @@
 """The state of one request with all its attempts."""
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from attrs import evolve, frozen
 
@@ -11,7 +11,7 @@ from onellm_async.events import Answered
 from onellm_async.limits.permit import Group
 from onellm_async.retry import AttemptCounts
 
-__all__ = ["AfterFailing", "Attempt", "BeforeSending", "Call"]
+__all__ = ["AfterFailing", "Attempt", "AttemptHooks", "BeforeSending", "Call"]
 
 
 @frozen
@@ -34,6 +34,25 @@ counts as never made."""
 AfterFailing: TypeAlias = Callable[[int], None]
 """Told when an attempt has brought no answer, refusals included, before it is decided whether there will be another:
 how many attempts so far may have been billed."""
+
+
+class AttemptHooks(Protocol):
+    """What the owner of a request records of each attempt, for example in a ledger."""
+
+    async def before_sending(self, attempt: Attempt, /) -> None:
+        """Runs before an attempt is sent, while it holds its permit, so it should be quick.
+
+        An `OneLLMError` that it raises ends the request, and the attempt is not sent.
+        """
+
+    def after_failing(self, possibly_billed: int, /) -> None:
+        """Runs when an attempt has brought no answer, 429s included, before it is decided whether to retry.
+
+        It does not run for an attempt that is cancelled in flight.
+
+        Args:
+            possibly_billed: How many attempts of the request may have been billed so far.
+        """
 
 
 class Call:

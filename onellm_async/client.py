@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, Self, Unpack, overload
 import aiohttp
 
 from onellm_async import catalog
+from onellm_async.call import AttemptHooks
 from onellm_async.catalog import Model
 from onellm_async.chat import (
     ChatOutcome,
@@ -223,9 +224,30 @@ class AsyncOneLLM(LiveControl):
         """
         return await self.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
 
-    async def send(self, request: ChatRequest, *, lane: str = "default", deadline: float | None = None) -> ChatResponse:
-        """Sends a complete request; otherwise like `chat`."""
-        return await self._sender.send(request, lane=lane, deadline=deadline)
+    async def send(
+        self,
+        request: ChatRequest,
+        *,
+        lane: str = "default",
+        deadline: float | None = None,
+        attempt_hooks: AttemptHooks | None = None,
+    ) -> ChatResponse:
+        """Sends a complete request; otherwise like `chat`.
+
+        Args:
+            request: What to ask.
+            lane: As in `chat`.
+            deadline: As in `chat`.
+            attempt_hooks: Told before each attempt is sent and after each that brought no answer: the place to reserve
+                its cost, or to forbid it.
+        """
+        return await self._sender.send(
+            request,
+            lane=lane,
+            deadline=deadline,
+            before_sending=None if attempt_hooks is None else attempt_hooks.before_sending,
+            after_failing=None if attempt_hooks is None else attempt_hooks.after_failing,
+        )
 
     @overload
     async def gather_chats(
