@@ -35,10 +35,12 @@ async def _journal(directory: Path) -> AsyncIterator[Store]:
     async with Journal.open(directory / "journal", RunIdentity(input="benchmark")) as journal:
 
         async def intend(index: int) -> None:
-            await journal.intend(Intent(index, index + 1, index * 7919, None, b"d" * 16, 0.01, 1.0, 100))
+            await journal.record_intent(Intent(index, index + 1, index * 7919, None, b"d" * 16, 0.01, 1.0, 100))
 
         async def settle(index: int) -> None:
-            await journal.settle(Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.001, 10, 20, 1.0, 0.5, _ANSWER))
+            await journal.record_outcome(
+                Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.001, 10, 20, 1.0, 0.5, _ANSWER)
+            )
 
         yield intend, settle, lambda: journal.commits
 

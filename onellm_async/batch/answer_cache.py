@@ -51,7 +51,7 @@ class AnswerCache:
                         f"The answers in {path} came from {theirs}, and this run asks {mine}.",
                         advice="Leave that cache out.",
                     )
-                for row in journal.rows():
+                for row in journal.records():
                     if row.state is RecordState.ANSWERED and row.copy_of is None:
                         self._places.add(row.request_digest, row.index * len(self._paths) + number)
 
@@ -67,7 +67,7 @@ class AnswerCache:
         index, number = divmod(place, len(self._paths))
         if number not in self._open:
             self._open[number] = JournalReader.open(self._paths[number])
-        row = self._open[number].row(index)
+        row = self._open[number].record(index)
         if row is None or row.state is not RecordState.ANSWERED or row.request_digest != request_digest:
             return None
         self.hits += 1

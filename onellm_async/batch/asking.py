@@ -253,7 +253,7 @@ class Workers:
 
     async def _forget(self, work_item: WorkItem, error: OneLLMError) -> None:
         if work_item.intended and not work_item.lost:
-            await self._journal.forget(work_item.entry.index)
+            await self._journal.retract_intent(work_item.entry.index)
         work_item.start_over(error.attempts)
 
     async def _leave_out(self, work_item: WorkItem, error: OneLLMError) -> None:

@@ -35,7 +35,7 @@ class Deduplicator:
                 return False
             leader.followers.append(work_item)
             return True
-        row = self._journal.answer_of(first)
+        row = self._journal.record(first)
         if row is None or row.state is RecordState.IN_FLIGHT or row.request_digest != work_item.item.request_digest:
             return False
         work_item.copied = row

@@ -55,11 +55,11 @@ class Delivery:
             BatchError: If the journal cannot be written.
         """
         try:
-            await self._journal.settle(settled)
+            await self._journal.record_outcome(settled)
         except UnstorableRowError as error:
             settled = work_item.unstorable(settled, error)
             result = settled.result
-            await self._journal.settle(settled)
+            await self._journal.record_outcome(settled)
         row = work_item.row(settled, result)
         if row.state is RecordState.FAILED:
             self._failed.append(row.index)
@@ -84,10 +84,10 @@ class Delivery:
         """
         while self._failed:
             some, self._failed = self._failed[:_AT_ONCE], self._failed[_AT_ONCE:]
-            rows = [row for index in some if (row := self._journal.answer_of(index)) is not None]
+            rows = [row for index in some if (row := self._journal.record(index)) is not None]
             rows = [row for row in rows if not (hold_ambiguous and row.possibly_billed)]
-            await asyncio.gather(*(self._journal.intend(_intent_again(row)) for row in rows))
-            await asyncio.gather(*(self._journal.forget(row.index) for row in rows))
+            await asyncio.gather(*(self._journal.record_intent(_intent_again(row)) for row in rows))
+            await asyncio.gather(*(self._journal.retract_intent(row.index) for row in rows))
             self._tracker.reopened(len(rows))
 
     def pass_on(self, row: JournalRecord) -> None:

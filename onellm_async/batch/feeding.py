@@ -141,7 +141,7 @@ class _Known:
 
     def of(self, entry: Entry) -> JournalRecord | None:
         if entry.index >= self._end:
-            self._rows = {row.index: row for row in self._journal.rows(entry.index, entry.index + _ROWS - 1)}
+            self._rows = {row.index: row for row in self._journal.records(entry.index, entry.index + _ROWS - 1)}
             self._end = entry.index + _ROWS
         row = self._rows.get(entry.index)
         if row is not None and row.digest != entry.digest:

@@ -70,13 +70,13 @@ class RunJournal(Protocol):
     def resumed(self) -> bool:
         """Whether an earlier session left anything in it."""
 
-    async def intend(self, intent: Intent) -> None:
+    async def record_intent(self, intent: Intent) -> None:
         """Returns when `intent` is durable."""
 
-    async def settle(self, settled: Settled) -> None:
+    async def record_outcome(self, settled: Settled) -> None:
         """Returns when `settled` is durable."""
 
-    async def forget(self, index: int) -> None:
+    async def retract_intent(self, index: int) -> None:
         """Returns when it is durable that the entry was not sent after all."""
 
     def bad_line(self, error: LineError) -> None:
@@ -88,10 +88,10 @@ class RunJournal(Protocol):
     def counts(self) -> RunCounts:
         """What there is so far."""
 
-    def rows(self, first: int, last: int) -> Sequence[JournalRecord]:
+    def records(self, first: int, last: int) -> Sequence[JournalRecord]:
         """The rows of the entries from index `first` to `last`, both included, in order."""
 
-    def answer_of(self, index: int) -> JournalRecord | None:
+    def record(self, index: int) -> JournalRecord | None:
         """The row of one entry."""
 
     def commands(self) -> Sequence[Command]:

@@ -128,7 +128,7 @@ class WorkItem:
             BatchError: If the journal cannot be written.
         """
         sent_at = time()
-        await self._journal.intend(
+        await self._journal.record_intent(
             Intent(
                 index=self.entry.index,
                 line=self.entry.line,

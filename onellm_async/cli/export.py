@@ -73,7 +73,7 @@ async def _write(journal: "JournalReader", output: str | None, shape: str | None
     writer = RecordWriter(output_format(output, source) if shape is None else OutputFormat(shape))
     written = 0
     async with open_sink(output, writer, force=force) as sink:
-        rows = journal.rows()
+        rows = journal.records()
         while lines := [writer.line(row) for row in islice(rows, _ROWS)]:
             await sink.write(b"".join(lines))
             written += len(lines)

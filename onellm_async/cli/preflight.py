@@ -32,7 +32,7 @@ def projected(plan: FileRun, first: int, lines: int, limiter: Snapshot) -> str:
         concurrency=limiter.max_concurrency,
     )
     with JournalReader.open(plan.journal or plan.output or "") as journal:
-        sample = list(takewhile(lambda row: row.index < first, journal.rows()))
+        sample = list(takewhile(lambda row: row.index < first, journal.records()))
         counts = journal.counts()
     beyond = counts.answered + counts.failed - sum(row.state is not RecordState.IN_FLIGHT for row in sample)
     left = max(0, lines - first - beyond)  # an earlier session may have gone further

@@ -56,7 +56,7 @@ async def test_what_an_earlier_run_got_is_not_asked_again_and_costs_nothing(ask,
     assert cache.hits == 2
     assert report.counts.answered == 4
     with JournalReader.open(tmp_path / "tuesday.journal") as journal:
-        rows = list(journal.rows())
+        rows = list(journal.records())
     assert [row.cost for row in rows][1:] == [0.0] * 3
     assert rows[0].cost > 0
     assert (rows[1].attempts, rows[1].copy_of, rows[1].sent_at) == (0, None, None)
@@ -132,7 +132,7 @@ async def test_what_may_have_been_billed_in_a_crash_stays_at_risk_when_a_cache_h
     async with Journal.open(
         tmp_path / "tuesday.journal", RunIdentity(input="tuesday", base_url="https://a.example")
     ) as journal:
-        await journal.intend(Intent(0, 1, entry.digest, None, entry.item().request_digest, 0.5, 1000.0, 50))
+        await journal.record_intent(Intent(0, 1, entry.digest, None, entry.item().request_digest, 0.5, 1000.0, 50))
     with AnswerCache([str(tmp_path / "monday.journal")]) as cache:
         asked, written, report = await ask("tuesday", "a", cache=cache)
 

@@ -128,7 +128,7 @@ async def test_all_that_count_a_run_count_the_same(seed, tmp_path):
     async with Journal.open(path, RunIdentity(input="prompts")) as journal:
         resumed = await report_of(prompts, journal)
     with JournalReader.open(path) as reader:
-        rows = list(reader.rows())
+        rows = list(reader.records())
     unjournaled = await report_of(prompts, NullJournal())
 
     counts = report.counts
@@ -151,4 +151,4 @@ async def test_the_rows_of_a_run_at_work_are_those_that_its_journal_gives_back(s
     seen = []
     async with Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal:
         await report_of(prompts_of(seed), journal, seen=seen)
-        assert sorted(seen) == journal.rows(0, 1000)
+        assert sorted(seen) == journal.records(0, 1000)

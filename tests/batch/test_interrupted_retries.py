@@ -143,7 +143,7 @@ def check_lines(text):
 
 def check_exports(path):
     with JournalReader.open(path) as journal:
-        rows = list(journal.rows())
+        rows = list(journal.records())
     assert len({row.index for row in rows}) == len(rows)
     check_lines(b"".join(map(RecordWriter().line, rows)))
     table = RecordWriter(OutputFormat.CSV)
@@ -184,13 +184,13 @@ def path(tmp_path: Path) -> Path:
 async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(path, shape):
     """As earlier versions left it: the duplicate of a failure points at its original, which is asked once more."""
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(failure(0))
-        await journal.settle(failure(1, copy_of=0, request_digest=b"d" * 16))
-        await journal.intend(intent(0))
-        (copy,) = journal.rows(1, 1)
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(failure(0))
+        await journal.record_outcome(failure(1, copy_of=0, request_digest=b"d" * 16))
+        await journal.record_intent(intent(0))
+        (copy,) = journal.records(1, 1)
         line = RecordWriter(shape).line(copy)
         assert b"--retry-failed" in line
-        await journal.settle(answer(0))
-        (copy,) = journal.rows(1, 1)
+        await journal.record_outcome(answer(0))
+        (copy,) = journal.records(1, 1)
         assert RecordWriter(shape).line(copy) == line

@@ -26,22 +26,22 @@ def path(tmp_path: Path) -> Path:
 async def test_what_was_settled_is_there_when_the_run_goes_on(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         assert not journal.resumed
-        await journal.intend(intent(0))
-        await journal.intend(intent(1))
-        await journal.settle(answer(0))
+        await journal.record_intent(intent(0))
+        await journal.record_intent(intent(1))
+        await journal.record_outcome(answer(0))
         journal.finish("stopped", complete=False)
         started_at = journal.started_at
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.resumed
         assert journal.started_at == started_at
-        first, second = journal.rows(0, 9)
+        first, second = journal.records(0, 9)
         assert first.state is RecordState.ANSWERED
         assert (first.index, first.line, first.custom_id, first.result) == (0, 1, "id-0", b'{"content":"0"}')
         assert (first.sent_at, first.completed_at, first.latency, first.cost) == (1000.0, 1001.0, 0.5, 0.002)
         assert second.state is RecordState.IN_FLIGHT
         assert (second.result, second.completed_at, second.possibly_billed) == (b"", None, 1)
-        assert journal.answer_of(1) == second
-        assert journal.answer_of(2) is None
+        assert journal.record(1) == second
+        assert journal.record(2) is None
         assert journal.counts() == RunCounts(
             answered=1, in_flight=1, cost=0.002, input_tokens=10, output_tokens=20, at_risk=0.01, at_risk_tokens=50
         )
@@ -49,19 +49,19 @@ async def test_what_was_settled_is_there_when_the_run_goes_on(path: Path) -> Non
 
 async def test_a_clean_end_leaves_one_file_that_only_its_owner_can_read(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
         assert {entry.name for entry in path.parent.iterdir()} > {path.name, path.name + ".lock"}
         for entry in path.parent.iterdir():
             assert stat.S_IMODE(entry.stat().st_mode) == 0o600, entry
-        journal.rows(0, 0)
+        journal.records(0, 0)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 async def test_rows_that_gather_while_one_is_written_are_all_durable(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await asyncio.gather(*(journal.intend(intent(index)) for index in range(999)))
-        await asyncio.gather(*(journal.settle(answer(index)) for index in range(0, 999, 2)))
-        rows = journal.rows(0, 999)
+        await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(999)))
+        await asyncio.gather(*(journal.record_outcome(answer(index)) for index in range(0, 999, 2)))
+        rows = journal.records(0, 999)
         assert [row.index for row in rows] == list(range(999))
         assert all((row.state is RecordState.ANSWERED) is (row.index % 2 == 0) for row in rows)
         assert (journal.counts().answered, journal.counts().in_flight) == (500, 499)
@@ -69,55 +69,57 @@ async def test_rows_that_gather_while_one_is_written_are_all_durable(path: Path)
 
 async def test_a_cancelled_settle_is_written_nevertheless(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        task = asyncio.create_task(journal.settle(answer(0)))
+        await journal.record_intent(intent(0))
+        task = asyncio.create_task(journal.record_outcome(answer(0)))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await journal.intend(intent(1))
-        row = journal.answer_of(0)
+        await journal.record_intent(intent(1))
+        row = journal.record(0)
         assert row is not None
         assert row.state is RecordState.ANSWERED
 
 
 async def test_a_forgotten_intent_was_never_sent(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.forget(0)
-        assert journal.rows(0, 9) == []
+        await journal.record_intent(intent(0))
+        await journal.retract_intent(0)
+        assert journal.records(0, 9) == []
         assert journal.counts() == RunCounts()
 
 
 async def test_intents_after_a_withdrawal_of_the_same_turn_of_the_loop_stay(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await asyncio.gather(journal.forget(0), journal.intend(intent(0)), journal.intend(intent(1)))
-        assert [row.index for row in journal.rows(0, 9)] == [0, 1]
+        await journal.record_intent(intent(0))
+        await asyncio.gather(
+            journal.retract_intent(0), journal.record_intent(intent(0)), journal.record_intent(intent(1))
+        )
+        assert [row.index for row in journal.records(0, 9)] == [0, 1]
         assert journal.counts().in_flight == 2
 
 
 async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(answer(0))
-        await journal.forget(0)
-        await journal.settle(failure(0))
-        (row,) = journal.rows(0, 0)
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(answer(0))
+        await journal.retract_intent(0)
+        await journal.record_outcome(failure(0))
+        (row,) = journal.records(0, 0)
         assert row.state is RecordState.ANSWERED
         assert (journal.counts().answered, journal.counts().failed) == (1, 0)
 
 
 async def test_an_entry_sent_again_by_a_later_session_keeps_the_first_one_at_risk(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.intend(intent(0, possibly_billed=1))
+        await journal.record_intent(intent(0))
+        await journal.record_intent(intent(0, possibly_billed=1))
         assert journal.counts().at_risk == pytest.approx(0.02)
         assert journal.counts().possibly_billed == 1
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
         assert journal.counts().at_risk == pytest.approx(0.03)
-        await journal.settle(answer(0, possibly_billed=1))
+        await journal.record_outcome(answer(0, possibly_billed=1))
         assert journal.counts() == RunCounts(
             answered=1,
             possibly_billed=3,
@@ -127,39 +129,39 @@ async def test_an_entry_sent_again_by_a_later_session_keeps_the_first_one_at_ris
             at_risk=pytest.approx(0.03),
             at_risk_tokens=150,
         )
-        assert journal.rows(0, 0)[0].possibly_billed == 3
+        assert journal.records(0, 0)[0].possibly_billed == 3
 
 
 async def test_a_failure_that_is_asked_again_is_under_way_and_its_risk_stays(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(failure(0, possibly_billed=2))
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(failure(0, possibly_billed=2))
         assert journal.counts() == RunCounts(failed=1, possibly_billed=2, at_risk=0.02, at_risk_tokens=100)
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        assert journal.rows(0, 0)[0].state is RecordState.IN_FLIGHT
+        await journal.record_intent(intent(0))
+        assert journal.records(0, 0)[0].state is RecordState.IN_FLIGHT
         assert journal.counts() == RunCounts(in_flight=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
-        await journal.forget(0)
+        await journal.retract_intent(0)
         assert journal.counts() == RunCounts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
-        await journal.intend(intent(0))
-        await journal.settle(answer(0))
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(answer(0))
         assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
 
 
 async def test_an_answer_of_unknown_cost_is_at_risk(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(answer(0, cost=None, input_tokens=None, output_tokens=None))
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(answer(0, cost=None, input_tokens=None, output_tokens=None))
         assert journal.counts() == RunCounts(answered=1, unpriced=1, at_risk=0.01, at_risk_tokens=50)
 
 
 async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_nothing(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(answer(0))
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(answer(0))
         same = answer(1, copy_of=0, result=b"", cost=0.0, attempts=0, latency=None, input_tokens=0, output_tokens=0)
-        await journal.settle(evolve(same, line=2, digest=-5, custom_id="twin", request_digest=b"r"))
-        row = journal.answer_of(1)
+        await journal.record_outcome(evolve(same, line=2, digest=-5, custom_id="twin", request_digest=b"r"))
+        row = journal.record(1)
         assert row is not None
         assert (row.result, row.copy_of, row.line, row.digest, row.custom_id) == (b'{"content":"0"}', 0, 2, -5, "twin")
         assert row.sent_at is None
@@ -175,24 +177,26 @@ async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_no
 
 async def test_a_million_and_sixty_four_bits_come_back(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(10**12, digest=-(2**63), reserved=None, reserved_tokens=None, custom_id=None))
-        (row,) = journal.rows(0, 2**62)
+        await journal.record_intent(
+            intent(10**12, digest=-(2**63), reserved=None, reserved_tokens=None, custom_id=None)
+        )
+        (row,) = journal.records(0, 2**62)
         assert (row.index, row.digest, row.reserved, row.custom_id) == (10**12, -(2**63), None, None)
 
 
 async def test_the_totals_never_differ_from_the_rows(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         for index in range(60):
-            await journal.intend(intent(index))
+            await journal.record_intent(intent(index))
             if index % 3 == 0:
-                await journal.settle(answer(index))
+                await journal.record_outcome(answer(index))
             elif index % 3 == 1:
-                await journal.settle(failure(index, possibly_billed=index % 2))
+                await journal.record_outcome(failure(index, possibly_billed=index % 2))
             if index % 7 == 0:
-                await journal.forget(index)
+                await journal.retract_intent(index)
             if index % 5 == 1:
-                await journal.intend(intent(index))
-        rows, counts = journal.rows(0, 99), journal.counts()
+                await journal.record_intent(intent(index))
+        rows, counts = journal.records(0, 99), journal.counts()
         by_state = {state: [row for row in rows if row.state is state] for state in RecordState}
         assert counts.answered == len(by_state[RecordState.ANSWERED])
         assert counts.failed == len(by_state[RecordState.FAILED])
@@ -206,14 +210,14 @@ async def test_nothing_is_written_after_the_end_and_that_is_said(path: Path) -> 
     await journal.aclose()
     await journal.aclose()
     with pytest.raises(BatchError, match="was closed"):
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
     with pytest.raises(BatchError, match="was closed"):
-        journal.rows(0, 0)
+        journal.records(0, 0)
 
 
 async def test_who_awaits_while_it_closes_is_answered(path: Path) -> None:
     journal = Journal.open(path, IDENTITY)
-    tasks = [asyncio.create_task(journal.intend(intent(index))) for index in range(5)]
+    tasks = [asyncio.create_task(journal.record_intent(intent(index))) for index in range(5)]
     await asyncio.sleep(0)
     await journal.aclose()
     await asyncio.gather(*tasks)
@@ -280,12 +284,12 @@ def test_another_run_is_refused_naming_each_difference(path: Path) -> None:
 
 async def test_force_begins_anew(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
     other = evolve(IDENTITY, max_tokens=200)
     async with Journal.open(path, other, force=True) as journal:
         assert not journal.resumed
         assert journal.counts() == RunCounts()
-        assert journal.rows(0, 9) == []
+        assert journal.records(0, 9) == []
     with JournalReader.open(path) as reader:
         assert reader.identity == other
 
@@ -303,23 +307,23 @@ def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: lis
     async def walk(path: Path) -> None:
         journal = Journal.open(path, IDENTITY)
         for step, index in steps:
-            row = journal.answer_of(index)
+            row = journal.record(index)
             sent = row is not None and row.state is RecordState.IN_FLIGHT
             if step == "crash":
                 await journal.aclose()
                 journal = Journal.open(path, IDENTITY)
             elif step == "intend":
                 if row is None or row.state is not RecordState.ANSWERED:
-                    await journal.intend(intent(index))
+                    await journal.record_intent(intent(index))
             elif sent and step == "answer":
-                await journal.settle(answer(index, possibly_billed=1))
+                await journal.record_outcome(answer(index, possibly_billed=1))
             elif sent and step == "unknown":
-                await journal.settle(answer(index, cost=None))
+                await journal.record_outcome(answer(index, cost=None))
             elif sent and step == "fail":
-                await journal.settle(failure(index, possibly_billed=2))
+                await journal.record_outcome(failure(index, possibly_billed=2))
             elif step == "forget":
-                await journal.forget(index)
-        rows, counts = journal.rows(0, 9), journal.counts()
+                await journal.retract_intent(index)
+        rows, counts = journal.records(0, 9), journal.counts()
         await journal.aclose()
         unpriced = sum(row.state is RecordState.ANSWERED and row.cost is None for row in rows)
         billed = sum(row.possibly_billed for row in rows)

@@ -30,9 +30,9 @@ async def main(path, first):
     numbers = iter(range(int(first), 10**9))
     async def work():
         for index in numbers:
-            await journal.intend(intent(index))
+            await journal.record_intent(intent(index))
             print("sent", index, flush=True)
-            await journal.settle(answer(index))
+            await journal.record_outcome(answer(index))
             print("done", index, flush=True)
     await asyncio.gather(*(work() for _ in range(20)))
 
@@ -76,7 +76,7 @@ def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> No
         known |= {index: word for word, index in said}
         with JournalReader.open(path) as reader:
             assert not reader.running
-            rows = {row.index: row for row in reader.rows()}
+            rows = {row.index: row for row in reader.records()}
             counts = reader.counts()
         for index, word in known.items():
             assert rows[index].state is RecordState.ANSWERED or word == "sent"
@@ -134,8 +134,8 @@ async def _crashed(path: Path, rows: int) -> Path:
     journal = Journal.open(path, IDENTITY)
     with closing(sqlite3.connect(path)) as connection:
         for index in range(rows):
-            await journal.intend(intent(index))
-            await journal.settle(answer(index, result=b'{"content":"%s"}' % (b"x" * 900)))
+            await journal.record_intent(intent(index))
+            await journal.record_outcome(answer(index, result=b'{"content":"%s"}' % (b"x" * 900)))
             if index == rows // 2:
                 connection.execute("PRAGMA wal_checkpoint")
     crash = copied(path.parent, path.parent.with_name("crash"))
@@ -156,7 +156,7 @@ def _holds_all_or_says_so(path: Path, rows: int) -> bool:
         demand_telling(error, path)
         return False
     with journal:
-        found = journal.rows(0, rows)
+        found = journal.records(0, rows)
         assert [row.index for row in found] == list(range(rows))
         assert all(row.state is RecordState.ANSWERED for row in found)
         assert journal.counts().answered == rows
@@ -183,7 +183,7 @@ async def test_a_journal_cut_anywhere_after_a_crash_opens_whole_or_is_refused(pa
 async def _ended_cleanly(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         for index in range(30):
-            await journal.settle(answer(index, copy_of=0))
+            await journal.record_outcome(answer(index, copy_of=0))
 
 
 def test_a_journal_cut_after_a_clean_end_is_refused_wherever_it_is_cut(path: Path) -> None:
@@ -212,7 +212,7 @@ async def test_bytes_that_were_overwritten_open_whole_or_are_refused_but_never_a
                 file.write(random.randbytes(64))
             try:
                 with Journal.open(trial, IDENTITY) as journal:
-                    journal.rows(0, 30)
+                    journal.records(0, 30)
             except BatchError as error:
                 demand_telling(error, trial)
 
@@ -324,7 +324,7 @@ async def test_a_log_without_its_journal_is_not_mistaken_for_a_new_run(path: Pat
     with pytest.raises(BatchError, match=r"it is gone, but out\.jsonl\.journal-wal is there"):
         Journal.open(crash, IDENTITY)
     with Journal.open(crash, IDENTITY, force=True) as journal:
-        assert journal.rows(0, 99) == []
+        assert journal.records(0, 99) == []
 
 
 def test_a_journal_that_was_being_made_when_its_process_died_is_made_anew(path: Path) -> None:
@@ -368,8 +368,8 @@ def test_a_directory_is_refused(path: Path) -> None:
 def test_an_answer_of_usual_length_takes_little_more_room_than_its_text(path: Path) -> None:
     async def write() -> None:
         async with Journal.open(path, IDENTITY) as journal:
-            await asyncio.gather(*(journal.intend(intent(index)) for index in range(2000)))
-            await asyncio.gather(*(journal.settle(answer(index, result=b"x" * 2200)) for index in range(2000)))
+            await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(2000)))
+            await asyncio.gather(*(journal.record_outcome(answer(index, result=b"x" * 2200)) for index in range(2000)))
 
     asyncio.run(write())
     assert path.stat().st_size / 2000 < 1.2 * 2200

@@ -39,8 +39,8 @@ async def filled(journal: Journal) -> tuple[int, BatchError]:
     """Writes until that fails; how many were said to be durable, and what was said then."""
     for index in range(1000):
         try:
-            await journal.intend(intent(index))
-            await journal.settle(answer(index, result=BIG))
+            await journal.record_intent(intent(index))
+            await journal.record_outcome(answer(index, result=BIG))
         except BatchError as error:
             return index, error
     raise AssertionError("the disk was never full")
@@ -57,29 +57,33 @@ async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_go
     journal = Journal.open(path, IDENTITY)
     durable, error = await filled(journal)
     demand_advice_on_space(error)
-    later = await asyncio.gather(*(journal.intend(intent(index)) for index in range(900, 905)), return_exceptions=True)
+    later = await asyncio.gather(
+        *(journal.record_intent(intent(index)) for index in range(900, 905)), return_exceptions=True
+    )
     assert {str(outcome) for outcome in later} == {str(error)}
     await journal.aclose()
     (small_disk / "other").unlink()
     async with Journal.open(path, IDENTITY) as journal:
         assert journal.counts().answered == durable
-        assert [row.index for row in journal.rows(0, 999) if row.state is RecordState.ANSWERED] == list(range(durable))
-        await journal.intend(intent(durable))
-        await journal.settle(answer(durable))
+        assert [row.index for row in journal.records(0, 999) if row.state is RecordState.ANSWERED] == list(
+            range(durable)
+        )
+        await journal.record_intent(intent(durable))
+        await journal.record_outcome(answer(durable))
 
 
 async def test_on_a_full_disk_outcomes_are_written_and_nothing_new_is_begun(small_disk: Path) -> None:
     path = small_disk / "out.jsonl.journal"
     async with Journal.open(path, IDENTITY) as journal:
-        await asyncio.gather(*(journal.intend(intent(index)) for index in range(40)))
+        await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(40)))
         (small_disk / "other").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
         for index in range(40):
-            await journal.settle(answer(index, result=BIG))
+            await journal.record_outcome(answer(index, result=BIG))
         with pytest.raises(BatchError) as refused:
-            await journal.intend(intent(40))
+            await journal.record_intent(intent(40))
         demand_advice_on_space(refused.value)
         with pytest.raises(BatchError, match="disk is full"):
-            await journal.settle(answer(41, result=b"", copy_of=0))
+            await journal.record_outcome(answer(41, result=b"", copy_of=0))
         assert journal.counts().answered == 40
         assert journal.counts().in_flight == 0
         journal.finish("stopped: the disk is full", complete=False)
@@ -116,7 +120,9 @@ async def test_those_who_await_at_the_moment_of_a_failure_are_all_told(
 
     journal = Journal.open(path, IDENTITY)
     monkeypatch.setattr(JournalLock, "note", broken)
-    outcomes = await asyncio.gather(*(journal.intend(intent(index)) for index in range(300)), return_exceptions=True)
+    outcomes = await asyncio.gather(
+        *(journal.record_intent(intent(index)) for index in range(300)), return_exceptions=True
+    )
     assert {type(outcome) for outcome in outcomes} == {BatchError}
     assert "Input/output error" in str(outcomes[0])
     assert outcomes[0] is not outcomes[1]
@@ -141,7 +147,7 @@ async def test_another_program_that_locks_the_journal_is_told_of(path: Path, mon
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(BatchError, match="locked by another program"):
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
     other.rollback()
     other.close()
     await journal.aclose()
@@ -171,7 +177,7 @@ def test_a_read_only_disk_can_be_read_and_is_not_written(small_disk: Path) -> No
     with JournalReader.open(path) as reader:
         assert reader.identity == IDENTITY
         assert not reader.running
-        assert list(reader.rows()) == []
+        assert list(reader.records()) == []
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ async def written(path: Path) -> Journal:
     """A run at work: answers of 0.5 to 9.5 s, every tenth entry failed, one under way, one a copy."""
     journal = Journal.open(path, IDENTITY, settings={"requests_per_minute": 40})
     for index in range(10):
-        await journal.intend(intent(index))
-        await journal.settle(failure(index) if index == 4 else answer(index, attempts=1 + index % 2))
-    await journal.intend(intent(10))
-    await journal.settle(evolve(answer(11, copy_of=1, result=b"", latency=None), line=12))
+        await journal.record_intent(intent(index))
+        await journal.record_outcome(failure(index) if index == 4 else answer(index, attempts=1 + index % 2))
+    await journal.record_intent(intent(10))
+    await journal.record_outcome(evolve(answer(11, copy_of=1, result=b"", latency=None), line=12))
     return journal
 
 
@@ -69,9 +69,9 @@ async def test_figures_of_a_report_come_from_the_rows(path: Path) -> None:
 
 async def test_rows_are_streamed_in_the_order_of_the_input(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await asyncio.gather(*(journal.intend(intent(index)) for index in range(5000, -1, -1)))
+        await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(5000, -1, -1)))
         with JournalReader.open(path) as reader:
-            assert [row.index for row in reader.rows()] == list(range(5001))
+            assert [row.index for row in reader.records()] == list(range(5001))
 
 
 def test_a_new_journal_has_nothing_to_tell(path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_samples_are_kept_and_the_latest_is_always_there(path: Path) -> No
     async with Journal.open(path, IDENTITY) as journal:
         for at in (1.0, 2.0, 2.4, 3.0, 3.2):
             journal.sample(at, {"level": at})
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
         with JournalReader.open(path) as reader:
             assert [sample.at for sample in reader.samples()] == [1.0, 2.0, 3.0]
             assert reader.latest_sample() == Sample(3.2, {"level": 3.2})
@@ -138,7 +138,7 @@ async def test_commands_of_another_terminal_are_handed_out_once_and_in_order(pat
             assert (retune.name, retune.argument, retune.id) == ("retune", {"requests_per_minute": 120}, number)
             assert retune.at > 0
             assert journal.commands() == []
-            await journal.intend(intent(0))
+            await journal.record_intent(intent(0))
             assert reader.pending_commands() == []
 
 
@@ -168,13 +168,13 @@ async def test_readers_do_not_keep_the_log_from_being_emptied(path: Path) -> Non
         with JournalReader.open(path) as reader:
             rows = None
             for start in range(0, 24_000, 2000):
-                await asyncio.gather(*(journal.intend(intent(index)) for index in range(start, start + 2000)))
+                await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(start, start + 2000)))
                 await asyncio.gather(
-                    *(journal.settle(answer(index, result=b"x" * 2000)) for index in range(start, start + 2000))
+                    *(journal.record_outcome(answer(index, result=b"x" * 2000)) for index in range(start, start + 2000))
                 )
-                rows = rows or reader.rows()
+                rows = rows or reader.records()
                 assert next(rows).state is RecordState.ANSWERED
-                journal.rows(start, start + 5)
+                journal.records(start, start + 5)
         assert size(path) > 40_000_000
         assert size(path.with_name(path.name + "-wal")) < 40_000_000
 

@@ -50,10 +50,12 @@ def test_a_number_that_no_sum_can_hold_counts_as_unknown(number: float | None, b
 
 async def test_a_custom_id_with_half_a_character_is_kept_and_written_as_the_same_escape(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await asyncio.gather(*(journal.intend(intent(index, custom_id=name)) for index, name in enumerate(HALVES)))
-        await asyncio.gather(*(journal.settle(answer(index)) for index in range(len(HALVES))))
+        await asyncio.gather(
+            *(journal.record_intent(intent(index, custom_id=name)) for index, name in enumerate(HALVES))
+        )
+        await asyncio.gather(*(journal.record_outcome(answer(index)) for index in range(len(HALVES))))
     with JournalReader.open(path) as reader:
-        rows = list(reader.rows())
+        rows = list(reader.records())
     assert [row.custom_id for row in rows] == HALVES
     lines = list(map(RecordWriter().line, rows))
     assert b'"custom_id":"\\ud800"' in lines[0]
@@ -62,7 +64,7 @@ async def test_a_custom_id_with_half_a_character_is_kept_and_written_as_the_same
 
 async def test_bad_lines_and_endings_with_half_a_character_are_told_as_they_were(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
+        await journal.record_intent(intent(0))
         journal.bad_line(LineError("in\udce9.jsonl", 3, "odd \ud800"))
         journal.finish("stopped: in\udce9.jsonl:3", complete=False)
     with JournalReader.open(path) as reader:
@@ -73,42 +75,42 @@ async def test_bad_lines_and_endings_with_half_a_character_are_told_as_they_were
 async def test_a_row_that_cannot_be_stored_fails_alone(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         outcomes = await asyncio.gather(
-            *(journal.intend(intent(index, line=2**70 if index == 150 else 1)) for index in range(300)),
+            *(journal.record_intent(intent(index, line=2**70 if index == 150 else 1)) for index in range(300)),
             return_exceptions=True,
         )
         assert [index for index, outcome in enumerate(outcomes) if outcome is not None] == [150]
         assert isinstance(outcomes[150], UnstorableRowError)
         assert "out.jsonl.journal cannot store it: " in str(outcomes[150])
         await asyncio.gather(
-            *(journal.settle(answer(index, result=None if index == 7 else b"{}")) for index in range(100)),
+            *(journal.record_outcome(answer(index, result=None if index == 7 else b"{}")) for index in range(100)),
             return_exceptions=True,
         )
         assert (journal.counts().answered, journal.counts().in_flight) == (99, 200)
     with JournalReader.open(path) as reader:
-        assert sum(row.state is RecordState.ANSWERED for row in reader.rows()) == 99
+        assert sum(row.state is RecordState.ANSWERED for row in reader.records()) == 99
 
 
 async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0))
-        await journal.settle(answer(0))
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(answer(0))
         copied, other = await asyncio.gather(
-            journal.settle(answer(1, copy_of=0, request_digest=b"d" * 16, line=2)),
-            journal.settle(answer(2, copy_of=0, request_digest=b"d" * 16, attempts=None)),
+            journal.record_outcome(answer(1, copy_of=0, request_digest=b"d" * 16, line=2)),
+            journal.record_outcome(answer(2, copy_of=0, request_digest=b"d" * 16, attempts=None)),
             return_exceptions=True,
         )
         assert copied is None
         assert isinstance(other, UnstorableRowError)
-        assert [row.index for row in journal.rows(0, 9)] == [0, 1]
+        assert [row.index for row in journal.records(0, 9)] == [0, 1]
         assert (journal.counts().answered, journal.counts().in_flight) == (2, 0)
 
 
 async def test_numbers_beyond_all_bounds_leave_the_totals_usable(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.intend(intent(0, reserved=math.inf, reserved_tokens=10**30))
-        await journal.settle(answer(0, cost=math.nan, input_tokens=2**70, elapsed=math.inf, latency=math.nan))
-        await journal.intend(intent(1))
-        await journal.settle(failure(1, possibly_billed=1))
+        await journal.record_intent(intent(0, reserved=math.inf, reserved_tokens=10**30))
+        await journal.record_outcome(answer(0, cost=math.nan, input_tokens=2**70, elapsed=math.inf, latency=math.nan))
+        await journal.record_intent(intent(1))
+        await journal.record_outcome(failure(1, possibly_billed=1))
         counts = journal.counts()
         assert (counts.answered, counts.failed, counts.unpriced) == (1, 1, 1)
         assert (counts.cost, counts.input_tokens, counts.at_risk) == (0.0, 0, 0.01)
@@ -155,8 +157,10 @@ async def run_with(journal, *prompts):
 
 async def test_an_entry_whose_intent_cannot_be_stored_is_a_bad_line_and_its_duplicate_is_asked(path, monkeypatch):
     async with Journal.open(path, IDENTITY) as journal:
-        intend = journal.intend
-        monkeypatch.setattr(journal, "intend", lambda made: intend(intent(2**70) if made.index == 1 else made))
+        record_intent = journal.record_intent
+        monkeypatch.setattr(
+            journal, "record_intent", lambda made: record_intent(intent(2**70) if made.index == 1 else made)
+        )
         report, service, lines, bad = await run_with(journal, "a", "b", "b", "b", "c")
     assert report.complete
     assert sorted(service.prompts) == ["a", "b", "c"]
@@ -168,14 +172,14 @@ async def test_an_entry_whose_intent_cannot_be_stored_is_a_bad_line_and_its_dupl
 
 async def test_an_answer_that_cannot_be_stored_is_a_failure_of_its_entry_alone(path, monkeypatch):
     async with Journal.open(path, IDENTITY) as journal:
-        settle = journal.settle
+        record_outcome = journal.record_outcome
 
         async def refuse_one(settled):
             if settled.index == 1 and settled.state is RecordState.ANSWERED:
                 raise UnstorableRowError("It cannot be stored.")
-            await settle(settled)
+            await record_outcome(settled)
 
-        monkeypatch.setattr(journal, "settle", refuse_one)
+        monkeypatch.setattr(journal, "record_outcome", refuse_one)
         report, _, lines, bad = await run_with(journal, "a", "b", "c")
     assert (report.complete, report.progress.failed, bad) == (True, 1, [])
     assert [line["index"] for line in lines if line["response"]] == [0, 2]

@@ -86,7 +86,7 @@ async def test_the_whole_reply_is_written_and_is_the_same_after_a_resume_and_fro
     report, resumed = await run(prompts, service, shape)
     assert (report.complete, report.counts.answered) == (True, len(prompts))
     with JournalReader.open(tmp_path / "out.journal") as journal:
-        assert b"".join(map(RecordWriter(shape).line, journal.rows())) == resumed
+        assert b"".join(map(RecordWriter(shape).line, journal.records())) == resumed
     (tmp_path / "out.journal").unlink()
     _, at_once = await run(prompts, Service(), shape)
     if shape is OutputFormat.OPENAI_BATCH:  # which has the time of each answer

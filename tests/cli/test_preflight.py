@@ -197,8 +197,10 @@ async def test_what_an_earlier_session_answered_is_not_left(tmp_path):
     output, digest = str(tmp_path / "out.jsonl"), b"d" * 16
     async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
         for index in range(24):
-            await journal.intend(Intent(index, index + 1, 0, None, digest, 0.1, 1.0))
-            await journal.settle(Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}"))
+            await journal.record_intent(Intent(index, index + 1, 0, None, digest, 0.1, 1.0))
+            await journal.record_outcome(
+                Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}")
+            )
     async with AsyncOneLLM("k", limits=Limits(requests_per_minute=60)) as client:
         told = projected(FileRun(output=output), 10, 100, client.snapshot())
 

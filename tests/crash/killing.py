@@ -104,7 +104,7 @@ class Left:
         if not output.with_name(output.name + ".journal").exists():
             return cls()
         with JournalReader.open(output) as journal:
-            states = {row.index: row.state for row in journal.rows()}
+            states = {row.index: row.state for row in journal.records()}
         return cls(
             {index for index, state in states.items() if state is RecordState.ANSWERED},
             {index for index, state in states.items() if state is RecordState.IN_FLIGHT},

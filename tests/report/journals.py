@@ -134,10 +134,10 @@ async def ask(journal: Journal, first: int, last: int, begun: float, *, fail: tu
     steps = []
     for place, index in enumerate(range(first, last)):
         sent = begun + max(0, place - 40) * 1.5
-        steps.append((sent, journal.intend(intent(index, sent))))
+        steps.append((sent, journal.record_intent(intent(index, sent))))
         latency = 2 + 4 * (index * 37 % 101) / 101
         end = failed(index, sent, HOSTILE) if index in fail else answered(index, sent, latency, queued=sent - begun)
-        steps.append((end.at, journal.settle(end)))
+        steps.append((end.at, journal.record_outcome(end)))
     for _, step in sorted(steps, key=lambda step: step[0]):
         await step
 
@@ -155,7 +155,7 @@ async def killed_and_resumed(folder: Path, *, finished: bool = True) -> Path:
                     START + second, sample(162 - second * 2 // 3, 2, refused=second // 60, repeated=second // 100)
                 )
             for index in (117, 118, 119):
-                await journal.intend(intent(index, START + 119))
+                await journal.record_intent(intent(index, START + 119))
             clock.now = START + 120
             await asyncio.to_thread(_copied, first, path)
         clock.now = START + 3720

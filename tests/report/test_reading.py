@@ -133,9 +133,9 @@ async def test_a_run_that_is_under_way_goes_on_until_now_and_has_lost_nothing(tm
         async with session(path) as journal:
             await ask(journal, 0, 10, START)
             for index in (10, 11):
-                await journal.intend(intent(index, START + 6))
+                await journal.record_intent(intent(index, START + 6))
             journal.sample(START + 6, sample(190, 2))
-            await journal.settle(answered(11, START + 6, 1))
+            await journal.record_outcome(answered(11, START + 6, 1))
             clock.now = START + 8
             report = report_of(path, now=clock.now)
     assert report.standing is RunStatus.RUNNING

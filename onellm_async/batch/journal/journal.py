@@ -1,8 +1,8 @@
 """What a run remembers: an intent before each request leaves, a result before anybody sees it.
 
 After any crash every entry of the input is *done*, *never sent* or *possibly billed*, and the same command goes on
-from there. The rows live in an SQLite file in WAL mode; a caller of `Journal.intend` or `Journal.settle` continues
-when the row is on the disk.
+from there. The records live in an SQLite file in WAL mode; a caller of `Journal.record_intent` or
+`Journal.record_outcome` continues when the record is on the disk.
 """
 
 import os
@@ -48,8 +48,8 @@ class Journal:
         .. code-block:: python
 
             async with Journal.open("answers.jsonl.journal", identity) as journal:
-                await journal.intend(intent)  # durable: now the request may leave
-                await journal.settle(settled)  # durable: now the answer may be shown
+                await journal.record_intent(intent)  # durable: now the request may leave
+                await journal.record_outcome(settled)  # durable: now the answer may be shown
                 journal.finish("done", complete=True)
     """
 
@@ -102,7 +102,7 @@ class Journal:
                 lock.release(clean=not lock.existed)
                 raise
 
-    async def intend(self, intent: Intent) -> None:
+    async def record_intent(self, intent: Intent) -> None:
         """Returns when it is durable that a request is about to leave.
 
         Raises:
@@ -127,7 +127,7 @@ class Journal:
         )
         await self._gathering.durable()
 
-    async def settle(self, settled: Settled) -> None:
+    async def record_outcome(self, settled: Settled) -> None:
         """Returns when an outcome is durable. The first one of an entry stays.
 
         Safe to cancel: it is written nevertheless.
@@ -168,7 +168,7 @@ class Journal:
         )
         await self._gathering.durable()
 
-    async def forget(self, index: int) -> None:
+    async def retract_intent(self, index: int) -> None:
         """Returns when it is durable that the last intent of an entry was not sent after all.
 
         The entry is then as it was before; where it had failed before, it counts as never sent.
@@ -210,7 +210,7 @@ class Journal:
         """What is durable by now, all sessions together."""
         return counts_of(self._gathering.totals)
 
-    def rows(self, first: int, last: int) -> list[JournalRecord]:
+    def records(self, first: int, last: int) -> list[JournalRecord]:
         """The durable rows of the entries from index `first` to `last`, both included, in order.
 
         Raises:
@@ -219,7 +219,7 @@ class Journal:
         with translate_errors(self.path):
             return rows_between(self._reader(), first, last)
 
-    def answer_of(self, index: int) -> JournalRecord | None:
+    def record(self, index: int) -> JournalRecord | None:
         """The durable row of one entry; None where there is none.
 
         Raises:

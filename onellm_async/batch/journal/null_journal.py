@@ -22,11 +22,11 @@ class NullJournal:
         self._reserved: dict[int, Intent] = {}
         self._causes = CauseCounts()
 
-    async def intend(self, intent: Intent) -> None:
+    async def record_intent(self, intent: Intent) -> None:
         """Remembers what an attempt can cost, until it is settled."""
         self._reserved[intent.index] = intent
 
-    async def settle(self, settled: Settled) -> None:
+    async def record_outcome(self, settled: Settled) -> None:
         """Counts an outcome."""
         intent = self._reserved.pop(settled.index, None)
         reserved = 0.0 if intent is None else intent.reserved or 0.0
@@ -51,7 +51,7 @@ class NullJournal:
             at_risk_tokens=counts.at_risk_tokens + lost * reserved_tokens,
         )
 
-    async def forget(self, index: int) -> None:
+    async def retract_intent(self, index: int) -> None:
         """Forgets an intent."""
         self._reserved.pop(index, None)
 
@@ -65,11 +65,11 @@ class NullJournal:
         """What there is so far."""
         return evolve(self._counts, in_flight=len(self._reserved))
 
-    def rows(self, first: int, last: int) -> Sequence[JournalRecord]:
+    def records(self, first: int, last: int) -> Sequence[JournalRecord]:
         """None are kept."""
         return ()
 
-    def answer_of(self, index: int) -> JournalRecord | None:
+    def record(self, index: int) -> JournalRecord | None:
         """None is kept: a repetition is asked again, unless the first is still in flight."""
         return None
 

@@ -265,12 +265,12 @@ class JournalReader:
         found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
         return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
-    def rows(self) -> Iterator[JournalRecord]:
+    def records(self) -> Iterator[JournalRecord]:
         """All rows in the order of the input, a piece at a time."""
         with translate_errors(self.path):
             yield from every_row(self._connection)
 
-    def row(self, index: int) -> JournalRecord | None:
+    def record(self, index: int) -> JournalRecord | None:
         """The row of one entry; None where there is none."""
         with translate_errors(self.path):
             return one_row(self._connection, index)
