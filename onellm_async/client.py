@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from onellm_async.batch.client_run import RunOptions
     from onellm_async.batch.ending import RunReport
     from onellm_async.batch.inputs.entry import LineError
-    from onellm_async.batch.inputs.prompts import NamedPrompt
+    from onellm_async.batch.inputs.memory import NamedPrompt
     from onellm_async.batch.progress import RunProgress
     from onellm_async.limits.quota import Quota
 

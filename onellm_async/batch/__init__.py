@@ -14,11 +14,11 @@ from onellm_async.batch.formats import InputFormat, OutputFormat, output_format,
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
-from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.inputs.entry_parser import EntryParser
 from onellm_async.batch.inputs.lines import LONGEST_LINE
-from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
-from onellm_async.batch.inputs.sources import Source, Survey, open_source
+from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
+from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.batch.journal.commands import send_command
 from onellm_async.batch.journal.journal import Journal
@@ -47,8 +47,10 @@ __all__ = [
     "FileRun",
     "FileSink",
     "HealthPolicy",
+    "InMemoryInput",
+    "InputFile",
     "InputFormat",
-    "Item",
+    "InputScan",
     "Journal",
     "JournalReader",
     "JournalRecord",
@@ -57,8 +59,8 @@ __all__ = [
     "NamedPrompt",
     "NullJournal",
     "OutputFormat",
+    "ParsedEntry",
     "ProgressTracker",
-    "PromptSource",
     "PromptTemplate",
     "RecordState",
     "RecordWriter",
@@ -72,9 +74,7 @@ __all__ = [
     "RunProgress",
     "RunReport",
     "RunWatch",
-    "Source",
     "StreamSink",
-    "Survey",
     "entries_from",
     "learned_rate",
     "open_sink",

@@ -18,8 +18,8 @@ from onellm_async.batch.formats import InputFormat, OutputFormat
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.inputs.prompts import NamedPrompt, PromptSource, entries_from
-from onellm_async.batch.inputs.sources import Source, open_source
+from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
+from onellm_async.batch.inputs.sources import InputFile, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
@@ -138,11 +138,11 @@ async def run_with(
     async with AsyncExitStack() as stack:
         entries = await _opened(source, options, defaults, stack)
         surveyed = None
-        if isinstance(entries, Source):
+        if isinstance(entries, InputFile):
             if plan.output is not None and entries.is_file(plan.output):
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(entries, strict=plan.policy.strict)
-        if not (isinstance(entries, Source) and entries.format is InputFormat.OPENAI_BATCH):
+        if not (isinstance(entries, InputFile) and entries.format is InputFormat.OPENAI_BATCH):
             plan.budget.worst_case(defaults.request("A budget that no prompt can keep is refused here, once."))
         tracker.total = None if surveyed is None else surveyed.lines
         client.add_hook(tracker)
@@ -200,7 +200,7 @@ def _settings(client: RunClient, budget: Budget) -> JSON:
 
 async def _opened(
     source: Prompts, options: RunOptions, defaults: RequestDefaults, stack: AsyncExitStack
-) -> Source | PromptSource:
+) -> InputFile | InMemoryInput:
     if not isinstance(source, str | PathLike):
         check_source(source)
         given = sorted(options.keys() & {"field", "template", "input_format"})

@@ -80,7 +80,7 @@ class Feeder:
                     continue
                 self._delivery.pass_on(row)
                 if row.custom_id is not None:
-                    source.saw(row.custom_id)
+                    source.reserve_custom_id(row.custom_id)
             self._ending.read_all = True
         except BatchError as error:
             self._ending.stop(error)

@@ -24,10 +24,9 @@ from onellm_async.batch.ending import RunReport
 from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
-from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.inputs.prompts import PromptSource
-from onellm_async.batch.inputs.sources import Source, Survey
+from onellm_async.batch.inputs.memory import InMemoryInput
+from onellm_async.batch.inputs.sources import InputFile, InputScan
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.null_journal import NullJournal
@@ -42,11 +41,12 @@ from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.batch.run import run_batch
 from onellm_async.chat import JSON
+from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.limits.rate_state import RateState
 
 if TYPE_CHECKING:
-    from onellm_async.batch.outputs.parquet_sink import ParquetSink
+    from onellm_async.batch.outputs.parquet import ParquetSink
 
 __all__ = ["FileRun", "RunWatch", "learned_rate", "run_file", "survey"]
 
@@ -86,7 +86,7 @@ class FileRun:
     health: HealthPolicy = field(factory=HealthPolicy)
     settings: JSON = None
 
-    def identity(self, source: Source | PromptSource, surveyed: Survey | None) -> RunIdentity:
+    def identity(self, source: InputFile | InMemoryInput, surveyed: InputScan | None) -> RunIdentity:
         """What its answers depend on."""
         defaults, template = source.defaults, source.template
         return RunIdentity(
@@ -138,7 +138,7 @@ class RunWatch:
         )
 
 
-async def survey(source: Source, *, strict: bool) -> Survey | None:
+async def survey(source: InputFile, *, strict: bool) -> InputScan | None:
     """A look through the whole input before anything is sent; None for a pipe.
 
     Raises:
@@ -175,7 +175,7 @@ def _place(run: FileRun) -> Path | None:
 
 
 async def run_file(
-    client: RunClient, source: Source | PromptSource, surveyed: Survey | None, run: FileRun, watch: RunWatch
+    client: RunClient, source: InputFile | InMemoryInput, surveyed: InputScan | None, run: FileRun, watch: RunWatch
 ) -> RunReport:
     """One session of `run`: asks what is left of `source` and writes all there is then.
 
@@ -260,7 +260,7 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | N
 
 
 def _opened(
-    place: Path, identity: RunIdentity, source: Source | PromptSource, run: FileRun
+    place: Path, identity: RunIdentity, source: InputFile | InMemoryInput, run: FileRun
 ) -> "tuple[Journal, FileSink | StreamSink | ParquetSink]":
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
@@ -284,7 +284,7 @@ def _opened(
 
 async def _ask(
     client: RunClient,
-    source: Source | PromptSource,
+    source: InputFile | InMemoryInput,
     run: FileRun,
     watch: RunWatch,
     journal: RunJournal,
@@ -319,7 +319,7 @@ async def _ask(
     return report
 
 
-def _writer(source: Source | PromptSource, run: FileRun) -> RecordWriter:
+def _writer(source: InputFile | InMemoryInput, run: FileRun) -> RecordWriter:
     return RecordWriter(run.output_format or output_format(run.output, source.format))
 
 

@@ -5,7 +5,7 @@ The journal keeps everything that an output needs, and nothing that differs betw
 
 from collections.abc import Mapping
 
-from onellm_async.batch.inputs.entry import Item
+from onellm_async.batch.inputs.entry import ParsedEntry
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.chat import JSON, ChatResponse
 from onellm_async.errors import OneLLMError
@@ -20,7 +20,7 @@ _UNKEPT = "It is nested too deeply to be kept."
 """Stands in the place of a field of a reply that no output could hold."""
 
 
-def answer_json(response: ChatResponse, item: Item) -> bytes:
+def answer_json(response: ChatResponse, item: ParsedEntry) -> bytes:
     """An answer; ``extra`` is what the reply holds beyond the known fields, and is there only if it holds such."""
     usage = response.usage
     answer: dict[str, JSON] = {

@@ -52,7 +52,7 @@ class EntrySource(Protocol):
     def __aiter__(self) -> AsyncIterator[Entry]:
         """The entries, once."""
 
-    def saw(self, custom_id: str) -> None:
+    def reserve_custom_id(self, custom_id: str) -> None:
         """Takes note of an id that was used in an entry that was not parsed."""
 
 

@@ -67,7 +67,7 @@ async def run_batch(
 
     Args:
         client: Asks, within its limits.
-        source: The entries, such as an `onellm_async.batch.Source`.
+        source: The entries, such as an `onellm_async.batch.InputFile`.
         journal: Remembers, such as an `onellm_async.batch.Journal`.
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
         encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`. If it raises, the run stops

@@ -7,7 +7,7 @@ from attrs import evolve
 
 from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
 from onellm_async.batch.budget_gate import BudgetGate
-from onellm_async.batch.inputs.entry import Entry, Item
+from onellm_async.batch.inputs.entry import Entry, ParsedEntry
 from onellm_async.batch.journal.record import Intent, JournalRecord, RecordState, Settled
 from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.batch.protocols import RunJournal
@@ -66,7 +66,7 @@ class WorkItem:
     def __init__(
         self,
         entry: Entry,
-        item: Item,
+        item: ParsedEntry,
         *,
         earlier: JournalRecord | None,
         bound: Bound | None,
@@ -75,7 +75,7 @@ class WorkItem:
         clock: Callable[[], float],
     ) -> None:
         self.entry: Entry = entry
-        self.item: Item = item
+        self.item: ParsedEntry = item
         self.followers: list[WorkItem] = []
         self.copied: JournalRecord | None = None
         self.cached: JournalRecord | None = None

@@ -15,7 +15,7 @@ from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
-    from onellm_async.batch import Source
+    from onellm_async.batch import InputFile
     from onellm_async.limits.policy import Limits
     from onellm_async.simulation.plan import Plan
     from onellm_async.simulation.simulated_run import ExpectedService
@@ -128,7 +128,7 @@ def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits
     return limits, service
 
 
-async def _measured(source: "Source", expecting: AssumptionFlags, *, strict: bool) -> "tuple[Workload, int]":
+async def _measured(source: "InputFile", expecting: AssumptionFlags, *, strict: bool) -> "tuple[Workload, int]":
     from onellm_async.batch import LineError
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 

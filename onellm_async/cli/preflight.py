@@ -5,9 +5,9 @@ import sys
 from itertools import takewhile
 
 from onellm_async.batch import FileRun, JournalReader, RecordState
-from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.projection import Capacity, Projection, project
 from onellm_async.cli.progress import clock_time, counted
+from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.formatting import format_usd
 from onellm_async.limits.snapshot import Snapshot
 

@@ -9,7 +9,7 @@ from onellm_async.cli.options import RequestFlags
 from onellm_async.cli.stream import STREAM
 
 if TYPE_CHECKING:
-    from onellm_async.batch import Source
+    from onellm_async.batch import InputFile
 
 __all__ = ["READING", "InputFlags", "open_input"]
 
@@ -42,7 +42,7 @@ READING = InputFlags()
 """Nothing but defaults."""
 
 
-def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "Source":
+def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "InputFile":
     """Opens what a command was told to read.
 
     Outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that.

@@ -14,7 +14,7 @@ from onellm_async.cli.terminal import require_output
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from onellm_async.batch import Source
+    from onellm_async.batch import InputFile
 
 __all__ = ["run", "run_command"]
 
@@ -91,7 +91,7 @@ def run(
 
     from onellm_async.cli.run_settings import file_run
 
-    def opened() -> "Source":
+    def opened() -> "InputFile":
         return open_input(source, reading, asking)
 
     wanted = file_run(reading, writing, spending, going_on, connecting)

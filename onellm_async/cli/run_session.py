@@ -14,14 +14,14 @@ from rich.console import Console
 
 from onellm_async.batch import (
     FileRun,
+    InputFile,
     InputFormat,
+    InputScan,
     LineError,
     ProgressTracker,
     RunCounts,
     RunReport,
     RunWatch,
-    Source,
-    Survey,
     learned_rate,
     run_file,
     survey,
@@ -68,7 +68,7 @@ class RunSession:
         self._begun = self._idle = self._declined = False
         self._noted_line = 0
 
-    async def ended(self, source: Source, again: Callable[[], Source]) -> int:
+    async def ended(self, source: InputFile, again: Callable[[], InputFile]) -> int:
         """Runs it, says how it ended, and returns the exit code.
 
         Args:
@@ -93,7 +93,7 @@ class RunSession:
             tell(report, self._plan.output)
         return exit_code(report, caught.number)
 
-    async def _through(self, source: Source, again: Callable[[], Source]) -> RunReport:
+    async def _through(self, source: InputFile, again: Callable[[], InputFile]) -> RunReport:
         plan = self._plan
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(source)
@@ -124,7 +124,9 @@ class RunSession:
                 surveyed = await survey(source, strict=False)
             return await self._asked(client, source, surveyed, plan)
 
-    async def _asked(self, client: AsyncOneLLM, source: Source, surveyed: Survey | None, plan: FileRun) -> RunReport:
+    async def _asked(
+        self, client: AsyncOneLLM, source: InputFile, surveyed: InputScan | None, plan: FileRun
+    ) -> RunReport:
         self._tracker = tracker = self._new_tracker()
         tracker.total = None if surveyed is None else surveyed.lines
         watch = RunWatch(
@@ -145,7 +147,7 @@ class RunSession:
         async with display:
             return await run_file(client, source, surveyed, plan, watch)
 
-    async def _wanted(self, client: AsyncOneLLM, surveyed: Survey) -> bool:
+    async def _wanted(self, client: AsyncOneLLM, surveyed: InputScan) -> bool:
         """Tells what the rest will take, and asks whether to continue."""
         text = await asyncio.to_thread(projected, self._plan, self._preflight or 0, surveyed.lines, client.snapshot())
         say(text)

@@ -11,10 +11,10 @@ from onellm_async.batch import (
     Budget,
     Entry,
     HealthPolicy,
-    Item,
     Journal,
     JournalReader,
     NullJournal,
+    ParsedEntry,
     RecordState,
     RecordWriter,
     RunCounts,
@@ -51,13 +51,13 @@ class Prompts:
         self.prompts = prompts
 
     def read(self, raw, *, line, index):
-        return Item(index, line, ChatRequest("GPT-5", raw.decode(), max_tokens=10))
+        return ParsedEntry(index, line, ChatRequest("GPT-5", raw.decode(), max_tokens=10))
 
     async def __aiter__(self):
         for index, prompt in enumerate(self.prompts):
             yield Entry(index, index + 1, prompt.encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

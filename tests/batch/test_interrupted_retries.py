@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
-from onellm_async.batch import Entry, HealthPolicy, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunPolicy
+from onellm_async.batch import (
+    Entry,
+    HealthPolicy,
+    Journal,
+    JournalReader,
+    OutputFormat,
+    ParsedEntry,
+    RecordWriter,
+    RunPolicy,
+)
 from onellm_async.batch.run import run_batch
 from onellm_async.testing import FakeTransport
 from onellm_async.testing import failure as refusal
@@ -42,13 +51,13 @@ class Prompts:
     source = "prompts"
 
     def read(self, raw, *, line, index):
-        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+        return ParsedEntry(index, line, ChatRequest("GPT-5", raw.decode()))
 
     async def __aiter__(self):
         for index, prompt in enumerate(PROMPTS):
             yield Entry(index, index + 1, prompt.encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onellm_async import ConfigurationError, InvalidRequestError, Message
-from onellm_async.batch import EntryParser, InputFormat, Item, LineError, RequestDefaults, sniff_format
+from onellm_async.batch import EntryParser, InputFormat, LineError, ParsedEntry, RequestDefaults, sniff_format
 
 
 def read(raw, shape=InputFormat.JSONL, *, prompt_field=None, **defaults):
@@ -150,7 +150,7 @@ def test_a_custom_id_used_twice_names_the_first_line():
     reader = EntryParser("in.jsonl", InputFormat.OPENAI_BATCH)
     raw = json.dumps(batch_line()).encode()
 
-    assert isinstance(reader.read(raw, line=3, index=0), Item)
+    assert isinstance(reader.read(raw, line=3, index=0), ParsedEntry)
     assert reader.read(raw, line=9, index=1) == LineError("in.jsonl", 9, "custom_id 'a' was used in line 3 already.")
 
 
@@ -253,5 +253,5 @@ json_values = st.recursive(
 def test_any_line_is_an_item_or_a_line_error(raw, shape):
     entry = EntryParser("in", shape).read(raw, line=1, index=0)
 
-    assert isinstance(entry, Item | LineError)
+    assert isinstance(entry, ParsedEntry | LineError)
     assert isinstance(sniff_format("in", raw), InputFormat)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
 from onellm_async import ChatRequest, ChatResponse, ConfigurationError
-from onellm_async.batch import InputFormat, Item, OutputFormat, RecordWriter, output_format
+from onellm_async.batch import InputFormat, OutputFormat, ParsedEntry, RecordWriter, output_format
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.outcomes import answer_json
 from onellm_async.batch.outputs.columns import COLUMNS
@@ -229,7 +229,7 @@ def test_an_answer_from_a_cache_costs_nothing():
 
 
 def replied(extra):
-    item = Item(0, 1, ChatRequest("GPT-5", "?"))
+    item = ParsedEntry(0, 1, ChatRequest("GPT-5", "?"))
     return answer_json(ChatResponse("Hello", extra=extra), item)
 
 

@@ -8,7 +8,7 @@ from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, 
 from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.journal.commands import reply_to, send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
@@ -75,13 +75,13 @@ class Prompts:
         if text == "?":
             return LineError(self.source, line, "no prompt")
         custom_id, _, prompt = text.rpartition(":")
-        return Item(index, line, ChatRequest("GPT-5", prompt, max_tokens=self.max_tokens), custom_id or None)
+        return ParsedEntry(index, line, ChatRequest("GPT-5", prompt, max_tokens=self.max_tokens), custom_id or None)
 
     async def __aiter__(self):
         for index, prompt in enumerate(self.prompts):
             yield Entry(index, index + 1, prompt.encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async import BatchError
-from onellm_async.batch import InputFormat, Item, LineError, Source, open_source
+from onellm_async.batch import InputFile, InputFormat, LineError, ParsedEntry, open_source
 from onellm_async.batch.inputs.lines import LineSplitter
 
 
@@ -127,7 +127,7 @@ async def test_a_strict_survey_finds_the_first_bad_line_and_remembers_no_custom_
 
     assert survey.lines == 3
     assert survey.first_error == LineError(str(path), 2, "prompt is a number, not a string.")
-    assert isinstance((await entries(source))[0], Item)
+    assert isinstance((await entries(source))[0], ParsedEntry)
 
 
 async def test_standard_input_is_read_where_it_stands_and_left_open(tmp_path):
@@ -151,7 +151,7 @@ async def test_standard_input_is_read_where_it_stands_and_left_open(tmp_path):
 
 async def test_a_prompt_from_a_pipe_is_there_before_the_next_is_written():
     reading, writing = os.pipe()
-    async with Source("<pipe>", reading) as source:
+    async with InputFile("<pipe>", reading) as source:
         assert source.survey() is None
         items = aiter(source)
         os.write(writing, b"one\n")
@@ -165,7 +165,7 @@ async def test_a_prompt_from_a_pipe_is_there_before_the_next_is_written():
 
 async def test_waiting_for_a_silent_pipe_can_be_cancelled():
     reading, writing = os.pipe()
-    async with Source("<pipe>", reading) as source:
+    async with InputFile("<pipe>", reading) as source:
         waiting = asyncio.ensure_future(anext(aiter(source)))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -190,7 +190,7 @@ def test_an_input_that_cannot_be_opened_is_a_batch_error(tmp_path, path, message
 
 async def test_an_input_that_breaks_while_it_is_read_is_a_batch_error(tmp_path):
     descriptor = os.open(tmp_path / "unreadable", os.O_WRONLY | os.O_CREAT)
-    async with Source("in", descriptor) as source:
+    async with InputFile("in", descriptor) as source:
         with pytest.raises(BatchError, match="in cannot be read: Bad file descriptor"):
             await anext(aiter(source))
 
@@ -265,7 +265,7 @@ async def test_the_id_of_an_entry_that_was_passed_over_cannot_be_used_again(tmp_
     async with open_source(str(path)) as source:
         rows = aiter(source)
         await anext(rows)
-        source.saw("x")
+        source.reserve_custom_id("x")
         second = (await anext(rows)).item()
         await rows.aclose()
 
@@ -279,7 +279,7 @@ async def test_an_item_may_be_asked_for_again_without_being_its_own_double(tmp_p
         (entry,) = [entry async for entry in source]
 
     assert entry.item() == entry.item()
-    assert isinstance(entry.item(), Item)
+    assert isinstance(entry.item(), ParsedEntry)
 
 
 async def test_a_survey_tells_the_digest_of_all_bytes(tmp_path):
@@ -298,7 +298,7 @@ async def test_standard_input_that_does_not_block_is_waited_for(tmp_path):
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     try:
-        source = aiter(Source("pipe", reading))
+        source = aiter(InputFile("pipe", reading))
         first = asyncio.create_task(anext(source))
         await asyncio.sleep(0.05)
         os.write(writing, b"one\n")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from onellm_async import BatchError, Message
 from onellm_async.batch import InputFormat, LineError, PromptTemplate, RequestDefaults, open_source
-from onellm_async.batch.inputs.csv_rows import CsvSplitter, Dialect, dialect_of
-from onellm_async.batch.inputs.sources import Source
+from onellm_async.batch.inputs.csv import CsvDialect, CsvSplitter, dialect_of
+from onellm_async.batch.inputs.sources import InputFile
 
 
 async def entries(path, **options):
@@ -144,7 +144,7 @@ async def test_tsv_is_separated_by_tabs_whatever_the_header_looks_like(table):
 
 async def test_csv_from_a_pipe_comes_row_by_row():
     reading, writing = os.pipe()
-    async with Source("<stdin>", reading, forced_format=InputFormat.CSV) as source:
+    async with InputFile("<stdin>", reading, forced_format=InputFormat.CSV) as source:
         rows = aiter(source)
         os.write(writing, b"prompt\none\n")
         assert texts([(await anext(rows)).item()]) == ["one"]
@@ -159,14 +159,14 @@ async def test_csv_from_a_pipe_comes_row_by_row():
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
-        ("prompt", Dialect(",")),
-        ("a,b", Dialect(",")),
-        ("a;b;c", Dialect(";")),
-        ("a\tb", Dialect("\t")),
-        ("a|b", Dialect("|")),
-        ('"x, y, z";prompt', Dialect(";")),
-        ('a, b, "c"', Dialect(",", spaced=True)),
-        ("a, b,c", Dialect(",")),
+        ("prompt", CsvDialect(",")),
+        ("a,b", CsvDialect(",")),
+        ("a;b;c", CsvDialect(";")),
+        ("a\tb", CsvDialect("\t")),
+        ("a|b", CsvDialect("|")),
+        ('"x, y, z";prompt', CsvDialect(";")),
+        ('a, b, "c"', CsvDialect(",", spaced=True)),
+        ("a, b,c", CsvDialect(",")),
     ],
 )
 def test_the_dialect_follows_from_the_header(header, expected):

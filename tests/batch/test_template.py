@@ -128,7 +128,7 @@ def test_importing_batch_loads_neither_jinja2_nor_pyarrow_nor_csv_and_without_ji
     code = (
         "import sys; sys.modules['jinja2'] = None\n"
         "import onellm_async.batch as batch\n"
-        "late = {'pyarrow', 'onellm_async.batch.inputs.csv_rows', 'onellm_async.batch.outputs.csv_records'}\n"
+        "late = {'pyarrow', 'onellm_async.batch.inputs.csv', 'onellm_async.batch.outputs.csv'}\n"
         "print(sorted(late & set(sys.modules)))\n"
         "try:\n"
         "    batch.PromptTemplate('{{ a }}')\n"

@@ -11,10 +11,10 @@ from journal_examples import IDENTITY, answer, failure, intent
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import (
     Entry,
-    Item,
     Journal,
     JournalReader,
     LineError,
+    ParsedEntry,
     RecordWriter,
     RequestDefaults,
     entries_from,
@@ -128,13 +128,13 @@ class Prompts:
         self.prompts = prompts
 
     def read(self, raw, *, line, index):
-        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+        return ParsedEntry(index, line, ChatRequest("GPT-5", raw.decode()))
 
     async def __aiter__(self):
         for index, prompt in enumerate(self.prompts):
             yield Entry(index, index + 1, prompt.encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

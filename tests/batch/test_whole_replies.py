@@ -6,7 +6,16 @@ import json
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
-from onellm_async.batch import Entry, Item, Journal, JournalReader, OutputFormat, RecordWriter, RunIdentity, run_batch
+from onellm_async.batch import (
+    Entry,
+    Journal,
+    JournalReader,
+    OutputFormat,
+    ParsedEntry,
+    RecordWriter,
+    RunIdentity,
+    run_batch,
+)
 from onellm_async.testing import FakeTransport
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -43,13 +52,13 @@ class Prompts:
         self.prompts = prompts
 
     def read(self, raw, *, line, index):
-        return Item(index, line, ChatRequest("GPT-5", raw.decode()))
+        return ParsedEntry(index, line, ChatRequest("GPT-5", raw.decode()))
 
     async def __aiter__(self):
         for index, prompt in enumerate(self.prompts):
             yield Entry(index, index + 1, prompt.encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

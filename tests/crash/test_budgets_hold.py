@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy, catalog
-from onellm_async.batch import Budget, Entry, HealthPolicy, Item, Journal, RunIdentity, run_batch
+from onellm_async.batch import Budget, Entry, HealthPolicy, Journal, ParsedEntry, RunIdentity, run_batch
 from onellm_async.chat import Usage
 from onellm_async.errors import APIConnectionError, BudgetExceededError
 from onellm_async.failure_kinds import FailureKind
@@ -38,13 +38,13 @@ class RandomPrompts:
             )
 
     def read(self, raw, *, line, index):
-        return Item(index, line, self.requests[index])
+        return ParsedEntry(index, line, self.requests[index])
 
     async def __aiter__(self):
         for index in range(len(self.requests)):
             yield Entry(index, index + 1, str(index).encode(), self)
 
-    def saw(self, custom_id):
+    def reserve_custom_id(self, custom_id):
         pass
 
 

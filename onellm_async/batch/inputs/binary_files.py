@@ -1,6 +1,6 @@
 """Files that hold no lines: each would be garbage, line after line, and every line of it paid for. Pure."""
 
-from onellm_async.batch.inputs.parquet_rows import MAGIC
+from onellm_async.batch.inputs.parquet import MAGIC
 from onellm_async.errors import BatchError
 
 __all__ = ["refuse_binary"]

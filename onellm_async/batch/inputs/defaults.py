@@ -81,7 +81,7 @@ class RequestDefaults:
             temperature=self.temperature,
         )
 
-    def over(self, body: Mapping[str, JSON]) -> ChatRequest:
+    def merge_into(self, body: Mapping[str, JSON]) -> ChatRequest:
         """The request that `body` describes, with the set values on top.
 
         Raises:

@@ -13,11 +13,11 @@ from attrs import frozen
 from onellm_async.chat import ChatRequest
 from onellm_async.wire import Dialect, encode_request
 
-__all__ = ["BadEntry", "Entry", "EntryReader", "Item", "LineError"]
+__all__ = ["Entry", "EntryReader", "InvalidEntry", "LineError", "ParsedEntry"]
 
 
 @frozen
-class Item:
+class ParsedEntry:
     """One prompt of an input.
 
     Attributes:
@@ -64,7 +64,7 @@ class EntryReader(Protocol):
     def source(self) -> str:
         """Name of the input."""
 
-    def read(self, raw: bytes, *, line: int, index: int) -> Item | LineError:
+    def read(self, raw: bytes, *, line: int, index: int) -> ParsedEntry | LineError:
         """The item in an entry, or what is wrong with it. Never raises."""
 
 
@@ -95,7 +95,7 @@ class Entry:
         """BLAKE2b of `raw` as a signed integer of 64 bits."""
         return int.from_bytes(blake2b(self.raw, digest_size=8).digest(), "big", signed=True)
 
-    def item(self) -> Item | LineError:
+    def item(self) -> ParsedEntry | LineError:
         """The prompt in it, or what is wrong with it. Never raises.
 
         The input remembers the ``custom_id``: a later entry with the same is an error.
@@ -106,7 +106,7 @@ class Entry:
         return f"{type(self).__name__}({self.source!r}, line={self.line}, index={self.index})"
 
 
-class BadEntry(Entry):
+class InvalidEntry(Entry):
     """An entry that is known to be bad before it is parsed: longer than memory allows, or in no encoding."""
 
     __slots__ = ("_error",)

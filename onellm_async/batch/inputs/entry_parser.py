@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Item, LineError
+from onellm_async.batch.inputs.entry import LineError, ParsedEntry
 from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import JSON, ChatRequest
@@ -77,11 +77,11 @@ class EntryParser:
         self._defaults = defaults or RequestDefaults()
         self._ids = SeenKeys()
 
-    def saw(self, custom_id: str, line: int = 0) -> None:
+    def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of an id that was used in an entry that was not parsed; `line` is 0 where it is not known."""
         self._ids.add(_key(custom_id), line)
 
-    def read(self, raw: bytes, *, line: int, index: int) -> Item | LineError:
+    def read(self, raw: bytes, *, line: int, index: int) -> ParsedEntry | LineError:
         """The item in an entry, or what is wrong with it. Never raises.
 
         A fingerprint of every ``custom_id`` is remembered, about 40 bytes: a second use of one is an error.
@@ -99,7 +99,7 @@ class EntryParser:
                     raise _BadLineError(_used(custom_id, first))  # noqa: TRY301
         except (_BadLineError, InvalidRequestError, TemplateError) as error:
             return LineError(self.source, line, str(error))
-        return Item(index, line, request, custom_id)
+        return ParsedEntry(index, line, request, custom_id)
 
     def _parse(self, raw: bytes) -> tuple[ChatRequest, str | None]:
         try:
@@ -158,7 +158,7 @@ class EntryParser:
             f"url is {truncated_repr(url)}; only /v1/chat/completions can be sent.",
         )
         _demand(isinstance(body, dict), f"body is {_kind(body)}, not an object.")
-        return self._defaults.over(body), custom_id
+        return self._defaults.merge_into(body), custom_id
 
 
 def _demand(condition: bool, otherwise: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from onellm_async.batch.inputs.entry import BadEntry, Entry, EntryReader, LineError
+from onellm_async.batch.inputs.entry import Entry, EntryReader, InvalidEntry, LineError
 
 __all__ = ["BYTE_ORDER_MARK", "LONGEST_LINE", "LineEntries", "LineSplitter", "too_long"]
 
@@ -116,4 +116,4 @@ class LineEntries:
         ]
 
     def _overlong(self, index: int, line: int) -> Entry:
-        return BadEntry(index, b"", LineError(self._source, line, too_long("line")))
+        return InvalidEntry(index, b"", LineError(self._source, line, too_long("line")))

@@ -18,18 +18,18 @@ from attrs import frozen
 
 from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
 from onellm_async.batch.inputs.binary_files import refuse_binary
-from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
 from onellm_async.batch.inputs.entry_parser import EntryParser, demand_prompt
 from onellm_async.batch.inputs.lines import LineEntries
-from onellm_async.batch.inputs.parquet_rows import parquet_entries, parquet_rows
+from onellm_async.batch.inputs.parquet import parquet_entries, parquet_rows
 from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import read_piece
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
-__all__ = ["Source", "Survey", "open_source"]
+__all__ = ["InputFile", "InputScan", "open_source"]
 
 _PIECE = 256 * 1024
 
@@ -41,7 +41,7 @@ class _Splitter(Protocol):
 
 
 @frozen
-class Survey:
+class InputScan:
     """What a look through a whole input found, before anything is sent.
 
     Attributes:
@@ -55,7 +55,7 @@ class Survey:
     digest: str = ""
 
 
-class Source:
+class InputFile:
     """An open input; iterate over it once. Made by `open_source`.
 
     Attributes:
@@ -106,7 +106,7 @@ class Source:
         except (OSError, ValueError):
             return False
 
-    def saw(self, custom_id: str, line: int = 0) -> None:
+    def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of the id of an entry that need not be parsed, so that no later one may use it again.
 
         Args:
@@ -114,9 +114,9 @@ class Source:
             line: The entry's line; 0 where it is not known.
         """
         if self._reader is not None:  # it is there as soon as there is an entry
-            self._reader.saw(custom_id, line)
+            self._reader.reserve_custom_id(custom_id, line)
 
-    def survey(self, *, strict: bool = False) -> Survey | None:
+    def survey(self, *, strict: bool = False) -> InputScan | None:
         """Counts the entries, and with `strict` checks each of them, without consuming the input. Blocks: use a thread.
 
         Returns:
@@ -143,7 +143,7 @@ class Source:
         finally:
             os.lseek(self._descriptor, start, os.SEEK_SET)
             self._reader = None  # it has seen every custom_id
-        return Survey(lines, first_error, hasher.hexdigest())
+        return InputScan(lines, first_error, hasher.hexdigest())
 
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """The entries in the order of the input; `Entry.item` tells whether one is good.
@@ -191,7 +191,7 @@ class Source:
     def _splitter(self) -> _Splitter:
         if self._format not in {InputFormat.CSV, InputFormat.TSV}:
             return LineEntries(self.name, self._line_reader)
-        from onellm_async.batch.inputs.csv_entries import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
+        from onellm_async.batch.inputs.csv import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
 
         return CsvEntries(self.name, "\t" if self._format is InputFormat.TSV else None, self._table_reader)
 
@@ -236,7 +236,7 @@ def open_source(
     field: str | None = None,
     template: PromptTemplate | None = None,
     defaults: RequestDefaults | None = None,
-) -> Source:
+) -> InputFile:
     """Opens an input.
 
     Args:
@@ -260,7 +260,7 @@ def open_source(
         _check_standard_input()
     else:
         name, descriptor = path, _open_file(path)
-    return Source(name, descriptor, forced_format=forced_format, field=field, template=template, defaults=defaults)
+    return InputFile(name, descriptor, forced_format=forced_format, field=field, template=template, defaults=defaults)
 
 
 def _check_standard_input() -> None:

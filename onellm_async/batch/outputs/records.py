@@ -55,7 +55,7 @@ class RecordWriter:
         elif shape is OutputFormat.OPENAI_BATCH:
             self.line = openai_line
         elif shape is OutputFormat.CSV:
-            from onellm_async.batch.outputs.csv_records import CSV_HEADER, csv_line  # noqa: PLC0415  # which need this file
+            from onellm_async.batch.outputs.csv import CSV_HEADER, csv_line  # noqa: PLC0415  # which need this file
 
             self.header, self.line = CSV_HEADER, csv_line
         else:

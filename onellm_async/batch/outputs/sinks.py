@@ -10,15 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from onellm_async.batch.formats import OutputFormat
-from onellm_async.batch.inputs.daemon_thread import in_daemon_thread
 from onellm_async.batch.outputs.output_place import AtomicOutputFile
 from onellm_async.batch.outputs.records import RecordWriter
+from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import unwritable, write_all
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
 if TYPE_CHECKING:
-    from onellm_async.batch.outputs.parquet_sink import ParquetSink
+    from onellm_async.batch.outputs.parquet import ParquetSink
 
 __all__ = ["FileSink", "StreamSink", "open_sink"]
 
@@ -154,7 +154,7 @@ def open_sink(
                 await sink.write(b"".join(map(writer.line, rows)))
     """
     if writer.shape is OutputFormat.PARQUET:
-        from onellm_async.batch.outputs.parquet_sink import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
+        from onellm_async.batch.outputs.parquet import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
 
         if path is None:
             raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")

@@ -1,7 +1,7 @@
 import pytest
 
 from onellm_async import ChatRequest, Message
-from onellm_async.batch import Item, LineError, RequestDefaults, entries_from
+from onellm_async.batch import LineError, ParsedEntry, RequestDefaults, entries_from
 
 
 async def found(prompts, **options):
@@ -49,16 +49,16 @@ async def test_what_cannot_be_asked_is_a_line_error_and_the_others_come():
     bad, good = [entry.item() for entry in await found([[], "Hi"], name="tickets")]
 
     assert str(bad).startswith("tickets:1: messages is []")
-    assert isinstance(good, Item)
+    assert isinstance(good, ParsedEntry)
 
 
 async def test_an_id_used_twice_is_an_error_also_when_the_first_was_passed_over():
     source = entries_from([("a", "Hi"), ("a", "Ho"), ("b", "Hu")])
-    source.saw("b")
+    source.reserve_custom_id("b")
     first, second, third = [entry async for entry in source]
 
-    assert isinstance(first.item(), Item)
-    assert isinstance(first.item(), Item)
+    assert isinstance(first.item(), ParsedEntry)
+    assert isinstance(first.item(), ParsedEntry)
     assert second.item() == LineError("prompts", 2, "custom_id 'a' was used by prompt 1 already.")
     assert third.item().message == "custom_id 'b' was used before, by a prompt that is done."
     assert third.source == "prompts"

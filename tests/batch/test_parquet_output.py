@@ -10,7 +10,7 @@ from settled_rows import REFUSED, answered, row
 from onellm_async import BatchError
 from onellm_async.batch import OutputFormat, RecordWriter, StreamSink, open_sink
 from onellm_async.batch.journal.record import RecordState
-from onellm_async.batch.outputs import parquet_sink as module
+from onellm_async.batch.outputs import parquet as module
 from onellm_async.batch.outputs.columns import COLUMNS
 
 WRITER = RecordWriter(OutputFormat.PARQUET)

@@ -5,20 +5,20 @@ from typing import TypeAlias
 
 from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Entry, Item, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import Dialect, dump_json, encode_request
 
-__all__ = ["NamedPrompt", "PromptSource", "entries_from"]
+__all__ = ["InMemoryInput", "NamedPrompt", "entries_from"]
 
 NamedPrompt: TypeAlias = tuple[str, Prompt]
 """A ``custom_id`` and what is asked."""
 
 
-class PromptSource:
+class InMemoryInput:
     """Prompts as entries; made by `entries_from`.
 
     Attributes:
@@ -44,7 +44,7 @@ class PromptSource:
         self.defaults: RequestDefaults = defaults
         self._ids = SeenKeys()
 
-    def saw(self, custom_id: str, line: int = 0) -> None:
+    def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of the id of an entry that need not be parsed, so that no later one may use it again."""
         self._ids.add(custom_id.encode(errors="surrogatepass"), line)
 
@@ -66,7 +66,7 @@ class PromptSource:
         raw = encode_request(request, Dialect.DOCUMENTED)
         if custom_id is not None:
             raw = dump_json(custom_id) + raw
-        return _PromptEntry(index, raw, self, custom_id, Item(index, index + 1, request, custom_id))
+        return _PromptEntry(index, raw, self, custom_id, ParsedEntry(index, index + 1, request, custom_id))
 
     def claim(self, custom_id: str, line: int) -> LineError | None:
         """An error where `custom_id` belongs to another entry."""
@@ -81,7 +81,7 @@ class _PromptEntry(Entry):
     __slots__ = ("_custom_id", "_item", "_prompts")
 
     def __init__(
-        self, index: int, raw: bytes, prompts: PromptSource, custom_id: str | None, item: Item | LineError
+        self, index: int, raw: bytes, prompts: InMemoryInput, custom_id: str | None, item: ParsedEntry | LineError
     ) -> None:
         self.index: int = index
         self.line: int = index + 1
@@ -94,7 +94,7 @@ class _PromptEntry(Entry):
     def source(self) -> str:
         return self._prompts.name
 
-    def item(self) -> Item | LineError:
+    def item(self) -> ParsedEntry | LineError:
         if self._custom_id is None or isinstance(self._item, LineError):
             return self._item
         return self._prompts.claim(self._custom_id, self.line) or self._item
@@ -105,7 +105,7 @@ def entries_from(
     *,
     defaults: RequestDefaults | None = None,
     name: str = "prompts",
-) -> PromptSource:
+) -> InMemoryInput:
     """Prompts as the source of a run that a journal can resume.
 
     The digest of an entry is that of the request, so that a prompt which has changed is noticed when the run is
@@ -122,7 +122,7 @@ def entries_from(
 
             source = entries_from((f"ticket-{ticket.id}", ticket.text) for ticket in tickets)
     """
-    return PromptSource(prompts, defaults or RequestDefaults(), name)
+    return InMemoryInput(prompts, defaults or RequestDefaults(), name)
 
 
 async def _each(

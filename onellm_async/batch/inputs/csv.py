@@ -1,18 +1,21 @@
-"""Pieces of CSV or TSV → numbered rows. Pure.
+"""Pieces of CSV or TSV → numbered rows → entries. Pure.
 
 The standard library reads the rows. It wants whole ones, so the lines of a row that is not complete yet are read again
-with the next piece.
+with the next piece. A row becomes a JSON object by the names of the columns, so that everything after this reads
+tables as it reads lines.
 """
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 
+from onellm_async.batch.inputs.entry import Entry, EntryReader, InvalidEntry, LineError
 from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
-
-__all__ = ["CsvSplitter", "Dialect", "dialect_of"]
+from onellm_async.errors import BatchError
+from onellm_async.validation import truncated_repr
+from onellm_async.wire import dump_json
 
 _DELIMITERS = ",;\t|"
 _EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
@@ -20,7 +23,7 @@ _EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 
 
 @frozen
-class Dialect:
+class CsvDialect:
     """How the columns of a row are separated.
 
     Attributes:
@@ -32,17 +35,17 @@ class Dialect:
     spaced: bool = False
 
 
-def dialect_of(header: str) -> Dialect:
+def dialect_of(header: str) -> CsvDialect:
     """The dialect of a header row: comma, semicolon, tab or bar, whichever is there most often.
 
     Example:
         >>> dialect_of('id;"first, last";prompt')
-        Dialect(delimiter=';', spaced=False)
+        CsvDialect(delimiter=';', spaced=False)
     """
     bare = re.sub(r'"[^"]*"', '""', header)
     delimiter = max(_DELIMITERS, key=bare.count)
     gaps = re.findall(re.escape(delimiter) + "(.)", bare)
-    return Dialect(delimiter, bool(gaps) and set(gaps) == {" "})
+    return CsvDialect(delimiter, bool(gaps) and set(gaps) == {" "})
 
 
 class _NeedMoreError(Exception):
@@ -61,7 +64,7 @@ class CsvSplitter:
     """
 
     def __init__(self, delimiter: str | None = None, longest: int = LONGEST_LINE) -> None:
-        self._dialect = None if delimiter is None else Dialect(delimiter)
+        self._dialect = None if delimiter is None else CsvDialect(delimiter)
         self._longest = longest
         self._tail = bytearray()  # an incomplete line
         self._pending: list[str] = []  # complete lines of an incomplete row, which is inside quotes
@@ -138,7 +141,7 @@ class CsvSplitter:
     def _rows(self, lines: list[str]) -> list[tuple[int, list[str] | str]]:
         """The complete rows in `lines`; the lines of the last one are kept if it is not complete."""
         used = self._learn_dialect(lines) if self._dialect is None else 0
-        dialect = self._dialect or Dialect()
+        dialect = self._dialect or CsvDialect()
         long = sum(map(len, lines)) > self._longest
 
         def supply() -> Iterator[str]:
@@ -175,8 +178,86 @@ class CsvSplitter:
             if not line.strip():
                 continue
             if (hint := _EXCEL_HINT.fullmatch(line)) is not None:
-                self._dialect = Dialect(hint[1])
+                self._dialect = CsvDialect(hint[1])
                 return number + 1
             self._dialect = dialect_of(line)
             break
         return 0
+
+
+class CsvEntries:
+    """The entries of a CSV or TSV input, whose first row names the columns.
+
+    Args:
+        source: Name of the input.
+        delimiter: What separates columns; None to tell from the first row.
+        reader_for: Makes their reader, given the names of the columns.
+    """
+
+    def __init__(self, source: str, delimiter: str | None, reader_for: Callable[[list[str]], EntryReader]) -> None:
+        self._source = source
+        self._reader_for = reader_for
+        self._splitter = CsvSplitter(delimiter)
+        self._reader: EntryReader | None = None
+        self._columns: list[str] = []
+        self._count = 0
+
+    def feed(self, piece: bytes) -> list[Entry]:
+        """The entries that `piece` completes.
+
+        Raises:
+            BatchError: If the header cannot be used.
+        """
+        return [self._entry(line, row) for line, row in self._rows(self._splitter.feed(piece))]
+
+    def finish(self) -> list[Entry]:
+        """The last entries.
+
+        Raises:
+            BatchError: If the header cannot be used.
+        """
+        return [self._entry(line, row) for line, row in self._rows(self._splitter.finish())]
+
+    def _rows(self, rows: list[tuple[int, list[str] | str]]) -> list[tuple[int, list[str] | str]]:
+        if self._reader is not None or not rows:
+            return rows
+        (line, header), *others = rows
+        self._columns = self._names(line, header)
+        self._reader = self._reader_for(self._columns)
+        return others
+
+    def _names(self, line: int, header: list[str] | str) -> list[str]:
+        where = f"{self._source}:{line}"
+        if isinstance(header, str):
+            raise BatchError(f"{where}: the header cannot be read. {header}")
+        names = [name.strip() or f"column_{number}" for number, name in enumerate(header, 1)]
+        if (bad := _undecoded(names)) is not None:
+            raise BatchError(f"{where}: the header is not UTF-8 (column {bad + 1}).", advice="Save the table as UTF-8.")
+        for name in names:
+            if names.count(name) > 1:
+                raise BatchError(f"{where}: the header names the column {truncated_repr(name)} twice.")
+        return names
+
+    def _entry(self, line: int, row: list[str] | str) -> Entry:
+        index, self._count = self._count, self._count + 1
+        if isinstance(row, str):
+            return self._bad(index, line, b"", row)
+        raw = dump_json(dict(zip(self._columns, row, strict=False)))
+        if len(row) != len(self._columns):
+            return self._bad(index, line, raw, f"It has {len(row)} fields; the header names {len(self._columns)}.")
+        if b"\\udc" in raw and (bad := _undecoded(row)) is not None:
+            return self._bad(index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}.")
+        if self._reader is None:  # the header comes first
+            raise AssertionError
+        return Entry(index, line, raw, self._reader)
+
+    def _bad(self, index: int, line: int, raw: bytes, message: str) -> Entry:
+        return InvalidEntry(index, raw, LineError(self._source, line, message))
+
+
+def _undecoded(texts: Sequence[str]) -> int | None:
+    """Which text holds bytes that were not UTF-8."""
+    for number, text in enumerate(texts):
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            return number
+    return None
