@@ -1,7 +1,7 @@
 """Many prompts, a bounded number of tasks: the window that turns a source into outcomes.
 
-A fixed number of workers draws from the source, each one prompt at a time; so there are never more tasks than the
-window has places, however long the source is. A consumer that is slower than the answers holds the workers back.
+A `WorkerPool` reads the source and works on one prompt per worker, so there are never more tasks than the window has
+places and the feeder, however long the source is. A consumer that is slower than the answers holds the workers back.
 
 Every prompt that was drawn has an outcome, whatever ends its worker, unless the fan-out ends with an error.
 """
@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
 from typing import Self, TypeAlias
 
@@ -19,6 +19,7 @@ from attrs import frozen
 from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt
 from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
 from onellm_async.validation import truncated_repr
+from onellm_async.worker_pool import WorkerPool
 
 __all__ = ["FanOut", "FanoutProgress", "Progress", "Source", "check_source", "close_iterator"]
 
@@ -112,36 +113,31 @@ class FanOut:
         self._started = clock()
         self._drawn = self._done = self._failed = 0
         self._cost = 0.0
-        self._drawing = asyncio.Lock()
-        self._exhausted = self._leaving = False
+        self._leaving = False
         self._finished: deque[ChatOutcome] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._workers: set[asyncio.Task[None]] = set()
+        # What is in a list may be read ahead; other sources are read only when a worker is idle.
+        self._pool: WorkerPool[tuple[int, Prompt]] = WorkerPool(
+            self._work, capacity=0 if self._total is None else window(), on_worker_end=self._worker_ended
+        )
         self.stopped_by: Exception | None = None
-        """Why nothing more is drawn although the source has more; None while all is well."""
+        """Why nothing more is read although the source has more; None if the source has ended."""
 
     async def __aenter__(self) -> Self:
-        self._start_workers()
+        self._pool.feed(self._feed() if self._sync is None else self._feed_from(self._sync))
+        self._resize()
         return self
 
-    def _start_workers(self) -> None:
-        if self._leaving or self._exhausted or self.stopped_by is not None:
+    def _resize(self) -> None:
+        if self._leaving or self._pool.has_ended:
             return
-        window = self._window() if self._total is None else min(self._window(), max(1, self._total - self._drawn))
-        while len(self._workers) < window:
-            worker = asyncio.create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._worker_done)
+        self._pool.resize(self._window() if self._total is None else min(self._window(), self._total - self._done))
 
     async def __aexit__(self, *_: object) -> None:
         self._leaving = True
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
         try:
-            if workers:
-                await asyncio.wait(workers)
+            await self._pool.aclose()
         finally:
             if self._async is not None:
                 await close_iterator(self._async)
@@ -156,85 +152,90 @@ class FanOut:
         # Only the consumer starts workers: a worker that started others would recurse under an eager task factory, and
         # while the loop shuts down, which cancels all tasks, nothing may be started.
         while not self._finished:
-            self._start_workers()
+            self._resize()
             if self._finished:
                 break
-            if not self._workers:
+            if self._pool.has_ended and not self._pool.size:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        if len(self._workers) < self._window():
-            self._start_workers()  # the window has grown, or other code cancelled a worker
+        if self._pool.size < self._window():
+            self._resize()  # the window has grown, or other code cancelled a worker
         outcome = self._finished.popleft()
         self._room.set()
         return outcome
 
-    def _worker_done(self, worker: "asyncio.Task[None]") -> None:
-        self._workers.discard(worker)
+    def _worker_ended(self, error: BaseException | None) -> None:
         self._news.set()
-        if not worker.cancelled() and isinstance(error := worker.exception(), Exception):
+        if isinstance(error, Exception):
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
         """Reads no more prompts and cancels the queued ones."""
         if self.stopped_by is None:
             self.stopped_by = error
+            self._pool.stop_feeding()
+            self._pool.clear()
+            self._pool.close()
             self._withdraw()
+
+    async def _feed_from(self, source: Iterator[Prompt]) -> None:
+        try:
+            for prompt in source:
+                self._put(prompt)
+                if not self._pool.has_room:
+                    await self._pool.wait_for_room()
+        except Exception as error:  # whatever the source raises ends the iteration
+            self._end_source(error)
+        finally:
+            self._end_input()
+
+    async def _feed(self) -> None:
+        assert self._async is not None  # noqa: S101  # see __aenter__
+        try:
+            await self._pool.wait_for_room()
+            async for prompt in self._async:
+                self._put(prompt)
+                await self._pool.wait_for_room()
+        except asyncio.CancelledError as error:
+            if self._leaving or self.stopped_by is not None:
+                raise
+            # Something inside the source was cancelled, or this task by other code: the source cannot go on.
+            self._end_source(_source_cancelled(self._drawn, error))
+        except Exception as error:  # whatever the source raises ends the iteration
+            self._end_source(error)
+        finally:
+            self._end_input()
+
+    def _put(self, prompt: Prompt) -> None:
+        self._drawn += 1
+        self._pool.put_nowait((self._drawn - 1, prompt))
 
     def _end_source(self, error: Exception) -> None:
         """Reads no more prompts after a failure of the source; those already read get their answers."""
         if self.stopped_by is None:
             self.stopped_by = error
 
-    async def _work(self) -> None:
-        while (drawn := await self._draw()) is not None:
-            index, prompt = drawn
-            try:
-                outcome = ChatOutcome(index, prompt, await self._answer(prompt))
-            except OneLLMError as error:
-                if isinstance(error, RequestCancelledError) and not error.attempts:
-                    return
-                outcome = ChatOutcome(index, prompt, error=error)
-            except asyncio.CancelledError:
-                if not self._leaving:
-                    self._deliver(ChatOutcome(index, prompt, error=_task_cancelled()))
-                raise
-            self._deliver(outcome)
-            while self._buffered is not None and len(self._finished) >= self._buffered:
-                self._room.clear()
-                await self._room.wait()
+    def _end_input(self) -> None:
+        self._pool.close()
+        self._news.set()
 
-    async def _draw(self) -> tuple[int, Prompt] | None:
-        if self._sync is not None:
-            if self._exhausted or self.stopped_by is not None:
-                return None
-            try:
-                return self._numbered(next(self._sync))
-            except StopIteration:
-                self._exhausted = True
-            except Exception as error:  # whatever the source raises ends the iteration
-                self._end_source(error)
-            return None
-        assert self._async is not None  # noqa: S101  # one of the two, see __init__
-        async with self._drawing:  # an async iterator serves one caller at a time
-            if self._exhausted or self.stopped_by is not None:
-                return None
-            try:
-                return self._numbered(await anext(self._async))
-            except StopAsyncIteration:
-                self._exhausted = True
-            except asyncio.CancelledError as error:
-                if self._leaving:
-                    raise
-                # Something inside the source was cancelled, or this task by other code: the source cannot go on.
-                self._end_source(_source_cancelled(self._drawn, error))
-            except Exception as error:  # whatever the source raises ends the iteration
-                self._end_source(error)
-            return None
-
-    def _numbered(self, prompt: Prompt) -> tuple[int, Prompt]:
-        self._drawn += 1
-        return self._drawn - 1, prompt
+    async def _work(self, drawn: tuple[int, Prompt]) -> None:
+        index, prompt = drawn
+        try:
+            outcome = ChatOutcome(index, prompt, await self._answer(prompt))
+        except OneLLMError as error:
+            if isinstance(error, RequestCancelledError) and not error.attempts:
+                return
+            outcome = ChatOutcome(index, prompt, error=error)
+        except asyncio.CancelledError:
+            if not self._leaving:
+                self._deliver(ChatOutcome(index, prompt, error=_task_cancelled()))
+            raise
+        self._deliver(outcome)
+        while self._buffered is not None and len(self._finished) >= self._buffered:
+            self._room.clear()
+            await self._room.wait()
 
     def _deliver(self, outcome: ChatOutcome) -> None:
         self._done += 1
