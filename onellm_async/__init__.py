@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from onellm_async.call import Attempt, AttemptHooks
     from onellm_async.catalog import CatalogEntry, Model
     from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt, Usage
     from onellm_async.client import AsyncOneLLM
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from onellm_async.events import Event, Hook
     from onellm_async.fanout import FanoutProgress
     from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
+    from onellm_async.limits.permit import RequestGroup
     from onellm_async.limits.policy import Limits
     from onellm_async.limits.rate_state import RateState
     from onellm_async.limits.snapshot import Snapshot
@@ -59,6 +61,8 @@ __all__ = [
     "APITimeoutError",
     "ApiKey",
     "AsyncOneLLM",
+    "Attempt",
+    "AttemptHooks",
     "AuthenticationError",
     "BadRequestError",
     "BatchError",
@@ -94,6 +98,7 @@ __all__ = [
     "RateLimitError",
     "RateState",
     "RequestCancelledError",
+    "RequestGroup",
     "ResponseDecodeError",
     "RetryPolicy",
     "Snapshot",
@@ -106,6 +111,7 @@ __all__ = [
 
 # The imports above as the interpreter makes them; a test holds the two together.
 _ROOMS = {
+    "call": ("Attempt", "AttemptHooks"),
     "catalog": ("CatalogEntry", "Model"),
     "chat": ("ChatOutcome", "ChatRequest", "ChatResponse", "Message", "Prompt", "Usage"),
     "client": ("AsyncOneLLM",),
@@ -140,6 +146,7 @@ _ROOMS = {
     ),
     "events": ("Event", "Hook"),
     "fanout": ("FanoutProgress",),
+    "limits.permit": ("RequestGroup",),
     "limits.policy": ("Limits",),
     "limits.rate_state": ("RateState",),
     "limits.snapshot": ("Snapshot",),

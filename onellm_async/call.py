@@ -1,17 +1,14 @@
 """The state of one request with all its attempts."""
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from attrs import evolve, frozen
 
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import APIError
 from onellm_async.events import Answered
-from onellm_async.limits.permit import Group
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.retry import AttemptCounts
-
-__all__ = ["AfterFailing", "Attempt", "AttemptHooks", "BeforeSending", "Call"]
 
 
 @frozen
@@ -27,31 +24,23 @@ class Attempt:
     possibly_billed: int
 
 
-BeforeSending: TypeAlias = Callable[[Attempt], Awaitable[None]]
-"""Awaited when an attempt has been admitted and before it leaves; what it raises ends the request, and the attempt
-counts as never made."""
-
-AfterFailing: TypeAlias = Callable[[int], None]
-"""Told when an attempt has brought no answer, refusals included, before it is decided whether there will be another:
-how many attempts so far may have been billed."""
-
-
 class AttemptHooks(Protocol):
-    """What the owner of a request records of each attempt, for example in a ledger."""
+    """Takes part in each attempt of a request, where a `Hook` only observes. Pass it to `AsyncOneLLM.send`."""
 
     async def before_sending(self, attempt: Attempt, /) -> None:
-        """Runs before an attempt is sent, while it holds its permit, so it should be quick.
+        """Runs when an attempt is admitted and before it is sent: the place to record it durably, or to forbid it.
 
-        An `OneLLMError` that it raises ends the request, and the attempt is not sent.
+        It holds a slot and a request of the rate meanwhile, so it should be quick. An exception ends the request, and
+        the attempt counts as never made.
         """
 
     def after_failing(self, possibly_billed: int, /) -> None:
-        """Runs when an attempt has brought no answer, 429s included, before it is decided whether to retry.
+        """Runs after each attempt without an answer, 429s included, before a retry waits.
 
         It does not run for an attempt that is cancelled in flight.
 
         Args:
-            possibly_billed: How many attempts of the request may have been billed so far.
+            possibly_billed: Attempts of the request so far that may have been billed.
         """
 
 
@@ -66,13 +55,12 @@ class Call:
     """
 
     __slots__ = (
-        "after_failing",
         "attempts",
-        "before_sending",
         "body",
         "deadline",
         "failure",
         "group",
+        "hooks",
         "in_flight",
         "lane",
         "model",
@@ -86,13 +74,15 @@ class Call:
         "uncounted",
     )
 
-    def __init__(self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: Group) -> None:
+    def __init__(
+        self, number: int, request: ChatRequest, body: bytes, lane: str, started: float, group: RequestGroup
+    ) -> None:
         self.number: int = number
         self.model: str = request.model
         self.body: bytes = body
         self.lane: str = lane
         self.started: float = started
-        self.group: Group = group
+        self.group: RequestGroup = group
         self.deadline: float | None = None
         self.tokens: float = 0.0
         self.order: int = -1
@@ -103,8 +93,7 @@ class Call:
         self.uncounted: int = 0
         self.failure: APIError | None = None
         self.in_flight: bool = False
-        self.before_sending: BeforeSending | None = None
-        self.after_failing: AfterFailing | None = None
+        self.hooks: AttemptHooks | None = None
 
     def counts(self) -> AttemptCounts:
         """Counts of attempts so far, for the retry decision."""

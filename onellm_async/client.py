@@ -27,10 +27,10 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
-from onellm_async.live_control import LiveControl
-from onellm_async.request_group import RequestGroup
+from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
 from onellm_async.settings import ApiKey, Timeout, resolve_api_key, resolve_base_url, resolve_proxy, resolve_ssl_context
@@ -46,10 +46,8 @@ if TYPE_CHECKING:
     from onellm_async.batch.progress import RunProgress
     from onellm_async.limits.quota import Quota
 
-__all__ = ["AsyncOneLLM"]
 
-
-class AsyncOneLLM(LiveControl):
+class AsyncOneLLM:
     """An asyncio client for the OneLLM chat API that keeps to the rate limit by itself.
 
     Make one for each key and share it: the limit is the key's, and only what goes through one client can be kept to
@@ -164,18 +162,6 @@ class AsyncOneLLM(LiveControl):
     ) -> None:
         await self.aclose()
 
-    def group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> RequestGroup:
-        """Requests that wait for a service that is down, and whose waits can be ended together.
-
-        `gather_chats` and `iter_chats` make one for themselves; make your own for another kind of fan-out.
-
-        Args:
-            answered: Whether the service is known to have answered, for example in an earlier session. A service that
-                this client cannot reach and that never answered is not waited for.
-            retry_ambiguous: False never retries what may have been billed, whatever the client's policy says.
-        """
-        return RequestGroup(self._sender, answered=answered, retry_ambiguous=retry_ambiguous)
-
     def add_hook(self, hook: Hook) -> None:
         """Calls `hook` with each event from now on, as those given to the client."""
         self._sender.add_hook(hook)
@@ -183,6 +169,86 @@ class AsyncOneLLM(LiveControl):
     def remove_hook(self, hook: Hook) -> None:
         """Calls `hook` no more; one that is not there is ignored."""
         self._sender.remove_hook(hook)
+
+    def snapshot(self) -> Snapshot:
+        """Returns the state of the client: queued requests, their bottlenecks, and the current rate.
+
+        It takes less than 0.1 ms, however many requests are queued.
+        `onellm_async.analyze_bottlenecks` draws conclusions from a series of them.
+        """
+        return self._sender.snapshot()
+
+    @property
+    def rate_state(self) -> RateState | None:
+        """The discovered rate, to pass to another client; None if nothing is known yet.
+
+        Example:
+            A program that starts where the last run left off::
+
+                path = Path("rate.json")
+                state = RateState.from_dict(json.loads(path.read_text())) if path.exists() else None
+                async with AsyncOneLLM(limits=Limits(requests_per_minute="auto"), rate_state=state) as client:
+                    ...
+                    if (learned := client.rate_state) is not None:
+                        path.write_text(json.dumps(learned.to_dict()))
+        """
+        return self._sender.rate_state
+
+    def pause(self) -> None:
+        """Stops sending until `resume`, first attempts and retries alike.
+
+        Requests in flight continue, queued chats keep their places, and their deadlines still apply. New chats are
+        queued, up to `Limits.max_pending`.
+
+        Example:
+            ::
+
+                loop.add_signal_handler(signal.SIGUSR1, client.pause)
+                loop.add_signal_handler(signal.SIGUSR2, client.resume)
+        """
+        self._sender.pause()
+
+    def resume(self) -> None:
+        """Ends a pause. Other waits, such as for a `Retry-After`, remain."""
+        self._sender.resume()
+
+    def retune(self, limits: Limits) -> None:
+        """Changes the limits: rate, burst, concurrency, tokens per minute, `max_pending` and mode.
+
+        Queued requests keep their places and requests in flight continue. Tokens in the bucket remain, as far as the
+        new limits allow. If more requests are in flight than the new `max_concurrency`, nothing is sent until enough
+        have finished. A discovered rate is kept if rate, burst and mode stay the same. An active fan-out adjusts its
+        window with its next outcome.
+
+        Args:
+            limits: All of them, not only those that change.
+
+        Raises:
+            ConfigurationError: If that is no `Limits`.
+
+        Example:
+            ::
+
+                client.retune(attrs.evolve(client.limits, requests_per_minute=600, burst=100))
+        """
+        if not isinstance(limits, Limits):
+            raise ConfigurationError(f"limits is {truncated_repr(limits)}; it must be a Limits.")
+        self._sender.retune(limits)
+        self.limits = limits
+
+    async def drain(self) -> None:
+        """Stops gracefully: queued chats end with `ClientClosedError`, unsent; requests in flight finish.
+
+        Returns when the last request has finished; the callers get these answers, which are paid for. New chats are
+        rejected at once. Call it before `aclose` if there is time, as a service does on SIGTERM. Safe to cancel.
+
+        Example:
+            ::
+
+                async with asyncio.timeout(30):
+                    await client.drain()
+        """
+        await self._sender.drain()
 
     async def aclose(self) -> None:
         """Closes the client at once: queued chats end with `ClientClosedError`, connections are closed.
@@ -230,24 +296,24 @@ class AsyncOneLLM(LiveControl):
         *,
         lane: str = "default",
         deadline: float | None = None,
+        group: RequestGroup | None = None,
         attempt_hooks: AttemptHooks | None = None,
     ) -> ChatResponse:
         """Sends a complete request; otherwise like `chat`.
 
         Args:
-            request: What to ask.
+            request: The request.
             lane: As in `chat`.
             deadline: As in `chat`.
-            attempt_hooks: Told before each attempt is sent and after each that brought no answer: the place to reserve
-                its cost, or to forbid it.
+            group: Requests that are cancelled together with this one. It waits while the circuit is open if
+                `RequestGroup.wait_for_ready` says so.
+            attempt_hooks: Takes part in each attempt, to record it durably or to forbid it.
+
+        Raises:
+            RequestCancelledError: If the group was cancelled before the request was sent.
+            OneLLMError: As `chat`, and whatever `attempt_hooks` raises.
         """
-        return await self._sender.send(
-            request,
-            lane=lane,
-            deadline=deadline,
-            before_sending=None if attempt_hooks is None else attempt_hooks.before_sending,
-            after_failing=None if attempt_hooks is None else attempt_hooks.after_failing,
-        )
+        return await self._sender.send(request, lane=lane, deadline=deadline, group=group, attempt_hooks=attempt_hooks)
 
     @overload
     async def gather_chats(
@@ -459,16 +525,17 @@ class AsyncOneLLM(LiveControl):
         stop_on_error: bool = False,
         buffered: int | None = None,
     ) -> FanOut:
-        group = self.group()
+        group, sender = RequestGroup(), self._sender
 
         async def answer(prompt: Prompt) -> ChatResponse:
-            return await group.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
+            request = build_request(prompt, model, options)
+            return await sender.send(request, lane=lane, deadline=deadline, group=group)
 
         return FanOut(
             source,
             answer,
             window=lambda: self.limits.max_concurrency,
-            withdraw=group.withdraw,
+            withdraw=group.cancel,
             stop_on_error=stop_on_error,
             buffered=buffered,
             on_progress=on_progress,

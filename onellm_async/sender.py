@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from attrs import evolve
 
-from onellm_async.call import AfterFailing, Attempt, BeforeSending, Call
+from onellm_async.call import Attempt, AttemptHooks, Call
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.circuit_breaker import CircuitBreaker, OutageClock
 from onellm_async.errors import (
@@ -30,16 +30,16 @@ from onellm_async.errors import (
     Billing,
     CircuitOpenError,
     ClientClosedError,
+    ConfigurationError,
     DeadlineExceededError,
     InvalidRequestError,
     OneLLMError,
     RateLimitError,
-    RequestCancelledError,
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
 from onellm_async.failure_kinds import RULES, FailureKind, in_context
 from onellm_async.limits.limiter import Limiter
-from onellm_async.limits.permit import Group, Permit
+from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
@@ -52,8 +52,6 @@ from onellm_async.wire import Dialect, Notices, decode_reply, encode_request, fi
 if TYPE_CHECKING:
     from onellm_async.limits.quota import Quota
 
-__all__ = ["Sender"]
-
 _request = Checks(InvalidRequestError)
 _log = logging.getLogger("onellm_async")
 _CIRCUIT_OPEN = "because the circuit is open: the service has failed several times in a row"
@@ -61,13 +59,9 @@ _KEY_FAILURES_IN_A_ROW = 3
 """After so many requests in a row that ended with 401, a key that was accepted before counts as revoked."""
 
 
-def _raise_if_ended(group: Group) -> None:
+def _raise_if_ended(group: RequestGroup) -> None:
     if group.ended is not None:
         raise group.ended()
-
-
-def _cancelled() -> RequestCancelledError:
-    return RequestCancelledError("The fan-out was stopped while this request waited.")
 
 
 def _closed_while_waiting() -> ClientClosedError:
@@ -117,9 +111,9 @@ class Sender:
         self._outage = OutageClock(retry.max_outage)
         self._outage_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._fail_fast = Group()
-        self._groups: WeakSet[Group] = WeakSet()
-        self._policies: WeakKeyDictionary[Group, RetryPolicy] = WeakKeyDictionary()
+        self._never_ambiguous = evolve(retry, ambiguous="never")
+        self._fail_fast = RequestGroup(wait_for_ready=False)
+        self._groups: WeakSet[RequestGroup] = WeakSet()
         self._backing_off: dict[Call, asyncio.Future[None]] = {}
         self._last_failure: OneLLMError | None = None
         self._answered = self._key_accepted = False
@@ -141,29 +135,25 @@ class Sender:
         """Stops calling `hook`."""
         self._hooks = tuple(other for other in self._hooks if other is not hook)
 
-    def new_group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> Group:
-        """Returns a wait-for-ready group: its requests wait while the circuit is open, and are cancelled together.
+    def join(self, group: RequestGroup) -> None:
+        """Makes `group` one of this client's, before its first request.
 
-        Args:
-            answered: Whether the service is known to have answered, for example in an earlier session of a run. A
-                service that never answered is not waited for.
-            retry_ambiguous: False never retries what may have been billed, whatever the client's policy says.
+        Raises:
+            ConfigurationError: If it belongs to another client.
         """
-        self._answered = self._answered or answered
-        group = Group(wait_for_ready=True)
+        if group.owner is not None:
+            raise ConfigurationError("group belongs to another client.", advice="Make one RequestGroup per client.")
+        group.owner = self
+        self._answered = self._answered or group.answered
         self._groups.add(group)
-        if not retry_ambiguous:
-            self._policies[group] = evolve(self._retry, ambiguous="never")
-        return group
 
-    def cancel(self, group: Group, error: Callable[[], OneLLMError] = _cancelled) -> None:
-        """Cancels the queued requests of a group, also those in backoff; its requests in flight continue.
+    def end_waits(self, group: RequestGroup, error: Callable[[], OneLLMError]) -> None:
+        """Ends the queued requests of a group, also those in backoff; its requests in flight continue.
 
         Args:
-            group: Of `new_group`.
-            error: Makes the error that each of its waiting requests ends with.
+            group: The group.
+            error: Makes the error that each of them ends with.
         """
-        group.ended = error
         self._limiter.cancel_group(group, error)
         self._end_backoff(error, lambda call: call.group is group)
 
@@ -229,9 +219,8 @@ class Sender:
         *,
         lane: str,
         deadline: float | None,
-        group: Group | None = None,
-        before_sending: BeforeSending | None = None,
-        after_failing: AfterFailing | None = None,
+        group: RequestGroup | None = None,
+        attempt_hooks: AttemptHooks | None = None,
     ) -> ChatResponse:
         """Sends one request; see `AsyncOneLLM.chat` for what it raises.
 
@@ -239,9 +228,8 @@ class Sender:
             request: What to ask.
             lane: Where to wait.
             deadline: Seconds from now for everything together; None for no end.
-            group: The fan-out it belongs to. It then waits while the circuit is open; a single request fails at once.
-            before_sending: Awaited before each attempt leaves.
-            after_failing: Told of each attempt that brought no answer.
+            group: Requests that are cancelled together with it; None for a single request, which fails fast.
+            attempt_hooks: Takes part in each attempt.
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
@@ -251,8 +239,12 @@ class Sender:
                 self._notices.tell(notice)
         loop = asyncio.get_running_loop()
         self._requests += 1
-        call = Call(self._requests, request, body, lane, loop.time(), group or self._fail_fast)
-        call.before_sending, call.after_failing = before_sending, after_failing
+        if group is None:
+            group = self._fail_fast
+        elif group.owner is not self:
+            self.join(group)
+        call = Call(self._requests, request, body, lane, loop.time(), group)
+        call.hooks = attempt_hooks
         if self._estimator is not None:
             call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
         try:
@@ -300,10 +292,10 @@ class Sender:
             decision = decide(
                 failure,
                 call.counts(),
-                self._policies.get(call.group, self._retry),
+                self._retry if call.group.retry_ambiguous else self._never_ambiguous,
                 budget_remaining=self._budget.remaining,
                 time_left=None if call.deadline is None else call.deadline - now,
-                wait_for_ready=call.group is not self._fail_fast,
+                wait_for_ready=call.group.wait_for_ready,
                 random=self._random,
             )
         if not decision.retry:
@@ -326,8 +318,11 @@ class Sender:
             return "because the client was closed"
         if (ended := call.group.ended) is not None:
             return getattr(ended(), "stop_reason", "") or "because the fan-out was stopped"
-        fail_fast = call.group is self._fail_fast
-        if fail_fast and self._breaker.trial_at is not None and RULES[failure.kind].breaker == "opens":
+        if (
+            not call.group.wait_for_ready
+            and self._breaker.trial_at is not None
+            and RULES[failure.kind].breaker == "opens"
+        ):
             return _CIRCUIT_OPEN
         return None
 
@@ -378,7 +373,7 @@ class Sender:
 
     async def _admission(self, call: Call) -> Permit:
         self._raise_if_closed()
-        if self._breaker.trial_at is not None and call.group is self._fail_fast:
+        if self._breaker.trial_at is not None and not call.group.wait_for_ready:
             self._raise_if_circuit_open(call)
         asked = 0.0
         if self._hooks:
@@ -394,19 +389,19 @@ class Sender:
             permit.give_back()
             self._raise_if_closed()
         if self._breaker.trial_at is not None:
-            self._limiter.cancel_group(self._fail_fast, self._circuit_open)  # only this trial request is sent for now
-        if call.before_sending is not None:
-            await self._run_before_sending(call, permit, call.before_sending)
+            self._fail_queued()  # only this trial request is sent for now
+        if call.hooks is not None:
+            await self._run_before_sending(call, permit, call.hooks)
         if self._hooks:
             now = self._limiter.time()
             notify(self._hooks, Granted(call.number, call.model, now, now - asked))
             notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
         return permit
 
-    async def _run_before_sending(self, call: Call, permit: Permit, before_sending: BeforeSending) -> None:
+    async def _run_before_sending(self, call: Call, permit: Permit, hooks: AttemptHooks) -> None:
         """Runs `before_sending` while the permit is held. An exception cancels the attempt and returns the permit."""
         try:
-            await before_sending(Attempt(call.attempts + 1, call.possibly_billed))
+            await hooks.before_sending(Attempt(call.attempts + 1, call.possibly_billed))
             _raise_if_ended(call.group)
             self._raise_if_closed()
         except BaseException:
@@ -452,8 +447,8 @@ class Sender:
         call.rate_limited += 1
         call.order = permit.order
         permit.rate_limited(rate_limit.retry_after)
-        if call.after_failing is not None:
-            call.after_failing(call.possibly_billed)
+        if call.hooks is not None:
+            call.hooks.after_failing(call.possibly_billed)
         _log.debug("Request %d (%s): 429, queued again: %s", call.number, call.model, rate_limit.message)
         if self._hooks:
             notify(self._hooks, RateLimited(call.number, call.model, self._limiter.time(), rate_limit.retry_after))
@@ -470,8 +465,8 @@ class Sender:
         if failure.billing is Billing.POSSIBLY_BILLED:
             call.possibly_billed += 1
         call.server_errors += rule.retry == "server errors"
-        if call.after_failing is not None:
-            call.after_failing(call.possibly_billed)
+        if call.hooks is not None:
+            call.hooks.after_failing(call.possibly_billed)
         self._record_failure(failure)
         if rule.breaker == "opens":
             self._service_failed(failure, call)
@@ -508,8 +503,8 @@ class Sender:
         if trial_at is None:
             return
         self._limiter.open_circuit(trial_at)
-        self._limiter.cancel_group(self._fail_fast, self._circuit_open)
-        self._end_backoff(None, lambda call: call.group is self._fail_fast)
+        self._fail_queued()
+        self._end_backoff(None, lambda call: not call.group.wait_for_ready)
         if was_open:
             return
         _log.warning(
@@ -562,10 +557,16 @@ class Sender:
 
         _log.warning("Fan-outs end %s. Last error: %s", reason, failure.message)
         for group in list(self._groups):
-            if group.ended is None:
-                self.cancel(group, error)
+            if group.wait_for_ready and group.ended is None:
+                group.end(error)
 
-    # The circuit, as a single request sees it.
+    # The circuit, as a fail-fast request sees it.
+
+    def _fail_queued(self) -> None:
+        """Fails the queued requests that do not wait for the service to be ready."""
+        for group in (self._fail_fast, *self._groups):
+            if not group.wait_for_ready:
+                self._limiter.cancel_group(group, self._circuit_open)
 
     def _raise_if_circuit_open(self, call: Call) -> None:
         self._limiter.bind(asyncio.get_running_loop())

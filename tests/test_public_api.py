@@ -15,7 +15,8 @@ ConfigurationError Conversation DeadlineExceededError Dialect Event FailureKind 
 InsufficientBalanceError
 InternalServerError InvalidRequestError Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot
-BottleneckAnalysis Timeout UnprocessableEntityError Usage RequestCancelledError __version__
+Attempt AttemptHooks RequestGroup BottleneckAnalysis Timeout UnprocessableEntityError Usage
+RequestCancelledError __version__
 analyze_bottlenecks
 """.split()  # noqa: SIM905
 

@@ -24,7 +24,7 @@ from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
 from onellm_async.batch.work_item import WorkItem
 from onellm_async.errors import APIError, BatchError, OneLLMError, RequestCancelledError
-from onellm_async.request_group import RequestGroup
+from onellm_async.limits.permit import RequestGroup
 
 __all__ = ["Workers"]
 
@@ -187,8 +187,8 @@ class Workers:
         group = self._ending.group
         self._asking.add(work_item)
         try:
-            response = await group.send(
-                work_item.item.request, before_sending=work_item.before_sending, after_failing=work_item.after_failing
+            response = await self._client.send(
+                work_item.item.request, lane="batch", group=group, attempt_hooks=work_item
             )
         except OneLLMError as error:
             return await self._failed(work_item, error, group)
@@ -350,11 +350,11 @@ class Workers:
     def _pause(self, alike: AlikeFailures) -> None:
         before, self._ending.group = (
             self._ending.group,
-            self._client.group(answered=self._others_answered, retry_ambiguous=not self._hold_ambiguous),
+            RequestGroup(answered=self._others_answered, retry_ambiguous=not self._hold_ambiguous),
         )
         self._health.pause()
         self._pool.pause(READ_AHEAD)
-        before.withdraw()
+        before.cancel()
         self._tracker.pause(str(alike), self._clock() + FIRST_TRIAL)
         self._say(f"Paused: {alike} The next single prompt is tried in {FIRST_TRIAL:.0f} s.")
         self._pausing = self._task_group.create_task(self._send_trials())

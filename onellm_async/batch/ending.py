@@ -11,7 +11,7 @@ from onellm_async.batch.outputs.outlet import OrderedWriter
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.errors import BatchError, OneLLMError
-from onellm_async.request_group import RequestGroup
+from onellm_async.limits.permit import RequestGroup
 
 __all__ = ["Ending", "RunReport"]
 
@@ -96,7 +96,7 @@ class Ending:
             return
         self.ended.set()
         self._stopped_by = error
-        self.group.withdraw()
+        self.group.cancel()
         if self.feeding is not None:
             self.feeding.cancel()
 

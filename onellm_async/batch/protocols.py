@@ -5,11 +5,12 @@ from typing import Protocol
 
 from onellm_async.batch.inputs.entry import Entry, LineError
 from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RunCounts, Settled
-from onellm_async.chat import JSON
+from onellm_async.call import AttemptHooks
+from onellm_async.chat import JSON, ChatRequest, ChatResponse
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
-from onellm_async.request_group import RequestGroup
 
 __all__ = ["AnswerLookup", "EntrySource", "RunClient", "RunJournal"]
 
@@ -25,13 +26,16 @@ class RunClient(Protocol):
     def rate_state(self) -> RateState | None:
         """What it has learned about the rate."""
 
-    def group(self, *, answered: bool = False, retry_ambiguous: bool = True) -> RequestGroup:
-        """Requests that wait for a service that is down and can be withdrawn together.
-
-        Args:
-            answered: Whether the service is known to have answered.
-            retry_ambiguous: Whether what may have been billed is retried as the client's policy says.
-        """
+    async def send(
+        self,
+        request: ChatRequest,
+        *,
+        lane: str = "default",
+        deadline: float | None = None,
+        group: RequestGroup | None = None,
+        attempt_hooks: AttemptHooks | None = None,
+    ) -> ChatResponse:
+        """Sends a request; see `onellm_async.AsyncOneLLM.send`."""
 
     def snapshot(self) -> Snapshot:
         """What it is doing now."""

@@ -35,6 +35,7 @@ from onellm_async.batch.pool import Pool
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
 from onellm_async.errors import BatchError
+from onellm_async.limits.permit import RequestGroup
 
 __all__ = ["run_batch"]
 
@@ -96,7 +97,7 @@ async def run_batch(
     watched = HealthMonitor(health or HealthPolicy(), clock())
     outlet, group = (
         OrderedWriter(sink, policy.window),
-        client.group(answered=journal.counts().answered > 0, retry_ambiguous=policy.ambiguous != "hold"),
+        RequestGroup(answered=journal.counts().answered > 0, retry_ambiguous=policy.ambiguous != "hold"),
     )
     pool = Pool(client.limits.max_concurrency)
     ending, deduplicator = Ending(group, outlet), Deduplicator(journal)

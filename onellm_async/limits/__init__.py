@@ -4,7 +4,7 @@ from onellm_async.limits.bottleneck import BOTTLENECK_LABELS, Bottleneck
 from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.limiter import Limiter
-from onellm_async.limits.permit import Group, Permit
+from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import LANES, Limits, Mode
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
@@ -14,12 +14,12 @@ __all__ = [
     "LANES",
     "Bottleneck",
     "BottleneckAnalysis",
-    "Group",
     "Limiter",
     "Limits",
     "Mode",
     "Permit",
     "RateState",
+    "RequestGroup",
     "Snapshot",
     "TokenBucket",
     "analyze_bottlenecks",

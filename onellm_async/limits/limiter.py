@@ -7,7 +7,7 @@ from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.permit import Group, Permit
+from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
 from onellm_async.limits.rate_control import RateControl, control_for, reconfigured
@@ -199,7 +199,7 @@ class Limiter:
         lane: str = "default",
         deadline: float | None = None,
         order: int = -1,
-        group: Group | None = None,
+        group: RequestGroup | None = None,
         model: str | None = None,
     ) -> Coroutine[None, None, Permit]:
         """Waits until a request may be sent.
@@ -226,7 +226,7 @@ class Limiter:
         pending = group is None or not group.wait_for_ready
         return self._admitted(Permit(lane, tokens, deadline, order, model, pending), group)
 
-    async def _admitted(self, permit: Permit, group: Group | None) -> Permit:
+    async def _admitted(self, permit: Permit, group: RequestGroup | None) -> Permit:
         # There may be 100,000 such frames at once, so they hold nothing that the permit holds.
         if self._enter(permit, group):
             return permit
@@ -242,7 +242,7 @@ class Limiter:
                 group.waiting.discard(permit)
         return permit
 
-    def _enter(self, permit: Permit, group: Group | None) -> bool:
+    def _enter(self, permit: Permit, group: RequestGroup | None) -> bool:
         if group is not None and group.ended is not None:
             raise group.ended()
         loop = asyncio.get_running_loop()
@@ -264,7 +264,7 @@ class Limiter:
             group.waiting.add(permit)
         return False
 
-    def cancel_group(self, group: Group, error: Callable[[], OneLLMError]) -> None:
+    def cancel_group(self, group: RequestGroup, error: Callable[[], OneLLMError]) -> None:
         """Ends the wait of every queued request of `group` with a new error. Granted permits stay.
 
         Args:

@@ -1,9 +1,9 @@
 """Permits to send one request, and groups of requests that wait together."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from onellm_async.errors import OneLLMError
+from onellm_async.errors import OneLLMError, RequestCancelledError
 from onellm_async.limits.queue import GRANTED, Ticket
 
 if TYPE_CHECKING:
@@ -89,22 +89,70 @@ class Permit(Ticket):
             home.dispatch()
 
 
-class Group:
-    """Requests whose wait can be ended together, see `Limiter.cancel_group`.
+class GroupOwner(Protocol):
+    """Sends the requests of groups."""
+
+    def end_waits(self, group: "RequestGroup", error: Callable[[], OneLLMError]) -> None:
+        """Ends the waits of the requests of `group`, each with a new error."""
+
+
+class RequestGroup:
+    """Requests that are cancelled together, such as those of one fan-out. Pass it to `AsyncOneLLM.send`.
+
+    `gather_chats`, `iter_chats` and `run` each make their own. A group belongs to the client that it is first used
+    with.
 
     Args:
         wait_for_ready: See the attribute.
+        answered: Whether the service is known to have answered, for example in an earlier session. A service that
+            never answered is not waited for.
+        retry_ambiguous: False never retries an attempt that may have been billed, whatever the client's policy says.
 
     Attributes:
-        wait_for_ready: Whether its requests wait as long as it takes, as those of a fan-out or a run. They do not count
-            toward `Limits.max_pending` and never fail because of it.
-        waiting: Permits of the group that are queued.
-        ended: Makes the error for every further request of the group; None while requests are admitted.
+        wait_for_ready: Whether requests wait while the circuit is open, instead of failing at once. They then do not
+            count toward `Limits.max_pending`.
+        answered: As given.
+        retry_ambiguous: As given.
+
+    Example:
+        ::
+
+            group = RequestGroup()
+            async with asyncio.TaskGroup() as tasks:
+                for request in requests:
+                    tasks.create_task(client.send(request, lane="batch", group=group))
     """
 
-    __slots__ = ("__weakref__", "ended", "wait_for_ready", "waiting")
+    __slots__ = ("__weakref__", "answered", "ended", "owner", "retry_ambiguous", "wait_for_ready", "waiting")
 
-    def __init__(self, *, wait_for_ready: bool = False) -> None:
+    def __init__(self, *, wait_for_ready: bool = True, answered: bool = False, retry_ambiguous: bool = True) -> None:
         self.wait_for_ready: bool = wait_for_ready
+        self.answered: bool = answered
+        self.retry_ambiguous: bool = retry_ambiguous
         self.waiting: set[Permit] = set()
+        """Permits of the group that are queued."""
         self.ended: Callable[[], OneLLMError] | None = None
+        """Makes the error for every further request of the group; None while requests are admitted."""
+        self.owner: GroupOwner | None = None
+        """Sends the requests of the group; None before the first of them."""
+
+    def cancel(self) -> None:
+        """Cancels the requests that are queued or in backoff. Requests in flight continue.
+
+        The cancelled ones, and all later requests of the group, end with `RequestCancelledError`.
+        """
+        self.end(_cancelled)
+
+    def end(self, error: Callable[[], OneLLMError]) -> None:
+        """Ends the waits of its requests, and every later request.
+
+        Args:
+            error: Makes the errors.
+        """
+        self.ended = error
+        if self.owner is not None:
+            self.owner.end_waits(self, error)
+
+
+def _cancelled() -> OneLLMError:
+    return RequestCancelledError("The group of this request was cancelled before it was sent.")

@@ -11,7 +11,7 @@ from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.leased_rate import LeasedRate
 from onellm_async.limits.limiter import Limiter, LoopAdmission, _wake
-from onellm_async.limits.permit import Group, Permit
+from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.quota import LANE_NAMES, Declaration, Demand, Grant, Quota, QuotaMember
@@ -190,7 +190,7 @@ class SharedLimiter(Limiter):
                 self._member.abandon()
             self._member = self._quota.join(self._name, self._declaration, self._random)
 
-    def _enter(self, permit: Permit, group: Group | None) -> bool:
+    def _enter(self, permit: Permit, group: RequestGroup | None) -> bool:
         if group is not None and group.ended is not None:
             raise group.ended()
         self.bind(asyncio.get_running_loop())

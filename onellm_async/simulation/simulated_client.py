@@ -12,6 +12,7 @@ from onellm_async.chat import ChatOutcome
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import APIConnectionError, FailureKind, OneLLMError
 from onellm_async.events import Event
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.scenario import Control, Pause, SingleChat, SourceGap
 from onellm_async.transport import RawReply, Transport
@@ -139,7 +140,8 @@ class SimulatedClient:
         if self._observer is not None:
             self._observer.started(self.client)
         async with self.client:
-            self.client.group(answered=True)  # so that an outage at the start does not count as a wrong URL
+            # An outage at the start does not count as a wrong URL.
+            self.client._sender.join(RequestGroup(answered=True))  # noqa: SLF001
             controls = self._schedule_controls()
             chats = [
                 asyncio.create_task(self._chat(chat, f"{number}/{self.workload.prompts[0]}"))

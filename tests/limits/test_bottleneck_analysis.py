@@ -16,6 +16,7 @@ from onellm_async import (
     Snapshot,
     analyze_bottlenecks,
 )
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.testing import FakeTransport, failure
 
 pytestmark = pytest.mark.virtual_time
@@ -155,7 +156,7 @@ async def test_a_service_that_is_down_is_named():
         service.set_replies(ANSWER)
 
     async with AsyncOneLLM(transport=service, limits=Limits(), random=Random(1)) as client:
-        client.group(answered=True)
+        client._sender.join(RequestGroup(answered=True))
         spent = await watched(client, prompts=30, meanwhile=returns)
     assert spent.shares["circuit_open"] > 0.7
     assert "the circuit was open" in spent.summary

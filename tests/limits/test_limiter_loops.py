@@ -13,7 +13,7 @@ import pytest
 from onellm_async import AsyncOneLLM
 from onellm_async.errors import ClientClosedError, ConfigurationError, RequestCancelledError
 from onellm_async.limits.limiter import Limiter
-from onellm_async.limits.permit import Group
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.clock import VirtualClockLoop
 from onellm_async.testing import FakeTransport
@@ -243,7 +243,7 @@ def test_closing_in_a_new_loop_what_waits_in_a_closed_one_is_no_error(ending, re
 
 
 def test_ending_a_group_that_waits_in_a_closed_loop_is_no_error():
-    slots, group = limiter(max_concurrency=1), Group()
+    slots, group = limiter(max_concurrency=1), RequestGroup(wait_for_ready=False)
     first = asyncio.SelectorEventLoop()
     tasks = [first.create_task(slots.acquire(group=group)) for _ in range(3)]
     turn(first)

@@ -7,7 +7,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatResponse, Limits, QueueFullError, RequestCancelledError
 from onellm_async.limits.limiter import Limiter
-from onellm_async.limits.permit import Group
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.testing import FakeTransport
 
 pytestmark = pytest.mark.virtual_time
@@ -78,14 +78,14 @@ async def test_one_that_was_sent_before_is_never_turned_away_and_takes_no_place(
 
 
 async def test_requests_that_wait_for_ready_are_not_turned_away_and_do_not_count():
-    slots, patient = limiter(max_concurrency=1, max_pending=1), Group(wait_for_ready=True)
+    slots, patient = limiter(max_concurrency=1, max_pending=1), RequestGroup(wait_for_ready=True)
     held = await slots.acquire()
     many = wait(slots, 20, group=patient)
-    single = wait(slots, 1, group=Group())
+    single = wait(slots, 1, group=RequestGroup(wait_for_ready=False))
     await asyncio.sleep(0)
     assert (slots.core.waiting, slots.core.pending) == (21, 1)
     with pytest.raises(QueueFullError, match=r"Queue full: 1 request is queued \(Limits\.max_pending\)\. Estimated"):
-        await slots.acquire(group=Group())
+        await slots.acquire(group=RequestGroup(wait_for_ready=False))
     held.answered()
     for task in many + single:
         (await task).answered()
@@ -98,7 +98,7 @@ def over():
 
 @pytest.mark.parametrize("end", ["granted", "cancelled", "expired", "closed", "ended"])
 async def test_a_place_is_free_again_however_its_wait_ended(end):
-    slots, group = limiter(max_concurrency=1, max_pending=3), Group()
+    slots, group = limiter(max_concurrency=1, max_pending=3), RequestGroup(wait_for_ready=False)
     held = await slots.acquire()
     tasks = wait(slots, 3, group=group, deadline=5.0 if end == "expired" else None)
     await asyncio.sleep(0)

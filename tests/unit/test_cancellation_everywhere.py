@@ -10,6 +10,7 @@ from onellm_async.chat import ChatRequest
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import APIConnectionError
 from onellm_async.failure_kinds import FailureKind
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.simulation.clock import run_in_virtual_time
@@ -82,7 +83,7 @@ async def run(situation, number, while_waiting, fan_out):
         if fan_out:
             asking = client.gather_chats([f"victim {i}" for i in range(3)], model=MODEL, **options)
         else:
-            asking = client.group().send(ChatRequest(MODEL, "victim"), **options)
+            asking = client.send(ChatRequest(MODEL, "victim"), lane="batch", group=RequestGroup(), **options)
         victim = asyncio.create_task(_awaited(cancelled_at(asking, number, while_waiting=while_waiting)))
         await asyncio.wait({victim})
         cancelled = victim.cancelled()
