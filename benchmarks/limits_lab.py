@@ -350,9 +350,7 @@ class Case:
     def run(self, seed: int) -> tuple[float, float, int]:
         """Share of the best, 429s for each accepted request, and the most 429s in a dark second."""
         service = self.make(seed)
-        run = drive(
-            service, self.requests, latency=self.latency, max_concurrency=self.max_concurrency, seed=seed
-        )
+        run = drive(service, self.requests, latency=self.latency, max_concurrency=self.max_concurrency, seed=seed)
         if self.measure is not None:
             share = self.measure(run)
         else:
@@ -511,7 +509,7 @@ def _one(number: int, seeds: Sequence[int]) -> tuple[list[tuple[float, float, in
     for seed in seeds:
         try:
             results.append(case.run(seed))
-        except Exception as error:  # noqa: BLE001  # a policy that fails in one case is shown with the others
+        except Exception as error:  # a policy that fails in one case is shown with the others
             results.append((0.0, 9.0, 99))
             trouble = f"seed {seed}: {error!r}"
     return results, trouble

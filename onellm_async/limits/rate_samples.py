@@ -4,11 +4,20 @@ A 429 is a *sample*: when that request arrived, the service's bucket held less t
 accepted between two samples T seconds apart, the refill rate lies between (A - 1) / T and (A + 1) / T. Every pair of
 samples gives such bounds; the tightest bounds that the newest samples agree on stand. A full bucket is not refilled, so
 the time in which it may have been full does not count for the upper bound (see `saturation`).
+
+`RateEvidence` collects the samples of one limit, and what follows from them: the bounds, the plan of the next probe,
+and the contention score.
 """
 
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 
 from attrs import frozen
+
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.rate_state import RateState
+from onellm_async.limits.saturation import SaturationClock
 
 UNBOUNDED = float("inf")
 """An upper bound that is not known."""
@@ -91,3 +100,269 @@ def rate_bounds(samples: Sequence[RateLimitSample], jitter: float) -> RateBounds
             return RateBounds(low, high, count)
         low, high = tighter_low, tighter_high
     return RateBounds(low, high, len(samples))
+
+
+class RateEvidence:
+    """What is known of the service's token bucket.
+
+    Args:
+        now: The current time in seconds.
+        probe_every: Maximum number of requests in a cruise, 1 or more.
+        state: A prior, or None.
+
+    Attributes:
+        samples: The samples that agree, oldest first.
+        bounds: What follows from them.
+        cruise_length: Requests to accept before the next probe.
+        gain: Relative step of the next probe.
+        round_trip: Seconds from sending a request to its 429, a slowly falling maximum.
+        jitter: Seconds by which the delay from sending to arriving may differ between two requests.
+        contention: The contention score.
+        consecutive_429s: Samples without an accepted request between them.
+        rate_before_drop: Rate before these, if it was certain.
+        saturation: When the service's bucket may have been full.
+        first: The sample that ended the startup.
+    """
+
+    MIN_JITTER = 0.005
+    """Minimum timing jitter in seconds. In between, it is one and a half times the round trip of a 429."""
+    MAX_JITTER = 0.15
+    """Maximum timing jitter in seconds."""
+    MIN_PERIOD = 10.0
+    """Minimum time in seconds in which the first estimate assumes one refill of the bucket. In between, it is twelve
+    times the duration of the initial burst."""
+    MAX_PERIOD = 60.0
+    """Maximum time in seconds in which the first estimate assumes one refill."""
+    MIN_RATE = 1 / 45
+    """Minimum of every estimate in requests per second; only bounds may be lower."""
+    FIRST_CRUISE = 4
+    """Requests in a cruise once there is a lower bound, at least."""
+    CRUISE_GROWTH = 3
+    """Requests in a cruise for each accepted request that the bounds rest on."""
+    UNBOUNDED_GAIN = 1.0
+    """Relative step of a probe before there is any estimate."""
+    FIRST_GAIN = 0.1
+    """Relative step of the first probes, after an initial burst of four or more requests."""
+    SMALL_BURST_GAIN = 0.02
+    """Relative step of the first probes after a smaller initial burst, which saves less."""
+    MIN_GAIN = 0.01
+    """Relative step of a probe between tight bounds."""
+    MAX_GAIN = 0.2
+    """Relative step of a probe while the limit rises."""
+    MAX_SAMPLES = 24
+    """Samples that are kept."""
+    CONTENTION_THRESHOLD = 2.0
+    """Contention score from which the limit counts as shared."""
+    AGREEMENT = 0.25
+    """What agreeing samples take from the contention score."""
+    MAX_RATE_FACTOR = 3.0
+    """Upper bound of the rate as a multiple of the first estimate, for the saturation clock."""
+    LARGE_BURST = 24
+    """An initial burst of so many requests rules out contention, however long nothing is accepted after it."""
+    AGREEING_SAMPLES = 6
+    """Samples that must agree to end contention."""
+    MIN_GAP = 8
+    """Accepted requests between them, at least, on average."""
+    MAX_SPREAD = 1.1
+    """Upper bound divided by lower bound, at most, to end contention."""
+
+    def __init__(self, now: float, probe_every: int, state: RateState | None = None) -> None:
+        self._started = now
+        self._probe_every = probe_every
+        self._sent: deque[float] = deque(maxlen=4096)
+        self._total = self._429s = 0
+        self._first_gain = self.FIRST_GAIN
+        self.samples: deque[RateLimitSample] = deque(maxlen=self.MAX_SAMPLES)
+        self.bounds: RateBounds = RateBounds()
+        self.cruise_length: int = 1
+        self.gain: float = self.UNBOUNDED_GAIN
+        self.round_trip: float = 0.0
+        self.jitter: float = self.MIN_JITTER
+        self.contention: float = 0.0
+        self.consecutive_429s: int = 0
+        self.rate_before_drop: float | None = None
+        self.saturation: SaturationClock = SaturationClock(now)
+        self.first: RateLimitSample | None = None
+        if state is not None:
+            self.bounds = RateBounds(state.low, UNBOUNDED if state.high is None else state.high)
+            self.samples.append(RateLimitSample(now, 0, empty=False))
+            self.gain = self.FIRST_GAIN
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether the contention score says that other clients use the key."""
+        return self.contention >= self.CONTENTION_THRESHOLD
+
+    @property
+    def cruise_is_over(self) -> bool:
+        """Whether so many requests were accepted that a probe is due."""
+        return bool(self.samples) and self.accepted_since_sample() >= self.cruise_length
+
+    def sent(self, now: float) -> None:
+        """Records that a request is sent."""
+        self._total += 1
+        self._sent.append(now)
+
+    def give_back(self) -> None:
+        """Records that a request was not sent after all."""
+        self._total -= 1
+
+    def accepted_since_sample(self) -> int:
+        """Requests accepted since the last sample, those in flight included."""
+        return self._total - self._429s - self.samples[-1].accepted
+
+    def rate_limited(self, sent_at: float, now: float) -> bool:
+        """Records a 429 of a request that was sent at `sent_at`.
+
+        Returns:
+            Whether it is a new sample; not if it is of the same moment as the last one.
+        """
+        later = len(self._sent) - bisect_right(self._sent, sent_at)
+        accepted = max(0, self._total - later - 1 - self._429s)
+        self._429s += 1
+        self.round_trip = max(0.9 * self.round_trip, now - sent_at)
+        self.jitter = min(self.MAX_JITTER, max(self.MIN_JITTER, 1.5 * self.round_trip))
+        if self.samples and self.samples[-1].empty and sent_at <= self.samples[-1].at + self.jitter:
+            for sample in self.samples:  # the last sample counts this request as accepted
+                if sample.at >= sent_at:
+                    sample.accepted -= 1
+            return False
+        max_rate = self.saturation.rate_limited(sent_at, later, self.jitter)
+        self.samples.append(RateLimitSample(sent_at, accepted, self.saturation.seconds, max_rate))
+        return True
+
+    def first_estimate(self) -> float:
+        """The rate after the sample that ends the startup."""
+        sample = self.first = self.samples[-1]
+        duration = max(sample.at - self._started, self.jitter)
+        self._first_gain = self.FIRST_GAIN if sample.accepted >= self.FIRST_CRUISE else self.SMALL_BURST_GAIN
+        return (sample.accepted + 1) / min(self.MAX_PERIOD, max(self.MIN_PERIOD, 12 * duration))
+
+    def confirm_prior(self, prior: RateState) -> float:
+        """Keeps to the prior: the first sample only says that the service's bucket is empty now."""
+        while len(self.samples) > 1:
+            self.samples.popleft()
+        if self.bounds.tight:
+            self._plan_probe(2 * prior.low / max(self.bounds.high - prior.low, 1e-9))
+        return prior.rate
+
+    def _plan_probe(self, evidence: float) -> None:
+        """Sets the length of the next cruise and the gain of the next probe.
+
+        Args:
+            evidence: Accepted requests that the bounds rest on.
+        """
+        self.cruise_length = max(1, int(min(self.CRUISE_GROWTH * evidence, self._probe_every)))
+        self.gain = min(self._first_gain, max(self.MIN_GAIN, 1 / max(1, evidence)))
+
+    def estimate(self, rate: float, capacity: float, probe_pace: float | None) -> float:
+        """Returns the rate that follows from the new sample.
+
+        Args:
+            rate: The rate so far.
+            capacity: The capacity of the bucket so far.
+            probe_pace: Pace of the probe that the sample ended; None if none was on.
+        """
+        samples = self.samples
+        if probe_pace is None and self.bounds.tight:
+            self.contention += 2
+        nothing_accepted = len(samples) > 1 and samples[-1].accepted <= samples[-2].accepted
+        self.bounds = rate_bounds(list(samples), self.jitter)
+        self._judge_agreement(nothing_accepted=nothing_accepted)
+        if len(samples) > 1:
+            self._plan_probe(samples[-1].accepted - next(sample.accepted for sample in samples if sample.empty))
+            if self.bounds.low > 0:
+                self.cruise_length = max(self.cruise_length, min(self.FIRST_CRUISE, self._probe_every))
+        return self._halve(rate, capacity) if nothing_accepted else self._within_bounds(rate, probe_pace)
+
+    def _judge_agreement(self, *, nothing_accepted: bool) -> None:
+        """Raises the contention score, and drops samples, if the samples contradict each other."""
+        if self.bounds.agreeing < len(self.samples):
+            self.contention += 1
+            while len(self.samples) > self.bounds.agreeing:
+                self.samples.popleft()
+        elif not nothing_accepted:
+            self.contention = max(0.0, self.contention - self.AGREEMENT)
+            self.consecutive_429s = 0
+
+    def _within_bounds(self, rate: float, probe_pace: float | None) -> float:
+        bounds = self.bounds
+        if not bounds.known:
+            return rate
+        if bounds.tight:
+            return bounds.low
+        if bounds.low > 0:
+            return max(self.MIN_RATE, (bounds.low + bounds.high) / 2)
+        if probe_pace is not None and not self.samples[0].empty:  # it had risen: the pace of the last request but one
+            return max(self.MIN_RATE, min(bounds.high, probe_pace / (1 + self.gain) ** 2))
+        return max(self.MIN_RATE, bounds.high / 2)
+
+    def _halve(self, rate: float, capacity: float) -> float:
+        rate = max(self.MIN_RATE, rate / 2)
+        if not self.consecutive_429s:
+            self.rate_before_drop = self.bounds.low or None
+        self.consecutive_429s += 1
+        burst = capacity if self.first is None else self.first.accepted
+        if rate <= self.MIN_RATE or (self.consecutive_429s >= 2 and burst < self.LARGE_BURST):
+            self.contention += 2
+        return rate
+
+    def end_contention(self) -> float | None:
+        """Returns the rate to cruise at if the samples agree so closely that the key is not shared any more."""
+        samples = self.samples
+        bounds = rate_bounds(list(samples), self.jitter)
+        agree = bounds.agreeing >= self.AGREEING_SAMPLES and bounds.high < self.MAX_SPREAD * bounds.low
+        if not agree or samples[-1].accepted - samples[-bounds.agreeing].accepted <= self.MIN_GAP * bounds.agreeing:
+            return None
+        while len(samples) > bounds.agreeing:
+            samples.popleft()
+        self.contention = 0.0
+        self.bounds = bounds
+        self.cruise_length = min(self.FIRST_CRUISE, self._probe_every)
+        return (bounds.low + bounds.high) / 2
+
+    def limit_rose(self, pace: float, now: float) -> bool:
+        """Whether more was accepted since the last sample than the bounds allow, at a probe's `pace`.
+
+        Then the samples are dropped, and the gain doubles.
+        """
+        accepted = self.accepted_since_sample() - 1 - pace * self.round_trip
+        if accepted <= self.bounds.high * (now - self.samples[-1].at + self.jitter):
+            return False
+        self.gain = min(self.MAX_GAIN, 2 * self.gain)
+        sample = RateLimitSample(now, self._total - self._429s, self.saturation.seconds, empty=False)
+        self.samples = deque([sample], maxlen=self.MAX_SAMPLES)
+        self.bounds = RateBounds()
+        return True
+
+    def burst(self, capacity: float) -> float:
+        """Estimated capacity of the service's bucket: the initial burst, less what was refilled meanwhile.
+
+        Args:
+            capacity: The capacity so far.
+        """
+        if self.first is None:
+            return capacity
+        accepted, duration = self.first.accepted, self.first.at - self._started
+        return max(1.0, accepted - self.bounds.high * duration if self.bounds.tight else accepted / 2)
+
+    def empty_bucket(self, rate: float, capacity: float, now: float, retry_after: float | None) -> TokenBucket:
+        """Returns the bucket to continue with after a 429, and restarts the saturation clock.
+
+        Args:
+            rate: The rate from now on.
+            capacity: The capacity so far.
+            now: The current time.
+            retry_after: Seconds that the service asked to wait; None if it did not.
+        """
+        burst = self.burst(capacity)
+        # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
+        silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
+        self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)
+        return TokenBucket(rate, burst, level=0.0, updated_at=now + silence)
+
+    def move_clock(self, now: float) -> None:
+        """Continues with a clock that may have been set back: the samples are dropped."""
+        self.samples.clear()
+        self._sent.clear()
+        self.saturation.move_clock(now)

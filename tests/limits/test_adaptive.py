@@ -140,10 +140,10 @@ def test_gaps_are_random_only_while_the_key_is_shared():
     assert statistics.median(gaps) == pytest.approx(1 / RATE, rel=0.1)
     contested = AdaptiveRate(0.0, SAVED, random=Random(1))
     now = 0.0
-    for _ in range(40):  # others take every other token
+    for request in range(40):  # others take every other token
         now += contested.time_until(1, now)
         contested.take(now)
-        (contested.rate_limited if contested._total % 2 else contested.answered)(now, now + 0.05)
+        (contested.answered if request % 2 else contested.rate_limited)(now, now + 0.05)
         now += 0.05
     assert contested.confidence == 0
     assert contested.state.high is None
