@@ -5,13 +5,24 @@ from onellm_async.server.backends import Backend, BackendError, EchoBackend, ech
 from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Ledger, LedgerRow, Outcome
 from onellm_async.server.service import Service
-from onellm_async.server.settings import Fault, Faults, ServerSettings
+from onellm_async.server.service_limits import (
+    BucketLimit,
+    ClosedTimes,
+    ConcurrencyLimit,
+    RandomLimit,
+    ServiceLimit,
+    WindowLimit,
+)
+from onellm_async.server.settings import Fault, Faults, RateHeaders, RetryAfterForm, ServerSettings
 from onellm_async.server.upstream import UpstreamBackend
 
 __all__ = [
     "Backend",
     "BackendError",
+    "BucketLimit",
+    "ClosedTimes",
     "Completion",
+    "ConcurrencyLimit",
     "EchoBackend",
     "Fault",
     "Faults",
@@ -20,9 +31,14 @@ __all__ = [
     "LedgerRow",
     "LocalServer",
     "Outcome",
+    "RandomLimit",
+    "RateHeaders",
+    "RetryAfterForm",
     "ServerSettings",
     "Service",
+    "ServiceLimit",
     "UpstreamBackend",
+    "WindowLimit",
     "echo",
     "serve",
 ]

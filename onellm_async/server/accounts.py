@@ -1,9 +1,10 @@
-"""Keys, balances and one token bucket per key. Pure."""
+"""Keys, balances, and the limits of each key. Pure."""
 
+from collections.abc import Sequence
 from hashlib import sha256
-from math import inf
+from random import Random
 
-from onellm_async.limits.bucket import TokenBucket
+from onellm_async.server.service_limits import AccountLimits, ServiceLimit
 from onellm_async.server.settings import ServerSettings
 
 MIN_BALANCE = 0.10
@@ -33,19 +34,19 @@ class Account:
         balance: USD left, including what requests in flight have reserved.
         reserved: USD that requests in flight may cost.
         in_flight: Number of requests with a reservation.
-        bucket: Token bucket of the key's rate limit.
+        limits: Limits of the key, and what they count.
     """
 
-    __slots__ = ("balance", "blocked", "bucket", "in_flight", "known", "label", "reserved")
+    __slots__ = ("balance", "blocked", "in_flight", "known", "label", "limits", "reserved")
 
-    def __init__(self, label: str, *, known: bool, blocked: bool, balance: float, bucket: TokenBucket) -> None:
+    def __init__(self, label: str, *, known: bool, blocked: bool, balance: float, limits: AccountLimits) -> None:
         self.label: str = label
         self.known: bool = known
         self.blocked: bool = blocked
         self.balance: float = balance
         self.reserved: float = 0.0
         self.in_flight: int = 0
-        self.bucket: TokenBucket = bucket
+        self.limits: AccountLimits = limits
 
     def reserve(self, cost: float) -> bool:
         """Reserves `cost` USD if the balance has that much unreserved. Returns whether it did."""
@@ -63,13 +64,8 @@ class Account:
         self.balance -= cost
 
 
-def _bucket_parameters(requests_per_minute: float | None, burst: float) -> tuple[float, float]:
-    """Refill per second and capacity. No limit is an infinite capacity, which needs no refill."""
-    return (0.0, inf) if requests_per_minute is None else (requests_per_minute / 60, burst)
-
-
 class Accounts:
-    """The accounts of all keys seen. Unknown keys have a bucket, too.
+    """The accounts of all keys seen. Unknown keys have limits, too.
 
     Accounts of listed keys are kept for good. The table of all others is bounded by `MAX_UNLISTED_KEYS`, so that
     invented keys do not fill the memory.
@@ -77,7 +73,7 @@ class Accounts:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._rate, self._burst = _bucket_parameters(settings.requests_per_minute, settings.burst)
+        self._limits: Sequence[ServiceLimit] = settings.all_limits
         self._listed: dict[str, Account] = {}
         self._unlisted: dict[str, Account] = {}  # least recently used first
         self._revoked: set[str] = set()
@@ -103,21 +99,25 @@ class Accounts:
         if account is not None:
             account.known = False
 
-    def retune(self, requests_per_minute: float | None, now: float) -> None:
-        """Changes the refill of every bucket, also for keys not seen yet. None means no limit."""
-        self._rate, self._burst = _bucket_parameters(requests_per_minute, self._settings.burst)
+    def change_limits(self, limits: Sequence[ServiceLimit], now: float) -> None:
+        """Replaces the limits of every key, also of keys not seen yet."""
+        self._limits = tuple(limits)
         for account in [*self._listed.values(), *self._unlisted.values()]:
-            account.bucket.retune(now, rate=self._rate, capacity=self._burst)
-            if requests_per_minute is None:
-                account.bucket.give_back(inf, now)
+            account.limits.change(self._limits, now)
 
     def _open(self, key: str, now: float) -> Account:
         settings = self._settings
         balance = settings.balance if settings.keys is None else settings.keys.get(key)
+        label = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return Account(
-            sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:8],
+            label,
             known=(balance is not None or key in settings.blocked) and key not in self._revoked,
             blocked=key in settings.blocked,
             balance=balance or 0.0,
-            bucket=TokenBucket(self._rate, self._burst, settings.initial_level if self._burst < inf else None, now),
+            limits=AccountLimits(
+                self._limits,
+                now,
+                background_rate=settings.background_rate,
+                random=Random(f"limits of {settings.faults.seed}, {label}"),
+            ),
         )

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
@@ -71,7 +72,7 @@ class LocalServer:
         if settings.list_prices is None:
             settings = evolve(settings, list_prices=not self._forwards)
         self._has_pool = settings.faults.database_places is not None
-        self.service: Service = Service(settings)
+        self.service: Service = Service(settings, epoch=time.time() - time.monotonic())
         self._host = host
         self._port = port
         self._runner: web.AppRunner | None = None

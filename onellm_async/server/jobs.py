@@ -54,6 +54,8 @@ class Job:
         dialect: Dialect of the request.
         reserved: USD reserved until the job ends.
         affordable_tokens: Maximum number of tokens that the balance pays for in each answer; None means no limit.
+        tokens: Tokens that the request counts in a limit of tokens.
+        rate_headers: Headers of the answer that say what is left of the limits.
     """
 
     number: int
@@ -65,6 +67,8 @@ class Job:
     dialect: Dialect = Dialect.DOCUMENTED
     reserved: float = 0.0
     affordable_tokens: int | None = None
+    tokens: int = 0
+    rate_headers: Mapping[str, str] = field(factory=dict, hash=False)
 
 
 @frozen

@@ -14,10 +14,10 @@
 The host only waits, calls the backend and writes bytes. So the same service runs over HTTP and in simulations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from onellm_async import catalog
 from onellm_async.chat import ChatRequest
@@ -35,6 +35,7 @@ from onellm_async.server.request_validation import (
     decompress,
     validate_request,
 )
+from onellm_async.server.service_limits import BucketLimit, ServiceLimit, WindowLimit
 from onellm_async.server.settings import Fault, FaultPlan, ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, parse_json
@@ -48,21 +49,33 @@ class Service:
 
     Args:
         settings: Limits, keys and faults.
+        epoch: Unix time at second 0 of the server's clock. Headers with dates need it.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, *, epoch: float = 0.0) -> None:
         self.settings: ServerSettings = settings
+        self._epoch = epoch
         self.ledger: Ledger = Ledger(settings.keep_rows)
         self._priced = settings.list_prices is not False
         self._accounts = Accounts(settings)
+        self._counts_tokens = _counts_tokens(settings.all_limits)
         self._random = Random(settings.faults.seed)
         size = settings.faults.database_places
         self._pool = ConnectionPool(size) if size is not None else None
         self._arrived = 0
 
     def retune(self, requests_per_minute: float | None, now: float) -> None:
-        """Changes the rate limit of every key from `now` on. None means no limit."""
-        self._accounts.retune(requests_per_minute, now)
+        """Replaces the limits of every key by one bucket from `now` on. None means no limit.
+
+        The bucket keeps its level.
+        """
+        limits = () if requests_per_minute is None else (BucketLimit(requests_per_minute, self.settings.burst),)
+        self.change_limits(limits, now)
+
+    def change_limits(self, limits: Sequence[ServiceLimit], now: float) -> None:
+        """Replaces the limits of every key from `now` on. Limits of the same kind keep what they have counted."""
+        self._accounts.change_limits(limits, now)
+        self._counts_tokens = _counts_tokens(limits)
 
     def account(self, key: str, now: float) -> Account:
         """Returns the account of `key`, for tests and simulations that read or change it."""
@@ -117,7 +130,9 @@ class Service:
     def fail_without_connection(self, job: Job) -> ServerReply:
         """Ends a job that got no database connection in time; not billed."""
         self._end(job, Outcome.FAILED)
-        return ServerReply(replies.error_reply(self.settings.dialect, 401, POOL_TIMED_OUT))
+        status = self.settings.faults.overload_status
+        text = POOL_TIMED_OUT if status == 401 else replies.OVERLOADED
+        return ServerReply(replies.error_reply(self.settings.dialect, status, text))
 
     def apply_fault(self, job: Job) -> ServerReply | None:
         """Ends `job` if its plan has it fail before it is processed; otherwise returns None."""
@@ -155,7 +170,7 @@ class Service:
             outcome = Outcome.POSSIBLY_BILLED
         elif status == 429:
             outcome = Outcome.RATE_LIMITED
-            job.account.bucket.give_back(1, job.received_at)  # a 429 costs no token
+            job.account.limits.give_back(job.received_at, job.tokens)  # a 429 costs no token
         else:
             outcome = Outcome.FAILED
         self._end(job, outcome)
@@ -185,6 +200,7 @@ class Service:
         if job.plan.fault is Fault.RESET_AFTER:
             return ServerReply(None)
         reply = replies.success_reply(self.settings.dialect, job, completion)
+        reply = evolve(reply, headers={**reply.headers, **job.rate_headers}) if job.rate_headers else reply
         return ServerReply(reply, truncated=job.plan.fault is Fault.TRUNCATED)
 
     def _receive_documented(self, headers: Mapping[str, str], body: bytes, now: float) -> RawReply | Job:
@@ -213,6 +229,7 @@ class Service:
         if rate_limited is not None:
             return rate_limited
         if not account.known or account.blocked:
+            account.limits.end()
             return self._reject(401, replies.UNKNOWN_KEY, now, account)
         return self._accept(account, validated, now)
 
@@ -236,14 +253,32 @@ class Service:
         return replies.framework_error(dialect, status, text)
 
     def _check_rate(self, account: Account, request: ChatRequest, now: float) -> RawReply | None:
-        if account.bucket.try_take(1, now):
+        rejection = account.limits.admit(now, self._tokens_of(request))
+        if rejection is None:
             return None
-        return self._rate_limit(account, request, now, replies.RATE_LIMITED)
+        return self._rate_limit(account, request, now, replies.RATE_LIMITED, rejection.wait)
 
-    def _rate_limit(self, account: Account, request: ChatRequest, now: float, text: str) -> RawReply:
+    def _rate_limit(
+        self, account: Account, request: ChatRequest, now: float, text: str, wait: float | None = None
+    ) -> RawReply:
         self._record(Outcome.RATE_LIMITED, now, account, request)
-        headers = replies.retry_headers(self.settings.faults.retry_after)
+        given = self.settings.faults.retry_after
+        if isinstance(given, str):
+            headers = replies.retry_headers_in_form(given, wait, self._epoch + now)
+        else:
+            headers = replies.retry_headers(given)
+        headers |= self._rate_headers(account, now)
         return replies.error_reply(self.settings.dialect, 429, text, headers)
+
+    def _tokens_of(self, request: ChatRequest) -> int:
+        """What a request counts in a limit of tokens: its prompt and its token limit; 0 if no limit counts tokens."""
+        if not self._counts_tokens:
+            return 0
+        return count_input_tokens(request) + (_max_answer_tokens(request) or 0)
+
+    def _rate_headers(self, account: Account, now: float) -> dict[str, str]:
+        dialect = self.settings.rate_headers
+        return {} if dialect is None else replies.rate_headers(dialect, account.limits.quotas(now), self._epoch + now)
 
     def _accept(self, account: Account, validated: ValidatedRequest, now: float) -> RawReply | Job:
         request, documented = validated.request, self.settings.dialect is Dialect.DOCUMENTED
@@ -253,12 +288,14 @@ class Service:
         if not enough or (affordable is not None and affordable < 1):
             # The documentation has no status for an empty balance. 403 is its "no access".
             status = 403 if documented else 500
+            account.limits.end()
             return self._reject(status, replies.NO_BALANCE, now, account, request)
         wanted = request.max_tokens if request.max_tokens is not None else price.max_answer_tokens
         bounds = [bound for bound in (wanted, affordable) if bound is not None]
         reserved = price.worst_case(affordable)
         if not account.reserve(reserved):
-            account.bucket.give_back(1, now)
+            account.limits.give_back(now, self._tokens_of(request))
+            account.limits.end()
             return self._rate_limit(account, request, now, replies.BALANCE_RESERVED)
         plan = self.settings.faults.plan(self._random, request.model)
         if validated.provider_error is not None:
@@ -274,6 +311,8 @@ class Service:
             self.settings.dialect,
             reserved,
             affordable,
+            self._tokens_of(request),
+            self._rate_headers(account, now),
         )
 
     def _price(self, request: ChatRequest) -> "_Price":
@@ -312,8 +351,13 @@ class Service:
             cost = (catalog.cost(request.model, completion.usage) if self._priced else None) or 0.0
             read, written = completion.usage.input_tokens or 0, completion.usage.output_tokens or 0
         job.account.settle(job.reserved, cost)
+        job.account.limits.end()
         label, at, prompt = job.account.label, job.received_at, _prompt_excerpt(request)
         self.ledger.complete(LedgerRow(job.number, label, at, request.model, prompt, outcome, cost, read, written))
+
+
+def _counts_tokens(limits: Sequence[ServiceLimit]) -> bool:
+    return any(isinstance(limit, BucketLimit | WindowLimit) and limit.unit == "tokens" for limit in limits)
 
 
 @frozen

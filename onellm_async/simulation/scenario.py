@@ -6,23 +6,44 @@ from typing import Literal
 from attrs import field, frozen
 from attrs.validators import in_
 
+from onellm_async.errors import ConfigurationError
 from onellm_async.limits.policy import Limits
 from onellm_async.retry import RetryPolicy
-from onellm_async.server.settings import Faults
+from onellm_async.server.service_limits import BucketLimit, ServiceLimit
+from onellm_async.server.settings import Faults, RateHeaders
 from onellm_async.wire import Dialect
 
 
 @frozen
 class LimitChange:
-    """The service changes its rate limit during the run.
+    """The service changes its limits during the run.
 
     Attributes:
         at: Seconds since the start.
-        requests_per_minute: The new limit. 0 also empties the service's bucket.
+        requests_per_minute: Refill of the one bucket from then on. 0 also empties it.
+        limits: All limits from then on, of any kind and number. Limits of the same kind keep what they have counted.
+
+    Raises:
+        ConfigurationError: If both are given, or neither.
     """
 
     at: float
-    requests_per_minute: float
+    requests_per_minute: float | None = None
+    limits: Sequence[ServiceLimit] | None = field(default=None, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if (self.requests_per_minute is None) == (self.limits is None):
+            raise ConfigurationError("A LimitChange needs requests_per_minute or limits, and not both.")
+
+    def limits_after(self, burst: float) -> Sequence[ServiceLimit]:
+        """All limits from `at` on.
+
+        Args:
+            burst: Bucket size of the scenario, which `requests_per_minute` leaves as it is.
+        """
+        if self.requests_per_minute is None:
+            return self.limits or ()
+        return (BucketLimit(self.requests_per_minute, burst, initial_level=None if self.requests_per_minute else 0.0),)
 
 
 @frozen(kw_only=True)
@@ -137,6 +158,10 @@ class Scenario:
         requests_per_minute: True refill rate of the service.
         burst: True bucket size of the service.
         initial_level: Tokens in the service's bucket at the start; None for a full bucket.
+        service_limits: All limits of the service, in place of this one bucket: windows, concurrency, several at once.
+        background_rate: Requests per second that other clients of the key send, at random times. The best makespan
+            ignores them.
+        rate_headers: Headers in which the service says what is left of its limits; None for no such headers.
         faults: Latency and faults of the service. `seed` replaces its seed.
         changes: Changes of the true rate limit.
         network_delay: Minimum seconds for each direction.
@@ -166,6 +191,9 @@ class Scenario:
     requests_per_minute: float = 40.0
     burst: int = 40
     initial_level: float | None = None
+    service_limits: Sequence[ServiceLimit] | None = None
+    background_rate: float = 0.0
+    rate_headers: RateHeaders | None = None
     faults: Faults = field(factory=lambda: Faults(latency=6.0, latency_sigma=0.3))
     changes: Sequence[LimitChange] = ()
     network_delay: float = 0.02
@@ -187,6 +215,13 @@ class Scenario:
     quota_outages: Sequence[tuple[float, float]] = ()
     deaths: Mapping[int, float] = field(factory=dict)
     seed: int = 0
+
+    @property
+    def limits_at_start(self) -> Sequence[ServiceLimit]:
+        """All limits of the service at the start."""
+        if self.service_limits is not None:
+            return self.service_limits
+        return (BucketLimit(self.requests_per_minute, self.burst, initial_level=self.initial_level),)
 
     @property
     def network(self) -> Network:

@@ -4,9 +4,9 @@ Hours of rate limit take seconds, and a seed gives the same run to the last digi
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import exp, inf, log
 from random import Random
 
 from attrs import evolve, field, frozen
@@ -17,6 +17,7 @@ from onellm_async.limits.snapshot import Snapshot
 from onellm_async.quota.memory_quota import MemoryQuota
 from onellm_async.server.ledger import Outcome
 from onellm_async.server.service import Service
+from onellm_async.server.service_limits import AccountLimits, BucketLimit, RandomLimit, ServiceLimit
 from onellm_async.server.settings import ServerSettings
 from onellm_async.simulation.clock import VirtualClockLoop, run_in_virtual_time
 from onellm_async.simulation.scenario import LimitChange, Pause, Scenario
@@ -44,6 +45,8 @@ class SimulationResult:
         failed: Prompts of the fan-outs without an answer.
         rate_limited: Requests that the service answered with a 429.
         billed: Requests that the service billed.
+        accepted_at: Virtual time at which each request that the service accepted arrived, sorted.
+        rate_limited_at: Virtual time at which each request with a 429 arrived, sorted.
         sent_at: Virtual time of each request sent, per client.
         answered_at: Virtual time of each answer of the fan-out, per client, in the order of completion.
         finished: Whether each client came to an end; False if the run was given up.
@@ -62,6 +65,8 @@ class SimulationResult:
     failed: int
     rate_limited: int
     billed: int
+    accepted_at: Sequence[float] = field(repr=False)
+    rate_limited_at: Sequence[float] = field(repr=False)
     sent_at: Sequence[Sequence[float]]
     answered_at: Sequence[Sequence[float]]
     finished: Sequence[bool]
@@ -115,7 +120,7 @@ def simulate(scenario: Scenario, *, observers: Sequence[Observer] = ()) -> Simul
 async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationResult:
     loop, service = asyncio.get_running_loop(), _service(scenario)
     assert isinstance(loop, VirtualClockLoop)  # noqa: S101  # made by run_in_virtual_time
-    changes = [loop.call_at(change.at, _change_limit, service, change) for change in scenario.changes]
+    changes = [loop.call_at(change.at, _change_limit, service, change, scenario.burst) for change in scenario.changes]
     seeds = Random(scenario.seed)
     quota = _quota(scenario)
     transports, clients = [], []
@@ -155,6 +160,8 @@ async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationR
         failed=sum(outcome.error is not None for outcome in outcomes),
         rate_limited=service.ledger.outcomes[Outcome.RATE_LIMITED],
         billed=service.ledger.billed,
+        accepted_at=_arrivals(service, rate_limited=False),
+        rate_limited_at=_arrivals(service, rate_limited=True),
         sent_at=[transport.sent_at for transport in transports],
         answered_at=[client.answered_at for client in clients],
         finished=[client.finished for client in clients],
@@ -171,22 +178,65 @@ async def _run(scenario: Scenario, observers: Sequence[Observer]) -> SimulationR
 
 
 def best_makespan(scenario: Scenario) -> float:
-    """Seconds that a client would need that knows the service's limit and all of its changes beforehand."""
+    """Seconds that a client would need that knows the service's limits and all of their changes beforehand.
+
+    Its concurrency is not limited. It ignores outages, requests of other clients, and limits that apply at random.
+    """
+    network = 2 * scenario.network_delay + scenario.network_jitter
+    limits = [scenario.limits_at_start, *(change.limits_after(scenario.burst) for change in scenario.changes)]
+    if all(len(each) == 1 and isinstance(each[0], BucketLimit) for each in limits) and scenario.service_limits is None:
+        return _last_refill(scenario) + scenario.faults.latency + network
+    return _last_answer(scenario) + network
+
+
+def _last_refill(scenario: Scenario) -> float:
+    """When the last token is refilled that the prompts need."""
     level = scenario.burst if scenario.initial_level is None else scenario.initial_level
     remaining, now, rate = scenario.prompts * scenario.clients - level, 0.0, scenario.requests_per_minute / 60
     for change in scenario.changes:
         refilled = (change.at - now) * rate
         if remaining <= refilled:
             break
-        remaining, now, rate = remaining - refilled, change.at, change.requests_per_minute / 60
-    at_service = now + max(0.0, remaining / rate)
-    return at_service + scenario.faults.latency + 2 * scenario.network_delay + scenario.network_jitter
+        remaining, now, rate = remaining - refilled, change.at, (change.requests_per_minute or 0.0) / 60
+    return now + max(0.0, remaining / rate)
+
+
+def _last_answer(scenario: Scenario) -> float:
+    """When the last answer is ready if each prompt is sent as soon as all limits have room for it."""
+    limits = AccountLimits(_certain(scenario.limits_at_start), 0.0)
+    changes = deque(sorted(scenario.changes, key=lambda change: change.at))
+    ends: deque[float] = deque()
+    now, remaining = 0.0, scenario.prompts * scenario.clients
+    while remaining:
+        rejection = limits.admit(now)
+        if rejection is None:
+            ends.append(now + scenario.faults.latency)
+            remaining -= 1
+            continue
+        next_change = changes[0].at if changes else inf
+        next_room = inf if rejection.wait is None else now + max(rejection.wait, 1e-9)
+        next_end = ends[0] if ends else inf
+        now = min(next_change, next_room, next_end)
+        if now == inf:
+            return inf
+        while ends and ends[0] <= now:
+            ends.popleft()
+            limits.end()
+        while changes and changes[0].at <= now:
+            limits.change(_certain(changes.popleft().limits_after(scenario.burst)), now)
+    return now + scenario.faults.latency
+
+
+def _certain(limits: Sequence[ServiceLimit]) -> list[ServiceLimit]:
+    """The limits that do not apply at random."""
+    return [limit for limit in limits if not isinstance(limit, RandomLimit)]
 
 
 def give_up_after(scenario: Scenario) -> float:
     """Seconds after which a run is given up, because something in it waits forever."""
     requests = scenario.prompts + len(scenario.chats)
-    retry_after = 4 * (scenario.faults.retry_after or 0) * requests * scenario.clients
+    given = scenario.faults.retry_after
+    retry_after = 4 * (given if isinstance(given, int | float) else 0) * requests * scenario.clients
     return _GIVE_UP_FACTOR * best_makespan(scenario) + _GIVE_UP_SECONDS + retry_after + _max_delay(scenario)
 
 
@@ -207,19 +257,24 @@ def _max_delay(scenario: Scenario) -> float:
 def _service(scenario: Scenario) -> Service:
     settings = ServerSettings(
         dialect=scenario.dialect,
-        requests_per_minute=scenario.requests_per_minute,
-        burst=scenario.burst,
-        initial_level=scenario.initial_level,
+        limits=scenario.limits_at_start,
+        background_rate=scenario.background_rate,
+        rate_headers=scenario.rate_headers,
         keys={_KEY: 1e9},
         faults=evolve(scenario.faults, seed=scenario.seed),
     )
-    return Service(settings)
+    service = Service(settings)
+    service.account(_KEY, 0.0)  # windows and times are counted from the start
+    return service
 
 
-def _change_limit(service: Service, change: LimitChange) -> None:
-    service.retune(change.requests_per_minute, change.at)
-    if not change.requests_per_minute:
-        service.account(_KEY, change.at).bucket.drain(change.at)
+def _change_limit(service: Service, change: LimitChange, burst: float) -> None:
+    service.change_limits(change.limits_after(burst), change.at)
+
+
+def _arrivals(service: Service, *, rate_limited: bool) -> list[float]:
+    rows = service.ledger.rows
+    return sorted(row.received_at for row in rows if (row.outcome is Outcome.RATE_LIMITED) == rate_limited)
 
 
 def _quota(scenario: Scenario) -> MemoryQuota | None:

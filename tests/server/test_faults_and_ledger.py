@@ -280,7 +280,7 @@ def test_invented_keys_neither_fill_the_memory_nor_push_out_a_real_account(askin
         asker.service.account("first", 0.0)  # in use, so that others are forgotten before it
     assert asker.balance() == spent
     assert json.loads(asker.receive("first").body)["code"] == 429
-    assert asker.service.account("0", 0.0).bucket.level_at(0.0) == 1
+    assert asker.service.account("0", 0.0).limits.quotas(0.0)[0].remaining == 1
 
 
 def test_full_table_of_strangers_forgets_nobody_until_a_newcomer_comes(asking):
