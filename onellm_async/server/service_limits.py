@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.validation import Checks, shown
+from onellm_async.validation import Checks, truncated_repr
 
 _MAX_BACKGROUND = 100_000
 """Requests of other clients that are made up for one silence of the key: a bound on the time that takes."""
@@ -102,7 +102,7 @@ class WindowLimit:
         found = _WINDOW.fullmatch(text.strip())
         if found is None or not (found["size"] or found["unit"]):
             raise ConfigurationError(
-                f"A window is {shown(text)}; it must be COUNT/DURATION, for example 40/60s or sliding:300/1m."
+                f"A window is {truncated_repr(text)}; it must be COUNT/DURATION, for example 40/60s or sliding:300/1m."
             )
         seconds = float(found["size"] or 1) * _UNIT_SECONDS[found["unit"] or "s"]
         return cls(int(found["count"]), seconds, sliding=found["kind"] == "sliding")
