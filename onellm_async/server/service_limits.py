@@ -19,6 +19,8 @@ from onellm_async.validation import Checks, truncated_repr
 
 _MAX_BACKGROUND = 100_000
 """Requests of other clients that are made up for one silence of the key: a bound on the time that takes."""
+_MIN_WAIT = 1e-9
+"""Seconds. A wait that rounding makes 0 is still a wait."""
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _WINDOW = re.compile(
     r"(?:(?P<kind>fixed|sliding):)?(?P<count>\d{1,15})/(?P<size>\d{1,15}(?:\.\d{1,9})?)?(?P<unit>ms|s|min|m|h|d)?",
@@ -254,7 +256,7 @@ class _SlidingState:
         for taken_at, amount in self._taken:
             missing -= amount
             if missing <= 0:
-                return taken_at + self._limit.seconds - now
+                return max(taken_at + self._limit.seconds - now, _MIN_WAIT)
         return inf
 
     def take(self, tokens: int, now: float) -> None:
@@ -297,7 +299,7 @@ class _FixedState:
         amount = self._amount(tokens)
         if self._used + amount <= self._limit.count:
             return 0.0
-        return self._end(now) if amount <= self._limit.count else inf
+        return max(self._end(now), _MIN_WAIT) if amount <= self._limit.count else inf
 
     def take(self, tokens: int, now: float) -> None:
         self._move_to(now)
@@ -357,7 +359,7 @@ class _ClosedState(_Stateless):
         since = now - self._closes_at
         if since >= 0 and self._limit.every is not None:
             since %= self._limit.every
-        return self._limit.seconds - since if 0 <= since < self._limit.seconds else 0.0
+        return max(self._limit.seconds - since, _MIN_WAIT) if 0 <= since < self._limit.seconds else 0.0
 
 
 class _RandomState(_Stateless):
