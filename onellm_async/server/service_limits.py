@@ -34,7 +34,7 @@ Unit: TypeAlias = Literal["requests", "tokens"]
 def _check_unit(limit: object, attribute: Any, value: object) -> None:
     if value not in ("requests", "tokens"):
         checks = Checks(ConfigurationError, f"{type(limit).__name__}.")
-        raise checks.refusal(attribute.name, value, "it must be 'requests' or 'tokens'")
+        raise checks.error(attribute.name, value, "it must be 'requests' or 'tokens'")
 
 
 _bucket = Checks(ConfigurationError, "BucketLimit.")
@@ -143,7 +143,7 @@ class ClosedTimes:
 
     def __attrs_post_init__(self) -> None:
         if self.every is not None and self.every <= self.seconds:
-            raise _closed.refusal("every", self.every, f"it must be above the {self.seconds:g} s that are closed")
+            raise _closed.error("every", self.every, f"it must be above the {self.seconds:g} s that are closed")
 
 
 @frozen

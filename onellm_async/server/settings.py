@@ -79,13 +79,13 @@ def _check_retry_after(_: object, attribute: Any, value: Any) -> None:
         return
     if isinstance(value, str):
         rule = f"it must be a number of seconds, None, or one of {', '.join(get_args(RetryAfterForm))}"
-        raise _faults.refusal(attribute.name, value, rule)
+        raise _faults.error(attribute.name, value, rule)
     _faults.check_number(attribute.name, value, 0)
 
 
 def _check_overload_status(_: object, attribute: Any, value: Any) -> None:
     if isinstance(value, bool) or value not in (401, 503, 529):
-        raise _faults.refusal(attribute.name, value, "it must be 401, 503 or 529")
+        raise _faults.error(attribute.name, value, "it must be 401, 503 or 529")
 
 
 @frozen(kw_only=True)
@@ -207,13 +207,13 @@ def _check_limits(_: object, attribute: Any, value: Any) -> None:
         return
     if not isinstance(value, tuple) or not all(isinstance(limit, ServiceLimit) for limit in value):
         rule = "it must be a list of limits, such as WindowLimit(40, 60), or None"
-        raise _settings.refusal(attribute.name, value, rule)
+        raise _settings.error(attribute.name, value, rule)
 
 
 def _check_rate_headers(_: object, attribute: Any, value: Any) -> None:
     if value is not None and value not in get_args(RateHeaders):
         rule = f"it must be None, or one of {', '.join(get_args(RateHeaders))}"
-        raise _settings.refusal(attribute.name, value, rule)
+        raise _settings.error(attribute.name, value, rule)
 
 
 @frozen
@@ -269,7 +269,7 @@ class ServerSettings:
     def __attrs_post_init__(self) -> None:
         if self.limits is not None and (self.requests_per_minute, self.burst, self.initial_level) != (40.0, 40.0, None):
             rule = "the bucket of requests_per_minute, burst and initial_level belongs into it, as BucketLimit(…)"
-            raise _settings.refusal("limits", self.limits, rule)
+            raise _settings.error("limits", self.limits, rule)
 
     @property
     def all_limits(self) -> Sequence[ServiceLimit]:
