@@ -7,7 +7,7 @@ failure that is not in this table belongs into it.
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
@@ -107,6 +107,8 @@ class FailureRule:
 
     Attributes:
         retry: Whether and how it is retried.
+        budgeted: Whether a retry uses up the client's retry budget. The others are paced by other means: less
+            concurrency, or a wait of their own.
         attempt: Whether it counts as an attempt of its request.
         breaker: What it does to the circuit breaker.
         gives_back: What goes back to admission.
@@ -116,6 +118,7 @@ class FailureRule:
     """
 
     retry: Retry
+    budgeted: bool
     attempt: CountsAttempt
     breaker: BreakerEffect
     gives_back: GivesBack
@@ -125,33 +128,35 @@ class FailureRule:
 
 _K, _R = FailureKind, FailureRule
 _NO, _FREE, _MAYBE = Billing.NOT_PROCESSED, Billing.NOT_BILLED, Billing.POSSIBLY_BILLED
+_UNLESS: Final = "unless answered"
+_THIRD: Final = "third in a row"
 
 RULES: Mapping[FailureKind, FailureRule] = MappingProxyType({
-    # kind                  retry             attempt               breaker    gives back    billing every prompt
-    _K.RATE_LIMITED:     _R("requeue",        "never",              "closes",  "tokens",     _NO,    "no"),
-    _K.CANNOT_CONNECT:   _R("attempts",       "always",             "opens",   "everything", _NO,    "yes"),
-    _K.CANNOT_RECONNECT: _R("wait for ready", "always",             "opens",   "everything", _NO,    "no"),
-    _K.GATEWAY_ERROR:    _R("ambiguous",      "always",             "opens",   "nothing",    _MAYBE, "no"),
-    _K.CONNECTION_LOST:  _R("ambiguous",      "always",             "opens",   "nothing",    _MAYBE, "no"),
-    _K.SERVER_ERROR:     _R("server errors",  "always",             "closes",  "nothing",    _FREE,  "no"),
-    _K.NOT_IMPLEMENTED:  _R("no",             "always",             "closes",  "tokens",     _FREE,  "no"),
-    _K.NOT_JSON:         _R("ambiguous",      "always",             "ignores", "nothing",    _MAYBE, "unless answered"),
-    _K.NOT_A_CHAT_REPLY: _R("no",             "always",             "ignores", "nothing",    _MAYBE, "unless answered"),
-    _K.REQUEST_TIMEOUT:  _R("ambiguous",      "always",             "closes",  "nothing",    _MAYBE, "no"),
-    _K.REJECTED:         _R("no",             "always",             "closes",  "tokens",     _FREE,  "no"),
-    _K.UNKNOWN_KEY:      _R("no",             "always",             "closes",  "tokens",     _FREE,  "yes"),
-    _K.REVOKED_KEY:      _R("key",            "always",             "closes",  "tokens",     _FREE,  "third in a row"),
-    _K.OVERLOADED:       _R("overload",       "after the last cut", "ignores", "tokens",     _FREE,  "no"),
-    _K.BALANCE_TOO_LOW:  _R("no",             "always",             "closes",  "tokens",     _FREE,  "yes"),
-    _K.WRONG_ADDRESS:    _R("no",             "always",             "closes",  "tokens",     _FREE,  "yes"),
-    _K.NOT_TRUSTED:      _R("no",             "always",             "ignores", "everything", _NO,    "yes"),
-    _K.LOCAL:            _R("no",             "never",              "ignores", "everything", _NO,    "yes"),
-    _K.DEADLINE:         _R("no",             "if in flight",       "ignores", "if unsent",  _NO,    "no"),
-    _K.CANCELLED:        _R("no",             "if in flight",       "ignores", "if unsent",  _NO,    "no"),
-    _K.CLOSED:           _R("no",             "if in flight",       "ignores", "if unsent",  _NO,    "yes"),
-    _K.NOT_SENT:         _R("no",             "never",              "ignores", "everything", _NO,    "no"),
-    _K.RUN_STOPPED:      _R("no",             "never",              "ignores", "everything", _NO,    "yes"),
-    _K.INVALID:          _R("no",             "never",              "ignores", "everything", _NO,    "no"),
+    # kind                  retry            budgeted  attempt        breaker    gives back    billing every prompt
+    _K.RATE_LIMITED:     _R("requeue",        False, "never",             "closes",  "tokens",     _NO,    "no"),
+    _K.CANNOT_CONNECT:   _R("attempts",       True,  "always",            "opens",   "everything", _NO,    "yes"),
+    _K.CANNOT_RECONNECT: _R("wait for ready", True,  "always",            "opens",   "everything", _NO,    "no"),
+    _K.GATEWAY_ERROR:    _R("ambiguous",      True,  "always",            "opens",   "nothing",    _MAYBE, "no"),
+    _K.CONNECTION_LOST:  _R("ambiguous",      True,  "always",            "opens",   "nothing",    _MAYBE, "no"),
+    _K.SERVER_ERROR:     _R("server errors",  True,  "always",            "closes",  "nothing",    _FREE,  "no"),
+    _K.NOT_IMPLEMENTED:  _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "no"),
+    _K.NOT_JSON:         _R("ambiguous",      True,  "always",            "ignores", "nothing",    _MAYBE, _UNLESS),
+    _K.NOT_A_CHAT_REPLY: _R("no",             False, "always",            "ignores", "nothing",    _MAYBE, _UNLESS),
+    _K.REQUEST_TIMEOUT:  _R("ambiguous",      True,  "always",            "closes",  "nothing",    _MAYBE, "no"),
+    _K.REJECTED:         _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "no"),
+    _K.UNKNOWN_KEY:      _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),
+    _K.REVOKED_KEY:      _R("key",            False, "always",            "closes",  "tokens",     _FREE,  _THIRD),
+    _K.OVERLOADED:       _R("overload",       False, "after the last cut", "ignores", "tokens",     _FREE,  "no"),
+    _K.BALANCE_TOO_LOW:  _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),
+    _K.WRONG_ADDRESS:    _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),
+    _K.NOT_TRUSTED:      _R("no",             False, "always",            "ignores", "everything", _NO,    "yes"),
+    _K.LOCAL:            _R("no",             False, "never",             "ignores", "everything", _NO,    "yes"),
+    _K.DEADLINE:         _R("no",             False, "if in flight",      "ignores", "if unsent",  _NO,    "no"),
+    _K.CANCELLED:        _R("no",             False, "if in flight",      "ignores", "if unsent",  _NO,    "no"),
+    _K.CLOSED:           _R("no",             False, "if in flight",      "ignores", "if unsent",  _NO,    "yes"),
+    _K.NOT_SENT:         _R("no",             False, "never",             "ignores", "everything", _NO,    "no"),
+    _K.RUN_STOPPED:      _R("no",             False, "never",             "ignores", "everything", _NO,    "yes"),
+    _K.INVALID:          _R("no",             False, "never",             "ignores", "everything", _NO,    "no"),
 })  # fmt: skip
 
 _BY_STATUS: Mapping[int, FailureKind] = {

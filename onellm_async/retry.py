@@ -14,8 +14,6 @@ from onellm_async.errors import APIError, ConfigurationError
 from onellm_async.failure_kinds import RULES, Retry
 from onellm_async.validation import Checks
 
-__all__ = ["AttemptCounts", "RetryBudget", "RetryDecision", "RetryPolicy", "decide", "import_tenacity", "retrying"]
-
 T = TypeVar("T")
 _check = Checks(ConfigurationError, "RetryPolicy.")
 
@@ -124,9 +122,6 @@ _KEY_RETRIES_SPAN = 10.0
 """Seconds that the retries after a 401 take at least, if the key was accepted before. A key that was just rotated, or a
 service that has just lost its users' table, is told from a revoked key by time alone."""
 
-_UNBUDGETED = frozenset({"overload", "key"})
-"""These retries are paced by other means: less concurrency, and a wait of their own."""
-
 
 def decide(
     error: APIError,
@@ -152,7 +147,7 @@ def decide(
     """
     retry = RULES[error.kind].retry
     reason = _stop_reason(retry, counts, policy, wait_for_ready=wait_for_ready)
-    exhausted = budget_remaining < 1 and retry not in _UNBUDGETED
+    exhausted = budget_remaining < 1 and RULES[error.kind].budgeted
     if reason is None and exhausted and not wait_for_ready:
         reason = "because the retry budget of this client is used up"
     if reason is not None:

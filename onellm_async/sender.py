@@ -12,19 +12,16 @@ What follows from a failure is read from the table in ``failure_kinds.py``, in `
 """
 
 import asyncio
-import copy
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from attrs import evolve
 
 from onellm_async.call import Attempt, AttemptHooks, Call
 from onellm_async.chat import ChatRequest, ChatResponse
-from onellm_async.circuit_breaker import CircuitBreaker, OutageClock
 from onellm_async.errors import (
     APIError,
     Billing,
@@ -37,7 +34,7 @@ from onellm_async.errors import (
     RateLimitError,
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
-from onellm_async.failure_kinds import RULES, FailureKind, in_context
+from onellm_async.failure_kinds import RULES
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
@@ -45,6 +42,7 @@ from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
+from onellm_async.service_watch import ServiceWatch
 from onellm_async.transport import Transport
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, Notices, decode_reply, encode_request, fields_without_effect
@@ -55,8 +53,6 @@ if TYPE_CHECKING:
 _request = Checks(InvalidRequestError)
 _log = logging.getLogger("onellm_async")
 _CIRCUIT_OPEN = "because the circuit is open: the service has failed several times in a row"
-_KEY_FAILURES_IN_A_ROW = 3
-"""After so many requests in a row that ended with 401, a key that was accepted before counts as revoked."""
 
 
 def _raise_if_ended(group: RequestGroup) -> None:
@@ -107,18 +103,11 @@ class Sender:
         self._limiter = _limiter(limits, rate_state, random, quota)
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
-        self._breaker = CircuitBreaker(retry.breaker_failures, retry.breaker_wait)
-        self._outage = OutageClock(retry.max_outage)
-        self._outage_timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch = ServiceWatch(retry, self._limiter, self._on_circuit_open)
+        self._breaker = self._watch.breaker
         self._never_ambiguous = evolve(retry, ambiguous="never")
         self._fail_fast = RequestGroup(wait_for_ready=False)
-        self._groups: WeakSet[RequestGroup] = WeakSet()
         self._backing_off: dict[Call, asyncio.Future[None]] = {}
-        self._last_failure: OneLLMError | None = None
-        self._answered = self._key_accepted = False
-        self._key_failures = 0
-        self._has_failed = True  # nothing is known of the service before its first answer
         self._requests = 0
         self._repeated = 0
         self._closed = False
@@ -126,6 +115,7 @@ class Sender:
     def open(self) -> None:
         """Accepts requests again after `aclose`."""
         self._closed = False
+        self._watch.open()
 
     def add_hook(self, hook: Hook) -> None:
         """Calls `hook` with each event from now on."""
@@ -144,8 +134,8 @@ class Sender:
         if group.owner is not None:
             raise ConfigurationError("group belongs to another client.", advice="Make one RequestGroup per client.")
         group.owner = self
-        self._answered = self._answered or group.answered
-        self._groups.add(group)
+        self._watch.answered = self._watch.answered or group.answered
+        self._watch.groups.add(group)
 
     def end_waits(self, group: RequestGroup, error: Callable[[], OneLLMError]) -> None:
         """Ends the queued requests of a group, also those in backoff; its requests in flight continue.
@@ -159,7 +149,7 @@ class Sender:
 
     def snapshot(self) -> Snapshot:
         """Returns a snapshot of this moment."""
-        failure = self._last_failure
+        failure = self._watch.last_failure
         return evolve(
             self._limiter.snapshot(),
             retried=self._repeated,
@@ -175,16 +165,12 @@ class Sender:
     def pause(self) -> None:
         """Stops sending until `resume`."""
         self._limiter.pause()
-        if self._outage.running:
-            self._outage.pause(self._limiter.time())
-            self._watch_outage()
+        self._watch.pause()
 
     def resume(self) -> None:
         """Ends a pause."""
         self._limiter.resume()
-        if self._outage.running:
-            self._outage.resume(self._limiter.time())
-            self._watch_outage()
+        self._watch.resume()
 
     def retune(self, limits: Limits) -> None:
         """Changes the limits."""
@@ -207,9 +193,7 @@ class Sender:
 
     def _end_waits(self) -> None:
         self._closed = True
-        if self._outage_timer is not None:
-            self._outage_timer.cancel()
-            self._outage_timer = None
+        self._watch.close()
         self._limiter.close()
         self._end_backoff(_closed_while_waiting)
 
@@ -302,7 +286,7 @@ class Sender:
             failure.stop_reason = failure.stop_reason or (decision.reason if failure.retryable else "")
             return decision
         self._repeated += 1
-        if failure.kind is not FailureKind.OVERLOADED:
+        if RULES[failure.kind].budgeted:
             self._budget.spend()
         _log.debug(
             "Request %d (%s): attempt %d failed, retry in %.1f s: %s",
@@ -363,8 +347,8 @@ class Sender:
                 permit.give_back()
                 raise
             else:
-                if self._has_failed:
-                    self._recover()
+                if self._watch.answer_is_news:
+                    self._watch.record_answer()
                 if usage is not None and self._estimator is not None:
                     self._estimator.learn(call.model, len(call.body), usage.input_tokens, usage.output_tokens)
                 return response if call.attempts == 1 and not call.rate_limited else call.with_counts(response)
@@ -373,8 +357,8 @@ class Sender:
 
     async def _admission(self, call: Call) -> Permit:
         self._raise_if_closed()
-        if self._breaker.trial_at is not None and not call.group.wait_for_ready:
-            self._raise_if_circuit_open(call)
+        if self._breaker.trial_at is not None and not call.group.wait_for_ready and not self._watch.is_trial_due():
+            raise self._own_failure(call) or self._watch.circuit_open_error()
         asked = 0.0
         if self._hooks:
             asked = asyncio.get_running_loop().time()
@@ -440,8 +424,8 @@ class Sender:
     # What follows from how an attempt ended.
 
     def _apply_rate_limit(self, rate_limit: RateLimitError, call: Call, permit: Permit) -> None:
-        self._service_answered()
-        self._record_failure(rate_limit)
+        self._watch.record_up()
+        self._watch.record_failure(rate_limit)
         call.in_flight = False
         call.attempts -= 1
         call.rate_limited += 1
@@ -454,11 +438,8 @@ class Sender:
             notify(self._hooks, RateLimited(call.number, call.model, self._limiter.time(), rate_limit.retry_after))
 
     def _apply_failure(self, failure: APIError, call: Call, permit: Permit) -> None:
-        failure.kind = in_context(failure.kind, answered=self._answered, key_accepted=self._key_accepted)
+        self._watch.classify(failure)
         rule = RULES[failure.kind]
-        failure.affects_every_prompt = rule.every_prompt == "yes" or (
-            rule.every_prompt == "unless answered" and not self._answered
-        )
         call.failure, call.order, call.in_flight = failure, permit.order, False
         if rule.attempt == "never":
             call.attempts -= 1
@@ -467,11 +448,11 @@ class Sender:
         call.server_errors += rule.retry == "server errors"
         if call.hooks is not None:
             call.hooks.after_failing(call.possibly_billed)
-        self._record_failure(failure)
+        self._watch.record_failure(failure)
         if rule.breaker == "opens":
-            self._service_failed(failure, call)
+            self._watch.record_down(failure, call.number)
         elif rule.breaker == "closes":
-            self._service_answered()
+            self._watch.record_up()
         if rule.attempt == "after the last cut":
             call.uncounted += not permit.overloaded()
         elif rule.gives_back == "everything":
@@ -481,98 +462,17 @@ class Sender:
         elif getattr(failure, "status_code", None) is not None:
             permit.answered()
 
-    def _service_answered(self) -> None:
-        """The service is up, whatever it answered."""
-        self._answered = True
-        if self._breaker.record_answer():
-            _log.info("Circuit closed: the service answers again.")
-            self._limiter.close_circuit()
-
-    def _recover(self) -> None:
-        """The first answer, or the first after a failure: the service is up, the key is good, an outage is over."""
-        self._has_failed, self._key_accepted, self._key_failures = False, True, 0
-        self._service_answered()
-        if self._last_failure is not None:
-            self._last_failure = None
-            self._outage.record_answer()
-            self._watch_outage()
-
-    def _service_failed(self, failure: APIError, call: Call) -> None:
-        was_open = self._breaker.trial_at is not None
-        trial_at = self._breaker.record_failure(call.number, self._limiter.time())
-        if trial_at is None:
-            return
-        self._limiter.open_circuit(trial_at)
-        self._fail_queued()
-        self._end_backoff(None, lambda call: not call.group.wait_for_ready)
-        if was_open:
-            return
-        _log.warning(
-            "Circuit open after %d failures in a row. Next attempt in %.0f s. Last error: %s",
-            self._breaker.failures, trial_at - self._limiter.time(), failure.message,
-        )  # fmt: skip
-        if failure.affects_every_prompt:
-            self._end_groups(failure, "because the service has never answered")
-
-    # An outage: nothing is accepted any more.
-
-    def _record_failure(self, failure: OneLLMError) -> None:
-        self._last_failure, self._loop, self._has_failed = failure, asyncio.get_running_loop(), True
-        rate = self._limiter.limits.declared_rate
-        self._outage.record_failure(self._limiter.time(), 60 / rate if rate else 0.0)
-        if self._outage_timer is None:
-            self._watch_outage()
-
-    def _watch_outage(self) -> None:
-        """Sets the timer that ends all groups after `RetryPolicy.max_outage`."""
-        if self._outage_timer is not None:
-            self._outage_timer.cancel()
-            self._outage_timer = None
-        remaining = self._outage.remaining(self._limiter.time())
-        loop = self._loop
-        if remaining is not None and self._groups and not self._closed and loop is not None and not loop.is_closed():
-            self._outage_timer = loop.call_later(remaining, self._on_outage_timer)
-
-    def _on_outage_timer(self) -> None:
-        self._outage_timer = None
-        failure, remaining = self._last_failure, self._outage.remaining(self._limiter.time())
-        if remaining is None or failure is None:
-            return
-        if remaining > 0:
-            self._watch_outage()
-            return
-        minutes = self._outage.elapsed(self._limiter.time()) / 60
-        self._outage.record_answer()  # a fan-out that begins later has an outage of its own to wait for
-        self._end_groups(failure, f"because nothing was accepted for {minutes:.0f} min (RetryPolicy.max_outage)")
-
-    def _end_groups(self, failure: OneLLMError, reason: str) -> None:
-        """Ends all fan-outs and runs: each of their waiting requests gets a copy of `failure`."""
-
-        def error() -> OneLLMError:
-            twin = copy.copy(failure)
-            twin.affects_every_prompt = True
-            if isinstance(twin, APIError):
-                twin.stop_reason = reason
-            return twin
-
-        _log.warning("Fan-outs end %s. Last error: %s", reason, failure.message)
-        for group in list(self._groups):
-            if group.wait_for_ready and group.ended is None:
-                group.end(error)
-
     # The circuit, as a fail-fast request sees it.
 
     def _fail_queued(self) -> None:
         """Fails the queued requests that do not wait for the service to be ready."""
-        for group in (self._fail_fast, *self._groups):
+        for group in (self._fail_fast, *self._watch.groups):
             if not group.wait_for_ready:
-                self._limiter.cancel_group(group, self._circuit_open)
+                self._limiter.cancel_group(group, self._watch.circuit_open_error)
 
-    def _raise_if_circuit_open(self, call: Call) -> None:
-        self._limiter.bind(asyncio.get_running_loop())
-        trial_at = self._breaker.trial_at
-        if trial_at is not None and (self._limiter.time() < trial_at or self._limiter.core.gate.trial is not None):
-            raise self._own_failure(call) or self._circuit_open()
+    def _on_circuit_open(self) -> None:
+        self._fail_queued()
+        self._end_backoff(None, lambda call: not call.group.wait_for_ready)
 
     @staticmethod
     def _own_failure(call: Call) -> APIError | None:
@@ -580,16 +480,6 @@ class Sender:
         if call.failure is not None:
             call.failure.stop_reason = _CIRCUIT_OPEN
         return call.failure
-
-    def _circuit_open(self) -> CircuitOpenError:
-        wait = max(0.0, (self._breaker.trial_at or 0.0) - self._limiter.time())
-        last = f" Last error: {self._last_failure.message}" if self._last_failure is not None else ""
-        trial = f"Next attempt in {wait:.1f} s." if wait else "A trial request is in flight."
-        return CircuitOpenError(
-            f"Circuit open after {self._breaker.failures} failures in a row.{last} {trial}",
-            retry_after=wait,
-            advice="Try again then, or use gather_chats or iter_chats, which wait by themselves.",
-        )
 
     def _add_context(self, error: OneLLMError, call: Call, now: float) -> None:
         error.request = f"request {call.number} ({call.model})"
@@ -599,9 +489,7 @@ class Sender:
         error.possibly_billed = call.possibly_billed
         if isinstance(error, DeadlineExceededError) and call.possibly_billed:
             error.billing = Billing.POSSIBLY_BILLED
-        if error.kind is FailureKind.REVOKED_KEY:
-            self._key_failures += 1
-            error.affects_every_prompt = self._key_failures >= _KEY_FAILURES_IN_A_ROW
+        self._watch.record_end(error)
         if self._hooks:
             notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))
 
