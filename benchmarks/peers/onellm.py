@@ -14,10 +14,10 @@ from onellm_async.batch import (
     FileSink,
     Journal,
     NullJournal,
-    RecordWriter,
     RequestDefaults,
     RunIdentity,
     entries_from,
+    output_format_named,
     run_batch,
 )
 from onellm_async.settings import ApiKey, Timeout
@@ -69,7 +69,7 @@ async def connect(
             return errors
 
         async def durable(texts: Iterable[str]) -> Errors:
-            writer, source = RecordWriter(), entries_from(texts, defaults=RequestDefaults(model=_MODEL))
+            shape, source = output_format_named("jsonl"), entries_from(texts, defaults=RequestDefaults(model=_MODEL))
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(folder) / "answers.jsonl"
                 sink = FileSink(place)
@@ -78,7 +78,7 @@ async def connect(
                 else:
                     memory = NullJournal()
                 async with sink:
-                    report = await run_batch(client, source, journal=memory, sink=sink, encode=writer.line)
+                    report = await run_batch(client, source, journal=memory, sink=sink, encode=shape.encode)
                 if isinstance(memory, Journal):
                     await memory.aclose()
             return Counter({"failed": report.progress.failed} if report.progress.failed else {})

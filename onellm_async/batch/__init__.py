@@ -10,12 +10,12 @@ from onellm_async.batch.budget import Budget
 from onellm_async.batch.client_run import RunOptions
 from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
-from onellm_async.batch.formats import InputFormat, OutputFormat, output_format, sniff_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.inputs.entry_parser import EntryParser
+from onellm_async.batch.inputs.formats import InputFormat, input_format_named, recognize_format
 from onellm_async.batch.inputs.lines import LONGEST_LINE
 from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
@@ -25,9 +25,9 @@ from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import Command, JournalRecord, RecordState, RunCounts
+from onellm_async.batch.outputs.formats import OutputFormat, open_sink, output_format, output_format_named
 from onellm_async.batch.outputs.outlet import LineSink
-from onellm_async.batch.outputs.records import RecordWriter
-from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
+from onellm_async.batch.outputs.sinks import FileSink, StreamSink
 from onellm_async.batch.policy import WINDOW, RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
@@ -63,7 +63,6 @@ __all__ = [
     "ProgressTracker",
     "PromptTemplate",
     "RecordState",
-    "RecordWriter",
     "RequestDefaults",
     "RunClient",
     "RunCounts",
@@ -76,13 +75,15 @@ __all__ = [
     "RunWatch",
     "StreamSink",
     "entries_from",
+    "input_format_named",
     "learned_rate",
     "open_sink",
     "open_source",
     "output_format",
+    "output_format_named",
+    "recognize_format",
     "run_batch",
     "run_file",
     "send_command",
-    "sniff_format",
     "survey",
 ]

@@ -14,13 +14,14 @@ from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
-from onellm_async.batch.formats import InputFormat, OutputFormat
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.inputs.formats import input_format_named
 from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
 from onellm_async.batch.inputs.sources import InputFile, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.batch.outputs.formats import output_format_named
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunClient
@@ -142,7 +143,7 @@ async def run_with(
             if plan.output is not None and entries.is_file(plan.output):
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(entries, strict=plan.policy.strict)
-        if not (isinstance(entries, InputFile) and entries.format is InputFormat.OPENAI_BATCH):
+        if not (isinstance(entries, InputFile) and entries.format.has_requests):
             plan.budget.worst_case(defaults.request("A budget that no prompt can keep is refused here, once."))
         tracker.total = None if surveyed is None else surveyed.lines
         client.add_hook(tracker)
@@ -172,7 +173,7 @@ def _plan(
     return FileRun(
         output=None if place == "-" else place,
         journal=None if journal is None else os.fspath(journal),
-        output_format=None if output_format is None else OutputFormat(output_format),
+        output_format=None if output_format is None else output_format_named(output_format),
         force=options.get("force", False),
         caches=tuple(os.fspath(cache) for cache in options.get("cache", ())),
         base_url=base_url,
@@ -210,7 +211,7 @@ async def _opened(
     template, input_format = options.get("template"), options.get("input_format")
     opened = open_source(
         os.fspath(source),
-        forced_format=None if input_format is None else InputFormat(input_format),
+        forced_format=None if input_format is None else input_format_named(input_format),
         field=options.get("field"),
         template=None if template is None else PromptTemplate.open(template),
         defaults=defaults,

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from attrs import evolve, field, frozen
 
@@ -21,7 +21,6 @@ from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.ending import RunReport
-from onellm_async.batch.formats import OutputFormat, output_format
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.entry import LineError
@@ -32,10 +31,9 @@ from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink, output_format
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
-from onellm_async.batch.outputs.records import RecordWriter
-from onellm_async.batch.outputs.sinks import FileSink, StreamSink, open_sink
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
@@ -44,9 +42,6 @@ from onellm_async.chat import JSON
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.limits.rate_state import RateState
-
-if TYPE_CHECKING:
-    from onellm_async.batch.outputs.parquet import ParquetSink
 
 __all__ = ["FileRun", "RunWatch", "learned_rate", "run_file", "survey"]
 
@@ -93,7 +88,7 @@ class FileRun:
             input=source.name,
             input_digest=None if surveyed is None else surveyed.digest,
             lines=None if surveyed is None else surveyed.lines,
-            format=None if surveyed is None else source.format.value,
+            format=None if surveyed is None else source.format.name,
             field=source.field,
             template_digest=None if template is None else template.digest,
             model=defaults.model,
@@ -194,7 +189,7 @@ async def run_file(
     watch, place = watch.guarded(), _place(run)
     if place is None:
         with await asyncio.to_thread(AnswerCache, run.caches, base_url=run.base_url) as cache:
-            async with open_sink(None, _writer(source, run)) as sink:
+            async with open_sink(None, _shape(source, run)) as sink:
                 watch.began(None)
                 return await _ask(client, source, run, watch, NullJournal(), sink, cache)
     identity = run.identity(source, surveyed)
@@ -261,13 +256,13 @@ def _finished(place: Path, identity: RunIdentity, run: FileRun) -> _Finished | N
 
 def _opened(
     place: Path, identity: RunIdentity, source: InputFile | InMemoryInput, run: FileRun
-) -> "tuple[Journal, FileSink | StreamSink | ParquetSink]":
+) -> tuple[Journal, Sink]:
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
     The journal's lock decides between two that start at once, so it comes first: the files of the output belong to
     the process that has it.
     """
-    writer, output = _writer(source, run), Path(run.output or "")
+    shape, output = _shape(source, run), Path(run.output or "")
     if not place.exists() and not run.force:
         try:
             demand_free(output)
@@ -276,7 +271,7 @@ def _opened(
                 raise
     journal = Journal.open(place, identity, force=run.force, settings=run.settings)
     try:
-        return journal, open_sink(output, writer, force=run.force, resume=True, replace=run.force or journal.resumed)
+        return journal, open_sink(output, shape, force=run.force, resume=True, replace=run.force or journal.resumed)
     except BaseException:
         journal.close(discard=not journal.resumed)
         raise
@@ -291,13 +286,13 @@ async def _ask(
     sink: LineSink,
     cache: AnswerCache,
 ) -> RunReport:
-    writer: RecordWriter | None = None
+    shape: OutputFormat | None = None
 
     def encode(row: JournalRecord) -> bytes:
-        nonlocal writer
-        if writer is None:  # the first line of a pipe may have told the format
-            writer = _writer(source, run)
-        return writer.line(row)
+        nonlocal shape
+        if shape is None:  # the first line of a pipe may have told the format
+            shape = _shape(source, run)
+        return shape.encode(row)
 
     report = await run_batch(
         client,
@@ -319,8 +314,8 @@ async def _ask(
     return report
 
 
-def _writer(source: InputFile | InMemoryInput, run: FileRun) -> RecordWriter:
-    return RecordWriter(run.output_format or output_format(run.output, source.format))
+def _shape(source: InputFile | InMemoryInput, run: FileRun) -> OutputFormat:
+    return run.output_format or output_format(run.output, source.format.name)
 
 
 def _demand_suffix(journal: str | None) -> None:

@@ -1,7 +1,7 @@
 """``onellm-async export``: the answers of a run, whole or not, from its journal."""
 
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
@@ -36,8 +36,12 @@ def export(
         Parameter(name=["--output", "-o"], help="The file; `-` is standard output. [default: standard output]"),
     ] = None,
     shape: Annotated[
-        Literal["jsonl", "openai-batch", "csv", "parquet"] | None,
-        Parameter(name="--format", help="How it is written. [default: as the output's name and the run's input say]"),
+        str | None,
+        Parameter(
+            name="--format",
+            help="How it is written: jsonl, openai-batch, csv, parquet. "
+            "[default: as the output's name and the run's input say]",
+        ),
     ] = None,
     force: Annotated[bool, Parameter(negative="", show_default=False, help="Replace an existing file.")] = False,
 ) -> int:
@@ -67,14 +71,16 @@ export_command: App = command(export, _EXAMPLES)
 
 
 async def _write(journal: "JournalReader", output: str | None, shape: str | None, *, force: bool) -> int:
-    from onellm_async.batch import InputFormat, OutputFormat, RecordWriter, open_sink, output_format
+    from onellm_async.batch import open_sink, output_format, output_format_named
 
-    source = InputFormat(journal.identity.format or "jsonl")
-    writer = RecordWriter(output_format(output, source) if shape is None else OutputFormat(shape))
+    if shape is None:
+        encoding = output_format(output, journal.identity.format or "jsonl")
+    else:
+        encoding = output_format_named(shape)
     written = 0
-    async with open_sink(output, writer, force=force) as sink:
+    async with open_sink(output, encoding, force=force) as sink:
         rows = journal.records()
-        while lines := [writer.line(row) for row in islice(rows, _ROWS)]:
+        while lines := [encoding.encode(row) for row in islice(rows, _ROWS)]:
             await sink.write(b"".join(lines))
             written += len(lines)
     return written

@@ -1,6 +1,6 @@
 """How the commands that take prompts read them."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
 from cyclopts import Group, Parameter
@@ -27,8 +27,11 @@ class InputFlags:
         Parameter(help="Jinja2 template that makes the prompt of the fields or columns: a file, or the text itself."),
     ] = None
     format: Annotated[
-        Literal["text", "jsonl", "openai-batch", "csv", "tsv", "parquet"] | None,
-        Parameter(help="How the input is written. [default: as its name and its first line say]"),
+        str | None,
+        Parameter(
+            help="How the input is written: text, jsonl, openai-batch, csv, tsv, parquet. "
+            "[default: as its name and its first line say]"
+        ),
     ] = None
     strict: Annotated[
         bool,
@@ -50,12 +53,12 @@ def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "Input
     Raises:
         BatchError: If it cannot be opened, or a flag does not go with it.
     """
-    from onellm_async.batch import InputFormat, PromptTemplate, open_source
+    from onellm_async.batch import PromptTemplate, input_format_named, open_source
     from onellm_async.cli.connection import defaults_from
 
     return open_source(
         "-" if source in STREAM else source,
-        forced_format=None if reading.format is None else InputFormat(reading.format),
+        forced_format=None if reading.format is None else input_format_named(reading.format),
         field=reading.field,
         template=None if reading.template is None else PromptTemplate.open(reading.template),
         defaults=defaults_from(asking),

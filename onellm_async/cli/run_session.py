@@ -15,7 +15,6 @@ from rich.console import Console
 from onellm_async.batch import (
     FileRun,
     InputFile,
-    InputFormat,
     InputScan,
     LineError,
     ProgressTracker,
@@ -100,7 +99,7 @@ class RunSession:
             if plan.output is not None and source.is_file(plan.output):
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(source, strict=plan.policy.strict)
-            if surveyed is not None and source.format is not InputFormat.OPENAI_BATCH:
+            if surveyed is not None and not source.format.has_requests:
                 plan.budget.worst_case(source.defaults.request("What no line can mend is refused here, once."))
             # What may have been billed is not asked again by itself where the user wants it held back.
             retry = RetryPolicy(

@@ -16,13 +16,15 @@ from onellm_async.batch import (
     NullJournal,
     ParsedEntry,
     RecordState,
-    RecordWriter,
     RunCounts,
     RunIdentity,
+    output_format_named,
     run_batch,
 )
 from onellm_async.errors import APIConnectionError
 from onellm_async.testing import FakeTransport, failure
+
+JSONL = output_format_named("jsonl")
 
 
 def mixed():
@@ -70,7 +72,7 @@ async def report_of(prompts, journal, *, seen=None):
     def encode(row):
         if seen is not None:
             seen.append(row)
-        return RecordWriter().line(row)
+        return JSONL.encode(row)
 
     retry = RetryPolicy(backoff_cap=0.001, retry_budget=1000, breaker_failures=0)
     async with AsyncOneLLM(transport=mixed(), limits=Limits.unlimited(4), retry=retry) as client:

@@ -16,19 +16,12 @@ from hypothesis import strategies as st
 from journal_examples import IDENTITY, answer, failure, intent
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
-from onellm_async.batch import (
-    Entry,
-    HealthPolicy,
-    Journal,
-    JournalReader,
-    OutputFormat,
-    ParsedEntry,
-    RecordWriter,
-    RunPolicy,
-)
+from onellm_async.batch import Entry, HealthPolicy, Journal, JournalReader, ParsedEntry, RunPolicy, output_format_named
 from onellm_async.batch.run import run_batch
 from onellm_async.testing import FakeTransport
 from onellm_async.testing import failure as refusal
+
+CSV, JSONL, OPENAI_BATCH = map(output_format_named, ("csv", "jsonl", "openai-batch"))
 
 PROMPTS = ["a", "b", "a", "c", "a", "b", "d", "a"]
 
@@ -115,7 +108,7 @@ async def sit(path: Path, session: RunSession) -> bytes:
                 Prompts(),
                 journal=journal,
                 sink=sink,
-                encode=RecordWriter().line,
+                encode=JSONL.encode,
                 policy=RunPolicy(
                     retry_failed=session.retry_failed,
                     ambiguous="hold" if session.hold else "retry",
@@ -154,12 +147,12 @@ def check_exports(path):
     with JournalReader.open(path) as journal:
         rows = list(journal.records())
     assert len({row.index for row in rows}) == len(rows)
-    check_lines(b"".join(map(RecordWriter().line, rows)))
-    table = RecordWriter(OutputFormat.CSV)
-    text = (table.header + b"".join(map(table.line, rows))).decode()
+    check_lines(b"".join(map(JSONL.encode, rows)))
+    table = CSV
+    text = (table.header + b"".join(map(table.encode, rows))).decode()
     for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True):
         check(int(cells["index"]), cells["content"] or None, cells["error_type"] or None, cells["error_message"])
-    for line in map(RecordWriter(OutputFormat.OPENAI_BATCH).line, rows):
+    for line in map(OPENAI_BATCH.encode, rows):
         record = json.loads(line)
         index, body = int(record["id"].removeprefix("batch_req_")), (record["response"] or {}).get("body", {})
         error = body.get("error") or {}
@@ -189,7 +182,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "out.journal"
 
 
-@pytest.mark.parametrize("shape", [OutputFormat.JSONL, OutputFormat.OPENAI_BATCH, OutputFormat.CSV])
+@pytest.mark.parametrize("shape", [JSONL, OPENAI_BATCH, CSV])
 async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(path, shape):
     """As earlier versions left it: the duplicate of a failure points at its original, which is asked once more."""
     async with Journal.open(path, IDENTITY) as journal:
@@ -198,8 +191,8 @@ async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(pat
         await journal.record_outcome(failure(1, copy_of=0, request_digest=b"d" * 16))
         await journal.record_intent(intent(0))
         (copy,) = journal.records(1, 1)
-        line = RecordWriter(shape).line(copy)
+        line = shape.encode(copy)
         assert b"--retry-failed" in line
         await journal.record_outcome(answer(0))
         (copy,) = journal.records(1, 1)
-        assert RecordWriter(shape).line(copy) == line
+        assert shape.encode(copy) == line

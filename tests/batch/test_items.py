@@ -5,11 +5,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from onellm_async import ConfigurationError, InvalidRequestError, Message
-from onellm_async.batch import EntryParser, InputFormat, LineError, ParsedEntry, RequestDefaults, sniff_format
+from onellm_async.batch import (
+    EntryParser,
+    InputFormat,
+    LineError,
+    ParsedEntry,
+    RequestDefaults,
+    input_format_named,
+    recognize_format,
+)
+from onellm_async.batch.inputs.formats import FORMATS as INPUT_FORMATS
+
+CSV, JSONL, OPENAI_BATCH, PARQUET, TEXT, TSV = map(
+    input_format_named, ("csv", "jsonl", "openai-batch", "parquet", "text", "tsv")
+)
 
 
-def read(raw, shape=InputFormat.JSONL, *, prompt_field=None, **defaults):
-    reader = EntryParser("in.jsonl", shape, prompt_field=prompt_field, defaults=RequestDefaults(**defaults))
+def read(raw, shape=JSONL, *, prompt_field=None, **defaults):
+    reader = EntryParser("in.jsonl", shape.parse, prompt_field=prompt_field, defaults=RequestDefaults(**defaults))
     raw = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
     return reader.read(raw, line=7, index=3)
 
@@ -25,7 +38,7 @@ def batch_line(**changes):
 
 
 def test_a_text_line_is_the_prompt_whatever_it_looks_like():
-    item = read(b'{"prompt": "not read"}', InputFormat.TEXT)
+    item = read(b'{"prompt": "not read"}', TEXT)
 
     assert item.request.messages == (Message.user('{"prompt": "not read"}'),)
     assert (item.index, item.line, item.custom_id) == (3, 7, None)
@@ -109,7 +122,7 @@ def test_an_openai_batch_line_keeps_its_own_parameters():
         "stop": "END",
         "stream": False,
     }
-    item = read(batch_line(body=body), InputFormat.OPENAI_BATCH, fallback_model="GPT-5-Mini")
+    item = read(batch_line(body=body), OPENAI_BATCH, fallback_model="GPT-5-Mini")
 
     assert item.custom_id == "a"
     assert item.request.model == "GPT-5"
@@ -120,8 +133,8 @@ def test_an_openai_batch_line_keeps_its_own_parameters():
 
 def test_flags_win_over_an_openai_batch_line_and_a_fallback_model_does_not():
     line = batch_line(body={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 1})
-    item = read(line, InputFormat.OPENAI_BATCH, fallback_model="GPT-5-Mini", max_tokens=7)
-    overridden = read(batch_line(), InputFormat.OPENAI_BATCH, model="Claude-Sonnet-4")
+    item = read(line, OPENAI_BATCH, fallback_model="GPT-5-Mini", max_tokens=7)
+    overridden = read(batch_line(), OPENAI_BATCH, model="Claude-Sonnet-4")
 
     assert (item.request.model, item.request.max_tokens, item.request.temperature) == ("GPT-5-Mini", 7, 1)
     assert overridden.request.model == "Claude-Sonnet-4"
@@ -143,11 +156,11 @@ def test_flags_win_over_an_openai_batch_line_and_a_fallback_model_does_not():
     ],
 )
 def test_a_bad_openai_batch_line_is_named(line, message):
-    assert message in read(line, InputFormat.OPENAI_BATCH).message
+    assert message in read(line, OPENAI_BATCH).message
 
 
 def test_a_custom_id_used_twice_names_the_first_line():
-    reader = EntryParser("in.jsonl", InputFormat.OPENAI_BATCH)
+    reader = EntryParser("in.jsonl", OPENAI_BATCH.parse)
     raw = json.dumps(batch_line()).encode()
 
     assert isinstance(reader.read(raw, line=3, index=0), ParsedEntry)
@@ -165,7 +178,7 @@ def test_vllms_own_parameters_are_passed_on_and_nulls_left_out():
         "chat_template_kwargs": {"enable_thinking": False},
         "min_p": 0.1,
     }
-    request = read(batch_line(body=body), InputFormat.OPENAI_BATCH).request
+    request = read(batch_line(body=body), OPENAI_BATCH).request
 
     assert (request.max_tokens, request.temperature) == (5, None)
     assert request.extra == {
@@ -176,20 +189,20 @@ def test_vllms_own_parameters_are_passed_on_and_nulls_left_out():
 def test_openais_other_ways_of_writing_a_message_are_understood():
     parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there"}]
     messages = [{"role": "developer", "content": "S"}, {"role": "user", "content": parts}]
-    request = read(batch_line(body={"messages": messages}), InputFormat.OPENAI_BATCH).request
+    request = read(batch_line(body={"messages": messages}), OPENAI_BATCH).request
 
     assert request.messages == (Message.system("S"), Message.user("Hello there"))
 
 
 @pytest.mark.parametrize("url", ["/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/responses"])
 def test_what_else_vllm_and_openai_run_in_batches_is_refused_by_its_url(url):
-    assert f"url is '{url}'; only /v1/chat/completions" in read(batch_line(url=url), InputFormat.OPENAI_BATCH).message
+    assert f"url is '{url}'; only /v1/chat/completions" in read(batch_line(url=url), OPENAI_BATCH).message
 
 
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, "text", {"type": "text"}])
 def test_a_message_with_more_than_text_is_refused(part):
     messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]
-    error = read(batch_line(body={"messages": messages}), InputFormat.OPENAI_BATCH)
+    error = read(batch_line(body={"messages": messages}), OPENAI_BATCH)
 
     assert "A message holds a part of type" in error.message
 
@@ -201,32 +214,32 @@ def test_defaults_that_would_spoil_every_line_are_refused_at_once(bad):
 
 
 def test_an_unknown_format_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"'xml'.*text, jsonl, openai-batch, csv, tsv, parquet"):
-        InputFormat("xml")
+    with pytest.raises(ConfigurationError, match=r"'xml'.*openai-batch, jsonl, csv, tsv, parquet, text"):
+        input_format_named("xml")
 
 
 @pytest.mark.parametrize(
     ("name", "first_line", "expected"),
     [
-        ("a.txt", b'{"prompt": "Hi"}', InputFormat.TEXT),
-        ("a.md", b"# Hi", InputFormat.TEXT),
-        ("a.jsonl", b'{"prompt": "Hi"}', InputFormat.JSONL),
-        ("a.NDJSON", b'"Hi"', InputFormat.JSONL),
-        ("a.jsonl", b"broken", InputFormat.JSONL),
-        ("a.json", b"[", InputFormat.JSONL),
-        ("a.jsonl", b'{"custom_id": "a", "body": {}}', InputFormat.OPENAI_BATCH),
-        ("<stdin>", b'{"custom_id": "a", "body": {}}', InputFormat.OPENAI_BATCH),
-        ("<stdin>", b'{"custom_id": "a", "prompt": "Hi"}', InputFormat.JSONL),
-        ("<stdin>", b"Hi there", InputFormat.TEXT),
-        ("<stdin>", b'"quoted"', InputFormat.TEXT),
-        ("prompts", b"[" * 100_000, InputFormat.TEXT),
-        ("a.csv", b"prompt", InputFormat.CSV),
-        ("a.TSV", b"prompt", InputFormat.TSV),
-        ("a.parquet", b"PAR1", InputFormat.PARQUET),
+        ("a.txt", b'{"prompt": "Hi"}', TEXT),
+        ("a.md", b"# Hi", TEXT),
+        ("a.jsonl", b'{"prompt": "Hi"}', JSONL),
+        ("a.NDJSON", b'"Hi"', JSONL),
+        ("a.jsonl", b"broken", JSONL),
+        ("a.json", b"[", JSONL),
+        ("a.jsonl", b'{"custom_id": "a", "body": {}}', OPENAI_BATCH),
+        ("<stdin>", b'{"custom_id": "a", "body": {}}', OPENAI_BATCH),
+        ("<stdin>", b'{"custom_id": "a", "prompt": "Hi"}', JSONL),
+        ("<stdin>", b"Hi there", TEXT),
+        ("<stdin>", b'"quoted"', TEXT),
+        ("prompts", b"[" * 100_000, TEXT),
+        ("a.csv", b"prompt", CSV),
+        ("a.TSV", b"prompt", TSV),
+        ("a.parquet", b"PAR1", PARQUET),
     ],
 )
 def test_the_format_follows_from_name_and_first_line(name, first_line, expected):
-    assert sniff_format(name, first_line) is expected
+    assert recognize_format(name, first_line) is expected
 
 
 json_values = st.recursive(
@@ -246,12 +259,14 @@ json_values = st.recursive(
 )
 
 
-@given(raw=st.binary() | json_values.map(lambda value: json.dumps(value).encode()), shape=st.sampled_from(InputFormat))
-@example(raw=b'{"prompt": "\\ud800"}', shape=InputFormat.JSONL)
-@example(raw=b'{"custom_id": "\\ud800", "body": {"messages": "x", "extra": 1}}', shape=InputFormat.OPENAI_BATCH)
-@example(raw=b'{"custom_id": "a", "body": {"messages": "x", "stop": {"a": 1}}}', shape=InputFormat.OPENAI_BATCH)
+@given(
+    raw=st.binary() | json_values.map(lambda value: json.dumps(value).encode()), shape=st.sampled_from(INPUT_FORMATS)
+)
+@example(raw=b'{"prompt": "\\ud800"}', shape=JSONL)
+@example(raw=b'{"custom_id": "\\ud800", "body": {"messages": "x", "extra": 1}}', shape=OPENAI_BATCH)
+@example(raw=b'{"custom_id": "a", "body": {"messages": "x", "stop": {"a": 1}}}', shape=OPENAI_BATCH)
 def test_any_line_is_an_item_or_a_line_error(raw, shape):
-    entry = EntryParser("in", shape).read(raw, line=1, index=0)
+    entry = EntryParser("in", shape.parse).read(raw, line=1, index=0)
 
     assert isinstance(entry, ParsedEntry | LineError)
-    assert isinstance(sniff_format("in", raw), InputFormat)
+    assert isinstance(recognize_format("in", raw), InputFormat)

@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from onellm_async import BatchError, Message
-from onellm_async.batch import InputFormat, LineError, PromptTemplate, open_source
+from onellm_async.batch import LineError, PromptTemplate, input_format_named, open_source
 from onellm_async.batch.inputs.sources import InputFile
+
+PARQUET = input_format_named("parquet")
 
 
 def written(tmp_path, columns, name="in.parquet", **options):
@@ -137,6 +139,6 @@ async def test_a_page_that_is_broken_inside_is_a_batch_error(tmp_path):
 async def test_parquet_does_not_come_from_a_pipe():
     reading, writing = os.pipe()
     os.close(writing)
-    async with InputFile("<stdin>", reading, forced_format=InputFormat.PARQUET) as source:
+    async with InputFile("<stdin>", reading, forced_format=PARQUET) as source:
         with pytest.raises(BatchError, match=r"<stdin> is a pipe, from which Parquet cannot be read\. .*use a file"):
             await anext(aiter(source))

@@ -8,16 +8,18 @@ import pytest
 from settled_rows import REFUSED, answered, row
 
 from onellm_async import BatchError
-from onellm_async.batch import OutputFormat, RecordWriter, StreamSink, open_sink
+from onellm_async.batch import StreamSink, open_sink, output_format_named
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.outputs import parquet as module
 from onellm_async.batch.outputs.columns import COLUMNS
 
-WRITER = RecordWriter(OutputFormat.PARQUET)
+CSV, PARQUET = map(output_format_named, ("csv", "parquet"))
+
+WRITER = PARQUET
 
 
 def lines(count, **changes):
-    return [WRITER.line(answered(**changes)._replace(index=index)) for index in range(count)]
+    return [WRITER.encode(answered(**changes)._replace(index=index)) for index in range(count)]
 
 
 async def write(path, pieces):
@@ -28,7 +30,7 @@ async def write(path, pieces):
 
 
 async def test_parquet_has_typed_columns_and_a_row_for_each_prompt(tmp_path):
-    failed = WRITER.line(row(RecordState.FAILED, REFUSED, index=1, custom_id=None))
+    failed = WRITER.encode(row(RecordState.FAILED, REFUSED, index=1, custom_id=None))
     path = await write(tmp_path / "answers.parquet", [lines(1)[0] + failed])
     table = pq.read_table(path)
 
@@ -125,14 +127,14 @@ def test_an_existing_parquet_file_is_refused(tmp_path):
 def test_without_pyarrow_the_message_names_the_extra(tmp_path):
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from onellm_async.batch import OutputFormat, RecordWriter, open_sink, open_source\n"
+        "from onellm_async.batch import output_format_named, open_sink, open_source\n"
         "import asyncio\n"
         "def told(call):\n"
         "    try:\n"
         "        call()\n"
         "    except Exception as error:\n"
         "        print(type(error).__name__, error)\n"
-        "told(lambda: open_sink('a.parquet', RecordWriter(OutputFormat.PARQUET)))\n"
+        "told(lambda: open_sink('a.parquet', output_format_named('parquet')))\n"
         "told(lambda: open_source('in.parquet').survey())\n"
     )
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
@@ -151,13 +153,13 @@ def test_without_pyarrow_the_message_names_the_extra(tmp_path):
 
 
 async def test_a_csv_file_begins_with_its_header(tmp_path, capfd):
-    writer = RecordWriter(OutputFormat.CSV)
+    writer = CSV
     async with open_sink(tmp_path / "answers.csv", writer) as sink:
-        await sink.write(writer.line(answered()))
+        await sink.write(writer.encode(answered()))
     stream = open_sink(None, writer)
     assert isinstance(stream, StreamSink)
     async with stream as sink:
-        await sink.write(writer.line(answered()))
+        await sink.write(writer.encode(answered()))
 
-    assert (tmp_path / "answers.csv").read_bytes() == writer.header + writer.line(answered())
+    assert (tmp_path / "answers.csv").read_bytes() == writer.header + writer.encode(answered())
     assert capfd.readouterr().out.startswith("index,custom_id,content,")

@@ -7,24 +7,28 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from settled_rows import ANSWER, LOST, REFUSED, answered, row
 
-from onellm_async import ChatRequest, ChatResponse, ConfigurationError
-from onellm_async.batch import InputFormat, OutputFormat, ParsedEntry, RecordWriter, output_format
+from onellm_async import BatchError, ChatRequest, ChatResponse, ConfigurationError
+from onellm_async.batch import OutputFormat, ParsedEntry, output_format, output_format_named
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.outcomes import answer_json
+from onellm_async.batch.outputs import formats
 from onellm_async.batch.outputs.columns import COLUMNS
+from onellm_async.batch.outputs.formats import FORMATS as OUTPUT_FORMATS
 from onellm_async.wire import parse_json
 
+JSONL_OUT, OPENAI_BATCH_OUT, CSV_OUT, PARQUET_OUT = OUTPUT_FORMATS
 
-def record(of, shape=OutputFormat.JSONL):
-    line = RecordWriter(shape).line(of)
+
+def record(of, shape=JSONL_OUT):
+    line = shape.encode(of)
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     return json.loads(line)
 
 
 def rows_of_csv(*rows):
-    writer = RecordWriter(OutputFormat.CSV)
-    text = (writer.header + b"".join(map(writer.line, rows))).decode()
+    writer = CSV_OUT
+    text = (writer.header + b"".join(map(writer.encode, rows))).decode()
     return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
 
 
@@ -37,23 +41,23 @@ def test_a_failure_in_the_plain_shape_tells_type_message_and_status():
 
 
 def test_how_often_it_was_tried_leaves_no_trace():
-    for shape in OutputFormat:
-        line = RecordWriter(shape).line
+    for shape in OUTPUT_FORMATS:
+        line = shape.encode
         assert line(row(RecordState.ANSWERED, ANSWER, attempts=1)) == line(
             row(RecordState.ANSWERED, ANSWER, attempts=3)
         )
 
 
-@pytest.mark.parametrize("shape", OutputFormat)
+@pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 def test_a_prompt_without_an_outcome_is_an_error_that_says_it_may_be_billed(shape):
-    line = RecordWriter(shape).line(row(RecordState.IN_FLIGHT, None))
+    line = shape.encode(row(RecordState.IN_FLIGHT, None))
 
     assert b"PossiblyBilled" in line
     assert b"may be billed" in line
 
 
 def test_an_answer_in_openais_shape_is_a_chat_completion():
-    found = record(answered(), OutputFormat.OPENAI_BATCH)
+    found = record(answered(), OPENAI_BATCH_OUT)
 
     assert (found["id"], found["custom_id"], found["error"]) == ("batch_req_2", "a", None)
     assert found["response"]["status_code"] == 200
@@ -65,15 +69,15 @@ def test_an_answer_in_openais_shape_is_a_chat_completion():
 
 
 def test_openais_shape_bears_a_reply_that_tells_nothing_but_its_text():
-    body = record(answered(usage=None, role=None, cost=None), OutputFormat.OPENAI_BATCH)["response"]["body"]
+    body = record(answered(usage=None, role=None, cost=None), OPENAI_BATCH_OUT)["response"]["body"]
 
     assert body["usage"] is None
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Hello"}
 
 
 def test_an_http_error_is_a_response_in_openais_shape_and_a_lost_request_an_error():
-    http = record(row(RecordState.FAILED, REFUSED), OutputFormat.OPENAI_BATCH)
-    lost = record(row(RecordState.FAILED, LOST), OutputFormat.OPENAI_BATCH)
+    http = record(row(RecordState.FAILED, REFUSED), OPENAI_BATCH_OUT)
+    lost = record(row(RecordState.FAILED, LOST), OPENAI_BATCH_OUT)
 
     assert http["response"]["status_code"] == 401
     assert http["response"]["body"] == {"error": {"message": "No such key", "type": "AuthenticationError", "code": 401}}
@@ -113,9 +117,9 @@ def test_text_comes_back_out_of_csv_but_for_the_apostrophe(content, custom_id, f
 @given(content=st.text(st.characters()), custom_id=st.none() | st.text(st.characters()))
 @example(content="a\ud800b", custom_id="\udfff")
 def test_json_records_are_one_line_that_parses_whatever_the_text(content, custom_id):
-    for shape in (OutputFormat.JSONL, OutputFormat.OPENAI_BATCH):
+    for shape in (JSONL_OUT, OPENAI_BATCH_OUT):
         found = record(answered(content=content)._replace(custom_id=custom_id), shape)
-        body = found["response"] if shape is OutputFormat.JSONL else found["response"]["body"]["choices"][0]["message"]
+        body = found["response"] if shape is JSONL_OUT else found["response"]["body"]["choices"][0]["message"]
         assert body["content"] == content
         assert found.get("custom_id") == custom_id
 
@@ -127,21 +131,49 @@ def test_half_a_character_is_replaced_in_csv_which_has_no_escapes():
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("answers.csv", InputFormat.OPENAI_BATCH, OutputFormat.CSV),
-        ("answers.PARQUET", InputFormat.TEXT, OutputFormat.PARQUET),
-        ("answers.jsonl", InputFormat.CSV, OutputFormat.JSONL),
-        ("results.jsonl", InputFormat.OPENAI_BATCH, OutputFormat.OPENAI_BATCH),
-        (None, InputFormat.OPENAI_BATCH, OutputFormat.OPENAI_BATCH),
-        (None, InputFormat.PARQUET, OutputFormat.JSONL),
+        ("answers.csv", "openai-batch", CSV_OUT),
+        ("answers.PARQUET", "text", PARQUET_OUT),
+        ("answers.jsonl", "csv", JSONL_OUT),
+        ("results.jsonl", "openai-batch", OPENAI_BATCH_OUT),
+        (None, "openai-batch", OPENAI_BATCH_OUT),
+        (None, "parquet", JSONL_OUT),
     ],
 )
 def test_the_output_format_follows_from_the_name_and_from_the_input(name, source, expected):
     assert output_format(name, source) is expected
 
 
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("a.xlsx", r"no output format is called .xlsx \(known: .jsonl, .ndjson, .csv, .parquet, .pq\). Write .csv"),
+        ("a.json", "jq -s"),
+        ("a.csv.gz", "compress it afterwards"),
+        ("a.journal", "Name the output with one of these"),
+    ],
+)
+def test_an_ending_of_no_format_is_refused_with_the_cure(name, cure):
+    with pytest.raises(BatchError, match=cure):
+        output_format(name)
+
+
+async def test_a_new_output_format_is_one_function_and_one_row(monkeypatch, tmp_path):
+    def encode_ids(record):
+        return f"{record.index} {record.custom_id}\n".encode()
+
+    row_of_it = OutputFormat("ids", (".ids",), encode_ids, formats.open_text, b"index id\n")
+    monkeypatch.setattr(formats, "FORMATS", (*OUTPUT_FORMATS, row_of_it))
+    shape = output_format(tmp_path / "a.ids")
+    async with formats.open_sink(tmp_path / "a.ids", shape) as sink:
+        await sink.write(shape.encode(answered()))
+
+    assert (tmp_path / "a.ids").read_text() == "index id\n2 a\n"
+    assert output_format_named("ids") is row_of_it
+
+
 def test_an_unknown_output_format_is_refused_by_name():
     with pytest.raises(ConfigurationError, match=r"'xlsx'.*jsonl, openai-batch, csv, parquet"):
-        OutputFormat("xlsx")
+        output_format_named("xlsx")
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -162,7 +194,7 @@ def test_what_a_reply_holds_beyond_the_known_fields_is_in_its_openai_places():
         "safety": {"blocked": False},
     }
     found = answered(content="", finish_reason="tool_calls", extra=extra)
-    body = record(found, OutputFormat.OPENAI_BATCH)["response"]["body"]
+    body = record(found, OPENAI_BATCH_OUT)["response"]["body"]
 
     (choice,) = body["choices"]
     assert choice["message"] == {"role": "assistant", "content": None, "tool_calls": [CALL]}
@@ -174,8 +206,8 @@ def test_what_a_reply_holds_beyond_the_known_fields_is_in_its_openai_places():
 
 
 def test_a_refusal_is_in_the_message_and_an_empty_answer_stays_empty():
-    refused = record(answered(content="", extra={"refusal": "I will not."}), OutputFormat.OPENAI_BATCH)
-    empty = record(answered(content="", finish_reason="length"), OutputFormat.OPENAI_BATCH)
+    refused = record(answered(content="", extra={"refusal": "I will not."}), OPENAI_BATCH_OUT)
+    empty = record(answered(content="", finish_reason="length"), OPENAI_BATCH_OUT)
 
     message = refused["response"]["body"]["choices"][0]["message"]
     assert message == {"role": "assistant", "content": None, "refusal": "I will not."}
@@ -184,7 +216,7 @@ def test_a_refusal_is_in_the_message_and_an_empty_answer_stays_empty():
 
 def test_several_choices_are_all_written():
     choices = [{"index": number, "message": {"role": "assistant", "content": str(number)}} for number in range(3)]
-    body = record(answered(extra={"choices": choices}), OutputFormat.OPENAI_BATCH)["response"]["body"]
+    body = record(answered(extra={"choices": choices}), OPENAI_BATCH_OUT)["response"]["body"]
 
     assert body["choices"] == choices
     assert "extra" not in body["onellm"]
@@ -194,7 +226,7 @@ def test_several_choices_are_all_written():
     "odd", [{"choices": "none"}, {"choices": []}, {"usage": "much"}, {"usage": {"total_tokens": "8"}}]
 )
 def test_odd_fields_of_a_reply_are_kept_as_they_came(odd):
-    body = record(answered(extra=odd), OutputFormat.OPENAI_BATCH)["response"]["body"]
+    body = record(answered(extra=odd), OPENAI_BATCH_OUT)["response"]["body"]
 
     assert body["onellm"]["extra"] == odd
     assert body["choices"][0]["message"]["content"] == "Hello"
@@ -206,18 +238,18 @@ def test_tables_have_the_rest_of_the_reply_as_json():
     assert json.loads(found["extra"]) == {"tool_calls": [CALL]}
 
 
-@pytest.mark.parametrize("shape", OutputFormat)
+@pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 def test_a_copy_says_so_and_costs_nothing(shape):
     copy = answered()._replace(index=7, attempts=0, copy_of=2)
-    if shape in {OutputFormat.CSV, OutputFormat.PARQUET}:
+    if shape in {CSV_OUT, PARQUET_OUT}:
         (found,) = rows_of_csv(copy)
         assert (found["copy_of"], found["cost"], found["content"]) == ("2", "0.0", "Hello")
         assert rows_of_csv(answered())[0]["copy_of"] == ""
         return
     found, original = record(copy, shape), record(answered(), shape)
-    own = found["response"] if shape is OutputFormat.JSONL else found["response"]["body"]["onellm"]
+    own = found["response"] if shape is JSONL_OUT else found["response"]["body"]["onellm"]
     assert own["cost"] == 0
-    assert (found if shape is OutputFormat.JSONL else own)["copy_of"] == 2
+    assert (found if shape is JSONL_OUT else own)["copy_of"] == 2
     assert "copy_of" not in json.dumps(original)
 
 
@@ -242,8 +274,8 @@ def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_othe
     assert found["response"]["content"] == "Hello"
     assert found["response"]["extra"]["flat"] == 1
     assert found["response"]["extra"]["deep"] == (deep if depth <= 200 else "It is nested too deeply to be kept.")
-    for shape in (OutputFormat.OPENAI_BATCH, OutputFormat.CSV):
-        assert RecordWriter(shape).line(row(RecordState.ANSWERED, None)._replace(result=result))
+    for shape in (OPENAI_BATCH_OUT, CSV_OUT):
+        assert shape.encode(row(RecordState.ANSWERED, None)._replace(result=result))
 
 
 @given(
@@ -264,5 +296,5 @@ def test_whatever_a_reply_holds_every_output_is_readable(extra):
     found = row(RecordState.ANSWERED, None)._replace(result=replied(extra))
 
     assert record(found)["response"].get("extra", {}).keys() == extra.keys()
-    assert record(found, OutputFormat.OPENAI_BATCH)["response"]["status_code"] == 200
+    assert record(found, OPENAI_BATCH_OUT)["response"]["status_code"] == 200
     assert rows_of_csv(found)[0]["content"] == "Hello"

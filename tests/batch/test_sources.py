@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async import BatchError
-from onellm_async.batch import InputFile, InputFormat, LineError, ParsedEntry, open_source
+from onellm_async.batch import InputFile, LineError, ParsedEntry, input_format_named, open_source
 from onellm_async.batch.inputs.lines import LineSplitter
+
+OPENAI_BATCH, TEXT = map(input_format_named, ("openai-batch", "text"))
 
 
 def split(pieces, longest=1000):
@@ -81,10 +83,10 @@ async def test_the_format_is_known_after_the_first_line(tmp_path):
     path = tmp_path / "batch.jsonl"
     path.write_text('{"custom_id": "a", "body": {"messages": "Hi"}}')
     source = open_source(str(path))
-    assert source.format is InputFormat.TEXT
+    assert source.format is TEXT
     (item,) = await entries(source)
 
-    assert source.format is InputFormat.OPENAI_BATCH
+    assert source.format is OPENAI_BATCH
     assert item.custom_id == "a"
 
 
@@ -92,7 +94,7 @@ async def test_a_forced_format_wins_over_the_name(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one"}')
 
-    assert texts(await entries(open_source(str(path), forced_format=InputFormat.TEXT))) == ['{"prompt": "one"}']
+    assert texts(await entries(open_source(str(path), forced_format=TEXT))) == ['{"prompt": "one"}']
 
 
 async def test_a_field_implies_json_lines(tmp_path):
@@ -106,7 +108,7 @@ def test_a_field_of_text_is_refused():
     with pytest.raises(
         BatchError, match=r"A field \('question'\) can be named only in JSON lines and tables, not in text"
     ):
-        open_source("prompts.txt", field="question", forced_format=InputFormat.TEXT)
+        open_source("prompts.txt", field="question", forced_format=TEXT)
 
 
 async def test_a_survey_counts_the_lines_and_leaves_the_input_as_it_was(tmp_path):

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async import BatchError, Message
-from onellm_async.batch import InputFormat, LineError, PromptTemplate, RequestDefaults, open_source
+from onellm_async.batch import LineError, PromptTemplate, RequestDefaults, input_format_named, open_source
 from onellm_async.batch.inputs.csv import CsvDialect, CsvSplitter, dialect_of
 from onellm_async.batch.inputs.sources import InputFile
+
+CSV = input_format_named("csv")
 
 
 async def entries(path, **options):
@@ -144,7 +146,7 @@ async def test_tsv_is_separated_by_tabs_whatever_the_header_looks_like(table):
 
 async def test_csv_from_a_pipe_comes_row_by_row():
     reading, writing = os.pipe()
-    async with InputFile("<stdin>", reading, forced_format=InputFormat.CSV) as source:
+    async with InputFile("<stdin>", reading, forced_format=CSV) as source:
         rows = aiter(source)
         os.write(writing, b"prompt\none\n")
         assert texts([(await anext(rows)).item()]) == ["one"]

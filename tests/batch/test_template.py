@@ -7,13 +7,15 @@ import pytest
 
 import onellm_async
 from onellm_async import BatchError
-from onellm_async.batch import EntryParser, InputFormat, PromptTemplate, open_source
+from onellm_async.batch import EntryParser, PromptTemplate, input_format_named, open_source
 from onellm_async.batch.inputs.template import TemplateError
 
+JSONL, OPENAI_BATCH, TEXT = map(input_format_named, ("jsonl", "openai-batch", "text"))
 
-def read(value, template, shape=InputFormat.JSONL):
+
+def read(value, template, shape=JSONL):
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return EntryParser("in.jsonl", shape, template=PromptTemplate(template)).read(raw, line=7, index=3)
+    return EntryParser("in.jsonl", shape.parse, template=PromptTemplate(template)).read(raw, line=7, index=3)
 
 
 def text(item):
@@ -44,7 +46,7 @@ def test_lists_objects_and_conditions_are_there():
 
 
 def test_a_line_of_text_and_a_json_string_are_called_prompt():
-    assert text(read(b"Hi", "Say: {{ prompt }}", InputFormat.TEXT)) == "Say: Hi"
+    assert text(read(b"Hi", "Say: {{ prompt }}", TEXT)) == "Say: Hi"
     assert text(read(b'"Hi"', "Say: {{ prompt }}")) == "Say: Hi"
 
 
@@ -117,7 +119,7 @@ def test_a_template_excludes_a_field_and_an_openai_batch(tmp_path):
     with pytest.raises(BatchError, match=r"A field \('q'\) and a template exclude each other"):
         open_source("in.jsonl", field="q", template=template)
     with pytest.raises(BatchError, match="An OpenAI batch takes no template"):
-        open_source("in.jsonl", forced_format=InputFormat.OPENAI_BATCH, template=template)
+        open_source("in.jsonl", forced_format=OPENAI_BATCH, template=template)
     path = tmp_path / "in.jsonl"
     path.write_text('{"custom_id": "a", "body": {"messages": "Hi"}}\n')
     with pytest.raises(BatchError, match="is an OpenAI batch, whose requests are whole: it takes no template"):
@@ -128,7 +130,7 @@ def test_importing_batch_loads_neither_jinja2_nor_pyarrow_nor_csv_and_without_ji
     code = (
         "import sys; sys.modules['jinja2'] = None\n"
         "import onellm_async.batch as batch\n"
-        "late = {'pyarrow', 'onellm_async.batch.inputs.csv', 'onellm_async.batch.outputs.csv'}\n"
+        "late = {'pyarrow', 'onellm_async.batch.inputs.csv'}\n"
         "print(sorted(late & set(sys.modules)))\n"
         "try:\n"
         "    batch.PromptTemplate('{{ a }}')\n"

@@ -15,14 +15,16 @@ from onellm_async.batch import (
     JournalReader,
     LineError,
     ParsedEntry,
-    RecordWriter,
     RequestDefaults,
     entries_from,
+    output_format_named,
     run_batch,
 )
 from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.testing import FakeTransport
+
+JSONL = output_format_named("jsonl")
 
 HALVES = ["\ud800", "a\udfffb", "\udce9.jsonl", "n\0l", "ä\ud83d", ""]
 
@@ -57,7 +59,7 @@ async def test_a_custom_id_with_half_a_character_is_kept_and_written_as_the_same
     with JournalReader.open(path) as reader:
         rows = list(reader.records())
     assert [row.custom_id for row in rows] == HALVES
-    lines = list(map(RecordWriter().line, rows))
+    lines = list(map(JSONL.encode, rows))
     assert b'"custom_id":"\\ud800"' in lines[0]
     assert [json.loads(line)["custom_id"] for line in lines] == HALVES
 
@@ -150,7 +152,12 @@ async def run_with(journal, *prompts):
     service, sink, bad = FakeTransport(shout), Sink(), []
     async with AsyncOneLLM(transport=service, limits=Limits.unlimited(8)) as client:
         report = await run_batch(
-            client, Prompts(*prompts), journal=journal, sink=sink, encode=RecordWriter().line, on_bad_line=bad.append
+            client,
+            Prompts(*prompts),
+            journal=journal,
+            sink=sink,
+            encode=JSONL.encode,
+            on_bad_line=bad.append,
         )
     return report, service, sink.lines, bad
 
@@ -199,7 +206,7 @@ async def test_a_length_beyond_all_numbers_ends_no_run(tmp_path):
             entries_from(prompts, defaults=RequestDefaults(max_tokens=5)),
             journal=journal,
             sink=sink,
-            encode=RecordWriter().line,
+            encode=JSONL.encode,
         )
     assert report.complete
     assert [line["response"]["content"] for line in sink.lines] == ["A", "B", "C"]

@@ -6,17 +6,11 @@ import json
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
-from onellm_async.batch import (
-    Entry,
-    Journal,
-    JournalReader,
-    OutputFormat,
-    ParsedEntry,
-    RecordWriter,
-    RunIdentity,
-    run_batch,
-)
+from onellm_async.batch import Entry, Journal, JournalReader, ParsedEntry, RunIdentity, output_format_named, run_batch
+from onellm_async.batch.outputs.formats import FORMATS as OUTPUT_FORMATS
 from onellm_async.testing import FakeTransport
+
+JSONL, OPENAI_BATCH = map(output_format_named, ("jsonl", "openai-batch"))
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
 USAGE = {"input_tokens": 100, "output_tokens": 10, "total_tokens": 110, "cached_tokens": 64}
@@ -72,21 +66,21 @@ class Sink:
 
 @pytest.fixture
 def run(tmp_path):
-    async def run(prompts, service, shape=OutputFormat.JSONL):
+    async def run(prompts, service, shape=JSONL):
         sink = Sink()
         async with (
             AsyncOneLLM(transport=service, limits=Limits.unlimited(1)) as client,
             Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal,
         ):
             report = await run_batch(
-                client, Prompts(prompts), journal=journal, sink=sink, encode=RecordWriter(shape).line, stop=service.stop
+                client, Prompts(prompts), journal=journal, sink=sink, encode=shape.encode, stop=service.stop
             )
         return report, sink.text
 
     return run
 
 
-@pytest.mark.parametrize("shape", OutputFormat)
+@pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 async def test_the_whole_reply_is_written_and_is_the_same_after_a_resume_and_from_an_export(run, tmp_path, shape):
     prompts = [*REPLIES, "tool"]
     stopped, _ = await run(prompts, Service(stop_at=3), shape)
@@ -95,10 +89,10 @@ async def test_the_whole_reply_is_written_and_is_the_same_after_a_resume_and_fro
     report, resumed = await run(prompts, service, shape)
     assert (report.complete, report.counts.answered) == (True, len(prompts))
     with JournalReader.open(tmp_path / "out.journal") as journal:
-        assert b"".join(map(RecordWriter(shape).line, journal.records())) == resumed
+        assert b"".join(map(shape.encode, journal.records())) == resumed
     (tmp_path / "out.journal").unlink()
     _, at_once = await run(prompts, Service(), shape)
-    if shape is OutputFormat.OPENAI_BATCH:  # which has the time of each answer
+    if shape is OPENAI_BATCH:  # which has the time of each answer
         records = [[json.loads(line) for line in text.splitlines()] for text in (resumed, at_once)]
         for record in (*records[0], *records[1]):
             record["response"]["body"]["created"] = 0

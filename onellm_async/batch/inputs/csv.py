@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import frozen
 
-from onellm_async.batch.inputs.entry import Entry, EntryReader, InvalidEntry, LineError
+from onellm_async.batch.inputs.entry import ByteSource, Entry, EntryReader, InvalidEntry, LineError
 from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
 from onellm_async.errors import BatchError
 from onellm_async.validation import truncated_repr
@@ -185,6 +185,22 @@ class CsvSplitter:
         return 0
 
 
+def split_csv(source: ByteSource, delimiter: str | None) -> Iterator[list[Entry]]:
+    """The entries of a CSV or TSV input.
+
+    Args:
+        source: The input.
+        delimiter: What separates columns; None to tell from the first row.
+
+    Raises:
+        BatchError: If the header cannot be used.
+    """
+    entries = CsvEntries(source.name, delimiter, source.parser)
+    for piece in source.pieces():
+        yield entries.feed(piece)
+    yield entries.finish()
+
+
 class CsvEntries:
     """The entries of a CSV or TSV input, whose first row names the columns.
 
@@ -194,7 +210,7 @@ class CsvEntries:
         reader_for: Makes their reader, given the names of the columns.
     """
 
-    def __init__(self, source: str, delimiter: str | None, reader_for: Callable[[list[str]], EntryReader]) -> None:
+    def __init__(self, source: str, delimiter: str | None, reader_for: Callable[[Sequence[str]], EntryReader]) -> None:
         self._source = source
         self._reader_for = reader_for
         self._splitter = CsvSplitter(delimiter)

@@ -4,16 +4,15 @@ A run that is resumed passes over a million finished entries by position and dig
 and who can read them.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from attrs import frozen
 
 from onellm_async.chat import ChatRequest
 from onellm_async.wire import Dialect, encode_request
-
-__all__ = ["Entry", "EntryReader", "InvalidEntry", "LineError", "ParsedEntry"]
 
 
 @frozen
@@ -66,6 +65,46 @@ class EntryReader(Protocol):
 
     def read(self, raw: bytes, *, line: int, index: int) -> ParsedEntry | LineError:
         """The item in an entry, or what is wrong with it. Never raises."""
+
+
+class ByteSource(Protocol):
+    """An open input, as the splitters of the formats see it."""
+
+    @property
+    def name(self) -> str:
+        """Its name, as shown to the user."""
+
+    @property
+    def field(self) -> str | None:
+        """The field or column that holds the prompt, None where none was named."""
+
+    @property
+    def all_columns(self) -> bool:
+        """Whether every column of a table is wanted, as for a template."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes from here to the end.
+
+        Raises:
+            BatchError: If it cannot be read.
+        """
+
+    def file(self) -> BinaryIO:
+        """The same, for formats that have their index at the end; the caller closes it.
+
+        Raises:
+            BatchError: If it is a pipe.
+        """
+
+    def parser(self, columns: Sequence[str] | None = None) -> EntryReader:
+        """The reader of its entries, known once the first of them is there.
+
+        Args:
+            columns: The names of the columns of a table.
+
+        Raises:
+            BatchError: If the table has no column for the prompt.
+        """
 
 
 class Entry:

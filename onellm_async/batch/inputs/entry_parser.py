@@ -1,8 +1,8 @@
 """The bytes of one entry → one prompt, or what is wrong with them. Pure: no file is touched here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
-from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import LineError, ParsedEntry
 from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
@@ -12,10 +12,8 @@ from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import parse_json
 
-__all__ = ["EntryParser", "demand_prompt"]
 
-
-def demand_prompt(source: str, columns: Sequence[str], wanted: str | None) -> None:
+def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None) -> None:
     """Refuses a table that has no column for the prompt.
 
     Args:
@@ -35,6 +33,10 @@ def demand_prompt(source: str, columns: Sequence[str], wanted: str | None) -> No
     )
 
 
+ParseFunction: TypeAlias = "Callable[[EntryParser, bytes], tuple[ChatRequest, str | None]]"
+"""Makes the request and the ``custom_id`` of an entry."""
+
+
 class _BadLineError(Exception):
     """Inside this file only: what is wrong with a line."""
 
@@ -47,7 +49,7 @@ class EntryParser:
 
     Args:
         source: Name of the input, for messages.
-        shape: How it is written.
+        parse: Makes a request of an entry, as the format of the input has it.
         prompt_field: The field or column that holds the prompt; None for ``prompt`` or ``messages``.
         template: Makes the prompt of all fields instead.
         defaults: What is asked of every prompt.
@@ -56,22 +58,22 @@ class EntryParser:
         source: As given.
 
     Example:
-        >>> EntryParser("in.jsonl", InputFormat.JSONL).read(b'{"prompt": "Hi"}', line=1, index=0).request.messages
+        >>> parser = EntryParser("in.jsonl", EntryParser.parse_record)
+        >>> parser.read(b'{"prompt": "Hi"}', line=1, index=0).request.messages
         (Message(role='user', content='Hi'),)
     """
 
     def __init__(
         self,
         source: str,
-        shape: InputFormat,
+        parse: ParseFunction,
         *,
         prompt_field: str | None = None,
         template: PromptTemplate | None = None,
         defaults: RequestDefaults | None = None,
     ) -> None:
         self.source: str = source
-        self._shape = shape
-        self._table = shape.is_table
+        self._parse = parse
         self._field = prompt_field
         self._template = template
         self._defaults = defaults or RequestDefaults()
@@ -92,7 +94,7 @@ class EntryParser:
             index: Its position among the non-blank lines, from 0.
         """
         try:
-            request, custom_id = self._parse(raw)
+            request, custom_id = self._parse(self, raw)
             if custom_id is not None:
                 first = self._ids.add(_key(custom_id), line)
                 if first is not None and first != line:
@@ -101,34 +103,36 @@ class EntryParser:
             return LineError(self.source, line, str(error))
         return ParsedEntry(index, line, request, custom_id)
 
-    def _parse(self, raw: bytes) -> tuple[ChatRequest, str | None]:
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise _BadLineError(f"Not UTF-8: {error.reason} at byte {error.start + 1} of the line.") from None
-        if self._shape is InputFormat.TEXT:
-            return self._defaults.request(self._filled(text)), None
+    def parse_text(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+        """The request in a line of text."""
+        return self._defaults.request(self._filled(_text(raw))), None
+
+    def parse_record(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+        """The request in a line of JSON: an object or a string."""
         value = _json_value(raw)
-        if self._shape is InputFormat.OPENAI_BATCH:
-            return self._batch_request(value)
-        return self._prompt(value)
+        if isinstance(value, str):
+            _demand(self._field is None, f"It is a JSON string, not an object with {self._field!r}.")
+            return self._defaults.request(self._filled(_not_blank(value))), None
+        return self._defaults.request(self._prompt(value)), _custom_id(value)
+
+    def parse_row(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+        """The request in a row of a table, which is a JSON object by now."""
+        row = _json_value(raw)
+        return self._defaults.request(self._prompt(row), system=_cell(row, "system")), _id_of_row(row)
+
+    def parse_batch_line(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+        """The request in a line of an OpenAI batch."""
+        return self._batch_request(_json_value(raw))
 
     def _filled(self, text: str) -> str:
         if self._template is None:
             return text
         return _not_blank(self._template.render({"prompt": text}))
 
-    def _prompt(self, value: JSON) -> tuple[ChatRequest, str | None]:
-        if isinstance(value, str):
-            _demand(self._field is None, f"It is a JSON string, not an object with {self._field!r}.")
-            return self._defaults.request(self._filled(_not_blank(value))), None
+    def _prompt(self, value: JSON) -> JSON:
         _demand(isinstance(value, dict), f"It is {_kind(value)}, not an object or a string.")
         prompt = self._prompt_of(value) if self._template is None else self._template.render(value)
-        if isinstance(prompt, str):
-            _not_blank(prompt)
-        if self._table:
-            return self._defaults.request(prompt, system=_cell(value, "system")), _id_of_row(value)
-        return self._defaults.request(prompt), _custom_id(value)
+        return _not_blank(prompt) if isinstance(prompt, str) else prompt
 
     def _prompt_of(self, value: Mapping[str, JSON]) -> JSON:
         if self._field is not None:
@@ -181,7 +185,15 @@ def _used(custom_id: str, first: int) -> str:
     return f"custom_id {truncated_repr(custom_id)} was used {where}."
 
 
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise _BadLineError(f"Not UTF-8: {error.reason} at byte {error.start + 1} of the line.") from None
+
+
 def _json_value(raw: bytes) -> JSON:
+    _text(raw)
     try:
         return parse_json(raw)
     except (ValueError, RecursionError) as error:

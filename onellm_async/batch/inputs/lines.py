@@ -1,10 +1,8 @@
 """Pieces of bytes → numbered lines → entries. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
-from onellm_async.batch.inputs.entry import Entry, EntryReader, InvalidEntry, LineError
-
-__all__ = ["BYTE_ORDER_MARK", "LONGEST_LINE", "LineEntries", "LineSplitter", "too_long"]
+from onellm_async.batch.inputs.entry import ByteSource, Entry, InvalidEntry, LineError
 
 LONGEST_LINE = 16 * 1024 * 1024
 """Bytes of the longest line that is read; a longer one is reported and skipped, so that memory stays bounded."""
@@ -78,42 +76,22 @@ class LineSplitter:
             lines.append((self._line, line))
 
 
-class LineEntries:
-    """The entries of an input that has one a line.
-
-    Args:
-        source: Name of the input.
-        reader_for: Makes their reader, given the first line that is not blank.
-    """
-
-    def __init__(self, source: str, reader_for: Callable[[bytes], EntryReader]) -> None:
-        self._source = source
-        self._reader_for = reader_for
-        self._reader: EntryReader | None = None
-        self._splitter = LineSplitter()
-        self._count = 0
-
-    def feed(self, piece: bytes) -> list[Entry]:
-        """The entries that `piece` completes."""
-        return self._entries(self._splitter.feed(piece))
-
-    def finish(self) -> list[Entry]:
-        """The last entry, where no line break ends it."""
-        return self._entries(self._splitter.finish())
-
-    def _entries(self, lines: list[tuple[int, bytes | None]]) -> list[Entry]:
-        start = self._count
-        self._count += len(lines)
-        reader = self._reader
-        if reader is None:
-            first = next((raw for _, raw in lines if raw is not None), None)
-            if first is None:
-                return [self._overlong(index, line) for index, (line, _) in enumerate(lines, start)]
-            self._reader = reader = self._reader_for(first)
-        return [
-            Entry(index, line, raw, reader) if raw is not None else self._overlong(index, line)
-            for index, (line, raw) in enumerate(lines, start)
+def split_lines(source: ByteSource) -> Iterator[list[Entry]]:
+    """The entries of an input that has one a line."""
+    splitter, reader, count = LineSplitter(), None, 0
+    for lines in _lines(source, splitter):
+        if reader is None and any(raw is not None for _, raw in lines):
+            reader = source.parser()
+        yield [
+            Entry(index, line, raw, reader)
+            if raw is not None and reader is not None
+            else InvalidEntry(index, b"", LineError(source.name, line, too_long("line")))
+            for index, (line, raw) in enumerate(lines, count)
         ]
+        count += len(lines)
 
-    def _overlong(self, index: int, line: int) -> Entry:
-        return InvalidEntry(index, b"", LineError(self._source, line, too_long("line")))
+
+def _lines(source: ByteSource, splitter: LineSplitter) -> Iterator[list[tuple[int, bytes | None]]]:
+    for piece in source.pieces():
+        yield splitter.feed(piece)
+    yield splitter.finish()

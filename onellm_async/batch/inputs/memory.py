@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import TypeAlias
 
-from onellm_async.batch.formats import InputFormat
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
+from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
@@ -29,7 +29,7 @@ class InMemoryInput:
         template: Likewise.
     """
 
-    format: InputFormat = InputFormat.JSONL
+    format: InputFormat = input_format_named("jsonl")
     field: None = None
     template: None = None
 

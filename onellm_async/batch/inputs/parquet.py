@@ -1,20 +1,17 @@
 """Parquet → entries, a few thousand rows at a time. The only reader that knows pyarrow."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from onellm_async.batch.inputs.entry import Entry, EntryReader
-from onellm_async.batch.inputs.entry_parser import demand_prompt
+from onellm_async.batch.inputs.entry import ByteSource, Entry
+from onellm_async.batch.inputs.entry_parser import check_prompt_column
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 
 if TYPE_CHECKING:
     from pyarrow import DataType, RecordBatch
     from pyarrow.parquet import ParquetFile
-
-__all__ = ["MAGIC", "parquet_entries", "parquet_rows"]
 
 MAGIC = b"PAR1"
 """How a Parquet file begins and ends."""
@@ -25,57 +22,49 @@ _BUFFER = 1024 * 1024
 _BESIDE = ("custom_id", "id", "system")
 
 
-def parquet_rows(source: str, descriptor: int) -> int:
+def parquet_rows(source: ByteSource) -> int:
     """How many rows the file has, by its own account.
 
     Raises:
         BatchError: If pyarrow is not installed, or the file is not Parquet.
     """
-    with _opened(source, descriptor) as file:
+    with _opened(source) as file:
         return int(file.metadata.num_rows)
 
 
-def parquet_entries(
-    source: str, descriptor: int, *, field: str | None, all_columns: bool, reader: Callable[[], EntryReader]
-) -> Iterator[list[Entry]]:
+def split_parquet(source: ByteSource) -> Iterator[list[Entry]]:
     """The entries of a Parquet file, some thousand at a time. Blocks.
 
-    Args:
-        source: Name of the input.
-        descriptor: The open file, which can be sought in; it stays open.
-        field: The column that holds the prompt; None for ``prompt`` or ``messages``.
-        all_columns: Whether all columns are wanted, for a template, or only the prompt and what belongs to it.
-        reader: Makes the reader of the entries.
-
     Raises:
-        BatchError: If pyarrow is not installed, the file is not Parquet or broken, or it has no such column.
+        BatchError: If pyarrow is not installed, the input is a pipe, not Parquet or broken, or has no column for the
+            prompt.
     """
-    with _opened(source, descriptor) as file:
-        columns = _columns(source, file, field, all_columns=all_columns)
-        made, index = reader(), 0
+    with _opened(source) as file:
+        columns = _columns(source, file)
+        made, index = source.parser(), 0
         for batch in file.iter_batches(_ROWS, columns=columns):
             rows = _readable(batch).to_pylist()
             yield [Entry(number, number + 1, dump_json(row), made) for number, row in enumerate(rows, index)]
             index += len(rows)
 
 
-def _columns(source: str, file: "ParquetFile", field: str | None, *, all_columns: bool) -> list[str]:
+def _columns(source: ByteSource, file: "ParquetFile") -> list[str]:
     import pyarrow as pa  # noqa: PLC0415
 
     schema = file.schema_arrow
     names = list(schema.names)
     for name in names:
         if names.count(name) > 1:
-            raise BatchError(f"{source} has two columns that are called {name!r}.")
-    if all_columns:
+            raise BatchError(f"{source.name} has two columns that are called {name!r}.")
+    if source.all_columns:
         return [name for name in names if not _is_binary(schema.field(name).type)]
-    demand_prompt(source, names, field)
-    prompts = [name for name in ("prompt", "messages") if name in names] if field is None else [field]
+    check_prompt_column(source.name, names, source.field)
+    prompts = [name for name in ("prompt", "messages") if name in names] if source.field is None else [source.field]
     for name in prompts:
         kind = schema.field(name).type
         if not (_is_text(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)):
             raise BatchError(
-                f"{source}: the column {name!r} holds {kind}, not text.",
+                f"{source.name}: the column {name!r} holds {kind}, not text.",
                 advice="Name another with --field, or make the prompt with --template.",
             )
     return prompts + [name for name in _BESIDE if name in names and name not in prompts]
@@ -115,20 +104,17 @@ def _readable(batch: "RecordBatch") -> "RecordBatch":
 
 
 @contextmanager
-def _opened(source: str, descriptor: int) -> Iterator["ParquetFile"]:
+def _opened(source: ByteSource) -> Iterator["ParquetFile"]:
     try:
         import pyarrow as pa  # noqa: PLC0415  # an extra
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError:
         raise BatchError(
-            f"{source} is Parquet, and pyarrow is not installed.", advice="pip install 'onellm-async[parquet]'"
+            f"{source.name} is Parquet, and pyarrow is not installed.", advice="pip install 'onellm-async[parquet]'"
         ) from None
-    stream: BinaryIO
     try:
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            stream.seek(0)
-            with pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as file:
-                yield file
+        with source.file() as stream, pq.ParquetFile(stream, buffer_size=_BUFFER, pre_buffer=False) as file:
+            yield file
     except (pa.ArrowException, OSError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BatchError(f"{source} cannot be read as Parquet: {reason[:300]}") from None
+        raise BatchError(f"{source.name} cannot be read as Parquet: {reason[:300]}") from None

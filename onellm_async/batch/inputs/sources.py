@@ -8,36 +8,28 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Self
 
 from attrs import frozen
 
-from onellm_async.batch.formats import InputFormat, format_by_name, sniff_format
 from onellm_async.batch.inputs.binary_files import refuse_binary
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.inputs.entry_parser import EntryParser, demand_prompt
-from onellm_async.batch.inputs.lines import LineEntries
-from onellm_async.batch.inputs.parquet import parquet_entries, parquet_rows
+from onellm_async.batch.inputs.entry_parser import EntryParser, check_prompt_column
+from onellm_async.batch.inputs.formats import TEXT, InputFormat, formats_of, input_format_named, recognize_format
+from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import read_piece
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
-__all__ = ["InputFile", "InputScan", "open_source"]
-
 _PIECE = 256 * 1024
-
-
-class _Splitter(Protocol):
-    def feed(self, piece: bytes) -> list[Entry]: ...
-
-    def finish(self) -> list[Entry]: ...
 
 
 @frozen
@@ -79,11 +71,12 @@ class InputFile:
         self.name: str = name
         self._descriptor = descriptor
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._format = forced_format or format_by_name(name) or (InputFormat.JSONL if field is not None else None)
         self.field: str | None = field
         self.template: PromptTemplate | None = template
         self.defaults: RequestDefaults = defaults or RequestDefaults()
+        self._format = forced_format or self._format_by_name()
         self._reader: EntryParser | None = None
+        self._pieces: Iterator[bytes] = iter(())
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,7 +90,12 @@ class InputFile:
     @property
     def format(self) -> InputFormat:
         """How it is written: as forced, else as the name and the first line say."""
-        return self._format or InputFormat.TEXT
+        return self._format or TEXT
+
+    @property
+    def all_columns(self) -> bool:
+        """Whether every column of a table is wanted."""
+        return self.template is not None
 
     def is_file(self, path: str) -> bool:
         """Whether `path` is the very file that is being read."""
@@ -130,12 +128,11 @@ class InputFile:
         start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
         lines, first_error, hasher = 0, None, blake2b(digest_size=16)
         try:
-            if self._format is InputFormat.PARQUET and not strict:
-                for piece in self._pieces():
-                    hasher.update(piece)
-                lines = parquet_rows(self.name, self._descriptor)
+            shape, pieces = self._recognized(hasher.update)
+            if shape.count is not None and not strict:
+                lines = shape.count(self)
             else:
-                for entries in self._batches(hasher.update):
+                for entries in self._entries(shape, pieces):
                     lines += len(entries)
                     if strict and first_error is None:
                         items = (entry.item() for entry in entries)
@@ -160,66 +157,75 @@ class InputFile:
             with contextlib.suppress(ValueError):  # a thread is in it, and the last to know it
                 batches.close()
 
-    def _batches(self, watch: Callable[[bytes], object] | None = None) -> Generator[list[Entry], None, None]:
-        if self._format is InputFormat.PARQUET:
-            yield from self._parquet(watch)
-            return
-        splitter = self._splitter()
-        for piece in self._pieces():
-            if watch is not None:
-                watch(piece)
-            yield splitter.feed(piece)
-        yield splitter.finish()
+    def _batches(self) -> Generator[list[Entry], None, None]:
+        yield from self._entries(*self._recognized())
 
-    def _parquet(self, watch: Callable[[bytes], object] | None) -> Iterator[list[Entry]]:
+    def _entries(self, shape: InputFormat, pieces: Iterator[bytes]) -> Iterator[list[Entry]]:
+        self._pieces = pieces
+        return shape.splitter(self)
+
+    def _recognized(self, watch: Callable[[bytes], object] | None = None) -> tuple[InputFormat, Iterator[bytes]]:
+        """The format, and all pieces: those that had to be read to know it, too."""
+        pieces = self._read_pieces(watch)
+        if self._format is None:
+            pieces, first_line = _with_first_line(pieces)
+            shape = recognize_format(self.name, first_line)
+            if shape.has_requests and self.template is not None:
+                raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
+            self._format = shape
+        if self._format.count is not None and watch is not None:
+            for _ in pieces:
+                """Read for its digest; the format has a reader of its own."""
+        return self._format, pieces
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its bytes from here to the end."""
+        return self._pieces
+
+    def file(self) -> BinaryIO:
+        """The whole file, for formats that have their index at its end.
+
+        Raises:
+            BatchError: If it is a pipe.
+        """
         if not self._regular:
             raise BatchError(
-                f"{self.name} is a pipe, from which Parquet cannot be read.",
+                f"{self.name} is a pipe, from which {str(self.format).capitalize()} cannot be read.",
                 advice="Its index is at its end; use a file.",
             )
-        if watch is not None:
-            for piece in self._pieces():
-                watch(piece)
-        yield from parquet_entries(
-            self.name,
-            self._descriptor,
-            field=self.field,
-            all_columns=self.template is not None,
-            reader=lambda: self._new_reader(InputFormat.PARQUET),
-        )
+        stream = os.fdopen(self._descriptor, "rb", closefd=False)
+        stream.seek(0)
+        return stream
 
-    def _splitter(self) -> _Splitter:
-        if self._format not in {InputFormat.CSV, InputFormat.TSV}:
-            return LineEntries(self.name, self._line_reader)
-        from onellm_async.batch.inputs.csv import CsvEntries  # noqa: PLC0415  # the csv module, only where it is wanted
+    def parser(self, columns: Sequence[str] | None = None) -> EntryParser:
+        """The reader of its entries.
 
-        return CsvEntries(self.name, "\t" if self._format is InputFormat.TSV else None, self._table_reader)
-
-    def _line_reader(self, first_line: bytes) -> EntryParser:
-        if self._format is None:
-            found = sniff_format(self.name, first_line)
-            if found is InputFormat.OPENAI_BATCH and self.template is not None:
-                raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
-            self._format = found
-        return self._new_reader(self._format)
-
-    def _table_reader(self, columns: list[str]) -> EntryParser:
-        if self.template is None:
-            demand_prompt(self.name, columns, self.field)
-        return self._new_reader(self.format)
-
-    def _new_reader(self, shape: InputFormat) -> EntryParser:
+        Raises:
+            BatchError: If the table has no column for the prompt.
+        """
+        if columns is not None and self.template is None:
+            check_prompt_column(self.name, columns, self.field)
         self._reader = EntryParser(
-            self.name, shape, prompt_field=self.field, template=self.template, defaults=self.defaults
+            self.name, self.format.parse, prompt_field=self.field, template=self.template, defaults=self.defaults
         )
         return self._reader
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _format_by_name(self) -> InputFormat | None:
+        """The format, where the name and a given field tell it without a look inside."""
+        with contextlib.suppress(BatchError):  # the first line may tell the format
+            candidates = formats_of(self.name)
+            if len(candidates) == 1 and not (self.field is not None and candidates[0] is TEXT):
+                return candidates[0]
+        return None if self.field is None else input_format_named("jsonl")
+
+    def _read_pieces(self, watch: Callable[[bytes], object] | None) -> Iterator[bytes]:
         start = True
         while piece := self._read_piece():
-            if start and self._format is not InputFormat.PARQUET:
+            if start and (self._format is None or self._format.count is None):
                 refuse_binary(self.name, piece)
             start = False
+            if watch is not None:
+                watch(piece)
             yield piece
 
     def _read_piece(self) -> bytes:
@@ -227,6 +233,24 @@ class InputFile:
             return read_piece(self._descriptor, _PIECE)
         except OSError as error:
             raise BatchError(f"{self.name} cannot be read: {describe_os_error(error)}.") from None
+
+
+def _with_first_line(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], bytes]:
+    """`pieces`, and the first line in them that is not blank; b"" where there is none."""
+    read: list[bytes] = []
+    size, start = 0, bytearray()  # `start` is an incomplete line, or blank
+    for piece in pieces:
+        read.append(piece)
+        start += piece
+        size += len(piece)
+        if not (b"\n" in piece or b"\r" in piece or size > LONGEST_LINE):
+            continue
+        for line in start.splitlines(keepends=True):
+            if line.strip() and (line.endswith((b"\n", b"\r")) or size > LONGEST_LINE):
+                return chain(read, pieces), bytes(line).removeprefix(BYTE_ORDER_MARK).strip()
+        if not start.strip():
+            start.clear()
+    return iter(read), bytes(start).removeprefix(BYTE_ORDER_MARK).strip()
 
 
 def open_source(
@@ -249,11 +273,11 @@ def open_source(
     Raises:
         BatchError: If it cannot be opened, is a directory, or `field` or `template` do not go with its format.
     """
-    if field is not None and forced_format in {InputFormat.TEXT, InputFormat.OPENAI_BATCH}:
+    if field is not None and forced_format is not None and (forced_format is TEXT or forced_format.has_requests):
         raise BatchError(f"A field ({field!r}) can be named only in JSON lines and tables, not in {forced_format}.")
     if template is not None and field is not None:
         raise BatchError(f"A field ({field!r}) and a template exclude each other: a template names its fields itself.")
-    if template is not None and forced_format is InputFormat.OPENAI_BATCH:
+    if template is not None and forced_format is not None and forced_format.has_requests:
         raise BatchError("An OpenAI batch takes no template: its requests are whole.")
     if path == "-":
         name, descriptor = "<stdin>", 0

@@ -5,8 +5,6 @@ from onellm_async.batch.outcomes import outcome_of
 from onellm_async.chat import JSON
 from onellm_async.wire import dump_json, parse_json
 
-__all__ = ["COLUMNS", "packed_line", "values_of"]
-
 COLUMNS: dict[str, type] = {
     "index": int,
     "custom_id": str,
@@ -55,6 +53,6 @@ def values_of(row: JournalRecord) -> list[JSON]:
     ]
 
 
-def packed_line(row: JournalRecord) -> bytes:
+def encode_columns(row: JournalRecord) -> bytes:
     """The values as a JSON line, which is how they travel to a sink that writes columns."""
     return dump_json(values_of(row)) + b"\n"

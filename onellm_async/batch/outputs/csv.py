@@ -8,15 +8,13 @@ from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outputs.columns import COLUMNS, values_of
 from onellm_async.chat import JSON
 
-__all__ = ["CSV_HEADER", "csv_line", "neutralised"]
-
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 CSV_HEADER = (",".join(COLUMNS) + "\r\n").encode()
 """The names of the columns."""
 
 
-def csv_line(row: JournalRecord) -> bytes:
+def encode_csv(row: JournalRecord) -> bytes:
     """A row with its line break, CR LF.
 
     Written here, because for answers of 1,500 characters the csv module takes three times as long.
@@ -28,11 +26,11 @@ def csv_line(row: JournalRecord) -> bytes:
         return text.encode(errors="surrogatepass").decode(errors="replace").encode()
 
 
-def neutralised(text: str) -> str:
+def neutralize_formula(text: str) -> str:
     """`text`, so that no spreadsheet takes it for a formula.
 
     Example:
-        >>> neutralised("=1+1"), neutralised("1+1")
+        >>> neutralize_formula("=1+1"), neutralize_formula("1+1")
         ("'=1+1", '1+1')
     """
     return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
@@ -43,7 +41,7 @@ def _field(value: JSON) -> str:
         return ""
     if not isinstance(value, str):
         return str(value)
-    text = neutralised(value)
+    text = neutralize_formula(value)
     if '"' in text or "," in text or "\n" in text or "\r" in text:
         return '"' + text.replace('"', '""') + '"'
     return text

@@ -7,20 +7,13 @@ import asyncio
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from onellm_async.batch.formats import OutputFormat
 from onellm_async.batch.outputs.output_place import AtomicOutputFile
-from onellm_async.batch.outputs.records import RecordWriter
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import unwritable, write_all
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
-
-if TYPE_CHECKING:
-    from onellm_async.batch.outputs.parquet import ParquetSink
-
-__all__ = ["FileSink", "StreamSink", "open_sink"]
 
 
 class StreamSink:
@@ -123,45 +116,6 @@ class FileSink:
             await asyncio.to_thread(self._place.publish)
         else:
             self._place.abandon()
-
-
-def open_sink(
-    path: str | os.PathLike[str] | None,
-    writer: RecordWriter,
-    *,
-    force: bool = False,
-    resume: bool = False,
-    replace: bool = False,
-) -> "FileSink | StreamSink | ParquetSink":
-    """The sink for what `writer` makes; enter it before it is written to.
-
-    Args:
-        path: Where the output is to be; None is standard output.
-        writer: Makes the records that will be written.
-        force: Replace an existing output, and a ``.partial`` file that a killed run left.
-        resume: A ``.partial`` file is that of the run that goes on, and is written anew.
-        replace: An existing output is that of the run that goes on, and is replaced in the end.
-
-    Raises:
-        BatchError: If the place is taken, is no regular file, or cannot be written; for Parquet also if it is standard
-            output, or pyarrow is not installed.
-
-    Example:
-        ::
-
-            writer = RecordWriter(output_format("answers.csv", source.format))
-            async with open_sink("answers.csv", writer) as sink:
-                await sink.write(b"".join(map(writer.line, rows)))
-    """
-    if writer.shape is OutputFormat.PARQUET:
-        from onellm_async.batch.outputs.parquet import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
-
-        if path is None:
-            raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")
-        return ParquetSink(path, force=force, resume=resume, replace=replace)
-    if path is None:
-        return StreamSink(1, header=writer.header)
-    return FileSink(path, force=force, resume=resume, replace=replace, header=writer.header)
 
 
 def _write_all(descriptor: int, lines: bytes, name: str) -> None:

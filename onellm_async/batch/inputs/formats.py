@@ -1,0 +1,146 @@
+"""The registry of input formats: a new one is one file and one row of `FORMATS`. Pure."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+
+from attrs import frozen
+
+from onellm_async.batch.inputs.entry import ByteSource, Entry
+from onellm_async.batch.inputs.entry_parser import EntryParser, ParseFunction
+from onellm_async.batch.inputs.lines import split_lines
+from onellm_async.batch.inputs.parquet import MAGIC, parquet_rows, split_parquet
+from onellm_async.errors import BatchError, ConfigurationError
+from onellm_async.wire import parse_json
+
+
+@frozen
+class InputFormat:
+    """How an input is written.
+
+    Attributes:
+        name: As ``--format`` has it.
+        suffixes: Endings of the names of its files, in lower case.
+        recognizes: Whether an input whose first line that is not blank is this one is written so.
+        splitter: The entries of an input, some at a time. Blocks.
+        parse: The request and the ``custom_id`` of an entry.
+        has_requests: Whether an entry is a whole request, which takes no template.
+        count: How many entries a file has, where it says so itself.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    recognizes: Callable[[bytes], bool]
+    splitter: Callable[[ByteSource], Iterator[list[Entry]]]
+    parse: ParseFunction
+    has_requests: bool = False
+    count: Callable[[ByteSource], int] | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _object(first_line: bytes) -> dict[str, object]:
+    try:
+        value = parse_json(first_line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_batch_line(first_line: bytes) -> bool:
+    return {"custom_id", "body"} <= _object(first_line).keys()
+
+
+def _is_object(first_line: bytes) -> bool:
+    return bool(_object(first_line))
+
+
+def _never(first_line: bytes) -> bool:
+    return False
+
+
+def _split_csv(source: ByteSource) -> Iterator[list[Entry]]:
+    from onellm_async.batch.inputs.csv import split_csv  # noqa: PLC0415  # the csv module, only where it is wanted
+
+    return split_csv(source, None)
+
+
+def _split_tsv(source: ByteSource) -> Iterator[list[Entry]]:
+    from onellm_async.batch.inputs.csv import split_csv  # noqa: PLC0415
+
+    return split_csv(source, "\t")
+
+
+_LINES = (".jsonl", ".ndjson", ".json")
+
+FORMATS: tuple[InputFormat, ...] = (
+    InputFormat("openai-batch", _LINES, _is_batch_line, split_lines, EntryParser.parse_batch_line, has_requests=True),
+    InputFormat("jsonl", _LINES, _is_object, split_lines, EntryParser.parse_record),
+    InputFormat("csv", (".csv",), _never, _split_csv, EntryParser.parse_row),
+    InputFormat("tsv", (".tsv", ".tab"), _never, _split_tsv, EntryParser.parse_row),
+    InputFormat(
+        "parquet",
+        (".parquet", ".pq"),
+        lambda first_line: first_line.startswith(MAGIC),
+        split_parquet,
+        EntryParser.parse_row,
+        count=parquet_rows,
+    ),
+    InputFormat("text", (".txt", ".md"), _never, split_lines, EntryParser.parse_text),
+)
+"""All formats, in the order in which they are tried; the last is that of an input that no other recognizes."""
+
+TEXT = FORMATS[-1]
+
+
+def input_format_named(name: str) -> InputFormat:
+    """The format of that name.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    for each in FORMATS:
+        if each.name == name:
+            return each
+    raise ConfigurationError(f"format is {name!r}; it must be one of {', '.join(map(str, FORMATS))}.")
+
+
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9_]{0,9}")
+
+
+def formats_of(name: str) -> tuple[InputFormat, ...]:
+    """The formats that an input of that name may have.
+
+    Raises:
+        BatchError: If the ending of the name is that of no format.
+    """
+    suffix = PurePath(name).suffix.lower()
+    found = tuple(each for each in FORMATS if suffix in each.suffixes)
+    if found or not _SUFFIX.fullmatch(suffix):
+        return found
+    known = ", ".join(dict.fromkeys(suffix for each in FORMATS for suffix in each.suffixes))
+    raise BatchError(
+        f"{name} cannot be read: no input format is called {suffix} (known: {known}).",
+        advice=f"Say how it is written with --format: {', '.join(map(str, FORMATS))}.",
+    )
+
+
+def recognize_format(name: str, first_line: bytes) -> InputFormat:
+    """The format of an input, from its name and its first line that is not blank.
+
+    The name decides where it can; among several formats with one ending the first line does.
+
+    Raises:
+        BatchError: If neither tells the format.
+    """
+    try:
+        candidates = formats_of(name)
+    except BatchError:
+        if (found := next((each for each in FORMATS if each.recognizes(first_line)), None)) is not None:
+            return found
+        raise
+    if len(candidates) == 1:
+        return candidates[0]
+    tried = candidates or FORMATS
+    return next((each for each in tried if each.recognizes(first_line)), tried[-1])

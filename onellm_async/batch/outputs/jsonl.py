@@ -1,0 +1,25 @@
+"""Our own records as JSON lines. Pure.
+
+::
+
+    {"index": 0, "custom_id": "a", "copy_of": 3, "response": {"content", "role", "model", "provider", "usage",
+     "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
+
+``copy_of`` is the index of an identical prompt whose answer this is, too; its ``cost`` is then 0. ``extra`` holds the
+further fields of the reply. Both are there only where there is something to say.
+"""
+
+from onellm_async.batch.journal.record import JournalRecord
+from onellm_async.batch.outcomes import outcome_of
+from onellm_async.wire import dump_json
+
+
+def encode_jsonl(record: JournalRecord) -> bytes:
+    """A JSON line around the result as the journal has it: nothing in it is encoded again."""
+    named = b"" if record.custom_id is None else b'"custom_id":%b,' % dump_json(record.custom_id)
+    answered, result = outcome_of(record)
+    if record.copy_of is not None:
+        named += b'"copy_of":%d,' % record.copy_of
+    if answered:
+        return b'{"index":%d,%b"response":%b,"error":null}\n' % (record.index, named, result)
+    return b'{"index":%d,%b"response":null,"error":%b}\n' % (record.index, named, result)
