@@ -71,7 +71,7 @@ async def run_batch(
         source: The entries, such as an `onellm_async.batch.InputFile`.
         journal: Remembers, such as an `onellm_async.batch.Journal`.
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
-        encode: Makes the output of a row, such as `onellm_async.batch.RecordWriter.line`. If it raises, the run stops
+        encode: Makes the output of a row, such as `onellm_async.batch.OutputFormat.encode`. If it raises, the run stops
             gracefully: the journal keeps the answers, and the output is written anew when the run is resumed.
         cache: Answers of earlier runs, such as an `onellm_async.batch.AnswerCache`: what is there is not asked.
         budget: What all sessions together may spend. Default: anything.

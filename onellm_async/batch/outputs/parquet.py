@@ -30,7 +30,7 @@ _SCHEMA = pa.schema([pa.field(name, _TYPES[kind], nullable=name != "index") for 
 
 
 class ParquetSink:
-    """Like `onellm_async.batch.FileSink`, for the lines that a `RecordWriter` makes for Parquet.
+    """Like `onellm_async.batch.FileSink`, for the lines that `encode_columns` makes.
 
     The same records give the same bytes, however they were handed over. The ``.partial`` file of a process that was
     killed lacks its index and cannot be read; the journal has what was in it.
