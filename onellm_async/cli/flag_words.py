@@ -16,6 +16,12 @@ _FLAGS = {
     "Limits.max_concurrency": "--concurrency",
     "Timeout.total": "--timeout",
     "base_url": "--base-url",
+    "BucketLimit.per_minute": "--rpm",
+    "BucketLimit.burst": "--burst",
+    "WindowLimit.count": "the COUNT of --window",
+    "WindowLimit.seconds": "the DURATION of --window",
+    "ConcurrencyLimit.count": "--max-concurrent",
+    "ServerSettings.background_rate": "--background-rate",
 }
 _NAME = re.compile(rf"\b(?:{'|'.join(map(re.escape, _FLAGS))})\b")
 _VALUE = re.compile(r"((?:Limits|Timeout)\.\w+) is ")

@@ -14,16 +14,21 @@ from onellm_async.cli.terminal import print_error, put
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
-    from onellm_async.server import ServerSettings
+    from onellm_async.server import ServerSettings, ServiceLimit
 
 _EXAMPLES = """\
 Examples:
   onellm-async serve
   onellm-async serve --rpm 600 --burst 100 --key alice=5.00 --key bob
   onellm-async serve --latency 6 --server-error-rate 0.02 --seed 7
+  onellm-async serve --window 40/60s --retry-after seconds
+  onellm-async serve --window sliding:10/1s --window 200/1m --rate-headers
+  onellm-async serve --max-concurrent 8 --latency 2
   onellm-async serve --upstream http://127.0.0.1:9090/v1/chat/completions
 
 
+All limits that are given hold at once, for each key. The first fixed window
+begins with the first request of its key.
 Without --key the server accepts any key, with a balance of 100 USD each.
 Beside the API it answers GET /healthz, GET /ledger (counters) and
 GET /openapi.json. The key of --upstream is read from ONELLM_UPSTREAM_API_KEY.
@@ -42,9 +47,40 @@ class ServerFlags:
 
     rpm: Annotated[
         float | None,
-        Parameter(help="Requests per minute of each key. [default: 40; no limit with --upstream]"),
+        Parameter(
+            help="Requests per minute of each key. [default: 40; no limit with --upstream, --window, --max-concurrent]"
+        ),
     ] = None
     burst: Annotated[int, Parameter(help="Requests of each key accepted at once after a pause.")] = 40
+    window: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="At most COUNT requests of each key in a fixed window of DURATION: COUNT/DURATION, as 40/60s. "
+            "sliding:COUNT/DURATION for any window of that length. Repeatable.",
+        ),
+    ] = ()
+    max_concurrent: Annotated[
+        int | None, Parameter(help="Requests of each key in flight; a further one gets a 429. [default: no limit]")
+    ] = None
+    background_rate: Annotated[
+        float, Parameter(help="Requests per second of other clients of each key, which use up its limits.")
+    ] = 0.0
+    rate_headers: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Send x-ratelimit-limit-requests, x-ratelimit-remaining-requests and x-ratelimit-reset-requests.",
+        ),
+    ] = False
+    rate_headers_form: Annotated[
+        Literal["openai", "seconds", "epoch"] | None,
+        Parameter(
+            help="Form of --rate-headers, which it implies: as OpenAI (resets like 1m26.4s); or x-ratelimit-limit, "
+            "-remaining and -reset, in seconds or as a Unix time. [default: openai]"
+        ),
+    ] = None
     key: Annotated[
         tuple[str, ...],
         Parameter(
@@ -71,8 +107,25 @@ class ServerFlags:
 
     @property
     def requests_per_minute(self) -> float | None:
-        """Rate limit of each key; None means no limit: the upstream has its own."""
-        return 40.0 if self.rpm is None and self.upstream is None else self.rpm
+        """Refill of each key's bucket; None means no bucket: other limits are given, or the upstream has its own."""
+        has_others = self.upstream is not None or bool(self.window) or self.max_concurrent is not None
+        return 40.0 if self.rpm is None and not has_others else self.rpm
+
+    def limits(self) -> "list[ServiceLimit]":
+        """All limits of each key.
+
+        Raises:
+            ConfigurationError: If one of them is out of range or no window.
+        """
+        from onellm_async.server import BucketLimit, ConcurrencyLimit, WindowLimit
+
+        limits: list[ServiceLimit] = []
+        if self.requests_per_minute is not None:
+            limits.append(BucketLimit(self.requests_per_minute, self.burst))
+        limits += [WindowLimit.parse(text) for text in self.window]
+        if self.max_concurrent is not None:
+            limits.append(ConcurrencyLimit(self.max_concurrent))
+        return limits
 
 
 @Parameter(name="*", group=_FAULTS)
@@ -98,8 +151,15 @@ class FaultFlags:
     database_wait: Annotated[float, Parameter(help="Maximum seconds to wait for a database connection; then 401.")] = (
         30.0
     )
+    overload_status: Annotated[
+        Literal[401, 503, 529], Parameter(help="Status if no database connection is free: 503 and 529 say Overloaded.")
+    ] = 401
     retry_after: Annotated[
-        float | None, Parameter(help="Seconds in the Retry-After of each 429. [default: no Retry-After]")
+        float | Literal["seconds", "fraction", "milliseconds", "date"] | None,
+        Parameter(
+            help="Seconds in the Retry-After of each 429; or how it says the time until the limit has room: in whole "
+            "seconds, with a fraction, as a date, or as retry-after-ms. [default: no Retry-After]"
+        ),
     ] = None
     seed: Annotated[int, Parameter(help="Seed of the faults: the same seed gives the same faults.")] = 0
 
@@ -121,8 +181,9 @@ def serve(
 
     settings = ServerSettings(
         dialect=flags.dialect,
-        requests_per_minute=flags.requests_per_minute,
-        burst=flags.burst,
+        limits=flags.limits(),
+        background_rate=flags.background_rate,
+        rate_headers=flags.rate_headers_form or ("openai" if flags.rate_headers else None),
         keys=_parse_keys(flags.key),
         any_model=flags.upstream is not None,
         faults=Faults(**{name: value for name, value in asdict(faults).items() if value is not None}),

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-from attrs import NOTHING, fields, frozen
+from attrs import NOTHING, asdict, fields, frozen
 
-from onellm_async import serialization
 from onellm_async.errors import ConfigurationError
-from onellm_async.serialization import JSON
 from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "rate_state.")
@@ -33,14 +31,14 @@ class RateState:
     low: float = 0.0
     high: float | None = None
 
-    def to_dict(self) -> dict[str, JSON]:
-        """Returns the state as a dict that JSON can hold, without what is not set.
+    def to_dict(self) -> dict[str, float]:
+        """Returns the state as a dict that JSON can hold.
 
         Example:
             >>> RateState(rate=0.66, burst=40).to_dict()["rate"]
             0.66
         """
-        return serialization.to_dict(self)
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, object]) -> "RateState":

@@ -7,7 +7,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -23,6 +23,7 @@ from onellm_async.server.ledger import Ledger
 from onellm_async.server.openapi import openapi_document
 from onellm_async.server.request_validation import MAX_BODY_BYTES
 from onellm_async.server.service import PATH, Service
+from onellm_async.server.service_limits import ServiceLimit
 from onellm_async.server.settings import ServerSettings
 from onellm_async.transport import RawReply
 from onellm_async.wire import dump_json
@@ -108,6 +109,13 @@ class LocalServer:
     def revoke(self, key: str) -> None:
         """Makes `key` unknown from now on. Requests in flight are answered."""
         self.service.revoke(key)
+
+    def change_limits(self, limits: Sequence[ServiceLimit]) -> None:
+        """Replaces the limits of every key from now on; without any, every request is admitted.
+
+        A limit of the same kind as one before keeps what that one has counted. Call it in the server's event loop.
+        """
+        self.service.change_limits(limits, asyncio.get_running_loop().time())
 
     async def __aenter__(self) -> Self:
         if self._runner is not None:

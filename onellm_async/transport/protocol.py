@@ -5,6 +5,8 @@ from typing import Protocol
 
 from attrs import frozen
 
+__all__ = ["RawReply", "Transport"]
+
 
 @frozen
 class RawReply:

@@ -3,6 +3,8 @@
 import socket
 from contextlib import suppress
 
+__all__ = ["keep_alive_socket"]
+
 _IDLE = 30
 """Seconds of silence before the first probe."""
 _INTERVAL = 10

@@ -2,6 +2,8 @@
 
 import logging
 
+__all__ = ["Notices"]
+
 _logger = logging.getLogger("onellm_async")
 
 

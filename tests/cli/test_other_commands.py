@@ -286,6 +286,26 @@ async def test_serve_makes_the_faults_it_is_told_to(start):
     assert example.endswith("chat 'Say hello' --dialect backend\n")
 
 
+async def test_serve_keeps_several_limits_at_once_and_says_what_is_left(start):
+    command = await start(
+        "serve", "--port", 0, "--window", "3/60s", "--window", "sliding:2/1h", "--max-concurrent", 8,
+        "--rate-headers", "--retry-after", "seconds",
+    )  # fmt: skip
+    url = re.search(r"http://\S+", (await command.process.stdout.readline()).decode())[0]
+    example = (await command.process.stdout.readline()).decode()
+    body = {"model": "GPT-5", "messages": [{"role": "user", "content": "Hi"}]}
+    found = []
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer any"}) as session:
+        for _ in range(3):
+            async with session.post(url, json=body) as reply:
+                left = reply.headers["x-ratelimit-remaining-requests"]
+                found.append((reply.status, left, reply.headers.get("Retry-After")))
+    assert found[:2] == [(200, "1", None), (200, "0", None)]
+    assert found[2][:2] == (429, "0")
+    assert 3500 < int(found[2][2]) <= 3600
+    assert example.endswith("chat 'Say hello' --rpm auto\n")
+
+
 async def test_serve_puts_a_real_model_behind_the_api(start, onellm):
     async def complete(request):
         body = await request.json()
@@ -319,6 +339,13 @@ async def test_serve_puts_a_real_model_behind_the_api(start, onellm):
         (("--key", "a=nan"), "--key needs a key, and a finite balance"),
         (("--truncate-rate", "2"), "truncate_rate is 2.0"),
         (("--database-places", "0"), "database_places is 0"),
+        (("--window", "40"), "A window is '40'; it must be COUNT/DURATION, for example 40/60s"),
+        (("--window", "40/0s"), "the DURATION of --window is 0.0"),
+        (("--window", "sliding:0/1m"), "the COUNT of --window is 0"),
+        (("--max-concurrent", "0"), "--max-concurrent is 0"),
+        (("--rpm", "-1"), "--rpm is -1.0"),
+        (("--background-rate", "-1"), "--background-rate is -1.0"),
+        (("--retry-after", "-1"), "retry_after is -1.0"),
         (("--upstream", "nowhere"), "'nowhere' is not an http or https URL"),
         (("--host", "203.0.113.1"), "Cannot listen on 203.0.113.1:"),
         (("--host", "0.0.0.0", "--upstream", "http://127.0.0.1:9"), "command line: --key KEY"),
