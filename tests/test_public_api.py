@@ -69,6 +69,7 @@ def test_importing_the_package_imports_only_what_a_chat_needs() -> None:
     modules = imported_by("from onellm_async import *")
     rooms = {name.split(".")[1] for name in modules if name.startswith("onellm_async.")}
     assert not rooms & {"server", "cli", "batch", "simulation", "quota", "testing", "integrations", "__main__"}
+    assert "gateway" not in rooms
     assert not modules & {
         "tenacity",
         "cyclopts",

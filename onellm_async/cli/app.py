@@ -77,6 +77,11 @@ app.command(
     help="Show the board on which the processes of a key share its rate.",
 )
 app.command(
+    "onellm_async.cli.gateway:gateway_command",
+    name="gateway",
+    help="Serve an OpenAI-compatible API in front of one key, for clients in any language.",
+)
+app.command(
     "onellm_async.cli.serve:serve_command",
     name="serve",
     help="Run a local OneLLM server for testing, with optional faults.",

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import ConnectionFlags, RequestFlags
 from onellm_async.client import AsyncOneLLM
@@ -76,6 +78,7 @@ async def connected(
     hooks: Iterable[Hook] = (),
     retry: RetryPolicy | None = None,
     rate_state: RateState | None = None,
+    max_pending: int | None = None,
 ) -> AsyncIterator[AsyncOneLLM]:
     """A client as the flags say; with ``--local`` also the server that it asks.
 
@@ -84,6 +87,7 @@ async def connected(
         hooks: Hear of every event.
         retry: When failed attempts are repeated.
         rate_state: What an earlier client learned about the rate.
+        max_pending: Most requests that may wait; None for no bound.
 
     Raises:
         ConfigurationError: If the key, the address or a limit is missing or unusable.
@@ -98,7 +102,7 @@ async def connected(
             api_key,
             base_url=base_url,
             timeout=Timeout(total=connecting.timeout),
-            limits=limits_from(connecting),
+            limits=evolve(limits_from(connecting), max_pending=max_pending),
             dialect=connecting.dialect_name,
             endpoints=connecting.endpoints,
             allow_insecure=connecting.allow_insecure,
