@@ -14,7 +14,8 @@ from benchmarks.peers import Contender
 from benchmarks.repetitions import Found, interleaved, spread
 from benchmarks.report import Section
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.journal import Intent, Journal, RecordState, Settled
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 
 Remember: TypeAlias = Callable[[int], Awaitable[None]]
 Store: TypeAlias = tuple[Remember, Remember, Callable[[], float]]
@@ -35,11 +36,14 @@ async def _journal(directory: Path) -> AsyncIterator[Store]:
     async with Journal.open(directory / "journal", RunIdentity(input="benchmark")) as journal:
 
         async def intend(index: int) -> None:
-            await journal.record_intent(Intent(index, index + 1, index * 7919, None, b"d" * 16, 0.01, 1.0, 100))
+            await journal.record_intent(
+                JournalRecord(index, index + 1, index * 7919, b"d" * 16, None, 0.01, 100, 1.0, 1)
+            )
 
         async def settle(index: int) -> None:
+            sent = (index, index + 1, index * 7919, b"d" * 16, None, 0.01, 100, 1.0, 0)
             await journal.record_outcome(
-                Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.001, 10, 20, 1.0, 0.5, _ANSWER)
+                JournalRecord(*sent, RecordState.ANSWERED, 2.0, 1, 0, 0.001, 10, 20, 1.0, 0.5, None, _ANSWER)
             )
 
         yield intend, settle, lambda: journal.commits

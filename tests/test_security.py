@@ -31,7 +31,8 @@ from onellm_async import (
     Timeout,
 )
 from onellm_async.batch.identity import RunIdentity
-from onellm_async.batch.journal.journal import Intent, Journal
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.record import JournalRecord
 
 CANARY = "sk-canary-0d9f5e"
 PASSWORD = "hunter2-5b1c"
@@ -188,13 +189,13 @@ async def test_the_key_gets_into_no_file_of_a_journal(tmp_path: Path) -> None:
     identity = RunIdentity(input="in.jsonl", base_url="https://host.example/", dialect=str(client))
     settings = {"limits": repr(client.limits), "client": repr(client)}
     async with Journal.open(tmp_path / "out.journal", identity, settings=settings) as journal:
-        await journal.record_intent(Intent(0, 1, 7, "id", b"digest", 0.1, 1000.0))
+        await journal.record_intent(JournalRecord(0, 1, 7, b"digest", "id", possibly_billed=1))
         journal.sample(1000.0, {"client": repr(client.snapshot())})
         for secretive in (ApiKey(CANARY), client):
             with pytest.raises(TypeError) as caught:
                 journal.sample(1001.0, {"key": secretive})
             assert CANARY not in everything_about(caught.value).replace("tests/test_security.py", "")
-        await journal.record_intent(Intent(1, 2, 7, "id", b"digest", 0.1, 1000.0))
+        await journal.record_intent(JournalRecord(1, 2, 7, b"digest", "id", possibly_billed=1))
         contents = contents_of(tmp_path)
     assert contents.keys() > {"out.journal", "out.journal-wal", "out.journal.lock"}
     for name, content in contents.items():

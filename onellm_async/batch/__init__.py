@@ -20,11 +20,11 @@ from onellm_async.batch.inputs.lines import LONGEST_LINE
 from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
 from onellm_async.batch.inputs.template import PromptTemplate
-from onellm_async.batch.journal.commands import send_command
+from onellm_async.batch.journal.commands import Command, send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import Command, JournalRecord, RecordState, RunCounts
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
 from onellm_async.batch.outputs.formats import OutputFormat, open_sink, output_format, output_format_named
 from onellm_async.batch.outputs.outlet import LineSink
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink

@@ -17,8 +17,7 @@ from onellm_async.batch.delivery import Delivery
 from onellm_async.batch.ending import Ending
 from onellm_async.batch.health import FIRST_TRIAL, OF_THE_LAST, READ_AHEAD, AlikeFailures, HealthMonitor, Verdict
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.record import Settled
+from onellm_async.batch.journal.record import JournalRecord, UnstorableRowError
 from onellm_async.batch.pool import Pool, spread
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunClient, RunJournal
@@ -39,7 +38,7 @@ class _Held:
     """A failure that is held back; `outcomes` and `answers` are those of the run when it came."""
 
     work_item: WorkItem
-    settled: Settled
+    settled: JournalRecord
     error: APIError
     outcomes: int
     answers: int
@@ -176,7 +175,7 @@ class Workers:
         if self._ending.over:
             self._ending.left_out = True
         elif work_item.copied is not None:
-            await self._delivery.settle(work_item, work_item.copy_of(work_item.copied), work_item.copied.result)
+            await self._delivery.settle(work_item, work_item.copy_of(work_item.copied))
         elif work_item.cached is not None:
             await self._settle(work_item, work_item.reused(work_item.cached))
         else:
@@ -266,7 +265,7 @@ class Workers:
             self._deduplicator.begin(heir)
             await self._ask(heir)
 
-    async def _deliver(self, work_item: WorkItem, settled: Settled) -> None:
+    async def _deliver(self, work_item: WorkItem, settled: JournalRecord) -> None:
         """Makes a failure an outcome."""
         self._failed_before.pop(work_item.entry.index, None)
         self._retried.discard(work_item.entry.index)
@@ -278,8 +277,8 @@ class Workers:
         else:
             await self._settle(work_item, settled)
 
-    async def _settle(self, work_item: WorkItem, settled: Settled) -> None:
-        row = await self._delivery.settle(work_item, settled, settled.result)
+    async def _settle(self, work_item: WorkItem, settled: JournalRecord) -> None:
+        row = await self._delivery.settle(work_item, settled)
         await self._delivery.settle_followers(work_item, row)
         self._deduplicator.end(work_item)
 

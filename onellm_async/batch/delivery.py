@@ -5,8 +5,7 @@ import time
 from collections.abc import Callable
 
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.journal.binding import UnstorableRowError
-from onellm_async.batch.journal.record import Intent, JournalRecord, RecordState, Settled
+from onellm_async.batch.journal.record import JournalRecord, RecordState, UnstorableRowError
 from onellm_async.batch.outputs.outlet import OrderedWriter
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.protocols import RunJournal
@@ -48,30 +47,28 @@ class Delivery:
         self._clock = clock
         self._failed: list[int] = []
 
-    async def settle(self, work_item: WorkItem, settled: Settled, result: bytes) -> JournalRecord:
-        """Delivers the outcome of a work item; gives the row that the journal has of it.
+    async def settle(self, work_item: WorkItem, record: JournalRecord) -> JournalRecord:
+        """Delivers the outcome of a work item; gives the record that the journal has of it.
 
         Raises:
             BatchError: If the journal cannot be written.
         """
         try:
-            await self._journal.record_outcome(settled)
+            await self._journal.record_outcome(record)
         except UnstorableRowError as error:
-            settled = work_item.unstorable(settled, error)
-            result = settled.result
-            await self._journal.record_outcome(settled)
-        row = work_item.row(settled, result)
-        if row.state is RecordState.FAILED:
-            self._failed.append(row.index)
-        self._tracker.settled(row, self._clock())
-        self._outlet.put(row.index, self._encode(row))
-        return row
+            record = work_item.unstorable(record, error)
+            await self._journal.record_outcome(record)
+        if record.state is RecordState.FAILED:
+            self._failed.append(record.index)
+        self._tracker.settled(record, self._clock())
+        self._outlet.put(record.index, self._encode(record))
+        return record
 
-    async def settle_followers(self, work_item: WorkItem, row: JournalRecord) -> None:
-        """Delivers `row`, the outcome of a work item, to all that follow it, and to those that join meanwhile."""
+    async def settle_followers(self, work_item: WorkItem, record: JournalRecord) -> None:
+        """Delivers `record`, the outcome of a work item, to all that follow it, and to those that join meanwhile."""
         while work_item.followers:
             followers, work_item.followers = work_item.followers, []
-            await asyncio.gather(*(self.settle(follower, follower.copy_of(row), row.result) for follower in followers))
+            await asyncio.gather(*(self.settle(follower, follower.copy_of(record)) for follower in followers))
 
     async def reopen(self, *, hold_ambiguous: bool) -> None:
         """Makes what failed in this session never sent, so that the next session asks it again.
@@ -103,14 +100,15 @@ class Delivery:
         self._on_bad_line(error)
 
 
-def _intent_again(row: JournalRecord) -> Intent:
-    return Intent(
-        index=row.index,
-        line=row.line,
-        digest=row.digest,
-        custom_id=row.custom_id,
-        request_digest=row.request_digest,
-        reserved=row.reserved,
-        reserved_tokens=row.reserved_tokens,
-        at=time.time(),
+def _intent_again(record: JournalRecord) -> JournalRecord:
+    return JournalRecord(
+        index=record.index,
+        line=record.line,
+        line_digest=record.line_digest,
+        request_digest=record.request_digest,
+        custom_id=record.custom_id,
+        reserved=record.reserved,
+        reserved_tokens=record.reserved_tokens,
+        sent_at=time.time(),
+        possibly_billed=record.possibly_billed + 1,
     )

@@ -144,7 +144,7 @@ class _Known:
             self._rows = {row.index: row for row in self._journal.records(entry.index, entry.index + _ROWS - 1)}
             self._end = entry.index + _ROWS
         row = self._rows.get(entry.index)
-        if row is not None and row.digest != entry.digest:
+        if row is not None and row.line_digest != entry.digest:
             raise BatchError(
                 f"{entry.source}:{entry.line} is not what it was when this run began.",
                 advice="Give the run its old input back, or begin another one with another output.",

@@ -9,7 +9,7 @@ from attrs import asdict, evolve
 from onellm_async.batch.asking import Workers
 from onellm_async.batch.ending import Ending
 from onellm_async.batch.health import HealthMonitor
-from onellm_async.batch.journal.record import Command
+from onellm_async.batch.journal.commands import Command
 from onellm_async.batch.outputs.outlet import OrderedWriter
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.protocols import RunClient, RunJournal

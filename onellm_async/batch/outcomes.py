@@ -74,22 +74,12 @@ _POSSIBLY_BILLED = dump_json(
     }
 )
 """The failure of a row that has no outcome yet."""
-_NO_OUTCOME = dump_json(
-    {
-        "type": "NoOutcome",
-        "message": "The journal has no outcome of it. Run the same command again with --retry-failed.",
-        "status_code": None,
-    }
-)
-"""The failure of a duplicate whose original has lost its own; only journals of earlier versions have such."""
 
 
 def outcome_of(row: JournalRecord) -> tuple[bool, bytes]:
     """What an output says of a row: whether it is an answer, and the answer or the failure as JSON."""
     if row.state is RecordState.IN_FLIGHT:
         return False, _POSSIBLY_BILLED
-    if not row.result:
-        return False, _NO_OUTCOME
     if row.state is not RecordState.ANSWERED:
         return False, row.result
     return True, row.result if row.attempts else _free_of_charge(row.result)

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from statistics import stdev
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from onellm_async.batch.causes import CauseCounts, flaw_of
 from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
@@ -100,11 +100,9 @@ class ProgressTracker:
         self.trial_at: float | None = None
         """When the next single prompt is tried in a pause; None while one is."""
         self._ceiling = ceiling
-        self._completed = self._failed = self._completed_before = self._held = self._deduplicated = self._bad_lines = 0
+        self._counts = RunCounts()
+        self._completed_before = self._held = self._bad_lines = 0
         self._rate_limited = self._retries = 0
-        self._input_tokens = self._output_tokens = 0
-        self._cost = 0.0
-        self._unpriced = 0
         self._in_flight: set[int] = set()
         self._recent: deque[list[int]] = deque()
         self._notable: Counter[str] = Counter()
@@ -169,8 +167,7 @@ class ProgressTracker:
 
     def reopened(self, number: int) -> None:
         """So many failures of this session are outcomes no more."""
-        self._completed -= number
-        self._failed -= number
+        self._counts = evolve(self._counts, failed=self._counts.failed - number)
 
     def resumed(self, row: JournalRecord, *, held: bool = False) -> None:
         """Counts an outcome of an earlier session."""
@@ -179,21 +176,18 @@ class ProgressTracker:
         self._count(row)
 
     def _count(self, row: JournalRecord) -> None:
-        self._completed += 1
-        if row.state is not RecordState.ANSWERED:
-            self._failed += 1
-            return
-        if row.copy_of is not None:
-            self._deduplicated += 1
-            return
-        if (flaw := flaw_of(row.result)) is not None:
+        self._counts = self._counts.replacing(None, row)
+        if row.state is RecordState.ANSWERED and row.copy_of is None and (flaw := flaw_of(row.result)) is not None:
             self._notable[flaw] += 1
-        self._input_tokens += row.input_tokens or 0
-        self._output_tokens += row.output_tokens or 0
-        if row.cost is None:
-            self._unpriced += 1
-        else:
-            self._cost += row.cost
+
+    @property
+    def _failed(self) -> int:
+        """Failures. A prompt that is held back without an outcome is one, too."""
+        return self._counts.failed + self._counts.in_flight
+
+    @property
+    def _completed(self) -> int:
+        return self._counts.answered + self._failed
 
     def found(self, counts: RunCounts, notable: Mapping[str, int] = {}) -> None:
         """Counts a whole run of earlier sessions, to which this one had nothing to add.
@@ -203,11 +197,8 @@ class ProgressTracker:
             notable: As `RunProgress.notable`.
         """
         self._notable = Counter(notable)
-        self._completed = self._completed_before = counts.answered + counts.failed
-        self._failed = counts.failed
-        self._deduplicated = counts.deduplicated
-        self._cost, self._unpriced = counts.cost, counts.unpriced
-        self._input_tokens, self._output_tokens = counts.input_tokens, counts.output_tokens
+        self._counts = evolve(counts, in_flight=0)
+        self._completed_before = self._completed
         self._bad_lines = 0 if self.total is None else max(0, self.total - self._completed - counts.in_flight)
 
     def bad_line(self) -> None:
@@ -226,16 +217,16 @@ class ProgressTracker:
             failed=self._failed + self.failing,
             completed_before=self._completed_before,
             held=self._held,
-            deduplicated=self._deduplicated,
+            deduplicated=self._counts.deduplicated,
             bad_lines=self._bad_lines,
             total=self.total,
             in_flight=len(self._in_flight),
             rate_limited=self._rate_limited,
             retries=self._retries,
-            input_tokens=self._input_tokens,
-            output_tokens=self._output_tokens,
-            cost=self._cost,
-            unpriced=self._unpriced,
+            input_tokens=self._counts.input_tokens,
+            output_tokens=self._counts.output_tokens,
+            cost=self._counts.cost,
+            unpriced=self._counts.unpriced,
             elapsed=elapsed,
             rate=rate,
             eta=eta,

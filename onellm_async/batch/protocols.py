@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RunCounts, Settled
+from onellm_async.batch.journal.commands import Command
+from onellm_async.batch.journal.record import JournalRecord, RunCounts
 from onellm_async.call import AttemptHooks
 from onellm_async.chat import JSON, ChatRequest, ChatResponse
 from onellm_async.limits.permit import RequestGroup
@@ -74,14 +75,14 @@ class RunJournal(Protocol):
     def resumed(self) -> bool:
         """Whether an earlier session left anything in it."""
 
-    async def record_intent(self, intent: Intent) -> None:
-        """Returns when `intent` is durable."""
+    async def record_intent(self, record: JournalRecord) -> None:
+        """Returns when it is durable that a request is about to be sent."""
 
-    async def record_outcome(self, settled: Settled) -> None:
-        """Returns when `settled` is durable."""
+    async def record_outcome(self, record: JournalRecord) -> None:
+        """Returns when an outcome is durable."""
 
     async def retract_intent(self, index: int) -> None:
-        """Returns when it is durable that the entry was not sent after all."""
+        """Returns when it is durable that the last attempt of an entry was not sent."""
 
     def bad_line(self, error: LineError) -> None:
         """Keeps a bad line for the report."""
@@ -93,10 +94,10 @@ class RunJournal(Protocol):
         """What there is so far."""
 
     def records(self, first: int, last: int) -> Sequence[JournalRecord]:
-        """The rows of the entries from index `first` to `last`, both included, in order."""
+        """The records of the entries from index `first` to `last`, both included, in order."""
 
     def record(self, index: int) -> JournalRecord | None:
-        """The row of one entry."""
+        """The record of one entry."""
 
     def commands(self) -> Sequence[Command]:
         """What other terminals asked for since the last time."""

@@ -8,7 +8,7 @@ from attrs import evolve
 from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
 from onellm_async.batch.budget_gate import BudgetGate
 from onellm_async.batch.inputs.entry import Entry, ParsedEntry
-from onellm_async.batch.journal.record import Intent, JournalRecord, RecordState, Settled
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.batch.protocols import RunJournal
 from onellm_async.call import Attempt
@@ -46,7 +46,7 @@ class WorkItem:
         "_budget_gate",
         "_charge",
         "_clock",
-        "_earlier_lost",
+        "_earlier",
         "_held",
         "_journal",
         "_left_at",
@@ -89,7 +89,7 @@ class WorkItem:
         self._started = self._left_at = clock()
         self._sent_at: float | None = None
         self._noted: Charge | None = None
-        self._earlier_lost = 0 if earlier is None else earlier.possibly_billed
+        self._earlier = earlier
         self._lost_before = self._attempts_before = 0
         self._held = False
 
@@ -127,21 +127,9 @@ class WorkItem:
         Raises:
             BatchError: If the journal cannot be written.
         """
-        sent_at = time()
-        await self._journal.record_intent(
-            Intent(
-                index=self.entry.index,
-                line=self.entry.line,
-                digest=self.entry.digest,
-                custom_id=self.item.custom_id,
-                request_digest=self.item.request_digest,
-                reserved=None if self._charge is None else self._charge.cost,
-                reserved_tokens=None if self._charge is None else self._charge.tokens,
-                possibly_billed=self.lost,
-                at=sent_at,
-            )
-        )
-        self.intended, self._sent_at, self._noted = True, sent_at, self._charge
+        self._sent_at = time()
+        await self._journal.record_intent(self._record(possibly_billed=self.lost + 1))
+        self.intended, self._noted = True, self._charge
 
     def _close(self, lost: int, actual: Charge) -> None:
         """The attempt in flight is over; where it may have been billed unanswered, its money is gone for good."""
@@ -153,7 +141,7 @@ class WorkItem:
                 self._budget_gate.settle(self._charge, actual)
         self.lost = lost
 
-    def answered(self, response: ChatResponse) -> Settled:
+    def answered(self, response: ChatResponse) -> JournalRecord:
         """Settles the money of an answer, and tells what to write down."""
         input_tokens, output_tokens = billed_tokens(response.usage)
         self.lost = self._lost_before + response.possibly_billed
@@ -173,7 +161,7 @@ class WorkItem:
             output_tokens=output_tokens,
         )
 
-    def failed(self, error: OneLLMError) -> Settled:
+    def failed(self, error: OneLLMError) -> JournalRecord:
         """Settles the money of a failure, and tells what to write down."""
         self._close(self._lost_before + error.possibly_billed, NOTHING)
         return self._settled(RecordState.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
@@ -188,14 +176,13 @@ class WorkItem:
         cost: float | None = None,
         input_tokens: int | None = None,
         output_tokens: int | None = None,
-    ) -> Settled:
+    ) -> JournalRecord:
         now = self._clock()
-        return Settled(
-            index=self.entry.index,
-            state=state,
-            at=time(),
-            attempts=attempts,
+        return self._record(
             possibly_billed=self.lost,
+            state=state,
+            completed_at=time(),
+            attempts=attempts,
             rate_limited=rate_limited,
             cost=cost,
             input_tokens=input_tokens,
@@ -205,12 +192,59 @@ class WorkItem:
             result=result,
         )
 
-    def unstorable(self, settled: Settled, error: OneLLMError) -> Settled:
-        """What to write down instead where the journal cannot store `settled`: a failure that says so."""
+    def _record(
+        self,
+        *,
+        possibly_billed: int,
+        state: RecordState = RecordState.IN_FLIGHT,
+        completed_at: float | None = None,
+        attempts: int = 0,
+        rate_limited: int = 0,
+        cost: float | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        elapsed: float | None = None,
+        latency: float | None = None,
+        copy_of: int | None = None,
+        result: bytes = b"",
+    ) -> JournalRecord:
+        """What the journal has of the entry, with the possibly billed attempts of earlier sessions."""
+        earlier, charge = self._earlier, self._charge if self._sent_at is not None else None
+        reserved = None if charge is None else charge.cost
+        reserved_tokens = None if charge is None else charge.tokens
+        if earlier is not None:
+            possibly_billed += earlier.possibly_billed
+            reserved = earlier.reserved if reserved is None else reserved
+            reserved_tokens = earlier.reserved_tokens if reserved_tokens is None else reserved_tokens
+        return JournalRecord(
+            index=self.entry.index,
+            line=self.entry.line,
+            line_digest=self.entry.digest,
+            request_digest=self.item.request_digest,
+            custom_id=self.item.custom_id,
+            reserved=reserved,
+            reserved_tokens=reserved_tokens,
+            sent_at=self._sent_at,
+            possibly_billed=possibly_billed,
+            state=state,
+            completed_at=completed_at,
+            attempts=attempts,
+            rate_limited=rate_limited,
+            cost=cost,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            elapsed=elapsed,
+            latency=latency,
+            copy_of=copy_of,
+            result=result,
+        )
+
+    def unstorable(self, record: JournalRecord, error: OneLLMError) -> JournalRecord:
+        """What to write down instead where the journal cannot store `record`: a failure that says so."""
         return evolve(
-            settled,
+            record,
             state=RecordState.FAILED,
-            at=time(),
+            completed_at=time(),
             elapsed=0.0,
             latency=None,
             input_tokens=None,
@@ -220,59 +254,30 @@ class WorkItem:
             custom_id=None,
         )
 
-    def copy_of(self, row: JournalRecord) -> Settled:
-        """What to write down where `row`, of an identical request, has the outcome.
+    def copy_of(self, original: JournalRecord) -> JournalRecord:
+        """What to write down where `original`, of an identical request, has the outcome. A copy costs nothing.
 
-        An answer stays where it is, for good; a failure goes when its original is asked again, so its text is copied.
+        An answer stays where it is, for good. A failure goes when its original is retried, so its text is copied.
         """
-        if row.state is not RecordState.ANSWERED:
-            return self._unsent(row.state, row.result)
-        settled = self._unsent(row.state, b"")
-        return evolve(settled, copy_of=row.index if row.copy_of is None else row.copy_of)
+        if original.state is not RecordState.ANSWERED:
+            return self._unsent(original.state, original.result)
+        return self._unsent(
+            original.state, original.result, original.index if original.copy_of is None else original.copy_of
+        )
 
-    def reused(self, row: JournalRecord) -> Settled:
-        """What to write down where `row`, of an earlier run, has the answer."""
-        return self._unsent(RecordState.ANSWERED, row.result)
+    def reused(self, answer: JournalRecord) -> JournalRecord:
+        """What to write down where `answer`, of an earlier run, is the answer."""
+        return self._unsent(RecordState.ANSWERED, answer.result)
 
-    def _unsent(self, state: RecordState, result: bytes) -> Settled:
-        return evolve(
-            self._settled(state, result, attempts=0),
+    def _unsent(self, state: RecordState, result: bytes, copy_of: int | None = None) -> JournalRecord:
+        return self._record(
+            possibly_billed=self.lost,
+            state=state,
+            completed_at=time(),
             cost=0.0,
             input_tokens=0,
             output_tokens=0,
-            latency=None,
-            line=self.entry.line,
-            digest=self.entry.digest,
-            custom_id=self.item.custom_id,
-            request_digest=self.item.request_digest,
-        )
-
-    def row(self, settled: Settled, result: bytes) -> JournalRecord:
-        """The row that the journal has of it, now that it is settled.
-
-        Args:
-            settled: The outcome.
-            result: The answer or the failure.
-        """
-        return JournalRecord(
-            index=self.entry.index,
-            line=self.entry.line,
-            digest=self.entry.digest,
-            custom_id=self.item.custom_id,
-            request_digest=self.item.request_digest,
-            state=settled.state,
-            attempts=settled.attempts,
-            possibly_billed=self._earlier_lost + self.lost,
-            rate_limited=settled.rate_limited,
-            reserved=None if self._noted is None else self._noted.cost,
-            reserved_tokens=None if self._noted is None else self._noted.tokens,
-            cost=settled.cost,
-            input_tokens=settled.input_tokens,
-            output_tokens=settled.output_tokens,
-            sent_at=self._sent_at,
-            completed_at=settled.at,
-            elapsed=settled.elapsed,
-            latency=settled.latency,
+            elapsed=self._clock() - self._started,
+            copy_of=copy_of,
             result=result,
-            copy_of=settled.copy_of,
         )

@@ -18,9 +18,22 @@ REFUSED = {"type": "AuthenticationError", "message": "No such key", "status_code
 
 def row(state, result, *, index=2, custom_id="a", attempts=1):
     return JournalRecord(
-        index, 5, 77, custom_id, b"d" * 16, state, attempts, 0, 0, None, None, 0.5, 3, 5, 1233.0, 1234.5, 1.0, 1.0,
-        dump_json(result) if result is not None else b"", None,
-    )  # fmt: skip
+        index=index,
+        line=5,
+        line_digest=77,
+        request_digest=b"d" * 16,
+        custom_id=custom_id,
+        sent_at=1233.0,
+        state=state,
+        completed_at=1234.5,
+        attempts=attempts,
+        cost=0.5,
+        input_tokens=3,
+        output_tokens=5,
+        elapsed=1.0,
+        latency=1.0,
+        result=dump_json(result) if result is not None else b"",
+    )
 
 
 def answered(**changes):

@@ -4,7 +4,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import AnswerCache, Journal, JournalReader, RunIdentity, RunPolicy, entries_from, run_batch
-from onellm_async.batch.journal.record import Intent
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.errors import BatchError
 from onellm_async.testing import FakeTransport
 
@@ -132,7 +132,9 @@ async def test_what_may_have_been_billed_in_a_crash_stays_at_risk_when_a_cache_h
     async with Journal.open(
         tmp_path / "tuesday.journal", RunIdentity(input="tuesday", base_url="https://a.example")
     ) as journal:
-        await journal.record_intent(Intent(0, 1, entry.digest, None, entry.item().request_digest, 0.5, 1000.0, 50))
+        await journal.record_intent(
+            JournalRecord(0, 1, entry.digest, entry.item().request_digest, None, 0.5, 50, 1000.0, 1)
+        )
     with AnswerCache([str(tmp_path / "monday.journal")]) as cache:
         asked, written, report = await ask("tuesday", "a", cache=cache)
 

@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pytest
 from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_examples import IDENTITY, answer, failure, intent
+from journal_examples import IDENTITY
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch import Entry, HealthPolicy, Journal, JournalReader, ParsedEntry, RunPolicy, output_format_named
@@ -175,24 +174,3 @@ def test_every_exported_line_is_the_answer_or_the_failure_of_its_own_entry(sessi
         asyncio.run(sit(path, last))
         with JournalReader.open(path) as journal:
             assert (journal.counts().answered, journal.counts().failed) == (len(PROMPTS), 0)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "out.journal"
-
-
-@pytest.mark.parametrize("shape", [JSONL, OPENAI_BATCH, CSV])
-async def test_a_duplicate_whose_original_lost_its_failure_is_still_a_record(path, shape):
-    """As earlier versions left it: the duplicate of a failure points at its original, which is asked once more."""
-    async with Journal.open(path, IDENTITY) as journal:
-        await journal.record_intent(intent(0))
-        await journal.record_outcome(failure(0))
-        await journal.record_outcome(failure(1, copy_of=0, request_digest=b"d" * 16))
-        await journal.record_intent(intent(0))
-        (copy,) = journal.records(1, 1)
-        line = shape.encode(copy)
-        assert b"--retry-failed" in line
-        await journal.record_outcome(answer(0))
-        (copy,) = journal.records(1, 1)
-        assert shape.encode(copy) == line

@@ -2,6 +2,7 @@ import asyncio
 import os
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,12 +10,14 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_examples import IDENTITY, answer, failure, intent
+from journal_examples import IDENTITY, answer, duplicate, failure, intent
 
 from onellm_async import ApiKey
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.journal import Journal, RecordState, RunCounts
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import COUNTS, JournalRecord, RecordState, RunCounts, UnstorableRowError
 from onellm_async.errors import BatchError
 
 
@@ -99,53 +102,90 @@ async def test_intents_after_a_withdrawal_of_the_same_turn_of_the_loop_stay(path
         assert journal.counts().in_flight == 2
 
 
-async def test_a_settled_entry_is_not_forgotten_and_its_first_outcome_stays(path: Path) -> None:
+async def test_an_answer_stays_and_a_failure_gives_way_to_a_later_outcome(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0))
         await journal.record_outcome(answer(0))
         await journal.retract_intent(0)
         await journal.record_outcome(failure(0))
-        (row,) = journal.records(0, 0)
-        assert row.state is RecordState.ANSWERED
+        assert journal.records(0, 0) == [answer(0)]
         assert (journal.counts().answered, journal.counts().failed) == (1, 0)
+        await journal.record_outcome(failure(1))
+        await journal.retract_intent(1)
+        assert journal.record(1) == failure(1)
+        await journal.record_outcome(duplicate(1, answer(0)))
+        assert journal.record(1) == duplicate(1, answer(0))
+        assert (journal.counts().answered, journal.counts().failed) == (2, 0)
 
 
-async def test_an_entry_sent_again_by_a_later_session_keeps_the_first_one_at_risk(path: Path) -> None:
+async def test_possibly_billed_attempts_stay_at_risk_in_later_sessions(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0))
-        await journal.record_intent(intent(0, possibly_billed=1))
-        assert journal.counts().at_risk == pytest.approx(0.02)
-        assert journal.counts().possibly_billed == 1
+        await journal.record_intent(intent(0, possibly_billed=2))
+        assert journal.counts() == RunCounts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.record_intent(intent(0))
-        assert journal.counts().at_risk == pytest.approx(0.03)
-        await journal.record_outcome(answer(0, possibly_billed=1))
+        await journal.record_intent(intent(0, possibly_billed=3))
+        assert journal.counts().at_risk == 0.03
+        await journal.record_outcome(answer(0, possibly_billed=3))
         assert journal.counts() == RunCounts(
             answered=1,
             possibly_billed=3,
             cost=0.002,
             input_tokens=10,
             output_tokens=20,
-            at_risk=pytest.approx(0.03),
+            at_risk=0.03,
             at_risk_tokens=150,
         )
-        assert journal.records(0, 0)[0].possibly_billed == 3
+        assert journal.records(0, 0) == [answer(0, possibly_billed=3)]
 
 
-async def test_a_failure_that_is_asked_again_is_under_way_and_its_risk_stays(path: Path) -> None:
+async def test_a_failure_that_is_retried_is_in_flight_and_its_risk_stays(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0))
         await journal.record_outcome(failure(0, possibly_billed=2))
         assert journal.counts() == RunCounts(failed=1, possibly_billed=2, at_risk=0.02, at_risk_tokens=100)
     async with Journal.open(path, IDENTITY) as journal:
-        await journal.record_intent(intent(0))
+        await journal.record_intent(intent(0, possibly_billed=3))
         assert journal.records(0, 0)[0].state is RecordState.IN_FLIGHT
         assert journal.counts() == RunCounts(in_flight=1, possibly_billed=2, at_risk=0.03, at_risk_tokens=150)
         await journal.retract_intent(0)
         assert journal.counts() == RunCounts(in_flight=1, possibly_billed=1, at_risk=0.02, at_risk_tokens=100)
+        await journal.record_intent(intent(0, possibly_billed=3))
+        await journal.record_outcome(answer(0, possibly_billed=2))
+        assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
+
+
+async def test_a_failure_is_never_sent_when_its_retry_is_retracted(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.record_intent(intent(0))
+        await journal.record_outcome(failure(0))
+        await asyncio.gather(journal.record_intent(intent(0)), journal.retract_intent(0))
+        assert (journal.record(0), journal.counts()) == (None, RunCounts())
+        await journal.record_outcome(failure(0))
+        assert journal.record(0) == failure(0)
+
+
+async def test_an_answered_entry_is_not_sent_again(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0))
         await journal.record_outcome(answer(0))
-        assert (journal.counts().answered, journal.counts().failed, journal.counts().at_risk) == (1, 0, 0.02)
+        with pytest.raises(UnstorableRowError, match="Entry 0 has an answer already"):
+            await journal.record_intent(intent(0, possibly_billed=2))
+        assert journal.record(0) == answer(0)
+        await journal.record_intent(intent(1))
+
+
+async def test_all_steps_of_an_entry_in_one_transaction_have_their_order(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await asyncio.gather(
+            journal.record_intent(intent(0)),
+            journal.record_outcome(failure(0)),
+            journal.record_intent(intent(0)),
+            journal.record_outcome(answer(0)),
+            journal.record_outcome(failure(0)),
+        )
+        assert journal.record(0) == answer(0)
+        assert journal.counts() == RunCounts().replacing(None, answer(0))
 
 
 async def test_an_answer_of_unknown_cost_is_at_risk(path: Path) -> None:
@@ -155,54 +195,24 @@ async def test_an_answer_of_unknown_cost_is_at_risk(path: Path) -> None:
         assert journal.counts() == RunCounts(answered=1, unpriced=1, at_risk=0.01, at_risk_tokens=50)
 
 
-async def test_an_identical_request_has_the_answer_of_the_first_one_and_costs_nothing(path: Path) -> None:
+async def test_a_duplicate_has_the_answer_of_the_original_and_costs_nothing(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0))
         await journal.record_outcome(answer(0))
-        same = answer(1, copy_of=0, result=b"", cost=0.0, attempts=0, latency=None, input_tokens=0, output_tokens=0)
-        await journal.record_outcome(evolve(same, line=2, digest=-5, custom_id="twin", request_digest=b"r"))
-        row = journal.record(1)
-        assert row is not None
-        assert (row.result, row.copy_of, row.line, row.digest, row.custom_id) == (b'{"content":"0"}', 0, 2, -5, "twin")
-        assert row.sent_at is None
-        counts = journal.counts()
-        assert (counts.answered, counts.deduplicated, counts.in_flight, counts.cost, counts.at_risk) == (
-            2,
-            1,
-            0,
-            0.002,
-            0,
-        )
+        before = journal.counts()
+        copy = duplicate(1, answer(0), line_digest=-5, custom_id="twin")
+        await journal.record_outcome(copy)
+        assert journal.record(1) == copy
+        assert journal.counts() == evolve(before, answered=2, deduplicated=1)
 
 
 async def test_a_million_and_sixty_four_bits_come_back(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(
-            intent(10**12, digest=-(2**63), reserved=None, reserved_tokens=None, custom_id=None)
+            intent(10**12, line_digest=-(2**63), reserved=None, reserved_tokens=None, custom_id=None)
         )
         (row,) = journal.records(0, 2**62)
-        assert (row.index, row.digest, row.reserved, row.custom_id) == (10**12, -(2**63), None, None)
-
-
-async def test_the_totals_never_differ_from_the_rows(path: Path) -> None:
-    async with Journal.open(path, IDENTITY) as journal:
-        for index in range(60):
-            await journal.record_intent(intent(index))
-            if index % 3 == 0:
-                await journal.record_outcome(answer(index))
-            elif index % 3 == 1:
-                await journal.record_outcome(failure(index, possibly_billed=index % 2))
-            if index % 7 == 0:
-                await journal.retract_intent(index)
-            if index % 5 == 1:
-                await journal.record_intent(intent(index))
-        rows, counts = journal.records(0, 99), journal.counts()
-        by_state = {state: [row for row in rows if row.state is state] for state in RecordState}
-        assert counts.answered == len(by_state[RecordState.ANSWERED])
-        assert counts.failed == len(by_state[RecordState.FAILED])
-        assert counts.in_flight == len(by_state[RecordState.IN_FLIGHT])
-        assert counts.at_risk == pytest.approx(sum(row.possibly_billed * 0.01 for row in rows))
-        assert counts.possibly_billed == sum(row.possibly_billed for row in rows) - counts.in_flight
+        assert (row.index, row.line_digest, row.reserved, row.custom_id) == (10**12, -(2**63), None, None)
 
 
 async def test_nothing_is_written_after_the_end_and_that_is_said(path: Path) -> None:
@@ -294,50 +304,100 @@ async def test_force_begins_anew(path: Path) -> None:
         assert reader.identity == other
 
 
-STEPS = ("intend", "answer", "unknown", "fail", "forget", "crash")
+amounts = st.one_of(st.none(), st.integers(0, 10**9).map(lambda millionths: millionths / 1e6))
+tokens = st.one_of(st.none(), st.integers(0, 10**6))
+
+
+@st.composite
+def records_of(draw: st.DrawFn, index: int) -> JournalRecord:
+    """Any record of an entry, as a run could write it."""
+    state = draw(st.sampled_from(RecordState))
+    made = intent(
+        index,
+        state=state,
+        reserved=draw(amounts),
+        reserved_tokens=draw(tokens),
+        custom_id=draw(st.sampled_from([None, "id", "\ud800"])),
+        possibly_billed=draw(st.integers(state is RecordState.IN_FLIGHT, 3)),
+    )
+    if state is RecordState.IN_FLIGHT:
+        return made
+    return evolve(
+        made,
+        completed_at=draw(st.floats(0, 2e9)),
+        attempts=draw(st.integers(0, 5)),
+        rate_limited=draw(st.integers(0, 5)),
+        cost=draw(amounts),
+        input_tokens=draw(tokens),
+        output_tokens=draw(tokens),
+        elapsed=draw(st.floats(0, 1e6)),
+        latency=draw(st.none() | st.floats(0, 1e6)),
+        result=b"{}",
+    )
+
+
 steps = st.lists(
-    st.tuples(st.sampled_from(["intend", "answer", "unknown", "fail", "forget", "crash"]), st.integers(0, 4)),
-    max_size=25,
+    st.one_of(
+        st.just("crash"),
+        st.integers(0, 4),  # retracted
+        st.integers(0, 4).flatmap(records_of),
+        st.lists(st.integers(0, 4).flatmap(records_of), min_size=2, max_size=4),  # in one transaction
+    ),
+    max_size=20,
 )
 
 
 @given(steps)
-@settings(max_examples=25)
-def test_no_order_of_steps_and_crashes_parts_the_totals_from_the_rows(steps: list[tuple[str, int]]) -> None:
+@settings(max_examples=40, deadline=None)
+def test_after_any_order_of_steps_and_crashes_the_totals_are_the_fold_over_the_records(steps: list[object]) -> None:
+    async def write(journal: Journal, record: JournalRecord) -> None:
+        with suppress(UnstorableRowError):  # the entry has an answer
+            await (journal.record_outcome if record.completed else journal.record_intent)(record)
+
     async def walk(path: Path) -> None:
-        journal = Journal.open(path, IDENTITY)
-        for step, index in steps:
-            row = journal.record(index)
-            sent = row is not None and row.state is RecordState.IN_FLIGHT
+        journal, null = Journal.open(path, IDENTITY), NullJournal()
+        held, folded = dict[int, JournalRecord](), RunCounts()
+        for step in steps:
             if step == "crash":
                 await journal.aclose()
                 journal = Journal.open(path, IDENTITY)
-            elif step == "intend":
-                if row is None or row.state is not RecordState.ANSWERED:
-                    await journal.record_intent(intent(index))
-            elif sent and step == "answer":
-                await journal.record_outcome(answer(index, possibly_billed=1))
-            elif sent and step == "unknown":
-                await journal.record_outcome(answer(index, cost=None))
-            elif sent and step == "fail":
-                await journal.record_outcome(failure(index, possibly_billed=2))
-            elif step == "forget":
-                await journal.retract_intent(index)
-        rows, counts = journal.records(0, 9), journal.counts()
+            elif isinstance(step, int):
+                await journal.retract_intent(step)
+            else:
+                made = step if isinstance(step, list) else [step]
+                await asyncio.gather(*(write(journal, record) for record in made))
+            held = {record.index: record for record in journal.records(0, 9)}
+            folded = RunCounts()
+            for record in held.values():
+                folded = folded.replacing(None, record)
+            assert journal.counts() == folded
         await journal.aclose()
-        unpriced = sum(row.state is RecordState.ANSWERED and row.cost is None for row in rows)
-        billed = sum(row.possibly_billed for row in rows)
-        states = [row.state for row in rows]
-        assert [counts.answered, counts.failed, counts.in_flight] == [
-            states.count(state) for state in (RecordState.ANSWERED, RecordState.FAILED, RecordState.IN_FLIGHT)
-        ]
-        assert (counts.unpriced, counts.possibly_billed) == (unpriced, billed - counts.in_flight)
-        assert counts.at_risk == pytest.approx(0.01 * (billed + unpriced))
-        assert counts.at_risk_tokens == 50 * billed
-        assert counts.cost == pytest.approx(sum(row.cost or 0.0 for row in rows))
+        with JournalReader.open(path) as reader:
+            assert reader.counts() == folded
+            assert list(reader.records()) == list(held.values())
+        for record in held.values():
+            await write(null, record)
+        assert null.counts() == RunCounts().replacing_all((None, record) for record in held.values())
 
     with TemporaryDirectory() as directory:
         asyncio.run(walk(Path(directory, "out.journal")))
+
+
+@given(st.integers(0, 4).flatmap(records_of))
+@settings(max_examples=40, deadline=None)
+def test_a_record_is_read_back_field_by_field(record: JournalRecord) -> None:
+    async def walk(path: Path) -> None:
+        async with Journal.open(path, IDENTITY) as journal:
+            await (journal.record_outcome if record.completed else journal.record_intent)(record)
+            assert journal.record(record.index) == record
+
+    with TemporaryDirectory() as directory:
+        asyncio.run(walk(Path(directory, "out.journal")))
+
+
+def test_type_checkers_know_every_total_of_a_record() -> None:
+    assert set(RunCounts.__annotations__) == set(COUNTS)
+    assert set(RunCounts().to_dict()) == set(COUNTS)
 
 
 def test_the_journal_of_a_run_that_could_not_begin_is_removed_with_everything_beside_it(path: Path) -> None:

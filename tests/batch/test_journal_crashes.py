@@ -11,11 +11,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from journal_examples import IDENTITY, answer, intent
+from journal_examples import IDENTITY, answer, duplicate, intent
 
 from onellm_async.batch.journal.file import create
-from onellm_async.batch.journal.journal import Journal, RecordState
+from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 
@@ -183,7 +184,7 @@ async def test_a_journal_cut_anywhere_after_a_crash_opens_whole_or_is_refused(pa
 async def _ended_cleanly(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         for index in range(30):
-            await journal.record_outcome(answer(index, copy_of=0))
+            await journal.record_outcome(duplicate(index, answer(0)))
 
 
 def test_a_journal_cut_after_a_clean_end_is_refused_wherever_it_is_cut(path: Path) -> None:
@@ -295,7 +296,7 @@ def test_a_new_journal_that_cannot_be_begun_leaves_nothing(path: Path, monkeypat
     def full(path: Path) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("onellm_async.batch.journal.opening._version", partial(full, path))
+    monkeypatch.setattr("onellm_async.batch.journal.file._version", partial(full, path))
     with pytest.raises(BatchError):
         Journal.open(path, IDENTITY)
     assert list(path.parent.iterdir()) == []

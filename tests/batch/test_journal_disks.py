@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from journal_examples import IDENTITY, answer, intent
+from journal_examples import IDENTITY, answer, duplicate, intent
 
 from onellm_async.batch.journal import writer as journal_writer
 from onellm_async.batch.journal.file import to_batch_error
-from onellm_async.batch.journal.journal import Journal, RecordState
+from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.errors import BatchError
 
 BIG = b'{"content":"%s"}' % (b"x" * 20_000)
@@ -83,7 +84,7 @@ async def test_on_a_full_disk_outcomes_are_written_and_nothing_new_is_begun(smal
             await journal.record_intent(intent(40))
         demand_advice_on_space(refused.value)
         with pytest.raises(BatchError, match="disk is full"):
-            await journal.record_outcome(answer(41, result=b"", copy_of=0))
+            await journal.record_outcome(duplicate(41, answer(0)))
         assert journal.counts().answered == 40
         assert journal.counts().in_flight == 0
         journal.finish("stopped: the disk is full", complete=False)

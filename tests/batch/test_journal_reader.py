@@ -3,16 +3,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from journal_examples import IDENTITY, answer, failure, intent
+from journal_examples import IDENTITY, answer, duplicate, failure, intent
 
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.commands import send_command
+from onellm_async.batch.journal.commands import Command, send_command
 from onellm_async.batch.journal.downsampling import MOST_SAMPLES, Downsampler
-from onellm_async.batch.journal.journal import Command, Journal, RecordState, journal_path
+from onellm_async.batch.journal.file import journal_path
+from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import Bucket, JournalReader, Sample
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.errors import BatchError
 
 
@@ -28,7 +29,7 @@ async def written(path: Path) -> Journal:
         await journal.record_intent(intent(index))
         await journal.record_outcome(failure(index) if index == 4 else answer(index, attempts=1 + index % 2))
     await journal.record_intent(intent(10))
-    await journal.record_outcome(evolve(answer(11, copy_of=1, result=b"", latency=None), line=12))
+    await journal.record_outcome(duplicate(11, answer(1)))
     return journal
 
 
@@ -153,7 +154,7 @@ def test_a_command_needs_a_run_that_is_at_work_and_a_name_that_it_knows(path: Pa
     with pytest.raises(BatchError, match="There is no journal"):
         send_command(path, Command("stop"))
     Journal.open(path, IDENTITY).close()
-    with pytest.raises(BatchError, match="No run is at work"):
+    with pytest.raises(BatchError, match="No active run for"):
         send_command(path, Command("stop"))
     with pytest.raises(BatchError, match="no command 'jump'; a run knows pause, resume, retune, stop"):
         send_command(path, Command("jump"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from attrs import evolve
 from settled_rows import REFUSED, answered, row
 
 from onellm_async import BatchError
@@ -19,7 +20,7 @@ WRITER = PARQUET
 
 
 def lines(count, **changes):
-    return [WRITER.encode(answered(**changes)._replace(index=index)) for index in range(count)]
+    return [WRITER.encode(evolve(answered(**changes), index=index)) for index in range(count)]
 
 
 async def write(path, pieces):

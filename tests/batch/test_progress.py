@@ -9,7 +9,21 @@ ERROR = APIConnectionError("reset")
 
 def row(state, *, cost=None, tokens=(None, None), copy_of=None):
     return JournalRecord(
-        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, 1.0, 1.0, b"{}", copy_of
+        index=0,
+        line=1,
+        line_digest=77,
+        request_digest=b"d" * 16,
+        sent_at=1.0,
+        state=state,
+        completed_at=2.0,
+        attempts=1,
+        cost=cost,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        elapsed=1.0,
+        latency=1.0,
+        copy_of=copy_of,
+        result=b"{}",
     )
 
 
@@ -113,7 +127,7 @@ def test_outcomes_of_earlier_sessions_count_but_are_not_this_ones_speed():
 def test_a_copied_answer_is_an_answer_that_costs_nothing():
     tracker = ProgressTracker(0.0)
     tracker.settled(answer(), 1.0)
-    tracker.settled(answer(cost=0.0, copy_of=0), 1.0)
+    tracker.settled(answer(cost=0.0, tokens=(0, 0), copy_of=0), 1.0)
     now = tracker.snapshot(2.0)
 
     assert (now.answered, now.deduplicated, now.unpriced) == (2, 1, 0)

@@ -10,7 +10,21 @@ ENOUGH = Capacity(requests=None, tokens=None, concurrency=1_000_000)
 
 def row(cost=0.01, *, latency=2.0, tokens=(10, 20), state=RecordState.ANSWERED, copy_of=None):
     return JournalRecord(
-        0, 1, 77, None, b"d" * 16, state, 1, 0, 0, None, None, cost, *tokens, 1.0, 2.0, latency, latency, b"{}", copy_of
+        index=0,
+        line=1,
+        line_digest=77,
+        request_digest=b"d" * 16,
+        sent_at=1.0,
+        state=state,
+        completed_at=2.0,
+        attempts=1,
+        cost=cost,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        elapsed=latency,
+        latency=latency,
+        copy_of=copy_of,
+        result=b"{}",
     )
 
 

@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
 from settled_rows import ANSWER, LOST, REFUSED, answered, row
@@ -97,7 +98,7 @@ def test_csv_has_a_header_and_a_row_for_each_prompt():
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_no_text_in_csv_is_a_formula(start):
-    (found,) = rows_of_csv(answered(content=start + "1+1", model=start + "x")._replace(custom_id=start + "id"))
+    (found,) = rows_of_csv(evolve(answered(content=start + "1+1", model=start + "x"), custom_id=start + "id"))
 
     assert found["content"] == f"'{start}1+1"
     assert found["model"] == f"'{start}x"
@@ -107,7 +108,7 @@ def test_no_text_in_csv_is_a_formula(start):
 @given(content=st.text(), custom_id=st.none() | st.text(), finish_reason=st.none() | st.text())
 @example(content="a\0b\u2028c\x85d", custom_id="\ufeff", finish_reason=None)
 def test_text_comes_back_out_of_csv_but_for_the_apostrophe(content, custom_id, finish_reason):
-    (found,) = rows_of_csv(answered(content=content, finish_reason=finish_reason)._replace(custom_id=custom_id))
+    (found,) = rows_of_csv(evolve(answered(content=content, finish_reason=finish_reason), custom_id=custom_id))
 
     for text, shown in [(content, found["content"]), (custom_id or "", found["custom_id"])]:
         assert shown in {text, "'" + text}
@@ -118,7 +119,7 @@ def test_text_comes_back_out_of_csv_but_for_the_apostrophe(content, custom_id, f
 @example(content="a\ud800b", custom_id="\udfff")
 def test_json_records_are_one_line_that_parses_whatever_the_text(content, custom_id):
     for shape in (JSONL_OUT, OPENAI_BATCH_OUT):
-        found = record(answered(content=content)._replace(custom_id=custom_id), shape)
+        found = record(evolve(answered(content=content), custom_id=custom_id), shape)
         body = found["response"] if shape is JSONL_OUT else found["response"]["body"]["choices"][0]["message"]
         assert body["content"] == content
         assert found.get("custom_id") == custom_id
@@ -240,7 +241,7 @@ def test_tables_have_the_rest_of_the_reply_as_json():
 
 @pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 def test_a_copy_says_so_and_costs_nothing(shape):
-    copy = answered()._replace(index=7, attempts=0, copy_of=2)
+    copy = evolve(answered(), index=7, attempts=0, copy_of=2)
     if shape in {CSV_OUT, PARQUET_OUT}:
         (found,) = rows_of_csv(copy)
         assert (found["copy_of"], found["cost"], found["content"]) == ("2", "0.0", "Hello")
@@ -254,7 +255,7 @@ def test_a_copy_says_so_and_costs_nothing(shape):
 
 
 def test_an_answer_from_a_cache_costs_nothing():
-    found = record(answered()._replace(attempts=0))
+    found = record(evolve(answered(), attempts=0))
 
     assert found["response"] == ANSWER | {"cost": 0.0}
     assert "copy_of" not in found
@@ -269,13 +270,13 @@ def replied(extra):
 def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_other_fields(depth):
     deep = parse_json(b"[" * depth + b"]" * depth)
     result = replied({"deep": deep, "flat": 1})
-    found = record(row(RecordState.ANSWERED, None)._replace(result=result))
+    found = record(evolve(row(RecordState.ANSWERED, None), result=result))
 
     assert found["response"]["content"] == "Hello"
     assert found["response"]["extra"]["flat"] == 1
     assert found["response"]["extra"]["deep"] == (deep if depth <= 200 else "It is nested too deeply to be kept.")
     for shape in (OPENAI_BATCH_OUT, CSV_OUT):
-        assert shape.encode(row(RecordState.ANSWERED, None)._replace(result=result))
+        assert shape.encode(evolve(row(RecordState.ANSWERED, None), result=result))
 
 
 @given(
@@ -293,7 +294,7 @@ def test_a_field_that_is_nested_too_deeply_costs_neither_the_answer_nor_the_othe
     )
 )
 def test_whatever_a_reply_holds_every_output_is_readable(extra):
-    found = row(RecordState.ANSWERED, None)._replace(result=replied(extra))
+    found = evolve(row(RecordState.ANSWERED, None), result=replied(extra))
 
     assert record(found)["response"].get("extra", {}).keys() == extra.keys()
     assert record(found, OPENAI_BATCH_OUT)["response"]["status_code"] == 200

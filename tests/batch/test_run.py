@@ -9,10 +9,10 @@ from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
-from onellm_async.batch.journal.commands import reply_to, send_command
+from onellm_async.batch.journal.commands import Command, reply_to, send_command
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import Command, RecordState
+from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.run import run_batch

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from journal_examples import IDENTITY, answer, failure, intent
+from journal_examples import IDENTITY, answer, duplicate, failure, intent
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import (
@@ -20,8 +20,7 @@ from onellm_async.batch import (
     output_format_named,
     run_batch,
 )
-from onellm_async.batch.journal.binding import UnstorableRowError, bind_number, bind_text, read_text
-from onellm_async.batch.journal.record import RecordState
+from onellm_async.batch.journal.record import RecordState, UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.testing import FakeTransport
 
 JSONL = output_format_named("jsonl")
@@ -55,7 +54,9 @@ async def test_a_custom_id_with_half_a_character_is_kept_and_written_as_the_same
         await asyncio.gather(
             *(journal.record_intent(intent(index, custom_id=name)) for index, name in enumerate(HALVES))
         )
-        await asyncio.gather(*(journal.record_outcome(answer(index)) for index in range(len(HALVES))))
+        await asyncio.gather(
+            *(journal.record_outcome(answer(index, custom_id=name)) for index, name in enumerate(HALVES))
+        )
     with JournalReader.open(path) as reader:
         rows = list(reader.records())
     assert [row.custom_id for row in rows] == HALVES
@@ -97,8 +98,8 @@ async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
         await journal.record_intent(intent(0))
         await journal.record_outcome(answer(0))
         copied, other = await asyncio.gather(
-            journal.record_outcome(answer(1, copy_of=0, request_digest=b"d" * 16, line=2)),
-            journal.record_outcome(answer(2, copy_of=0, request_digest=b"d" * 16, attempts=None)),
+            journal.record_outcome(duplicate(1, answer(0))),
+            journal.record_outcome(duplicate(2, answer(0), attempts=None)),
             return_exceptions=True,
         )
         assert copied is None
@@ -110,7 +111,9 @@ async def test_what_cannot_be_stored_leaves_nothing_behind(path: Path) -> None:
 async def test_numbers_beyond_all_bounds_leave_the_totals_usable(path: Path) -> None:
     async with Journal.open(path, IDENTITY) as journal:
         await journal.record_intent(intent(0, reserved=math.inf, reserved_tokens=10**30))
-        await journal.record_outcome(answer(0, cost=math.nan, input_tokens=2**70, elapsed=math.inf, latency=math.nan))
+        await journal.record_outcome(
+            answer(0, reserved=math.inf, cost=math.nan, input_tokens=2**70, elapsed=math.inf, latency=math.nan)
+        )
         await journal.record_intent(intent(1))
         await journal.record_outcome(failure(1, possibly_billed=1))
         counts = journal.counts()

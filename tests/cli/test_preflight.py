@@ -7,7 +7,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import FileRun, Journal, RecordState, RunIdentity
-from onellm_async.batch.journal.record import Intent, Settled
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.projection import Interval, Projection
 from onellm_async.cli.preflight import projected, wording
 
@@ -197,9 +197,24 @@ async def test_what_an_earlier_session_answered_is_not_left(tmp_path):
     output, digest = str(tmp_path / "out.jsonl"), b"d" * 16
     async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
         for index in range(24):
-            await journal.record_intent(Intent(index, index + 1, 0, None, digest, 0.1, 1.0))
             await journal.record_outcome(
-                Settled(index, RecordState.ANSWERED, 2.0, 1, 0, 0, 0.01, 1, 1, 1.0, 1.0, b"{}")
+                JournalRecord(
+                    index,
+                    index + 1,
+                    0,
+                    digest,
+                    reserved=0.1,
+                    sent_at=1.0,
+                    state=RecordState.ANSWERED,
+                    completed_at=2.0,
+                    attempts=1,
+                    cost=0.01,
+                    input_tokens=1,
+                    output_tokens=1,
+                    elapsed=1.0,
+                    latency=1.0,
+                    result=b"{}",
+                )
             )
     async with AsyncOneLLM("k", limits=Limits(requests_per_minute=60)) as client:
         told = projected(FileRun(output=output), 10, 100, client.snapshot())

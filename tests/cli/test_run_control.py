@@ -180,7 +180,7 @@ async def test_a_run_that_nobody_works_on_cannot_be_controlled(running, onellm, 
     ended = await onellm(command, "out.jsonl")
 
     assert ended.code == 2
-    assert "No run is at work on out.jsonl.journal. Its own `run` command goes on with it." in ended.err
+    assert "No active run for out.jsonl.journal. Start or resume it with its `run` command." in ended.err
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from unittest import mock
 
+from attrs import evolve
+
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.journal import Intent, Journal, RecordState, Settled
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.wire import dump_json
 
 START = 1_767_258_000.0
@@ -56,26 +59,26 @@ async def session(path: Path) -> AsyncIterator[Journal]:
         await journal.aclose()
 
 
-def intent(index: int, at: float) -> Intent:
-    return Intent(
+def intent(index: int, at: float) -> JournalRecord:
+    return JournalRecord(
         index=index,
         line=index + 1,
-        digest=index,
-        custom_id=HOSTILE if index == 7 else f"question-{index}",
+        line_digest=index,
         request_digest=index.to_bytes(16),
+        custom_id=HOSTILE if index == 7 else f"question-{index}",
         reserved=0.0004,
-        at=at,
+        sent_at=at,
+        possibly_billed=1,
     )
 
 
-def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, attempts: int = 1) -> Settled:
-    return Settled(
-        index=index,
+def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, attempts: int = 1) -> JournalRecord:
+    return evolve(
+        intent(index, sent),
         state=RecordState.ANSWERED,
-        at=sent + latency,
+        completed_at=sent + latency,
         attempts=attempts,
         possibly_billed=attempts - 1,
-        rate_limited=0,
         cost=0.0002,
         input_tokens=50,
         output_tokens=100,
@@ -85,17 +88,14 @@ def answered(index: int, sent: float, latency: float, *, queued: float = 0.0, at
     )
 
 
-def failed(index: int, sent: float, message: str) -> Settled:
-    return Settled(
-        index=index,
+def failed(index: int, sent: float, message: str) -> JournalRecord:
+    return evolve(
+        intent(index, sent),
         state=RecordState.FAILED,
-        at=sent + 1,
+        completed_at=sent + 1,
         attempts=1,
         possibly_billed=0,
         rate_limited=2,
-        cost=None,
-        input_tokens=None,
-        output_tokens=None,
         elapsed=1.0,
         latency=1.0,
         result=dump_json({"type": "BadRequestError", "message": message, "status_code": 400}),
@@ -132,12 +132,15 @@ def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> di
 async def ask(journal: Journal, first: int, last: int, begun: float, *, fail: tuple[int, ...] = ()) -> None:
     """Prompts `first` to `last` (excluded): 40 at once, then 40 a minute; each takes from 2 to 6 seconds."""
     steps = []
+    earlier = {record.index: record.possibly_billed for record in journal.records(first, last)}
     for place, index in enumerate(range(first, last)):
         sent = begun + max(0, place - 40) * 1.5
-        steps.append((sent, journal.record_intent(intent(index, sent))))
+        lost = earlier.get(index, 0)
+        steps.append((sent, journal.record_intent(evolve(intent(index, sent), possibly_billed=1 + lost))))
         latency = 2 + 4 * (index * 37 % 101) / 101
         end = failed(index, sent, HOSTILE) if index in fail else answered(index, sent, latency, queued=sent - begun)
-        steps.append((end.at, journal.record_outcome(end)))
+        end = evolve(end, possibly_billed=end.possibly_billed + lost)
+        steps.append((end.completed_at, journal.record_outcome(end)))
     for _, step in sorted(steps, key=lambda step: step[0]):
         await step
 

@@ -1,30 +1,23 @@
-"""A journal as a file: making it, opening it, and what is said when SQLite or the system refuses."""
+"""A journal as a file: create it, open it, check it, and translate what SQLite and the system report."""
 
 import os
 import sqlite3
-import stat
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import quote
 
-from onellm_async.batch.journal.schema import APPLICATION_ID, migrate
+from attrs import frozen
+
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.journal.lock import JournalLock, check_regular
+from onellm_async.batch.journal.schema import APPLICATION_ID, Ledger, create_schema, migrate, read_ledger
+from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error, sync_directory
-
-__all__ = [
-    "connect",
-    "create",
-    "demand_regular",
-    "has_log",
-    "has_whole_pages",
-    "journal_path",
-    "log_lost",
-    "make_durable",
-    "remove",
-    "to_batch_error",
-    "translate_errors",
-]
+from onellm_async.wire import dump_json, parse_json
 
 _ADVICE = "What was committed is kept: the same command goes on from there once that is mended."
 _RESTORE = (
@@ -54,8 +47,8 @@ _REFUSALS = {
     sqlite3.SQLITE_CORRUPT: ("is damaged ({})", _RESTORE),
 }
 """What SQLite's codes mean to the user, and what helps."""
-_OLDEST = (3, 33)
-"""SQLite of August 2020: the first with UPDATE … FROM."""
+_MIN_SQLITE = (3, 32)
+"""SQLite of May 2020: the first that takes as many parameters as a statement of many rows has."""
 _PAGE = 16_384
 """Bytes of a page. One of 4 KiB holds a single answer of 2.2 kB: 4,180 bytes a row, against 2,460 with this one."""
 _BUSY_TIMEOUT = 30.0
@@ -119,25 +112,6 @@ def translate_errors(path: Path) -> Iterator[None]:
         raise to_batch_error(error, path) from None
 
 
-def demand_regular(path: Path) -> bool:
-    """Whether there is a file; it is looked at, not opened: closing a second descriptor would drop SQLite's locks.
-
-    Raises:
-        BatchError: If it is a symbolic link, which is not followed, or no regular file.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError) as error:
-        raise BatchError(f"{path} cannot be used: {getattr(error, 'strerror', error)}.") from None
-    if stat.S_ISLNK(mode):
-        raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
-    if not stat.S_ISREG(mode):
-        raise BatchError(f"{path} is not a regular file.", advice="Name another output.")
-    return True
-
-
 def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
     """A connection in autocommit mode to a journal that exists.
 
@@ -149,12 +123,13 @@ def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
         BatchError: If there is none, or the file is something else.
         sqlite3.Error: If it cannot be opened or read.
     """
-    if sqlite3.sqlite_version_info < _OLDEST:
+    if sqlite3.sqlite_version_info < _MIN_SQLITE:
         raise BatchError(
-            f"This Python has SQLite {sqlite3.sqlite_version}; a journal needs {'.'.join(map(str, _OLDEST))} or later.",
+            f"This Python has SQLite {sqlite3.sqlite_version}; a journal needs "
+            f"{'.'.join(map(str, _MIN_SQLITE))} or later.",
             advice="Use a newer build of Python.",
         )
-    if not demand_regular(path):
+    if not check_regular(path):
         raise BatchError(f"There is no journal at {path}.", advice="Name the output of a run, or its journal.")
     logged = has_log(path)
     connection = sqlite3.connect(
@@ -165,7 +140,7 @@ def connect(path: Path, *, mode: str = "rw") -> sqlite3.Connection:
         cached_statements=64,
     )
     try:
-        _demand_journal(connection, path, logged=logged)
+        _check_journal(connection, path, logged=logged)
     except BaseException:
         connection.close()
         raise
@@ -178,7 +153,7 @@ def has_whole_pages(connection: sqlite3.Connection, path: Path) -> bool:
     return path.lstat().st_size % int(page) == 0
 
 
-def _demand_journal(connection: sqlite3.Connection, path: Path, *, logged: bool) -> None:
+def _check_journal(connection: sqlite3.Connection, path: Path, *, logged: bool) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application == APPLICATION_ID:
         if not logged and not has_whole_pages(connection, path):  # nothing is being written
@@ -215,7 +190,7 @@ def create(path: Path, first_rows: tuple[tuple[str, tuple[object, ...]], ...]) -
             connection.execute(f"PRAGMA page_size = {_PAGE}")
             connection.execute("PRAGMA journal_mode = WAL")
             make_durable(connection)
-            migrate(connection, str(path))
+            create_schema(connection)
             for statement, parameters in first_rows:
                 connection.execute(statement, parameters)
         fresh.rename(path)
@@ -229,3 +204,162 @@ def remove(path: Path) -> None:
     """Removes a journal and the files that SQLite keeps beside it."""
     for ending in ("", "-wal", "-shm", "-journal"):
         path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+@frozen
+class JournalState:
+    """What a run needs to know of the journal that it continues.
+
+    Attributes:
+        identity: Of the run.
+        resumed: Whether it was there before.
+        started_at: When the run first began, in Unix seconds.
+        session: Number of the session that begins.
+        ledger: What it holds.
+        samples: Points of its time series.
+        sample_interval: Seconds between two of them.
+        last_command: Number of the last command to earlier sessions, which this one ignores.
+    """
+
+    identity: RunIdentity
+    resumed: bool
+    started_at: float
+    session: int
+    ledger: Ledger
+    samples: int
+    sample_interval: float
+    last_command: int
+
+
+def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> JournalState:
+    """Makes a journal, or checks the one that is there, and begins a session.
+
+    Args:
+        path: Where it is, or is to be.
+        lock: The right to write it.
+        identity: Of the run.
+        force: Begin anew, whatever an earlier journal there holds.
+        settings: Of this session.
+
+    Raises:
+        BatchError: If it is not one, or of another run, or damaged.
+        OSError: If the system refuses.
+        sqlite3.Error: If SQLite does.
+    """
+    text = dump_json(settings).decode()
+    resumed, logged = check_regular(path), has_log(path)
+    if resumed and force:
+        _check_replaceable(path)
+        resumed = False
+    if not resumed:
+        _check_no_remains(path, force=force)
+        remove(path)
+        begin = "INSERT INTO run (id, identity, started_at) VALUES (1, ?, ?)"
+        create(path, ((begin, (dump_json(identity.as_json()).decode(), time.time())),))
+    try:
+        return _begin(path, lock, identity, text, resumed=resumed, logged=logged)
+    except BaseException:
+        if not resumed:
+            with suppress(OSError):
+                remove(path)
+        raise
+
+
+def _begin(
+    path: Path, lock: JournalLock, identity: RunIdentity, settings: str, *, resumed: bool, logged: bool
+) -> JournalState:
+    with closing(connect(path)) as connection:
+        migrate(connection, str(path))
+        earlier = read_identity(connection, path)
+        if resumed:
+            _check_whole(connection, path, lock, logged=logged)
+            _check_same(path, earlier, identity)
+        make_durable(connection)
+        session = connection.execute(
+            "INSERT INTO sessions (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), settings)
+        ).lastrowid
+        connection.execute("UPDATE run SET complete = 0")
+        started_at, interval = connection.execute("SELECT started_at, sample_interval FROM run").fetchone()
+        (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
+        (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
+        ledger = read_ledger(connection)
+        # So that the file itself tells of a session that has not ended, should it be parted from its log.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    lock.note(ledger.writes)
+    return JournalState(earlier, resumed, started_at, session or 0, ledger, samples, interval, last_command)
+
+
+def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
+    """The identity that a journal holds.
+
+    Raises:
+        BatchError: If it holds none.
+        sqlite3.Error: If it cannot be read.
+    """
+    found = connection.execute("SELECT identity FROM run").fetchone()
+    if found is None or not isinstance(found[0], str):
+        raise damaged(path, "it does not tell of which run")
+    try:
+        return RunIdentity.from_json(parse_json(found[0].encode()))
+    except ValueError:
+        raise damaged(path, "the identity of its run cannot be read") from None
+
+
+LOG_MISSING = "its last session was killed, and neither its -wal file nor its .lock file is beside it"
+"""How it is noticed that a journal was moved or copied without its log."""
+
+
+def ended_cleanly(connection: sqlite3.Connection) -> bool:
+    """Whether the last session came to its end; one that was killed has its newest rows in the log alone."""
+    last = connection.execute("SELECT ended_at FROM sessions ORDER BY id DESC LIMIT 1").fetchone()
+    return last is not None and last[0] is not None
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses to replace what is not a journal; a damaged one may go."""
+    try:
+        connect(path).close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
+            raise
+    except BatchError:
+        if path.lstat().st_size:
+            raise
+
+
+def _check_no_remains(path: Path, *, force: bool) -> None:
+    log = path.with_name(path.name + "-wal")
+    if not force and check_regular(log) and log.lstat().st_size:
+        raise damaged(path, f"it is gone, but {log.name} is there")
+
+
+def _check_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock, *, logged: bool) -> None:
+    (written,) = connection.execute("SELECT writes FROM totals").fetchone()
+    if lock.before is not None and written < lock.before.writes:
+        found = (
+            f"it holds {written:,} of {lock.before.writes:,} rows that were written; its -wal file is missing or cut"
+        )
+        raise log_lost(path, found)
+    ended = ended_cleanly(connection)
+    if not (ended or logged or lock.existed):
+        raise log_lost(path, LOG_MISSING)
+    if lock.before is not None or not ended:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise damaged(path, verdict)
+
+
+def _check_same(path: Path, earlier: RunIdentity, identity: RunIdentity) -> None:
+    if differences := identity.differences(earlier):
+        raise BatchError(
+            f"{path} is of another run: {'; '.join(differences)}.",
+            advice="Give it the same input and options to go on with that run; or begin another one with another "
+            "output, or with --force, which drops the earlier run's answers.",
+        )
+
+
+def _version() -> str:
+    try:
+        return version("onellm-async")
+    except PackageNotFoundError:
+        return "unknown"

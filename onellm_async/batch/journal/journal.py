@@ -1,6 +1,6 @@
-"""What a run remembers: an intent before each request leaves, a result before anybody sees it.
+"""What a run remembers: an intent before each request is sent, an outcome before any caller sees it.
 
-After any crash every entry of the input is *done*, *never sent* or *possibly billed*, and the same command goes on
+After any crash every entry of the input is *completed*, *never sent* or *possibly billed*, and the same command resumes
 from there. The records live in an SQLite file in WAL mode; a caller of `Journal.record_intent` or
 `Journal.record_outcome` continues when the record is on the disk.
 """
@@ -14,21 +14,17 @@ from typing import Self
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.binding import bind_number, bind_text
+from onellm_async.batch.journal.commands import Command
 from onellm_async.batch.journal.disk_reserve import DiskReserve
 from onellm_async.batch.journal.downsampling import Downsampler
-from onellm_async.batch.journal.file import connect, journal_path, translate_errors
-from onellm_async.batch.journal.gathering import GroupCommit
+from onellm_async.batch.journal.file import JournalState, connect, open_journal, translate_errors
 from onellm_async.batch.journal.lock import JournalLock
-from onellm_async.batch.journal.opening import JournalState, open_journal
-from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
-from onellm_async.batch.journal.selection import counts_of, failure_causes, one_row, rows_between
-from onellm_async.batch.journal.writer import JournalWriter
+from onellm_async.batch.journal.reader import failure_causes, records_between
+from onellm_async.batch.journal.record import JournalRecord, RunCounts, Step, bind_text
+from onellm_async.batch.journal.writer import GroupCommit, JournalWriter
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json, parse_json
-
-__all__ = ["Command", "Intent", "Journal", "JournalRecord", "RecordState", "RunCounts", "Settled", "journal_path"]
 
 _BAD_LINES_KEPT = 10_000
 
@@ -48,8 +44,8 @@ class Journal:
         .. code-block:: python
 
             async with Journal.open("answers.jsonl.journal", identity) as journal:
-                await journal.record_intent(intent)  # durable: now the request may leave
-                await journal.record_outcome(settled)  # durable: now the answer may be shown
+                await journal.record_intent(record)  # durable: now the request may be sent
+                await journal.record_outcome(record)  # durable: now the answer may be shown
                 journal.finish("done", complete=True)
     """
 
@@ -59,9 +55,9 @@ class Journal:
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
         self._session = opened.session
-        self._thinning = Downsampler(opened.sample_interval, opened.samples)
+        self._downsampler = Downsampler(opened.sample_interval, opened.samples)
         self._last_command = opened.last_command
-        self._gathering = GroupCommit(path, writer, opened.totals)
+        self._commits = GroupCommit(path, writer, opened.ledger)
         self._reading: sqlite3.Connection | None = None
         self._bad_lines = 0
         self._finished = False
@@ -97,93 +93,52 @@ class Journal:
                 except BaseException:
                     reserve.release()
                     raise
-                return cls(where, opened, JournalWriter(where, lock, reserve))
+                return cls(where, opened, JournalWriter(where, lock, reserve, opened.ledger))
             except BaseException:
                 lock.release(clean=not lock.existed)
                 raise
 
-    async def record_intent(self, intent: Intent) -> None:
-        """Returns when it is durable that a request is about to leave.
+    async def record_intent(self, record: JournalRecord) -> None:
+        """Returns when it is durable that a request is about to be sent.
+
+        Args:
+            record: In flight, with the attempt that is about to be sent among its possibly billed ones.
 
         Raises:
             BatchError: If it cannot be written, or the disk is so full that only outcomes can; the request must not
-                leave then. It is an `UnstorableRowError` where others can still be written.
+                be sent then. It is an `UnstorableRowError` where others can still be written.
         """
-        batch = self._gathering.batch(beginning=True)
-        batch.intend(
-            self._gathering.owner,
-            (
-                intent.index,
-                intent.line,
-                intent.digest,
-                bind_text(intent.custom_id),
-                intent.request_digest,
-                bind_number(intent.reserved),
-                bind_number(intent.reserved_tokens),
-                intent.at,
-                intent.possibly_billed,
-                self._session,
-            ),
-        )
-        await self._gathering.durable()
+        await self._commits.write(Step.INTENT, record.index, record, begins=True)
 
-    async def record_outcome(self, settled: Settled) -> None:
-        """Returns when an outcome is durable. The first one of an entry stays.
+    async def record_outcome(self, record: JournalRecord) -> None:
+        """Returns when an outcome is durable. An answer stays; a failure gives way to a later outcome.
 
-        Safe to cancel: it is written nevertheless.
+        An entry that was not sent, such as a duplicate, needs no intent before it. Safe to cancel: the outcome is
+        written nevertheless.
+
+        Args:
+            record: Answered or failed.
 
         Raises:
             BatchError: If it cannot be written; an `UnstorableRowError` where others still can.
         """
-        batch, owner = self._gathering.batch(beginning=settled.copy_of is not None), self._gathering.owner
-        if settled.copy_of is not None or settled.request_digest:  # it was never to leave
-            batch.intend(
-                owner,
-                (
-                    settled.index,
-                    settled.line,
-                    settled.digest,
-                    bind_text(settled.custom_id),
-                    settled.request_digest,
-                    *(None, None, None, 0, self._session),
-                ),
-            )
-        batch.settle(
-            owner,
-            (
-                settled.index,
-                int(settled.state),
-                settled.at,
-                settled.attempts,
-                settled.possibly_billed,
-                settled.rate_limited,
-                bind_number(settled.cost),
-                bind_number(settled.input_tokens),
-                bind_number(settled.output_tokens),
-                bind_number(settled.elapsed) or 0.0,
-                bind_number(settled.latency),
-                settled.copy_of,
-                settled.result if settled.copy_of is None else b"",
-            ),
-        )
-        await self._gathering.durable()
+        await self._commits.write(Step.OUTCOME, record.index, record, begins=record.copy_of is not None)
 
     async def retract_intent(self, index: int) -> None:
-        """Returns when it is durable that the last intent of an entry was not sent after all.
+        """Returns when it is durable that the last attempt of an entry was not sent.
 
         The entry is then as it was before; where it had failed before, it counts as never sent.
 
         Raises:
             BatchError: If it cannot be written.
         """
-        self._gathering.batch().forget(self._gathering.owner, index)
-        await self._gathering.durable()
+        await self._commits.write(Step.RETRACT, index)
 
     def bad_line(self, error: LineError) -> None:
         """Keeps a bad line for the report: the first 10,000 of a session."""
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_KEPT:
-            self._gathering.later(
+            self._commits.write_later(
                 "INSERT INTO bad_lines (line, source, message) VALUES (?, ?, ?) ON CONFLICT (line) DO UPDATE SET "
                 "source = excluded.source, message = excluded.message",
                 (error.line, bind_text(error.source), bind_text(error.message)),
@@ -196,37 +151,37 @@ class Journal:
             at: Unix seconds.
             sample: Any JSON value.
         """
-        if self._gathering.full is not None:
+        if self._commits.full is not None:
             return
-        for statement, parameters in self._thinning.take(at, dump_json(sample).decode()):
-            self._gathering.later(statement, parameters)
+        for statement, parameters in self._downsampler.take(at, dump_json(sample).decode()):
+            self._commits.write_later(statement, parameters)
 
     @property
     def commits(self) -> int:
         """Transactions of this session so far, the last one at its end left out."""
-        return self._gathering.commits
+        return self._commits.commits
 
     def counts(self) -> RunCounts:
         """What is durable by now, all sessions together."""
-        return counts_of(self._gathering.totals)
+        return self._commits.ledger.counts
 
     def records(self, first: int, last: int) -> list[JournalRecord]:
-        """The durable rows of the entries from index `first` to `last`, both included, in order.
+        """The durable records of the entries from index `first` to `last`, both included, in order.
 
         Raises:
-            BatchError: If it cannot be read.
+            BatchError: If they cannot be read.
         """
         with translate_errors(self.path):
-            return rows_between(self._reader(), first, last)
+            return records_between(self._reader(), first, last)
 
     def record(self, index: int) -> JournalRecord | None:
-        """The durable row of one entry; None where there is none.
+        """The durable record of one entry; None where there is none.
 
         Raises:
             BatchError: If it cannot be read.
         """
-        with translate_errors(self.path):
-            return one_row(self._reader(), index)
+        found = self.records(index, index)
+        return found[0] if found else None
 
     def commands(self) -> list[Command]:
         """What other terminals have asked for since the last call, in order; each is handed out once.
@@ -243,13 +198,13 @@ class Journal:
         if found:
             self._last_command = found[-1][2]
             taken = "UPDATE commands SET received_at = ? WHERE id <= ? AND received_at IS NULL"
-            self._gathering.later(taken, (time.time(), self._last_command))
+            self._commits.write_later(taken, (time.time(), self._last_command))
         return [Command(name, parse_json(argument.encode()), id_, at) for name, argument, id_, at in found]
 
     def refuse(self, command: Command, reason: str) -> None:
         """Tells the terminal that asked for `command` that nothing changes."""
         refusal = dump_json({"refused": reason}).decode()
-        self._gathering.later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
+        self._commits.write_later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
 
     def failure_causes(self) -> list[tuple[str, int]]:
         """What failures say and how many there are, all sessions together, the most frequent cause first.
@@ -268,11 +223,11 @@ class Journal:
             complete: Whether every entry of the input has an outcome.
         """
         self._finished = True
-        self._gathering.later(
+        self._commits.write_later(
             "UPDATE sessions SET ended_at = ?, end_reason = ? WHERE id = ?",
             (time.time(), bind_text(end_reason), self._session),
         )
-        self._gathering.later("UPDATE run SET complete = ?", (complete,))
+        self._commits.write_later("UPDATE run SET complete = ?", (complete,))
 
     async def aclose(self) -> None:
         """Writes what is left and closes the journal; callers that still wait are answered first.
@@ -282,7 +237,7 @@ class Journal:
         """
         self._note_that_it_was_left()
         try:
-            await self._gathering.aclose()
+            await self._commits.aclose()
         finally:
             self._stop_reading()
 
@@ -297,7 +252,7 @@ class Journal:
         """
         self._note_that_it_was_left()
         try:
-            self._gathering.close(discard=discard)
+            self._commits.close(discard=discard)
         finally:
             self._stop_reading()
 
@@ -333,7 +288,7 @@ class Journal:
 
     def _reader(self) -> sqlite3.Connection:
         if self._reading is None:
-            if self._gathering.closed:
+            if self._commits.closed:
                 raise BatchError(f"{self.path} was closed.")
             self._reading = connect(self.path)
             self._reading.execute("PRAGMA query_only = 1")

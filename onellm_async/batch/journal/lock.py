@@ -7,6 +7,7 @@ were written when the holder last looked: whatever a crash leaves must hold as m
 import logging
 import os
 import socket
+import stat
 import sys
 import time
 from contextlib import suppress
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from attrs import frozen
 
-from onellm_async.batch.journal.file import demand_regular
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 from onellm_async.wire import dump_json, parse_json
@@ -26,8 +26,6 @@ else:
         import fcntl
     except ImportError:  # a system without file locks
         fcntl = None  # type: ignore[assignment]
-
-__all__ = ["JournalLock", "LockOwner", "lock_owner"]
 
 _log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
@@ -84,7 +82,7 @@ class JournalLock:
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(_PAUSE)
-            demand_regular(self._path)
+            check_regular(self._path)
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             try:
                 descriptor = os.open(self._path, flags, 0o600)
@@ -121,6 +119,25 @@ class JournalLock:
         if clean and os.name != "posix":  # pragma: no cover - an open file cannot be removed there
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+
+
+def check_regular(path: Path) -> bool:
+    """Whether there is a file. It is not opened: closing a second descriptor would drop SQLite's locks.
+
+    Raises:
+        BatchError: If it is a symbolic link, which is not followed, or no regular file.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise BatchError(f"{path} cannot be used: {getattr(error, 'strerror', error)}.") from None
+    if stat.S_ISLNK(mode):
+        raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
+    if not stat.S_ISREG(mode):
+        raise BatchError(f"{path} is not a regular file.", advice="Name another output.")
+    return True
 
 
 def lock_path(journal: Path) -> Path:

@@ -2,58 +2,43 @@
 
 from collections.abc import Sequence
 
-from attrs import evolve
-
 from onellm_async.batch.causes import CauseCounts, cause_of
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.record import Command, Intent, JournalRecord, RecordState, RunCounts, Settled
+from onellm_async.batch.journal.commands import Command
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, Step, after_step
 from onellm_async.chat import JSON
-
-__all__ = ["NullJournal"]
 
 
 class NullJournal:
-    """Stands in for a journal, and only counts."""
+    """Stands in for a journal. It counts, and keeps the records of what is in flight alone."""
 
     resumed: bool = False
 
     def __init__(self) -> None:
         self._counts = RunCounts()
-        self._reserved: dict[int, Intent] = {}
+        self._in_flight: dict[int, JournalRecord] = {}
         self._causes = CauseCounts()
 
-    async def record_intent(self, intent: Intent) -> None:
-        """Remembers what an attempt can cost, until it is settled."""
-        self._reserved[intent.index] = intent
+    async def record_intent(self, record: JournalRecord) -> None:
+        """Keeps what an attempt can cost until its outcome comes."""
+        self._apply(Step.INTENT, record.index, record)
 
-    async def record_outcome(self, settled: Settled) -> None:
+    async def record_outcome(self, record: JournalRecord) -> None:
         """Counts an outcome."""
-        intent = self._reserved.pop(settled.index, None)
-        reserved = 0.0 if intent is None else intent.reserved or 0.0
-        reserved_tokens = 0 if intent is None else intent.reserved_tokens or 0
-        counts, answered = self._counts, settled.state is RecordState.ANSWERED
-        if not answered and settled.result:
-            self._causes.add(cause_of(settled.result))
-        unpriced = answered and settled.cost is None
-        lost = settled.possibly_billed + unpriced
-        self._counts = evolve(
-            counts,
-            answered=counts.answered + answered,
-            failed=counts.failed + (not answered),
-            deduplicated=counts.deduplicated + (settled.copy_of is not None),
-            possibly_billed=counts.possibly_billed + settled.possibly_billed,
-            rate_limited=counts.rate_limited + settled.rate_limited,
-            cost=counts.cost + (settled.cost or 0.0),
-            unpriced=counts.unpriced + unpriced,
-            input_tokens=counts.input_tokens + (settled.input_tokens or 0),
-            output_tokens=counts.output_tokens + (settled.output_tokens or 0),
-            at_risk=counts.at_risk + lost * reserved,
-            at_risk_tokens=counts.at_risk_tokens + lost * reserved_tokens,
-        )
+        self._apply(Step.OUTCOME, record.index, record)
+        if record.state is RecordState.FAILED and record.result:
+            self._causes.add(cause_of(record.result))
 
     async def retract_intent(self, index: int) -> None:
-        """Forgets an intent."""
-        self._reserved.pop(index, None)
+        """Takes an intent back."""
+        self._apply(Step.RETRACT, index, None)
+
+    def _apply(self, step: Step, index: int, record: JournalRecord | None) -> None:
+        before = self._in_flight.pop(index, None)
+        after = after_step(step, before, record)
+        self._counts = self._counts.replacing(before, after)
+        if after is not None and not after.completed:
+            self._in_flight[index] = after
 
     def bad_line(self, error: LineError) -> None:
         """Keeps nothing."""
@@ -63,7 +48,7 @@ class NullJournal:
 
     def counts(self) -> RunCounts:
         """What there is so far."""
-        return evolve(self._counts, in_flight=len(self._reserved))
+        return self._counts
 
     def records(self, first: int, last: int) -> Sequence[JournalRecord]:
         """None are kept."""

@@ -15,23 +15,55 @@ from typing import Self
 
 from attrs import frozen
 
+from onellm_async.batch.causes import CauseCounts, cause_key, cause_of
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.binding import read_text
-from onellm_async.batch.journal.file import connect, damaged, has_log, has_whole_pages, journal_path, translate_errors
+from onellm_async.batch.journal.commands import Command
+from onellm_async.batch.journal.file import (
+    LOG_MISSING,
+    connect,
+    damaged,
+    ended_cleanly,
+    has_log,
+    has_whole_pages,
+    journal_path,
+    read_identity,
+    translate_errors,
+)
 from onellm_async.batch.journal.lock import LockOwner, lock_owner, lock_path
-from onellm_async.batch.journal.opening import LOG_MISSING, ended_cleanly, read_identity
-from onellm_async.batch.journal.record import Command, JournalRecord, RunCounts
-from onellm_async.batch.journal.schema import VERSION, demand_version
-from onellm_async.batch.journal.selection import counts_of, every_row, failure_causes, one_row, rows_of, select
-from onellm_async.batch.journal.writer import TOTALS
+from onellm_async.batch.journal.record import JournalRecord, RunCounts, read_text, records_from, select_records
+from onellm_async.batch.journal.schema import VERSION, check_version, read_ledger
 from onellm_async.chat import JSON
 from onellm_async.wire import parse_json
 
-__all__ = ["Bucket", "JournalReader", "LatencyBin", "RunSession", "Sample"]
-
 _BINS_PER_DECADE = 20
 """Bounds 12 % apart: finer than a plot shows."""
+_PIECE = 2000
+"""Records read at once: a reader that stays in one place keeps the log of a running writer from being emptied."""
+_BETWEEN = select_records("WHERE i.entry BETWEEN ? AND ? ORDER BY i.entry")
+_FROM = select_records("WHERE i.entry >= ? ORDER BY i.entry LIMIT ?")
+_CAUSES = """SELECT result, count(*) FROM outcomes WHERE state = 3
+    GROUP BY failure_cause(result) ORDER BY 2 DESC LIMIT 1000"""
+
+
+def records_between(connection: sqlite3.Connection, first: int, last: int) -> list[JournalRecord]:
+    """Records in the order of the input, both ends included."""
+    return records_from(connection.execute(_BETWEEN, (first, last)))
+
+
+def every_record(connection: sqlite3.Connection) -> Iterator[JournalRecord]:
+    """All records in the order of the input, a piece at a time."""
+    first = -(2**63)
+    while found := records_from(connection.execute(_FROM, (first, _PIECE)).fetchall()):
+        yield from found
+        first = found[-1].index + 1
+
+
+def failure_causes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
+    """What failures say and how many there are, the most frequent cause first."""
+    connection.create_function("failure_cause", 1, lambda result: cause_key(cause_of(result)), deterministic=True)
+    found = connection.execute(_CAUSES).fetchall()
+    return CauseCounts((cause_of(result), number) for result, number in found).ranked()
 
 
 @frozen
@@ -124,7 +156,7 @@ class JournalReader:
             guarded = self._guarded()
             self._connection = _reading(self.path)
             try:
-                demand_version(self._connection, str(self.path), least=VERSION)
+                check_version(self._connection, str(self.path), min_version=VERSION)
                 self.identity: RunIdentity = read_identity(self._connection, self.path)
                 self.started_at: float = self._one("SELECT started_at FROM run")
                 # Both are asked before and after: a run may begin or end just now.
@@ -182,7 +214,8 @@ class JournalReader:
 
     def counts(self) -> RunCounts:
         """What is durable, all sessions together."""
-        return counts_of(self._all(TOTALS)[0])
+        with translate_errors(self.path):
+            return read_ledger(self._connection).counts
 
     def latest_sample(self) -> Sample | None:
         """The last point of the time series; None where there is none."""
@@ -241,11 +274,11 @@ class JournalReader:
 
     def slowest(self, number: int) -> list[JournalRecord]:
         """The answers whose last attempts took longest, the slowest first."""
-        return self._rows(f"WHERE {_TIMED} ORDER BY r.latency DESC, r.entry LIMIT ?", number)
+        return self._records(f"WHERE {_TIMED} ORDER BY o.latency DESC, o.entry LIMIT ?", number)
 
     def failed(self, number: int) -> list[JournalRecord]:
         """The first failures in the order of the input."""
-        return self._rows("WHERE r.state = 3 ORDER BY r.entry LIMIT ?", number)
+        return self._records("WHERE o.state = 3 ORDER BY o.entry LIMIT ?", number)
 
     def failure_causes(self) -> list[tuple[str, int]]:
         """What failures say and how many there are, the most frequent cause first."""
@@ -254,7 +287,7 @@ class JournalReader:
 
     def possibly_billed(self, number: int) -> list[JournalRecord]:
         """The first entries that left and have no outcome."""
-        return self._rows("WHERE r.entry IS NULL ORDER BY i.entry LIMIT ?", number)
+        return self._records("WHERE o.entry IS NULL ORDER BY i.entry LIMIT ?", number)
 
     def retried(self) -> int:
         """Attempts beyond the first of each entry."""
@@ -268,12 +301,13 @@ class JournalReader:
     def records(self) -> Iterator[JournalRecord]:
         """All rows in the order of the input, a piece at a time."""
         with translate_errors(self.path):
-            yield from every_row(self._connection)
+            yield from every_record(self._connection)
 
     def record(self, index: int) -> JournalRecord | None:
         """The row of one entry; None where there is none."""
         with translate_errors(self.path):
-            return one_row(self._connection, index)
+            found = records_between(self._connection, index, index)
+            return found[0] if found else None
 
     def pending_commands(self) -> list[Command]:
         """Commands that the run has not seen yet."""
@@ -287,8 +321,8 @@ class JournalReader:
         found = self._all(f"SELECT at, sample FROM samples WHERE {which}")  # noqa: S608
         return [Sample(at, parse_json(sample.encode())) for at, sample in found]
 
-    def _rows(self, condition: str, *parameters: object) -> list[JournalRecord]:
-        return rows_of(self._all(select(condition), *parameters))
+    def _records(self, condition: str, *parameters: object) -> list[JournalRecord]:
+        return records_from(self._all(select_records(condition), *parameters))
 
     def _all(self, statement: str, *parameters: object) -> list[tuple[JSON, ...]]:
         with translate_errors(self.path):
@@ -316,7 +350,7 @@ def _reading(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA query_only = 1")
         if not has_whole_pages(connection, path) and lock_owner(path) is None:  # else it is being written
-            _demand_sound(connection, path)
+            _check_sound(connection, path)
     except BaseException:
         connection.close()
         raise
@@ -330,7 +364,7 @@ def _first_that_opens(path: Path, modes: Sequence[str]) -> sqlite3.Connection:
     return connect(path, mode=modes[-1])
 
 
-def _demand_sound(connection: sqlite3.Connection, path: Path) -> None:
+def _check_sound(connection: sqlite3.Connection, path: Path) -> None:
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise damaged(path, verdict)

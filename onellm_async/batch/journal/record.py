@@ -1,135 +1,385 @@
-"""What goes into a journal and what comes out of it: plain values."""
+"""The single definition of a journal record, and everything that follows from it. Pure.
 
-from enum import IntEnum
-from typing import NamedTuple
+`JournalRecord` is the only place that spells a column. The tables, the statements that write and read them, the totals
+of a run (`RunCounts`) and everything that shows these totals are derived from its fields. To add a counter, add a field
+with a total, and raise the version in `schema.py`.
 
-from attrs import frozen
+A journal is a map from entries to records. Three steps change a record, and `after_step` has their rules::
+
+    record_intent    →  in flight; an answered entry refuses it, as its answer is paid for
+    record_outcome   →  answered or failed; an answer stays, a failure gives way to a later outcome
+    retract_intent   →  the record without its last attempt, or none where that was the only one
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum, IntEnum
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+from attrs import Attribute, asdict, evolve, field, fields, frozen, make_class
 
 from onellm_async.chat import JSON
+from onellm_async.errors import BatchError
+from onellm_async.wire import parse_json
 
-__all__ = ["Command", "Intent", "JournalRecord", "RecordState", "RunCounts", "Settled"]
+MAX_STORED = 2**63 - 1
+"""The largest integer of SQLite."""
+_USD_DIGITS = 12
+"""Digits of a USD total that are kept. Prices per token have fewer, so the order of additions does not matter."""
+
+
+class UnstorableRowError(BatchError):
+    """A record that the journal cannot store, whatever the disk. It concerns its own entry and no other."""
 
 
 class RecordState(IntEnum):
-    """How an entry of the input stands. An entry without a row was never sent."""
+    """How an entry of the input stands. An entry without a record was never sent."""
 
     IN_FLIGHT = 1
-    """It was to leave, and no outcome is known: after a crash it may have been billed."""
+    """It was sent, or is about to be, and no outcome is known: after a crash it may have been billed."""
     ANSWERED = 2
     FAILED = 3
 
 
+class Step(Enum):
+    """What happens to an entry."""
+
+    INTENT = "record_intent"
+    OUTCOME = "record_outcome"
+    RETRACT = "retract_intent"
+
+
+# Values as SQLite can bind them, and back.
+
+
+def bind_text(text: str | None) -> str | bytes | None:
+    r"""`text`, or its bytes where it is not valid Unicode.
+
+    SQLite stores text as UTF-8, which has no place for half of a surrogate pair. Such halves come from JSON escapes
+    that were cut in two, and from names of files that are not UTF-8.
+
+    Example:
+        >>> bind_text("a"), bind_text("\ud800")
+        ('a', b'\xed\xa0\x80')
+    """
+    if text is None or text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def read_text(value: str | bytes | None) -> str | None:
+    """The text that `bind_text` was given."""
+    return value.decode("utf-8", "surrogatepass") if type(value) is bytes else value  # type: ignore[return-value]
+
+
+def bind_number(value: float | None) -> float | None:
+    """`value`, or None (unknown) where a sum of such values could not be stored.
+
+    Example:
+        >>> bind_number(0.5), bind_number(float("inf")), bind_number(2**64)
+        (0.5, None, None)
+    """
+    if value is None or (-MAX_STORED <= value <= MAX_STORED):  # which NaN is not
+        return value
+    return None
+
+
+def _bind_count(value: int | None) -> int | None:
+    return None if value is None or not -MAX_STORED <= value <= MAX_STORED else value
+
+
+_STATES: Sequence[RecordState] = (RecordState.IN_FLIGHT, *RecordState)
+
+
+def _to_state(value: int) -> RecordState:
+    return _STATES[value]
+
+
+# Columns.
+
+Table: TypeAlias = Literal["intents", "outcomes"]
+INTENTS: tuple[Table, ...] = ("intents",)
+OUTCOMES: tuple[Table, ...] = ("outcomes",)
+BOTH: tuple[Table, ...] = ("intents", "outcomes")
+"""The value while in flight in ``intents``, the final one in ``outcomes``."""
+
+
 @frozen
-class Intent:
-    """A request is about to leave.
+class Total:
+    """A sum over all records.
+
+    Attributes:
+        name: Of the field of `RunCounts`, and of the column of the table ``totals``.
+        of: What one record adds to it.
+        unit: ``usd``, or ``count`` for a whole number.
+        state: The only state in which a record adds to it; None for any. A column of ``outcomes`` alone adds nothing
+            while a record is in flight, whatever this says.
+    """
+
+    name: str
+    of: Callable[["JournalRecord"], float]
+    unit: Literal["count", "usd"] = "count"
+    state: RecordState | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in words, such as ``rate limited``."""
+        return self.name.replace("_", " ")
+
+
+@frozen
+class Column:
+    """How a field is stored.
+
+    Attributes:
+        name: Of the column.
+        field: Of the record.
+        tables: Those that have it.
+        sql: Its type and constraints.
+        missing: What a record without an outcome has, as SQL; empty where that is NULL.
+        bind: Makes the value that is bound.
+        totals: What it adds to the totals.
+    """
+
+    name: str
+    field: str
+    tables: tuple[Table, ...]
+    sql: str
+    missing: str
+    bind: Callable[[object], object] | None
+    totals: tuple[Total, ...]
+
+
+def column(
+    tables: tuple[Table, ...],
+    sql: str,
+    *totals: Total,
+    name: str | None = None,
+    missing: str = "",
+    bind: Callable[..., object] | None = None,
+) -> Mapping[str, object]:
+    """The metadata of a field: how it is stored, and what it adds to the totals.
+
+    Args:
+        tables: `INTENTS`, `OUTCOMES` or `BOTH`.
+        sql: Type and constraints of the column.
+        totals: Sums over all records.
+        name: Of the column; the field's by default.
+        missing: As `Column.missing`.
+        bind: As `Column.bind`.
+    """
+    return {"name": name, "tables": tables, "sql": sql, "missing": missing, "bind": bind, "totals": totals}
+
+
+def summed(name: str, unit: Literal["count", "usd"] = "count") -> Total:
+    """The sum of the known values of the field `name`."""
+    value = attrgetter(name)
+    return Total(name, lambda record: value(record) or 0, unit)
+
+
+def _attempts_at_risk(record: "JournalRecord", *, unknown: bool) -> int:
+    """Attempts whose bill is unknown; with `unknown` also that of the answer."""
+    return record.possibly_billed + (unknown and record.state is RecordState.ANSWERED and record.copy_of is None)
+
+
+@frozen
+class JournalRecord:
+    """What the journal has of one entry.
 
     Attributes:
         index: Its position among the entries of the input.
         line: Its line number, from 1.
-        digest: 64 signed bits of the digest of the line.
-        custom_id: The caller's own name of it.
+        line_digest: 64 signed bits of the digest of the line.
         request_digest: Of what is sent, for deduplication.
+        custom_id: The caller's own name of it.
         reserved: The most that one attempt can cost, in USD; None if unknown.
-        at: When, in Unix seconds.
         reserved_tokens: The most tokens that one attempt can use; None if unknown.
-        possibly_billed: Attempts of the same session before this one that may have been billed.
-    """
-
-    index: int
-    line: int
-    digest: int
-    custom_id: str | None
-    request_digest: bytes
-    reserved: float | None
-    at: float
-    reserved_tokens: int | None = None
-    possibly_billed: int = 0
-
-
-@frozen
-class Settled:
-    """The outcome of a request.
-
-    Attributes:
-        index: Its position among the entries of the input.
-        state: `RecordState.ANSWERED` or `RecordState.FAILED`.
-        at: When, in Unix seconds.
-        attempts: How often it was sent in this session.
-        possibly_billed: How many of these may have been billed without an answer.
-        rate_limited: How often the rate limit refused it (not billed).
-        cost: USD by list price; None if unknown.
+        sent_at: When the last attempt was about to be sent, in Unix seconds; None where no attempt was made.
+        possibly_billed: Possibly billed attempts over all sessions, including the one in flight.
+        state: In flight, answered or failed.
+        completed_at: When the outcome came, in Unix seconds.
+        attempts: How often it was sent in its last session.
+        rate_limited: How often these were answered 429, which is not billed.
+        cost: USD by list price; None if unknown. A duplicate costs 0.
         input_tokens: Tokens of the prompt; None if unknown.
         output_tokens: Tokens generated; None if unknown.
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
-        result: The answer or the failure, as a JSON object; b"" where `copy_of` tells where it is.
-        copy_of: Index of an identical request whose answer this is, too; a failure has its own text.
-        line: Only without an intent, which neither a duplicate needs nor an entry whose answer came from a cache.
-        digest: Only without an intent.
-        custom_id: Only without an intent.
-        request_digest: Only without an intent.
+        copy_of: Index of an identical request whose answer this is, too. A duplicate of a failure has its own text.
+        result: The answer or the failure, as a JSON object; b"" without one.
     """
 
-    index: int
-    state: RecordState
-    at: float
-    attempts: int
-    possibly_billed: int
-    rate_limited: int
-    cost: float | None
-    input_tokens: int | None
-    output_tokens: int | None
-    elapsed: float
-    latency: float | None
-    result: bytes
-    copy_of: int | None = None
-    line: int = 0
-    digest: int = 0
-    custom_id: str | None = None
-    request_digest: bytes = b""
+    index: int = field(metadata=column(BOTH, "INTEGER PRIMARY KEY", name="entry"))
+    line: int = field(metadata=column(INTENTS, "INTEGER NOT NULL"))
+    line_digest: int = field(metadata=column(INTENTS, "INTEGER NOT NULL"))
+    request_digest: bytes = field(metadata=column(INTENTS, "BLOB NOT NULL"))
+    custom_id: str | None = field(default=None, converter=read_text, metadata=column(INTENTS, "TEXT", bind=bind_text))
+    reserved: float | None = field(
+        default=None,
+        converter=bind_number,
+        metadata=column(
+            INTENTS,
+            "REAL",
+            Total(
+                "at_risk",
+                lambda record: (record.reserved or 0) * _attempts_at_risk(record, unknown=record.cost is None),
+                "usd",
+            ),
+        ),
+    )
+    reserved_tokens: int | None = field(
+        default=None,
+        converter=_bind_count,
+        metadata=column(
+            INTENTS,
+            "INTEGER",
+            Total(
+                "at_risk_tokens",
+                lambda record: (
+                    (record.reserved_tokens or 0)
+                    * _attempts_at_risk(record, unknown=record.input_tokens is None and record.output_tokens is None)
+                ),
+            ),
+        ),
+    )
+    sent_at: float | None = field(default=None, metadata=column(INTENTS, "REAL"))
+    possibly_billed: int = field(
+        default=0,
+        metadata=column(
+            BOTH,
+            "INTEGER NOT NULL",
+            Total("possibly_billed", lambda record: record.possibly_billed - (record.state is RecordState.IN_FLIGHT)),
+        ),
+    )
+    state: RecordState = field(
+        default=RecordState.IN_FLIGHT,
+        converter=_to_state,
+        metadata=column(
+            OUTCOMES,
+            "INTEGER NOT NULL",
+            Total("answered", lambda record: 1, state=RecordState.ANSWERED),
+            Total("failed", lambda record: 1, state=RecordState.FAILED),
+            Total("in_flight", lambda record: 1, state=RecordState.IN_FLIGHT),
+            missing="1",
+            bind=int,
+        ),
+    )
+    completed_at: float | None = field(default=None, metadata=column(OUTCOMES, "REAL NOT NULL"))
+    attempts: int = field(default=0, metadata=column(OUTCOMES, "INTEGER NOT NULL", missing="0"))
+    rate_limited: int = field(
+        default=0, metadata=column(OUTCOMES, "INTEGER NOT NULL", summed("rate_limited"), missing="0")
+    )
+    cost: float | None = field(
+        default=None,
+        converter=bind_number,
+        metadata=column(
+            OUTCOMES,
+            "REAL",
+            summed("cost", "usd"),
+            Total(
+                "unpriced",
+                lambda record: record.cost is None and record.copy_of is None,
+                state=RecordState.ANSWERED,
+            ),
+        ),
+    )
+    input_tokens: int | None = field(
+        default=None, converter=_bind_count, metadata=column(OUTCOMES, "INTEGER", summed("input_tokens"))
+    )
+    output_tokens: int | None = field(
+        default=None, converter=_bind_count, metadata=column(OUTCOMES, "INTEGER", summed("output_tokens"))
+    )
+    elapsed: float | None = field(default=None, converter=bind_number, metadata=column(OUTCOMES, "REAL"))
+    latency: float | None = field(default=None, converter=bind_number, metadata=column(OUTCOMES, "REAL"))
+    copy_of: int | None = field(
+        default=None,
+        metadata=column(OUTCOMES, "INTEGER", Total("deduplicated", lambda record: record.copy_of is not None)),
+    )
+    # Last, so that nothing else lies behind a long answer.
+    result: bytes = field(default=b"", metadata=column(OUTCOMES, "BLOB NOT NULL", missing="x''"))
+
+    @property
+    def completed(self) -> bool:
+        """Whether it has an outcome."""
+        return self.state is not RecordState.IN_FLIGHT
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The record as JSON: digests as hexadecimal text, the result as the object that it holds."""
+        values: dict[str, JSON] = {name: getattr(self, name) for name in _FIELDS}
+        result = parse_json(self.result) if self.result else None
+        return values | {
+            "request_digest": self.request_digest.hex(),
+            "state": self.state.name.lower(),
+            "result": result,
+        }
 
 
-class JournalRecord(NamedTuple):
-    """What the journal has of one entry. A named tuple: hundreds of thousands a second are read.
+def after_step(step: Step, before: JournalRecord | None, record: JournalRecord | None) -> JournalRecord | None:
+    """The record of an entry after a step.
 
-    Attributes are those of `Intent` and `Settled`, with these differences: ``sent_at`` and ``completed_at`` are their
-    times, ``result`` holds the answer of the original where there is a ``copy_of``, and ``possibly_billed`` counts
-    attempts of all sessions that have no outcome: of a sent entry also the last one.
+    Args:
+        step: What happens.
+        before: The record that the journal has of it; None without one.
+        record: The one that comes with the step; None for `Step.RETRACT`.
+
+    Raises:
+        UnstorableRowError: If the entry has an answer, and another attempt is announced.
     """
-
-    index: int  # type: ignore[assignment]  # no caller asks a record for the place of a value
-    line: int
-    digest: int
-    custom_id: str | None
-    request_digest: bytes
-    state: RecordState
-    attempts: int
-    possibly_billed: int
-    rate_limited: int
-    reserved: float | None
-    reserved_tokens: int | None
-    cost: float | None
-    input_tokens: int | None
-    output_tokens: int | None
-    sent_at: float | None
-    completed_at: float | None
-    elapsed: float | None
-    latency: float | None
-    result: bytes
-    copy_of: int | None
+    if step is Step.INTENT:
+        if before is not None and before.state is RecordState.ANSWERED:
+            raise UnstorableRowError(f"Entry {before.index} has an answer already, and is not sent again.")
+        return record
+    if step is Step.OUTCOME:
+        return before if before is not None and before.state is RecordState.ANSWERED else record
+    if before is None or before.completed:
+        return before
+    # Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent.
+    return evolve(before, possibly_billed=before.possibly_billed - 1) if before.possibly_billed > 1 else None
 
 
-@frozen
+def _columns() -> tuple[Column, ...]:
+    return tuple(
+        Column(
+            name=each.metadata["name"] or each.name,
+            field=each.name,
+            **{key: each.metadata[key] for key in ("tables", "sql", "missing", "bind", "totals")},
+        )
+        for each in fields(JournalRecord)
+    )
+
+
+COLUMNS = _columns()
+"""How the fields of a record are stored, in their order."""
+TOTALS: Mapping[str, Total] = {total.name: total for column in COLUMNS for total in column.totals}
+"""The sums over all records, by their names."""
+
+_FIELDS = tuple(column.field for column in COLUMNS)
+
+
+def _with_every_total(cls: type, declared: "list[Attribute[object]]") -> "list[Attribute[object]]":
+    """The fields of `RunCounts`: those that type checkers know, and the totals that a record has beyond them."""
+    names = {each.name for each in declared}
+    beyond = {
+        name: field(default=0.0 if total.unit == "usd" else 0) for name, total in TOTALS.items() if name not in names
+    }
+    return [*declared, *fields(make_class("_Beyond", beyond))]
+
+
+@frozen(field_transformer=_with_every_total)
 class RunCounts:
-    """What a journal has, all sessions together.
+    """What a journal has, all sessions together: the totals of its records.
 
     Attributes:
         answered: Entries with an answer.
         failed: Entries that failed for good.
         in_flight: Entries in flight; after a crash, those that may have been billed.
-        deduplicated: Entries with the outcome of an identical request.
+        deduplicated: Entries with the answer to an identical request.
         possibly_billed: Attempts that ended without an outcome and may have been billed, those in flight left out.
-        rate_limited: How often the rate limit refused.
+        rate_limited: How often a request was answered 429.
         cost: USD by list price, as far as known.
         unpriced: Answers whose cost is unknown.
         input_tokens: As far as known.
@@ -152,19 +402,151 @@ class RunCounts:
     at_risk: float = 0.0
     at_risk_tokens: int = 0
 
+    @property
+    def completed(self) -> int:
+        """Entries with an outcome."""
+        return self.answered + self.failed
 
-@frozen
-class Command:
-    """What another terminal asks of a run.
+    def replacing(self, before: JournalRecord | None, after: JournalRecord | None) -> "RunCounts":
+        """The totals when `after` takes the place of `before`; None stands for no record.
 
-    Attributes:
-        name: ``pause``, ``resume``, ``retune`` or ``stop``.
-        argument: With what; for ``retune`` the settings to change.
-        id: Its number in the journal; 0 before it is there.
-        at: When it was asked, in Unix seconds; 0 before it was.
+        Example:
+            >>> RunCounts().replacing(None, JournalRecord(0, 1, 7, b"digest", possibly_billed=1)).in_flight
+            1
+        """
+        return self.replacing_all([(before, after)])
+
+    def replacing_all(self, changes: "Iterable[tuple[JournalRecord | None, JournalRecord | None]]") -> "RunCounts":
+        """`replacing`, for each pair of `changes`."""
+        sums = [getattr(self, name) for name in COUNTS]
+        for before, after in changes:
+            if after is not None:
+                for place, share in _SHARES[after.state]:
+                    sums[place] += share(after)
+            if before is not None:
+                for place, share in _SHARES[before.state]:
+                    sums[place] -= share(before)
+        for place in _USD_PLACES:
+            sums[place] = round(sums[place], _USD_DIGITS)
+        return RunCounts(*sums)
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Every total by its name."""
+        return asdict(self)
+
+
+COUNTS = tuple(each.name for each in fields(RunCounts))
+"""The names of the totals, in the order of the fields of `RunCounts`."""
+
+
+def _shares(state: RecordState) -> tuple[tuple[int, Callable[[JournalRecord], float]], ...]:
+    """The totals to which a record in `state` can add anything, by their places in `COUNTS`."""
+    return tuple(
+        (COUNTS.index(total.name), total.of)
+        for column in COLUMNS
+        for total in column.totals
+        if total.state is state
+        or (total.state is None and (state is not RecordState.IN_FLIGHT or column.tables != OUTCOMES))
+    )
+
+
+_SHARES = {state: _shares(state) for state in RecordState}
+_USD_PLACES = tuple(place for place, name in enumerate(COUNTS) if TOTALS[name].unit == "usd")
+
+
+# Statements. Each is built once, from COLUMNS.
+
+
+def _of(table: Table) -> list[Column]:
+    return [column for column in COLUMNS if table in column.tables]
+
+
+def table_names(table: Table) -> tuple[str, ...]:
+    """The columns of a table, in their order."""
+    return tuple(column.name for column in _of(table))
+
+
+def create_tables() -> str:
+    """The statements that create the tables of records and of totals."""
+    made = [
+        f"CREATE TABLE {table} ({', '.join(f'{column.name} {column.sql}' for column in _of(table))});" for table in BOTH
+    ]
+    totals = ", ".join(
+        f"{name} {'REAL' if TOTALS[name].unit == 'usd' else 'INTEGER'} NOT NULL DEFAULT 0" for name in COUNTS
+    )
+    made += [
+        "CREATE INDEX failures ON outcomes (entry) WHERE state = 3;",
+        # writes: steps ever written, which tells a journal from an older state of itself.
+        f"CREATE TABLE totals (id INTEGER PRIMARY KEY CHECK (id = 1), {totals}, writes INTEGER NOT NULL DEFAULT 0);",
+        "INSERT INTO totals (id) VALUES (1);",
+    ]
+    return "\n".join(made)
+
+
+def insert_head(table: Table) -> str:
+    """The beginning of a statement that inserts rows; their values follow."""
+    return f"INSERT INTO {table} ({', '.join(table_names(table))}) VALUES "  # noqa: S608
+
+
+def insert_tail(table: Table) -> str:
+    """Its end: an entry that is there already gets the new values."""
+    sets = ", ".join(f"{name} = excluded.{name}" for name in table_names(table) if name != "entry")
+    return f" ON CONFLICT (entry) DO UPDATE SET {sets}"
+
+
+def _binder(table: Table) -> Callable[[JournalRecord], Sequence[object]]:
+    values = attrgetter(*(column.field for column in _of(table)))
+    binds = [(place, column.bind) for place, column in enumerate(_of(table)) if column.bind is not None]
+
+    def bound(record: JournalRecord) -> Sequence[object]:
+        found = list(values(record))
+        for place, bind in binds:
+            found[place] = bind(found[place])
+        return found
+
+    return bound
+
+
+intent_values = _binder("intents")
+"""The values of the row of ``intents`` for a record."""
+_outcome_values = _binder("outcomes")
+
+
+def outcome_values(record: JournalRecord) -> Sequence[object]:
+    """The values of the row of ``outcomes`` for a record. The answer of a duplicate stays with the original."""
+    found = _outcome_values(record)
+    return found if record.copy_of is None else [*found[:-1], b""]
+
+
+same_intent_fields = attrgetter(*(column.field for column in COLUMNS if column.tables == INTENTS))
+"""The values that are in ``intents`` alone."""
+
+
+def select_records(condition: str, *, results: bool = True) -> str:
+    """The statement that selects records; ``i`` stands for intents, ``o`` for outcomes, if there are any.
+
+    Args:
+        condition: What follows the tables.
+        results: Whether their results are read; else they are b"".
     """
+    return f"SELECT {', '.join(_selected(column, results) for column in COLUMNS)} {_JOINED} {condition}"
 
-    name: str
-    argument: JSON = None
-    id: int = 0
-    at: float = 0.0
+
+_JOINED = "FROM intents i LEFT JOIN outcomes o ON o.entry = i.entry"
+_RESULT = """CASE WHEN o.copy_of IS NULL THEN coalesce(o.result, x'') ELSE coalesce(
+    (SELECT original.result FROM outcomes original WHERE original.entry = o.copy_of AND original.state = 2), x'') END"""
+
+
+def _selected(column: Column, results: bool) -> str:
+    if column.field == "result":
+        return _RESULT if results else "x''"
+    if column.tables == INTENTS or column.field == "index":
+        return f"i.{column.name}"
+    if column.tables == BOTH:
+        return f"coalesce(o.{column.name}, i.{column.name})"
+    return f"coalesce(o.{column.name}, {column.missing})" if column.missing else f"o.{column.name}"
+
+
+def records_from(found: Iterable[Sequence[object]]) -> list[JournalRecord]:
+    """The records that a statement of `select_records` found."""
+    return [JournalRecord(*row) for row in found]  # type: ignore[arg-type]
