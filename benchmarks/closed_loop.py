@@ -27,7 +27,9 @@ def scenario(rate: float, burst: int, clients: int, *, declared: bool, seed: int
     return Scenario(
         prompts=-(-(prompts + burst) // clients),
         clients=clients,
-        limits=Limits(200, rate * 60, burst) if declared else Limits(200, "auto"),
+        limits=Limits(max_concurrency=200, requests_per_minute=rate * 60, burst=burst)
+        if declared
+        else Limits(max_concurrency=200, requests_per_minute="auto"),
         requests_per_minute=rate * 60,
         burst=burst,
         faults=Faults(latency=min(6.0, 40 / rate), latency_sigma=0.3),

@@ -115,7 +115,7 @@ async def _interactive(client: AsyncOneLLM, number: int, rate: float) -> list[fl
 async def run(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the job and returns its findings."""
     peer = _PEERS.get(job["way"])
-    limits = Limits.unlimited(_SLOTS) if peer is not None else Limits(_SLOTS, **job["limits"])
+    limits = Limits.unlimited(_SLOTS) if peer is not None else Limits(max_concurrency=_SLOTS, **job["limits"])
     async with AsyncExitStack() as stack:
         rate, burst, place = job["rate"], job["burst"], job["place"]
         context = peer(rate, burst, place) if peer is not None else _no_limiter()

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from onellm_async.fanout import FanoutProgress
     from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
     from onellm_async.limits.permit import RequestGroup
-    from onellm_async.limits.policy import Limits
+    from onellm_async.limits.policy import Lane, Limits
     from onellm_async.limits.rate_state import RateState
     from onellm_async.limits.snapshot import Snapshot
     from onellm_async.retry import RetryPolicy
@@ -86,6 +86,7 @@ __all__ = [
     "InsufficientBalanceError",
     "InternalServerError",
     "InvalidRequestError",
+    "Lane",
     "Limits",
     "Message",
     "MethodNotAllowedError",
@@ -147,7 +148,7 @@ _ROOMS = {
     "events": ("Event", "Hook"),
     "fanout": ("FanoutProgress",),
     "limits.permit": ("RequestGroup",),
-    "limits.policy": ("Limits",),
+    "limits.policy": ("Lane", "Limits"),
     "limits.rate_state": ("RateState",),
     "limits.snapshot": ("Snapshot",),
     "limits.bottleneck_analysis": ("BottleneckAnalysis", "analyze_bottlenecks"),

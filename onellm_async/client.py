@@ -28,7 +28,7 @@ from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLME
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
 from onellm_async.limits.permit import RequestGroup
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import Lane, Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
@@ -112,8 +112,8 @@ class AsyncOneLLM:
     ) -> None:
         _check_policies(limits=limits, rate_state=rate_state, retry=retry)
         attempt_timeout = _timeout_from(timeout)
-        self.limits: Limits = limits if limits is not None else Limits()
-        shared = _shared_quota(quota, self.limits, base_url, api_key, own_transport=transport is not None)
+        self._limits: Limits = limits if limits is not None else Limits()
+        shared = _shared_quota(quota, self._limits, base_url, api_key, own_transport=transport is not None)
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         self._base_url: str | None = None
         if transport is None:
@@ -137,7 +137,7 @@ class AsyncOneLLM:
             )
         self._sender = Sender(
             transport,
-            limits=self.limits,
+            limits=self._limits,
             rate_state=rate_state,
             retry=retry if retry is not None else RetryPolicy(),
             dialect=self._dialect,
@@ -169,6 +169,11 @@ class AsyncOneLLM:
     def remove_hook(self, hook: Hook) -> None:
         """Calls `hook` no more; one that is not there is ignored."""
         self._sender.remove_hook(hook)
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force. `retune` changes them."""
+        return self._limits
 
     def snapshot(self) -> Snapshot:
         """Returns the state of the client: queued requests, their bottlenecks, and the current rate.
@@ -231,10 +236,9 @@ class AsyncOneLLM:
 
                 client.retune(attrs.evolve(client.limits, requests_per_minute=600, burst=100))
         """
-        if not isinstance(limits, Limits):
-            raise ConfigurationError(f"limits is {truncated_repr(limits)}; it must be a Limits.")
+        _check_policy("limits", limits)
         self._sender.retune(limits)
-        self.limits = limits
+        self._limits = limits
 
     async def drain(self) -> None:
         """Stops gracefully: queued chats end with `ClientClosedError`, unsent; requests in flight finish.
@@ -263,7 +267,7 @@ class AsyncOneLLM:
         prompt: str | Messages,
         *,
         model: Model,
-        lane: str = "default",
+        lane: Lane = "default",
         deadline: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> ChatResponse:
@@ -294,7 +298,7 @@ class AsyncOneLLM:
         self,
         request: ChatRequest,
         *,
-        lane: str = "default",
+        lane: Lane = "default",
         deadline: float | None = None,
         group: RequestGroup | None = None,
         attempt_hooks: AttemptHooks | None = None,
@@ -321,7 +325,7 @@ class AsyncOneLLM:
         prompts: Iterable[Prompt],
         *,
         model: Model | None = None,
-        lane: str = "batch",
+        lane: Lane = "batch",
         deadline: float | None = None,
         return_exceptions: Literal[False] = False,
         on_progress: Progress | None = None,
@@ -334,7 +338,7 @@ class AsyncOneLLM:
         prompts: Iterable[Prompt],
         *,
         model: Model | None = None,
-        lane: str = "batch",
+        lane: Lane = "batch",
         deadline: float | None = None,
         return_exceptions: bool,
         on_progress: Progress | None = None,
@@ -346,7 +350,7 @@ class AsyncOneLLM:
         prompts: Iterable[Prompt],
         *,
         model: Model | None = None,
-        lane: str = "batch",
+        lane: Lane = "batch",
         deadline: float | None = None,
         return_exceptions: bool = False,
         on_progress: Progress | None = None,
@@ -409,7 +413,7 @@ class AsyncOneLLM:
         source: Source,
         *,
         model: Model | None = None,
-        lane: str = "batch",
+        lane: Lane = "batch",
         deadline: float | None = None,
         on_progress: Progress | None = None,
         **options: Unpack[RequestOptions],
@@ -517,7 +521,7 @@ class AsyncOneLLM:
         self,
         source: Source,
         model: Model | None,
-        lane: str,
+        lane: Lane,
         deadline: float | None,
         options: RequestOptions,
         on_progress: Progress | None,
@@ -571,12 +575,17 @@ _SHORT_FORMS = {"limits": "requests_per_minute", "retry": "max_attempts"}
 
 def _check_policies(**policies: object) -> None:
     for name, value in policies.items():
-        kind = _POLICIES[name]
-        if value is None or isinstance(value, kind):
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        advice = f"Use {kind.__name__}({_SHORT_FORMS[name]}={value!r})." if number and name in _SHORT_FORMS else ""
-        raise ConfigurationError(f"{name} is {truncated_repr(value)}; it must be a {kind.__name__}.", advice=advice)
+        if value is not None:
+            _check_policy(name, value)
+
+
+def _check_policy(name: str, value: object) -> None:
+    kind = _POLICIES[name]
+    if isinstance(value, kind):
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    advice = f"Use {kind.__name__}({_SHORT_FORMS[name]}={value!r})." if number and name in _SHORT_FORMS else ""
+    raise ConfigurationError(f"{name} is {truncated_repr(value)}; it must be a {kind.__name__}.", advice=advice)
 
 
 def _timeout_from(value: object) -> Timeout:

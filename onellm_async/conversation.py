@@ -8,6 +8,7 @@ from onellm_async.catalog import Model
 from onellm_async.chat import ChatResponse, Message, Messages, RequestOptions, build_request
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import ConfigurationError, DeadlineExceededError, InvalidRequestError
+from onellm_async.limits.policy import Lane
 from onellm_async.validation import Checks
 
 __all__ = ["Conversation"]
@@ -50,7 +51,7 @@ class Conversation:
         model: Model,
         max_messages: int | None = None,
         history: Messages = (),
-        lane: str = "interactive",
+        lane: Lane = "interactive",
         deadline: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> None:

@@ -101,7 +101,7 @@ async def test_a_chat_makes_no_more_calls_than_it_did() -> None:
 
 
 async def test_a_limited_chat_that_need_not_wait_makes_hardly_more() -> None:
-    limits = Limits(64, requests_per_minute=1_000_000, burst=1000, tokens_per_minute=1_000_000)
+    limits = Limits(max_concurrency=64, requests_per_minute=1_000_000, burst=1000, tokens_per_minute=1_000_000)
     async with AsyncOneLLM(transport=InMemory(), limits=limits) as client:
         calls = await calls_of(lambda: client.chat("Hello", model="GPT-5", lane="interactive"))
     check(calls, IN_MEMORY + LIMITED)

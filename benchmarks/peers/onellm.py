@@ -45,7 +45,9 @@ async def connect(
         async with _transport(target) as answer_all:
             yield answer_all
         return
-    limited = Limits.unlimited(target.in_flight) if limits is None else Limits(target.in_flight, **limits)
+    limited = (
+        Limits.unlimited(target.in_flight) if limits is None else Limits(max_concurrency=target.in_flight, **limits)
+    )
     events: deque[Event] = deque(maxlen=1000)
     hooks: list[Hook] = [events.append] if watched else []
     lanes = cycle(("interactive", "batch") if watched else ("default",))

@@ -9,7 +9,7 @@ from onellm_async.batch.journal.record import JournalRecord, RunCounts
 from onellm_async.call import AttemptHooks
 from onellm_async.chat import JSON, ChatRequest, ChatResponse
 from onellm_async.limits.permit import RequestGroup
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import Lane, Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 
@@ -31,7 +31,7 @@ class RunClient(Protocol):
         self,
         request: ChatRequest,
         *,
-        lane: str = "default",
+        lane: Lane = "default",
         deadline: float | None = None,
         group: RequestGroup | None = None,
         attempt_hooks: AttemptHooks | None = None,

@@ -10,12 +10,11 @@ from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import ConnectionFlags, RequestFlags
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
-from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import Timeout, trust_only
 
-__all__ = ["connected", "defaults_from", "limits_from"]
+__all__ = ["connected", "defaults_from"]
 
 _LOCAL_KEY = "local"
 _LOCAL_LATENCY = 0.25
@@ -42,20 +41,6 @@ def defaults_from(asking: RequestFlags) -> RequestDefaults:
     )
 
 
-def limits_from(connecting: ConnectionFlags) -> Limits:
-    """How much of the service may be used.
-
-    Raises:
-        ConfigurationError: If a value is out of range.
-    """
-    return Limits(
-        max_concurrency=connecting.concurrency,
-        requests_per_minute=connecting.requests_per_minute,
-        burst=connecting.burst_size,
-        tokens_per_minute=connecting.tpm,
-    )
-
-
 def _local_server(connecting: ConnectionFlags) -> "LocalServer":
     """A server with the limits that the client keeps to, and answers quick enough to look at and slow enough to see."""
     from onellm_async.server import Faults, LocalServer, ServerSettings
@@ -65,7 +50,7 @@ def _local_server(connecting: ConnectionFlags) -> "LocalServer":
         ServerSettings(
             dialect=connecting.dialect_name,
             requests_per_minute=_HIDDEN_RATE if rate == "auto" else rate,
-            burst=connecting.burst_size,
+            burst=connecting.limits().burst,
             faults=Faults(latency=_LOCAL_LATENCY, latency_sigma=0.5),
         )
     )
@@ -102,7 +87,7 @@ async def connected(
             api_key,
             base_url=base_url,
             timeout=Timeout(total=connecting.timeout),
-            limits=evolve(limits_from(connecting), max_pending=max_pending),
+            limits=evolve(connecting.limits(), max_pending=max_pending),
             dialect=connecting.dialect_name,
             endpoints=connecting.endpoints,
             allow_insecure=connecting.allow_insecure,

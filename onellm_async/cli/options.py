@@ -1,12 +1,15 @@
 """The flags that several commands share, in the words of the field."""
 
 import os
-from typing import Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from attrs import frozen
 from cyclopts import Group, Parameter
 
 from onellm_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from onellm_async.limits.policy import Limits
 
 __all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
 
@@ -63,13 +66,20 @@ class LimitFlags:
         """Requests per minute, or ``"auto"`` to discover the rate."""
         return 40.0 if self.rpm is None else self.rpm
 
-    @property
-    def burst_size(self) -> int:
-        """The burst to keep to."""
-        if self.burst is not None:
-            return self.burst
-        rate = self.requests_per_minute
-        return 40 if rate == "auto" else max(1, min(40, int(rate)))
+    def limits(self) -> "Limits":
+        """Returns the limits that the flags describe; `Limits` has the defaults of the others.
+
+        Raises:
+            ConfigurationError: If a value is out of range.
+        """
+        from onellm_async.limits.policy import Limits
+
+        given = {"burst": self.burst, "tokens_per_minute": self.tpm}
+        return Limits(
+            max_concurrency=self.concurrency,
+            requests_per_minute=self.requests_per_minute,
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
 
 
 @Parameter(name="*", group=_CONNECTING)

@@ -100,7 +100,6 @@ plan_command: App = command(plan, _EXAMPLES)
 
 
 def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits, ExpectedService]":
-    from onellm_async.limits.policy import Limits
     from onellm_async.simulation.simulated_run import ExpectedService
 
     if expecting.seeds < 1:
@@ -108,19 +107,14 @@ def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits
     if expecting.output_tokens is not None and expecting.output_tokens < 0:
         raise ConfigurationError(f"output_tokens is {expecting.output_tokens}; it must not be negative.")
     rate = limiting.requests_per_minute
-    limits = Limits(
-        max_concurrency=limiting.concurrency,
-        requests_per_minute=rate,
-        burst=limiting.burst_size,
-        tokens_per_minute=limiting.tpm,
-    )
+    limits = limiting.limits()
     service = ExpectedService(
         requests_per_minute=expecting.service_rpm
         if expecting.service_rpm is not None
         else 40.0
         if rate == "auto"
         else rate,
-        burst=limiting.burst_size,
+        burst=limits.burst,
         latency=expecting.latency,
         latency_sigma=expecting.latency_sigma,
         failure_rate=expecting.failure_rate,

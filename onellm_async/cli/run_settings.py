@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from attrs import asdict
 
 from onellm_async.batch import Budget, FileRun, HealthPolicy, RunPolicy
-from onellm_async.cli.connection import limits_from
 from onellm_async.cli.options import ConnectionFlags
 from onellm_async.settings import resolve_base_url
 from onellm_async.wire import resolve_endpoints
@@ -52,5 +51,5 @@ def file_run(
             quiet_after=min(HealthPolicy().quiet_after, going_on.stall_after),
             stalled_after=going_on.stall_after,
         ),
-        settings={"limits": asdict(limits_from(connecting)), "budget": asdict(budget)},
+        settings={"limits": asdict(connecting.limits()), "budget": asdict(budget)},
     )

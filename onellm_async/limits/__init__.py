@@ -5,7 +5,7 @@ from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
-from onellm_async.limits.policy import LANES, Limits, Mode
+from onellm_async.limits.policy import LANES, Lane, Limits, Mode
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 
@@ -14,6 +14,7 @@ __all__ = [
     "LANES",
     "Bottleneck",
     "BottleneckAnalysis",
+    "Lane",
     "Limiter",
     "Limits",
     "Mode",

@@ -11,15 +11,22 @@ from onellm_async.validation import Checks
 Mode: TypeAlias = Literal["discover", "correct", "off", "unlimited"]
 """What 429s may change; see `Limits.adaptive`."""
 
+Lane: TypeAlias = Literal["interactive", "default", "batch"]
+"""Where a request waits. While several lanes are queued, requests of the more urgent ones are sent more often."""
 LANES: Mapping[str, int] = {"interactive": 16, "default": 4, "batch": 1}
 """The lanes and their weights. While all three are queued, 16 of 21 requests are interactive, 4 default, 1 batch."""
-RESERVED_LANE = "interactive"
+RESERVED_LANE: Final = "interactive"
 """The lane for which a few tokens are reserved, once it was used."""
-PACED_LANE = "batch"
+PACED_LANE: Final = "batch"
 """The lane whose first burst is paced until the declaration is confirmed."""
 
 AUTO: Final = "auto"
 """As `Limits.requests_per_minute`: nothing is declared, the client discovers the rate."""
+
+DEFAULT_RATE = 40.0
+"""Requests per minute that OneLLM publishes for each key."""
+DEFAULT_BURST = 40
+"""Requests that OneLLM accepts at once after a pause, as published."""
 
 _check = Checks(ConfigurationError, "Limits.")
 
@@ -38,9 +45,9 @@ def _adaptive(_: object, attribute: object, value: object) -> None:
         raise _check.error("adaptive", value, "it must be 'auto', 'discover', 'correct' or 'off'")
 
 
-@frozen
+@frozen(kw_only=True)
 class Limits:
-    """Limits of requests in flight, requests per minute and tokens per minute.
+    """Limits of requests in flight, requests per minute and tokens per minute. All arguments are named.
 
     The defaults are the limits that OneLLM publishes for each key: a token bucket of 40 requests, refilled at 40 per
     minute.
@@ -50,7 +57,8 @@ class Limits:
             latency of up to 72 s.
         requests_per_minute: The service's refill rate. ``"auto"``: the client discovers it. None: no limit, see
             `unlimited`.
-        burst: Requests that the service accepts at once after a pause. Default 40.
+        burst: Requests that the service accepts at once after a pause. Default 40, or `requests_per_minute` if that is
+            less, but at least 1.
         tokens_per_minute: Input and output tokens per minute; None: no limit. A request is admitted on an estimate,
             and settled to the usage of its reply.
         max_pending: Maximum number of requests that wait for their first attempt; the next one fails at once with
@@ -75,12 +83,19 @@ class Limits:
     """
 
     max_concurrency: int = field(default=48, validator=_check.integer(1))
-    requests_per_minute: float | Literal["auto"] | None = field(default=40.0, validator=_requests_per_minute)
-    burst: int = field(default=40, validator=_check.integer(1))
+    requests_per_minute: float | Literal["auto"] | None = field(default=DEFAULT_RATE, validator=_requests_per_minute)
+    burst: int = field(validator=_check.integer(1))
     tokens_per_minute: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))
     max_pending: int | None = field(default=None, validator=_check.integer(0, optional=True))
-    adaptive: Literal["auto", "discover", "correct", "off"] = field(default="auto", kw_only=True, validator=_adaptive)
-    probe_every: int = field(default=300, kw_only=True, validator=_check.integer(1))
+    adaptive: Literal["auto", "discover", "correct", "off"] = field(default="auto", validator=_adaptive)
+    probe_every: int = field(default=300, validator=_check.integer(1))
+
+    @burst.default
+    def _default_burst(self) -> int:
+        rate: object = self.requests_per_minute  # not validated yet
+        if isinstance(rate, int | float) and 0 < rate < DEFAULT_BURST:
+            return max(1, int(rate))
+        return DEFAULT_BURST
 
     def __attrs_post_init__(self) -> None:
         if self.requests_per_minute is None and self.adaptive != "auto":

@@ -7,7 +7,7 @@ from attrs import field, frozen
 from attrs.validators import in_
 
 from onellm_async.errors import ConfigurationError
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import Lane, Limits
 from onellm_async.retry import RetryPolicy
 from onellm_async.server.service_limits import BucketLimit, ServiceLimit
 from onellm_async.server.settings import Faults, RateHeaders
@@ -91,7 +91,7 @@ class SingleChat:
     """
 
     at: float
-    lane: str = "interactive"
+    lane: Lane = "interactive"
     deadline: float | None = None
     cancelled_after: float | None = None
 
@@ -200,7 +200,7 @@ class Scenario:
     network_jitter: float = 0.05
     retry: RetryPolicy = field(factory=RetryPolicy)
     dialect: Dialect = Dialect.DOCUMENTED
-    lane: str = "batch"
+    lane: Lane = "batch"
     deadline: float | None = None
     consumer_pause: float = 0.0
     chats: Sequence[SingleChat] = ()

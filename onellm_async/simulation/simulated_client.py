@@ -13,7 +13,7 @@ from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import APIConnectionError, FailureKind, OneLLMError
 from onellm_async.events import Event
 from onellm_async.limits.permit import RequestGroup
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import Lane, Limits
 from onellm_async.simulation.scenario import Control, Pause, SingleChat, SourceGap
 from onellm_async.transport import RawReply, Transport
 
@@ -105,7 +105,7 @@ class ClientWorkload:
     """
 
     prompts: Sequence[str]
-    lane: str = "batch"
+    lane: Lane = "batch"
     deadline: float | None = None
     consumer_pause: float = 0.0
     chats: Sequence[SingleChat] = ()

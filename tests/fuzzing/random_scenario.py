@@ -84,13 +84,18 @@ def _limits(random: Random, rate: float, burst: int) -> Limits:
     slots = round(log_uniform(random, 1, 200))
     declaration = random.choice(("truth", "truth", "nothing", "nothing", "untruth"))
     if declaration == "nothing":
-        return Limits(slots, "auto")
+        return Limits(max_concurrency=slots, requests_per_minute="auto")
     if declaration == "truth":
-        return Limits(slots, rate * 60, burst)
+        return Limits(max_concurrency=slots, requests_per_minute=rate * 60, burst=burst)
     factor = log_uniform(random, 0.5, 2)
     wrong_burst = max(1, round(burst * log_uniform(random, 0.5, 2)))
     modes: list[Literal["discover", "correct", "off"]] = ["discover", "correct", "off"]
-    return Limits(slots, rate * 60 * factor, wrong_burst, adaptive=random.choice(modes))
+    return Limits(
+        max_concurrency=slots,
+        requests_per_minute=rate * 60 * factor,
+        burst=wrong_burst,
+        adaptive=random.choice(modes),
+    )
 
 
 def _faults(random: Random, latency: float) -> Faults:

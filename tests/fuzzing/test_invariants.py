@@ -28,7 +28,7 @@ from tests.fuzzing.trace import (
 
 def trace(*events, **changes):
     plain = Trace(
-        limits=Limits(2, 60, 1),
+        limits=Limits(max_concurrency=2, requests_per_minute=60, burst=1),
         retry=RetryPolicy(max_attempts=2),
         true_limit=TrueLimit(1.0, 1.0),
         events=events,
@@ -105,7 +105,10 @@ BROKEN = {
     "more in flight than the new slots": (
         2,
         trace(
-            RequestSent(1, "m", 0.0), Retuned(0, "", 1.0, Limits(1, 60, 1)), RequestSent(2, "m", 2.0), true_limit=None
+            RequestSent(1, "m", 0.0),
+            Retuned(0, "", 1.0, Limits(max_concurrency=1, requests_per_minute=60, burst=1)),
+            RequestSent(2, "m", 2.0),
+            true_limit=None,
         ),
     ),
     "tokens that were not there": (12, trace(token_errors=[Finding(1.0, "sent without tokens", 1)])),
@@ -125,14 +128,18 @@ def test_nothing_is_wrong_with_a_good_run():
         queued(2, 0.1),
         Paused(0, "", 0.2),
         Resumed(0, "", 0.9),
-        Retuned(0, "", 1.0, Limits(1, 60, 1)),
+        Retuned(0, "", 1.0, Limits(max_concurrency=1, requests_per_minute=60, burst=1)),
         *attempt(2, 1.1),
     )
     assert violations(trace(*events, prompts=["a"], outcomes=[outcome(0, "a", "a")], billed={"a": 1})) == []
 
 
 def test_more_in_flight_than_new_slots_is_no_error_as_long_as_nothing_is_added():
-    events = [RequestSent(1, "m", 0.0), RequestSent(2, "m", 0.0), Retuned(0, "", 1.0, Limits(1, 60, 1))]
+    events = [
+        RequestSent(1, "m", 0.0),
+        RequestSent(2, "m", 0.0),
+        Retuned(0, "", 1.0, Limits(max_concurrency=1, requests_per_minute=60, burst=1)),
+    ]
     ended = [
         ResponseReceived(1, "m", 2.0, arrived=True),
         ResponseReceived(2, "m", 2.0, arrived=True),
@@ -154,7 +161,7 @@ def test_a_violation_names_its_request_and_its_time():
 
 # A broken client.
 
-DECLARED = Limits(20, 600, 10)
+DECLARED = Limits(max_concurrency=20, requests_per_minute=600, burst=10)
 TOKENS = evolve(DECLARED, tokens_per_minute=3000)
 
 
@@ -215,5 +222,10 @@ def test_requests_that_do_not_wait_for_their_tokens_break_an_invariant(monkeypat
 def test_a_limiter_that_forgets_a_slot_is_caught(monkeypatch):
     monkeypatch.setattr("onellm_async.limits.permit.Permit.release", lambda permit: None)
     faults = Faults(latency=1, reset_before_rate=0.2)
-    scenario = Scenario(prompts=60, limits=Limits(20, 600, 40), requests_per_minute=600, faults=faults)
+    scenario = Scenario(
+        prompts=60,
+        limits=Limits(max_concurrency=20, requests_per_minute=600, burst=40),
+        requests_per_minute=600,
+        faults=faults,
+    )
     assert any(found.invariant == 2 for found in observe(scenario).violations)

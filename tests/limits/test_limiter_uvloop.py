@@ -10,7 +10,7 @@ uvloop = pytest.importorskip("uvloop", reason="the extra `speed` is not installe
 
 
 def test_timers_that_are_due_at_once_wake_everybody_under_uvloop():
-    limits = Limits(64, requests_per_minute=6e7, burst=10_000, tokens_per_minute=1e10)
+    limits = Limits(max_concurrency=64, requests_per_minute=6e7, burst=10_000, tokens_per_minute=1e10)
     limiter = Limiter(limits, random=Random(0))
 
     async def ask() -> None:

@@ -23,7 +23,12 @@ class AdmissionMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now = 0.0
-        limits = Limits(self.SLOTS, self.PER_SECOND * 60, self.BURST, self.TOKENS_PER_MINUTE)
+        limits = Limits(
+            max_concurrency=self.SLOTS,
+            requests_per_minute=self.PER_SECOND * 60,
+            burst=self.BURST,
+            tokens_per_minute=self.TOKENS_PER_MINUTE,
+        )
         self.core = Admission(limits, DeclaredRate(self.PER_SECOND, self.BURST, 0.0), 0.0)
         self.waiting = {lane: [] for lane in LANES}
         self.out = []
@@ -289,7 +294,11 @@ TestNarrow.settings = SOME
 
 @pytest.mark.parametrize("state", [QUEUED, GRANTED, RELEASED, CANCELLED])
 def test_withdrawing_in_any_state_twice_takes_nothing_from_anybody(state):
-    core = Admission(Limits(2, 60, 5, 600), DeclaredRate(1.0, 5, 0.0), 0.0)
+    core = Admission(
+        Limits(max_concurrency=2, requests_per_minute=60, burst=5, tokens_per_minute=600),
+        DeclaredRate(1.0, 5, 0.0),
+        0.0,
+    )
     other, ticket = Ticket("batch", 10), Ticket("batch", 10)
     assert core.try_enter(other, 0.0)
     if state in {GRANTED, RELEASED}:

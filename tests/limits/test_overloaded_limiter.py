@@ -61,7 +61,7 @@ async def ask_all(slots, service, number, seed):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("number", [40, 400])
 async def test_a_service_with_four_places_answers_everything_nearly_as_fast_as_it_can(number, seed):
-    service, slots = Service(4, 0.3, 1.0), Limiter(Limits(48, **AT_ONCE), random=Random(seed))
+    service, slots = Service(4, 0.3, 1.0), Limiter(Limits(max_concurrency=48, **AT_ONCE), random=Random(seed))
     answered = await ask_all(slots, service, number, seed)
     assert len(answered) == number
     best = 4 / 0.3
@@ -78,14 +78,19 @@ async def test_a_service_with_four_places_answers_everything_nearly_as_fast_as_i
     ids=["one place", "no patience", "no patience and slow", "slow", "many places"],
 )
 async def test_so_do_services_with_other_places_and_other_patience(places, seconds, patience, number):
-    service, slots = Service(places, seconds, patience), Limiter(Limits(200, **AT_ONCE), random=Random(1))
+    service, slots = (
+        Service(places, seconds, patience),
+        Limiter(Limits(max_concurrency=200, **AT_ONCE), random=Random(1)),
+    )
     answered = await ask_all(slots, service, number, 1)
     assert len(answered) == number
     assert now() <= 1.2 * number * seconds / places + 10 * seconds
 
 
 async def test_a_fault_leaves_the_rate_alone_and_gives_tokens_and_slot_back():
-    slots = Limiter(Limits(4, requests_per_minute=60, burst=10, tokens_per_minute=600), random=Random(0))
+    slots = Limiter(
+        Limits(max_concurrency=4, requests_per_minute=60, burst=10, tokens_per_minute=600), random=Random(0)
+    )
     permits = [await slots.acquire(tokens=100) for _ in range(4)]
     before = slots.snapshot()
     permits[0].answered(100)
@@ -104,15 +109,15 @@ async def test_a_fault_leaves_the_rate_alone_and_gives_tokens_and_slot_back():
 
 
 async def test_a_lower_declared_concurrency_holds_beside_a_cut_and_a_higher_one_waits_for_it():
-    slots = Limiter(Limits(8, **AT_ONCE), random=Random(0))
+    slots = Limiter(Limits(max_concurrency=8, **AT_ONCE), random=Random(0))
     permits = [await slots.acquire() for _ in range(8)]
     for permit in permits[:4]:
         permit.answered()
     permits[4].overloaded()
     assert slots.snapshot().concurrency == 3
-    slots.retune(Limits(2, **AT_ONCE))
+    slots.retune(Limits(max_concurrency=2, **AT_ONCE))
     assert slots.snapshot().concurrency == 2
-    slots.retune(Limits(100, **AT_ONCE))
+    slots.retune(Limits(max_concurrency=100, **AT_ONCE))
     assert slots.snapshot().concurrency == 3
     for permit in permits[5:]:
         permit.answered()

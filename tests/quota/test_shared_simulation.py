@@ -21,7 +21,11 @@ TOKENS = 12
 
 
 def scenario(rate, clients, *, declared=True, shared=True, burst=40, latency=6.0, **how):
-    limits = Limits(200, rate * 60, burst) if declared else Limits(200, "auto")
+    limits = (
+        Limits(max_concurrency=200, requests_per_minute=rate * 60, burst=burst)
+        if declared
+        else Limits(max_concurrency=200, requests_per_minute="auto")
+    )
     return Scenario(
         **{
             "prompts": 400 // clients,

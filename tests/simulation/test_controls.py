@@ -7,7 +7,7 @@ from onellm_async.server.settings import Faults
 from onellm_async.simulation import Pause, Retune, Scenario, SingleChat, SourceGap
 from tests.fuzzing.observed_run import observe
 
-DECLARED = Limits(20, 600, 10)
+DECLARED = Limits(max_concurrency=20, requests_per_minute=600, burst=10)
 TOKENS = evolve(DECLARED, tokens_per_minute=3000)
 
 
@@ -46,7 +46,7 @@ def test_the_first_resume_ends_overlapping_pauses():
 
 def test_a_pause_of_one_client_leaves_the_others_alone():
     scenario = declared(prompts=40, clients=2, controls=[Pause(at=1, seconds=500, client=1)])
-    run, violations = simulated(evolve(scenario, limits=Limits(20, 300, 5)))
+    run, violations = simulated(evolve(scenario, limits=Limits(max_concurrency=20, requests_per_minute=300, burst=5)))
     assert violations == []
     assert run.answered_at[0][-1] < 100
     assert run.answered_at[1][-1] > 501

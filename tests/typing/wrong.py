@@ -26,3 +26,6 @@ async def main(client: AsyncOneLLM) -> None:
     RetryPolicy(ambiguous="sometimes")  # type: ignore[arg-type]
     Limits(max_concurency=3)  # type: ignore[call-arg]
     Timeout(total="5")  # type: ignore[arg-type]
+    Limits(40)  # type: ignore[call-arg]
+    client.limits = Limits()  # type: ignore[misc]
+    await client.chat("x", model="GPT-5", lane="fast")  # type: ignore[arg-type]

@@ -51,17 +51,25 @@ def cancelled_at(coroutine, number, *, while_waiting):
             result = (coroutine.throw, error)
 
 
-NARROW = Limits(1, 6000, 100)
+NARROW = Limits(max_concurrency=1, requests_per_minute=6000, burst=100)
 SITUATIONS = {
-    "free": ([], Limits(4, 6000, 100), {}),
+    "free": ([], Limits(max_concurrency=4, requests_per_minute=6000, burst=100), {}),
     "waiting for a slot": ([], NARROW, {}),
-    "waiting for the rate": ([], Limits(10, 60, 1), {}),
-    "waiting for tokens": ([], Limits(10, 6000, 100, 700), {}),
+    "waiting for the rate": ([], Limits(max_concurrency=10, requests_per_minute=60, burst=1), {}),
+    "waiting for tokens": (
+        [],
+        Limits(max_concurrency=10, requests_per_minute=6000, burst=100, tokens_per_minute=700),
+        {},
+    ),
     "with a deadline": ([], NARROW, {"deadline": 100}),
     "between attempts": ([ERROR, ERROR], NARROW, {}),
     "not processed": ([BREAK, BREAK], NARROW, {}),
     "put back by a refusal": ([REFUSAL, REFUSAL], NARROW, {}),
-    "a refusal, then an error, with a deadline": ([REFUSAL, ERROR], Limits(4, 600, 5), {"deadline": 100}),
+    "a refusal, then an error, with a deadline": (
+        [REFUSAL, ERROR],
+        Limits(max_concurrency=4, requests_per_minute=600, burst=5),
+        {"deadline": 100},
+    ),
     "while the service is down": ([BREAK] * 3, NARROW, {}),
 }
 
@@ -121,7 +129,9 @@ def test_cancelled_at_any_await_it_leaves_no_trace(situation, while_waiting, fan
 def test_a_cancelled_request_has_spent_its_share_of_the_rate_only_if_it_left(leaves):
     async def run():
         transport = scripted([])
-        async with AsyncOneLLM(transport=transport, limits=Limits(1, 0.06, 10), random=Random(1)) as client:
+        async with AsyncOneLLM(
+            transport=transport, limits=Limits(max_concurrency=1, requests_per_minute=0.06, burst=10), random=Random(1)
+        ) as client:
             held = asyncio.create_task(client.chat("other", model=MODEL))
             await asyncio.sleep(0 if not leaves else 2)
             rate, loop = client._sender._limiter.core.rate, asyncio.get_running_loop()
