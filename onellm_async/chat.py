@@ -12,23 +12,10 @@ from typing import Any, TypeAlias, TypedDict
 import attrs
 from attrs import field, frozen
 
+from onellm_async import serialization
 from onellm_async.errors import InvalidRequestError, OneLLMError
+from onellm_async.serialization import JSON as JSON  # noqa: PLC0414  # other modules take it from here
 from onellm_async.validation import Checks, Validator, truncated_repr
-
-__all__ = [
-    "JSON",
-    "ROLES",
-    "ChatOutcome",
-    "ChatRequest",
-    "ChatResponse",
-    "Message",
-    "Messages",
-    "Prompt",
-    "Usage",
-]
-
-JSON: TypeAlias = Any
-"""Whatever JSON can hold: None, bool, int, float, str, a sequence or a string-keyed mapping of these."""
 
 ROLES = ("system", "user", "assistant")
 _TOOL_HISTORY = (
@@ -338,6 +325,10 @@ class Usage:
     output_tokens: int | None = None
     total_tokens: int | None = None
 
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the usage as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
+
 
 @frozen
 class ChatResponse:
@@ -371,6 +362,22 @@ class ChatResponse:
     rate_limited: int = 0
     possibly_billed: int = 0
 
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the answer as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, JSON]) -> "ChatResponse":
+        """Returns the answer that `to_dict` wrote.
+
+        Args:
+            saved: The dict, perhaps read from JSON.
+
+        Raises:
+            InvalidRequestError: If a field is missing, unknown or of the wrong type; the message names it.
+        """
+        return serialization.from_dict(cls, saved, name="response", error=InvalidRequestError)
+
 
 @frozen
 class ChatOutcome:
@@ -392,6 +399,10 @@ class ChatOutcome:
     def ok(self) -> bool:
         """Whether the prompt was answered."""
         return self.response is not None
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the outcome as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
 
     def unwrap(self) -> ChatResponse:
         """Returns the answer.

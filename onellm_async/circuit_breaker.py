@@ -1,7 +1,5 @@
 """Whether the service as a whole is down, and for how long it has accepted nothing. Pure."""
 
-__all__ = ["CircuitBreaker", "OutageClock"]
-
 
 class CircuitBreaker:
     """Counts failures in a row and opens the circuit, so that a service that is down is not hammered.

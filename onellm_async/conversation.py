@@ -11,8 +11,6 @@ from onellm_async.errors import ConfigurationError, DeadlineExceededError, Inval
 from onellm_async.limits.policy import Lane
 from onellm_async.validation import Checks
 
-__all__ = ["Conversation"]
-
 _check = Checks(ConfigurationError)
 
 

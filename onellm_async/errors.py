@@ -112,6 +112,30 @@ class OneLLMError(Exception):
             parts.append(self.advice)
         return " ".join(parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the error as a dict that JSON can hold, without what is not set.
+
+        Example:
+            >>> ClientClosedError("The client is closed.").to_dict()["type"]
+            'ClientClosedError'
+        """
+        billing = getattr(self, "billing", None)
+        found = {
+            "type": type(self).__name__,
+            "message": self.message,
+            "advice": self.advice or None,
+            "kind": self.kind.value,
+            "billing": None if billing is None else billing.value,
+            "status_code": getattr(self, "status_code", None),
+            "retry_after": getattr(self, "retry_after", None),
+            "request": self.request or None,
+            "attempts": self.attempts,
+            "rate_limited": self.rate_limited,
+            "possibly_billed": self.possibly_billed,
+            "elapsed": self.elapsed,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
     def _sent(self) -> str:
         if not self.attempts:
             return f"{self.rate_limited} × 429" if self.rate_limited else "never sent"

@@ -11,8 +11,6 @@ from typing import Final, Literal, TypeAlias
 
 from attrs import frozen
 
-__all__ = ["RULES", "Billing", "FailureKind", "FailureRule", "in_context", "kind_of_status"]
-
 
 class Billing(Enum):
     """What became of the bill of a failed attempt, as far as a client can know."""

@@ -17,21 +17,6 @@ from attrs import field, frozen
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks, truncated_repr
 
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "ApiKey",
-    "Proxy",
-    "Timeout",
-    "checked_url",
-    "resolve_api_key",
-    "resolve_base_url",
-    "resolve_proxy",
-    "resolve_ssl_context",
-    "shown_url",
-    "trust_only",
-    "unused_proxy_variable",
-]
-
 DEFAULT_PATH = "/api"
 """The path of the API, at the documented address and in the published backend."""
 DEFAULT_BASE_URL = "https://onellm.dev/api"

@@ -44,13 +44,13 @@ def chat(
     import asyncio
 
     from onellm_async.cli.connection import defaults_from
-    from onellm_async.wire import dump_json, response_to_body
+    from onellm_async.wire import dump_json
 
     request = defaults_from(asking).request(_read_prompt(prompt))
     require_output()
     started = monotonic()
     response = asyncio.run(_send(request, connecting))
-    put(dump_json(response_to_body(response)).decode() if json else response.content)
+    put(dump_json(response.to_dict()).decode() if json else response.content)
     if not json and not response.content:
         say(f"The answer has no text ({response.finish_reason}); --json shows all of it.")
     elif response.finish_reason == "length":

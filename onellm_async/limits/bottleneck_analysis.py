@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 
+from onellm_async import serialization
 from onellm_async.errors import ConfigurationError
 from onellm_async.limits.bottleneck import BOTTLENECK_ADVICE, OVERLOAD_ADVICE, Bottleneck
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.serialization import JSON
 
 _MIN_RETRIED_SHARE = 0.005
 """Share of retries from which the summary mentions them; less is shown as 0 %."""
@@ -32,9 +34,9 @@ class BottleneckAnalysis:
     retried_share: float
     summary: str
 
-    def to_dict(self) -> dict[str, object]:
-        """Returns the analysis as a dict that JSON can hold."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the analysis as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
 
 
 def analyze_bottlenecks(samples: Iterable[Snapshot]) -> BottleneckAnalysis:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
-from attrs import NOTHING, asdict, fields, frozen
+from attrs import NOTHING, fields, frozen
 
+from onellm_async import serialization
 from onellm_async.errors import ConfigurationError
+from onellm_async.serialization import JSON
 from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "rate_state.")
@@ -31,14 +33,14 @@ class RateState:
     low: float = 0.0
     high: float | None = None
 
-    def to_dict(self) -> dict[str, float]:
-        """Returns the state as a dict that JSON can hold.
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the state as a dict that JSON can hold, without what is not set.
 
         Example:
             >>> RateState(rate=0.66, burst=40).to_dict()["rate"]
             0.66
         """
-        return asdict(self)
+        return serialization.to_dict(self)
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, object]) -> "RateState":

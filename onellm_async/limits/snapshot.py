@@ -3,11 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Mapping
 
-from attrs import asdict, field, frozen
+from attrs import field, frozen
 
+from onellm_async import serialization
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import LANES, Limits, Mode
+from onellm_async.serialization import JSON
 
 _MAX_SENDABLE = 1_000_000
 """Maximum of `Snapshot.level`."""
@@ -84,9 +86,9 @@ class Snapshot:
     participants: int | None = None
     quota_share: float | None = None
 
-    def to_dict(self) -> dict[str, object]:
-        """Returns the snapshot as a dict that JSON can hold."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the snapshot as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
 
     @property
     def sent(self) -> int:

@@ -8,8 +8,6 @@ from yarl import URL
 from onellm_async.errors import ConfigurationError
 from onellm_async.settings import shown_url
 
-__all__ = ["query_values", "url_of"]
-
 _QUERY = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})+")
 """A query that needs no quoting (RFC 3986)."""
 

@@ -29,8 +29,6 @@ from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given
 from onellm_async.transport.shared_timeout import Attempt, AttemptEndedError, catch_up
 from onellm_async.validation import truncated_repr
 
-__all__ = ["MAX_REPLY_BYTES", "AiohttpTransport"]
-
 MAX_REPLY_BYTES: Final = 32 * 1024 * 1024
 """A longer reply, counted after decompression, is cut off and refused: no chat answer is that long."""
 

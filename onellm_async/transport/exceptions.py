@@ -9,8 +9,6 @@ import aiohttp
 from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, FailureKind
 from onellm_async.settings import Proxy, shown_url
 
-__all__ = ["error_of_proxy", "translate_exception"]
-
 _SOCKETS_USED_UP = {errno.EMFILE, errno.ENFILE, 10024, 10055}  # the last two: Windows' WSAEMFILE, WSAENOBUFS
 _HOSTED_SERVICE = "onellm.dev"
 _REFUSALS_OF_A_PROXY = {403, 407}

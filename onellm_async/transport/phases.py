@@ -14,8 +14,6 @@ from aiohttp import tracing
 
 from onellm_async.settings import Timeout
 
-__all__ = ["PhasedAttempt", "middleware_for"]
-
 _Handler = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 
 

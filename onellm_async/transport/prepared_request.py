@@ -24,8 +24,6 @@ from onellm_async.transport.shared_timeout import Attempt, SharedTimeout
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
 
-__all__ = ["TESTED_VERSIONS", "prepared_post"]
-
 TESTED_VERSIONS: Final = frozenset({"3.14.3", "3.14.4", "3.14.5"})
 """Versions of aiohttp whose requests are known to be copied well."""
 

@@ -5,8 +5,6 @@ from typing import Protocol
 
 from attrs import frozen
 
-__all__ = ["RawReply", "Transport"]
-
 
 @frozen
 class RawReply:

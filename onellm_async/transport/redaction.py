@@ -9,8 +9,6 @@ from multidict import CIMultiDict
 
 from onellm_async.transport.protocol import RawReply
 
-__all__ = ["HiddenValue", "Redactor", "without_frames"]
-
 _MIN_SECRET = 8
 """Characters; what is shorter is no secret but a placeholder such as "key", which any answer may contain."""
 

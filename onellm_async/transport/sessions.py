@@ -19,8 +19,6 @@ from onellm_async.transport.shared_timeout import SharedTimeout
 from onellm_async.transport.sockets import keep_alive_socket
 from onellm_async.version import __version__
 
-__all__ = ["USER_AGENT", "PostSettings", "Way", "given_way", "lifetime_of", "own_way"]
-
 USER_AGENT: Final = (
     f"onellm-async/{__version__} (aiohttp/{aiohttp.__version__}; "
     f"Python/{sys.version_info.major}.{sys.version_info.minor})"

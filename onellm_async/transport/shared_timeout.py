@@ -4,8 +4,6 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Attempt", "AttemptEndedError", "SharedTimeout", "catch_up"]
-
 _PAUSE = 0.1
 """Seconds without a new attempt after which the event loop may not have looked at its connections."""
 

@@ -3,8 +3,6 @@
 import socket
 from contextlib import suppress
 
-__all__ = ["keep_alive_socket"]
-
 _IDLE = 30
 """Seconds of silence before the first probe."""
 _INTERVAL = 10

@@ -3,7 +3,7 @@
 from onellm_async.wire.error_replies import parse_retry_after
 from onellm_async.wire.json_codec import dump_json, parse_json
 from onellm_async.wire.notices import Notices
-from onellm_async.wire.replies import decode_reply, response_to_body
+from onellm_async.wire.replies import decode_reply
 from onellm_async.wire.requests import (
     JSON_HEADERS,
     Dialect,
@@ -27,5 +27,4 @@ __all__ = [
     "request_from_body",
     "request_to_body",
     "resolve_endpoints",
-    "response_to_body",
 ]

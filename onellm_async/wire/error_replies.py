@@ -27,16 +27,6 @@ from onellm_async.errors import (
 )
 from onellm_async.validation import truncated_repr
 
-__all__ = [
-    "CHECK_BASE_URL",
-    "error_for",
-    "error_text",
-    "excerpt",
-    "object_with_error",
-    "parse_retry_after",
-    "status_within",
-]
-
 EXCERPT_CHARACTERS = 500
 MAX_RETRY_AFTER = 300.0
 """Seconds; a service that asks for more is asked again after this long."""

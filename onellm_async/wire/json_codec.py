@@ -12,8 +12,6 @@ import orjson
 
 from onellm_async.chat import JSON
 
-__all__ = ["dump_json", "parse_json"]
-
 _TOO_DEEP = "the JSON is nested too deeply"
 _DEPTH_LIMIT = ("depth limit", "Recursion limit")
 """Words of orjson, new and old, for its limit of 1,024 levels."""

@@ -2,8 +2,6 @@
 
 import logging
 
-__all__ = ["Notices"]
-
 _logger = logging.getLogger("onellm_async")
 
 

@@ -31,8 +31,6 @@ from onellm_async.wire.error_replies import (
 )
 from onellm_async.wire.json_codec import parse_json
 
-__all__ = ["OPENAI_SHAPE", "decode_reply", "response_to_body"]
-
 OPENAI_SHAPE = (
     "The replies have the shape of OpenAI's API, not of OneLLM's. They are read, but requests are still written as "
     "OneLLM documents them. `onellm-async serve --upstream URL` translates both ways."
@@ -274,8 +272,3 @@ def _is_json(body: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def response_to_body(response: ChatResponse) -> dict[str, JSON]:
-    """`response` as JSON-ready values: the reply's own fields and what the client adds, without the unset ones."""
-    return {name: value for name, value in attrs.asdict(response).items() if name != "extra" or value}

@@ -15,17 +15,6 @@ from onellm_async.settings import checked_url
 from onellm_async.validation import truncated_repr
 from onellm_async.wire.json_codec import dump_json
 
-__all__ = [
-    "JSON_HEADERS",
-    "Dialect",
-    "encode_request",
-    "fields_without_effect",
-    "forwarded_by_backend",
-    "request_from_body",
-    "request_to_body",
-    "resolve_endpoints",
-]
-
 JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
 

@@ -23,7 +23,7 @@ from onellm_async.errors import (
     ResponseDecodeError,
 )
 from onellm_async.failure_kinds import kind_of_status
-from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_after, response_to_body
+from onellm_async.wire import decode_reply, dump_json, parse_json, parse_retry_after
 from onellm_async.wire.error_replies import error_for, excerpt
 from onellm_async.wire.replies import OPENAI_SHAPE
 
@@ -619,7 +619,7 @@ def test_a_rejection_for_the_wrong_dialect_names_the_cure(status: int, body: obj
 def test_lone_surrogates_survive_as_they_came() -> None:
     response = decode(b'{"content":"smile \\ud83d","usage":null}')
     assert response.content == "smile \ud83d"
-    assert parse_json(dump_json(response_to_body(response)))["content"] == "smile \ud83d"
+    assert parse_json(dump_json(response.to_dict()))["content"] == "smile \ud83d"
 
 
 def test_an_integer_of_five_thousand_digits_costs_nothing_but_itself() -> None:
@@ -793,21 +793,3 @@ def test_what_is_not_json_is_refused(value: object) -> None:
 def test_what_is_not_json_raises_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # the message is the parser's
         parse_json(text)
-
-
-def test_a_response_goes_into_json_with_what_the_client_added() -> None:
-    response = ChatResponse("x", usage=Usage(1, 2, 3), attempts=2, extra={"id": 1})
-    assert response_to_body(response) == {
-        "content": "x",
-        "model": None,
-        "provider": None,
-        "role": None,
-        "usage": {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
-        "finish_reason": None,
-        "cost": None,
-        "extra": {"id": 1},
-        "attempts": 2,
-        "rate_limited": 0,
-        "possibly_billed": 0,
-    }
-    assert "extra" not in response_to_body(ChatResponse("x"))
