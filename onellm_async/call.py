@@ -51,6 +51,8 @@ class Call:
         attempts: POSTs so far, 429s not counted.
         uncounted: Of these, the ones that use up no attempt of the policy.
         failure: How its last attempt ended; None before the first failure.
+        key_generation: Which key its last attempt was sent with, where a function supplies it.
+        key_renewed: Whether a 401 has asked for another key.
         order: Its place in the queue, kept through 429s and retries; -1 before its first admission.
     """
 
@@ -62,6 +64,8 @@ class Call:
         "group",
         "hooks",
         "in_flight",
+        "key_generation",
+        "key_renewed",
         "lane",
         "model",
         "number",
@@ -93,6 +97,8 @@ class Call:
         self.uncounted: int = 0
         self.failure: APIError | None = None
         self.in_flight: bool = False
+        self.key_generation: int = 0
+        self.key_renewed: bool = False
         self.hooks: AttemptHooks | None = None
 
     def counts(self) -> AttemptCounts:

@@ -27,13 +27,22 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook
 from onellm_async.fanout import FanOut, Progress, Source, check_source
+from onellm_async.key_source import ApiKeyFunction, KeySource
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Lane, Limits
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.retry import RetryPolicy
 from onellm_async.sender import Sender
-from onellm_async.settings import ApiKey, Timeout, resolve_api_key, resolve_base_url, resolve_proxy, resolve_ssl_context
+from onellm_async.settings import (
+    ApiKey,
+    Timeout,
+    check_headers,
+    resolve_api_key,
+    resolve_base_url,
+    resolve_proxy,
+    resolve_ssl_context,
+)
 from onellm_async.transport import AiohttpTransport, Transport
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, resolve_endpoints
@@ -54,7 +63,9 @@ class AsyncOneLLM:
     it. It may be made before an event loop runs, and used in several loops one after the other.
 
     Args:
-        api_key: The key; default ``ONELLM_API_KEY``. It never shows in reprs, logs, errors or events.
+        api_key: The key; default ``ONELLM_API_KEY``. It never shows in reprs, logs, errors or events. Or a function,
+            ``async`` or not, that returns it: it is called before the first request and again after a 401. If it then
+            returns another key, the request is sent once more.
         base_url: The exact address to post to; default ``ONELLM_BASE_URL``, else the documented one.
         limits: What is known of the service's limits; default the published ones.
         rate_state: What an earlier client learned about the rate, from its `rate_state`; None starts without.
@@ -67,6 +78,7 @@ class AsyncOneLLM:
         session: An `aiohttp.ClientSession` to use; it stays yours to close.
         proxy: URL of an HTTP proxy, such as ``http://user:password@proxy.example:3128``; default ``ONELLM_PROXY``.
             ``""`` uses none.
+        headers: Further HTTP headers of each request, for example for a gateway in between. Their values are not shown.
         ssl: How to verify certificates; default the authorities in ``ONELLM_CA_FILE``, else the system's.
         trust_env: Without a proxy of its own, use ``HTTPS_PROXY`` and ``NO_PROXY`` of the environment.
         hooks: Called with each event of `onellm_async.events`.
@@ -91,7 +103,7 @@ class AsyncOneLLM:
 
     def __init__(
         self,
-        api_key: str | ApiKey | None = None,
+        api_key: str | ApiKey | ApiKeyFunction | None = None,
         *,
         base_url: str | None = None,
         limits: Limits | None = None,
@@ -104,6 +116,7 @@ class AsyncOneLLM:
         proxy: str | None = None,
         ssl: SSLContext | None = None,
         trust_env: bool = False,
+        headers: Mapping[str, str] | None = None,
         hooks: Iterable[Hook] = (),
         allow_insecure: bool = False,
         transport: Transport | None = None,
@@ -116,18 +129,22 @@ class AsyncOneLLM:
         shared = _shared_quota(quota, self._limits, base_url, api_key, own_transport=transport is not None)
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         self._base_url: str | None = None
+        keys: KeySource | None = None
         if transport is None:
             url = self._base_url = resolve_base_url(base_url, allow_insecure=allow_insecure)
-            transport = AiohttpTransport(
+            transport = by_aiohttp = AiohttpTransport(
                 url,
-                resolve_api_key(api_key),
+                None if callable(api_key) else resolve_api_key(api_key),
                 attempt_timeout,
                 session,
                 JSON_HEADERS,
+                secret_headers=check_headers(headers),
                 proxy=resolve_proxy(proxy, url, trust_env=trust_env),
                 ssl=resolve_ssl_context(ssl),
                 ssl_is_default=ssl is None,
             )
+            if callable(api_key):
+                keys = KeySource(api_key, by_aiohttp.use_key)
         self._dialect = Dialect(dialect)
         self._endpoints = resolve_endpoints(endpoints)
         if self._endpoints and self._dialect is not Dialect.BACKEND:
@@ -137,6 +154,7 @@ class AsyncOneLLM:
             )
         self._sender = Sender(
             transport,
+            keys=keys,
             limits=self._limits,
             rate_state=rate_state,
             retry=retry if retry is not None else RetryPolicy(),
@@ -550,7 +568,7 @@ def _shared_quota(
     quota: "str | Quota | None",
     limits: Limits,
     base_url: str | None,
-    api_key: str | ApiKey | None,
+    api_key: str | ApiKey | ApiKeyFunction | None,
     *,
     own_transport: bool,
 ) -> "tuple[Quota, str] | None":
@@ -565,6 +583,11 @@ def _shared_quota(
         return None
     if own_transport:
         return found, board_name(base_url or "transport", "")
+    if callable(api_key):
+        raise ConfigurationError(
+            "quota shares the rate limit of one key, and api_key is a function, whose keys are not known yet.",
+            advice="Pass the key itself, or quota='off'.",
+        )
     return found, board_name(resolve_base_url(base_url, allow_insecure=True), resolve_api_key(api_key).authorization())
 
 

@@ -113,6 +113,8 @@ class FailureRule:
         billing: What became of the bill. ``DEADLINE``, ``CANCELLED`` and ``CLOSED`` are possibly billed if the request
             was in flight.
         every_prompt: Whether it ends a fan-out or a run.
+        new_key: Whether a new key can help: an ``api_key`` function is asked for one, and if it returns another key,
+            the request is sent once more at once.
     """
 
     retry: Retry
@@ -122,6 +124,7 @@ class FailureRule:
     gives_back: GivesBack
     billing: Billing
     every_prompt: AffectsEveryPrompt
+    new_key: bool = False
 
 
 _K, _R = FailureKind, FailureRule
@@ -142,8 +145,8 @@ RULES: Mapping[FailureKind, FailureRule] = MappingProxyType({
     _K.NOT_A_CHAT_REPLY: _R("no",             False, "always",            "ignores", "nothing",    _MAYBE, _UNLESS),
     _K.REQUEST_TIMEOUT:  _R("ambiguous",      True,  "always",            "closes",  "nothing",    _MAYBE, "no"),
     _K.REJECTED:         _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "no"),
-    _K.UNKNOWN_KEY:      _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),
-    _K.REVOKED_KEY:      _R("key",            False, "always",            "closes",  "tokens",     _FREE,  _THIRD),
+    _K.UNKNOWN_KEY:      _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes", True),
+    _K.REVOKED_KEY:      _R("key",            False, "always",            "closes",  "tokens",     _FREE, _THIRD, True),
     _K.OVERLOADED:       _R("overload",       False, "after the last cut", "ignores", "tokens",     _FREE,  "no"),
     _K.BALANCE_TOO_LOW:  _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),
     _K.WRONG_ADDRESS:    _R("no",             False, "always",            "closes",  "tokens",     _FREE,  "yes"),

@@ -5,6 +5,7 @@
     send            encoded once; hooks hear of the end, errors get their context
      _in_time       the caller's deadline
       _retrying     retries failed attempts by the policy
+       _keyed       a 401 asks a key function for another key, and gets one more attempt
        _admitted    each attempt asks the limiter for a permit; after a 429 it is requeued
         _once       one POST, one reply
 
@@ -35,6 +36,7 @@ from onellm_async.errors import (
 )
 from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
 from onellm_async.failure_kinds import RULES
+from onellm_async.key_source import KeySource
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
@@ -69,6 +71,7 @@ class Sender:
 
     Args:
         transport: Carries the bytes.
+        keys: Supplies the key, and another one after a 401; None if the transport has the key.
         limits: For the limiter.
         rate_state: What an earlier limiter learned about the rate.
         retry: When failed attempts are repeated.
@@ -83,6 +86,7 @@ class Sender:
         self,
         transport: Transport,
         *,
+        keys: KeySource | None = None,
         limits: Limits,
         rate_state: RateState | None = None,
         retry: RetryPolicy,
@@ -94,6 +98,7 @@ class Sender:
     ) -> None:
         import_tenacity()
         self._transport = transport
+        self._keys = keys
         self._dialect = dialect
         self._endpoints = endpoints
         self._notices = Notices()
@@ -256,10 +261,10 @@ class Sender:
 
     async def _retrying(self, call: Call) -> ChatResponse:
         try:
-            response = await self._admitted(call)
+            response = await (self._admitted(call) if self._keys is None else self._keyed(call, self._keys))
         except APIError as first_failure:
             response = await retrying(
-                lambda: self._admitted(call),
+                lambda: self._admitted(call) if self._keys is None else self._keyed(call, self._keys),
                 first_failure,
                 lambda failure: self._decide(failure, call),
                 lambda seconds: self._back_off(call, seconds),
@@ -267,6 +272,35 @@ class Sender:
         else:
             self._budget.earn()
         return response
+
+    async def _keyed(self, call: Call, keys: KeySource) -> ChatResponse:
+        await keys.ensure()
+        try:
+            return await self._admitted(call)
+        except APIError as failure:
+            if not RULES[failure.kind].new_key or not await self._has_new_key(failure, call, keys):
+                raise
+            self._announce_retry(failure, call, 0.0)
+        return await self._admitted(call)
+
+    async def _has_new_key(self, failure: APIError, call: Call, keys: KeySource) -> bool:
+        try:
+            renewed = await keys.renew(call.key_generation)
+        except ConfigurationError as problem:
+            failure.stop_reason = f"because there is no other key: {problem.message.rstrip('.')}"
+            return False
+        first, call.key_renewed = not call.key_renewed, True
+        return renewed and first and self._end_of_retries(call, failure) is None
+
+    def _announce_retry(self, failure: APIError, call: Call, wait: float) -> None:
+        self._repeated += 1
+        _log.debug(
+            "Request %d (%s): attempt %d failed, retry in %.1f s: %s",
+            call.number, call.model, call.attempts, wait, failure.message,
+        )  # fmt: skip
+        if self._hooks:
+            now = asyncio.get_running_loop().time()
+            notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, wait, failure))
 
     def _decide(self, failure: APIError, call: Call) -> RetryDecision:
         now = asyncio.get_running_loop().time()
@@ -285,15 +319,9 @@ class Sender:
         if not decision.retry:
             failure.stop_reason = failure.stop_reason or (decision.reason if failure.retryable else "")
             return decision
-        self._repeated += 1
         if RULES[failure.kind].budgeted:
             self._budget.spend()
-        _log.debug(
-            "Request %d (%s): attempt %d failed, retry in %.1f s: %s",
-            call.number, call.model, call.attempts, decision.wait, failure.message,
-        )  # fmt: skip
-        if self._hooks:
-            notify(self._hooks, Retrying(call.number, call.model, now, call.attempts, decision.wait, failure))
+        self._announce_retry(failure, call, decision.wait)
         return decision
 
     def _end_of_retries(self, call: Call, failure: APIError) -> str | None:
@@ -409,6 +437,8 @@ class Sender:
     async def _once(self, call: Call) -> ChatResponse:
         call.attempts += 1
         call.in_flight = True
+        if self._keys is not None:
+            call.key_generation = self._keys.generation
         reply = await self._transport.post(call.body)
         call.in_flight = False
         return decode_reply(

@@ -8,6 +8,7 @@ import ipaddress
 import os
 import re
 import urllib.request
+from collections.abc import Mapping
 from ssl import SSLContext, create_default_context
 from typing import NoReturn
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -284,6 +285,49 @@ def trust_only(path: str | os.PathLike[str], source: str) -> SSLContext:
         ) from None
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_OWN_HEADERS = {
+    "authorization": "Pass the key as api_key=….",
+    "proxy-authorization": "Put user name and password into the URL of proxy=….",
+    "host": "Set base_url.",
+    **dict.fromkeys(("content-type", "content-length", "content-encoding", "transfer-encoding", "connection"), ""),
+}
+"""Headers that the client sets itself, and what to do instead."""
+
+
+def check_headers(headers: object) -> dict[str, str]:
+    """Returns `headers` if they can be sent with each request.
+
+    Raises:
+        ConfigurationError: If a name or a value cannot be sent, or the client sets that header itself. The message
+            shows no value.
+    """
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(f"headers is a {type(headers).__name__}; it must be a mapping of names to values.")
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+            raise ConfigurationError(f"headers names {truncated_repr(name)}, which is not the name of a header.")
+        if name.lower() in _OWN_HEADERS:
+            raise ConfigurationError(
+                f"headers sets {name}, which the client sets itself.", advice=_OWN_HEADERS[name.lower()]
+            )
+        if name.lower() in seen:
+            raise ConfigurationError(f"headers names {name} twice.")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value) or value != value.strip():
+            raise ConfigurationError(
+                f"The value of the header {name} cannot be sent.",
+                advice="It must be ASCII without line breaks, control characters or white space at its ends.",
+            )
+        seen.add(name.lower())
+        found[name] = value
+    return found
 
 
 _positive = Checks(ConfigurationError, "Timeout.").number(0, above=True)

@@ -10,6 +10,7 @@ from typing import Final, NoReturn
 from urllib.parse import urlsplit
 
 import aiohttp
+from attrs import evolve
 from yarl import URL
 
 from onellm_async.errors import (
@@ -24,7 +25,7 @@ from onellm_async.transport.addresses import query_values, url_of
 from onellm_async.transport.exceptions import error_of_proxy, translate_exception
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
 from onellm_async.transport.protocol import RawReply
-from onellm_async.transport.redaction import HiddenValue, Redactor, without_frames
+from onellm_async.transport.redaction import HiddenValue, Redactor, secrets_in, without_frames
 from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
 from onellm_async.transport.shared_timeout import Attempt, AttemptEndedError, catch_up
 from onellm_async.validation import truncated_repr
@@ -46,10 +47,11 @@ class AiohttpTransport:
 
     Args:
         url: Where to post.
-        key: The key, which only goes into the header.
+        key: The key, which only goes into the header; None until `use_key`.
         timeout: For one attempt.
         session: A session to use. It is never closed here, and its cookies, headers and proxies apply.
-        headers: Further headers of each request.
+        headers: Further headers of each request, which may be shown.
+        secret_headers: Further headers of each request, which may not.
         proxy: A proxy to go through. One of the environment is not used with a session that has its own.
         ssl: How certificates are verified; None as the session or, without one, the system says.
         ssl_is_default: Whether a session that has its own way of verifying them keeps it.
@@ -58,44 +60,64 @@ class AiohttpTransport:
     def __init__(
         self,
         url: str,
-        key: ApiKey,
+        key: ApiKey | None,
         timeout: Timeout,
         session: aiohttp.ClientSession | None = None,
         headers: Mapping[str, str] | None = None,
         *,
+        secret_headers: Mapping[str, str] | None = None,
         proxy: Proxy | None = None,
         ssl: SSLContext | None = None,
         ssl_is_default: bool = False,
     ) -> None:
         if session is not None and not isinstance(session, aiohttp.ClientSession):
             raise ConfigurationError(f"session is {truncated_repr(session)}; it must be an aiohttp.ClientSession.")
-        secret_headers = {"Authorization": HiddenValue(key.authorization())}
-        secrets = {key.authorization().removeprefix("Bearer "), *query_values(url), *_secrets_of(session)}
+        hidden = {name: HiddenValue(value) for name, value in (secret_headers or {}).items()}
+        own = {name.lower() for name in hidden}
+        shown = {"User-Agent": USER_AGENT, "Content-Type": "application/json", **(headers or {})}
+        secrets = {*query_values(url), *_secrets_of(session), *secrets_in(hidden)}
         if proxy is not None and proxy.authorization is not None:
             secrets |= proxy.secrets()
             if urlsplit(url).scheme == "http":  # aiohttp sends it with CONNECT only
-                secret_headers["Proxy-Authorization"] = HiddenValue(proxy.authorization)
+                hidden["Proxy-Authorization"] = HiddenValue(proxy.authorization)
         self._post = PostSettings(
             url=url_of(url),
-            headers={"User-Agent": USER_AGENT, "Content-Type": "application/json", **(headers or {})},
-            secret_headers=secret_headers,
+            headers={name: value for name, value in shown.items() if name.lower() not in own},
+            secret_headers=hidden,
             timeout=timeout,
             proxy=proxy,
             ssl=ssl,
             ssl_is_default=ssl_is_default,
         )
         self._url = self._post.url
-        self._redactor = Redactor(secrets, phrases=[key.authorization()])
+        self._redactor = Redactor(secrets)
         self._given = session
         self._unused_proxy = unused_proxy_variable(url) if proxy is None and session is None else None
         self._queueing_told = False
         self._way: Way | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifetime: AsyncGenerator[Way, None] | None = None
+        self._retired: list[tuple[Way, AsyncGenerator[Way, None]]] = []
         self._phased: set[PhasedAttempt] = set()
+        if key is not None:
+            self.use_key(key)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A client is not pickled, as its key would be: make one in each process.")
+
+    def use_key(self, key: ApiKey) -> None:
+        """Sends all further requests with `key`. Requests in flight continue.
+
+        Args:
+            key: The key. Replies still show none of the keys before.
+        """
+        authorization = key.authorization()
+        self._redactor = self._redactor.hiding(authorization.removeprefix("Bearer "), authorization)
+        headers = {**self._post.secret_headers, "Authorization": HiddenValue(authorization)}
+        self._post = evolve(self._post, secret_headers=headers)
+        if self._way is not None and self._lifetime is not None:
+            self._retired.append((self._way, self._lifetime))
+        self._way = self._lifetime = None
 
     @property
     def max_connections(self) -> int | None:
@@ -234,6 +256,9 @@ class AiohttpTransport:
 
     async def _open(self) -> Way:
         loop = asyncio.get_running_loop()
+        await self._close_retired(idle=True)
+        if self._way is not None and self._loop is loop:
+            return self._way  # another request has opened it meanwhile
         if self._given is None:
             self._lifetime = lifetime_of(own_way(self._post))
             way = await anext(self._lifetime)
@@ -244,9 +269,21 @@ class AiohttpTransport:
         self._loop, self._way = loop, way
         return way
 
+    async def _close_retired(self, *, idle: bool) -> None:
+        """Closes the sessions of earlier keys; with `idle` only those without a request in flight."""
+        loop = asyncio.get_running_loop()
+        for retired in list(self._retired):
+            way, lifetime = retired
+            other_loop = way.timeout is None or way.timeout.loop is not loop
+            if other_loop or not (idle and way.timeout is not None and way.timeout.running):
+                self._retired.remove(retired)
+                if not other_loop:  # asyncio.run closes it with its own loop
+                    await lifetime.aclose()
+
     async def aclose(self) -> None:
         """Closes the session that was opened here; a given one stays open. Ends the requests in flight."""
         lifetime, self._lifetime, self._way = self._lifetime, None, None
+        await self._close_retired(idle=False)
         if self._loop is not asyncio.get_running_loop():
             return
         for attempt in list(self._phased):

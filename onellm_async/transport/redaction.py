@@ -13,6 +13,24 @@ _MIN_SECRET = 8
 """Characters; what is shorter is no secret but a placeholder such as "key", which any answer may contain."""
 
 
+_SECRET_NAMES = ("auth", "cookie", "key", "password", "secret", "token")
+"""Parts of the names of headers whose values are hidden in replies, too."""
+
+
+def secrets_in(headers: Mapping[str, str]) -> set[str]:
+    """The values of those `headers` that look like credentials by their names.
+
+    Args:
+        headers: Headers of a request. The value of any other header may be a word that answers contain.
+    """
+    return {
+        part
+        for name, value in headers.items()
+        if any(word in name.lower() for word in _SECRET_NAMES)
+        for part in {value, value.rpartition(" ")[2]}
+    }
+
+
 class HiddenValue(str):
     """The value of a header, sent as it is, and hidden where headers are shown with their values."""
 
@@ -30,14 +48,24 @@ class Redactor:
         phrases: Texts that are replaced whatever their length.
     """
 
-    __slots__ = ("_needles", "_texts")
+    __slots__ = ("_needles", "_phrases", "_secrets", "_texts")
 
     def __init__(self, secrets: Iterable[str], phrases: Iterable[str] = ()) -> None:
-        long = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
-        found = {spelling for secret in (*long, *phrases) for spelling in _spellings(secret)}
+        self._secrets = frozenset(secret for secret in secrets if len(secret) >= _MIN_SECRET)
+        self._phrases = frozenset(phrases)
+        found = {spelling for secret in self._secrets | self._phrases for spelling in _spellings(secret)}
         shortest = {text for text in found if not any(other in text for other in found - {text})}
         self._texts = tuple(sorted(shortest, key=len, reverse=True))
         self._needles = tuple(text.encode() for text in self._texts)
+
+    def hiding(self, secret: str, phrase: str) -> "Redactor":
+        """One that also replaces another secret and another phrase.
+
+        Args:
+            secret: The secret.
+            phrase: The phrase.
+        """
+        return Redactor(self._secrets | {secret}, self._phrases | {phrase})
 
     def text(self, text: str) -> str:
         """`text` without the secrets."""

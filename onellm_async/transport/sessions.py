@@ -143,7 +143,7 @@ def _way_through(post: PostSettings, session: aiohttp.ClientSession) -> Way:
     if middlewares is None:  # of another version of aiohttp; the key goes the way of all headers then
         headers |= post.secret_headers
     if "User-Agent" in session.headers or "User-Agent" in session.skip_auto_headers:
-        del headers["User-Agent"]
+        headers.pop("User-Agent", None)
     options: dict[str, Any] = {
         "headers": headers,
         "allow_redirects": False,

@@ -27,7 +27,7 @@ from onellm_async.failure_kinds import RULES, FailureKind, in_context, kind_of_s
 def test_the_documented_table_is_the_one_that_is_used() -> None:
     rows = [
         f"| `{kind.name}` | {rule.retry} | {'yes' if rule.budgeted else 'no'} | {rule.attempt} | {rule.breaker} |"
-        f" {rule.gives_back} | {rule.billing.value} | {rule.every_prompt} |"
+        f" {rule.gives_back} | {rule.billing.value} | {rule.every_prompt} | {'yes' if rule.new_key else 'no'} |"
         for kind, rule in RULES.items()
     ]
     assert "\n".join(rows) in (Path(__file__).parents[2] / "docs/architecture.md").read_text("utf-8")
