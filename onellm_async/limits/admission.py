@@ -1,16 +1,16 @@
 """The core of admission: (state, event, time) → grants, and the next wake-up. Pure.
 
-A ticket goes QUEUED → GRANTED → RELEASED, or from QUEUED to CANCELLED. A grant takes a slot, a request of the rate and
-the estimated tokens, all or none.
+A ticket goes QUEUED → GRANTED → RELEASED, or from QUEUED to CANCELLED. A grant takes from every dimension (a slot, a
+request of the rate, the estimated tokens), all or none.
 """
 
-from collections import defaultdict
+from operator import itemgetter
 
 from onellm_async.errors import DeadlineExceededError, QueueFullError
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.dimensions import DIMENSIONS, Concurrency, Dimension, Requests, Tokens, dimension_of
 from onellm_async.limits.gate import Gate
-from onellm_async.limits.overload import Overload
 from onellm_async.limits.policy import LANES, PACED_LANE, RESERVED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, RELEASED, Queue, Ticket
 from onellm_async.limits.rate_control import RateControl
@@ -34,32 +34,59 @@ class Admission:
     Attributes:
         waiting: Number of queued tickets.
         pending: Of these, the number that count toward `Limits.max_pending`.
-        concurrency: Maximum number of requests in flight: `Limits.max_concurrency`, or fewer while the service is
-            overloaded.
+        slots: The dimension of concurrency.
+        requests: The dimension of the rate.
+        costs_differ: Whether there is a limit beside these two, of which one request needs more than another.
         interactive_seen: Whether there was an interactive request, so that the reserve applies.
     """
 
     def __init__(self, limits: Limits, rate: RateControl, now: float) -> None:
         self.limits: Limits = limits
-        self.rate: RateControl = rate
         self.queue: Queue = Queue(LANES)
-        self.in_flight: int = 0
         self.waiting: int = 0
         self.pending: int = 0
         self.answers: int = 0
         self.rate_limited_requests: int = 0
         self.unanswered: int = 0
         self.latency: UsualLatency = UsualLatency()
-        self._in_flight_of: defaultdict[str | None, int] = defaultdict(int)
-        self.tokens: TokenBucket | None = _token_bucket(limits, now)
+        self._all = tuple(kind(limits, now) for kind in DIMENSIONS)
+        self.slots: Concurrency = dimension_of(self._all, Concurrency)
+        self.requests: Requests = dimension_of(self._all, Requests)
+        self.requests.control(rate)
+        self._tokens: Tokens = dimension_of(self._all, Tokens)
+        self._limited: tuple[Dimension, ...]
+        self.costs_differ: bool
+        self._leave_out_unlimited()
         self.gate: Gate = Gate()
-        self.overload: Overload = Overload()
-        self.concurrency: int = limits.max_concurrency
-        # A new rate control, and a new bucket of tokens, do not count the requests that are already in flight.
-        self._counted_from = self._taken_from = -_NEVER
+        self._anyone = Ticket(RESERVED_LANE)
+        """The request that must wait least."""
         self._rounding = Rounding()
         self._next_order = 0
         self.interactive_seen: bool = False
+
+    def _leave_out_unlimited(self) -> None:
+        self._limited = tuple(dimension for dimension in self._all if dimension.is_limited)
+        self.costs_differ = len(self._limited) > 2
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests in flight."""
+        return self.slots.in_flight
+
+    @property
+    def concurrency(self) -> int:
+        """Maximum number of requests in flight now."""
+        return self.slots.size
+
+    @property
+    def rate(self) -> RateControl:
+        """Controls the rate of requests."""
+        return self.requests.rate
+
+    @property
+    def tokens(self) -> TokenBucket | None:
+        """Tokens per minute; None without a limit."""
+        return self._tokens.bucket
 
     def restore_from(self, earlier: "Admission", now: float) -> None:
         """Takes what `earlier` knows, which belongs to another event loop and perhaps to another clock.
@@ -72,19 +99,16 @@ class Admission:
             earlier.unanswered,
         )
         if self.tokens is not earlier.tokens:
-            self.tokens, self._taken_from = earlier.tokens, now
+            self._tokens.use(earlier.tokens, now)
         self.latency, self.interactive_seen = earlier.latency, earlier.interactive_seen
         self.latency.forget_times(now)
         if self.tokens is not None:
             self.tokens.move_clock(now)
         self.gate.restore_from(earlier.gate, now)
-        self.overload = earlier.overload
-        self.overload.forget_times()
-        self._limit_concurrency()
-
-    def _limit_concurrency(self) -> None:
-        declared, ceiling = self.limits.max_concurrency, self.overload.ceiling
-        self.concurrency = declared if ceiling is None else min(declared, ceiling)
+        self.slots.overload = earlier.slots.overload
+        self.slots.overload.forget_times()
+        self.slots.resize()
+        self._leave_out_unlimited()
 
     def try_enter(self, ticket: Ticket, now: float) -> bool:
         """Grants `ticket` at once if the queue is empty and nothing delays it. Returns whether it did."""
@@ -170,21 +194,23 @@ class Admission:
         ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
         wait = max(self._rate_wait(ahead + 1, ticket.lane, now), self.gate.expected_at - now, 0.0)
         if not self.in_flight:  # requests in flight may give tokens back
-            wait = max(wait, self._certain_wait(ticket.tokens, now))
-        slots = self.concurrency
+            wait = max(wait, self._certain_wait(ticket, now))
+        slots = self.slots.size
         releases = self.in_flight + int(ahead) + 1 - slots
         if releases > 0:
-            wait = max(wait, self.latency.slot_wait(releases, self._in_flight_of, slots, usual))
+            wait = max(wait, self.latency.slot_wait(releases, self.slots.of_model, slots, usual))
         return wait
 
     def _rate_wait(self, requests: float, lane: str, now: float) -> float:
         return self.rate.time_until(requests, now, paced=lane == PACED_LANE)
 
-    def _certain_wait(self, tokens: float, now: float) -> float:
-        """Seconds in which no request with `tokens` tokens can be sent, if none is in flight and there is no pause."""
-        wait = max(self.rate.time_until(1, now), self.gate.expected_at - now)
-        if self.tokens is not None:
-            wait = max(wait, self.tokens.time_until(min(tokens, self.tokens.capacity), now))
+    def _certain_wait(self, ticket: Ticket, now: float) -> float:
+        """Seconds in which `ticket` certainly cannot be sent, if nothing is in flight and there is no pause."""
+        wait = self.gate.expected_at - now
+        ticket.reserve, ticket.paced = 0.0, False
+        for dimension in self._limited:
+            if dimension is not self.slots:
+                wait = max(wait, dimension.time_until(ticket, now))
         return wait
 
     def dispatch(self, now: float) -> list[Ticket]:
@@ -212,7 +238,7 @@ class Admission:
         """
         if self.in_flight or self.gate.paused or self.queue.next_deadline() is None:
             return []
-        unreachable = list(self.queue.expire(now + self._certain_wait(0.0, now)))
+        unreachable = list(self.queue.expire(now + self._certain_wait(self._anyone, now)))
         while ticket := self._unreachable_head(now):
             self.queue.cancel(ticket)
             unreachable.append(ticket)
@@ -221,9 +247,9 @@ class Admission:
         return unreachable
 
     def _unreachable_head(self, now: float) -> Ticket | None:
-        if self.tokens is not None:
+        if self.costs_differ:
             for head in self.queue.heads().values():
-                if head.deadline is not None and head.deadline <= now + self._certain_wait(head.tokens, now):
+                if head.deadline is not None and head.deadline <= now + self._certain_wait(head, now):
                     return head
         return None
 
@@ -233,7 +259,7 @@ class Admission:
             return DeadlineExceededError("The deadline passed while the request waited for admission.")
         wait = max(self.gate.retry_at - now, 0.0)
         if wait < ticket.deadline - now:
-            wait = self._certain_wait(ticket.tokens, now)
+            wait = self._certain_wait(ticket, now)
         return self._too_late(ticket.deadline, wait, None, now)
 
     def _count_removed(self, ticket: Ticket) -> None:
@@ -256,7 +282,7 @@ class Admission:
         if deadline is None:
             return None if delay == _NEVER else now + delay
         if not self.in_flight and not self.gate.paused:
-            certain = now + self._certain_wait(0.0, now)
+            certain = now + self._certain_wait(self._anyone, now)
             if (now < deadline <= certain and certain > now) or self._unreachable_head(now) is not None:
                 return now
         return min(now + delay, deadline)
@@ -277,45 +303,39 @@ class Admission:
             return "circuit_open"
         if self.gate.retry_at > now:
             return "retry_after"
-        if self.in_flight >= self.concurrency:
-            return "concurrency"
-        reserve = self._reserve(ticket) if self.interactive_seen else 0.0
-        rate = self.rate.time_until(1, now, reserve, paced=ticket.lane == PACED_LANE and self._keeps_pace())
-        delay = self._delay(ticket, now)
-        if delay > rate:
-            return "tokens"
-        if delay <= 0:
-            return "lane"
-        return "backoff" if self.limits.mode == "unlimited" else "rate"
+        self._set_lane_terms(ticket)
+        waits = [(dimension.time_until(ticket, now), dimension.name) for dimension in self._limited]
+        longest = max(waits, key=itemgetter(0))  # the first of equal ones
+        return longest[1] if longest[0] > 0 else "lane"
 
     def _delay(self, ticket: Ticket, now: float) -> float:
         """Seconds until `ticket` may be sent; infinite while only an event can help."""
-        if self.in_flight >= self.concurrency:
-            return _NEVER
-        reserve = self._reserve(ticket) if self.interactive_seen else 0.0
-        paced = ticket.lane == PACED_LANE and self._keeps_pace()
-        delay = self.rate.time_until(1, now, reserve, paced=paced)
-        if self.gate.opens_at > now + delay:
-            delay = self.gate.opens_at - now
-        if self.tokens is not None:
-            # A request larger than the bucket waits until it is full, then overdraws it.
-            delay = max(delay, self.tokens.time_until(min(ticket.tokens, self.tokens.capacity), now))
-        return delay
+        if self.interactive_seen or ticket.lane == PACED_LANE:  # else the terms are those of a new ticket
+            self._set_lane_terms(ticket)
+        delay = 0.0
+        for dimension in self._limited:
+            wait = dimension.time_until(ticket, now)
+            if wait > delay:
+                if wait == _NEVER:
+                    return wait
+                delay = wait
+        return self.gate.opens_at - now if self.gate.opens_at > now + delay else delay
 
     def _keeps_pace(self) -> bool:
         """Whether a batch is paced in its first burst: not while that would delay another lane."""
         return not self.waiting or self.waiting == self.queue.length(PACED_LANE)
 
-    def _reserve(self, ticket: Ticket) -> float:
-        """Tokens that `ticket` leaves for the next interactive requests."""
-        return 0.0 if ticket.lane == RESERVED_LANE or self.queue.length(RESERVED_LANE) else INTERACTIVE_RESERVE
+    def _set_lane_terms(self, ticket: Ticket) -> None:
+        """Notes on `ticket` what its lane leaves to others now."""
+        lane = ticket.lane
+        ticket.reserve = 0.0
+        if self.interactive_seen and lane != RESERVED_LANE and not self.queue.length(RESERVED_LANE):
+            ticket.reserve = INTERACTIVE_RESERVE
+        ticket.paced = lane == PACED_LANE and self._keeps_pace()
 
     def _grant(self, ticket: Ticket, now: float) -> None:
-        self.in_flight += 1
-        self._in_flight_of[ticket.model] += 1
-        self.rate.take(now)
-        if self.tokens is not None:
-            self.tokens.take(ticket.tokens, now)
+        for dimension in self._limited:
+            dimension.take(ticket, now)
         if self.gate.half_open:
             self.gate.start_trial(ticket)
         ticket.state = GRANTED
@@ -331,7 +351,7 @@ class Admission:
         if ticket.state == QUEUED:
             self.queue.cancel(ticket)
             self._count_removed(ticket)
-            return self.tokens is not None or not self.waiting
+            return self.costs_differ or not self.waiting
         self._undo(ticket, now)
         return True
 
@@ -343,16 +363,15 @@ class Admission:
 
     def _undo(self, ticket: Ticket, now: float) -> None:
         if ticket.state == GRANTED:
-            if ticket.since >= self._counted_from:
-                self.rate.give_back(now)
-            self._return_tokens(ticket, 0, now)
-            self._free(ticket)
+            for dimension in self._limited:
+                dimension.give_back(ticket, now)
+            self._end(ticket)
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, ticket: Ticket, now: float) -> None:
         """Records that a request is over with an unknown result: the slot is released, the estimated tokens stand."""
         if ticket.state == GRANTED:
             self.unanswered += 1
-            self._free(ticket)
+            self._settle(ticket, None, now)
 
     def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:
         """Records that the service accepted a request: the slot is released, its tokens are settled.
@@ -364,17 +383,16 @@ class Admission:
         """
         if ticket.state != GRANTED:
             return
-        if tokens is not None:
-            self._return_tokens(ticket, tokens, now)
         self.answers += 1
-        if ticket.since >= self._counted_from:
-            self.rate.answered(ticket.since, now)
+        requests, slots = self.requests, self.slots
+        if ticket.since >= requests.counted_from:
+            requests.rate.answered(ticket.since, now)
         self._rounding.answered(ticket.since)
         self.latency.observe(ticket.model, now - ticket.since, now)
-        if self.overload.ceiling is not None:
-            self.overload.record_answer(self.limits.max_concurrency)
-            self._limit_concurrency()
-        self._free(ticket)
+        if slots.overload.ceiling is not None:
+            slots.overload.record_answer(self.limits.max_concurrency)
+            slots.resize()
+        self._settle(ticket, tokens, now)
 
     def overloaded(self, ticket: Ticket, now: float) -> bool:
         """Records that the service is overloaded: slot and tokens are given back, concurrency is reduced.
@@ -385,12 +403,11 @@ class Admission:
         if ticket.state != GRANTED:
             return True
         self.unanswered += 1
-        counts = self.overload.record_fault(
+        counts = self.slots.overload.record_fault(
             ticket.since, now, in_flight=self.in_flight, answered=self.answers - ticket.answers_before
         )
-        self._limit_concurrency()
-        self._return_tokens(ticket, 0, now)
-        self._free(ticket)
+        self.slots.resize()
+        self._settle(ticket, 0.0, now)
         return counts
 
     def rate_limited(self, ticket: Ticket, now: float, retry_after: float | None) -> None:
@@ -403,10 +420,9 @@ class Admission:
                 and not self._rounding.is_honored(ticket.since, now, retry_after, self.rate.rate)
             ):
                 retry_after = None
-            if ticket.since >= self._counted_from:
+            if ticket.since >= self.requests.counted_from:
                 self.rate.rate_limited(ticket.since, now, retry_after=retry_after)
-            self._return_tokens(ticket, 0, now)
-            self._free(ticket)
+            self._settle(ticket, 0.0, now)
             if retry_after is not None:
                 self.gate.honor_retry_after(now + retry_after)
 
@@ -417,30 +433,18 @@ class Admission:
         they are fewer.
         """
         self.limits = limits
-        self._limit_concurrency()
         if rate is not self.rate:
-            self.rate, self._counted_from = rate, now
-        per_minute = limits.tokens_per_minute
-        if self.tokens is None or per_minute is None:
-            self.tokens, self._taken_from = _token_bucket(limits, now), now
-        else:
-            self.tokens.retune(now, rate=per_minute / 60, capacity=per_minute)
+            self.requests.control(rate, now)
+        for dimension in self._all:
+            dimension.reconfigure(limits, now)
+        self._leave_out_unlimited()
 
-    def _return_tokens(self, ticket: Ticket, used: float, now: float) -> None:
-        if self.tokens is not None:
-            taken = ticket.tokens if ticket.since >= self._taken_from else 0.0
-            self.tokens.give_back(taken - used, now)
+    def _settle(self, ticket: Ticket, used: float | None, now: float) -> None:
+        for dimension in self._limited:
+            dimension.settle(ticket, used, now)
+        self._end(ticket)
 
-    def _free(self, ticket: Ticket) -> None:
+    def _end(self, ticket: Ticket) -> None:
         ticket.state = RELEASED
-        self.in_flight -= 1
-        self._in_flight_of[ticket.model] -= 1
-        if not self._in_flight_of[ticket.model]:
-            del self._in_flight_of[ticket.model]
         if ticket is self.gate.trial:
             self.gate.end_trial()
-
-
-def _token_bucket(limits: Limits, now: float) -> TokenBucket | None:
-    per_minute = limits.tokens_per_minute
-    return None if per_minute is None else TokenBucket(per_minute / 60, per_minute, updated_at=now)

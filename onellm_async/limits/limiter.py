@@ -8,11 +8,13 @@ from random import Random
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.permit import Permit, RequestGroup
-from onellm_async.limits.policy import PACED_LANE, Limits
+from onellm_async.limits.policy import LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
 from onellm_async.limits.rate_control import RateControl, control_for, reconfigured
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot, empty_snapshot, snapshot_of
+
+_LANES = tuple(LANES)
 
 
 class LoopAdmission:
@@ -27,13 +29,14 @@ class LoopAdmission:
         core: The admission of the requests of this loop.
     """
 
-    __slots__ = ("core", "idle", "limiter", "loop", "timer", "timer_at")
+    __slots__ = ("core", "idle", "idle_is_awaited", "limiter", "loop", "timer", "timer_at")
 
     def __init__(self, limiter: "Limiter", loop: asyncio.AbstractEventLoop, core: Admission) -> None:
         self.limiter: Limiter = limiter
         self.loop: asyncio.AbstractEventLoop = loop
         self.core: Admission = core
         self.idle: asyncio.Event = asyncio.Event()  # an event belongs to the loop in which it was first awaited
+        self.idle_is_awaited: bool = False
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at: float = 0.0
 
@@ -45,7 +48,7 @@ class LoopAdmission:
         """
         if not self.loop.is_closed() and self.limiter.move_to(self):
             return True
-        self.core.release(permit)
+        self.core.release(permit, 0.0 if self.loop.is_closed() else self.loop.time())
         if not self.core.in_flight:
             self.idle.set()
         return False
@@ -53,7 +56,7 @@ class LoopAdmission:
     def dispatch(self) -> None:
         """Grants what can be granted now, and sets the timer for what cannot."""
         core = self.core
-        if not core.in_flight:
+        if self.idle_is_awaited and not core.in_flight:
             self.idle.set()
         if not core.waiting:
             if self.timer is not None:
@@ -253,12 +256,13 @@ class Limiter:
             assert home is not None  # noqa: S101  # set by `bind`
         permit.home = home
         core, now = home.core, loop.time()
-        core.queue.check_lane(permit.lane)
+        if permit.lane not in _LANES:
+            core.queue.check_lane(permit.lane)
         if core.try_enter(permit, now):
             return True
         core.enqueue(permit, now)
         permit.waker = loop.create_future()
-        if home.timer is None or permit.deadline is not None or core.tokens is not None or permit.lane != PACED_LANE:
+        if home.timer is None or permit.deadline is not None or core.costs_differ or permit.lane != PACED_LANE:
             home.schedule_timer(now)  # otherwise the timer is set for all of them
         if group is not None:
             group.waiting.add(permit)
@@ -350,6 +354,7 @@ class Limiter:
         for home in self._homes:
             while home.loop is loop and home.core.in_flight:
                 home.idle.clear()
+                home.idle_is_awaited = True
                 await home.idle.wait()
 
 

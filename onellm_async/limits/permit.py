@@ -54,7 +54,7 @@ class Permit(Ticket):
         """Records that the request is over; it is not known whether it reached the service."""
         home = self.home
         if self.state == GRANTED and (home.limiter.home is home or home.takes_back(self)):
-            home.core.release(self)
+            home.core.release(self, home.loop.time())
             home.dispatch()
 
     def rate_limited(self, retry_after: float | None = None) -> None:

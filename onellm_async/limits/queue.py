@@ -33,9 +33,23 @@ class Ticket:
         state: ``QUEUED``, ``GRANTED``, ``RELEASED`` or ``CANCELLED``.
         since: When it was queued or granted. The request is sent when it is granted.
         answers_before: Answers of the service before the grant.
+        reserve: Requests of the rate that it leaves for the interactive lane now.
+        paced: Whether it belongs to a first burst that is paced now.
     """
 
-    __slots__ = ("answers_before", "deadline", "lane", "model", "order", "pending", "since", "state", "tokens")
+    __slots__ = (
+        "answers_before",
+        "deadline",
+        "lane",
+        "model",
+        "order",
+        "paced",
+        "pending",
+        "reserve",
+        "since",
+        "state",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -54,6 +68,8 @@ class Ticket:
         self.state: int = QUEUED
         self.since: float = 0.0
         self.answers_before: int = 0
+        self.reserve: float = 0.0
+        self.paced: bool = False
 
     def __lt__(self, other: "Ticket") -> bool:
         return self.order < other.order

@@ -43,23 +43,23 @@ class SharedAdmission(Admission):
         self._lease = rate
         self._share_tokens()
 
-    def _share_tokens(self) -> None:
-        tokens = self._lease.tokens if self.limits.tokens_per_minute is not None else None
-        self.tokens = tokens  # type: ignore[assignment]  # a ledger that is used as a bucket
+    def _share_tokens(self, taken_from: float = float("-inf")) -> None:
+        ledger = self._lease.tokens if self.limits.tokens_per_minute is not None else None
+        self._tokens.use(ledger, taken_from)  # type: ignore[arg-type]  # a ledger that is used as a bucket
+        self._leave_out_unlimited()
 
     def retune(self, limits: Limits, rate: RateControl, now: float) -> None:
         """Continues with other limits; the board has those of the rate."""
-        counted, taken_from = self.tokens is not None, self._taken_from
-        self.tokens = None
+        # The ledger knows the requests in flight.
+        taken_from = now if self._tokens.bucket is None else self._tokens.taken_from
+        self._tokens.use(None, now)
         super().retune(limits, rate, now)
-        self._share_tokens()
-        if counted:  # the ledger knows the requests in flight
-            self._taken_from = taken_from
+        self._share_tokens(taken_from)
 
     def _rate_wait(self, requests: float, lane: str, now: float) -> float:
         return self._lease.expected_wait(requests, now)
 
-    def _certain_wait(self, tokens: float, now: float) -> float:
+    def _certain_wait(self, ticket: Ticket, now: float) -> float:
         return max(self._lease.certain_wait(now), self.gate.expected_at - now)
 
     def _bottleneck(self, ticket: Ticket, now: float) -> Bottleneck:

@@ -188,14 +188,14 @@ def declared(limits=DECLARED, **scenario):
             declared(prompts=60, controls=[Retune(at=2, limits=evolve(DECLARED, max_concurrency=1))]),
         ),
         (
-            "admission.Admission._return_tokens",
-            lambda core, ticket, used, now: None,
+            "dimensions.Tokens.settle",
+            lambda tokens, ticket, used, now: None,
             12,
             declared(TOKENS, prompts=60),
         ),
         (
-            "admission.Admission._return_tokens",
-            lambda core, ticket, used, now: core.tokens.give_back(2 * (ticket.tokens - used), now),
+            "dimensions.Tokens.settle",
+            lambda tokens, ticket, used, now: tokens.bucket.give_back(2 * (ticket.tokens - used), now),
             12,
             declared(TOKENS, prompts=60),
         ),

@@ -166,7 +166,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def fail(self, which, patience):
         ticket = self.out[which % len(self.out)]
         self.leave(ticket)
-        self.core.release(ticket)
+        self.core.release(ticket, self.now)
         self.pump()
         self.come_back(ticket, patience)
 
@@ -314,7 +314,7 @@ def test_withdrawing_in_any_state_twice_takes_nothing_from_anybody(state):
     if state != CANCELLED:
         core.cancel(ticket, 1.0)
     core.give_back(ticket, 1.0)
-    core.release(ticket)
+    core.release(ticket, 1.0)
     assert (core.in_flight, core.waiting, len(core.queue)) == (1, 0, 0)
     assert isinstance(core.tokens, TokenBucket)
     assert core.tokens.level_at(1.0) == pytest.approx(600 if state != RELEASED else 590)

@@ -1,0 +1,213 @@
+"""The dimensions of a limit: what a request takes from each when it is sent. Pure.
+
+A request is sent when every dimension allows it, and takes from all of them at once. `DIMENSIONS` lists them. Another
+limit is another class here and a field of `Limits` that it reads. A dimension without a limit is left out of the loop.
+"""
+
+from collections import defaultdict
+from typing import ClassVar, TypeVar
+
+from onellm_async.limits.bottleneck import Bottleneck
+from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.overload import Overload
+from onellm_async.limits.policy import Limits
+from onellm_async.limits.queue import Ticket
+from onellm_async.limits.rate_control import RateControl
+
+_NEVER = float("inf")
+
+
+class Dimension:
+    """One thing that is limited. The ticket of a request is its cost.
+
+    Args:
+        limits: As declared.
+        now: The current time in seconds, on the clock that all later calls use.
+
+    Attributes:
+        name: The bottleneck, if this dimension keeps a request from being sent.
+        is_limited: Whether there is a limit, so that the dimension takes part.
+    """
+
+    __slots__ = ("is_limited", "name")
+
+    NAME: ClassVar[Bottleneck]
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.name: Bottleneck = self.NAME
+        self.is_limited: bool = True
+        self.reconfigure(limits, now)
+
+    def time_until(self, ticket: Ticket, now: float) -> float:
+        """Seconds until the request may be sent; infinite while only an event can help."""
+        raise NotImplementedError
+
+    def take(self, ticket: Ticket, now: float) -> None:
+        """Takes what the request needs."""
+
+    def give_back(self, ticket: Ticket, now: float) -> None:
+        """Returns everything, because the request never reached the service."""
+        self.settle(ticket, 0.0, now)
+
+    def settle(self, ticket: Ticket, used: float | None, now: float) -> None:
+        """Ends the use of what a request took.
+
+        Args:
+            ticket: The ticket of the request.
+            used: Tokens that it used; None if not known, and the estimate stands.
+            now: The current time.
+        """
+
+    def reconfigure(self, limits: Limits, now: float) -> None:
+        """Continues with other limits. Requests in flight keep what they took."""
+
+    def level(self, now: float) -> float | None:
+        """What is available at once; None without a limit."""
+        return None
+
+
+class Concurrency(Dimension):
+    """Requests in flight, at most `Limits.max_concurrency`, or fewer while the service is overloaded.
+
+    Attributes:
+        size: Maximum number of requests in flight now.
+        in_flight: Number of requests in flight.
+        of_model: Of these, the number for each model.
+        overload: What the service allows while it is overloaded.
+    """
+
+    __slots__ = ("declared", "in_flight", "of_model", "overload", "size")
+
+    NAME = "concurrency"
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.in_flight: int = 0
+        self.of_model: defaultdict[str | None, int] = defaultdict(int)
+        self.overload: Overload = Overload()
+        self.size: int
+        self.declared: int
+        super().__init__(limits, now)
+
+    def time_until(self, ticket: Ticket, now: float) -> float:
+        return 0.0 if self.in_flight < self.size else _NEVER
+
+    def take(self, ticket: Ticket, now: float) -> None:
+        self.in_flight += 1
+        self.of_model[ticket.model] += 1
+
+    def settle(self, ticket: Ticket, used: float | None, now: float) -> None:
+        self.in_flight -= 1
+        self.of_model[ticket.model] -= 1
+        if not self.of_model[ticket.model]:
+            del self.of_model[ticket.model]
+
+    def reconfigure(self, limits: Limits, now: float) -> None:
+        self.declared = limits.max_concurrency
+        self.resize()
+
+    def level(self, now: float) -> float:
+        return max(0, self.size - self.in_flight)
+
+    def resize(self) -> None:
+        """Applies a change of `overload`."""
+        ceiling = self.overload.ceiling
+        self.size = self.declared if ceiling is None else min(self.declared, ceiling)
+
+
+class Requests(Dimension):
+    """Requests over time, as a rate control allows.
+
+    Attributes:
+        rate: The rate control. `control` changes it.
+        counted_from: The rate control does not know of requests that were sent before this time.
+    """
+
+    __slots__ = ("counted_from", "rate")
+
+    NAME = "rate"
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.rate: RateControl
+        self.counted_from: float = -_NEVER
+        super().__init__(limits, now)
+
+    def control(self, rate: RateControl, now: float = -_NEVER) -> None:
+        """Continues with another rate control, which does not count the requests that are already in flight."""
+        self.rate, self.counted_from = rate, now
+
+    def time_until(self, ticket: Ticket, now: float) -> float:
+        return self.rate.time_until(1, now, ticket.reserve, paced=ticket.paced)
+
+    def take(self, ticket: Ticket, now: float) -> None:
+        self.rate.take(now)
+
+    def give_back(self, ticket: Ticket, now: float) -> None:
+        if ticket.since >= self.counted_from:
+            self.rate.give_back(now)
+
+    def reconfigure(self, limits: Limits, now: float) -> None:
+        # Without a rate to correct, what delays a request after a 429 is backoff.
+        self.name = "backoff" if limits.mode == "unlimited" else "rate"
+
+
+class Tokens(Dimension):
+    """Input and output tokens per minute: estimated when a request is sent, settled to the usage of its reply.
+
+    Attributes:
+        bucket: The tokens; None without a limit.
+        taken_from: Requests that were sent before this time have taken nothing from the bucket.
+    """
+
+    __slots__ = ("bucket", "taken_from")
+
+    NAME = "tokens"
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self.bucket: TokenBucket | None = None
+        self.taken_from: float = -_NEVER
+        super().__init__(limits, now)
+        self.taken_from = -_NEVER
+
+    def use(self, bucket: TokenBucket | None, taken_from: float) -> None:
+        """Continues with another bucket, see the attributes."""
+        self.bucket, self.taken_from = bucket, taken_from
+        self.is_limited = bucket is not None
+
+    def time_until(self, ticket: Ticket, now: float) -> float:
+        bucket = self.bucket
+        if bucket is None:
+            return 0.0
+        # A request larger than the bucket waits until it is full, then overdraws it.
+        return bucket.time_until(min(ticket.tokens, bucket.capacity), now)
+
+    def take(self, ticket: Ticket, now: float) -> None:
+        if self.bucket is not None:
+            self.bucket.take(ticket.tokens, now)
+
+    def settle(self, ticket: Ticket, used: float | None, now: float) -> None:
+        if self.bucket is not None and used is not None:
+            taken = ticket.tokens if ticket.since >= self.taken_from else 0.0
+            self.bucket.give_back(taken - used, now)
+
+    def reconfigure(self, limits: Limits, now: float) -> None:
+        per_minute = limits.tokens_per_minute
+        if per_minute is None:
+            self.use(None, now)
+        elif self.bucket is None:
+            self.use(TokenBucket(per_minute / 60, per_minute, updated_at=now), now)
+        else:
+            self.bucket.retune(now, rate=per_minute / 60, capacity=per_minute)
+
+    def level(self, now: float) -> float | None:
+        return None if self.bucket is None else self.bucket.level_at(now)
+
+
+DIMENSIONS: tuple[type[Dimension], ...] = (Concurrency, Requests, Tokens)
+"""Every dimension, in the order in which a bottleneck is named if several delay a request equally."""
+
+_Kind = TypeVar("_Kind", bound=Dimension)
+
+
+def dimension_of(dimensions: tuple[Dimension, ...], kind: type[_Kind]) -> _Kind:
+    """Returns the dimension of that class."""
+    return next(dimension for dimension in dimensions if isinstance(dimension, kind))
