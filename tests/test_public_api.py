@@ -98,6 +98,7 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "proxy",
         "ssl",
         "trust_env",
+        "headers",
         "hooks",
         "allow_insecure",
         "transport",
