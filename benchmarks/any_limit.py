@@ -20,6 +20,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
+from benchmarks import limit_sockets
 from benchmarks.report import Section, markdown
 from onellm_async.limits.policy import Limits
 from onellm_async.server import (
@@ -360,10 +361,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each simulated case; default {SEEDS}")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this text")
     parser.add_argument("--processes", type=int, default=2, help="simulations beside each other; default 2")
+    parser.add_argument("--sockets", action="store_true", help="over real sockets, beside other clients")
+    parser.add_argument("--repetitions", type=int, default=5, help="with --sockets; default 5")
+    parser.add_argument("--client", default="", metavar="TEXT", help="with --sockets: clients whose name has this text")
     parser.add_argument("--output", type=Path, help="write the report there")
     chosen = parser.parse_args(arguments)
-    section = run(seeds=chosen.seeds, only=chosen.only, processes=chosen.processes)
-    text = markdown([section], "python -m benchmarks.any_limit")
+    if chosen.sockets:
+        services = [service for service in limit_sockets.SERVICES if chosen.only in service.name]
+        section = limit_sockets.run(repetitions=chosen.repetitions, services=services, only=chosen.client)
+    else:
+        section = run(seeds=chosen.seeds, only=chosen.only, processes=chosen.processes)
+    text = markdown([section], "python -m benchmarks.any_limit" + " --sockets" * chosen.sockets)
     print(text)
     if chosen.output is not None:
         chosen.output.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from attrs import evolve
 
+from benchmarks import limit_sockets
 from benchmarks.any_limit import REFERENCE, Case, Figures, Outcome, cases, dark_second, main, outcome_of
 from onellm_async.server import Faults, WindowLimit
 from onellm_async.simulation import Scenario, simulate
@@ -56,3 +57,14 @@ def test_a_window_is_used_by_more_than_one_client_in_a_simulation():
     run = simulate(Scenario(prompts=60, clients=2, service_limits=limits, faults=Faults(latency=0.1)))
     assert run.answered == 120
     assert run.best_makespan < run.makespan
+
+
+def test_a_client_is_measured_at_a_window_over_sockets():
+    section = limit_sockets.run(repetitions=1, services=limit_sockets.QUICK, only="onellm-async")
+    assert [row[0] for row in section.rows] == ["40 in 0.5 s: onellm-async, nothing declared"]
+    assert section.rows[0][-1] == "0 (0)"
+
+
+def test_a_client_that_is_not_done_in_time_is_listed_so():
+    section = limit_sockets.run(repetitions=1, services=limit_sockets.QUICK, only="onellm-async", give_up=0.01)
+    assert section.rows[0][1] == "not done after 0.01 s"

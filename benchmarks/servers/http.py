@@ -3,15 +3,16 @@
 import asyncio
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 _REASONS = {200: b"OK", 404: b"Not Found", 429: b"Too Many Requests"}
 
 
-def encode(status: int, body: bytes) -> bytes:
+def encode(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> bytes:
     """A whole response."""
-    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    return head % (status, _REASONS[status], len(body)) + body
+    head = b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
+    more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
+    return head % (status, _REASONS[status], len(body), more) + body
 
 
 class Connection(asyncio.Protocol):
