@@ -166,7 +166,7 @@ def _scenario(
 ) -> Scenario:
     return Scenario(
         prompts=prompts,
-        limits=Limits(concurrency, "auto"),
+        limits=Limits(max_concurrency=concurrency, requests_per_minute="auto"),
         service_limits=limits,
         faults=Faults(latency=latency, latency_sigma=0.2, retry_after="seconds" if retry_after else None),
         network_delay=0.009,
