@@ -23,6 +23,7 @@ class Snapshot:
         at: Seconds on the event loop's clock; 0 before the client was used in one.
         paused: Whether the client was paused.
         queued: Number of queued chats in each lane.
+        pending: Number of queued chats that count toward `Limits.max_pending`: those of fan-outs and runs do not.
         waiting_for: The bottleneck of the first chat in each lane; ``"idle"`` for an empty lane.
         longest_wait: Seconds that the longest-waiting chat in each lane has waited. A 429 or a retry restarts the wait.
         bottleneck: The bottleneck of the next chat of all.
@@ -58,6 +59,7 @@ class Snapshot:
     at: float = 0.0
     paused: bool = False
     queued: Mapping[str, int] = field(factory=lambda: dict.fromkeys(LANES, 0), hash=False)
+    pending: int = 0
     waiting_for: Mapping[str, Bottleneck] = field(factory=lambda: dict.fromkeys(LANES, "idle"), hash=False)
     longest_wait: Mapping[str, float] = field(factory=lambda: dict.fromkeys(LANES, 0.0), hash=False)
     bottleneck: Bottleneck = "idle"
@@ -125,6 +127,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         at=now,
         paused=gate.paused,
         queued=core.queue.lengths(),
+        pending=core.pending,
         waiting_for={**dict.fromkeys(LANES, "idle"), **core.bottlenecks(now)},
         longest_wait={**no_wait, **{lane: now - since for lane, since in core.queue.waiting_since().items()}},
         bottleneck=core.bottleneck(now),

@@ -1,0 +1,1 @@
+"""Integrations with tools that users already have, a module for each. None is imported by the package itself."""
