@@ -6,7 +6,7 @@ from attrs import evolve, frozen
 
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import APIError
-from onellm_async.events import Answered
+from onellm_async.events import Answered, Cancelled
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.retry import AttemptCounts
 
@@ -123,4 +123,15 @@ class Call:
             usage.input_tokens if usage is not None else None,
             usage.output_tokens if usage is not None else None,
             response.cost,
+            self.lane,
+            self.rate_limited,
+            self.possibly_billed,
+            response.model,
+            response.provider,
+            response.finish_kind,
         )
+
+    def cancelled_event(self, now: float) -> Cancelled:
+        """Returns the event for hooks. A request in flight may be billed."""
+        billed = self.possibly_billed + self.in_flight
+        return Cancelled(self.number, self.model, now, self.attempts, now - self.started, billed, self.lane)

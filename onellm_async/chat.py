@@ -7,7 +7,7 @@ message has the value.
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import attrs
 from attrs import field, frozen
@@ -317,6 +317,46 @@ def _instead_of(name: str) -> str:
     return f'use extra for it: extra={{"{name}": …}} is sent as it is.'
 
 
+FinishKind: TypeAlias = Literal["stop", "length", "content_filter", "tool_calls"]
+"""Why a model stopped, in OpenAI's words."""
+
+_FINISH_KINDS: Mapping[str, FinishKind] = {
+    "stop": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "finish_reason_unspecified": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "max_output_tokens": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
+    "refusal": "content_filter",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+"""The words of the providers, in lower case."""
+
+
+def finish_kind(word: str | None) -> FinishKind:
+    """Returns a provider's finish reason in OpenAI's words.
+
+    Args:
+        word: The provider's word; None and unknown words are ``"stop"``.
+
+    Example:
+        >>> [finish_kind(word) for word in ("end_turn", "MAX_TOKENS", "SAFETY", None)]
+        ['stop', 'length', 'content_filter', 'stop']
+    """
+    return _FINISH_KINDS.get((word or "stop").lower(), "stop")
+
+
 @frozen
 class Usage:
     """Tokens counted by the provider. Each count is None when the reply did not hold it."""
@@ -361,6 +401,11 @@ class ChatResponse:
     attempts: int = 1
     rate_limited: int = 0
     possibly_billed: int = 0
+
+    @property
+    def finish_kind(self) -> FinishKind:
+        """Why the model stopped, in OpenAI's words: each provider has words of its own for `finish_reason`."""
+        return finish_kind(self.finish_reason)
 
     def to_dict(self) -> dict[str, JSON]:
         """Returns the answer as a dict that JSON can hold, without what is not set."""

@@ -14,6 +14,7 @@ from onellm_async.errors import OneLLMError
 
 __all__ = [
     "Answered",
+    "Cancelled",
     "Event",
     "Failed",
     "Granted",
@@ -82,22 +83,57 @@ class Retrying(Event):
 
 @frozen
 class Answered(Event):
-    """The request was answered `elapsed` seconds after the call; `cost` in USD, None if unknown."""
+    """The request was answered.
+
+    Attributes:
+        attempts: How many times it was sent, 429s not counted.
+        elapsed: Seconds from the call until the answer.
+        input_tokens: As counted by the provider; None if the reply did not hold it.
+        output_tokens: Likewise.
+        cost: USD; None if unknown.
+        lane: Where it was queued.
+        rate_limited: How many times it was answered 429.
+        possibly_billed: How many earlier attempts may have been billed without an answer.
+        response_model: The provider's own name of the model that answered.
+        provider: The provider that answered.
+        finish_kind: Why the model stopped, in OpenAI's words.
+    """
 
     attempts: int
     elapsed: float
     input_tokens: int | None
     output_tokens: int | None
     cost: float | None
+    lane: str = "default"
+    rate_limited: int = 0
+    possibly_billed: int = 0
+    response_model: str | None = None
+    provider: str | None = None
+    finish_kind: str = "stop"
 
 
 @frozen
 class Failed(Event):
-    """The request ended in `error`, `elapsed` seconds after the call."""
+    """The request ended in `error`, `elapsed` seconds after the call. The error counts 429s and possible bills."""
 
     attempts: int
     elapsed: float
     error: OneLLMError
+    lane: str = "default"
+
+
+@frozen
+class Cancelled(Event):
+    """The request was cancelled `elapsed` seconds after the call: queued, in backoff or in flight.
+
+    `attempts` were sent, and `possibly_billed` of them may have been billed, the one in flight included. So a hook that
+    counts what begins and ends sees an end of every request: `Answered`, `Failed` or `Cancelled`.
+    """
+
+    attempts: int
+    elapsed: float
+    possibly_billed: int
+    lane: str = "default"
 
 
 class Hook(Protocol):

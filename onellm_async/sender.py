@@ -222,20 +222,8 @@ class Sender:
         """
         if deadline is not None:
             _request.check_number("deadline", deadline, 0, above=True)
-        body = encode_request(request, self._dialect, self._endpoints)
-        if self._dialect is Dialect.BACKEND:
-            for notice in fields_without_effect(request, self._endpoints):
-                self._notices.tell(notice)
         loop = asyncio.get_running_loop()
-        self._requests += 1
-        if group is None:
-            group = self._fail_fast
-        elif group.owner is not self:
-            self.join(group)
-        call = Call(self._requests, request, body, lane, loop.time(), group)
-        call.hooks = attempt_hooks
-        if self._estimator is not None:
-            call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
+        call = self._new_call(request, lane, loop.time(), group, attempt_hooks)
         try:
             if deadline is None:
                 response = await self._retrying(call)
@@ -245,9 +233,36 @@ class Sender:
         except OneLLMError as error:
             self._add_context(error, call, loop.time())
             raise
+        except BaseException:  # cancelled, or a transport of the caller's raised an error of its own
+            if self._hooks:
+                notify(self._hooks, call.cancelled_event(loop.time()))
+            raise
         if self._hooks:
             notify(self._hooks, call.answered_event(response, loop.time()))
         return response
+
+    def _new_call(
+        self,
+        request: ChatRequest,
+        lane: str,
+        now: float,
+        group: RequestGroup | None,
+        attempt_hooks: AttemptHooks | None,
+    ) -> Call:
+        body = encode_request(request, self._dialect, self._endpoints)
+        if self._dialect is Dialect.BACKEND:
+            for notice in fields_without_effect(request, self._endpoints):
+                self._notices.tell(notice)
+        self._requests += 1
+        if group is None:
+            group = self._fail_fast
+        elif group.owner is not self:
+            self.join(group)
+        call = Call(self._requests, request, body, lane, now, group)
+        call.hooks = attempt_hooks
+        if self._estimator is not None:
+            call.tokens = self._estimator.estimate(call.model, len(body), request.max_tokens)
+        return call
 
     async def _in_time(self, call: Call) -> ChatResponse:
         try:
@@ -521,7 +536,7 @@ class Sender:
             error.billing = Billing.POSSIBLY_BILLED
         self._watch.record_end(error)
         if self._hooks:
-            notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error))
+            notify(self._hooks, Failed(call.number, call.model, now, call.attempts, error.elapsed, error, call.lane))
 
 
 def _limiter(limits: Limits, state: RateState | None, random: Random, quota: "tuple[Quota, str] | None") -> Limiter:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from onellm_async.chat import JSON
+from onellm_async.chat import JSON, finish_kind
 from onellm_async.wire import parse_json
 
 __all__ = ["CauseCounts", "cause_key", "cause_of", "flaw_of", "outcome_lines", "shortened"]
@@ -24,8 +24,6 @@ _VARYING = re.compile(
 """What differs between failures of one cause: the numbers of requests and tokens, ids, times."""
 _STATUS = re.compile(r"\d{3} ")
 
-_CUT_OFF = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
-_FILTERED = frozenset({"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "refusal"})
 _USUAL = b'"finish_reason":"stop"'
 _EMPTY = b'"content":""'
 
@@ -68,9 +66,10 @@ def flaw_of(result: bytes) -> str | None:
     reason = str(answer.get("finish_reason") or "")
     if not answer.get("content") and not _holds_more(answer):
         return f"empty ({reason})" if reason else "empty"
-    if reason.casefold() in _CUT_OFF:
+    kind = finish_kind(reason)
+    if kind == "length":
         return "cut off at --max-tokens"
-    return f"filtered ({reason})" if reason.casefold() in _FILTERED else None
+    return f"filtered ({reason})" if kind == "content_filter" else None
 
 
 def _holds_more(answer: Mapping[str, JSON]) -> bool:

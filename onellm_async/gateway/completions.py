@@ -7,28 +7,6 @@ from attrs import frozen
 from onellm_async.chat import JSON, ChatResponse
 from onellm_async.wire import dump_json
 
-_FINISH_REASONS = {
-    "stop": "stop",
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "finish_reason_unspecified": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "model_context_window_exceeded": "length",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "recitation": "content_filter",
-    "blocklist": "content_filter",
-    "prohibited_content": "content_filter",
-    "spii": "content_filter",
-    "refusal": "content_filter",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-}
-"""The words of the providers, in lower case, and OpenAI's."""
-
 
 @frozen
 class ReplyHead:
@@ -45,19 +23,6 @@ class ReplyHead:
     model: str
 
 
-def finish_reason(word: str | None) -> str:
-    """A provider's reason in OpenAI's words: ``stop``, ``length``, ``content_filter`` or ``tool_calls``.
-
-    Args:
-        word: The provider's word; None and unknown words are ``stop``.
-
-    Example:
-        >>> [finish_reason(word) for word in ("end_turn", "MAX_TOKENS", "SAFETY", None)]
-        ['stop', 'length', 'content_filter', 'stop']
-    """
-    return _FINISH_REASONS.get((word or "stop").lower(), "stop")
-
-
 def to_completion(response: ChatResponse, head: ReplyHead) -> dict[str, JSON]:
     """The body of a complete reply.
 
@@ -70,7 +35,7 @@ def to_completion(response: ChatResponse, head: ReplyHead) -> dict[str, JSON]:
         "index": 0,
         "message": message,
         "logprobs": _object_or_none(response, "logprobs"),
-        "finish_reason": finish_reason(response.finish_reason),
+        "finish_reason": response.finish_kind,
     }
     body = {**_head(head, "chat.completion"), "choices": [choice], "onellm": details(response)}
     if (usage := _usage(response)) is not None:
@@ -97,7 +62,7 @@ def completion_chunks(response: ChatResponse, head: ReplyHead, *, include_usage:
     if (refusal := _text_or_none(response, "refusal")) is not None:
         delta["refusal"] = refusal
     yield event(delta, None)
-    yield event({}, finish_reason(response.finish_reason))
+    yield event({}, response.finish_kind)
     if include_usage:
         yield _event({**start, "choices": [], "usage": _usage(response)})
     yield b"data: [DONE]\n\n"

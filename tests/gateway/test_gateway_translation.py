@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from onellm_async import ChatRequest, ChatResponse, Message, Usage
 from onellm_async.chat import ROLES
-from onellm_async.gateway.completions import ReplyHead, completion_chunks, finish_reason, to_completion
+from onellm_async.gateway.completions import ReplyHead, completion_chunks, to_completion
 from onellm_async.gateway.error_replies import RequestRejectedError
 from onellm_async.gateway.translation import to_chat_request
 
@@ -261,22 +261,3 @@ def test_a_stream_is_the_text_its_end_the_usage_and_done():
     assert usage["usage"]["total_tokens"] == 8
     assert {event["object"] for event in (text, end, usage)} == {"chat.completion.chunk"}
     assert len(list(completion_chunks(RESPONSE, HEAD, include_usage=False))) == 3
-
-
-@pytest.mark.parametrize(
-    ("word", "openai"),
-    [
-        ("stop", "stop"),
-        ("end_turn", "stop"),
-        ("STOP", "stop"),
-        ("MAX_TOKENS", "length"),
-        ("length", "length"),
-        ("SAFETY", "content_filter"),
-        ("refusal", "content_filter"),
-        ("tool_use", "tool_calls"),
-        ("new word", "stop"),
-        (None, "stop"),
-    ],
-)
-def test_the_reasons_of_all_providers_are_in_the_words_of_openai(word, openai):
-    assert finish_reason(word) == openai

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, RequestOptions, Usage, build_request
+from onellm_async.chat import (
+    ChatOutcome,
+    ChatRequest,
+    ChatResponse,
+    Message,
+    RequestOptions,
+    Usage,
+    build_request,
+    finish_kind,
+)
 from onellm_async.errors import AuthenticationError, InvalidRequestError, OneLLMError
 from onellm_async.validation import truncated_repr
 
@@ -306,3 +315,22 @@ def test_any_text_is_content(text: str, role: str) -> None:
 def test_messages_have_a_short_way_for_each_role() -> None:
     short = (Message.system("x"), Message.user("x"), Message.assistant("x"))
     assert tuple(message.role for message in short) == ("system", "user", "assistant")
+
+
+@pytest.mark.parametrize(
+    ("word", "openai"),
+    [
+        ("stop", "stop"),
+        ("end_turn", "stop"),
+        ("STOP", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("length", "length"),
+        ("SAFETY", "content_filter"),
+        ("refusal", "content_filter"),
+        ("tool_use", "tool_calls"),
+        ("new word", "stop"),
+        (None, "stop"),
+    ],
+)
+def test_the_reasons_of_all_providers_are_in_the_words_of_openai(word, openai):
+    assert finish_kind(word) == openai
