@@ -8,7 +8,7 @@ from statistics import stdev
 from attrs import evolve, field, frozen
 
 from onellm_async.batch.causes import CauseCounts, flaw_of
-from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, RunningCounts
 from onellm_async.events import Answered, Event, Failed, RateLimited, Retrying, Sent
 
 __all__ = ["ProgressTracker", "RunProgress"]
@@ -100,7 +100,7 @@ class ProgressTracker:
         self.trial_at: float | None = None
         """When the next single prompt is tried in a pause; None while one is."""
         self._ceiling = ceiling
-        self._counts = RunCounts()
+        self._totals = RunningCounts()
         self._completed_before = self._held = self._bad_lines = 0
         self._rate_limited = self._retries = 0
         self._in_flight: set[int] = set()
@@ -167,7 +167,7 @@ class ProgressTracker:
 
     def reopened(self, number: int) -> None:
         """So many failures of this session are outcomes no more."""
-        self._counts = evolve(self._counts, failed=self._counts.failed - number)
+        self._totals = RunningCounts(evolve(self._counts, failed=self._counts.failed - number))
 
     def resumed(self, row: JournalRecord, *, held: bool = False) -> None:
         """Counts an outcome of an earlier session."""
@@ -176,9 +176,13 @@ class ProgressTracker:
         self._count(row)
 
     def _count(self, row: JournalRecord) -> None:
-        self._counts = self._counts.replacing(None, row)
+        self._totals.replace(None, row)
         if row.state is RecordState.ANSWERED and row.copy_of is None and (flaw := flaw_of(row.result)) is not None:
             self._notable[flaw] += 1
+
+    @property
+    def _counts(self) -> RunCounts:
+        return self._totals.counts
 
     @property
     def _failed(self) -> int:
@@ -197,7 +201,7 @@ class ProgressTracker:
             notable: As `RunProgress.notable`.
         """
         self._notable = Counter(notable)
-        self._counts = evolve(counts, in_flight=0)
+        self._totals = RunningCounts(evolve(counts, in_flight=0))
         self._completed_before = self._completed
         self._bad_lines = 0 if self.total is None else max(0, self.total - self._completed - counts.in_flight)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from onellm_async.batch.causes import CauseCounts, cause_of
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.commands import Command
-from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, Step, after_step
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, RunningCounts, Step, after_step
 from onellm_async.chat import JSON
 
 
@@ -15,7 +15,7 @@ class NullJournal:
     resumed: bool = False
 
     def __init__(self) -> None:
-        self._counts = RunCounts()
+        self._completed = RunningCounts()
         self._in_flight: dict[int, JournalRecord] = {}
         self._causes = CauseCounts()
 
@@ -34,10 +34,12 @@ class NullJournal:
         self._apply(Step.RETRACT, index, None)
 
     def _apply(self, step: Step, index: int, record: JournalRecord | None) -> None:
-        before = self._in_flight.pop(index, None)
-        after = after_step(step, before, record)
-        self._counts = self._counts.replacing(before, after)
-        if after is not None and not after.completed:
+        after = after_step(step, self._in_flight.pop(index, None), record)
+        if after is None:
+            return
+        if after.completed:
+            self._completed.replace(None, after)
+        else:
             self._in_flight[index] = after
 
     def bad_line(self, error: LineError) -> None:
@@ -48,7 +50,7 @@ class NullJournal:
 
     def counts(self) -> RunCounts:
         """What there is so far."""
-        return self._counts
+        return self._completed.counts.replacing_all((None, record) for record in self._in_flight.values())
 
     def records(self, first: int, last: int) -> Sequence[JournalRecord]:
         """None are kept."""

@@ -14,7 +14,7 @@ A journal is a map from entries to records. Three steps change a record, and `af
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from operator import attrgetter
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from attrs import Attribute, asdict, evolve, field, fields, frozen, make_class
 
@@ -24,6 +24,8 @@ from onellm_async.wire import parse_json
 
 MAX_STORED = 2**63 - 1
 """The largest integer of SQLite."""
+_MAX_UNFOLDED = 100
+"""Changes that `RunningCounts` keeps before it folds them: many at once cost half as much, and memory stays bounded."""
 _USD_DIGITS = 12
 """Digits of a USD total that are kept. Prices per token have fewer, so the order of additions does not matter."""
 
@@ -93,10 +95,6 @@ def _bind_count(value: int | None) -> int | None:
 
 
 _STATES: Sequence[RecordState] = (RecordState.IN_FLIGHT, *RecordState)
-
-
-def _to_state(value: int) -> RecordState:
-    return _STATES[value]
 
 
 # Columns.
@@ -217,7 +215,7 @@ class JournalRecord:
     line: int = field(metadata=column(INTENTS, "INTEGER NOT NULL"))
     line_digest: int = field(metadata=column(INTENTS, "INTEGER NOT NULL"))
     request_digest: bytes = field(metadata=column(INTENTS, "BLOB NOT NULL"))
-    custom_id: str | None = field(default=None, converter=read_text, metadata=column(INTENTS, "TEXT", bind=bind_text))
+    custom_id: str | None = field(default=None, metadata=column(INTENTS, "TEXT", bind=bind_text))
     reserved: float | None = field(
         default=None,
         converter=bind_number,
@@ -226,7 +224,9 @@ class JournalRecord:
             "REAL",
             Total(
                 "at_risk",
-                lambda record: (record.reserved or 0) * _attempts_at_risk(record, unknown=record.cost is None),
+                lambda record: (
+                    record.reserved * _attempts_at_risk(record, unknown=record.cost is None) if record.reserved else 0
+                ),
                 "usd",
             ),
         ),
@@ -257,7 +257,6 @@ class JournalRecord:
     )
     state: RecordState = field(
         default=RecordState.IN_FLIGHT,
-        converter=_to_state,
         metadata=column(
             OUTCOMES,
             "INTEGER NOT NULL",
@@ -358,6 +357,7 @@ TOTALS: Mapping[str, Total] = {total.name: total for column in COLUMNS for total
 """The sums over all records, by their names."""
 
 _FIELDS = tuple(column.field for column in COLUMNS)
+_CUSTOM_ID, _STATE = _FIELDS.index("custom_id"), _FIELDS.index("state")
 
 
 def _with_every_total(cls: type, declared: "list[Attribute[object]]") -> "list[Attribute[object]]":
@@ -418,7 +418,7 @@ class RunCounts:
 
     def replacing_all(self, changes: "Iterable[tuple[JournalRecord | None, JournalRecord | None]]") -> "RunCounts":
         """`replacing`, for each pair of `changes`."""
-        sums = [getattr(self, name) for name in COUNTS]
+        sums = list(_all_counts(self))
         for before, after in changes:
             if after is not None:
                 for place, share in _SHARES[after.state]:
@@ -428,7 +428,7 @@ class RunCounts:
                     sums[place] -= share(before)
         for place in _USD_PLACES:
             sums[place] = round(sums[place], _USD_DIGITS)
-        return RunCounts(*sums)
+        return RunCounts(*sums)  # type: ignore[arg-type]  # those of whole numbers are whole
 
     def to_dict(self) -> dict[str, JSON]:
         """Every total by its name."""
@@ -437,6 +437,7 @@ class RunCounts:
 
 COUNTS = tuple(each.name for each in fields(RunCounts))
 """The names of the totals, in the order of the fields of `RunCounts`."""
+_all_counts: Callable[[RunCounts], tuple[float, ...]] = attrgetter(*COUNTS)
 
 
 def _shares(state: RecordState) -> tuple[tuple[int, Callable[[JournalRecord], float]], ...]:
@@ -452,6 +453,37 @@ def _shares(state: RecordState) -> tuple[tuple[int, Callable[[JournalRecord], fl
 
 _SHARES = {state: _shares(state) for state in RecordState}
 _USD_PLACES = tuple(place for place, name in enumerate(COUNTS) if TOTALS[name].unit == "usd")
+
+
+class RunningCounts:
+    """Totals that change often and are read seldom: changes are folded when they are read.
+
+    Args:
+        counts: To begin with.
+    """
+
+    __slots__ = ("_changes", "_counts")
+
+    def __init__(self, counts: RunCounts | None = None) -> None:
+        self._counts = counts or RunCounts()
+        self._changes: list[tuple[JournalRecord | None, JournalRecord | None]] = []
+
+    def replace(self, before: JournalRecord | None, after: JournalRecord | None) -> None:
+        """Has `after` take the place of `before`, as in `RunCounts.replacing`."""
+        self._changes.append((before, after))
+        if len(self._changes) >= _MAX_UNFOLDED:
+            self._fold()
+
+    @property
+    def counts(self) -> RunCounts:
+        """The totals now."""
+        if self._changes:
+            self._fold()
+        return self._counts
+
+    def _fold(self) -> None:
+        self._counts = self._counts.replacing_all(self._changes)
+        self._changes.clear()
 
 
 # Statements. Each is built once, from COLUMNS.
@@ -547,6 +579,12 @@ def _selected(column: Column, results: bool) -> str:
     return f"coalesce(o.{column.name}, {column.missing})" if column.missing else f"o.{column.name}"
 
 
-def records_from(found: Iterable[Sequence[object]]) -> list[JournalRecord]:
+def records_from(found: Iterable[Sequence[Any]]) -> list[JournalRecord]:
     """The records that a statement of `select_records` found."""
-    return [JournalRecord(*row) for row in found]  # type: ignore[arg-type]
+    return [_read_record(*row) for row in found]
+
+
+def _read_record(*values: Any) -> JournalRecord:
+    before, custom_id, between = values[:_CUSTOM_ID], values[_CUSTOM_ID], values[_CUSTOM_ID + 1 : _STATE]
+    state, behind = _STATES[values[_STATE]], values[_STATE + 1 :]
+    return JournalRecord(*before, read_text(custom_id), *between, state, *behind)  # type: ignore[call-arg]
