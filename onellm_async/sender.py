@@ -128,7 +128,8 @@ class Sender:
 
     def remove_hook(self, hook: Hook) -> None:
         """Stops calling `hook`."""
-        self._hooks = tuple(other for other in self._hooks if other is not hook)
+        # Compared by value: a bound method is another object each time.
+        self._hooks = tuple(other for other in self._hooks if other != hook)
 
     def join(self, group: RequestGroup) -> None:
         """Makes `group` one of this client's, before its first request.
