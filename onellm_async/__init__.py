@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from onellm_async.fanout import FanoutProgress
     from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_bottlenecks
     from onellm_async.limits.permit import RequestGroup
-    from onellm_async.limits.policy import Lane, Limits
+    from onellm_async.limits.policy import Lane, Limits, Rate
     from onellm_async.limits.rate_state import RateState
     from onellm_async.limits.snapshot import Snapshot
     from onellm_async.retry import RetryPolicy
@@ -96,6 +96,7 @@ __all__ = [
     "PermissionDeniedError",
     "Prompt",
     "QueueFullError",
+    "Rate",
     "RateLimitError",
     "RateState",
     "RequestCancelledError",
@@ -148,7 +149,7 @@ _ROOMS = {
     "events": ("Event", "Hook"),
     "fanout": ("FanoutProgress",),
     "limits.permit": ("RequestGroup",),
-    "limits.policy": ("Lane", "Limits"),
+    "limits.policy": ("Lane", "Limits", "Rate"),
     "limits.rate_state": ("RateState",),
     "limits.snapshot": ("Snapshot",),
     "limits.bottleneck_analysis": ("BottleneckAnalysis", "analyze_bottlenecks"),

@@ -130,8 +130,8 @@ async def run_with(
         max_tokens=options.get("max_tokens"),
         temperature=options.get("temperature"),
     )
-    rate = client.limits.requests_per_minute
-    tracker = ProgressTracker(monotonic(), ceiling=rate / 60 if isinstance(rate, int | float) else None)
+    rate = client.limits.declared_rate
+    tracker = ProgressTracker(monotonic(), ceiling=None if rate is None else rate / 60)
     watch = RunWatch(tracker=tracker, stop=stop or asyncio.Event())
     on_progress = None if on_progress is None else guarded(on_progress, "on_progress")
     if on_bad_line is not None:

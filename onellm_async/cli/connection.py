@@ -43,14 +43,21 @@ def defaults_from(asking: RequestFlags) -> RequestDefaults:
 
 def _local_server(connecting: ConnectionFlags) -> "LocalServer":
     """A server with the limits that the client keeps to, and answers quick enough to look at and slow enough to see."""
-    from onellm_async.server import Faults, LocalServer, ServerSettings
+    from onellm_async.server import BucketLimit, Faults, LocalServer, ServerSettings, WindowLimit
 
-    rate = connecting.requests_per_minute
+    limits = connecting.limits()
+    kept = [
+        WindowLimit(rate.capacity, rate.per, sliding=True)
+        if rate.is_window
+        else BucketLimit(rate.per_minute, rate.capacity)
+        for rate in limits.declared_rates
+    ]
+    if limits.mode == "discover":
+        kept.append(BucketLimit(_HIDDEN_RATE, limits.burst))
     return LocalServer(
         ServerSettings(
             dialect=connecting.dialect_name,
-            requests_per_minute=_HIDDEN_RATE if rate == "auto" else rate,
-            burst=connecting.limits().burst,
+            limits=kept,
             faults=Faults(latency=_LOCAL_LATENCY, latency_sigma=0.5),
         )
     )
@@ -99,6 +106,8 @@ async def connected(
             rate_state=rate_state,
             quota=quota,
         )
-        if client.snapshot().quota != "off" and (connecting.rpm is not None or connecting.burst is not None):
+        if client.snapshot().quota != "off" and (
+            connecting.rpm is not None or connecting.burst is not None or connecting.rate
+        ):
             client.retune(client.limits)  # flags are a declaration, even if they name the default
         yield await stack.enter_async_context(client)

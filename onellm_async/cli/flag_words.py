@@ -12,6 +12,8 @@ _PAIR = re.compile(r"(?:[\w.]*[=_]\S*|Limits) \((?:on the command line )?(--[^)]
 _FLAGS = {
     "Limits.requests_per_minute": "--rpm",
     "Limits.burst": "--burst",
+    "Rate.count": "the COUNT of --rate",
+    "Rate.per": "the DURATION of --rate",
     "Limits.tokens_per_minute": "--tpm",
     "Limits.max_concurrency": "--concurrency",
     "Timeout.total": "--timeout",

@@ -54,6 +54,16 @@ class LimitFlags:
         Rate | None,
         Parameter(help="Requests per minute of your key; `auto` discovers it. [default: 40; 2400 for a --local run]"),
     ] = None
+    rate: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="COUNT/DURATION, as 40/60s or 1000/1d; repeatable. A limit of your key in place of the default: all "
+            "that are given hold at once. A rate per day is a window: never more in any 24 hours. "
+            "window:COUNT/DURATION for another window.",
+        ),
+    ] = ()
     burst: Annotated[
         int | None,
         Parameter(help="Requests the service takes at once after a pause. [default: 40, or --rpm if that is less]"),
@@ -62,9 +72,9 @@ class LimitFlags:
     concurrency: Annotated[int, Parameter(help="Maximum number of requests in flight.")] = 48
 
     @property
-    def requests_per_minute(self) -> Rate:
-        """Requests per minute, or ``"auto"`` to discover the rate."""
-        return 40.0 if self.rpm is None else self.rpm
+    def requests_per_minute(self) -> Rate | None:
+        """Requests per minute; ``"auto"`` to discover the rate, None if other rates are given."""
+        return 40.0 if self.rpm is None and not self.rate else self.rpm
 
     def limits(self) -> "Limits":
         """Returns the limits that the flags describe; `Limits` has the defaults of the others.
@@ -72,12 +82,13 @@ class LimitFlags:
         Raises:
             ConfigurationError: If a value is out of range.
         """
-        from onellm_async.limits.policy import Limits
+        from onellm_async.limits import policy
 
         given = {"burst": self.burst, "tokens_per_minute": self.tpm}
-        return Limits(
+        return policy.Limits(
             max_concurrency=self.concurrency,
             requests_per_minute=self.requests_per_minute,
+            rates=[policy.Rate.parse(text) for text in self.rate],
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
 
@@ -182,9 +193,9 @@ class ConnectionFlags(LimitFlags):
         return found
 
     @property
-    def requests_per_minute(self) -> Rate:
-        """The rate to keep to; None when it is to be found out."""
-        return 2400.0 if self.local and self.rpm is None else super().requests_per_minute
+    def requests_per_minute(self) -> Rate | None:
+        """As `LimitFlags.requests_per_minute`, with the default of a local run."""
+        return 2400.0 if self.local and self.rpm is None and not self.rate else super().requests_per_minute
 
 
 ASKING = RequestFlags()

@@ -62,6 +62,8 @@ class AssumptionFlags:
 
 
 LIMITING = LimitFlags()
+_AMPLE = 10
+"""Rate of the expected service as a multiple of the highest of several declared rates, all of which it allows."""
 
 
 def plan(
@@ -106,15 +108,14 @@ def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits
         raise ConfigurationError(f"seeds is {expecting.seeds}; it must be an integer of at least 1.")
     if expecting.output_tokens is not None and expecting.output_tokens < 0:
         raise ConfigurationError(f"output_tokens is {expecting.output_tokens}; it must not be negative.")
-    rate = limiting.requests_per_minute
     limits = limiting.limits()
+    rate, burst = limits.declared_rate or 40.0, limits.burst
+    if limits.rates:  # the service that is expected has one bucket: one that never is the limit
+        rate = _AMPLE * max(rate.per_minute for rate in limits.declared_rates)
+        burst = max(rate.capacity for rate in limits.declared_rates)
     service = ExpectedService(
-        requests_per_minute=expecting.service_rpm
-        if expecting.service_rpm is not None
-        else 40.0
-        if rate == "auto"
-        else rate,
-        burst=limits.burst,
+        requests_per_minute=rate if expecting.service_rpm is None else expecting.service_rpm,
+        burst=burst,
         latency=expecting.latency,
         latency_sigma=expecting.latency_sigma,
         failure_rate=expecting.failure_rate,

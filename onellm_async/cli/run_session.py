@@ -153,8 +153,8 @@ class RunSession:
         return await go_on(self._stop)
 
     def _new_tracker(self) -> ProgressTracker:
-        rate = self._connecting.requests_per_minute
-        return ProgressTracker(monotonic(), ceiling=None if rate == "auto" else rate / 60)
+        rate = self._connecting.limits().declared_rate
+        return ProgressTracker(monotonic(), ceiling=None if rate is None else rate / 60)
 
     def _hear(self, event: Event) -> None:
         self._tracker(event)

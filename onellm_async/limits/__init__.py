@@ -5,7 +5,7 @@ from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis, analyze_
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
-from onellm_async.limits.policy import LANES, Lane, Limits, Mode
+from onellm_async.limits.policy import LANES, Lane, Limits, Mode, Rate
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot
 
@@ -19,6 +19,7 @@ __all__ = [
     "Limits",
     "Mode",
     "Permit",
+    "Rate",
     "RateState",
     "RequestGroup",
     "Snapshot",

@@ -113,7 +113,7 @@ class AdaptiveRate:
         self._evidence.sent(now)
         self._phase = self._phase.take(now, self._evidence)
 
-    def give_back(self, now: float) -> None:
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
         self._evidence.give_back()
         self._phase.give_back(now, self._evidence)
 

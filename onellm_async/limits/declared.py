@@ -1,5 +1,7 @@
-"""Rate controls that need no discovery: a declared rate, and backoff alone. Pure."""
+"""Rate controls that need no discovery: a declared bucket, a declared window, and backoff alone. Pure."""
 
+from collections import deque
+from math import ceil
 from random import Random
 
 from onellm_async.limits.binomial import BinomialRate
@@ -28,6 +30,7 @@ class DeclaredRate:
         random: Source of the random gaps between requests while the rate is below the declared one, so that clients of
             one key do not synchronize; None: even gaps.
         strict: Whether the rate never changes. A 429 then only empties the bucket.
+        per: Seconds over which the rate was declared, to find it again when limits change.
     """
 
     TRAVEL_JITTER = 0.05
@@ -54,7 +57,9 @@ class DeclaredRate:
         *,
         random: Random | None = None,
         strict: bool = False,
+        per: float = 60.0,
     ) -> None:
+        self.per: float = per
         self._random = random
         self._strict = strict
         self._next_cost = 1.0
@@ -78,7 +83,7 @@ class DeclaredRate:
         floor = max(per_second / self.MAX_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.MAX_GAP))
         self._rate = BinomialRate(per_second, floor=floor, ceiling=per_second)
 
-    def retune(self, per_second: float, burst: float, now: float, *, strict: bool = False) -> None:
+    def retune(self, per_second: float, burst: float, now: float, *, strict: bool = False, per: float = 60.0) -> None:
         """Keeps to another declared bucket from `now` on. The level stays, cut to the new capacity.
 
         A correction by 429s is dropped: it applied to the old limit.
@@ -88,8 +93,9 @@ class DeclaredRate:
             burst: New capacity.
             now: The current time.
             strict: Whether the rate never changes.
+            per: Seconds over which it was declared.
         """
-        self._strict = strict
+        self._strict, self.per = strict, per
         self._declare(per_second, burst)
         self._bucket.retune(now, rate=self._rate.value, capacity=burst - self._margin)
         self._pacer.retune(now, rate=max(self.START_PACE, 4 * per_second))
@@ -130,7 +136,7 @@ class DeclaredRate:
         if now < self._confirmed_at:
             self._pacer.try_take(1, now)  # requests that other lanes send at once do not delay a batch
 
-    def give_back(self, now: float) -> None:
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
         self._bucket.give_back(1, now)
 
     def answered(self, sent_at: float, now: float) -> None:
@@ -161,6 +167,155 @@ class DeclaredRate:
         self._pacer.move_clock(now)
         if self._last_429 is not None:
             self._last_429 = min(self._last_429, now)
+
+
+class DeclaredWindow:
+    """Keeps to a declared window: never more than `count` requests in any `per` seconds.
+
+    It remembers when requests were sent. The next one is sent when the `count`-th last one has left the window. A send
+    counts even if it gets a 429, because the service may count it, too.
+
+    A 429 says that another client uses the window, or an earlier process did. The count is then no help until the
+    service accepts again, and single requests find out when it does: soon at first, then less often.
+
+    Args:
+        count: Requests in a window.
+        per: Seconds of the window.
+        now: The current time.
+    """
+
+    TRAVEL_JITTER = 0.05
+    """Seconds by which one request may travel faster than another. The window is longer by so much."""
+    MAX_JITTER_SHARE = 0.02
+    """Share of a short window that is added to it at most."""
+    START_PACE = 10.0
+    """Minimum pace of a batch in the first window, in requests per second. An earlier process may have used it."""
+    START_FACTOR = 20
+    """Pace of a batch in the first window as a multiple of the declared rate, if that is more: a window that was not
+    used costs a twentieth of its length."""
+    GAP_GROWTH = 1.5
+    """Factor of the gap between two single requests with each 429."""
+    MAX_GAP = 60.0
+    """Maximum gap between two single requests in seconds, and a tenth of a shorter window."""
+    MAX_ENTRIES = 4096
+    """Times that are remembered. In a window of more requests several share one time, the latest of them."""
+
+    def __init__(self, count: int, per: float, now: float) -> None:
+        self._sent: deque[list[float]] = deque()  # [latest time, requests, first time]
+        self._used = 0
+        self._429s = 0
+        self._last_429 = self._closed_until = float("-inf")
+        self._confirmed_at = now + per
+        self._declare(count, per)
+        self._pacer = TokenBucket(max(self.START_PACE, self.START_FACTOR * count / per), 1.0, updated_at=now)
+
+    def _declare(self, count: int, per: float) -> None:
+        self.count: int = count
+        self.per: float = per
+        self._length = per + min(self.TRAVEL_JITTER, self.MAX_JITTER_SHARE * per)
+        self._chunk = ceil(count / self.MAX_ENTRIES)
+
+    def retune(self, count: int, per: float, now: float) -> None:
+        """Keeps to another declared window from `now` on. It remembers what the old one did.
+
+        Args:
+            count: Requests in a window.
+            per: Seconds of the window.
+            now: The current time.
+        """
+        self._declare(count, per)
+        self._pacer.retune(now, rate=max(self.START_PACE, self.START_FACTOR * count / per))
+        self._confirmed_at = min(self._confirmed_at, now + per)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second, as long as a window of more than a minute is not used up."""
+        return self.count / min(self.per, 60.0)
+
+    @property
+    def state(self) -> None:
+        """Always None: another control starts from the declaration."""
+        return None
+
+    @property
+    def confidence(self) -> float:
+        return 1.0
+
+    def used(self, now: float) -> int:
+        """Requests in the window that ends at `now`."""
+        return self._used - sum(int(number) for time, number, _ in self._sent if time + self._length <= now)
+
+    def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
+        wait = self._room_in(requests + min(reserve, self.count // 10), now)
+        if self._closed_until > now + wait:
+            wait = self._closed_until - now
+        if paced and now < self._confirmed_at:
+            pace_wait = (requests - self._pacer.level_at(now)) / self._pacer.rate
+            wait = max(wait, min(pace_wait, self._confirmed_at - now))
+        return wait if wait > 1e-9 else 0.0
+
+    def _room_in(self, requests: float, now: float) -> float:
+        missing = requests - (self.count - self._used)
+        if missing <= 0:
+            return 0.0
+        at = now
+        for time, number, _ in self._sent:
+            at = max(at, time + self._length)
+            missing -= number
+            if missing <= 0:
+                return at - now
+        return at - now + ceil(missing / self.count) * self._length  # windows that are not begun yet
+
+    def take(self, now: float) -> None:
+        sent = self._sent
+        while sent and sent[0][0] + self._length <= now:
+            self._used -= int(sent.popleft()[1])
+        if sent and sent[-1][1] < self._chunk:
+            sent[-1][0] = max(now, sent[-1][0])
+            sent[-1][1] += 1
+        else:
+            sent.append([now, 1, now])
+        self._used += 1
+        if self._429s:  # one request at a time until one is accepted
+            self._closed_until = now + self._gap()
+        if now < self._confirmed_at:
+            self._pacer.try_take(1, now)  # requests that other lanes send at once do not delay a batch
+
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
+        at = now if sent_at is None else sent_at
+        for index, entry in enumerate(self._sent):
+            if entry[2] <= at <= entry[0]:
+                self._used -= 1
+                entry[1] -= 1
+                if not entry[1]:
+                    del self._sent[index]
+                return
+
+    def answered(self, sent_at: float, now: float) -> None:
+        if self._429s and sent_at > self._last_429:
+            self._429s = 0
+            self._closed_until = float("-inf")
+
+    def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        if sent_at <= self._last_429:
+            return  # sent before the last 429 was known, so it tells nothing new
+        self._last_429 = now
+        self._429s += 1
+        self._closed_until = now + self._gap()
+
+    def _gap(self) -> float:
+        gap = self.per / self.count * self.GAP_GROWTH ** min(self._429s - 1, 60)
+        return min(gap, self.MAX_GAP, max(self.per / 10, self.per / self.count))
+
+    def drain(self, now: float) -> None:
+        """Changes nothing: only what was sent has used the window."""
+
+    def move_clock(self, now: float) -> None:
+        for entry in self._sent:
+            entry[0], entry[2] = min(entry[0], now), min(entry[2], now)
+        self._pacer.move_clock(now)
+        self._closed_until = min(self._closed_until, now)
+        self._last_429 = min(self._last_429, now)
 
 
 class BackoffOnly:
@@ -202,7 +357,7 @@ class BackoffOnly:
     def take(self, now: float) -> None:
         """Counts nothing."""
 
-    def give_back(self, now: float) -> None:
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
         """Counts nothing."""
 
     def answered(self, sent_at: float, now: float) -> None:

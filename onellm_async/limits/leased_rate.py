@@ -143,7 +143,7 @@ class LeasedRate:
             self._alone.take(1, now)
             self._sent_alone += 1
 
-    def give_back(self, now: float) -> None:
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
         """Records that a request was not sent after all."""
         if self._alone is not None and self._sent_alone:
             self._alone.give_back(1, now)

@@ -1,11 +1,12 @@
 """The interface of a rate control, and which one the limits ask for. Pure."""
 
+from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
 from onellm_async.limits.adaptive import AdaptiveRate
-from onellm_async.limits.declared import BackoffOnly, DeclaredRate
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.declared import BackoffOnly, DeclaredRate, DeclaredWindow
+from onellm_async.limits.policy import AUTO, Limits, Rate
 from onellm_async.limits.rate_state import RateState
 
 
@@ -42,8 +43,8 @@ class RateControl(Protocol):
         """Records that a request is sent."""
         ...
 
-    def give_back(self, now: float) -> None:
-        """Records that a request was not sent after all."""
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
+        """Records that a request was not sent after all, as `take` had recorded at `sent_at`; None: just now."""
         ...
 
     def answered(self, sent_at: float, now: float) -> None:
@@ -59,6 +60,67 @@ class RateControl(Protocol):
         ...
 
 
+class SeveralRates:
+    """Several rate controls at once: a request is sent when all of them allow it, and counts in all of them.
+
+    A 429 does not say which limit it is from. It is taken as one of the rate that is discovered, if there is one. Else
+    it is of the declared rate that would delay the next requests most, or of the shortest one if none would.
+
+    Args:
+        parts: The rate controls, the one whose rate is discovered first.
+        is_discovered: Whether the first one discovers its rate.
+    """
+
+    def __init__(self, parts: Sequence[RateControl], *, is_discovered: bool) -> None:
+        self.parts: tuple[RateControl, ...] = tuple(parts)
+        self._is_discovered = is_discovered
+        declared = [part for part in parts if isinstance(part, DeclaredRate | DeclaredWindow)]
+        self._shortest = min(declared, key=lambda part: part.per)
+
+    @property
+    def rate(self) -> float:
+        return min(part.rate for part in self.parts)
+
+    @property
+    def state(self) -> RateState | None:
+        """The state of the first part that has one."""
+        return next((part.state for part in self.parts if part.state is not None), None)
+
+    @property
+    def confidence(self) -> float:
+        return min(part.confidence for part in self.parts)
+
+    def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
+        wait = 0.0
+        for part in self.parts:
+            wait = max(wait, part.time_until(requests, now, reserve, paced=paced))
+        return wait
+
+    def take(self, now: float) -> None:
+        for part in self.parts:
+            part.take(now)
+
+    def give_back(self, now: float, sent_at: float | None = None) -> None:
+        for part in self.parts:
+            part.give_back(now, sent_at)
+
+    def answered(self, sent_at: float, now: float) -> None:
+        for part in self.parts:
+            part.answered(sent_at, now)
+
+    def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        cause = self.parts[0]
+        if not self._is_discovered:
+            cause = max(self.parts, key=lambda part: part.time_until(2, now))
+            if cause.time_until(2, now) <= 0:
+                cause = self._shortest
+        cause.rate_limited(sent_at, now, retry_after=retry_after)
+
+    def move_clock(self, now: float) -> None:
+        for part in self.parts:
+            part.move_clock(now)
+
+
 def control_for(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
     """Returns the rate control for `limits`.
 
@@ -68,21 +130,45 @@ def control_for(limits: Limits, now: float, random: Random, state: RateState | N
         random: Source of jitter.
         state: State of an earlier control; None starts from the declaration, or without any knowledge.
     """
-    declared = limits.declared_rate
     if limits.mode == "unlimited":
         return BackoffOnly(random)
-    if limits.mode == "discover" or declared is None:
-        if state is None and declared is not None:
-            state = RateState(declared / 60, limits.burst)
-        return AdaptiveRate(now, state, random=random, probe_every=limits.probe_every)
-    return DeclaredRate(declared / 60, limits.burst, now, state, random=random, strict=limits.mode == "off")
+    parts: list[RateControl] = []
+    if limits.mode == "discover":
+        parts.append(_discovery(limits, now, random, state))
+        state = None
+    for rate in limits.declared_rates:
+        parts.append(_declared(rate, limits, now, random, state))
+        state = None  # it is of the first rate
+    return _together(parts, limits)
+
+
+def _together(parts: Sequence[RateControl], limits: Limits) -> RateControl:
+    return parts[0] if len(parts) == 1 else SeveralRates(parts, is_discovered=limits.mode == "discover")
+
+
+def _discovery(limits: Limits, now: float, random: Random, state: RateState | None) -> AdaptiveRate:
+    start = limits.requests_per_minute
+    if state is None and isinstance(start, int | float):
+        state = RateState(start / 60, limits.burst)
+    return AdaptiveRate(now, state, random=random, probe_every=limits.probe_every)
+
+
+def _declared(
+    rate: Rate, limits: Limits, now: float, random: Random, state: RateState | None = None
+) -> DeclaredRate | DeclaredWindow:
+    if rate.is_window:
+        return DeclaredWindow(rate.capacity, rate.per, now)
+    return DeclaredRate(
+        rate.count / rate.per, rate.capacity, now, state, random=random, strict=limits.mode == "off", per=rate.per
+    )
 
 
 def reconfigured(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:
     """Returns the control for changed limits: the same object if it can continue.
 
-    The bucket of a declared rate keeps its level. A declared rate that replaces a discovered one starts empty if no
-    token was available. A discovered rate stays known as long as the declaration does not change.
+    The bucket of a declared rate keeps its level, and a window what was sent in it, if there is a rate over the same
+    time, or another bucket or window that goes. Another declared rate starts empty if no token was available. A
+    discovered rate stays known as long as its declaration does not change.
 
     Args:
         rate: The control so far.
@@ -91,21 +177,49 @@ def reconfigured(rate: RateControl, before: Limits, limits: Limits, now: float, 
         now: The current time.
         random: Source of jitter.
     """
-    if _declaration(before) == _declaration(limits):
+    if _declaration(before) == _declaration(limits) and before.declared_rates == limits.declared_rates:
         return rate
-    declared = limits.declared_rate
-    if isinstance(rate, DeclaredRate) and limits.mode in {"correct", "off"} and declared is not None:
-        rate.retune(declared / 60, limits.burst, now, strict=limits.mode == "off")
-        return rate
-    same_rate = limits.mode == "discover" and before.requests_per_minute == limits.requests_per_minute
-    control = control_for(limits, now, random, rate.state if same_rate else None)
-    if isinstance(control, DeclaredRate) and rate.time_until(1, now) > 0:
-        control.drain(now)
+    if limits.mode == "unlimited":
+        return control_for(limits, now, random)
+    blocked = rate.time_until(1, now) > 0
+    earlier = list(rate.parts) if isinstance(rate, SeveralRates) else [rate]
+    parts: list[RateControl] = []
+    if limits.mode == "discover":
+        if _declaration(before) == _declaration(limits):
+            parts.append(earlier.pop(0))
+        else:
+            same_rate = before.requests_per_minute == limits.requests_per_minute
+            parts.append(_discovery(limits, now, random, rate.state if same_rate else None))
+    lengths = {declared.per for declared in limits.declared_rates}
+    for declared in limits.declared_rates:
+        kind = DeclaredWindow if declared.is_window else DeclaredRate
+        found = next((part for part in earlier if isinstance(part, kind) and part.per == declared.per), None)
+        if found is None:
+            found = next((part for part in earlier if isinstance(part, kind) and part.per not in lengths), None)
+        if found is None:
+            control = _declared(declared, limits, now, random)
+            if blocked:
+                control.drain(now)
+        else:
+            earlier.remove(found)
+            control = _retuned(found, declared, limits, now)
+        parts.append(control)
+    return _together(parts, limits)
+
+
+def _retuned(
+    control: DeclaredRate | DeclaredWindow, rate: Rate, limits: Limits, now: float
+) -> DeclaredRate | DeclaredWindow:
+    if isinstance(control, DeclaredWindow):
+        control.retune(rate.capacity, rate.per, now)
+    else:
+        control.retune(rate.count / rate.per, rate.capacity, now, strict=limits.mode == "off", per=rate.per)
     return control
 
 
 def _declaration(limits: Limits) -> tuple[object, ...]:
-    """Everything that a rate control is made from."""
-    probe_every = limits.probe_every if limits.mode == "discover" else None
-    burst = limits.burst if limits.declared_rate is not None else None
-    return limits.mode, limits.requests_per_minute, burst, probe_every
+    """Everything beside the declared rates that a rate control is made from."""
+    if limits.mode != "discover":
+        return (limits.mode,)
+    burst = limits.burst if limits.requests_per_minute != AUTO else None
+    return limits.mode, limits.requests_per_minute, burst, limits.probe_every

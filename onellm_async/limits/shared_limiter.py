@@ -157,7 +157,7 @@ class SharedLimiter(Limiter):
         super().__init__(limits, random=random, state=state)
         self._quota = quota
         self._name = name
-        self._declaration = Declaration.of(limits, state)
+        self._declaration = Declaration.of(as_requests_per_minute(limits), state)
         self._lease = LeasedRate()
         self._member: QuotaMember | None = None
         self._demand = Demand()
@@ -340,7 +340,7 @@ class SharedLimiter(Limiter):
         """
         check_shareable(limits)
         self.limits = limits
-        self._declaration = Declaration.of(limits, retuned=True)
+        self._declaration = Declaration.of(as_requests_per_minute(limits), retuned=True)
         if self._member is not None:
             self._member.redeclare(self._declaration)
             self._lease.is_redeclared = True
@@ -382,16 +382,32 @@ class SharedLimiter(Limiter):
 
 
 def check_shareable(limits: Limits) -> None:
-    """Refuses limits without a rate.
+    """Refuses limits that a board cannot share: it has one rate.
 
     Raises:
-        ConfigurationError: If there is no rate that could be shared.
+        ConfigurationError: If there is no rate, more than one, or a window.
     """
     if limits.mode == "unlimited":
         raise ConfigurationError(
             "A quota shares a rate limit, and Limits.unlimited() has none.",
             advice="Declare a rate, let it be discovered with requests_per_minute='auto', or set quota='off'.",
         )
+    beside = len(limits.declared_rates) - (limits.mode != "discover")
+    if beside or any(rate.is_window for rate in limits.declared_rates):
+        raise ConfigurationError(
+            "A quota shares one rate limit, a token bucket, and these Limits have "
+            + ("several rates." if beside else "a window."),
+            advice="Declare the tightest one as requests_per_minute with a burst, or set quota='off' and give each "
+            "process a part of the rates.",
+        )
+
+
+def as_requests_per_minute(limits: Limits) -> Limits:
+    """Returns the same limits with their only rate as `Limits.requests_per_minute`, which is what a board holds."""
+    if limits.requests_per_minute is not None or not limits.declared_rates:
+        return limits
+    rate = limits.declared_rates[0]
+    return evolve(limits, requests_per_minute=rate.per_minute, burst=rate.capacity, requests_per_second=None, rates=())
 
 
 def _sentence(error: Exception | None) -> str:
