@@ -49,10 +49,10 @@ from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, resolve_end
 
 if TYPE_CHECKING:
     from onellm_async.batch.client_run import RunOptions
-    from onellm_async.batch.ending import RunReport
     from onellm_async.batch.inputs.entry import LineError
     from onellm_async.batch.inputs.memory import NamedPrompt
     from onellm_async.batch.progress import RunProgress
+    from onellm_async.batch.run_report import RunReport
     from onellm_async.limits.quota import Quota
 
 
@@ -125,8 +125,8 @@ class AsyncOneLLM:
     ) -> None:
         _check_policies(limits=limits, rate_state=rate_state, retry=retry)
         attempt_timeout = _timeout_from(timeout)
-        self._limits: Limits = limits if limits is not None else Limits()
-        shared = _shared_quota(quota, self._limits, base_url, api_key, own_transport=transport is not None)
+        limits = limits if limits is not None else Limits()
+        shared = _shared_quota(quota, limits, base_url, api_key, own_transport=transport is not None)
         catalog.entries()  # reads its file now: later, all descriptors may be in use by paid requests
         self._base_url: str | None = None
         keys: KeySource | None = None
@@ -155,7 +155,7 @@ class AsyncOneLLM:
         self._sender = Sender(
             transport,
             keys=keys,
-            limits=self._limits,
+            limits=limits,
             rate_state=rate_state,
             retry=retry if retry is not None else RetryPolicy(),
             dialect=self._dialect,
@@ -191,7 +191,7 @@ class AsyncOneLLM:
     @property
     def limits(self) -> Limits:
         """The limits in force. `retune` changes them."""
-        return self._limits
+        return self._sender.limits
 
     def snapshot(self) -> Snapshot:
         """Returns the state of the client: queued requests, their bottlenecks, and the current rate.
@@ -256,7 +256,6 @@ class AsyncOneLLM:
         """
         _check_policy("limits", limits)
         self._sender.retune(limits)
-        self._limits = limits
 
     async def drain(self) -> None:
         """Stops gracefully: queued chats end with `ClientClosedError`, unsent; requests in flight finish.
@@ -518,7 +517,7 @@ class AsyncOneLLM:
         from onellm_async.batch.client_run import run_with  # noqa: PLC0415  # importing the client stays cheap
 
         return await run_with(
-            self,
+            self._sender,
             source,
             output,
             base_url=self._base_url,

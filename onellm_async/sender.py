@@ -80,6 +80,9 @@ class Sender:
         hooks: Hear of every event.
         random: Where jitter comes from.
         quota: What the rate is shared through, and the name of its board; None to share nothing.
+
+    Attributes:
+        limits: The limits that it keeps to now.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Sender:
         self._retry = retry
         self._hooks = tuple(hooks)
         self._random = random
+        self.limits: Limits = limits
         self._limiter = _limiter(limits, rate_state, random, quota)
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
@@ -185,6 +189,7 @@ class Sender:
         elif self._estimator is None:
             self._estimator = TokenEstimator()
         self._limiter.retune(limits)
+        self.limits = limits
 
     async def drain(self) -> None:
         """Ends the waiting requests with `ClientClosedError` and returns when those in flight have ended."""

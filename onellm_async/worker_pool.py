@@ -6,8 +6,9 @@ next `WorkerPool.resize`; one that ends with an exception is an error of the who
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -101,11 +102,12 @@ class WorkerPool(Generic[T]):
             self._feeder.cancel()
 
     async def wait_for_input(self) -> None:
-        """Returns when the feeder has ended; raises its error. Safe to cancel."""
+        """Returns when the feeder has ended; raises its error, or that of a worker. Safe to cancel."""
         if self._feeder is not None:
             await asyncio.wait({self._feeder})
             if not self._feeder.cancelled():
                 self._feeder.result()
+        self._raise()
 
     async def wait_until_idle(self) -> None:
         """Returns when nothing waits and no worker works; raises the error of a worker. Safe to cancel."""
@@ -139,6 +141,7 @@ class WorkerPool(Generic[T]):
         if error is not None and self._error is None:
             self._error = error
             self._idle.set()
+            self.stop_feeding()
         self._ended.set()
         self._on_worker_end(error)
 
@@ -147,14 +150,28 @@ class WorkerPool(Generic[T]):
             raise self._error
 
     async def _take_and_work(self) -> None:
-        while len(self._workers) <= self._size and (item := await self.take()) is not None:
-            self.busy += 1
+        while (item := await self.take()) is not None:
             try:
                 await self._work(item)
             finally:
                 self.busy -= 1
                 if not self.busy:
                     self._idle.set()
+            if len(self._workers) > self._size:
+                # At once, or all that find too many would end.
+                self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+                return
+
+    @contextmanager
+    def kept_busy(self) -> Iterator[None]:
+        """Counts what runs within it as the work of a worker: the pool is not idle meanwhile."""
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+            if not self.busy:
+                self._idle.set()
 
     # The queue.
 
@@ -189,6 +206,7 @@ class WorkerPool(Generic[T]):
         """The first item, when workers may have one; None when the pool was closed and is empty. Safe to cancel."""
         if self._waiting and not self._paused:
             item = self._waiting.popleft()
+            self.busy += 1
             if self._room is not None and len(self._waiting) <= self.capacity // 2:
                 self._make_room()
             return item
@@ -201,6 +219,7 @@ class WorkerPool(Generic[T]):
             return await taker
         except asyncio.CancelledError:
             if not taker.cancelled() and (handed := taker.result()) is not None:
+                self.busy -= 1
                 self.put_back(handed)  # handed out and cancelled at once
             raise
 
@@ -217,6 +236,8 @@ class WorkerPool(Generic[T]):
         item = self._waiting[place]
         del self._waiting[place]
         self._make_room()
+        if self.is_idle:
+            self._idle.set()
         return item
 
     def pause(self, capacity: int) -> None:
@@ -240,6 +261,8 @@ class WorkerPool(Generic[T]):
     def clear(self) -> None:
         """Drops what waits."""
         self._waiting.clear()
+        if self.is_idle:
+            self._idle.set()
 
     def close(self) -> None:
         """Lets the workers end when nothing waits any more."""
@@ -256,6 +279,7 @@ class WorkerPool(Generic[T]):
         while self._waiting and self._takers:
             taker = self._takers.popleft()
             if not taker.done():
+                self.busy += 1
                 taker.set_result(self._waiting.popleft())
 
     def _make_room(self) -> None:

@@ -18,8 +18,8 @@ from onellm_async.batch import (
     RunIdentity,
     entries_from,
     output_format_named,
-    run_batch,
 )
+from onellm_async.batch.engine import RunEngine
 from onellm_async.settings import ApiKey, Timeout
 from onellm_async.transport import AiohttpTransport
 from onellm_async.wire import dump_json
@@ -78,7 +78,7 @@ async def connect(
                 else:
                     memory = NullJournal()
                 async with sink:
-                    report = await run_batch(client, source, journal=memory, sink=sink, encode=shape.encode)
+                    report = await RunEngine(client, source, journal=memory, sink=sink, encode=shape.encode).run()
                 if isinstance(memory, Journal):
                     await memory.aclose()
             return Counter({"failed": report.progress.failed} if report.progress.failed else {})

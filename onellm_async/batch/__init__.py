@@ -8,7 +8,6 @@
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.client_run import RunOptions
-from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
@@ -26,24 +25,20 @@ from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
 from onellm_async.batch.outputs.formats import OutputFormat, open_sink, output_format, output_format_named
-from onellm_async.batch.outputs.outlet import LineSink
+from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink
-from onellm_async.batch.policy import WINDOW, RunPolicy
+from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
-from onellm_async.batch.protocols import AnswerLookup, EntrySource, RunClient, RunJournal
-from onellm_async.batch.run import run_batch
+from onellm_async.batch.run_report import RunReport
 
 __all__ = [
     "DEFAULT_MODEL",
     "LONGEST_LINE",
-    "WINDOW",
     "AnswerCache",
-    "AnswerLookup",
     "Budget",
     "Command",
     "Entry",
     "EntryParser",
-    "EntrySource",
     "FileRun",
     "FileSink",
     "HealthPolicy",
@@ -64,10 +59,8 @@ __all__ = [
     "PromptTemplate",
     "RecordState",
     "RequestDefaults",
-    "RunClient",
     "RunCounts",
     "RunIdentity",
-    "RunJournal",
     "RunOptions",
     "RunPolicy",
     "RunProgress",
@@ -82,7 +75,6 @@ __all__ = [
     "output_format",
     "output_format_named",
     "recognize_format",
-    "run_batch",
     "run_file",
     "send_command",
     "survey",

@@ -34,7 +34,7 @@ class AnswerCache:
         .. code-block:: python
 
             with AnswerCache(["monday.jsonl"]) as cache:
-                report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, cache=cache)
+                answer = cache.answer_to(item.request_digest)
     """
 
     def __init__(self, paths: Iterable[str], *, base_url: str | None = None) -> None:

@@ -6,13 +6,12 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from os import PathLike
 from time import monotonic
-from typing import Literal, Protocol, TypedDict
+from typing import Literal, TypedDict
 
 from attrs import asdict, evolve
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.ending import RunReport
 from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.inputs.defaults import RequestDefaults
@@ -24,11 +23,11 @@ from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.batch.outputs.formats import output_format_named
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
-from onellm_async.batch.protocols import RunClient
+from onellm_async.batch.run_report import RunReport
 from onellm_async.chat import JSON, Prompt
 from onellm_async.errors import BatchError, InvalidRequestError
-from onellm_async.events import Hook
 from onellm_async.fanout import check_source
+from onellm_async.sender import Sender
 from onellm_async.validation import truncated_repr
 
 __all__ = ["Prompts", "RunOptions", "run_with"]
@@ -86,18 +85,8 @@ class RunOptions(TypedDict, total=False):
     stall_after: float
 
 
-class HookedClient(RunClient, Protocol):
-    """A client whose events a run can follow."""
-
-    def add_hook(self, hook: Hook) -> None:
-        """Calls `hook` with each event from now on."""
-
-    def remove_hook(self, hook: Hook) -> None:
-        """Calls `hook` no more."""
-
-
 async def run_with(
-    client: HookedClient,
+    client: Sender,
     source: Prompts,
     output: str | PathLike[str],
     *,
@@ -158,7 +147,7 @@ async def run_with(
 
 
 def _plan(
-    output: str | PathLike[str], options: RunOptions, *, base_url: str | None, dialect: str, client: RunClient
+    output: str | PathLike[str], options: RunOptions, *, base_url: str | None, dialect: str, client: Sender
 ) -> FileRun:
     unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
     if unknown:
@@ -195,7 +184,7 @@ def _plan(
     )
 
 
-def _settings(client: RunClient, budget: Budget) -> JSON:
+def _settings(client: Sender, budget: Budget) -> JSON:
     return {"limits": asdict(client.limits), "budget": asdict(budget)}
 
 

@@ -1,11 +1,14 @@
-"""Identical requests: the first one is asked; the others follow it while it is in flight, or copy its outcome."""
+"""Identical requests: the first one is sent; the others wait for its outcome, or copy it."""
 
+import asyncio
+
+from onellm_async.batch.journal.null_journal import RunJournal
 from onellm_async.batch.journal.record import JournalRecord, RecordState
-from onellm_async.batch.protocols import RunJournal
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.batch.work_item import WorkItem
 
-__all__ = ["Deduplicator"]
+_MAX_WAITING = 4096
+"""Duplicates that may wait for outcomes before the input does: each is held in memory."""
 
 
 class Deduplicator:
@@ -18,33 +21,68 @@ class Deduplicator:
     def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
         self._seen = SeenKeys()
-        self._under_way: dict[int, WorkItem] = {}
+        self._in_flight: dict[int, WorkItem] = {}
+        self._waiting = 0
+        self._room = asyncio.Event()
+        self._waited_for = False
 
-    def answered(self, row: JournalRecord) -> None:
-        """Takes note of a request that an earlier session got an answer to."""
-        self._seen.add(row.request_digest, row.index)
+    def answered(self, record: JournalRecord) -> None:
+        """Adds a request that an earlier session got an answer to."""
+        self._seen.add(record.request_digest, record.index)
 
-    def recognise(self, work_item: WorkItem) -> bool:
-        """Whether the same was asked before: the work item then follows that one, or copies its outcome."""
+    def claim(self, work_item: WorkItem) -> bool:
+        """Whether the same was sent before: the work item then waits for that one, or copies its outcome."""
         first = self._seen.add(work_item.item.request_digest, work_item.entry.index)
         if first is None:
             return False
-        leader = self._under_way.get(first)
-        if leader is not None:
-            if leader.item.request_digest != work_item.item.request_digest:
+        original = self._in_flight.get(first)
+        if original is not None:
+            if original.item.request_digest != work_item.item.request_digest:
                 return False
-            leader.followers.append(work_item)
+            self.attach(original, [work_item])
             return True
-        row = self._journal.record(first)
-        if row is None or row.state is RecordState.IN_FLIGHT or row.request_digest != work_item.item.request_digest:
+        record = self._journal.record(first)
+        if (
+            record is None
+            or record.state is RecordState.IN_FLIGHT
+            or record.request_digest != work_item.item.request_digest
+        ):
             return False
-        work_item.copied = row
+        work_item.copied = record
         return True
 
-    def begin(self, work_item: WorkItem) -> None:
-        """From now on others may follow it."""
-        self._under_way[work_item.entry.index] = work_item
+    def register(self, work_item: WorkItem) -> None:
+        """From now on duplicates may wait for it."""
+        self._in_flight[work_item.entry.index] = work_item
 
-    def end(self, work_item: WorkItem) -> None:
-        """It is settled; from now on others copy its outcome."""
-        del self._under_way[work_item.entry.index]
+    def attach(self, original: WorkItem, duplicates: list[WorkItem]) -> None:
+        """Lets duplicates wait for the outcome of `original`."""
+        original.followers += duplicates
+        self._waiting += len(duplicates)
+
+    def detach(self, original: WorkItem) -> list[WorkItem]:
+        """The duplicates that wait for `original`, which wait no more."""
+        duplicates, original.followers = original.followers, []
+        self._waiting -= len(duplicates)
+        if duplicates:
+            self._room.set()
+        return duplicates
+
+    def resolve(self, work_item: WorkItem) -> None:
+        """It has its outcome; from now on duplicates copy it."""
+        del self._in_flight[work_item.entry.index]
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the input waits in `wait_for_space`."""
+        return self._waited_for
+
+    async def wait_for_space(self) -> None:
+        """Returns when another duplicate may wait. Safe to cancel."""
+        while self._waiting >= _MAX_WAITING:
+            self._room.clear()
+            self._waited_for = True
+            try:
+                await self._room.wait()
+            finally:
+                self._waited_for = False

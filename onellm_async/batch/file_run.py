@@ -5,7 +5,7 @@
     the input is surveyed      its digest and its lines make the identity of the run
     the journal is opened      a new one, or that of an earlier session of the same run
     the output is opened       OUTPUT.partial, which is written from its beginning
-    run_batch                  asks what is left
+    RunEngine                  asks what is left
     complete                   OUTPUT.partial becomes OUTPUT; otherwise it stays, and the next session replaces it
 """
 
@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.ending import RunReport
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.entry import LineError
@@ -28,20 +28,20 @@ from onellm_async.batch.inputs.memory import InMemoryInput
 from onellm_async.batch.inputs.sources import InputFile, InputScan
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
-from onellm_async.batch.journal.null_journal import NullJournal
+from onellm_async.batch.journal.null_journal import NullJournal, RunJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord, RunCounts
 from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink, output_format
-from onellm_async.batch.outputs.outlet import LineSink
+from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
-from onellm_async.batch.protocols import RunClient, RunJournal
-from onellm_async.batch.run import run_batch
+from onellm_async.batch.run_report import RunReport
 from onellm_async.chat import JSON
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.limits.rate_state import RateState
+from onellm_async.sender import Sender
 
 __all__ = ["FileRun", "RunWatch", "learned_rate", "run_file", "survey"]
 
@@ -170,7 +170,7 @@ def _place(run: FileRun) -> Path | None:
 
 
 async def run_file(
-    client: RunClient, source: InputFile | InMemoryInput, surveyed: InputScan | None, run: FileRun, watch: RunWatch
+    client: Sender, source: InputFile | InMemoryInput, surveyed: InputScan | None, run: FileRun, watch: RunWatch
 ) -> RunReport:
     """One session of `run`: asks what is left of `source` and writes all there is then.
 
@@ -278,7 +278,7 @@ def _opened(
 
 
 async def _ask(
-    client: RunClient,
+    client: Sender,
     source: InputFile | InMemoryInput,
     run: FileRun,
     watch: RunWatch,
@@ -294,7 +294,7 @@ async def _ask(
             shape = _shape(source, run)
         return shape.encode(row)
 
-    report = await run_batch(
+    report = await RunEngine(
         client,
         source,
         journal=journal,
@@ -308,7 +308,7 @@ async def _ask(
         tracker=watch.tracker,
         say=watch.say,
         on_bad_line=watch.on_bad_line,
-    )
+    ).run()
     if cache.hits:
         watch.say(f"{cache.hits:,} answered from a cache.")
     return report

@@ -3,23 +3,24 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve
 
-from onellm_async.batch.asking import Workers
-from onellm_async.batch.ending import Ending
 from onellm_async.batch.health import HealthMonitor
 from onellm_async.batch.journal.commands import Command
-from onellm_async.batch.outputs.outlet import OrderedWriter
+from onellm_async.batch.journal.null_journal import RunJournal
 from onellm_async.batch.progress import ProgressTracker, RunProgress
-from onellm_async.batch.protocols import RunClient, RunJournal
+from onellm_async.batch.run_report import StopReason
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.formatting import format_duration
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
+from onellm_async.sender import Sender
 
-__all__ = ["Watch", "held_by_own_limits", "why_it_waits"]
+if TYPE_CHECKING:
+    from onellm_async.batch.engine import RunEngine
 
 _EVERY = 1.0
 """Seconds between two looks at commands and health."""
@@ -28,67 +29,61 @@ _NEARLY = 0.99
 _STALLED_ADVICE = "Run the same command again to resume."
 
 
-class Watch:
-    """Looks at a run while it goes on.
+class Monitor:
+    """Watches an active run.
 
     Args:
-        client: Is told what other terminals ask for.
-        journal: Brings the commands and keeps the time series.
-        workers: Are busy, or not.
-        outlet: The output.
+        engine: The run; it is stopped where it gets nowhere, or on command.
+        sender: Follows the commands of other terminals.
+        journal: Has the commands, and keeps the time series.
         tracker: Has counted.
         health: Knows whether the run gets anywhere.
-        ending: Ends a session that does not, or is told to.
-        say: Told what a user should know.
+        say: Called with what a user should know.
         clock: Seconds that only go forward.
     """
 
     def __init__(
         self,
-        client: RunClient,
+        engine: "RunEngine",
+        sender: Sender,
         journal: RunJournal,
-        workers: Workers,
-        outlet: OrderedWriter,
         *,
         tracker: ProgressTracker,
         health: HealthMonitor,
-        ending: Ending,
         say: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._client = client
+        self._engine = engine
+        self._sender = sender
         self._journal = journal
-        self._workers = workers
-        self._outlet = outlet
         self._tracker = tracker
         self._health = health
-        self._ending = ending
         self._say = say
         self._clock = clock
         self._open_since: float | None = None
 
-    async def watch(self, obeyed: Callable[[], None]) -> None:
-        """Looks until it is cancelled; `obeyed` is called after each command."""
+    async def run(self) -> None:
+        """Watches until it is cancelled."""
         while True:
             await asyncio.sleep(_EVERY)
             for command in self._commands():
-                self._obey(command)
-                obeyed()
-            snapshot, now = self._client.snapshot(), self._clock()
+                self._apply_command(command)
+            self._engine.resize()
+            snapshot, now = self._sender.snapshot(), self._clock()
             self.sample(snapshot)
-            self._look_for_trouble(snapshot, now)
-            await self._workers.look(output_waits=self._outlet.is_waited_for)
+            self._check_health(snapshot, now)
+            await self._engine.release_failures()
 
     def _commands(self) -> Sequence[Command]:
         try:
             return self._journal.commands()
         except BatchError as error:  # its file has gone, for example: what is in flight is still answered
-            self._ending.stop(error)
+            self._engine.stop(StopReason(error))
             return ()
 
     def sample(self, snapshot: Snapshot | None = None) -> None:
         """Keeps a point of the time series."""
-        snapshot, learned = snapshot or self._client.snapshot(), self._client.rate_state
+        snapshot, learned = snapshot or self._sender.snapshot(), self._sender.rate_state
         progress = self._tracker.snapshot(self._clock())
         in_trouble = progress.trouble is not None or snapshot.last_error is not None
         point: JSON = {
@@ -99,36 +94,36 @@ class Watch:
         }
         self._journal.sample(time.time(), point)
 
-    def _look_for_trouble(self, snapshot: Snapshot, now: float) -> None:
+    def _check_health(self, snapshot: Snapshot, now: float) -> None:
         was_open = self._open_since is not None
         self._open_since = _since(self._open_since, snapshot.trial_in is not None)
         if (self._open_since is not None) != was_open:
             self._say("Circuit closed: the service answers again." if was_open else self._why(snapshot))
-        busy = bool(self._workers.busy) or self._health.paused
+        busy = bool(self._engine.pool.busy) or self._health.paused
         self._health.tick(now, waits=busy and not snapshot.paused and not held_by_own_limits(snapshot))
-        if self._ending.over:
+        if self._engine.is_stopping:
             return
         if (stalled := self._health.stalled_for) is not None:
             text = f"No answer for {format_duration(stalled)}. {self._why(snapshot)}"
             self._say(f"{text} Stopping: nothing more is sent.")
-            self._ending.stop(BatchError(text, advice=_STALLED_ADVICE))
+            self._engine.stop(StopReason(BatchError(text, advice=_STALLED_ADVICE)))
         elif (quiet := self._health.quiet_for()) is not None:
             self._say(f"No answer for {format_duration(quiet)}. {self._why(snapshot)}")
 
     def _why(self, snapshot: Snapshot) -> str:
         return why_it_waits(snapshot, self._tracker.snapshot(self._clock()), open_since=self._open_since)
 
-    def _obey(self, command: Command) -> None:
+    def _apply_command(self, command: Command) -> None:
         try:
             match command.name:
                 case "pause":
-                    self._client.pause()
+                    self._sender.pause()
                 case "resume":
-                    self._client.resume()
+                    self._sender.resume()
                 case "retune":
-                    self._client.retune(evolve(self._client.limits, **command.argument))
+                    self._sender.retune(evolve(self._sender.limits, **command.argument))
                 case "stop":
-                    self._ending.interrupt()
+                    self._engine.stop(StopReason(interrupted=True))
         except (OneLLMError, TypeError) as error:  # TypeError: a setting that this version does not have
             self._journal.refuse(command, str(error))
             self._say(f"From another terminal: {command.name} was refused, nothing changes: {error}")

@@ -7,10 +7,7 @@ from attrs import field, frozen
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks
 
-__all__ = ["WINDOW", "RunPolicy"]
-
-WINDOW = 4096
-"""How far the newest prompt drawn may be ahead of the oldest one without an outcome. At 2 kB an answer, 8 MB."""
+__all__ = ["RunPolicy"]
 
 _check = Checks(ConfigurationError, "RunPolicy.")
 _AMBIGUOUS = ("retry", "hold")
@@ -32,7 +29,6 @@ class RunPolicy:
         deduplicate: Send identical requests once, and give all of them the same answer.
         strict: End the run at the first bad line.
         first: Ask only the entries before this index; None for all. What comes after is left to a later session.
-        window: How far the newest prompt drawn may be ahead of the oldest one without an outcome.
 
     Raises:
         ConfigurationError: If a value is out of range.
@@ -43,4 +39,3 @@ class RunPolicy:
     deduplicate: bool = field(default=True, validator=_check.kind(bool, "it must be a bool"))
     strict: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
     first: int | None = field(default=None, validator=_check.integer(0, optional=True))
-    window: int = field(default=WINDOW, validator=_check.integer(1))

@@ -8,9 +8,9 @@ from attrs import evolve
 from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
 from onellm_async.batch.budget_gate import BudgetGate
 from onellm_async.batch.inputs.entry import Entry, ParsedEntry
+from onellm_async.batch.journal.null_journal import RunJournal
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.outcomes import answer_json, failure_json
-from onellm_async.batch.protocols import RunJournal
 from onellm_async.call import Attempt
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError

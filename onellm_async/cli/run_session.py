@@ -144,7 +144,7 @@ class RunSession:
             live=self._console.is_terminal and not (plan.output is None and sys.stdout.isatty()),
         )
         async with display:
-            return await run_file(client, source, surveyed, plan, watch)
+            return await run_file(client._sender, source, surveyed, plan, watch)  # noqa: SLF001
 
     async def _wanted(self, client: AsyncOneLLM, surveyed: InputScan) -> bool:
         """Tells what the rest will take, and asks whether to continue."""

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
-from onellm_async.batch import AnswerCache, Journal, JournalReader, RunIdentity, RunPolicy, entries_from, run_batch
+from onellm_async.batch import AnswerCache, Journal, JournalReader, RunIdentity, RunPolicy, entries_from
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.errors import BatchError
 from onellm_async.testing import FakeTransport
@@ -38,9 +39,9 @@ def ask(tmp_path):
             AsyncOneLLM(transport=service, limits=Limits.unlimited()) as client,
             Journal.open(tmp_path / f"{name}.journal", identity) as journal,
         ):
-            report = await run_batch(
+            report = await RunEngine(
                 client, entries_from(requests), journal=journal, sink=sink, encode=encode, **options
-            )
+            ).run()
         return service.prompts, sink.lines, report
 
     return ask

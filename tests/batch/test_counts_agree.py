@@ -17,8 +17,8 @@ from onellm_async.batch import (
     RunCounts,
     RunIdentity,
     output_format_named,
-    run_batch,
 )
+from onellm_async.batch.engine import RunEngine
 from onellm_async.errors import APIConnectionError
 from onellm_async.testing import FakeTransport, failure
 
@@ -74,7 +74,7 @@ async def report_of(prompts, journal, *, seen=None):
 
     retry = RetryPolicy(backoff_cap=0.001, retry_budget=1000, breaker_failures=0)
     async with AsyncOneLLM(transport=mixed(), limits=Limits.unlimited(4), retry=retry) as client:
-        return await run_batch(
+        return await RunEngine(
             client,
             Prompts(prompts),
             journal=journal,
@@ -82,7 +82,7 @@ async def report_of(prompts, journal, *, seen=None):
             encode=encode,
             budget=Budget(max_cost=100.0),
             health=HealthPolicy(most_alike=1.0),
-        )
+        ).run()
 
 
 def folded(records) -> RunCounts:

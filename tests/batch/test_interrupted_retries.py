@@ -16,7 +16,7 @@ from journal_examples import IDENTITY
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch import Entry, HealthPolicy, Journal, JournalReader, ParsedEntry, RunPolicy, output_format_named
-from onellm_async.batch.run import run_batch
+from onellm_async.batch.engine import RunEngine
 from onellm_async.testing import FakeTransport
 from onellm_async.testing import failure as refusal
 
@@ -102,7 +102,7 @@ async def sit(path: Path, session: RunSession) -> bytes:
         Journal.open(path, IDENTITY) as journal,
     ):
         running = asyncio.create_task(
-            run_batch(
+            RunEngine(
                 client,
                 Prompts(),
                 journal=journal,
@@ -115,7 +115,7 @@ async def sit(path: Path, session: RunSession) -> bytes:
                 ),
                 health=HealthPolicy(most_alike=1.0),
                 stop=stop,
-            )
+            ).run()
         )
         with suppress(asyncio.CancelledError):
             await running

@@ -5,17 +5,18 @@ from collections import Counter
 import pytest
 
 from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, RetryPolicy
-from onellm_async.batch import asking
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.journal.commands import Command, reply_to, send_command
 from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import RecordState
+from onellm_async.batch.outputs import ordered_writer
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
-from onellm_async.batch.run import run_batch
 from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError
 from onellm_async.testing import FakeTransport, failure
 
@@ -107,7 +108,7 @@ def ask(opened):
         client = AsyncOneLLM(transport=service, limits=limits, retry=retry, hooks=(tracker,))
         sink = sink if sink is not None else Sink()
         async with client, opened() as journal:
-            report = await run_batch(client, source, journal=journal, sink=sink, encode=encode, **options)
+            report = await RunEngine(client, source, journal=journal, sink=sink, encode=encode, **options).run()
         return report, sink
 
     return ask
@@ -308,7 +309,7 @@ async def test_a_prompt_without_a_highest_price_is_a_bad_line_under_a_budget(ask
 @pytest.fixture
 def _soon(monkeypatch):
     """The first trial follows at once."""
-    monkeypatch.setattr(asking, "FIRST_TRIAL", 0.05)
+    monkeypatch.setattr("onellm_async.batch.recovery.FIRST_TRIAL", 0.05)
 
 
 NUMBERS = [f"p{number}" for number in range(60)]
@@ -461,17 +462,19 @@ async def test_only_the_first_entries_are_asked_on_request(ask):
     assert sink.contents == ["0 A", "1 B", "2 C"]
 
 
-async def test_the_window_bounds_how_far_the_source_is_read_ahead(ask):
-    service = Service()
+async def test_without_a_journal_a_window_bounds_how_far_the_source_is_read_ahead():
+    service, sink = Service(), Sink()
     service.hold("p0")
     prompts = Prompts(*(f"p{number}" for number in range(100)))
-    running = asyncio.create_task(ask(service, prompts, policy=RunPolicy(window=10)))
-    await until(lambda: len(service.prompts) == 10)
-    await asyncio.sleep(0.05)
-    assert len(service.prompts) == 10
-    service.held["p0"].set()
-    report, _ = await running
-    assert report.complete
+    async with AsyncOneLLM(transport=service, limits=Limits.unlimited(max_concurrency=8)) as client:
+        engine = RunEngine(client, prompts, journal=NullJournal(), sink=sink, encode=encode, window=10)
+        running = asyncio.create_task(engine.run())
+        await until(lambda: len(service.prompts) == 10)
+        await asyncio.sleep(0.05)
+        assert len(service.prompts) == 10
+        service.held["p0"].set()
+        assert (await running).complete
+    assert sink.contents == [f"{number} P{number}" for number in range(100)]
 
 
 async def test_no_task_is_left_when_a_run_is_cancelled(ask):
@@ -512,7 +515,7 @@ async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer
     async with AsyncOneLLM(transport=service, limits=Limits.unlimited(max_concurrency=3)) as client:
         async with opened() as journal:
             source = Prompts("a", "b", "c", *"defghij")
-            running = asyncio.create_task(run_batch(client, source, journal=journal, sink=sink, encode=broken))
+            running = asyncio.create_task(RunEngine(client, source, journal=journal, sink=sink, encode=broken).run())
             await until(lambda: caplog.records)
             service.held["c"].set()
             report = await running
@@ -522,7 +525,7 @@ async def test_an_encoder_that_raises_stops_a_run_gracefully_and_loses_no_answer
         assert report.counts.answered == len(service.prompts)
 
         async with opened() as journal:
-            report = await run_batch(client, source, journal=journal, sink=(again := Sink()), encode=encode)
+            report = await RunEngine(client, source, journal=journal, sink=(again := Sink()), encode=encode).run()
     assert report.complete
     assert again.contents == [f"{index} {prompt.upper()}" for index, prompt in enumerate(source.prompts)]
     assert sorted(service.prompts) == list("abcdefghij")
@@ -550,21 +553,40 @@ async def test_limits_that_cannot_be_used_are_refused_to_both_sides_and_the_run_
     assert said[-1] == "From another terminal: retune."
 
 
-@pytest.mark.xfail(strict=True, reason="the output holds its lines in memory, so a window bounds how far it is behind")
-async def test_one_slow_prompt_holds_up_no_others_however_many_they_are(ask):
+async def test_one_slow_prompt_holds_up_no_others_however_many_they_are(ask, monkeypatch):
+    monkeypatch.setattr(ordered_writer, "_MAX_EARLY", 10_000)  # the others are read again from the journal
     service = Service()
     service.hold("p0")
     prompts = [f"p{number}" for number in range(5000)]
     running = asyncio.create_task(ask(service, Prompts(*prompts)))
-    try:
-        async with asyncio.timeout(20):
-            while len(service.prompts) < len(prompts):
-                asked = len(service.prompts)
-                await asyncio.sleep(0.5)
-                assert len(service.prompts) > asked
-    finally:
-        service.held["p0"].set()
-        await running
+    await until(lambda: len(service.prompts) == len(prompts))
+    assert service.in_flight <= 8
+    service.held["p0"].set()
+    report, sink = await running
+    assert report.complete
+    assert sink.contents == [f"{number} P{number}" for number in range(5000)]
+
+
+async def test_many_duplicates_of_a_slow_prompt_hold_the_input_back_and_all_get_its_answer(ask, monkeypatch):
+    monkeypatch.setattr("onellm_async.batch.deduplication._MAX_WAITING", 10)
+    service, prompts = Service(), Prompts(*["a"] * 30, "b")
+    service.hold("a")
+    running = asyncio.create_task(ask(service, prompts))
+    await until(lambda: len(prompts.parsed) == 11)
+    await asyncio.sleep(0.05)
+    assert len(prompts.parsed) == 11
+    service.held["a"].set()
+    report, sink = await running
+    assert sink.contents == [*(f"{number} A" for number in range(30)), "30 B"]
+    assert (report.counts.answered, report.counts.deduplicated, service.prompts) == (31, 29, ["a", "b"])
+
+
+async def test_a_failure_that_is_held_back_is_recorded_with_all_its_duplicates_however_many_they_are(ask, monkeypatch):
+    monkeypatch.setattr("onellm_async.batch.deduplication._MAX_WAITING", 10)
+    monkeypatch.setattr("onellm_async.batch.monitor._EVERY", 0.01)
+    report, sink = await ask(Service(), Prompts(*["bad"] * 30))
+    assert len(sink.contents) == 30
+    assert report.counts.failed == 30
 
 
 async def test_a_journal_whose_commands_cannot_be_read_ends_the_run_in_good_order(ask, opened, monkeypatch):

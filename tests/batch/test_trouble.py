@@ -163,7 +163,7 @@ def test_who_wants_to_keep_going_is_never_paused():
 
 
 def test_a_small_window_of_the_output_does_not_wait_for_failures_that_are_held_back():
-    ran = run(prompts(200), failing({5, 50, 100}), limits=FAST, policy=RunPolicy(window=10))
+    ran = run(prompts(200), failing({5, 50, 100}), limits=FAST, window=10)
     assert ran.report.complete
     assert ran.failed == [5, 50, 100]
 
@@ -229,7 +229,11 @@ def test_whatever_happens_each_prompt_has_one_outcome_in_its_place(seed):
     bad = set(random.sample(range(number), round(number * random.choice([0, 0.05, 0.3, 0.6]))))
     ends = sorted(random.uniform(0, 600) for _ in range(random.choice([0, 2, 4])))
     outages = list(zip(ends[::2], ends[1::2], strict=True))
-    limits = Limits(random.choice([2, 16, 200]), random.choice([60, 600, 6000]), random.choice([1, 50]))
+    limits = Limits(
+        max_concurrency=random.choice([2, 16, 200]),
+        requests_per_minute=random.choice([60, 600, 6000]),
+        burst=random.choice([1, 50]),
+    )
     doubled = [f"p {index}" for index in range(number)]
     doubled = [random.choice(doubled) if random.random() < 0.1 else prompt for prompt in doubled]
 
@@ -237,8 +241,8 @@ def test_whatever_happens_each_prompt_has_one_outcome_in_its_place(seed):
         down = any(start < now < end for start, end in outages)
         return BOOM if down or int(prompt.split()[1]) in bad else None
 
-    policy = RunPolicy(deduplicate=random.random() < 0.5, window=random.choice([20, 4096]))
-    ran = run(doubled, failure, limits=limits, seed=seed, policy=policy, latency=random.choice([0.1, 5]))
+    policy, window = RunPolicy(deduplicate=random.random() < 0.5), random.choice([20, 4096])
+    ran = run(doubled, failure, limits=limits, seed=seed, policy=policy, window=window, latency=random.choice([0.1, 5]))
     written = [int(line.split()[0]) for line in ran.lines]
     assert written == sorted(set(written))
     counts = ran.report.counts

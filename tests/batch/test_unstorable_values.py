@@ -18,8 +18,8 @@ from onellm_async.batch import (
     RequestDefaults,
     entries_from,
     output_format_named,
-    run_batch,
 )
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.journal.record import RecordState, UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.testing import FakeTransport
 
@@ -154,14 +154,14 @@ class Sink:
 async def run_with(journal, *prompts):
     service, sink, bad = FakeTransport(shout), Sink(), []
     async with AsyncOneLLM(transport=service, limits=Limits.unlimited(8)) as client:
-        report = await run_batch(
+        report = await RunEngine(
             client,
             Prompts(*prompts),
             journal=journal,
             sink=sink,
             encode=JSONL.encode,
             on_bad_line=bad.append,
-        )
+        ).run()
     return report, service, sink.lines, bad
 
 
@@ -204,12 +204,12 @@ async def test_a_length_beyond_all_numbers_ends_no_run(tmp_path):
         AsyncOneLLM(transport=FakeTransport(shout), limits=limits) as client,
         Journal.open(tmp_path / "out.journal", IDENTITY) as journal,
     ):
-        report = await run_batch(
+        report = await RunEngine(
             client,
             entries_from(prompts, defaults=RequestDefaults(max_tokens=5)),
             journal=journal,
             sink=sink,
             encode=JSONL.encode,
-        )
+        ).run()
     assert report.complete
     assert [line["response"]["content"] for line in sink.lines] == ["A", "B", "C"]

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
-from onellm_async.batch import Entry, Journal, JournalReader, ParsedEntry, RunIdentity, output_format_named, run_batch
+from onellm_async.batch import Entry, Journal, JournalReader, ParsedEntry, RunIdentity, output_format_named
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.outputs.formats import FORMATS as OUTPUT_FORMATS
 from onellm_async.testing import FakeTransport
 
@@ -72,9 +73,9 @@ def run(tmp_path):
             AsyncOneLLM(transport=service, limits=Limits.unlimited(1)) as client,
             Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal,
         ):
-            report = await run_batch(
+            report = await RunEngine(
                 client, Prompts(prompts), journal=journal, sink=sink, encode=shape.encode, stop=service.stop
-            )
+            ).run()
         return report, sink.text
 
     return run

@@ -15,8 +15,8 @@ from onellm_async.batch import (
     RunPolicy,
     RunReport,
     entries_from,
-    run_batch,
 )
+from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.simulation.clock import run_in_virtual_time
 from onellm_async.testing import FakeTransport
@@ -88,7 +88,7 @@ def run(
         )
         entries = entries_from(prompts, defaults=RequestDefaults(model="GPT-5-Mini"), name="in.txt")
         async with client:
-            report = await run_batch(
+            report = await RunEngine(
                 client,
                 entries,
                 journal=NullJournal(),
@@ -98,7 +98,7 @@ def run(
                 say=said.append,
                 clock=loop.time,
                 **{"policy": RunPolicy(deduplicate=False), "health": HealthPolicy(), **options},
-            )
+            ).run()
         return Ran(report, lines.lines, said, loop.time(), service)
 
     return run_in_virtual_time(main())

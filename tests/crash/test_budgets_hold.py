@@ -8,7 +8,8 @@ from random import Random
 import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits, RetryPolicy, catalog
-from onellm_async.batch import Budget, Entry, HealthPolicy, Journal, ParsedEntry, RunIdentity, run_batch
+from onellm_async.batch import Budget, Entry, HealthPolicy, Journal, ParsedEntry, RunIdentity
+from onellm_async.batch.engine import RunEngine
 from onellm_async.chat import Usage
 from onellm_async.errors import APIConnectionError, BudgetExceededError
 from onellm_async.failure_kinds import FailureKind
@@ -76,7 +77,7 @@ async def sit(transport, prompts, budget, path, random, *, concurrency, until_th
     client = AsyncOneLLM(transport=transport, limits=limits, retry=retry)
     async with client, Journal.open(path, RunIdentity(input="random")) as journal:
         running = asyncio.create_task(
-            run_batch(
+            RunEngine(
                 client,
                 prompts,
                 journal=journal,
@@ -86,7 +87,7 @@ async def sit(transport, prompts, budget, path, random, *, concurrency, until_th
                 health=HealthPolicy(most_alike=1.0),
                 stop=stop,
                 say=say,
-            )
+            ).run()
         )
         if not until_the_end:
             await asyncio.wait({running}, timeout=random.uniform(0, 0.1))

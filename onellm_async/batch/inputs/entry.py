@@ -4,7 +4,7 @@ A run that is resumed passes over a million finished entries by position and dig
 and who can read them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import BinaryIO, Protocol
@@ -105,6 +105,16 @@ class ByteSource(Protocol):
         Raises:
             BatchError: If the table has no column for the prompt.
         """
+
+
+class EntrySource(Protocol):
+    """Entries in the order of the input."""
+
+    def __aiter__(self) -> "AsyncIterator[Entry]":
+        """The entries, once."""
+
+    def reserve_custom_id(self, custom_id: str) -> None:
+        """Takes note of an id that was used in an entry that was not parsed."""
 
 
 class Entry:

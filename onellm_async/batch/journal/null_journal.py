@@ -1,6 +1,7 @@
 """A run that remembers nothing, for output that goes into a stream: what was written there cannot be resumed."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from onellm_async.batch.causes import CauseCounts, cause_of
 from onellm_async.batch.inputs.entry import LineError
@@ -70,3 +71,44 @@ class NullJournal:
     def failure_causes(self) -> Sequence[tuple[str, int]]:
         """What failures say and how many there are; those of identical requests count once."""
         return self._causes.ranked()
+
+
+class RunJournal(Protocol):
+    """Where intents and results become durable; `onellm_async.batch.Journal` is the one that survives a crash."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier session left anything in it."""
+
+    async def record_intent(self, record: JournalRecord) -> None:
+        """Returns when it is durable that a request is about to be sent."""
+
+    async def record_outcome(self, record: JournalRecord) -> None:
+        """Returns when an outcome is durable."""
+
+    async def retract_intent(self, index: int) -> None:
+        """Returns when it is durable that the last attempt of an entry was not sent."""
+
+    def bad_line(self, error: LineError) -> None:
+        """Keeps a bad line for the report."""
+
+    def sample(self, at: float, sample: JSON) -> None:
+        """Keeps a point of the time series."""
+
+    def counts(self) -> RunCounts:
+        """What there is so far."""
+
+    def records(self, first: int, last: int) -> Sequence[JournalRecord]:
+        """The records of the entries from index `first` to `last`, both included, in order."""
+
+    def record(self, index: int) -> JournalRecord | None:
+        """The record of one entry."""
+
+    def commands(self) -> Sequence[Command]:
+        """What other terminals asked for since the last time."""
+
+    def refuse(self, command: Command, reason: str) -> None:
+        """Tells the terminal that asked for it that nothing changes."""
+
+    def failure_causes(self) -> Sequence[tuple[str, int]]:
+        """What failures say and how many there are, all sessions together, the most frequent cause first."""

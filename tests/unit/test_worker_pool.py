@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onellm_async.batch.pool import Pool, spread
+from onellm_async.worker_pool import WorkerPool, spread
+
+
+async def unused(item):
+    raise AssertionError(item)
+
+
+def new_pool(capacity):
+    return WorkerPool(unused, capacity=capacity)
 
 
 def work_items(number):
@@ -15,7 +23,7 @@ def work_items(number):
 
 
 async def filled(number, capacity=1000):
-    pool = Pool(capacity)
+    pool = new_pool(capacity)
     for work_item in work_items(number):
         await pool.put(work_item)
     return pool
@@ -30,7 +38,7 @@ async def test_prompts_come_in_the_order_of_the_input():
 
 
 async def test_who_puts_waits_for_room_and_who_takes_for_prompts():
-    pool = Pool(2)
+    pool = new_pool(2)
     putting = asyncio.create_task(put_all(pool, 10))
     assert await taken(pool, 10) == list(range(10))
     await putting
@@ -47,7 +55,7 @@ async def put_all(pool, number):
 
 
 async def test_a_paused_pool_gives_nothing_and_reads_further_ahead():
-    pool = Pool(1)
+    pool = new_pool(1)
     pool.pause(100)
     taking = asyncio.create_task(pool.take())
     await put_all(pool, 100)
@@ -95,7 +103,7 @@ async def test_what_is_put_back_comes_first_whether_or_not_there_is_room():
 
 
 async def test_a_waiter_that_is_cancelled_takes_no_turn_from_others():
-    pool = Pool(10)
+    pool = new_pool(10)
     first, second = asyncio.create_task(pool.take()), asyncio.create_task(pool.take())
     await asyncio.sleep(0)
     await pool.put(SimpleNamespace(index=0))
@@ -109,3 +117,87 @@ def test_any_number_of_first_places_lie_evenly():
     for number in range(2, 100):
         places = sorted(spread(place) for place in range(number))
         assert max(after - before for before, after in pairwise(places)) < 2.7 / number
+
+
+async def waits(condition):
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+async def test_a_cancelled_worker_ends_neither_the_source_nor_the_others_and_is_replaced():
+    done, begun, go_on = [], [], asyncio.Event()
+
+    async def work(item):
+        begun.append(item)
+        await go_on.wait()
+        done.append(item)
+
+    async def feed():
+        for item in range(1, 101):
+            await pool.put(item)
+
+    pool = WorkerPool(work, capacity=0)
+    pool.feed(feed())
+    before = asyncio.all_tasks()
+    pool.resize(3)
+    workers = list(asyncio.all_tasks() - before)
+    await waits(lambda: len(begun) == 3)
+    workers[0].cancel()
+    await waits(lambda: pool.size == 2)
+    pool.resize(3)
+    go_on.set()
+    await pool.wait_for_input()
+    pool.close()
+    await pool.wait_until_ended()
+    assert len(done) == 99
+
+
+async def test_a_worker_that_ends_with_an_exception_is_an_error_of_the_pool():
+    async def work(item):
+        raise ZeroDivisionError
+
+    async def feed():
+        for item in range(100):
+            await pool.put(item)
+
+    pool = WorkerPool(work, capacity=0)
+    pool.feed(feed())
+    pool.resize(2)
+    with pytest.raises(ZeroDivisionError):
+        await pool.wait_for_input()
+    with pytest.raises(ZeroDivisionError):
+        await pool.wait_until_idle()
+    await pool.aclose()
+
+
+async def test_a_smaller_pool_ends_its_workers_after_their_items():
+    sizes = []
+
+    async def work(item):
+        await asyncio.sleep(0)
+        sizes.append(pool.size)
+
+    async def feed():
+        for item in range(1, 101):
+            await pool.put(item)
+            if item == 50:
+                pool.resize(2)
+
+    pool = WorkerPool(work, capacity=1)
+    pool.feed(feed())
+    pool.resize(10)
+    await pool.wait_for_input()
+    pool.close()
+    await pool.wait_until_ended()
+    assert (max(sizes), sizes[80]) == (10, 2)
+
+
+async def test_an_item_that_was_handed_out_is_not_idle():
+    pool = new_pool(1)
+    taking = asyncio.create_task(pool.take())
+    await asyncio.sleep(0)
+    pool.put_nowait(SimpleNamespace(index=0))
+    assert not pool.is_idle
+    taking.cancel()
+    await asyncio.wait({taking})
+    assert (len(pool), pool.busy) == (1, 0)
