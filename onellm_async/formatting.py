@@ -1,9 +1,8 @@
 """Figures as text, with their units: messages, the command line and the report show one figure in one form. Pure."""
 
+from datetime import datetime, tzinfo
 from decimal import Decimal
 from math import floor, isfinite, log10
-
-__all__ = ["format_duration", "format_usd"]
 
 
 def format_usd(amount: float, *, exact: bool = False) -> str:
@@ -51,3 +50,83 @@ def format_duration(seconds: float) -> str:
     units = [(days, "d"), (hours, "h"), (minutes, "min"), (left, "s")]
     first = next(place for place, (amount, _) in enumerate(units) if amount)
     return " ".join(f"{amount} {unit}" for amount, unit in units[first : first + 2] if amount)
+
+
+def format_seconds(seconds: float) -> str:
+    """A short time with three digits. From two minutes on the same as `format_duration`.
+
+    Args:
+        seconds: The time.
+
+    Example:
+        >>> [format_seconds(seconds) for seconds in (0.0004, 0.012, 1.234, 75.25, 1800)]
+        ['0.4 ms', '12 ms', '1.23 s', '75.2 s', '30 min']
+    """
+    if seconds >= 120:
+        return format_duration(seconds)
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{format_number(seconds * 1000)} ms"
+    return f"{format_number(seconds)} s"
+
+
+def format_count(value: float) -> str:
+    """A count. One that is not whole, such as a mean, has one digit after the point.
+
+    Example:
+        >>> format_count(1234), format_count(2.25)
+        ('1,234', '2.2')
+    """
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def format_number(value: float) -> str:
+    """A number with three significant digits.
+
+    Example:
+        >>> [format_number(value) for value in (0, 0.01234, 1.2345, 1234.5)]
+        ['0', '0.0123', '1.23', '1,234']
+    """
+    if not value:
+        return "0"
+    digits = max(0, 2 - floor(log10(abs(value))))
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_percent(share: float) -> str:
+    """A share, 0 to 1, as a percentage. Only the whole is a hundred percent.
+
+    Example:
+        >>> format_percent(0.971), format_percent(0.99999), format_percent(1)
+        ('97.1 %', '99.9 %', '100 %')
+    """
+    text = f"{share * 100:.1f}"
+    if text == "100.0" and share < 1:
+        text = "99.9"
+    return f"{text.removesuffix('.0')} %"
+
+
+def format_time(at: float, zone: tzinfo) -> str:
+    """A moment, in Unix seconds, as date, time and time zone.
+
+    Example:
+        >>> from datetime import UTC
+        >>> format_time(1_767_258_000, UTC)
+        '2026-01-01 09:00:00 UTC'
+    """
+    return f"{datetime.fromtimestamp(at, zone):%Y-%m-%d %H:%M:%S %Z}"
+
+
+def format_clock(at: float, zone: tzinfo) -> str:
+    """A moment, in Unix seconds, as the time of day."""
+    return f"{datetime.fromtimestamp(at, zone):%H:%M:%S}"
+
+
+def pluralize(number: int, noun: str) -> str:
+    """A count and its noun.
+
+    Example:
+        >>> pluralize(1, "session"), pluralize(1200, "prompt")
+        ('1 session', '1,200 prompts')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,21 +1,19 @@
-"""From fine bins of latencies to a histogram that can be read. Pure."""
+"""The histogram of latencies, of the fine bins of a journal. Pure."""
 
 from collections.abc import Iterable, Sequence
 from math import log10
 
 from onellm_async.report.model import Latency
 
-__all__ = ["latency_of"]
-
 _STEPS = (20, 10, 5, 4, 2, 1)
-"""Bins per decade of what is drawn, finest first; each is a number of whole fine bins."""
+"""Bins per decade that may be drawn, finest first. Each holds a whole number of fine bins."""
 _FINE = 20
 """Fine bins per decade."""
-_MOST = 20
-"""Bins that are drawn: enough to see the shape, on a phone, too."""
+_MAX_BINS = 20
+"""Bins that are drawn: enough to see the shape, and few enough for a phone."""
 
 
-def latency_of(bins: Iterable[tuple[float, float, int]], percentiles: Sequence[float] | None = None) -> Latency:
+def build_histogram(bins: Iterable[tuple[float, float, int]], percentiles: Sequence[float] | None = None) -> Latency:
     """The histogram of answers by their latency.
 
     Args:
@@ -28,7 +26,7 @@ def latency_of(bins: Iterable[tuple[float, float, int]], percentiles: Sequence[f
         return Latency()
     low, high = min(counts), max(counts)
     together = next(
-        (fine for step in _STEPS if high // (fine := _FINE // step) - low // fine < _MOST),
+        (fine for step in _STEPS if high // (fine := _FINE // step) - low // fine < _MAX_BINS),
         _FINE,
     )
     first, last = low // together, high // together + 1

@@ -1,4 +1,4 @@
-"""Out of a journal, a report: everything is summed by the journal's database, nothing reads a run's rows one by one."""
+"""The report of a run, from its journal. The journal's database sums: no record of a run is read by itself."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,38 +6,23 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.chat import JSON
-from onellm_async.report.latency import latency_of
-from onellm_async.report.looks import ProgressSample, looks_of
-from onellm_async.report.model import (
-    BadLine,
-    FailedPrompt,
-    Figures,
-    Report,
-    RunSession,
-    RunStatus,
-    SlowPrompt,
-    TimeSlice,
-)
-from onellm_async.report.timeline import bucket_width, possible_answers, slices_of
-from onellm_async.report.verdict import verdict_of
-from onellm_async.wire import parse_json
-
-__all__ = ["read_report"]
+from onellm_async.report.bottlenecks import analyze_sessions
+from onellm_async.report.latency import build_histogram
+from onellm_async.report.model import ProgressSample, Report, RunStatus, RunTotals, SessionSpan, TimeSlice
+from onellm_async.report.timeline import allowed_answers, bucket_width, cut_slices
 
 _SLOWEST = 20
 _FAILED = 50
 _BAD_LINES = 50
-"""How many are listed: enough to find out why, few enough to read."""
-_LONGEST_MESSAGE = 300
-_SIGNS = 2000
-"""Parts of a run's time in which signs of life are looked for."""
+"""Rows of the lists: enough to find the reason, few enough to read."""
+_ACTIVITY_PARTS = 2000
+"""Parts of a run's time; the last one with an outcome tells when a killed session ended."""
 _ALL_BAD_LINES = 1_000_000
 
 
 def read_report(journal: JournalReader, *, now: float) -> Report:
-    """The report of a run as its journal tells it now.
+    """The report of a run as its journal is now.
 
     Args:
         journal: Of the run, which may be active.
@@ -47,32 +32,32 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         BatchError: If the journal cannot be read.
     """
     running = journal.running
-    samples = _samples(journal)
-    looks = looks_of(samples)
-    sessions = _sessions(journal, looks, running=running, now=now)
-    buckets = journal.throughput(bucket_width(sum(session.duration for session in sessions)))
-    slices = _settled_up(slices_of(sessions, looks, buckets), journal)
+    raw = _samples(journal)
+    samples = [parse_sample(at, sample) for at, sample in raw]
+    sessions = _sessions(journal, samples, running=running, now=now)
+    buckets = journal.throughput(bucket_width(sum(span.duration for span in sessions)))
+    slices = _with_final_totals(cut_slices(sessions, samples, buckets), journal)
     return Report(
         name=journal.path.name.removesuffix(".journal"),
         subtitle=_subtitle(journal.identity),
-        made_at=now,
-        standing=_standing(running=running, complete=journal.complete),
+        created_at=now,
+        status=_status(running=running, complete=journal.complete),
         warning=journal.warning,
-        identity=tuple(_identity(journal.identity)),
+        parameters=tuple(_parameters(journal.identity)),
         sessions=sessions,
-        figures=_figures(journal, looks, sessions, slices, running=running),
-        verdict=verdict_of(sessions, samples),
+        totals=_totals(journal, samples, sessions, slices, running=running),
+        bottlenecks=analyze_sessions(sessions, raw),
         slices=slices,
-        latency=latency_of(
+        latency=build_histogram(
             ((each.low, each.high, each.count) for each in journal.latency_histogram()),
             journal.latency_percentiles([0.5, 0.9, 0.99]),
         ),
-        slowest=tuple(map(_slow, journal.slowest(_SLOWEST))),
-        failures=tuple(map(_failure, journal.failed(_FAILED))),
-        bad_lines=tuple(BadLine(bad.line, _short(bad.message)) for bad in journal.bad_lines(_BAD_LINES)),
+        slowest=tuple(journal.slowest(_SLOWEST)),
+        failures=tuple(journal.failed(_FAILED)),
+        bad_lines=tuple(journal.bad_lines(_BAD_LINES)),
         causes=tuple(journal.failure_causes()),
-        notable=_notable(samples),
-        waits_for=_waits_for(samples) if running else None,
+        notable=_notable(raw),
+        waits_for=_waits_for(raw) if running else None,
     )
 
 
@@ -93,54 +78,52 @@ def _samples(journal: JournalReader) -> list[tuple[float, JSON]]:
     return sorted(found.items(), key=lambda each: each[0])
 
 
-def _standing(*, running: bool, complete: bool) -> RunStatus:
+def _status(*, running: bool, complete: bool) -> RunStatus:
     if running:
         return RunStatus.RUNNING
     return RunStatus.COMPLETE if complete else RunStatus.INTERRUPTED
 
 
 def _sessions(
-    journal: JournalReader, looks: Sequence[ProgressSample], *, running: bool, now: float
-) -> tuple[RunSession, ...]:
+    journal: JournalReader, samples: Sequence[ProgressSample], *, running: bool, now: float
+) -> tuple[SessionSpan, ...]:
     found = journal.sessions()
-    signs = _signs_of_life(journal, looks)
-    made = []
+    activity = _activity_times(journal, samples)
+    spans = []
     for place, session in enumerate(found):
         last = place == len(found) - 1
-        goes_on = last and running
+        is_running = last and running
         until = max(now, session.started_at) + 1 if last else found[place + 1].started_at
         ended = session.ended_at
-        if goes_on:
+        if is_running:
             ended = now
         elif ended is None:
-            ended = max((sign for sign in signs if session.started_at <= sign < until), default=session.started_at)
-        own = [look for look in looks if session.started_at <= look.at <= ended]
+            ended = max((at for at in activity if session.started_at <= at < until), default=session.started_at)
+        own = [sample for sample in samples if session.started_at <= sample.at <= ended]
         limits = _part(session.settings, "limits") or _object(session.settings)
-        made.append(
-            RunSession(
-                started=session.started_at,
+        spans.append(
+            SessionSpan(
+                session=session,
                 ended=max(ended, session.started_at),
-                end_reason=session.end_reason,
-                goes_on=goes_on,
-                version=session.version,
+                is_running=is_running,
                 requests_per_minute=own[-1].declared if own else _number(limits.get("requests_per_minute")),
                 burst=_whole(_number(limits.get("burst")) or (own[-1].burst if own else None)),
             )
         )
-    return tuple(made)
+    return tuple(spans)
 
 
-def _signs_of_life(journal: JournalReader, looks: Sequence[ProgressSample]) -> list[float]:
+def _activity_times(journal: JournalReader, samples: Sequence[ProgressSample]) -> list[float]:
     """Moments at which a process surely worked on the run."""
-    signs = [look.at for look in looks]
+    times = [sample.at for sample in samples]
     if (span := journal.time_span()) is not None and span[1] > span[0]:
-        width = (span[1] - span[0]) / _SIGNS
-        signs += [min(bucket.at + width, span[1]) for bucket in journal.throughput(width)]
-    return signs
+        width = (span[1] - span[0]) / _ACTIVITY_PARTS
+        times += [min(bucket.at + width, span[1]) for bucket in journal.throughput(width)]
+    return times
 
 
-def _settled_up(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[TimeSlice, ...]:
-    """The last sample comes a second before the end; at the end stands what the rows add up to."""
+def _with_final_totals(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[TimeSlice, ...]:
+    """The last sample is up to a second older than the end, so the last slice gets the totals of the journal."""
     if not slices:
         return slices
     counts, last = journal.counts(), slices[-1]
@@ -150,61 +133,55 @@ def _settled_up(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[
     )
 
 
-def _figures(
+def _totals(
     journal: JournalReader,
-    looks: Sequence[ProgressSample],
-    sessions: Sequence[RunSession],
+    samples: Sequence[ProgressSample],
+    sessions: Sequence[SessionSpan],
     slices: Sequence[TimeSlice],
     *,
     running: bool,
-) -> Figures:
-    counts, raw = journal.counts(), journal.sessions()
-    budget = _part(raw[-1].settings, "budget") if raw else {}
+) -> RunTotals:
+    counts = journal.counts()
+    budget = _part(sessions[-1].session.settings, "budget") if sessions else {}
     total = journal.identity.lines
     if total is None:
-        total = next((look.total for look in reversed(looks) if look.total is not None), None)
-    return Figures(
+        total = next((sample.total for sample in reversed(samples) if sample.total is not None), None)
+    return RunTotals(
+        counts=evolve(
+            counts,
+            possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
+            rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
+        ),
         total=total,
-        answered=counts.answered,
-        failed=counts.failed,
-        deduplicated=counts.deduplicated,
-        bad_lines=max(len(journal.bad_lines(_ALL_BAD_LINES)), *(look.bad_lines for look in looks[-1:]), 0),
-        unsettled=counts.in_flight,
-        possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
-        at_risk=counts.at_risk,
-        cost=counts.cost,
-        unpriced=counts.unpriced,
+        bad_lines=max(len(journal.bad_lines(_ALL_BAD_LINES)), *(sample.bad_lines for sample in samples[-1:]), 0),
         budget=_number(budget.get("max_cost")),
-        input_tokens=counts.input_tokens,
-        output_tokens=counts.output_tokens,
-        rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         retries=max(journal.retried(), sum(part.retries for part in slices)),
-        possible=possible_answers(sessions, slices),
+        allowed=allowed_answers(sessions, slices),
     )
 
 
 def _subtitle(identity: RunIdentity) -> str:
     model = identity.model or identity.fallback_model
-    return f"{identity.input}, asked of {model}" if model else identity.input
+    return f"{identity.input}, sent to {model}" if model else identity.input
 
 
 _NAMES = {
     "input": "Input",
     "input_digest": "Digest of the input",
-    "lines": "Lines that are not blank",
+    "lines": "Lines, blank ones not counted",
     "format": "Format",
     "field": "Field of the prompt",
     "template_digest": "Digest of the template",
     "model": "Model",
     "fallback_model": "Fallback model",
     "system_digest": "Digest of the system prompt",
-    "base_url": "Address",
+    "base_url": "API URL",
     "dialect": "Dialect",
     "endpoints": "Endpoints",
 }
 
 
-def _identity(identity: RunIdentity) -> list[tuple[str, str]]:
+def _parameters(identity: RunIdentity) -> list[tuple[str, str]]:
     parts = asdict(identity).items()
     return [
         (_NAMES.get(name, name), f"{value:,}" if name == "lines" else str(value))
@@ -213,34 +190,29 @@ def _identity(identity: RunIdentity) -> list[tuple[str, str]]:
     ]
 
 
-def _slow(row: JournalRecord) -> SlowPrompt:
-    return SlowPrompt(
-        index=row.index,
-        line=row.line,
-        custom_id=row.custom_id,
-        elapsed=row.elapsed or 0.0,
-        latency=row.latency,
-        attempts=row.attempts,
+def parse_sample(at: float, sample: JSON) -> ProgressSample:
+    """The values of a sample: a client's snapshot, and the progress of the run. Another version may lack some."""
+    sample = _object(sample)
+    progress = _object(sample.get("progress"))
+    limiter = _object(sample.get("snapshot")) or sample
+    queued = {str(lane): count for lane, text in _object(limiter.get("queued")).items() if (count := _number(text))}
+    retries = _number(limiter.get("retried"))
+    total = _number(progress.get("total", sample.get("total")))
+    return ProgressSample(
+        at=at,
+        queued=queued,
+        in_flight=_number(limiter.get("in_flight")),
+        limit=_number(limiter.get("rate")),
+        declared=_number(limiter.get("declared_rate")),
+        burst=_number(limiter.get("burst")),
+        rate_limited=int(_number(limiter.get("rate_limited")) or 0),
+        retries=int(retries if retries is not None else _number(progress.get("retries")) or 0),
+        total=None if total is None else int(total),
+        bad_lines=int(_number(progress.get("bad_lines")) or 0),
+        cost=_number(progress.get("cost")) or 0.0,
+        input_tokens=int(_number(progress.get("input_tokens")) or 0),
+        output_tokens=int(_number(progress.get("output_tokens")) or 0),
     )
-
-
-def _failure(row: JournalRecord) -> FailedPrompt:
-    error = _object(parse_json(row.result)) if row.result else {}
-    status = error.get("status_code")
-    return FailedPrompt(
-        index=row.index,
-        line=row.line,
-        custom_id=row.custom_id,
-        kind=str(error.get("type") or "Error"),
-        message=_short(str(error.get("message") or "")),
-        status_code=status if isinstance(status, int) else None,
-        attempts=row.attempts,
-        possibly_billed=row.possibly_billed,
-    )
-
-
-def _short(message: str) -> str:
-    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
 
 
 def _object(value: JSON) -> Mapping[str, JSON]:

@@ -1,18 +1,46 @@
-"""The lists at the end of a report: sessions, slow and failed prompts, bad lines, what the run was."""
+"""Tables, and the lists of a report: totals, slow and failed prompts, bad lines, sessions, parameters. Pure."""
 
+from collections.abc import Mapping
 from datetime import tzinfo
 
 from attrs import frozen
 
-from onellm_async.report.drawing import Table
+from onellm_async.batch.journal.record import TOTALS, JournalRecord
+from onellm_async.chat import JSON
+from onellm_async.formatting import (
+    format_count,
+    format_duration,
+    format_number,
+    format_seconds,
+    format_time,
+    format_usd,
+)
 from onellm_async.report.model import Report
-from onellm_async.report.wording import count, duration, moment, number, seconds
+from onellm_async.wire import parse_json
 
-__all__ = ["Listing", "listings"]
+_MAX_MESSAGE = 300
+"""Characters of a message that are shown."""
 
 
 @frozen(kw_only=True)
-class Listing:
+class Table:
+    """A table; the first column names the row.
+
+    Attributes:
+        caption: Its name.
+        headings: Of the columns, with units.
+        rows: Each has a cell for each heading.
+        words: Columns, from 0, that hold words and are set flush left; all others hold numbers.
+    """
+
+    caption: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: frozenset[int] = frozenset({0})
+
+
+@frozen(kw_only=True)
+class TableSection:
     """A table with its heading and a sentence."""
 
     key: str
@@ -21,114 +49,144 @@ class Listing:
     table: Table
 
 
-def listings(report: Report, zone: tzinfo) -> tuple[Listing, ...]:
+def make_tables(report: Report, zone: tzinfo) -> tuple[TableSection, ...]:
     """The lists that have something to show."""
-    lists = (_slowest(report), _failures(report), _bad_lines(report), _sessions(report, zone), _identity(report))
-    return tuple(listing for listing in lists if listing.table.rows)
+    sections = (
+        _slowest(report),
+        _failures(report),
+        _bad_lines(report),
+        _totals(report),
+        _sessions(report, zone),
+        _parameters(report),
+    )
+    return tuple(section for section in sections if section.table.rows)
 
 
-def _slowest(report: Report) -> Listing:
-    return Listing(
+def _totals(report: Report) -> TableSection:
+    """Every total of the journal, also one that no other part of the report shows."""
+    rows = [
+        (total.label.capitalize(), format_usd(value) if total.unit == "usd" else format_count(value))
+        for total, value in ((TOTALS[name], value) for name, value in report.totals.counts.to_dict().items())
+        if value
+    ]
+    return TableSection(
+        key="totals",
+        title="Total",
+        summary="All sessions together.",
+        table=Table(caption="Total", headings=("Count", "Total"), rows=tuple(rows)),
+    )
+
+
+def _slowest(report: Report) -> TableSection:
+    return TableSection(
         key="slowest",
         title="Slowest answers",
-        summary="By their last attempt; in all, with the queue and every attempt before it.",
+        summary="By their last attempt. The total includes the queue and every earlier attempt.",
         table=Table(
             caption="Slowest answers",
-            headings=("Line", "Last attempt", "In all", "Attempts", "custom_id", "Index"),
+            headings=("Line", "Last attempt", "Total", "Attempts", "custom_id", "Index"),
             rows=tuple(
                 (
-                    count(prompt.line),
-                    "-" if prompt.latency is None else seconds(prompt.latency),
-                    seconds(prompt.elapsed),
-                    count(prompt.attempts),
-                    prompt.custom_id or "-",
-                    count(prompt.index),
+                    format_count(record.line),
+                    "-" if record.latency is None else format_seconds(record.latency),
+                    format_seconds(record.elapsed or 0.0),
+                    format_count(record.attempts),
+                    record.custom_id or "-",
+                    format_count(record.index),
                 )
-                for prompt in report.slowest
+                for record in report.slowest
             ),
             words=frozenset({4}),
         ),
     )
 
 
-def _failures(report: Report) -> Listing:
-    return Listing(
+def _failures(report: Report) -> TableSection:
+    return TableSection(
         key="failures",
         title="Failed prompts",
-        summary=_first(len(report.failures), report.figures.failed, "with their errors"),
+        summary=_first(len(report.failures), report.totals.counts.failed, "with their errors"),
         table=Table(
             caption="Failed prompts",
             headings=("Line", "Error", "Status", "Attempts", "Possibly billed", "custom_id", "Index"),
-            rows=tuple(
-                (
-                    count(prompt.line),
-                    f"{prompt.kind}: {prompt.message}",
-                    "-" if prompt.status_code is None else str(prompt.status_code),
-                    count(prompt.attempts),
-                    count(prompt.possibly_billed),
-                    prompt.custom_id or "-",
-                    count(prompt.index),
-                )
-                for prompt in report.failures
-            ),
+            rows=tuple(map(_failure_row, report.failures)),
             words=frozenset({1, 5}),
         ),
     )
 
 
-def _bad_lines(report: Report) -> Listing:
-    return Listing(
+def _failure_row(record: JournalRecord) -> tuple[str, ...]:
+    found: JSON = parse_json(record.result) if record.result else {}
+    error = found if isinstance(found, Mapping) else {}
+    status = error.get("status_code")
+    return (
+        format_count(record.line),
+        f"{error.get('type') or 'Error'}: {_shortened(str(error.get('message') or ''))}",
+        str(status) if isinstance(status, int) else "-",
+        format_count(record.attempts),
+        format_count(record.possibly_billed),
+        record.custom_id or "-",
+        format_count(record.index),
+    )
+
+
+def _bad_lines(report: Report) -> TableSection:
+    return TableSection(
         key="bad-lines",
         title="Bad lines",
-        summary=_first(len(report.bad_lines), report.figures.bad_lines, "for which nothing was sent"),
+        summary=_first(len(report.bad_lines), report.totals.bad_lines, "for which nothing was sent"),
         table=Table(
             caption="Bad lines",
             headings=("Line", "What is wrong"),
-            rows=tuple((count(bad.line), bad.message) for bad in report.bad_lines),
+            rows=tuple((format_count(bad.line), _shortened(bad.message)) for bad in report.bad_lines),
             words=frozenset({1}),
         ),
     )
 
 
-def _first(shown: int, all_of_them: int, what: str) -> str:
-    if shown < all_of_them:
-        return f"The first {count(shown)} of {count(all_of_them)}, {what}."
-    return f"All {count(shown)}, {what}." if shown > 1 else f"One, {what}."
+def _first(shown: int, number: int, what: str) -> str:
+    if shown < number:
+        return f"The first {format_count(shown)} of {format_count(number)}, {what}."
+    return f"All {format_count(shown)}, {what}." if shown > 1 else f"One, {what}."
 
 
-def _sessions(report: Report, zone: tzinfo) -> Listing:
-    return Listing(
+def _shortened(message: str) -> str:
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…"
+
+
+def _sessions(report: Report, zone: tzinfo) -> TableSection:
+    return TableSection(
         key="sessions",
         title="Sessions",
-        summary="Each time the command ran.",
+        summary="Each invocation of the run.",
         table=Table(
             caption="Sessions",
-            headings=("RunSession", "Started", "Ended", "Duration", "Limit per minute", "How it ended", "Version"),
+            headings=("Session", "Started", "Ended", "Duration", "Limit per minute", "End", "Version"),
             rows=tuple(
                 (
-                    count(place),
-                    moment(session.started, zone),
-                    moment(session.ended, zone),
-                    duration(session.duration),
-                    "-" if session.requests_per_minute is None else number(session.requests_per_minute),
-                    session.end_reason or ("goes on" if session.goes_on else "killed; end = last activity"),
-                    session.version or "-",
+                    format_count(place),
+                    format_time(span.started, zone),
+                    format_time(span.ended, zone),
+                    format_duration(span.duration),
+                    "-" if span.requests_per_minute is None else format_number(span.requests_per_minute),
+                    span.session.end_reason or ("running" if span.is_running else "killed; end = last activity"),
+                    span.session.version or "-",
                 )
-                for place, session in enumerate(report.sessions, 1)
+                for place, span in enumerate(report.sessions, 1)
             ),
             words=frozenset({1, 2, 5, 6}),
         ),
     )
 
 
-def _identity(report: Report) -> Listing:
-    return Listing(
-        key="identity",
-        title="What was run",
+def _parameters(report: Report) -> TableSection:
+    return TableSection(
+        key="parameters",
+        title="Run parameters",
         table=Table(
-            caption="What was run",
-            headings=("Part", "Value"),
-            rows=report.identity,
+            caption="Run parameters",
+            headings=("Parameter", "Value"),
+            rows=report.parameters,
             words=frozenset({0, 1}),
         ),
     )

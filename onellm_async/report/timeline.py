@@ -1,4 +1,4 @@
-"""From moments of the clock to slices of work: sessions are laid end to end and cut evenly. Pure."""
+"""The active time of a run: sessions laid end to end, cut into slices of equal length. Pure."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -8,46 +8,41 @@ from math import ceil
 from attrs import evolve
 
 from onellm_async.batch.journal.reader import Bucket
-from onellm_async.report.looks import ProgressSample
-from onellm_async.report.model import RunSession, TimeSlice
+from onellm_async.report.model import ProgressSample, SessionSpan, TimeSlice
 
-__all__ = ["bucket_width", "possible_answers", "slice_width", "slices_of"]
-
-_MOST = 180
-"""Slices of a run, about: as many as can be told apart on a screen."""
+_MAX_SLICES = 180
+"""About the number of slices of a run: as many as a screen can show."""
 _WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400)
 _DAY = 86_400.0
-
-
 _FINE = 16
-"""Buckets in a slice: an outcome is told at most a thirtieth of a slice too early or too late."""
+"""Buckets in a slice: an outcome is shown at most a thirtieth of a slice too early or too late."""
 
 
 def slice_width(worked: float) -> float:
-    """Seconds of a slice of a run that worked so many seconds: a round number."""
-    least = worked / _MOST
-    return next((width for width in _WIDTHS if width >= least), ceil(least / _DAY) * _DAY)
+    """Seconds of a slice of a run that worked for `worked` seconds: a round number."""
+    narrowest = worked / _MAX_SLICES
+    return next((width for width in _WIDTHS if width >= narrowest), ceil(narrowest / _DAY) * _DAY)
 
 
 def bucket_width(worked: float) -> float:
-    """Seconds of the buckets from which the slices of a run are made that worked so many seconds."""
+    """Seconds of the buckets from which `cut_slices` makes the slices of a run that worked for `worked` seconds."""
     return slice_width(worked) / _FINE
 
 
-def slices_of(
-    sessions: Sequence[RunSession], looks: Sequence[ProgressSample], buckets: Sequence[Bucket]
+def cut_slices(
+    sessions: Sequence[SessionSpan], samples: Sequence[ProgressSample], buckets: Sequence[Bucket]
 ) -> tuple[TimeSlice, ...]:
     """The time of the sessions, cut into slices.
 
-    All slices are equally long, but for the last of each session, which takes what is left (half a slice more or less).
+    All slices have the same length, except the last one of each session, which may be half a slice longer or shorter.
 
     Args:
         sessions: In order.
-        looks: In order.
-        buckets: What was settled when, in order, each `bucket_width` long.
+        samples: In order.
+        buckets: Outcomes over time, in order, each `bucket_width` long.
     """
     width = slice_width(sum(session.duration for session in sessions))
-    times = [look.at for look in looks]
+    times = [sample.at for sample in samples]
     middles = [bucket.at + width / _FINE / 2 for bucket in buckets]
     ends = [*(bisect_left(middles, session.started) for session in sessions[1:]), len(buckets)]
     settled = [buckets[first:last] for first, last in zip([0, *ends], ends, strict=False)]
@@ -55,14 +50,14 @@ def slices_of(
     made: list[TimeSlice] = []
     for place, session in enumerate(sessions):
         if session.duration > 0:
-            noted = looks[bisect_left(times, session.started) : bisect_right(times, session.ended)]
+            noted = samples[bisect_left(times, session.started) : bisect_right(times, session.ended)]
             parts = _cut(place, session, begun, width, settled[place])
-            made += _looked_into(parts, noted, session.requests_per_minute)
+            made += _with_samples(parts, noted, session.requests_per_minute)
         begun += session.duration
-    return tuple(_never_less(made))
+    return tuple(_running_max(made))
 
 
-def _cut(place: int, session: RunSession, begun: float, width: float, buckets: Sequence[Bucket]) -> list[TimeSlice]:
+def _cut(place: int, session: SessionSpan, begun: float, width: float, buckets: Sequence[Bucket]) -> list[TimeSlice]:
     number = max(1, round(session.duration / width))
     parts = [
         TimeSlice(
@@ -80,24 +75,24 @@ def _cut(place: int, session: RunSession, begun: float, width: float, buckets: S
     return parts
 
 
-def _looked_into(
-    parts: Sequence[TimeSlice], looks: Sequence[ProgressSample], declared: float | None
+def _with_samples(
+    parts: Sequence[TimeSlice], samples: Sequence[ProgressSample], declared: float | None
 ) -> Iterator[TimeSlice]:
-    """Adds what was noted in each slice of a session; where nothing was, the look before still holds."""
-    times = [look.at for look in looks]
-    before, first = ProgressSample(at=0.0, limit=looks[0].limit if looks else declared), 0
+    """Adds the samples of each slice of a session. A slice without one has the values of the sample before it."""
+    times = [sample.at for sample in samples]
+    before, first = ProgressSample(at=0.0, limit=samples[0].limit if samples else declared), 0
     for part in parts:
-        last = len(looks) if part is parts[-1] else bisect_left(times, part.clock + part.width)
-        seen = looks[first:last]
+        last = len(samples) if part is parts[-1] else bisect_left(times, part.clock + part.width)
+        seen = samples[first:last]
         now = seen[-1] if seen else before
-        flying = [look.in_flight for look in seen if look.in_flight is not None]
+        flying = [sample.in_flight for sample in seen if sample.in_flight is not None]
         yield evolve(
             part,
             limit=now.limit,
             queued=now.queued,
             in_flight=sum(flying) / len(flying) if flying else now.in_flight,
-            rate_limited=max(0, now.refused - before.refused),
-            retries=max(0, now.repeated - before.repeated),
+            rate_limited=max(0, now.rate_limited - before.rate_limited),
+            retries=max(0, now.retries - before.retries),
             cost=now.cost,
             input_tokens=now.input_tokens,
             output_tokens=now.output_tokens,
@@ -105,8 +100,8 @@ def _looked_into(
         before, first = now, last
 
 
-def _never_less(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
-    """A session that goes on counts anew what earlier ones spent; what is spent once stays spent."""
+def _running_max(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
+    """A resumed session counts again what earlier ones spent, so money and tokens never decrease over the run."""
     costs = accumulate((part.cost for part in parts), max)
     inputs = accumulate((part.input_tokens for part in parts), max)
     outputs = accumulate((part.output_tokens for part in parts), max)
@@ -116,10 +111,10 @@ def _never_less(parts: Sequence[TimeSlice]) -> list[TimeSlice]:
     ]
 
 
-def possible_answers(sessions: Sequence[RunSession], slices: Sequence[TimeSlice]) -> float | None:
-    """Requests that the limit let through in the time of the sessions: what it refilled, and a burst for each of them.
+def allowed_answers(sessions: Sequence[SessionSpan], slices: Sequence[TimeSlice]) -> float | None:
+    """Requests that the limit allowed in the time of the sessions: its refill, and a burst for each session.
 
-    None where the limit is not known throughout.
+    None if the limit is not known throughout.
     """
     limits = [part.limit for part in slices]
     if not slices or any(limit is None for limit in limits):

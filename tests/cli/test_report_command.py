@@ -53,7 +53,7 @@ def test_a_hyphen_writes_the_report_to_standard_output(run: Path, capsys: pytest
 def test_answers_are_never_replaced_by_a_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run.write_text("paid for")
     assert main(["report", str(run), "-o", str(run)]) == 2
-    assert "answers.jsonl is there and is no report. Name another file with -o." in capsys.readouterr().err
+    assert "answers.jsonl exists and is not a report. Name another file with -o." in capsys.readouterr().err
     assert run.read_text() == "paid for"
 
 

@@ -3,73 +3,90 @@
 import math
 import random
 
-from onellm_async.report.model import (
-    BadLine,
-    FailedPrompt,
-    Figures,
-    Latency,
-    Report,
-    RunSession,
-    RunStatus,
-    Share,
-    SlowPrompt,
-    TimeSlice,
-    Verdict,
-)
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.reader import RunSession
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
+from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis
+from onellm_async.report.model import Latency, Report, RunStatus, RunTotals, SessionSpan, TimeSlice
+from onellm_async.wire import dump_json
 
 START = 1_767_258_000.0
 HOSTILE = "</script><script>window.hacked = true</script><img src=x onerror='window.hacked = true'>"
+
+
+def span(started: float, ended: float, *, end_reason: str | None = None, **changes: object) -> SessionSpan:
+    """A session of the journal, and the time of it."""
+    session = RunSession(started, ended, end_reason, "0.1.0", None)
+    return SessionSpan(session=session, ended=ended, **changes)  # type: ignore[arg-type]
+
+
+def bad_line(line: int, message: str) -> LineError:
+    return LineError("gsm8k.jsonl", line, message)
+
+
+def failure(index: int, custom_id: str, kind: str, message: str, **changes: object) -> JournalRecord:
+    error = {"type": kind, "message": message, "status_code": changes.pop("status_code", None)}
+    values: dict[str, object] = {"attempts": 1} | changes
+    return JournalRecord(
+        index,
+        index + 1,
+        0,
+        b"",
+        custom_id,
+        state=RecordState.FAILED,
+        result=dump_json(error),
+        **values,  # type: ignore[arg-type]
+    )
 
 
 def a_report(**changes: object) -> Report:
     """1,319 prompts at 40 a minute in two sessions, with some of everything that can go wrong."""
     values: dict[str, object] = {
         "name": "answers.jsonl",
-        "subtitle": "gsm8k.jsonl, asked of GPT-5-Nano",
-        "made_at": START + 50_000,
-        "standing": RunStatus.COMPLETE,
-        "identity": (
+        "subtitle": "gsm8k.jsonl, sent to GPT-5-Nano",
+        "created_at": START + 50_000,
+        "status": RunStatus.COMPLETE,
+        "parameters": (
             ("Input", "gsm8k.jsonl"),
             ("Lines", "1,319"),
             ("Digest", "9f2c5d0e6b7a4c1f8e3d2b1a0c9d8e7f"),
             ("Model", "GPT-5-Nano"),
-            ("Address", "http://127.0.0.1:8080/api/chat"),
+            ("API URL", "http://127.0.0.1:8080/api/chat"),
         ),
         "sessions": (
-            RunSession(started=START, ended=START + 900, version="0.1.0", requests_per_minute=40, burst=40),
-            RunSession(
-                started=START + 44_100,
-                ended=START + 45_147,
+            span(START, START + 900, requests_per_minute=40, burst=40),
+            span(
+                START + 44_100,
+                START + 45_147,
                 end_reason="complete",
-                version="0.1.0",
                 requests_per_minute=40,
                 burst=40,
             ),
         ),
-        "figures": Figures(
-            total=1321,
-            answered=1307,
-            failed=12,
-            bad_lines=2,
-            possibly_billed=3,
-            at_risk=0.00042,
-            cost=0.4213,
-            budget=0.5,
-            input_tokens=131_204,
-            output_tokens=402_877,
-            rate_limited=9,
-            retries=31,
-            possible=1378,
-        ),
-        "verdict": Verdict(
-            "Most of the time, 91 %, the rate limit set the pace: 40 requests a minute. A higher limit would make it "
-            "shorter; more requests at once would not.",
-            (
-                Share("rate limit", 0.91),
-                Share("waiting for the last answers", 0.05),
-                Share("retries", 0.03),
-                Share("slow output", 0.01),
+        "totals": RunTotals(
+            counts=RunCounts(
+                answered=1307,
+                failed=12,
+                possibly_billed=3,
+                at_risk=0.00042,
+                cost=0.4213,
+                input_tokens=131_204,
+                output_tokens=402_877,
+                rate_limited=9,
             ),
+            total=1321,
+            bad_lines=2,
+            budget=0.5,
+            retries=31,
+            allowed=1378,
+        ),
+        "bottlenecks": BottleneckAnalysis(
+            1947.0,
+            {"rate": 0.91, "service": 0.05, "backoff": 0.03, "idle": 0.01},
+            rate_limited_share=0.01,
+            retried_share=0.02,
+            summary="91 % of the time the rate limit of 40.0 requests per minute was the bottleneck. More requests per "
+            "minute would make this run shorter; more concurrency would not.",
         ),
         "slices": slices(),
         "latency": Latency(
@@ -80,31 +97,31 @@ def a_report(**changes: object) -> Report:
             p99=12.4,
         ),
         "slowest": tuple(
-            SlowPrompt(
-                index=index,
-                line=index + 1,
-                custom_id=f"gsm8k-{index}",
-                elapsed=1800 - 40 * place,
+            JournalRecord(
+                index,
+                index + 1,
+                0,
+                b"",
+                f"gsm8k-{index}",
+                state=RecordState.ANSWERED,
+                elapsed=1800.0 - 40 * place,
                 latency=22.1 - place,
                 attempts=1 + place % 3,
             )
             for place, index in enumerate((1300, 877, 12, 404, 5))
         ),
         "failures": (
-            FailedPrompt(
-                index=12, line=13, custom_id=HOSTILE, kind="BadRequestError", message=HOSTILE, status_code=400
-            ),
-            FailedPrompt(
-                index=404,
-                line=405,
-                custom_id="gsm8k-404",
-                kind="APITimeoutError",
-                message="No reply within 600 s; the request may have been billed.",
+            failure(12, HOSTILE, "BadRequestError", HOSTILE, status_code=400),
+            failure(
+                404,
+                "gsm8k-404",
+                "APITimeoutError",
+                "No reply within 600 s; the request may have been billed.",
                 attempts=4,
                 possibly_billed=3,
             ),
         ),
-        "bad_lines": (BadLine(77, "Not JSON: unexpected end of data."), BadLine(901, f"prompt is {HOSTILE!r}.")),
+        "bad_lines": (bad_line(77, "Not JSON: unexpected end of data."), bad_line(901, f"prompt is {HOSTILE!r}.")),
     }
     return Report(**(values | changes))  # type: ignore[arg-type]
 

@@ -2,13 +2,13 @@ from datetime import UTC
 
 from sample_reports import START, a_report, slices
 
-from onellm_async.report.charts import charts
-from onellm_async.report.drawing import Chart
-from onellm_async.report.model import Figures, Latency, Report, TimeSlice
+from onellm_async.batch.journal.record import RunCounts
+from onellm_async.report.charts import Chart, make_charts
+from onellm_async.report.model import Latency, Report, RunTotals, TimeSlice
 
 
 def chart(report: Report, key: str) -> Chart:
-    return next(chart for chart in charts(report, UTC) if chart.key == key)
+    return next(chart for chart in make_charts(report, UTC) if chart.key == key)
 
 
 def curve(drawn: Chart, label: str) -> tuple[float | None, ...]:
@@ -17,7 +17,7 @@ def curve(drawn: Chart, label: str) -> tuple[float | None, ...]:
 
 def test_every_plot_has_a_value_of_each_curve_for_each_x_and_a_table_with_a_row_for_each_slice() -> None:
     report = a_report()
-    drawn = charts(report, UTC)
+    drawn = make_charts(report, UTC)
     assert [chart.key for chart in drawn] == ["throughput", "latency", "queue", "trouble", "spending"]
     for one in drawn:
         assert {len(curve.values) for curve in one.curves} == {len(one.x)}
@@ -28,7 +28,7 @@ def test_every_plot_has_a_value_of_each_curve_for_each_x_and_a_table_with_a_row_
 
 def test_a_break_is_a_gap_in_every_curve_and_a_mark_that_says_how_long_it_was() -> None:
     drawn = chart(a_report(), "throughput")
-    assert [(mark.x, mark.label) for mark in drawn.marks] == [(900.0, "12 h break")]
+    assert [(marker.x, marker.label) for marker in drawn.markers] == [(900.0, "12 h break")]
     gaps = [x for x, value in zip(drawn.x, curve(drawn, "answered"), strict=True) if value is None]
     assert gaps == [900.0, 1947.0]
     assert drawn.x[-1] == 1947.0
@@ -61,7 +61,11 @@ def test_a_slice_that_was_cut_short_is_told_at_its_own_rate() -> None:
 def test_percentiles_stand_where_they_lie_within_their_bin() -> None:
     latency = Latency(edges=(1.0, 2.0, 4.0), counts=(5, 5), p50=2.0, p90=3.5, p99=4.0)
     drawn = chart(a_report(latency=latency), "latency")
-    assert [(mark.x, mark.label) for mark in drawn.marks] == [(1, "p50 2 s"), (1.75, "p90 3.5 s"), (2, "p99 4 s")]
+    assert [(marker.x, marker.label) for marker in drawn.markers] == [
+        (1, "p50 2 s"),
+        (1.75, "p90 3.5 s"),
+        (2, "p99 4 s"),
+    ]
     assert drawn.table.rows == (("1 s to 2 s", "5", "50 %"), ("2 s to 4 s", "5", "100 %"))
 
 
@@ -73,14 +77,16 @@ def test_lanes_in_which_nobody_waited_are_left_out() -> None:
 
 def test_a_run_without_samples_has_no_queue_and_one_without_answers_no_latency() -> None:
     blind = tuple(TimeSlice(start=part.start, clock=part.clock, width=part.width) for part in slices())
-    drawn = charts(a_report(slices=blind, latency=Latency()), UTC)
+    drawn = make_charts(a_report(slices=blind, latency=Latency()), UTC)
     assert [chart.key for chart in drawn] == ["throughput", "trouble", "spending"]
-    assert charts(a_report(slices=(), latency=Latency()), UTC) == ()
+    assert make_charts(a_report(slices=(), latency=Latency()), UTC) == ()
 
 
 def test_the_budget_is_a_line_and_without_prices_there_are_tokens_only() -> None:
     assert set(curve(chart(a_report(), "spending"), "budget")) == {0.5, None}
-    unpriced = chart(a_report(figures=Figures(answered=10, input_tokens=5, output_tokens=7)), "spending")
+    unpriced = chart(
+        a_report(totals=RunTotals(counts=RunCounts(answered=10, input_tokens=5, output_tokens=7))), "spending"
+    )
     assert [(curve.label, curve.axis) for curve in unpriced.curves] == [
         ("input tokens", "left"),
         ("output tokens", "left"),

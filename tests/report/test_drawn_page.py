@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from browser import CHROMIUM, Browser, Page, chromium
-from sample_reports import HOSTILE, START, a_report
+from sample_reports import HOSTILE, START, a_report, span
 
-from onellm_async.report.model import Latency, Report, RunSession, TimeSlice
-from onellm_async.report.page import render
+from onellm_async.report.model import Latency, Report, TimeSlice
+from onellm_async.report.page import render_page
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 
@@ -53,7 +53,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
 
 def written(report: Report, folder: Path) -> Path:
     path = folder / "a report.html"
-    path.write_text(render(report, zone=UTC), "utf-8")
+    path.write_text(render_page(report, zone=UTC), "utf-8")
     return path
 
 
@@ -85,7 +85,7 @@ def steady() -> Report:
         for at in range(0, 60, 10)
     ]
     return a_report(
-        sessions=(RunSession(started=START, ended=START + 60), RunSession(started=START + 3660, ended=START + 3720)),
+        sessions=(span(START, START + 60), span(START + 3660, START + 3720)),
         slices=tuple(parts),
         latency=Latency(edges=(1.0, 2.0, 4.0, 8.0), counts=(10, 40, 20), p50=3.0),
     )

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from onellm_async.report.latency import latency_of
+from onellm_async.report.latency import build_histogram
 from onellm_async.report.model import Latency
 
 
@@ -17,7 +17,7 @@ def bins(*latencies: float) -> list[tuple[float, float, int]]:
 def test_every_answer_is_in_the_bin_of_its_latency(seed: int) -> None:
     chance = random.Random(seed)
     latencies = [chance.lognormvariate(chance.uniform(-5, 4), 0.6) for _ in range(5000)]
-    told = latency_of(bins(*latencies))
+    told = build_histogram(bins(*latencies))
     assert 2 <= len(told.counts) <= 20
     assert len(told.edges) == len(told.counts) + 1
     for low, high, count in zip(told.edges, told.edges[1:], told.counts, strict=False):
@@ -26,23 +26,23 @@ def test_every_answer_is_in_the_bin_of_its_latency(seed: int) -> None:
 
 
 def test_bins_are_as_fine_as_twenty_of_them_can_be() -> None:
-    assert len(latency_of(bins(1.01, 9.9)).counts) == 20
-    assert len(latency_of(bins(1.01, 99.0)).counts) == 20
-    assert len(latency_of(bins(1.01, 500.0)).counts) == 14
+    assert len(build_histogram(bins(1.01, 9.9)).counts) == 20
+    assert len(build_histogram(bins(1.01, 99.0)).counts) == 20
+    assert len(build_histogram(bins(1.01, 500.0)).counts) == 14
 
 
 def test_latencies_from_a_microsecond_to_a_year_still_fit() -> None:
-    told = latency_of(bins(1e-6, 0.3, 50.0, 3e7))
+    told = build_histogram(bins(1e-6, 0.3, 50.0, 3e7))
     assert sum(told.counts) == 4
     assert len(told.counts) <= 20
 
 
 def test_one_latency_is_one_bin_around_it_and_percentiles_are_those_given() -> None:
-    told = latency_of(bins(2.0), [2.0, 2.1, 2.2])
+    told = build_histogram(bins(2.0), [2.0, 2.1, 2.2])
     assert told.counts == (1,)
     assert told.edges[0] <= 2.0 < told.edges[1]
     assert (told.p50, told.p90, told.p99) == (2.0, 2.1, 2.2)
 
 
 def test_no_answers_have_no_latency() -> None:
-    assert latency_of([]) == latency_of([(1.0, 1.1, 0)]) == Latency()
+    assert build_histogram([]) == build_histogram([(1.0, 1.1, 0)]) == Latency()

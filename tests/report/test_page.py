@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from attrs import evolve
-from sample_reports import HOSTILE, START, a_report
+from sample_reports import HOSTILE, START, a_report, bad_line, failure, span
 
 import onellm_async.report
-from onellm_async.report.model import BadLine, Figures, Latency, Report, RunSession, RunStatus, TimeSlice
-from onellm_async.report.page import render
+from onellm_async.batch.journal.record import RunCounts
+from onellm_async.report.model import Latency, Report, RunStatus, RunTotals, TimeSlice
+from onellm_async.report.page import render_page
 
 VENDOR = Path(onellm_async.report.__file__).parent / "vendor"
 
@@ -49,24 +49,24 @@ class Reader(HTMLParser):
 
 def read(report: Report) -> Reader:
     reader = Reader()
-    reader.feed(render(report, zone=UTC))
+    reader.feed(render_page(report, zone=UTC))
     return reader
 
 
 def test_the_page_tells_how_the_run_stands_and_its_figures() -> None:
     text = read(a_report()).text
     for words in (
-        "answers.jsonl gsm8k.jsonl, asked of GPT-5-Nano complete",
+        "answers.jsonl gsm8k.jsonl, sent to GPT-5-Nano complete",
         "Started 2026-01-01 09:00:00 UTC, resumed once, finished 2026-01-01 21:32:27 UTC.",
         "Answered 1,307 of 1,321 prompts",
         "Failed 12 and 2 bad lines",
-        "Possibly billed 3 requests $0.00042 at risk",
-        "Duration 32 min 27 s of work in 2 sessions, 12 h 32 min in all",
+        "Possibly billed 3 attempts $0.00042 at risk",
+        "Duration 32 min 27 s active in 2 sessions, 12 h 32 min from start to end",
         "Goodput 94.8 % of what the limit allowed; 40.3 answers/min",
         "Cost $0.42 of $0.50 budget",
-        "Tokens 534,081 131,204 in, 402,877 out",
-        "Refused 9 by rate limit, unbilled; 31 sent again after failures",
-        "the rate limit set the pace",
+        "Tokens 534,081 131,204 input, 402,877 output",
+        "Rate-limited 9 429s, not billed; 31 retries after failures",
+        "91 % of the time the rate limit",
         "rate limit 91 %",
         "killed; end = last activity",
     ):
@@ -74,37 +74,38 @@ def test_the_page_tells_how_the_run_stands_and_its_figures() -> None:
 
 
 def test_times_are_told_in_the_zone_that_is_asked_for() -> None:
-    page = render(a_report(), zone=timezone(timedelta(hours=8), "CST"))
+    page = render_page(a_report(), zone=timezone(timedelta(hours=8), "CST"))
     assert "2026-01-01 17:00:00 CST" in page
 
 
 def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
-    sessions = (RunSession(started=START, ended=START + 60, end_reason="interrupted by Ctrl-C"),)
-    figures = Figures(total=100, answered=40, failed=1, unsettled=2, possibly_billed=2, at_risk=0.01)
-    text = read(a_report(standing=RunStatus.INTERRUPTED, sessions=sessions, figures=figures)).text
-    assert "last worked on 2026-01-01 09:01:00 UTC" in text
+    sessions = (span(START, START + 60, end_reason="interrupted by Ctrl-C"),)
+    totals = RunTotals(counts=RunCounts(answered=40, failed=1, in_flight=2, possibly_billed=2, at_risk=0.01), total=100)
+    text = read(a_report(status=RunStatus.INTERRUPTED, sessions=sessions, totals=totals)).text
+    assert "last activity 2026-01-01 09:01:00 UTC" in text
     assert "It ended: interrupted by Ctrl-C." in text
-    assert "59 of 100 prompts are left; the same command goes on." in text
-    assert "Possibly billed 2 requests $0.01 at risk" in text
+    assert "59 of 100 prompts remain. Run the same command again to resume." in text
+    assert "Possibly billed 2 attempts $0.01 at risk" in text
 
 
 def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
-    sessions = (RunSession(started=START, ended=START + 60, goes_on=True),)
+    sessions = (span(START, START + 60, is_running=True),)
     text = read(
-        a_report(standing=RunStatus.RUNNING, sessions=sessions, figures=Figures(unsettled=7, at_risk=0.02))
+        a_report(
+            status=RunStatus.RUNNING, sessions=sessions, totals=RunTotals(counts=RunCounts(in_flight=7, at_risk=0.02))
+        )
     ).text
-    assert "running still when this was made" in text
+    assert "still running when this report was created" in text
     assert "In flight 7 $0.02 reserved or at risk" in text
     assert "Possibly billed" not in text.partition("Failed prompts")[0]
-    assert "goes on" in text
 
 
 def test_nothing_that_comes_from_the_run_becomes_html() -> None:
-    hostile = a_report(name=HOSTILE, subtitle=HOSTILE, identity=((HOSTILE, HOSTILE),))
+    hostile = a_report(name=HOSTILE, subtitle=HOSTILE, parameters=((HOSTILE, HOSTILE),))
     harmless = a_report(
-        failures=tuple(evolve(failure, custom_id="id", message="text") for failure in a_report().failures),
-        bad_lines=(BadLine(77, "x"), BadLine(901, "y")),
-        identity=(("a", "b"),),
+        failures=tuple(failure(record.index, "id", "Error", "text") for record in a_report().failures),
+        bad_lines=(bad_line(77, "x"), bad_line(901, "y")),
+        parameters=(("a", "b"),),
     )
     first, second = read(hostile), read(harmless)
     assert [tag for tag, _ in first.tags] == [tag for tag, _ in second.tags]
@@ -138,17 +139,17 @@ def test_every_figure_of_a_plot_is_in_a_table_without_scripts() -> None:
     assert "2.83 s to 4 s 342 68 %" in text
 
 
-def test_the_licence_of_the_plots_goes_with_every_copy() -> None:
-    page = render(a_report(), zone=UTC)
-    licence = (VENDOR / "uPlot.LICENSE").read_text("utf-8").strip()
-    assert licence.startswith("The MIT License (MIT)\n\nCopyright (c)")
-    assert licence in page
+def test_the_license_of_the_plots_goes_with_every_copy() -> None:
+    page = render_page(a_report(), zone=UTC)
+    text = (VENDOR / "uPlot.LICENSE").read_text("utf-8").strip()
+    assert text.startswith("The MIT License (MIT)\n\nCopyright (c)")
+    assert text in page
 
 
 def test_headings_tables_and_plots_have_names_for_those_who_do_not_see() -> None:
     tags = read(a_report()).tags
-    assert [tag for tag, _ in tags if tag in {"h1", "h2", "h3"}] == ["h1", *["h2"] * 11]
-    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 10
+    assert [tag for tag, _ in tags if tag in {"h1", "h2", "h3"}] == ["h1", *["h2"] * 12]
+    assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 11
     assert all(attrs.get("aria-label") for _, attrs in tags if attrs.get("role") in {"img", "region"})
     assert all(attrs.get("scope") in {"col", "row"} for tag, attrs in tags if tag == "th")
     assert tags[1][1]["lang"] if tags[1][0] == "html" else tags[0][1]["lang"] == "en"
@@ -156,7 +157,7 @@ def test_headings_tables_and_plots_have_names_for_those_who_do_not_see() -> None
 
 @pytest.mark.parametrize("standing", RunStatus)
 def test_a_run_in_which_nothing_has_happened_yet_has_a_page(standing: RunStatus) -> None:
-    report = Report(name="empty.jsonl", made_at=START, standing=standing, figures=Figures())
+    report = Report(name="empty.jsonl", created_at=START, status=standing, totals=RunTotals())
     text = read(report).text
     assert "Answered 0 prompts" in text
     assert "Goodput" not in text
@@ -165,11 +166,11 @@ def test_a_run_in_which_nothing_has_happened_yet_has_a_page(standing: RunStatus)
 
 def test_lone_surrogates_and_control_characters_do_not_stop_the_page() -> None:
     report = a_report(name="a\ud800b\x00c", latency=Latency())
-    assert "a?b\x00c" in render(report, zone=UTC).encode().decode()
+    assert "a?b\x00c" in render_page(report, zone=UTC).encode().decode()
 
 
 def test_the_page_stays_small() -> None:
-    assert len(render(a_report(), zone=UTC)) < 200_000
+    assert len(render_page(a_report(), zone=UTC)) < 200_000
 
 
 def test_the_page_of_the_longest_run_stays_below_400_kilobytes() -> None:
@@ -192,6 +193,8 @@ def test_the_page_of_the_longest_run_stays_below_400_kilobytes() -> None:
         )
         for at in range(190)
     )
-    failure = evolve(a_report().failures[0], message="€" * 300, custom_id="i" * 64)
-    page = render(a_report(slices=parts, failures=(failure,) * 50, bad_lines=(BadLine(1, "€" * 300),) * 50), zone=UTC)
+    long = failure(12, "i" * 64, "BadRequestError", "€" * 300)
+    page = render_page(
+        a_report(slices=parts, failures=(long,) * 50, bad_lines=(bad_line(1, "€" * 300),) * 50), zone=UTC
+    )
     assert len(page.encode()) < 400_000

@@ -116,16 +116,17 @@ class Total:
         unit: ``usd``, or ``count`` for a whole number.
         state: The only state in which a record adds to it; None for any. A column of ``outcomes`` alone adds nothing
             while a record is in flight, whatever this says.
+        label: The name in words.
     """
 
     name: str
     of: Callable[["JournalRecord"], float]
     unit: Literal["count", "usd"] = "count"
     state: RecordState | None = None
+    label: str = field()
 
-    @property
-    def label(self) -> str:
-        """The name in words, such as ``rate limited``."""
+    @label.default
+    def _name_in_words(self) -> str:
         return self.name.replace("_", " ")
 
 
@@ -173,10 +174,10 @@ def column(
     return {"name": name, "tables": tables, "sql": sql, "missing": missing, "bind": bind, "totals": totals}
 
 
-def summed(name: str, unit: Literal["count", "usd"] = "count") -> Total:
+def summed(name: str, unit: Literal["count", "usd"] = "count", *, label: str | None = None) -> Total:
     """The sum of the known values of the field `name`."""
     value = attrgetter(name)
-    return Total(name, lambda record: value(record) or 0, unit)
+    return Total(name, lambda record: value(record) or 0, unit, label=label or name.replace("_", " "))
 
 
 def _attempts_at_risk(record: "JournalRecord", *, unknown: bool) -> int:
@@ -270,7 +271,8 @@ class JournalRecord:
     completed_at: float | None = field(default=None, metadata=column(OUTCOMES, "REAL NOT NULL"))
     attempts: int = field(default=0, metadata=column(OUTCOMES, "INTEGER NOT NULL", missing="0"))
     rate_limited: int = field(
-        default=0, metadata=column(OUTCOMES, "INTEGER NOT NULL", summed("rate_limited"), missing="0")
+        default=0,
+        metadata=column(OUTCOMES, "INTEGER NOT NULL", summed("rate_limited", label="rate-limited"), missing="0"),
     )
     cost: float | None = field(
         default=None,

@@ -2,7 +2,7 @@
 (() => {
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
-  const colour = name => getComputedStyle(root).getPropertyValue("--" + name).trim();
+  const color = name => getComputedStyle(root).getPropertyValue("--" + name).trim();
   const pixels = value => Math.round(value * devicePixelRatio);
   const FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Noto Sans, sans-serif";
 
@@ -32,7 +32,7 @@
   const steps = uPlot.paths.stepped({align: 1});
 
   const curve = (given, chart) => {
-    const ink = () => colour(given.colour);
+    const ink = () => color(given.color);
     const filled = given.style === "steps";
     return {
       label: given.label,
@@ -50,36 +50,36 @@
   const vertical = (chart, side, label, unit) => ({
     scale: side,
     side: side === "left" ? 3 : 1,
-    stroke: () => colour("soft"),
+    stroke: () => color("soft"),
     font: "12px " + FONT,
     size: (plot, values) => Math.max(34, 14 + 7 * Math.max(0, ...(values || []).map(text => text ? text.length : 0))),
     gap: 6,
     space: 38,
     ...(unit === "whole" ? {incrs: WHOLE} : {}),
-    grid: {show: side === "left", stroke: () => colour("line"), width: 1},
+    grid: {show: side === "left", stroke: () => color("line"), width: 1},
     ticks: {show: false},
     values: (plot, splits) => splits.map(value => value == null ? "" : units[unit](value)),
   });
 
   const horizontal = chart => ({
-    stroke: () => colour("soft"),
+    stroke: () => color("soft"),
     font: "12px " + FONT,
     size: 30,
     gap: 6,
     space: chart.x_kind === "bins" ? 58 : 64,
     incrs: chart.x_kind === "bins" ? [1, 2, 4, 5, 8, 10, 20] : STEPS,
     grid: {show: false},
-    ticks: {stroke: () => colour("line"), width: 1, size: 5},
+    ticks: {stroke: () => color("line"), width: 1, size: 5},
     values: (plot, splits, axis, space, step) =>
       splits.map(value => chart.x_kind === "bins" ? chart.ticks[value] ?? "" : elapsed(value, step)),
   });
 
-  // What each vertical axis counts, set in one line above the plot; and the marks across it.
+  // What each vertical axis counts, set in one line above the plot; and the markers across it.
   const writing = chart => plot => {
     const {ctx, bbox: {left, top, width, height}} = plot;
     ctx.save();
     ctx.font = `${pixels(12)}px ${FONT}`;
-    ctx.fillStyle = colour("soft");
+    ctx.fillStyle = color("soft");
     ctx.textBaseline = "bottom";
     ctx.textAlign = "left";
     ctx.fillText(chart.left, pixels(2), top - pixels(8));
@@ -89,17 +89,17 @@
     }
     const taken = [];
     ctx.textBaseline = "top";
-    for (const mark of chart.marks) {
-      const x = Math.floor(plot.valToPos(mark.x, "x", true)) + .5;
+    for (const marker of chart.markers) {
+      const x = Math.floor(plot.valToPos(marker.x, "x", true)) + .5;
       if (x < left - 1 || x > left + width + 1) continue;
-      ctx.strokeStyle = colour("grey");
+      ctx.strokeStyle = color("grey");
       ctx.lineWidth = pixels(1);
       ctx.setLineDash([pixels(3), pixels(3)]);
       ctx.beginPath();
       ctx.moveTo(x, top);
       ctx.lineTo(x, top + height);
       ctx.stroke();
-      const wide = ctx.measureText(mark.label).width;
+      const wide = ctx.measureText(marker.label).width;
       const flip = x + wide + pixels(8) > left + width;
       const from = flip ? x - wide - pixels(5) : x + pixels(5);
       let row = 0;
@@ -107,18 +107,18 @@
       if (row > 5) continue;
       taken.push({row, from, to: from + wide});
       const y = top + pixels(3) + row * pixels(17);
-      ctx.fillStyle = colour("page");
+      ctx.fillStyle = color("page");
       ctx.globalAlpha = .8;
       ctx.fillRect(from - pixels(2), y - pixels(1), wide + pixels(4), pixels(15));
       ctx.globalAlpha = 1;
-      ctx.fillStyle = colour("ink");
+      ctx.fillStyle = color("ink");
       ctx.textAlign = "left";
-      ctx.fillText(mark.label, from, y);
+      ctx.fillText(marker.label, from, y);
     }
     ctx.restore();
   };
 
-  const upTo = chart => (plot, low, high) => [0, high > 0 ? high * (chart.marks.length ? 1.18 : 1.08) : 1];
+  const upTo = chart => (plot, low, high) => [0, high > 0 ? high * (chart.markers.length ? 1.18 : 1.08) : 1];
 
   const draw = chart => {
     const place = document.getElementById("plot-" + chart.key);
@@ -149,7 +149,7 @@
         points: {size: 7},
         drag: {x: true, y: false},
       },
-      legend: {live: true, markers: {width: 0, fill: (plot, at) => colour(chart.curves[at - 1].colour)}},
+      legend: {live: true, markers: {width: 0, fill: (plot, at) => color(chart.curves[at - 1].color)}},
       hooks: {
         draw: [writing(chart)],
         setLegend: [plot => place.classList.toggle("idle", plot.legend.idx == null)],

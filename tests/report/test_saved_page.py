@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from onellm_async.errors import BatchError
-from onellm_async.report.saving import GENERATOR, report_path, save_report
+from onellm_async.report.page import GENERATOR, report_path, save_report
 
 PAGE = f'<!DOCTYPE html><meta name="generator" content="{GENERATOR}">é'
 
@@ -25,13 +25,13 @@ def test_a_report_appears_whole_and_replaces_an_earlier_one(tmp_path: Path) -> N
 def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     answers.write_text("paid for")
-    with pytest.raises(BatchError, match=r"answers.jsonl is there and is no report. Name another file with -o."):
+    with pytest.raises(BatchError, match=r"answers.jsonl exists and is not a report. Name another file with -o."):
         save_report(PAGE, answers)
-    with pytest.raises(BatchError, match="is there and is no report"):
+    with pytest.raises(BatchError, match="exists and is not a report"):
         save_report(PAGE, tmp_path)
     link = tmp_path / "link.html"
     link.symlink_to(answers)
-    with pytest.raises(BatchError, match="is there and is no report"):
+    with pytest.raises(BatchError, match="exists and is not a report"):
         save_report(PAGE, link)
     assert answers.read_text() == "paid for"
 
