@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from onellm_async.limits.snapshot import Snapshot
     from onellm_async.retry import RetryPolicy
     from onellm_async.settings import ApiKey, Timeout
+    from onellm_async.sync import OneLLM
     from onellm_async.wire import Dialect
 
 from onellm_async.version import __version__
@@ -92,6 +93,7 @@ __all__ = [
     "MethodNotAllowedError",
     "Model",
     "NotFoundError",
+    "OneLLM",
     "OneLLMError",
     "PermissionDeniedError",
     "Prompt",
@@ -155,6 +157,7 @@ _ROOMS = {
     "limits.bottleneck_analysis": ("BottleneckAnalysis", "analyze_bottlenecks"),
     "retry": ("RetryPolicy",),
     "settings": ("ApiKey", "Timeout"),
+    "sync": ("OneLLM",),
     "wire": ("Dialect",),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}

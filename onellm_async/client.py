@@ -8,7 +8,7 @@ from os import PathLike
 from random import Random
 from ssl import SSLContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypedDict, Unpack, overload
 
 import aiohttp
 
@@ -54,6 +54,27 @@ if TYPE_CHECKING:
     from onellm_async.batch.progress import RunProgress
     from onellm_async.batch.run_report import RunReport
     from onellm_async.limits.quota import Quota
+
+
+class ClientOptions(TypedDict, total=False):
+    """The optional arguments of `AsyncOneLLM` that fit any event loop, for clients that are made of one."""
+
+    base_url: str | None
+    limits: Limits | None
+    rate_state: RateState | None
+    retry: RetryPolicy | None
+    timeout: float | Timeout | None
+    dialect: Dialect | str
+    endpoints: Mapping[str, str] | None
+    proxy: str | None
+    ssl: SSLContext | None
+    trust_env: bool
+    headers: Mapping[str, str] | None
+    hooks: Iterable[Hook]
+    allow_insecure: bool
+    transport: Transport | None
+    random: Random | None
+    quota: "str | Quota | None"
 
 
 class AsyncOneLLM:

@@ -28,7 +28,8 @@ from onellm_async.cli import main
 from onellm_async.cli.app import app
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
-from onellm_async.server import LocalServer, ServerSettings
+from onellm_async.server import ServerSettings
+from onellm_async.testing import ThreadedServer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -46,13 +47,11 @@ def named(path: Path) -> str:
 
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
-    """An event loop that stays for all snippets of a document, with a local OneLLM running in it."""
-    with asyncio.Runner() as runner:
-        server = runner.run(LocalServer(ServerSettings(**FAST)).__aenter__())
+    """An event loop that stays for all snippets of a document, and beside it a local OneLLM, which none can block."""
+    with ThreadedServer(ServerSettings(**FAST)) as server, asyncio.Runner() as runner:
         monkeypatch.setenv("ONELLM_API_KEY", "local")
         monkeypatch.setenv("ONELLM_BASE_URL", server.url)
         yield runner
-        runner.run(server.__aexit__(None, None, None))
 
 
 async def run_as_program(source: str) -> str:

@@ -15,7 +15,7 @@ ConfigurationError Conversation DeadlineExceededError Dialect Event FailureKind 
 InsufficientBalanceError
 InternalServerError InvalidRequestError Lane Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError Rate RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot
-Attempt AttemptHooks RequestGroup BottleneckAnalysis Timeout UnprocessableEntityError Usage
+OneLLM Attempt AttemptHooks RequestGroup BottleneckAnalysis Timeout UnprocessableEntityError Usage
 RequestCancelledError __version__
 analyze_bottlenecks
 """.split()  # noqa: SIM905
