@@ -96,16 +96,38 @@ class Message:
 
     @classmethod
     def of(cls, value: "Message | Mapping[str, str]") -> "Message":
-        """`value` itself, or the message that a mapping with ``role`` and ``content`` describes."""
+        """`value` itself, or the message that a mapping with ``role`` and ``content`` describes.
+
+        The content may be a list of text parts; the role ``developer`` is ``system``; what is None is not there.
+        """
         if isinstance(value, Message):
             return value
         if not isinstance(value, Mapping):
             raise _check.error("A message", value, "it must be a Message or a mapping with role and content")
-        unknown = sorted(str(key) for key in value.keys() - {"role", "content"})
+        unknown = sorted(str(key) for key in value if key not in {"role", "content"} and value[key] is not None)
         if unknown:
-            advice = _TOOL_HISTORY if any(name.startswith("tool") for name in unknown) else ""
+            advice = _advice_on_keys(unknown)
             raise _check.error("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}", advice=advice)
-        return cls(value.get("role", ""), value.get("content", None))  # type: ignore[arg-type]  # refused if not a text
+        role, content = value.get("role", ""), value.get("content", None)
+        if isinstance(content, list | tuple):
+            content = "".join(map(_text_of_part, content))
+        # OpenAI's newer name of the role, by which its files and its own client have it.
+        return cls("system" if role == "developer" else role, content)  # type: ignore[arg-type]  # refused if not a text
+
+
+def _advice_on_keys(unknown: Sequence[str]) -> str:
+    if any(name.startswith("tool") for name in unknown):
+        return _TOOL_HISTORY
+    if {"from", "value"} <= set(unknown):
+        return "Rename from to role (human: user, gpt: assistant) and value to content."
+    return ""
+
+
+def _text_of_part(part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
+        return text
+    kind = part.get("type") if isinstance(part, Mapping) else part
+    raise InvalidRequestError(f"A message holds a part of type {truncated_repr(kind)}; OneLLM takes text only.")
 
 
 Messages: TypeAlias = Sequence[Message | Mapping[str, str]]

@@ -140,7 +140,7 @@ async def survey(source: InputFile, *, strict: bool) -> InputScan | None:
         BatchError: If it cannot be read, or with `strict` holds a bad line.
     """
     # A daemon thread: a second Ctrl-C need not wait until a large file is read.
-    surveyed = await in_daemon_thread(lambda: source.survey(strict=strict))
+    surveyed = await in_daemon_thread(lambda: source.scan(strict=strict))
     if surveyed is not None and surveyed.first_error is not None:
         raise BatchError(str(surveyed.first_error), advice="Nothing was sent (--strict).")
     return surveyed

@@ -77,7 +77,7 @@ async def test_a_template_sees_every_column_that_has_a_text(tmp_path):
 async def test_digests_are_those_of_the_values_and_the_survey_knows_the_file(tmp_path):
     path = written(tmp_path, {"prompt": ["a", "b", None]})
     async with open_source(str(path)) as source:
-        counted, checked = source.survey(), source.survey(strict=True)
+        counted, checked = source.scan(), source.scan(strict=True)
         first, second, _ = [entry.digest async for entry in source]
 
     assert first != second
@@ -123,7 +123,7 @@ async def test_a_truncated_file_is_a_batch_error(tmp_path, kept):
         await items(path)
     async with open_source(str(path)) as source:
         with pytest.raises(BatchError, match=r"in\.parquet cannot be read as Parquet: \S"):
-            source.survey()
+            source.scan()
 
 
 async def test_a_page_that_is_broken_inside_is_a_batch_error(tmp_path):

@@ -136,7 +136,7 @@ def test_without_pyarrow_the_message_names_the_extra(tmp_path):
         "    except Exception as error:\n"
         "        print(type(error).__name__, error)\n"
         "told(lambda: open_sink('a.parquet', output_format_named('parquet')))\n"
-        "told(lambda: open_source('in.parquet').survey())\n"
+        "told(lambda: open_source('in.parquet').scan())\n"
     )
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
     environment = {"PYTHONPATH": str(Path(module.__file__).parents[3])}

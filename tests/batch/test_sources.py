@@ -115,7 +115,7 @@ async def test_a_survey_counts_the_lines_and_leaves_the_input_as_it_was(tmp_path
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\ntwo\nthree")
     source = open_source(str(path))
-    survey = source.survey()
+    survey = source.scan()
 
     assert (survey.lines, survey.first_error) == (3, None)
     assert texts(await entries(source)) == ["one", "two", "three"]
@@ -125,7 +125,7 @@ async def test_a_strict_survey_finds_the_first_bad_line_and_remembers_no_custom_
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "one", "custom_id": "a"}\n{"prompt": 2}\n{"prompt": 3}\n')
     source = open_source(str(path))
-    survey = source.survey(strict=True)
+    survey = source.scan(strict=True)
 
     assert survey.lines == 3
     assert survey.first_error == LineError(str(path), 2, "prompt is a number, not a string.")
@@ -142,7 +142,7 @@ async def test_standard_input_is_read_where_it_stands_and_left_open(tmp_path):
         os.dup2(descriptor, 0)
         source = open_source("-")
         assert source.name == "<stdin>"
-        assert source.survey().lines == 1
+        assert source.scan().lines == 1
         assert texts(await entries(source)) == ["read"]
         os.fstat(0)
     finally:
@@ -154,7 +154,7 @@ async def test_standard_input_is_read_where_it_stands_and_left_open(tmp_path):
 async def test_a_prompt_from_a_pipe_is_there_before_the_next_is_written():
     reading, writing = os.pipe()
     async with InputFile("<pipe>", reading) as source:
-        assert source.survey() is None
+        assert source.scan() is None
         items = aiter(source)
         os.write(writing, b"one\n")
         assert texts([(await anext(items)).item()]) == ["one"]
@@ -213,14 +213,14 @@ async def test_an_input_in_which_nothing_stands_has_no_entries(tmp_path, content
     path.write_bytes(content)
     source = open_source(str(path))
 
-    assert source.survey(strict=True).lines == 0
+    assert source.scan(strict=True).lines == 0
     assert await entries(source) == []
 
 
 async def test_odd_bytes_are_bad_lines_or_part_of_a_prompt_and_never_the_end(tmp_path):
     path = tmp_path / "odd.jsonl"
     path.write_bytes(
-        b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "caf\xe9"}\n{"prompt": "a\0b"}\n"four\\u0000"\n'
+        b'\xef\xbb\xbf{"prompt": "one"}\r\n{"prompt": "caf\xe9"}\n{"prompt": "a\x01b"}\n"four\\u0000"\n'
         b'{"prompt": "five", "custom_id": "x"}\n{"prompt": "six", "custom_id": "x"}\n\x0c\n"eight\xe2\x80\xa8."\n'
     )
     found = await entries(open_source(str(path)))
@@ -242,7 +242,7 @@ async def test_a_line_of_more_than_16_mib_is_reported_and_the_others_come(tmp_pa
             file.write(b"x" * 2**20)
         file.write(b"\nthree\n")
     source = open_source(str(path))
-    survey = source.survey(strict=True)
+    survey = source.scan(strict=True)
     first, second, third = await entries(source)
 
     assert survey.first_error == second == LineError(str(path), 2, "The line is longer than 16 MiB.")
@@ -290,7 +290,7 @@ async def test_a_survey_tells_the_digest_of_all_bytes(tmp_path):
     for text in ("one\n", "one\n", "one \n"):
         path.write_text(text)
         async with open_source(str(path)) as source:
-            digests.append(source.survey().digest)
+            digests.append(source.scan().digest)
 
     assert digests[0] == digests[1] != digests[2]
     assert len(digests[0]) == 32

@@ -8,6 +8,7 @@ import pytest
 import onellm_async
 from onellm_async import BatchError
 from onellm_async.batch import EntryParser, PromptTemplate, input_format_named, open_source
+from onellm_async.batch.inputs.entry_parser import ParserOptions
 from onellm_async.batch.inputs.template import TemplateError
 
 JSONL, OPENAI_BATCH, TEXT = map(input_format_named, ("jsonl", "openai-batch", "text"))
@@ -15,7 +16,9 @@ JSONL, OPENAI_BATCH, TEXT = map(input_format_named, ("jsonl", "openai-batch", "t
 
 def read(value, template, shape=JSONL):
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return EntryParser("in.jsonl", shape.parse, template=PromptTemplate(template)).read(raw, line=7, index=3)
+    return EntryParser("in.jsonl", shape.parse, ParserOptions(template=PromptTemplate(template))).read(
+        raw, line=7, index=3
+    )
 
 
 def text(item):
@@ -123,7 +126,7 @@ def test_a_template_excludes_a_field_and_an_openai_batch(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"custom_id": "a", "body": {"messages": "Hi"}}\n')
     with pytest.raises(BatchError, match="is an OpenAI batch, whose requests are whole: it takes no template"):
-        open_source(str(path), template=template).survey()
+        open_source(str(path), template=template).scan()
 
 
 def test_importing_batch_loads_neither_jinja2_nor_pyarrow_nor_csv_and_without_jinja2_the_message_names_the_extra():

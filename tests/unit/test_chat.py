@@ -283,7 +283,6 @@ def test_streaming_as_an_option_is_refused_with_the_reason(value: object) -> Non
         ({"role": "tool", "content": "18", "tool_call_id": "c1"}, 'goes into extra={"messages": […]}'),
         ({"role": "assistant", "content": None, "tool_calls": []}, 'goes into extra={"messages": […]}'),
         ({"role": "tool", "content": "18"}, 'goes into extra={"messages": […]}'),
-        ({"role": "developer", "content": "x"}, "Did you mean system?"),
         ({"role": "model", "content": "x"}, "Did you mean assistant?"),
     ],
 )

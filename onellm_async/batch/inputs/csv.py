@@ -195,7 +195,7 @@ def split_csv(source: ByteSource, delimiter: str | None) -> Iterator[list[Entry]
     Raises:
         BatchError: If the header cannot be used.
     """
-    entries = CsvEntries(source.name, delimiter, source.parser)
+    entries = CsvEntries(source.name, delimiter, source.parser, source.first_index)
     for piece in source.pieces():
         yield entries.feed(piece)
     yield entries.finish()
@@ -208,15 +208,22 @@ class CsvEntries:
         source: Name of the input.
         delimiter: What separates columns; None to tell from the first row.
         reader_for: Makes their reader, given the names of the columns.
+        first_index: Index of the first entry.
     """
 
-    def __init__(self, source: str, delimiter: str | None, reader_for: Callable[[Sequence[str]], EntryReader]) -> None:
+    def __init__(
+        self,
+        source: str,
+        delimiter: str | None,
+        reader_for: Callable[[Sequence[str]], EntryReader],
+        first_index: int = 0,
+    ) -> None:
         self._source = source
         self._reader_for = reader_for
         self._splitter = CsvSplitter(delimiter)
         self._reader: EntryReader | None = None
         self._columns: list[str] = []
-        self._count = 0
+        self._count = first_index
 
     def feed(self, piece: bytes) -> list[Entry]:
         """The entries that `piece` completes.
@@ -263,6 +270,8 @@ class CsvEntries:
             return self._bad(index, line, raw, f"It has {len(row)} fields; the header names {len(self._columns)}.")
         if b"\\udc" in raw and (bad := _undecoded(row)) is not None:
             return self._bad(index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}.")
+        if b"\\u0000" in raw and (column := _with_nul(self._columns, row)) is not None:
+            return self._bad(index, line, raw, f"Column {truncated_repr(column)} holds a NUL, which no text does.")
         if self._reader is None:  # the header comes first
             raise AssertionError
         return Entry(index, line, raw, self._reader)
@@ -277,3 +286,8 @@ def _undecoded(texts: Sequence[str]) -> int | None:
         if any("\udc80" <= character <= "\udcff" for character in text):
             return number
     return None
+
+
+def _with_nul(columns: Sequence[str], row: Sequence[str]) -> str | None:
+    """Which column holds a NUL."""
+    return next((name for name, text in zip(columns, row, strict=False) if "\0" in text), None)

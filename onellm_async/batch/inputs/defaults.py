@@ -2,51 +2,35 @@
 
 from collections.abc import Mapping
 
-import attrs
 from attrs import frozen
 
-from onellm_async.chat import JSON, OPENAI_NAMES, ChatRequest, Prompt
-from onellm_async.errors import InvalidRequestError
-from onellm_async.validation import truncated_repr
+from onellm_async.batch.inputs.request_fields import RECORD_FIELDS, request_fields
+from onellm_async.chat import JSON, ChatRequest, Prompt
 from onellm_async.wire import request_from_body
-
-__all__ = ["DEFAULT_MODEL", "RequestDefaults"]
 
 DEFAULT_MODEL = "GPT-5-Nano"
 """The model asked if none is named: the cheapest of OpenAI's in the catalogue."""
 
-
-def _message(value: JSON) -> JSON:
-    """OpenAI's two other ways of writing a message: text in parts, and the role that ``system`` is called lately."""
-    if not isinstance(value, dict):
-        return value
-    role, parts = value.get("role"), value.get("content")
-    if role == "developer":
-        value = value | {"role": "system"}
-    if isinstance(parts, list):
-        value = value | {"content": "".join(map(_text_of, parts))}
-    return value
-
-
-def _text_of(part: JSON) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(text := part.get("text"), str):
-        return text
-    kind = part.get("type") if isinstance(part, dict) else part
-    raise InvalidRequestError(f"A message holds a part of type {truncated_repr(kind)}; OneLLM takes text only.")
+_IN_EXTRA = ("safety_settings", "generation_config")
+"""Fields of the API that a `ChatRequest` has no name for."""
+_BODY_ONLY = frozenset({"extra", *_IN_EXTRA})
+"""Fields that a body of an OpenAI batch sends as they are."""
+_FLAGS = ("model", "system", "max_tokens", "temperature")
 
 
 @frozen
 class RequestDefaults:
     """What is asked of every prompt of a run.
 
-    What is set here wins over an OpenAI-batch line's own value; what is None is left to the line.
+    A value that is set here goes before that of a line; one that is None is left to the line.
 
     Attributes:
-        model: The model; where neither this nor the line names one, `DEFAULT_MODEL` is asked.
+        model: The model; where neither this nor the line names one, `fallback_model` is asked.
         fallback_model: Asked where neither ``model`` nor the line names one.
         system: An instruction beside each prompt.
-        max_tokens: Most tokens to generate per prompt.
+        max_tokens: Maximum number of tokens to generate per prompt.
         temperature: 0 to 2.
+        least_max_tokens: Whether of two limits, here and in the line, the smaller one counts, as under a cost cap.
 
     Raises:
         InvalidRequestError: If a value is out of range, once and for all prompts.
@@ -57,26 +41,32 @@ class RequestDefaults:
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    least_max_tokens: bool = False
 
     def __attrs_post_init__(self) -> None:
         self.request("A probe: the values are refused here, not on every line.")
 
-    def request(self, prompt: Prompt, *, system: str | None = None) -> ChatRequest:
+    def request(self, prompt: Prompt, fields: Mapping[str, JSON] | None = None) -> ChatRequest:
         """`prompt` as a complete request.
 
         Args:
             prompt: A text or messages; a `ChatRequest` is returned as it is.
-            system: The line's own instruction, for where none is set here.
+            fields: What the line sets, as `request_fields` gives it.
 
         Raises:
-            InvalidRequestError: If the prompt is unusable.
+            InvalidRequestError: If the prompt or a field is unusable.
         """
         if isinstance(prompt, ChatRequest):
             return prompt
+        if fields:
+            merged = self._merged(fields)
+            if extra := {name: merged.pop(name) for name in _IN_EXTRA if name in merged}:
+                merged["extra"] = extra | dict(merged.get("extra") or {})
+            return ChatRequest(merged.pop("model"), prompt, **merged)
         return ChatRequest(
             self.model if self.model is not None else self.fallback_model,
             prompt,
-            system=self.system if self.system is not None else system,
+            system=self.system,
             max_tokens=self.max_tokens,
             temperature=self.temperature,
         )
@@ -87,13 +77,26 @@ class RequestDefaults:
         Raises:
             InvalidRequestError: If a field is missing or refused.
         """
-        renamed = {OPENAI_NAMES.get(name, name): value for name, value in body.items() if value is not None}
-        if isinstance(messages := renamed.get("messages"), list):
-            renamed["messages"] = [_message(message) for message in messages]
-        stop = renamed.get("stop_sequences")
-        if isinstance(stop, str):
-            renamed["stop_sequences"] = [stop]
-        mine = attrs.asdict(self)
-        del mine["fallback_model"]
-        renamed.setdefault("model", self.fallback_model)
-        return request_from_body(renamed | {name: value for name, value in mine.items() if value is not None})
+        own = request_fields(body, RECORD_FIELDS, but=_BODY_ONLY)
+        others = {
+            name: value
+            for name, value in body.items()
+            if value is not None and (name not in RECORD_FIELDS or name in _BODY_ONLY)
+        }
+        return request_from_body(others | self._merged(own))
+
+    def replaced(self, fields: Mapping[str, JSON]) -> list[str]:
+        """The fields of a line whose values are replaced by those that are set here."""
+        return [name for name in _FLAGS if name in fields and self._merged(fields)[name] != fields[name]]
+
+    def _merged(self, fields: Mapping[str, JSON]) -> dict[str, JSON]:
+        merged = {"model": self.fallback_model, **fields}
+        for name in _FLAGS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            own = fields.get(name)
+            if name == "max_tokens" and self.least_max_tokens and isinstance(own, int) and own < value:
+                continue
+            merged[name] = value
+        return merged

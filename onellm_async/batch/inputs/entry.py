@@ -25,12 +25,14 @@ class ParsedEntry:
         line: Its line number, or in Parquet its row number, from 1.
         request: What to send.
         custom_id: The caller's own name of it, None where the line has none.
+        kept: The fields that go beside the answer, as a JSON object; None where none do.
     """
 
     index: int
     line: int
     request: ChatRequest
     custom_id: str | None = None
+    kept: bytes | None = None
 
     @cached_property
     def request_digest(self) -> bytes:
@@ -73,6 +75,10 @@ class ByteSource(Protocol):
     @property
     def name(self) -> str:
         """Its name, as shown to the user."""
+
+    @property
+    def first_index(self) -> int:
+        """Index of its first entry; above 0 where files before it belong to the same input."""
 
     @property
     def field(self) -> str | None:

@@ -3,14 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
+from attrs import field, frozen
+
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import LineError, ParsedEntry
+from onellm_async.batch.inputs.notes import InputNotes
+from onellm_async.batch.inputs.request_fields import DOCUMENTED, RECORD_FIELDS, ROW_FIELDS, request_fields
 from onellm_async.batch.inputs.template import PromptTemplate, TemplateError
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import BatchError, InvalidRequestError
 from onellm_async.validation import truncated_repr
-from onellm_async.wire import parse_json
+from onellm_async.wire import dump_json, parse_json
 
 
 def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None) -> None:
@@ -33,29 +37,74 @@ def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None)
     )
 
 
-ParseFunction: TypeAlias = "Callable[[EntryParser, bytes], tuple[ChatRequest, str | None]]"
-"""Makes the request and the ``custom_id`` of an entry."""
+@frozen
+class Parsed:
+    """What a parse function finds in an entry.
+
+    Attributes:
+        request: What to send.
+        record: The fields of the entry, to keep beside the answer.
+        custom_id: The caller's own name of the entry.
+        id_field: The field that holds it.
+    """
+
+    request: ChatRequest
+    record: Mapping[str, JSON]
+    custom_id: str | None = None
+    id_field: str = "custom_id"
+
+
+ParseFunction: TypeAlias = "Callable[[EntryParser, bytes], Parsed]"
+"""Finds the request in an entry."""
+
+ALL = "all"
+"""Keep all fields of an entry beside its answer."""
+
+_HOPELESS = 20
+"""Entries from the beginning of which all are bad before the input is refused."""
 
 
 class _BadLineError(Exception):
     """Inside this file only: what is wrong with a line."""
 
 
-class EntryParser:
-    """Turns the entries of one input into items.
+@frozen(kw_only=True)
+class ParserOptions:
+    """How entries are read; the same for all files of a run.
 
-    In lines, a ``custom_id`` beside the prompt is carried into the output and every other field is ignored. In tables,
-    ``id`` will do where there is no ``custom_id``, and ``system`` is the row's own instruction.
-
-    Args:
-        source: Name of the input, for messages.
-        parse: Makes a request of an entry, as the format of the input has it.
+    Attributes:
         prompt_field: The field or column that holds the prompt; None for ``prompt`` or ``messages``.
         template: Makes the prompt of all fields instead.
         defaults: What is asked of every prompt.
+        id_field: The field or column that holds the id of an entry; None for ``custom_id``, or ``id``
+            where it is unique.
+        keep: Fields to keep beside the answer: `ALL`, or their names; None for all of a table and none of others.
+    """
+
+    prompt_field: str | None = None
+    template: PromptTemplate | None = None
+    defaults: RequestDefaults = field(factory=RequestDefaults)
+    id_field: str | None = None
+    keep: str | tuple[str, ...] | None = None
+
+
+class EntryParser:
+    """Turns the entries of one input into items.
+
+    Fields of a request beside the prompt (``model``, ``system``, ``max_tokens``, …) are those of its request. The
+    others are kept beside the answer where that is wanted; what is neither is noted once.
+
+    Args:
+        source: Name of the input, for messages.
+        parse: Finds the request in an entry, as the format of the input has it.
+        options: How entries are read.
+        notes: Takes what is to be said once per run.
+        ids: The ids used so far, where several inputs are one run.
+        number: Which of these inputs this is, from 0.
 
     Attributes:
         source: As given.
+        hopeless: The first complaint, once all of the first 20 entries are bad.
 
     Example:
         >>> parser = EntryParser("in.jsonl", EntryParser.parse_record)
@@ -67,21 +116,34 @@ class EntryParser:
         self,
         source: str,
         parse: ParseFunction,
+        options: ParserOptions | None = None,
         *,
-        prompt_field: str | None = None,
-        template: PromptTemplate | None = None,
-        defaults: RequestDefaults | None = None,
+        notes: InputNotes | None = None,
+        ids: "SeenIds | None" = None,
+        number: int = 0,
     ) -> None:
         self.source: str = source
+        self.hopeless: LineError | None = None
+        options = options or ParserOptions()
         self._parse = parse
-        self._field = prompt_field
-        self._template = template
-        self._defaults = defaults or RequestDefaults()
-        self._ids = SeenKeys()
+        self._field = options.prompt_field
+        self._template = options.template
+        self._defaults = options.defaults
+        self._id_field = options.id_field
+        self._keep = options.keep
+        self._notes = notes or InputNotes()
+        self._ids = SeenIds() if ids is None else ids
+        self._number = number
+        self._bad: LineError | None = None
+        self._tried = 0
+        named = {name for name in (self._field, self._id_field) if name is not None}
+        if self._template is not None:
+            named |= self._template.fields
+        self._not_for_request = frozenset(named)
 
     def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of an id that was used in an entry that was not parsed; `line` is 0 where it is not known."""
-        self._ids.add(_key(custom_id), line)
+        self._ids.add(custom_id, self._number, line)
 
     def read(self, raw: bytes, *, line: int, index: int) -> ParsedEntry | LineError:
         """The item in an entry, or what is wrong with it. Never raises.
@@ -94,75 +156,201 @@ class EntryParser:
             index: Its position among the non-blank lines, from 0.
         """
         try:
-            request, custom_id = self._parse(self, raw)
-            if custom_id is not None:
-                first = self._ids.add(_key(custom_id), line)
-                if first is not None and first != line:
-                    raise _BadLineError(_used(custom_id, first))  # noqa: TRY301
+            found = self._parse(self, raw)
+            custom_id = found.custom_id
+            if custom_id is not None and (first := self._ids.add(custom_id, self._number, line)) is not None:
+                self._refuse_repeated(found, first)
+                custom_id = None
+            kept = self._kept(found.record)
         except (_BadLineError, InvalidRequestError, TemplateError) as error:
-            return LineError(self.source, line, str(error))
-        return ParsedEntry(index, line, request, custom_id)
+            complaint = LineError(self.source, line, str(error))
+            self._despair(complaint)
+            return complaint
+        self._tried = -1
+        return ParsedEntry(index, line, found.request, custom_id, kept)
 
-    def parse_text(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+    def _despair(self, complaint: LineError) -> None:
+        if self._tried < 0:  # there was a good one
+            return
+        self._bad = self._bad or complaint
+        self._tried += 1
+        if self._tried >= _HOPELESS:
+            self.hopeless = self._bad
+
+    def _refuse_repeated(self, found: Parsed, first: str) -> None:
+        if found.id_field == "id" and self._id_field is None:  # that it is an id was only a guess
+            self._notes.repeated_id("id")
+            return
+        raise _BadLineError(f"{found.id_field} {truncated_repr(found.custom_id)} was used {first}.")
+
+    def parse_text(self, raw: bytes) -> Parsed:
         """The request in a line of text."""
-        return self._defaults.request(self._filled(_text(raw))), None
+        text = decoded(raw)
+        return Parsed(self._defaults.request(self._filled(text)), {"prompt": text})
 
-    def parse_record(self, raw: bytes) -> tuple[ChatRequest, str | None]:
+    def parse_record(self, raw: bytes) -> Parsed:
         """The request in a line of JSON: an object or a string."""
         value = _json_value(raw)
         if isinstance(value, str):
             _demand(self._field is None, f"It is a JSON string, not an object with {self._field!r}.")
-            return self._defaults.request(self._filled(_not_blank(value))), None
-        return self._defaults.request(self._prompt(value)), _custom_id(value)
-
-    def parse_row(self, raw: bytes) -> tuple[ChatRequest, str | None]:
-        """The request in a row of a table, which is a JSON object by now."""
-        row = _json_value(raw)
-        return self._defaults.request(self._prompt(row), system=_cell(row, "system")), _id_of_row(row)
-
-    def parse_batch_line(self, raw: bytes) -> tuple[ChatRequest, str | None]:
-        """The request in a line of an OpenAI batch."""
-        return self._batch_request(_json_value(raw))
-
-    def _filled(self, text: str) -> str:
-        if self._template is None:
-            return text
-        return _not_blank(self._template.render({"prompt": text}))
-
-    def _prompt(self, value: JSON) -> JSON:
+            return Parsed(self._defaults.request(self._filled(_not_blank(value))), {"prompt": value})
         _demand(isinstance(value, dict), f"It is {_kind(value)}, not an object or a string.")
-        prompt = self._prompt_of(value) if self._template is None else self._template.render(value)
-        return _not_blank(prompt) if isinstance(prompt, str) else prompt
+        prompt = self._prompt_of(value) if self._template is None else _not_blank(self._template.render(value))
+        _refuse_stream(value)
+        return self._parsed(value, prompt, request_fields(value, RECORD_FIELDS, but=self._not_for_request))
 
-    def _prompt_of(self, value: Mapping[str, JSON]) -> JSON:
-        if self._field is not None:
-            _demand(self._field in value, f"It has no field {self._field!r} (fields: {_names(value)}).")
-            prompt = value[self._field]
-            _demand(isinstance(prompt, str | list), f"{self._field!r} is {_kind(prompt)}, not a string or messages.")
-            return prompt
-        if "messages" in value:
-            _demand("prompt" not in value, "It has both prompt and messages; one of them is needed.")
-            _demand(isinstance(value["messages"], list), f"messages is {_kind(value['messages'])}, not an array.")
-            return value["messages"]
-        if "prompt" not in value:
-            raise _BadLineError(
-                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with --field."
+    def parse_row(self, raw: bytes) -> Parsed:
+        """The request in a row of a table, which is a JSON object by now. An empty cell is no value."""
+        row = _json_value(raw)
+        _demand(isinstance(row, dict), f"It is {_kind(row)}, not a row.")
+        if self._template is None:
+            prompt = _messages_in(self._prompt_of(row, str), self._field or "messages")
+        else:
+            prompt = _not_blank(
+                self._template.render({name: None if value == "" else value for name, value in row.items()})
             )
-        _demand(isinstance(value["prompt"], str), f"prompt is {_kind(value['prompt'])}, not a string.")
-        return value["prompt"]
+        fields = request_fields(row, ROW_FIELDS, but=self._not_for_request, from_text=True)
+        return self._parsed(row, prompt, fields, table=True)
 
-    def _batch_request(self, value: JSON) -> tuple[ChatRequest, str | None]:
+    def parse_batch_line(self, raw: bytes) -> Parsed:
+        """The request in a line of an OpenAI batch."""
+        value = _json_value(raw)
         _demand(isinstance(value, dict), f"It is {_kind(value)}, not an object.")
-        custom_id = _custom_id(value)
+        custom_id, id_field = self._id_of(value)
         _demand(custom_id is not None, "It has no custom_id.")
-        method, url, body = value.get("method", "POST"), value.get("url", "/v1/chat/completions"), value.get("body")
+        method, url, body = value.get("method") or "POST", value.get("url") or _CHAT, value.get("body")
         _demand(method == "POST", f"method is {truncated_repr(method)}; only POST can be sent.")
         _demand(
             isinstance(url, str) and url.rstrip("/").endswith("/chat/completions"),
             f"url is {truncated_repr(url)}; only /v1/chat/completions can be sent.",
         )
         _demand(isinstance(body, dict), f"body is {_kind(body)}, not an object.")
-        return self._defaults.merge_into(body), custom_id
+        request = self._defaults.merge_into(body)
+        self._notes.replaced(self._defaults.replaced(request_fields(body, RECORD_FIELDS)))
+        if request.extra:
+            self._notes.passed_on(name for name in request.extra if name not in DOCUMENTED)
+        if self._keep != ALL:
+            self._notes.unused(value, {*_OF_BATCH_LINES, *(self._keep or ())})
+        return Parsed(request, value, custom_id, id_field)
+
+    def _parsed(
+        self, record: Mapping[str, JSON], prompt: JSON, fields: Mapping[str, JSON], *, table: bool = False
+    ) -> Parsed:
+        request = self._defaults.request(prompt, fields)
+        if fields:
+            self._notes.replaced(self._defaults.replaced(fields))
+        custom_id, id_field = self._id_of(record)
+        if self._keep != ALL and not (self._keep is None and table) and "row" not in self._not_for_request:
+            prompts = {"prompt", "messages"} if self._template is None and self._field is None else set()
+            used = {*RECORD_FIELDS, *_IDS, *prompts, *self._not_for_request, *(self._keep or ())}
+            self._notes.unused(record, used)
+        return Parsed(request, record, custom_id, id_field)
+
+    def _filled(self, text: str) -> str:
+        if self._template is None:
+            return text
+        return _not_blank(self._template.render({"prompt": text}))
+
+    def _prompt_of(self, value: Mapping[str, JSON], messages_as: type = list) -> JSON:
+        if self._field is not None:
+            _demand(self._field in value, f"It has no field {self._field!r} (fields: {_names(value)}).")
+            return _prompt(repr(self._field), value[self._field], "a string or messages")
+        prompt, messages = value.get("prompt"), value.get("messages")
+        if messages is not None:
+            _demand(prompt is None, "It has both prompt and messages; one of them is needed.")
+            _demand(isinstance(messages, list | messages_as), f"messages is {_kind(messages)}, not an array.")
+            return messages
+        if prompt is None and "prompt" not in value:
+            raise _BadLineError(
+                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with --field."
+                + _inner_records(value)
+            )
+        return _prompt("prompt", prompt, "a string")
+
+    def _id_of(self, record: Mapping[str, JSON]) -> tuple[str | None, str]:
+        if self._id_field is not None:
+            return _id(record, self._id_field), self._id_field
+        if record.get("custom_id") not in {None, ""}:
+            return _id(record, "custom_id"), "custom_id"
+        value = record.get("id")
+        return (_id(record, "id") if isinstance(value, str | int | float) else None), "id"
+
+    def _kept(self, record: Mapping[str, JSON]) -> bytes | None:
+        if self._keep is None:
+            return None
+        if self._keep == ALL:
+            return dump_json(record)
+        return dump_json({name: record[name] for name in self._keep if name in record})
+
+
+class SeenIds:
+    """The ids of a run, and where they were used first; about 40 bytes each."""
+
+    def __init__(self) -> None:
+        self._keys = SeenKeys()
+        self._names: dict[int, str] = {}
+
+    def name(self, number: int, source: str) -> None:
+        """Says what input `number` is called, where there are several."""
+        self._names[number] = source
+
+    def add(self, custom_id: str, number: int, line: int) -> str | None:
+        """Where `custom_id` was used first, as a phrase; None where it is new, or was used in that very line.
+
+        Args:
+            custom_id: The id.
+            number: Which input it is in, from 0.
+            line: Its line, from 1; 0 where it is not known.
+        """
+        position = number << 32 | line if line else 0
+        first = self._keys.add(custom_id.encode(errors="surrogatepass"), position)
+        if first is None or first == position:
+            return None
+        if not first:
+            return "before, in a line that is done"
+        line = first & 0xFFFFFFFF
+        if first >> 32 != number:
+            return f"in {self._names.get(first >> 32, 'another input')}:{line} already"
+        return f"in line {line} already"
+
+
+_CHAT = "/v1/chat/completions"
+_IDS = ("custom_id", "id")
+_OF_BATCH_LINES = ("custom_id", "method", "url", "body")
+
+
+def _refuse_stream(record: Mapping[str, JSON]) -> None:
+    if record.get("stream") is True:
+        raise _BadLineError("stream is True; OneLLM answers in one piece and cannot stream.")
+
+
+def _prompt(label: str, prompt: JSON, rule: str) -> JSON:
+    if isinstance(prompt, str):
+        return _not_blank(prompt)
+    if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+        raise _BadLineError(f"{label} is {_kind(prompt)}, not {rule}.")
+    return prompt
+
+
+def _messages_in(prompt: JSON, name: str) -> JSON:
+    """The messages that a cell of text holds as JSON, in the column of messages only."""
+    if name != "messages" or not isinstance(prompt, str):
+        return prompt
+    bare = prompt.lstrip()
+    if not bare.startswith("["):
+        return prompt
+    try:
+        return parse_json(bare.encode(errors="surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise _BadLineError(f"messages is no JSON array: {error}.") from None
+
+
+def _inner_records(value: Mapping[str, JSON]) -> str:
+    """What to do with a document around a list of records."""
+    for name, inner in value.items():
+        if isinstance(inner, list) and len(inner) > 1 and isinstance(inner[0], dict | str):
+            return f" If its records are in {name}: jq -c '.{name}[]' FILE | onellm-async run - --format jsonl"
+    return ""
 
 
 def _demand(condition: bool, otherwise: str) -> None:
@@ -176,16 +364,8 @@ def _not_blank(prompt: str) -> str:
     return prompt
 
 
-def _key(custom_id: str) -> bytes:
-    return custom_id.encode(errors="surrogatepass")
-
-
-def _used(custom_id: str, first: int) -> str:
-    where = f"in line {first} already" if first else "before, in a line that is done"
-    return f"custom_id {truncated_repr(custom_id)} was used {where}."
-
-
-def _text(raw: bytes) -> str:
+def decoded(raw: bytes) -> str:
+    """`raw` as text; a bad line where it is not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -193,29 +373,20 @@ def _text(raw: bytes) -> str:
 
 
 def _json_value(raw: bytes) -> JSON:
-    _text(raw)
+    decoded(raw)
     try:
         return parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise _BadLineError(f"Not JSON: {error}.") from None
 
 
-def _custom_id(value: Mapping[str, JSON]) -> str | None:
-    custom_id = value.get("custom_id")
-    if custom_id is not None and not isinstance(custom_id, str):
-        raise _BadLineError(f"custom_id is {_kind(custom_id)}, not a string.")
-    return custom_id
-
-
-def _id_of_row(row: Mapping[str, JSON]) -> str | None:
-    return _cell(row, "custom_id") if "custom_id" in row else _cell(row, "id")
-
-
-def _cell(row: Mapping[str, JSON], name: str) -> str | None:
-    """The text in a column; None where there is no such column or nothing in it."""
-    value = row.get(name)
+def _id(record: Mapping[str, JSON], name: str) -> str | None:
+    """The id in a field; None where there is none."""
+    value = record.get(name)
     if value is None or value == "":
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     raise _BadLineError(f"{name} is {_kind(value)}, not a string.")

@@ -6,8 +6,10 @@ from pathlib import PurePath
 
 from attrs import frozen
 
+from onellm_async.batch.inputs.decoding import inner_name
 from onellm_async.batch.inputs.entry import ByteSource, Entry
 from onellm_async.batch.inputs.entry_parser import EntryParser, ParseFunction
+from onellm_async.batch.inputs.json_document import split_json
 from onellm_async.batch.inputs.lines import split_lines
 from onellm_async.batch.inputs.parquet import MAGIC, parquet_rows, split_parquet
 from onellm_async.errors import BatchError, ConfigurationError
@@ -56,6 +58,14 @@ def _is_object(first_line: bytes) -> bool:
     return bool(_object(first_line))
 
 
+def _is_document(first_line: bytes) -> bool:
+    """Whether a JSON document begins so that is no JSON line: an array, or an object over several lines."""
+    if first_line.startswith(b"["):
+        rest = first_line[1:].lstrip()
+        return not rest or rest[:1] in b'{["]-0123456789'
+    return first_line.startswith(b"{") and first_line.endswith((b"{", b"[", b",")) and not _object(first_line)
+
+
 def _never(first_line: bytes) -> bool:
     return False
 
@@ -76,6 +86,7 @@ _LINES = (".jsonl", ".ndjson", ".json")
 
 FORMATS: tuple[InputFormat, ...] = (
     InputFormat("openai-batch", _LINES, _is_batch_line, split_lines, EntryParser.parse_batch_line, has_requests=True),
+    InputFormat("json", _LINES, _is_document, split_json, EntryParser.parse_record),
     InputFormat("jsonl", _LINES, _is_object, split_lines, EntryParser.parse_record),
     InputFormat("csv", (".csv",), _never, _split_csv, EntryParser.parse_row),
     InputFormat("tsv", (".tsv", ".tab"), _never, _split_tsv, EntryParser.parse_row),
@@ -115,7 +126,7 @@ def formats_of(name: str) -> tuple[InputFormat, ...]:
     Raises:
         BatchError: If the ending of the name is that of no format.
     """
-    suffix = PurePath(name).suffix.lower()
+    suffix = PurePath(inner_name(name)).suffix.lower()
     found = tuple(each for each in FORMATS if suffix in each.suffixes)
     if found or not _SUFFIX.fullmatch(suffix):
         return found
@@ -126,10 +137,21 @@ def formats_of(name: str) -> tuple[InputFormat, ...]:
     )
 
 
-def recognize_format(name: str, first_line: bytes) -> InputFormat:
+def recognize_binary(start: bytes) -> bool:
+    """Whether an input that begins so is in a format that is no text."""
+    return any(each.count is not None and each.recognizes(start) for each in FORMATS)
+
+
+def recognize_format(name: str, first_line: bytes, *, pipe: bool = False) -> InputFormat:
     """The format of an input, from its name and its first line that is not blank.
 
-    The name decides where it can; among several formats with one ending the first line does.
+    The name decides where it can; among several formats with one ending the first line does. Where there is no ending,
+    text that looks like another format is refused: line by line it would be paid for and worth nothing.
+
+    Args:
+        name: The input's name.
+        first_line: Its first line that is not blank.
+        pipe: Whether it is a pipe, in messages.
 
     Raises:
         BatchError: If neither tells the format.
@@ -137,10 +159,36 @@ def recognize_format(name: str, first_line: bytes) -> InputFormat:
     try:
         candidates = formats_of(name)
     except BatchError:
-        if (found := next((each for each in FORMATS if each.recognizes(first_line)), None)) is not None:
+        found = next((each for each in FORMATS if each.recognizes(first_line)), None)
+        if found is not None and found.name != "json":
             return found
         raise
     if len(candidates) == 1:
         return candidates[0]
-    tried = candidates or FORMATS
-    return next((each for each in tried if each.recognizes(first_line)), tried[-1])
+    if candidates:
+        return next((each for each in candidates if each.recognizes(first_line)), candidates[-1])
+    found = next((each for each in FORMATS if each.recognizes(first_line)), TEXT)
+    looks_like = "json" if found.name == "json" else _table_of(first_line) if found is TEXT else None
+    if looks_like is not None:
+        raise BatchError(
+            f"{name} looks like {looks_like.upper()}, but {'a pipe' if pipe else 'its name'} does not tell the format.",
+            advice=f"Say --format {looks_like}; or --format text, if each line is a prompt.",
+        )
+    return found
+
+
+_COLUMN = re.compile(r'"?[A-Za-z_][\w.-]{0,40}"?')
+_USUAL_COLUMNS = frozenset(
+    {"prompt", "messages", "custom_id", "id", "question", "text", "input", "instruction", "system"}
+)
+
+
+def _table_of(first_line: bytes) -> str | None:
+    """The format of a table whose header `first_line` looks like; None where it is prose."""
+    line = first_line.decode(errors="replace")
+    for delimiter, name in ((",", "csv"), (";", "csv"), ("|", "csv"), ("\t", "tsv")):
+        cells = line.split(delimiter)
+        names = {cell.strip('"').lower() for cell in cells}
+        if all(map(_COLUMN.fullmatch, cells)) and (names == {"prompt"} or (len(cells) > 1 and names & _USUAL_COLUMNS)):
+            return name
+    return None

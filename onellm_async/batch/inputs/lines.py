@@ -78,7 +78,7 @@ class LineSplitter:
 
 def split_lines(source: ByteSource) -> Iterator[list[Entry]]:
     """The entries of an input that has one a line."""
-    splitter, reader, count = LineSplitter(), None, 0
+    splitter, reader, count = LineSplitter(), None, source.first_index
     for lines in _lines(source, splitter):
         if reader is None and any(raw is not None for _, raw in lines):
             reader = source.parser()

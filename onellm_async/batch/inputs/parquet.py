@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onellm_async.batch.inputs.entry import ByteSource, Entry
 from onellm_async.batch.inputs.entry_parser import check_prompt_column
+from onellm_async.batch.inputs.request_fields import ROW_FIELDS
 from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 
@@ -19,7 +20,7 @@ MAGIC = b"PAR1"
 _ROWS = 2048
 _BUFFER = 1024 * 1024
 """Bytes of a column that are read at once; without it pyarrow reads a column's whole row group."""
-_BESIDE = ("custom_id", "id", "system")
+_BESIDE = frozenset({"custom_id", "id", *ROW_FIELDS})
 
 
 def parquet_rows(source: ByteSource) -> int:
@@ -41,10 +42,11 @@ def split_parquet(source: ByteSource) -> Iterator[list[Entry]]:
     """
     with _opened(source) as file:
         columns = _columns(source, file)
-        made, index = source.parser(), 0
+        made, index = source.parser(list(file.schema_arrow.names)), 0
         for batch in file.iter_batches(_ROWS, columns=columns):
             rows = _readable(batch).to_pylist()
-            yield [Entry(number, number + 1, dump_json(row), made) for number, row in enumerate(rows, index)]
+            first = source.first_index + index
+            yield [Entry(first + number, index + number + 1, dump_json(row), made) for number, row in enumerate(rows)]
             index += len(rows)
 
 
@@ -56,8 +58,9 @@ def _columns(source: ByteSource, file: "ParquetFile") -> list[str]:
     for name in names:
         if names.count(name) > 1:
             raise BatchError(f"{source.name} has two columns that are called {name!r}.")
+    readable = [name for name in names if not _has_binary(schema.field(name).type)]
     if source.all_columns:
-        return [name for name in names if not _is_binary(schema.field(name).type)]
+        return readable
     check_prompt_column(source.name, names, source.field)
     prompts = [name for name in ("prompt", "messages") if name in names] if source.field is None else [source.field]
     for name in prompts:
@@ -67,7 +70,7 @@ def _columns(source: ByteSource, file: "ParquetFile") -> list[str]:
                 f"{source.name}: the column {name!r} holds {kind}, not text.",
                 advice="Name another with --field, or make the prompt with --template.",
             )
-    return prompts + [name for name in _BESIDE if name in names and name not in prompts]
+    return prompts + [name for name in readable if name in _BESIDE and name not in prompts]
 
 
 def _is_text(kind: "DataType") -> bool:
@@ -78,10 +81,16 @@ def _is_text(kind: "DataType") -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_binary(kind: "DataType") -> bool:
+def _has_binary(kind: "DataType") -> bool:
+    """Whether there are bytes anywhere in a column of that type, for which JSON has nothing."""
     import pyarrow as pa  # noqa: PLC0415
 
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    if pa.types.is_dictionary(kind):
+        return _has_binary(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(_has_binary(kind.field(number).type) for number in range(kind.num_fields))
+    types = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_type(kind) for is_type in types)
 
 
 def _readable(batch: "RecordBatch") -> "RecordBatch":

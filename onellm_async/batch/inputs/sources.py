@@ -2,10 +2,12 @@
 
 A file, a pipe or standard input is read in pieces of 256 KiB and cut into entries by a thread, so that neither a slow
 disk nor a slow producer stops the event loop, and a prompt that has arrived is sent without waiting for the next.
+Several files are one input.
 """
 
 import contextlib
 import errno
+import glob
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -17,19 +19,30 @@ from typing import BinaryIO, Self
 
 from attrs import frozen
 
-from onellm_async.batch.inputs.binary_files import refuse_binary
+from onellm_async.batch.inputs.decoding import decoded_pieces
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.inputs.entry_parser import EntryParser, check_prompt_column
-from onellm_async.batch.inputs.formats import TEXT, InputFormat, formats_of, input_format_named, recognize_format
+from onellm_async.batch.inputs.entry_parser import EntryParser, ParserOptions, SeenIds, check_prompt_column
+from onellm_async.batch.inputs.formats import (
+    TEXT,
+    InputFormat,
+    formats_of,
+    input_format_named,
+    recognize_binary,
+    recognize_format,
+)
 from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE
+from onellm_async.batch.inputs.notes import InputNotes
 from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.chat import ChatRequest
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import read_piece
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
 _PIECE = 256 * 1024
+_SAMPLE = 20
+"""Entries of a file that are parsed before anything is sent."""
 
 
 @frozen
@@ -40,11 +53,124 @@ class InputScan:
         lines: How many entries it has.
         first_error: The first bad line; None when there is none, or when lines were only counted.
         digest: BLAKE2b of all its bytes, 32 hexadecimal digits.
+        sample: The requests of the first entries that are good.
     """
 
     lines: int
     first_error: LineError | None = None
     digest: str = ""
+    sample: tuple[ChatRequest, ...] = ()
+
+
+class _OpenFile:
+    """One open file or pipe of an input, as the formats see it."""
+
+    def __init__(self, name: str, descriptor: int, number: int, owner: "InputFile", shape: InputFormat | None) -> None:
+        self.name: str = name
+        self.descriptor: int = descriptor
+        self.regular: bool = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._number = number
+        self._owner = owner
+        self.shape: InputFormat | None = shape or self._shape_by_name()
+        self.opened: EntryParser | None = None
+        self.first_index: int = 0
+        self._pieces: Iterator[bytes] = iter(())
+
+    @property
+    def field(self) -> str | None:
+        """The field or column that holds the prompt."""
+        return self._owner.field
+
+    @property
+    def all_columns(self) -> bool:
+        """Whether every column of a table is wanted."""
+        return self._owner.keeps_columns
+
+    def recognized(self, watch: Callable[[bytes], object] | None = None) -> InputFormat:
+        """The format, for which the first line may have to be read."""
+        pieces = self._read_pieces(watch)
+        if self.shape is not None and self.shape.count is not None:
+            self._pieces = pieces
+        else:
+            pieces = self._decoded(pieces)
+            if self.shape is None:
+                pieces, first_line = _with_first_line(pieces)
+                self.shape = recognize_format(self.name, first_line, pipe=not self.regular)
+                if self.shape.has_requests and self._owner.template is not None:
+                    raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
+            self._pieces = pieces
+        if self.shape.count is not None and watch is not None:
+            for _ in pieces:
+                """Read for its digest; the format has a reader of its own."""
+        return self.shape
+
+    def pieces(self) -> Iterator[bytes]:
+        """Its text from here to the end."""
+        return self._pieces
+
+    def file(self) -> BinaryIO:
+        """The whole file, for formats that have their index at its end.
+
+        Raises:
+            BatchError: If it is a pipe.
+        """
+        if not self.regular:
+            raise BatchError(
+                f"{self.name} is a pipe, from which {str(self.shape).capitalize()} cannot be read.",
+                advice="Its index is at its end; use a file.",
+            )
+        stream = os.fdopen(self.descriptor, "rb", closefd=False)
+        stream.seek(0)
+        return stream
+
+    def parser(self, columns: Sequence[str] | None = None) -> EntryParser:
+        """The reader of its entries.
+
+        Raises:
+            BatchError: If the table lacks a column that is wanted.
+        """
+        if columns is not None:
+            self._owner.check_columns(self.name, columns)
+        self._owner.ids.name(self._number, self.name)
+        self.opened = EntryParser(
+            self.name,
+            (self.shape or TEXT).parse,
+            self._owner.options,
+            notes=self._owner.notes,
+            ids=self._owner.ids,
+            number=self._number,
+        )
+        return self.opened
+
+    def _shape_by_name(self) -> InputFormat | None:
+        """The format, where the name and a given field tell it without a look inside."""
+        with contextlib.suppress(BatchError):  # the first line may tell the format
+            candidates = formats_of(self.name)
+            if len(candidates) == 1 and not (self._owner.field is not None and candidates[0] is TEXT):
+                return candidates[0]
+            if candidates and candidates[0] is not TEXT:
+                return None
+        return None if self._owner.field is None else input_format_named("jsonl")
+
+    def _decoded(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """`pieces` as text; a Parquet or Arrow file without its ending is left as it is."""
+        first = next(pieces, b"")
+        pieces = chain([first] if first else [], pieces)
+        if self.shape is None and recognize_binary(first):
+            return pieces
+        return decoded_pieces(self.name, pieces)
+
+    def _read_pieces(self, watch: Callable[[bytes], object] | None) -> Iterator[bytes]:
+        while piece := self._read_piece():
+            if watch is not None:
+                watch(piece)
+            yield piece
+
+    def _read_piece(self) -> bytes:
+        try:
+            return read_piece(self.descriptor, _PIECE)
+        except OSError as error:
+            raise BatchError(f"{self.name} cannot be read: {describe_os_error(error)}.") from None
 
 
 class InputFile:
@@ -52,31 +178,33 @@ class InputFile:
 
     Attributes:
         name: The input's name, as shown to the user.
-        format: How it is written; known once the first line was read.
         field: The field or column that holds the prompt, None where none was named.
         template: Makes the prompt of all fields or columns instead, None where none does.
         defaults: What is asked of every prompt.
+        options: How its entries are read.
+        notes: What is to be said of it once per run.
+        ids: The ids used so far.
     """
 
     def __init__(
         self,
         name: str,
         descriptor: int,
-        *,
+        *more: tuple[str, int],
         forced_format: InputFormat | None = None,
-        field: str | None = None,
-        template: PromptTemplate | None = None,
-        defaults: RequestDefaults | None = None,
+        options: ParserOptions | None = None,
     ) -> None:
-        self.name: str = name
-        self._descriptor = descriptor
-        self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self.field: str | None = field
-        self.template: PromptTemplate | None = template
-        self.defaults: RequestDefaults = defaults or RequestDefaults()
-        self._format = forced_format or self._format_by_name()
-        self._reader: EntryParser | None = None
-        self._pieces: Iterator[bytes] = iter(())
+        self.options: ParserOptions = options or ParserOptions()
+        self.field: str | None = self.options.prompt_field
+        self.template: PromptTemplate | None = self.options.template
+        self.defaults: RequestDefaults = self.options.defaults
+        self.notes: InputNotes = InputNotes()
+        self.ids: SeenIds = SeenIds()
+        files = [(name, descriptor), *more]
+        self.name: str = name if not more else f"{name} and {len(more)} more"
+        self._files = [
+            _OpenFile(each, opened, number, self, forced_format) for number, (each, opened) in enumerate(files)
+        ]
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,23 +212,43 @@ class InputFile:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor > 2:
-            os.close(self._descriptor)
+        for each in self._files:
+            if each.descriptor > 2:
+                os.close(each.descriptor)
 
     @property
     def format(self) -> InputFormat:
-        """How it is written: as forced, else as the name and the first line say."""
-        return self._format or TEXT
+        """How it is written: as forced, else as the name and the first line of its first file say."""
+        return self._files[0].shape or TEXT
 
     @property
-    def all_columns(self) -> bool:
-        """Whether every column of a table is wanted."""
-        return self.template is not None
+    def keeps_columns(self) -> bool:
+        """Whether every column of a table is read, and not only the prompt and what belongs to it."""
+        return self.template is not None or self.options.keep is not None or self.options.id_field is not None
+
+    def check_columns(self, source: str, columns: Sequence[str]) -> None:
+        """Refuses a table that lacks a column.
+
+        Raises:
+            BatchError: If there is no column for the prompt, or none of a name that was given.
+        """
+        if self.template is None:
+            check_prompt_column(source, columns, self.field)
+        else:
+            self.template.check_columns(source, columns)
+        keep = self.options.keep
+        wanted = {"--id-field": [self.options.id_field], "--keep": keep if isinstance(keep, tuple) else []}
+        for flag, names in wanted.items():
+            for name in names:
+                if name is not None and name not in columns:
+                    there = ", ".join(columns[:8])
+                    raise BatchError(f"{source} has no column {name!r}, which {flag} names (columns: {there}).")
 
     def is_file(self, path: str) -> bool:
-        """Whether `path` is the very file that is being read."""
+        """Whether `path` is a file that is being read."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), Path(path).stat())
+            there = Path(path).stat()
+            return any(os.path.samestat(os.fstat(each.descriptor), there) for each in self._files)
         except (OSError, ValueError):
             return False
 
@@ -111,128 +259,106 @@ class InputFile:
             custom_id: The id.
             line: The entry's line; 0 where it is not known.
         """
-        if self._reader is not None:  # it is there as soon as there is an entry
-            self._reader.reserve_custom_id(custom_id, line)
+        self.ids.add(custom_id, 0, line)
 
-    def survey(self, *, strict: bool = False) -> InputScan | None:
+    def scan(self, *, strict: bool = False) -> InputScan | None:
         """Counts the entries, and with `strict` checks each of them, without consuming the input. Blocks: use a thread.
 
         Returns:
             None for a pipe or a terminal, which can be read only once.
 
         Raises:
-            BatchError: If the file cannot be read.
+            BatchError: If the file cannot be read, or all its first entries are bad.
         """
-        if not self._regular:
+        if not all(each.regular for each in self._files):
             return None
-        start = os.lseek(self._descriptor, 0, os.SEEK_CUR)
-        lines, first_error, hasher = 0, None, blake2b(digest_size=16)
+        starts = [os.lseek(each.descriptor, 0, os.SEEK_CUR) for each in self._files]
+        hasher, found = blake2b(digest_size=16), _Found(strict=strict)
         try:
-            shape, pieces = self._recognized(hasher.update)
-            if shape.count is not None and not strict:
-                lines = shape.count(self)
-            else:
-                for entries in self._entries(shape, pieces):
-                    lines += len(entries)
-                    if strict and first_error is None:
-                        items = (entry.item() for entry in entries)
-                        first_error = next((item for item in items if isinstance(item, LineError)), None)
+            for each in self._files:
+                each.first_index = before = found.lines
+                shape = each.recognized(hasher.update)
+                for entries in shape.splitter(each):
+                    found.add(entries)
+                    if shape.count is not None and not strict:
+                        found.lines = before + shape.count(each)
+                        break
         finally:
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            self._reader = None  # it has seen every custom_id
-        return InputScan(lines, first_error, hasher.hexdigest())
+            for each, start in zip(self._files, starts, strict=True):
+                os.lseek(each.descriptor, start, os.SEEK_SET)
+            self.notes, self.ids = InputNotes(), SeenIds()  # they know the lines already
+        if not strict:
+            found.refuse_hopeless()
+        return InputScan(found.lines, found.first_error, hasher.hexdigest(), tuple(found.requests))
 
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """The entries in the order of the input; `Entry.item` tells whether one is good.
 
         Raises:
-            BatchError: If the input cannot be read any further, or is a table without a column for the prompt.
+            BatchError: If the input cannot be read any further, is a table without a column for the prompt, or has
+                nothing but bad lines at its beginning.
         """
         batches = self._batches()
         try:
             while (entries := await in_daemon_thread(lambda: next(batches, None))) is not None:
                 for entry in entries:
+                    self._refuse_hopeless()
                     yield entry
         finally:
             with contextlib.suppress(ValueError):  # a thread is in it, and the last to know it
                 batches.close()
 
     def _batches(self) -> Generator[list[Entry], None, None]:
-        yield from self._entries(*self._recognized())
+        count = 0
+        for each in self._files:
+            each.first_index = count
+            for entries in each.recognized().splitter(each):
+                count += len(entries)
+                yield entries
 
-    def _entries(self, shape: InputFormat, pieces: Iterator[bytes]) -> Iterator[list[Entry]]:
-        self._pieces = pieces
-        return shape.splitter(self)
+    def _refuse_hopeless(self) -> None:
+        parser = self._files[0].opened
+        if parser is not None and parser.hopeless is not None:
+            raise _hopeless(str(parser.hopeless))
 
-    def _recognized(self, watch: Callable[[bytes], object] | None = None) -> tuple[InputFormat, Iterator[bytes]]:
-        """The format, and all pieces: those that had to be read to know it, too."""
-        pieces = self._read_pieces(watch)
-        if self._format is None:
-            pieces, first_line = _with_first_line(pieces)
-            shape = recognize_format(self.name, first_line)
-            if shape.has_requests and self.template is not None:
-                raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
-            self._format = shape
-        if self._format.count is not None and watch is not None:
-            for _ in pieces:
-                """Read for its digest; the format has a reader of its own."""
-        return self._format, pieces
 
-    def pieces(self) -> Iterator[bytes]:
-        """Its bytes from here to the end."""
-        return self._pieces
+class _Found:
+    """What a scan finds."""
 
-    def file(self) -> BinaryIO:
-        """The whole file, for formats that have their index at its end.
+    def __init__(self, *, strict: bool) -> None:
+        self.lines = 0
+        self.first_error: LineError | None = None
+        self.requests: list[ChatRequest] = []
+        self._strict = strict
+        self._tried = 0
+        self._complaint: LineError | None = None
 
-        Raises:
-            BatchError: If it is a pipe.
-        """
-        if not self._regular:
-            raise BatchError(
-                f"{self.name} is a pipe, from which {str(self.format).capitalize()} cannot be read.",
-                advice="Its index is at its end; use a file.",
-            )
-        stream = os.fdopen(self._descriptor, "rb", closefd=False)
-        stream.seek(0)
-        return stream
+    def add(self, entries: list[Entry]) -> None:
+        self.lines += len(entries)
+        if self._tried >= _SAMPLE and not (self._strict and self.first_error is None):
+            return
+        for entry in entries:
+            item = entry.item()
+            if isinstance(item, LineError):
+                self._complaint = self._complaint or item
+                if self._strict:
+                    self.first_error = item
+                    return
+            elif self._tried < _SAMPLE:
+                self.requests.append(item.request)
+            self._tried += 1
+            if self._tried >= _SAMPLE and not self._strict:
+                return
 
-    def parser(self, columns: Sequence[str] | None = None) -> EntryParser:
-        """The reader of its entries.
+    def refuse_hopeless(self) -> None:
+        """Refuses an input of which none of the first entries can be sent."""
+        if self._complaint is not None and not self.requests:
+            raise _hopeless(str(self._complaint), all_lines=self.lines == self._tried)
 
-        Raises:
-            BatchError: If the table has no column for the prompt.
-        """
-        if columns is not None and self.template is None:
-            check_prompt_column(self.name, columns, self.field)
-        self._reader = EntryParser(
-            self.name, self.format.parse, prompt_field=self.field, template=self.template, defaults=self.defaults
-        )
-        return self._reader
 
-    def _format_by_name(self) -> InputFormat | None:
-        """The format, where the name and a given field tell it without a look inside."""
-        with contextlib.suppress(BatchError):  # the first line may tell the format
-            candidates = formats_of(self.name)
-            if len(candidates) == 1 and not (self.field is not None and candidates[0] is TEXT):
-                return candidates[0]
-        return None if self.field is None else input_format_named("jsonl")
-
-    def _read_pieces(self, watch: Callable[[bytes], object] | None) -> Iterator[bytes]:
-        start = True
-        while piece := self._read_piece():
-            if start and (self._format is None or self._format.count is None):
-                refuse_binary(self.name, piece)
-            start = False
-            if watch is not None:
-                watch(piece)
-            yield piece
-
-    def _read_piece(self) -> bytes:
-        try:
-            return read_piece(self._descriptor, _PIECE)
-        except OSError as error:
-            raise BatchError(f"{self.name} cannot be read: {describe_os_error(error)}.") from None
+def _hopeless(complaint: str, *, all_lines: bool = False) -> BatchError:
+    which = "All lines are bad" if all_lines else f"The first {_SAMPLE} lines are all bad"
+    return BatchError(f"{complaint.rstrip('.')}. {which}, so nothing was sent.")
 
 
 def _with_first_line(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], bytes]:
@@ -243,48 +369,83 @@ def _with_first_line(pieces: Iterator[bytes]) -> tuple[Iterator[bytes], bytes]:
         read.append(piece)
         start += piece
         size += len(piece)
-        if not (b"\n" in piece or b"\r" in piece or size > LONGEST_LINE):
+        if not (b"\n" in piece or size > LONGEST_LINE):
             continue
-        for line in start.splitlines(keepends=True):
-            if line.strip() and (line.endswith((b"\n", b"\r")) or size > LONGEST_LINE):
-                return chain(read, pieces), bytes(line).removeprefix(BYTE_ORDER_MARK).strip()
-        if not start.strip():
-            start.clear()
+        for line in start.split(b"\n")[: None if size > LONGEST_LINE else -1]:
+            if bare := bytes(line).removeprefix(BYTE_ORDER_MARK).strip():
+                return chain(read, pieces), bare
+        start = start[start.rfind(b"\n") + 1 :]
     return iter(read), bytes(start).removeprefix(BYTE_ORDER_MARK).strip()
 
 
 def open_source(
-    path: str,
+    path: str | Sequence[str],
     *,
     forced_format: InputFormat | None = None,
     field: str | None = None,
     template: PromptTemplate | None = None,
     defaults: RequestDefaults | None = None,
+    id_field: str | None = None,
+    keep: str | Sequence[str] | None = None,
 ) -> InputFile:
     """Opens an input.
 
     Args:
-        path: A file or named pipe; ``-`` is standard input.
+        path: A file or named pipe; ``-`` is standard input. A pattern such as ``data/*.jsonl``, or several of
+            all these, are one input.
         forced_format: How it is written; None to tell from its name and first line.
         field: The field or column that holds the prompt; implies JSON lines where the name tells no table.
         template: Makes the prompt of all fields or columns instead.
         defaults: What is asked of every prompt.
+        id_field: The field or column that holds the id of an entry.
+        keep: Fields that go beside the answer: ``"all"``, or their names; None for all of a table and none of others.
 
     Raises:
-        BatchError: If it cannot be opened, is a directory, or `field` or `template` do not go with its format.
+        BatchError: If it cannot be opened, is a directory, or the field or template do not go with its format.
     """
+    options = ParserOptions(
+        prompt_field=field,
+        template=template,
+        defaults=defaults or RequestDefaults(),
+        id_field=id_field,
+        keep=keep if keep is None or isinstance(keep, str) else tuple(keep),
+    )
     if field is not None and forced_format is not None and (forced_format is TEXT or forced_format.has_requests):
         raise BatchError(f"A field ({field!r}) can be named only in JSON lines and tables, not in {forced_format}.")
     if template is not None and field is not None:
         raise BatchError(f"A field ({field!r}) and a template exclude each other: a template names its fields itself.")
     if template is not None and forced_format is not None and forced_format.has_requests:
         raise BatchError("An OpenAI batch takes no template: its requests are whole.")
+    paths = [each for given in ([path] if isinstance(path, str) else path) for each in _expanded(given)]
+    if not paths:
+        raise BatchError("No input was named.")
+    opened: list[tuple[str, int]] = []
+    try:
+        opened.extend(map(_opened, paths))  # one by one: those before a failure are closed below
+        (name, descriptor), *more = opened
+        return InputFile(name, descriptor, *more, forced_format=forced_format, options=options)
+    except BaseException:
+        for _, descriptor in opened:
+            if descriptor > 2:
+                os.close(descriptor)
+        raise
+
+
+def _expanded(path: str) -> list[str]:
+    """The files that a pattern stands for, in the order of their names; a path itself."""
+    if path == "-" or not glob.has_magic(path) or os.path.lexists(path):
+        return [path]
+    found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # of a text that may be absolute
+    if not found:
+        raise BatchError(f"{path} cannot be read: no file has such a name.")
+    return found
+
+
+def _opened(path: str) -> tuple[str, int]:
     if path == "-":
-        name, descriptor = "<stdin>", 0
         _check_standard_input()
-    else:
-        name, descriptor = path, _open_file(path)
-    return InputFile(name, descriptor, forced_format=forced_format, field=field, template=template, defaults=defaults)
+        return "<stdin>", 0
+    return path, _open_file(path)
 
 
 def _check_standard_input() -> None:
@@ -305,5 +466,5 @@ def _open_file(path: str) -> int:
         raise BatchError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from None
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BatchError(f"{path} cannot be read: it is a directory.")
+        raise BatchError(f"{path} cannot be read: it is a directory.", advice=f"Its files are one input: '{path}/*'")
     return descriptor

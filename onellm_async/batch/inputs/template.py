@@ -4,7 +4,7 @@ Templates are sandboxed and strict: what a line does not have, and null where te
 since a prompt with a hole in it is paid for all the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class PromptTemplate:
 
     Attributes:
         digest: 32 hexadecimal digits that tell two templates apart.
+        fields: The fields that it uses.
 
     Raises:
         BatchError: If Jinja2 is not installed, or the template is no valid one.
@@ -43,6 +44,7 @@ class PromptTemplate:
     def __init__(self, text: str, name: str = "template") -> None:
         try:
             from jinja2 import StrictUndefined, TemplateSyntaxError  # noqa: PLC0415  # an extra
+            from jinja2.meta import find_undeclared_variables  # noqa: PLC0415
             from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
         except ImportError:
             raise BatchError(
@@ -55,6 +57,7 @@ class PromptTemplate:
             self._template = environment.from_string(text)
         except TemplateSyntaxError as error:
             raise BatchError(f"{name} is not a template: line {error.lineno}: {error.message}") from None
+        self.fields: frozenset[str] = frozenset(find_undeclared_variables(environment.parse(text)))
         self.digest: str = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
     @classmethod
@@ -76,6 +79,17 @@ class PromptTemplate:
                 advice="Name a file, or write the template itself, with fields as in '{{ question }}'.",
             ) from None
         return cls(text, name=file_or_text)
+
+    def check_columns(self, source: str, columns: Sequence[str]) -> None:
+        """Refuses a table that has none of the columns which the template uses.
+
+        Raises:
+            BatchError: If a misspelled column is the likely reason.
+        """
+        if self.fields and not self.fields & {*columns, "row"}:
+            there = ", ".join(map(truncated_repr, columns[:8]))
+            wanted = ", ".join(sorted(self.fields))
+            raise BatchError(f"{source} has none of the columns that the template uses: {wanted} (columns: {there}).")
 
     def render(self, fields: Mapping[str, JSON]) -> str:
         """The prompt for one line or row.
