@@ -6,13 +6,13 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from os import PathLike
 from time import monotonic
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 from attrs import asdict, evolve
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.file_run import FileRun, RunWatch, run_file, survey
+from onellm_async.batch.file_run import FileRun, RunWatch, check_budget, run_file, survey
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import LineError
@@ -32,8 +32,9 @@ from onellm_async.validation import truncated_repr
 
 __all__ = ["Prompts", "RunOptions", "run_with"]
 
-Prompts = str | PathLike[str] | Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]
-"""A path, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one of these."""
+InMemory = Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]
+Prompts = str | PathLike[str] | Sequence[PathLike[str]] | InMemory
+"""A path, several, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one of these."""
 
 _PROGRESS_INTERVAL = 1.0
 """Seconds between two calls of ``on_progress``."""
@@ -48,6 +49,7 @@ class RunOptions(TypedDict, total=False):
         temperature: 0 to 2.
         field: Field of each JSON object, or column of each row, that holds the prompt.
         template: Jinja2 template that makes the prompt: a file, or the text itself.
+        id_field: Field or column that holds the id of a prompt; None for ``custom_id``, or ``id`` where it is unique.
         input_format: How the input is written; None to tell from its name and its first line.
         strict: Send nothing if a line of the input is bad.
         limit: Ask only the first N entries.
@@ -69,7 +71,8 @@ class RunOptions(TypedDict, total=False):
     temperature: float | None
     field: str | None
     template: str | None
-    input_format: Literal["text", "jsonl", "openai-batch", "csv", "tsv", "parquet"] | None
+    id_field: str | None
+    input_format: Literal["text", "jsonl", "json", "openai-batch", "csv", "tsv", "parquet"] | None
     strict: bool
     limit: int | None
     output_format: Literal["jsonl", "openai-batch", "csv", "parquet"] | None
@@ -118,6 +121,7 @@ async def run_with(
         system=options.get("system"),
         max_tokens=options.get("max_tokens"),
         temperature=options.get("temperature"),
+        least_max_tokens=plan.budget.capped,
     )
     rate = client.limits.declared_rate
     tracker = ProgressTracker(monotonic(), ceiling=None if rate is None else rate / 60)
@@ -132,8 +136,7 @@ async def run_with(
             if plan.output is not None and entries.is_file(plan.output):
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(entries, strict=plan.policy.strict)
-        if not (isinstance(entries, InputFile) and entries.format.has_requests):
-            plan.budget.worst_case(defaults.request("A budget that no prompt can keep is refused here, once."))
+        check_budget(plan.budget, entries, surveyed)
         tracker.total = None if surveyed is None else surveyed.lines
         client.add_hook(tracker)
         stack.callback(client.remove_hook, tracker)
@@ -191,21 +194,32 @@ def _settings(client: Sender, budget: Budget) -> JSON:
 async def _opened(
     source: Prompts, options: RunOptions, defaults: RequestDefaults, stack: AsyncExitStack
 ) -> InputFile | InMemoryInput:
-    if not isinstance(source, str | PathLike):
+    paths = _paths(source)
+    if paths is None:
         check_source(source)
-        given = sorted(options.keys() & {"field", "template", "input_format"})
+        given = sorted(options.keys() & {"field", "template", "input_format", "id_field"})
         if given:
             raise InvalidRequestError(f"{given[0]} says how a file is read, but the prompts are in memory.")
-        return entries_from(source, defaults=defaults)
+        return entries_from(cast("InMemory", source), defaults=defaults)
     template, input_format = options.get("template"), options.get("input_format")
     opened = open_source(
-        os.fspath(source),
+        [os.fspath(each) for each in paths],
         forced_format=None if input_format is None else input_format_named(input_format),
         field=options.get("field"),
         template=None if template is None else PromptTemplate.open(template),
         defaults=defaults,
+        id_field=options.get("id_field"),
     )
     return await stack.enter_async_context(opened)
+
+
+def _paths(source: Prompts) -> Sequence[str | PathLike[str]] | None:
+    """The files that `source` names; None where it is prompts. A list of texts is prompts, of paths it is files."""
+    if isinstance(source, str | PathLike):
+        return [source]
+    if isinstance(source, Sequence) and source and all(isinstance(each, PathLike) for each in source):
+        return source
+    return None
 
 
 async def _report_progress(tracker: ProgressTracker, on_progress: Callable[[RunProgress], None]) -> None:

@@ -39,7 +39,7 @@ from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.run_report import RunReport
 from onellm_async.chat import JSON
 from onellm_async.daemon_thread import in_daemon_thread
-from onellm_async.errors import BatchError, ConfigurationError
+from onellm_async.errors import BatchError, ConfigurationError, InvalidRequestError
 from onellm_async.limits.rate_state import RateState
 from onellm_async.sender import Sender
 
@@ -144,6 +144,31 @@ async def survey(source: InputFile, *, strict: bool) -> InputScan | None:
     if surveyed is not None and surveyed.first_error is not None:
         raise BatchError(str(surveyed.first_error), advice="Nothing was sent (--strict).")
     return surveyed
+
+
+def check_budget(budget: Budget, source: InputFile | InMemoryInput, surveyed: InputScan | None) -> None:
+    """Refuses a budget that no prompt can keep, before anything is sent.
+
+    A line may name its own ``max_tokens``, so the first requests of a file decide. The content of a pipe is unknown.
+
+    Raises:
+        InvalidRequestError: If there is no upper bound for what a request can cost.
+    """
+    requests = surveyed.sample if surveyed is not None else ()
+    if not requests:
+        if isinstance(source, InputFile) and (surveyed is None or surveyed.lines):
+            return
+        requests = (source.defaults.request("A budget that no prompt can keep is refused here, once."),)
+    first: InvalidRequestError | None = None
+    for request in requests:
+        try:
+            budget.worst_case(request)
+        except InvalidRequestError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
 
 
 def learned_rate(run: FileRun) -> RateState | None:
@@ -309,6 +334,8 @@ async def _ask(
         say=watch.say,
         on_bad_line=watch.on_bad_line,
     ).run()
+    for note in source.notes.sentences():
+        watch.say(note)
     if cache.hits:
         watch.say(f"{cache.hits:,} answered from a cache.")
     return report

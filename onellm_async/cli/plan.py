@@ -69,7 +69,7 @@ _AMPLE = 10
 def plan(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
-    *,
+    *more: Annotated[str, Parameter(name="INPUT", show=False)],
     reading: InputFlags = READING,
     asking: RequestFlags = ASKING,
     limiting: LimitFlags = LIMITING,
@@ -79,7 +79,8 @@ def plan(
     """Runs ``onellm-async plan``.
 
     Args:
-        source: File of prompts; `-` is standard input.
+        source: File of prompts, or several as one run; `-` is standard input.
+        more: Further files.
         reading: How it is read.
         asking: What is asked of every prompt.
         limiting: How much of the service may be used.
@@ -91,7 +92,7 @@ def plan(
     from onellm_async.simulation.plan import plan as make_plan
 
     limits, service = _settings(limiting, expecting)
-    opened = open_input(source, reading, asking)
+    opened = open_input((source, *more), reading, asking)
     workload, bad_lines = asyncio.run(_measured(opened, expecting, strict=reading.strict))
     estimate = make_plan(workload, limits, service, seeds=expecting.seeds)
     _print(estimate, opened.name, bad_lines, json=json)

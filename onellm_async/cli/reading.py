@@ -1,8 +1,9 @@
 """How the commands that take prompts read them."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from attrs import frozen
+from attrs import evolve, frozen
 from cyclopts import Group, Parameter
 
 from onellm_async.cli.options import RequestFlags
@@ -29,9 +30,13 @@ class InputFlags:
     format: Annotated[
         str | None,
         Parameter(
-            help="How the input is written: text, jsonl, openai-batch, csv, tsv, parquet. "
+            help="How the input is written: text, jsonl, json, openai-batch, csv, tsv, parquet. "
             "[default: as its name and its first line say]"
         ),
+    ] = None
+    id_field: Annotated[
+        str | None,
+        Parameter(help="Field or column that holds the id of a prompt. [default: custom_id, or id where it is unique]"),
     ] = None
     strict: Annotated[
         bool,
@@ -45,8 +50,16 @@ READING = InputFlags()
 """Nothing but defaults."""
 
 
-def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "InputFile":
+def open_input(
+    sources: Sequence[str], reading: InputFlags, asking: RequestFlags, *, capped: bool = False
+) -> "InputFile":
     """Opens what a command was told to read.
+
+    Args:
+        sources: Files, patterns, or standard input.
+        reading: How they are read.
+        asking: What is asked of every prompt.
+        capped: Whether the cost is capped, so that the smaller of two limits of tokens counts.
 
     Outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that.
 
@@ -57,9 +70,10 @@ def open_input(source: str, reading: InputFlags, asking: RequestFlags) -> "Input
     from onellm_async.cli.connection import defaults_from
 
     return open_source(
-        "-" if source in STREAM else source,
+        ["-" if source in STREAM else source for source in sources],
         forced_format=None if reading.format is None else input_format_named(reading.format),
         field=reading.field,
         template=None if reading.template is None else PromptTemplate.open(reading.template),
-        defaults=defaults_from(asking),
+        defaults=evolve(defaults_from(asking), least_max_tokens=capped),
+        id_field=reading.id_field,
     )

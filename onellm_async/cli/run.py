@@ -35,10 +35,13 @@ Input: one prompt a line, blank lines are skipped.
   text          the line is the prompt
   jsonl         {"prompt": "..."}, {"messages": [...]}, with --field NAME
                 {"NAME": "..."}, or a JSON string; a "custom_id" is kept
+  json          an array of these
   openai-batch  {"custom_id", "method", "url", "body"}
   csv, tsv      a header, then a prompt a row, in column "prompt" or --field
   parquet       likewise
-Flags win over what an openai-batch line says itself; $ONELLM_MODEL does not.
+Files may be packed (.gz, .zst); several are one run. "model", "system",
+"max_tokens", "temperature" and so on of a line or row are those of its request:
+flags go before them, and $ONELLM_MODEL after them.
 
 Output: one record per prompt in the order of the input, as the name of OUTPUT
 says: .jsonl, .csv or .parquet. JSON lines are
@@ -54,7 +57,7 @@ While it runs, another terminal may ask for `onellm-async status OUTPUT`, and
 def run(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
-    *,
+    *more: Annotated[str, Parameter(name="INPUT", show=False)],
     reading: InputFlags = READING,
     writing: OutputFlags = WRITING,
     spending: BudgetFlags = SPENDING,
@@ -65,7 +68,8 @@ def run(
     """Runs ``onellm-async run``.
 
     Args:
-        source: File of prompts; `-` is standard input.
+        source: File of prompts, or several as one run; `-` is standard input.
+        more: Further files.
         reading: How it is read.
         writing: Where answers go.
         spending: What may be spent.
@@ -78,7 +82,7 @@ def run(
     if spending.estimate:
         from onellm_async.cli.plan import plan
 
-        return plan(source, reading=reading, asking=asking, limiting=connecting)
+        return plan(source, *more, reading=reading, asking=asking, limiting=connecting)
     writing = evolve(writing, output=None if writing.output in STREAM else writing.output)
     if writing.output is None and writing.journal is not None:
         raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
@@ -92,7 +96,7 @@ def run(
     from onellm_async.cli.run_settings import file_run
 
     def opened() -> "InputFile":
-        return open_input(source, reading, asking)
+        return open_input((source, *more), reading, asking, capped=wanted.budget.capped)
 
     wanted = file_run(reading, writing, spending, going_on, connecting)
     first = opened()  # outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that

@@ -25,6 +25,7 @@ from onellm_async.batch import (
     run_file,
     survey,
 )
+from onellm_async.batch.file_run import check_budget
 from onellm_async.cli.connection import connected
 from onellm_async.cli.options import ConnectionFlags
 from onellm_async.cli.preflight import go_on, projected
@@ -99,8 +100,7 @@ class RunSession:
             if plan.output is not None and source.is_file(plan.output):
                 raise BatchError(f"{plan.output} is the input itself.", advice="Name another output.")
             surveyed = await survey(source, strict=plan.policy.strict)
-            if surveyed is not None and not source.format.has_requests:
-                plan.budget.worst_case(source.defaults.request("What no line can mend is refused here, once."))
+            check_budget(plan.budget, source, surveyed)
             # What may have been billed is not asked again by itself where the user wants it held back.
             retry = RetryPolicy(
                 ambiguous="never" if plan.policy.ambiguous == "hold" else "retry", max_outage=_max_outage(plan)

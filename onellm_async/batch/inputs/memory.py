@@ -6,6 +6,7 @@ from typing import TypeAlias
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
+from onellm_async.batch.inputs.notes import InputNotes
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import Prompt
 from onellm_async.errors import InvalidRequestError
@@ -27,6 +28,7 @@ class InMemoryInput:
         format: What the output follows where its name tells nothing: JSON lines.
         field: None, as in every source that is no file.
         template: Likewise.
+        notes: What is to be said once per run: nothing.
     """
 
     format: InputFormat = input_format_named("jsonl")
@@ -42,6 +44,7 @@ class InMemoryInput:
         self.name: str = name
         self._prompts = prompts
         self.defaults: RequestDefaults = defaults
+        self.notes: InputNotes = InputNotes()
         self._ids = SeenKeys()
 
     def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
