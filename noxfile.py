@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def types(session: nox.Session) -> None:
     """The package is strictly typed, and its public face completely."""
-    session.install(*group("lint"), "fastapi", "pytest", ".[cli,report,redis,prometheus]")
+    session.install(*group("lint"), "fastapi", "pytest", ".[cli,report,redis,prometheus,otel]")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "onellm_async", "--ignoreexternal")
 

@@ -25,7 +25,7 @@ from onellm_async.chat import (
     build_request,
 )
 from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
-from onellm_async.events import Hook
+from onellm_async.events import Hook, Telemetry
 from onellm_async.fanout import FanOut, Progress, Source, check_source
 from onellm_async.key_source import ApiKeyFunction, KeySource
 from onellm_async.limits.permit import RequestGroup
@@ -103,6 +103,7 @@ class AsyncOneLLM:
         ssl: How to verify certificates; default the authorities in ``ONELLM_CA_FILE``, else the system's.
         trust_env: Without a proxy of its own, use ``HTTPS_PROXY`` and ``NO_PROXY`` of the environment.
         hooks: Called with each event of `onellm_async.events`.
+        telemetry: A hook that also adds headers to attempts, such as `onellm_async.integrations.otel.Telemetry`.
         allow_insecure: Accept plain http to hosts other than this machine.
         transport: What carries the requests instead of aiohttp, for tests and simulations; then neither a key nor an
             address is needed.
@@ -139,6 +140,7 @@ class AsyncOneLLM:
         trust_env: bool = False,
         headers: Mapping[str, str] | None = None,
         hooks: Iterable[Hook] = (),
+        telemetry: Telemetry | None = None,
         allow_insecure: bool = False,
         transport: Transport | None = None,
         random: Random | None = None,
@@ -182,6 +184,7 @@ class AsyncOneLLM:
             dialect=self._dialect,
             endpoints=self._endpoints,
             hooks=_hooks_from(hooks),
+            telemetry=telemetry,
             random=random if random is not None else Random(),
             quota=shared,
         )

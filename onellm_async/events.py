@@ -5,7 +5,7 @@ otherwise ignored. Without hooks no event object is made.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from attrs import frozen
@@ -23,6 +23,7 @@ __all__ = [
     "RateLimited",
     "Retrying",
     "Sent",
+    "Telemetry",
     "notify",
 ]
 
@@ -141,6 +142,29 @@ class Hook(Protocol):
 
     def __call__(self, event: Event, /) -> None:
         """Handles `event`. Must not block."""
+
+
+class Telemetry(Protocol):
+    """A hook that also links what the service does to the request, by headers of each attempt."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Handles `event`. Must not block."""
+
+    def headers(self, request: int, /) -> Mapping[str, str]:
+        """Returns the headers of the attempt that is about to be sent, such as ``traceparent``.
+
+        Args:
+            request: Number of the request within its client, as in its events.
+        """
+
+
+def trace_headers(telemetry: Telemetry, request: int) -> Mapping[str, str]:
+    """Returns the headers that `telemetry` adds to an attempt. An exception is logged, and then there are none."""
+    try:
+        return telemetry.headers(request)
+    except Exception:
+        _log.exception("Telemetry raised on the headers of request %d; it is sent without.", request)
+        return {}
 
 
 def notify(hooks: Iterable[Hook], event: Event) -> None:

@@ -34,7 +34,18 @@ from onellm_async.errors import (
     OneLLMError,
     RateLimitError,
 )
-from onellm_async.events import Failed, Granted, Hook, Queued, RateLimited, Retrying, Sent, notify
+from onellm_async.events import (
+    Failed,
+    Granted,
+    Hook,
+    Queued,
+    RateLimited,
+    Retrying,
+    Sent,
+    Telemetry,
+    notify,
+    trace_headers,
+)
 from onellm_async.failure_kinds import RULES
 from onellm_async.key_source import KeySource
 from onellm_async.limits.limiter import Limiter
@@ -98,15 +109,17 @@ class Sender:
         hooks: Iterable[Hook],
         random: Random,
         quota: "tuple[Quota, str] | None" = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         import_tenacity()
+        self._telemetry = telemetry
         self._transport = transport
         self._keys = keys
         self._dialect = dialect
         self._endpoints = endpoints
         self._notices = Notices()
         self._retry = retry
-        self._hooks = tuple(hooks)
+        self._hooks = tuple(hooks) if telemetry is None else (telemetry, *hooks)
         self._random = random
         self.limits: Limits = limits
         self._limiter = _limiter(limits, rate_state, random, quota)
@@ -460,7 +473,10 @@ class Sender:
         call.in_flight = True
         if self._keys is not None:
             call.key_generation = self._keys.generation
-        reply = await self._transport.post(call.body)
+        if self._telemetry is None:
+            reply = await self._transport.post(call.body)
+        else:
+            reply = await self._transport.post(call.body, trace_headers(self._telemetry, call.number))
         call.in_flight = False
         return decode_reply(
             reply.status,

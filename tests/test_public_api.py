@@ -100,6 +100,7 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "trust_env",
         "headers",
         "hooks",
+        "telemetry",
         "allow_insecure",
         "transport",
         "random",

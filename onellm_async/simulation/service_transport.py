@@ -1,6 +1,7 @@
 """A transport to the pure local service, without sockets: the delays and failures of a network in virtual time."""
 
 import asyncio
+from collections.abc import Mapping
 from random import Random
 
 from onellm_async.errors import APIConnectionError, APITimeoutError, FailureKind
@@ -33,8 +34,8 @@ class ServiceTransport:
         self.sent_at: list[float] = []
         """Virtual time at which each request was sent."""
 
-    async def post(self, body: bytes) -> RawReply:
-        """Carries one request to the service and its reply back.
+    async def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> RawReply:
+        """Carries one request to the service and its reply back; its headers mean nothing to the service.
 
         Raises:
             APIConnectionError: If an outage or the service's fault plan breaks the connection.

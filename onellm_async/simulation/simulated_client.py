@@ -1,7 +1,7 @@
 """One client at work in a simulation: its fan-out, the single chats beside it, its pauses and retunes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Protocol
@@ -73,12 +73,12 @@ class ObservedTransport:
         self._transport = transport
         self._observer = observer
 
-    async def post(self, body: bytes) -> RawReply:
+    async def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> RawReply:
         """Posts `body`; see `Transport.post`."""
         self._observer.request_sent(body)
         arrived = True
         try:
-            return await self._transport.post(body)
+            return await self._transport.post(body, headers)
         except APIConnectionError as error:
             arrived = error.kind is not FailureKind.CANNOT_CONNECT
             raise

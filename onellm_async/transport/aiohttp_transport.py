@@ -24,6 +24,7 @@ from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
 from onellm_async.transport.addresses import query_values, url_of
 from onellm_async.transport.exceptions import error_of_proxy, translate_exception
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
+from onellm_async.transport.prepared_request import encode_headers
 from onellm_async.transport.protocol import RawReply
 from onellm_async.transport.redaction import HiddenValue, Redactor, secrets_in, without_frames
 from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
@@ -129,8 +130,12 @@ class AiohttpTransport:
         limits = (getattr(connector, "limit", 0), getattr(connector, "limit_per_host", 0))
         return min((limit for limit in limits if limit), default=None)
 
-    async def post(self, body: bytes) -> RawReply:
+    async def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> RawReply:
         """Posts `body` and reads the whole answer. Safe to cancel: the connection is closed, not reused.
+
+        Args:
+            body: The encoded request.
+            headers: Of this request alone.
 
         Raises:
             APIError: If no complete answer arrived.
@@ -141,8 +146,8 @@ class AiohttpTransport:
         if way is None or self._loop is not asyncio.get_running_loop():
             way = await self._open()
         if way.timeout is None:
-            return await self._post_by_aiohttp(way, body)
-        attempt = Attempt(way.timeout)
+            return await self._post_by_aiohttp(way, body, headers)
+        attempt = Attempt(way.timeout, b"" if headers is None else encode_headers(headers))
         response: aiohttp.ClientResponse | None = None
         try:
             with attempt:
@@ -158,13 +163,15 @@ class AiohttpTransport:
         del failed  # as above
         raise failure
 
-    async def _post_by_aiohttp(self, way: Way, body: bytes) -> RawReply:
+    async def _post_by_aiohttp(self, way: Way, body: bytes, headers: Mapping[str, str] | None) -> RawReply:
         """Posts through a session whose requests aiohttp makes, and which may be shared and have few connections."""
         if way.session.closed:
             raise self._closed()
         attempt = PhasedAttempt(self._post.timeout, self._tell_of_queueing)
         options = dict(way.options)
         options["data"] = body if len(body) <= _MAX_BYTES_AT_ONCE else io.BytesIO(body)
+        if headers:
+            options["headers"] = {**(options.get("headers") or {}), **headers}
         if way.middlewares is not None:
             options["middlewares"] = (middleware_for(attempt, self._post.secret_headers), *way.middlewares)
         response: aiohttp.ClientResponse | None = None

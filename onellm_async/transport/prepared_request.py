@@ -10,6 +10,7 @@ aiohttp writes the same bytes; otherwise aiohttp makes each request itself.
 
 import asyncio
 import logging
+from collections.abc import Iterator, Mapping
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -108,15 +109,16 @@ class _Copy(ClientRequest):
         if protocol is None or connection is None or connection.is_closing():
             raise ClientConnectionResetError("Cannot write to closing transport")
         try:
-            self.timeout.running[asyncio.current_task()].sent = True
+            attempt = self.timeout.running[asyncio.current_task()]
         except KeyError:
             raise ClientConnectionResetError("The attempt has been ended") from None
+        attempt.sent = True
         if len(body) > _MAX_AT_ONCE or protocol.writing_paused:
-            self.headers = self.headers.copy()
+            self.headers = CIMultiDict((*self.headers.items(), *_decoded(attempt.headers)))
             self.update_body_from_data(aiohttp.BytesIOPayload(BytesIO(body)))
             return await super().send(conn)
-        connection.write(b"%b%d\r\n\r\n%b" % (self.head, len(body), body))
-        self.output_size = self.head_size + len(body)
+        connection.write(b"%b%d\r\n%b\r\n%b" % (self.head, len(body), attempt.headers, body))
+        self.output_size = self.head_size + len(attempt.headers) + len(body)
         return ClientResponse(
             "POST",
             self.url,
@@ -129,6 +131,24 @@ class _Copy(ClientRequest):
             session=self._session,
             stream_writer=self,  # type: ignore[arg-type]  # only its output_size is asked for
         )
+
+
+def encode_headers(headers: Mapping[str, str]) -> bytes:
+    """Encodes headers of one request, each with its line end.
+
+    Raises:
+        ValueError: If one holds a line end, which would begin another header.
+    """
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if text.count("\r") + text.count("\n") != 2 * len(headers):
+        raise ValueError("A header must not hold a line end.")
+    return text.encode()
+
+
+def _decoded(headers: bytes) -> Iterator[tuple[str, str]]:
+    for line in headers.decode().splitlines():
+        name, _, value = line.partition(": ")
+        yield name, value
 
 
 class _Recorder:

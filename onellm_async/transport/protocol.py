@@ -18,8 +18,12 @@ class RawReply:
 class Transport(Protocol):
     """Carries a request body to the service."""
 
-    async def post(self, body: bytes) -> RawReply:
+    async def post(self, body: bytes, headers: Mapping[str, str] | None = None) -> RawReply:
         """Posts `body` and reads the whole answer.
+
+        Args:
+            body: The encoded request.
+            headers: Of this request alone. They are given only where `AsyncOneLLM` has telemetry.
 
         Raises:
             APIError: If no complete answer arrived; its ``billing`` tells whether it may have been billed.

@@ -67,8 +67,10 @@ class Attempt:
 
     Args:
         timeout: Ends it.
+        headers: Encoded headers of this attempt alone, each with its line end.
 
     Attributes:
+        headers: As given.
         sent: Whether anything of it has been written to a connection.
         after_pause: Whether the event loop may have been stopped before it; see `catch_up`.
         started: When it was entered, in the event loop's time.
@@ -78,10 +80,11 @@ class Attempt:
         AttemptEndedError: From ``with``, after `SharedTimeout.end_unsent`.
     """
 
-    __slots__ = ("_cancelling", "_ending", "_task", "_timeout", "after_pause", "sent", "started")
+    __slots__ = ("_cancelling", "_ending", "_task", "_timeout", "after_pause", "headers", "sent", "started")
 
-    def __init__(self, timeout: SharedTimeout) -> None:
+    def __init__(self, timeout: SharedTimeout, headers: bytes = b"") -> None:
         self._timeout = timeout
+        self.headers: bytes = headers
         self._ending: type[Exception] | None = None
         self._cancelling = 0
         self._task: asyncio.Task[object] | None = None

@@ -11,7 +11,7 @@ KINDS = [kind for kind in vars(events).values() if isinstance(kind, type) and is
 
 
 def test_every_kind_of_event_is_exported() -> None:
-    assert {kind.__name__ for kind in KINDS} | {"Hook", "notify"} == set(events.__all__)
+    assert {kind.__name__ for kind in KINDS} | {"Hook", "Telemetry", "notify"} == set(events.__all__)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
