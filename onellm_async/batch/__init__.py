@@ -30,6 +30,15 @@ from onellm_async.batch.outputs.sinks import FileSink, StreamSink
 from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.run_report import RunReport
+from onellm_async.batch.shards import (
+    ShardResult,
+    ShardStatus,
+    merge_shards,
+    run_shard,
+    run_shard_sync,
+    shard_statuses,
+    split_input,
+)
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -66,16 +75,23 @@ __all__ = [
     "RunProgress",
     "RunReport",
     "RunWatch",
+    "ShardResult",
+    "ShardStatus",
     "StreamSink",
     "entries_from",
     "input_format_named",
     "learned_rate",
+    "merge_shards",
     "open_sink",
     "open_source",
     "output_format",
     "output_format_named",
     "recognize_format",
     "run_file",
+    "run_shard",
+    "run_shard_sync",
     "send_command",
+    "shard_statuses",
+    "split_input",
     "survey",
 ]

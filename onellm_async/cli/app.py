@@ -77,6 +77,11 @@ app.command(
     help="Show the board on which the processes of a key share its rate.",
 )
 app.command(
+    "onellm_async.cli.shard:shard_command",
+    name="shard",
+    help="Split an input into shards for many machines; run, show and merge them.",
+)
+app.command(
     "onellm_async.cli.gateway:gateway_command",
     name="gateway",
     help="Serve an OpenAI-compatible API in front of one key, for clients in any language.",

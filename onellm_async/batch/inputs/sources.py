@@ -62,7 +62,7 @@ class InputScan:
     sample: tuple[ChatRequest, ...] = ()
 
 
-class _OpenFile:
+class OpenFile:
     """One open file or pipe of an input, as the formats see it."""
 
     def __init__(self, name: str, descriptor: int, number: int, owner: "InputFile", shape: InputFormat | None) -> None:
@@ -203,7 +203,7 @@ class InputFile:
         files = [(name, descriptor), *more]
         self.name: str = name if not more else f"{name} and {len(more)} more"
         self._files = [
-            _OpenFile(each, opened, number, self, forced_format) for number, (each, opened) in enumerate(files)
+            OpenFile(each, opened, number, self, forced_format) for number, (each, opened) in enumerate(files)
         ]
 
     async def __aenter__(self) -> Self:
@@ -212,9 +212,18 @@ class InputFile:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its files; ``async with`` does so, too."""
         for each in self._files:
             if each.descriptor > 2:
                 os.close(each.descriptor)
+
+    @property
+    def files(self) -> "tuple[OpenFile, ...]":
+        """Its files, in their order."""
+        return tuple(self._files)
 
     @property
     def format(self) -> InputFormat:

@@ -54,6 +54,10 @@ class LockOwner:
         return f"process {self.pid}" + (f" on {self.host}" if self.host else "")
 
 
+class JournalInUseError(BatchError):
+    """Another process writes the journal."""
+
+
 class JournalLock:
     """The right to write a journal.
 
@@ -96,7 +100,7 @@ class JournalLock:
             else:  # its last holder removed it after we had opened it
                 os.close(descriptor)
                 holder = None
-        raise BatchError(
+        raise JournalInUseError(
             f"{journal} is in use by {holder or 'another process'}.",
             advice="Wait for it, stop it (onellm-async stop), or name another output.",
         )

@@ -1,0 +1,656 @@
+"""A large input as shards, each of which is a durable run of its own: the unit of work on a cluster.
+
+Engines such as Ray, Dask, Spark, Slurm and Kubernetes repeat a task whose process died, from its beginning. A shard is
+repeated cheaply: its journal knows what was answered, so the repetition resumes it.
+
+::
+
+    prompts.jsonl → split_input → shards/shard-00000.jsonl, … → run_shard on any machine → merge_shards → answers.jsonl
+"""
+
+import asyncio
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from filecmp import cmp
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypedDict, Unpack
+
+from attrs import asdict, evolve, frozen
+
+from onellm_async.batch.client_run import RunOptions
+from onellm_async.batch.inputs.csv import CsvSplitter
+from onellm_async.batch.inputs.entry import InvalidEntry
+from onellm_async.batch.inputs.formats import InputFormat, input_format_named
+from onellm_async.batch.inputs.lines import LineSplitter, too_long
+from onellm_async.batch.inputs.sources import OpenFile, open_source
+from onellm_async.batch.journal.file import journal_path
+from onellm_async.batch.journal.lock import JournalInUseError, lock_owner
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import RunCounts
+from onellm_async.batch.outputs.formats import open_sink, output_format, output_format_named
+from onellm_async.batch.run_report import RunReport
+from onellm_async.catalog import Model
+from onellm_async.errors import BatchError, ConfigurationError
+from onellm_async.files import describe_os_error, sync_directory, sync_file
+from onellm_async.validation import Checks
+from onellm_async.wire import dump_json, parse_json
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+MANIFEST = "shards.json"
+"""File that describes the shards of a directory. It is written last, so the shards are complete if it is there."""
+_VERSION = 1
+_POLL = 0.25
+"""Seconds between two looks at a journal that another process writes."""
+_ROWS = 1000
+_SUFFIXES = {"text": ".txt", "jsonl": ".jsonl", "openai-batch": ".jsonl", "csv": ".csv", "tsv": ".tsv"}
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+_check = Checks(ConfigurationError)
+
+
+@frozen
+class ShardManifest:
+    """What a directory of shards is made of.
+
+    Attributes:
+        format: Name of the input format.
+        digest: Of the whole input.
+        prompts: Entries of each shard but the last.
+        entries: Entries of the input.
+        names: File names of the shards, in the order of the input.
+    """
+
+    format: str
+    digest: str
+    prompts: int
+    entries: int
+    names: tuple[str, ...]
+
+
+class ShardResult(TypedDict):
+    """How one shard stands after `run_shard`: a flat row, for tables of any engine.
+
+    Attributes:
+        shard: Path of the shard.
+        output: Path of its answers.
+        complete: Whether every prompt in it has an outcome.
+        answered: Prompts with an answer.
+        failed: Prompts that failed for good.
+        possibly_billed: Attempts that may have been billed without an answer, over all sessions.
+        cost: USD by list price.
+        at_risk: USD that may have been spent beyond it.
+        input_tokens: Of all answers.
+        output_tokens: Of all answers.
+        error: What stopped it early; "" if nothing did.
+    """
+
+    shard: str
+    output: str
+    complete: bool
+    answered: int
+    failed: int
+    possibly_billed: int
+    cost: float
+    at_risk: float
+    input_tokens: int
+    output_tokens: int
+    error: str
+
+
+@frozen
+class ShardStatus:
+    """How one shard stands.
+
+    Attributes:
+        name: File name of the shard.
+        entries: Entries in it.
+        state: ``"complete"``, ``"running"``, ``"interrupted"`` or ``"not started"``.
+        counts: Totals of its journal.
+    """
+
+    name: str
+    entries: int
+    state: str
+    counts: RunCounts
+
+
+class ShardClient(Protocol):
+    """What a shard is run with; `onellm_async.AsyncOneLLM` has it."""
+
+    async def run(
+        self,
+        source: str,
+        output: str,
+        *,
+        model: Model | None = None,
+        stop: asyncio.Event | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunReport:
+        """See `onellm_async.AsyncOneLLM.run`."""
+
+
+def split_input(
+    source: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    prompts: int = 1000,
+    input_format: str | None = None,
+) -> list[Path]:
+    """Splits an input into shards. The same input gives the same shards, and a second call does nothing. Blocks.
+
+    Lines stay as they are, bad ones too. Tables keep their format and columns.
+
+    Args:
+        source: The input, in any input format.
+        directory: Where the shards are written; it is made if there is none.
+        prompts: Entries of each shard.
+        input_format: How the input is written; None to tell from its name and first line.
+
+    Returns:
+        The shards, in the order of the input.
+
+    Raises:
+        BatchError: If the input cannot be read, a line or row is too long or broken, or the directory has shards of
+            another input.
+        ConfigurationError: If `prompts` is no integer of at least 1.
+
+    Example:
+        ::
+
+            for shard in split_input("prompts.jsonl", "shards", prompts=5000):
+                print(shard)  # shards/shard-00000.jsonl, …
+    """
+    _check.integer(1)(None, _Named("prompts"), prompts)
+    target = Path(directory)
+    opened = open_source(
+        os.fspath(source), forced_format=None if input_format is None else input_format_named(input_format)
+    )
+    try:
+        hasher = blake2b(digest_size=16)
+        shapes = [each.recognized(hasher.update) for each in opened.files]
+        if any(shape is not shapes[0] for shape in shapes):
+            raise BatchError(f"{opened.name} are in several formats.", advice="Split the files of each format apart.")
+        if (target / MANIFEST).exists():
+            for each in opened.files:
+                for _ in each.pieces():
+                    """Read for its digest."""
+            found = read_manifest(target)
+            if (found.digest, found.prompts) != (hasher.hexdigest(), prompts):
+                raise BatchError(
+                    f"{target} has the shards of another input ({found.prompts:,} prompts each).",
+                    advice="Name another directory.",
+                )
+            return [target / name for name in found.names]
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            shape_name, names, entries = _write_shards(opened.files, shapes[0], target, prompts)
+            manifest = ShardManifest(shape_name, hasher.hexdigest(), prompts, entries, tuple(names))
+            _write_file(target / MANIFEST, dump_json({"version": _VERSION, **asdict(manifest)}))
+            sync_directory(target)
+        except OSError as error:
+            raise BatchError(f"{target} cannot be written: {describe_os_error(error)}.") from None
+        return [target / name for name in names]
+    finally:
+        opened.close()
+
+
+@frozen
+class _Named:
+    name: str
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> ShardManifest:
+    """What the shards of a directory are made of.
+
+    Raises:
+        BatchError: If the directory has no shards, or its manifest cannot be read.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        found = parse_json(path.read_bytes())
+        version = int(found["version"])
+        names = tuple(map(str, found["names"]))
+        if any(Path(name).name != name for name in names):
+            raise ValueError  # noqa: TRY301  # a name that leads elsewhere
+        manifest = ShardManifest(
+            str(found["format"]), str(found["digest"]), int(found["prompts"]), int(found["entries"]), names
+        )
+    except FileNotFoundError:
+        raise BatchError(
+            f"{directory} has no shards ({MANIFEST} is missing).", advice="Split an input first: onellm-async shard."
+        ) from None
+    except OSError as error:
+        raise BatchError(f"{path} cannot be read: {describe_os_error(error)}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise BatchError(f"{path} is not the description of shards.") from None
+    if version != _VERSION:
+        raise BatchError(f"{path} is of version {version}; this program reads version {_VERSION}.")
+    return manifest
+
+
+def output_of(shard: str | os.PathLike[str]) -> Path:
+    """Where the answers of a shard are written by default: ``shard-00000.answers.jsonl`` beside it."""
+    path = Path(shard)
+    return path.with_name(f"{path.stem}.answers.jsonl")
+
+
+async def run_shard(
+    client: ShardClient,
+    shard: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: Model | None = None,
+    lock_wait: float = 600.0,
+    stop: asyncio.Event | None = None,
+    **options: Unpack[RunOptions],
+) -> ShardResult:
+    """Runs one shard as a durable run, or resumes it. Nothing that was answered is sent again.
+
+    The earlier attempt at the shard may still be alive when an engine repeats it, so this waits until its journal is
+    free. Prompts that fail, and errors that stop the run, are in the result, because engines end the whole job on an
+    exception.
+
+    Args:
+        client: Sends the prompts. Give all workers of a key one ``quota``.
+        shard: The shard.
+        output: File for its answers; None puts it beside the shard, where `merge_shards` finds it.
+        model: As in `onellm_async.AsyncOneLLM.run`.
+        lock_wait: Seconds to wait for a journal that another process writes.
+        stop: Set it to stop gracefully: nothing more is sent, requests in flight finish.
+        **options: As in `onellm_async.AsyncOneLLM.run`.
+
+    Raises:
+        BatchError: If another process still writes the journal after `lock_wait`.
+        ConfigurationError: If an option is out of range.
+
+    Example:
+        ::
+
+            async with AsyncOneLLM(quota="redis://10.0.0.5:6379") as client:
+                result = await run_shard(client, "shards/shard-00007.jsonl", model="GPT-5-Nano", max_tokens=300)
+                print(result["complete"], result["answered"], result["cost"])
+    """
+    _check.check_number("lock_wait", lock_wait, 0)
+    path, target = Path(shard), output_of(shard) if output is None else Path(output)
+    if "input_format" not in options and (found := _format_of(path)) is not None:
+        options["input_format"] = found  # type: ignore[typeddict-item]  # written by split_input
+    journal = journal_path(options.get("journal") or target)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + lock_wait
+    while True:
+        try:
+            report = await client.run(os.fspath(path), os.fspath(target), model=model, stop=stop, **options)
+        except JournalInUseError:
+            if loop.time() >= deadline or (stop is not None and stop.is_set()):
+                raise
+            await _wait_until_free(journal, deadline, stop)
+        except BatchError as error:
+            return _result(path, target, RunCounts(), complete=False, error=str(error))
+        else:
+            stopped = "" if report.stopped_by is None else str(report.stopped_by)
+            return _result(path, target, report.counts, complete=report.complete, error=stopped)
+
+
+def run_shard_sync(
+    make_client: Callable[[], AbstractAsyncContextManager[ShardClient]],
+    shard: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    model: Model | None = None,
+    lock_wait: float = 600.0,
+    **options: Unpack[RunOptions],
+) -> ShardResult:
+    """Like `run_shard`, for engines that call plain functions, with a client and an event loop of its own.
+
+    Args:
+        make_client: Makes the client, for example `onellm_async.AsyncOneLLM` itself, which then takes its key, URL and
+            quota from the environment.
+        shard: As in `run_shard`, like all that follow.
+        output: As in `run_shard`.
+        model: As in `run_shard`.
+        lock_wait: As in `run_shard`.
+        **options: As in `run_shard`.
+
+    Raises:
+        ConfigurationError: If it is called in a running event loop, or an option is out of range.
+        BatchError: As in `run_shard`.
+
+    Example:
+        ::
+
+            run_shard_sync(AsyncOneLLM, "shards/shard-00007.jsonl", model="GPT-5-Nano", max_tokens=300)
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise ConfigurationError("An event loop runs in this thread.", advice="Await run_shard there.")
+
+    async def run() -> ShardResult:
+        async with make_client() as client:
+            return await run_shard(client, shard, output, model=model, lock_wait=lock_wait, **options)
+
+    return asyncio.run(run())
+
+
+def shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
+    """How each shard of a directory stands, from the journals beside them; also while they are written. Blocks.
+
+    Raises:
+        BatchError: If the directory has no shards, or a journal cannot be read.
+    """
+    found = read_manifest(directory)
+    statuses, left = [], found.entries
+    for name in found.names:
+        entries = min(found.prompts, left)
+        left -= entries
+        output = output_of(Path(directory) / name)
+        if not journal_path(output).exists():
+            statuses.append(ShardStatus(name, entries, "not started", RunCounts()))
+            continue
+        with JournalReader.open(output) as journal:
+            state = "complete" if journal.complete else "running" if journal.running else "interrupted"
+            statuses.append(ShardStatus(name, entries, state, journal.counts()))
+    return statuses
+
+
+def total_counts(statuses: Sequence[ShardStatus]) -> RunCounts:
+    """The totals of all shards."""
+    totals: dict[str, int | float] = {}
+    for status in statuses:
+        for name, value in asdict(status.counts).items():
+            totals[name] = totals.get(name, 0) + value
+    return RunCounts(**totals)  # type: ignore[arg-type]  # the sums have the types of their summands
+
+
+async def merge_shards(
+    directory: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    format: str | None = None,  # noqa: A002  # as in run
+    partial: bool = False,
+    force: bool = False,
+) -> int:
+    """Writes the answers of all shards into one file, in the order of the input, as one run over it would have.
+
+    Args:
+        directory: The shards.
+        output: The file; its suffix says how it is written.
+        format: How it is written; None to tell from its name.
+        partial: Write what is there although shards are missing or not complete.
+        force: Replace an existing file.
+
+    Returns:
+        The number of records.
+
+    Raises:
+        BatchError: If a shard is not complete, or the output cannot be written.
+    """
+    found, statuses = read_manifest(directory), shard_statuses(directory)
+    open_shards = [status for status in statuses if status.state != "complete"]
+    if open_shards and not partial:
+        first = open_shards[0]
+        raise BatchError(
+            f"{len(open_shards)} of {len(statuses)} shards are not complete; "
+            f"the first is {first.name} ({first.state}).",
+            advice="Run them, or write what is there with partial=True (--partial).",
+        )
+    encoding = output_format(output, found.format) if format is None else output_format_named(format)
+    written, offset = 0, 0
+    async with open_sink(output, encoding, force=force) as sink:
+        for status in statuses:
+            if status.state != "not started":
+                with JournalReader.open(output_of(Path(directory) / status.name)) as journal:
+                    for lines in _encoded(journal, encoding.encode, offset):
+                        await sink.write(b"".join(lines))
+                        written += len(lines)
+            offset += status.entries
+    return written
+
+
+def _encoded(journal: JournalReader, encode: "Callable[..., bytes]", offset: int) -> Iterator[list[bytes]]:
+    lines: list[bytes] = []
+    for record in journal.records():
+        copy_of = None if record.copy_of is None else record.copy_of + offset
+        lines.append(encode(evolve(record, index=record.index + offset, copy_of=copy_of)))
+        if len(lines) == _ROWS:
+            yield lines
+            lines = []
+    if lines:
+        yield lines
+
+
+async def _wait_until_free(journal: Path, deadline: float, stop: asyncio.Event | None) -> None:
+    loop = asyncio.get_running_loop()
+    while loop.time() < deadline and lock_owner(journal) is not None:
+        if stop is None:
+            await asyncio.sleep(min(_POLL, deadline - loop.time()))
+            continue
+        try:
+            async with asyncio.timeout(min(_POLL, deadline - loop.time())):
+                await stop.wait()
+        except TimeoutError:
+            continue
+        return
+
+
+def _result(shard: Path, output: Path, counts: RunCounts, *, complete: bool, error: str) -> ShardResult:
+    return ShardResult(
+        shard=str(shard),
+        output=str(output),
+        complete=complete,
+        answered=counts.answered,
+        failed=counts.failed,
+        possibly_billed=counts.possibly_billed + counts.in_flight,
+        cost=float(counts.cost),
+        at_risk=float(counts.at_risk),
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        error=error,
+    )
+
+
+def _format_of(shard: Path) -> str | None:
+    """How a shard is written, where the directory says so: its first line alone may be a bad one."""
+    try:
+        found = read_manifest(shard.parent)
+    except BatchError:
+        return None
+    return found.format if shard.name in found.names else None
+
+
+# Writing shards.
+
+
+def _write_shards(
+    files: Sequence[OpenFile], shape: InputFormat, directory: Path, prompts: int
+) -> tuple[str, list[str], int]:
+    """Writes the shards.
+
+    Returns:
+        The name of their format, their names, and the number of entries.
+    """
+    if shape.name == "parquet":
+        return (shape.name, *_write_parquet(files, directory, prompts))
+    name = "jsonl" if shape.name not in _SUFFIXES else shape.name  # the elements of a JSON document become lines
+    write = _write_table if name in _DELIMITERS else _write_lines if shape.name == name else _write_elements
+    with _Writer(directory, _SUFFIXES[name], prompts) as writer:
+        for each in files:
+            write(each, shape, writer)
+        return (name, *writer.finish())
+
+
+def _write_lines(source: OpenFile, shape: InputFormat, writer: "_Writer") -> None:
+    splitter = LineSplitter()
+    for lines in _fed(splitter, source.pieces()):
+        for number, line in lines:
+            if line is None:
+                raise BatchError(f"{source.name}:{number}: {too_long('line')}", advice="Remove it or make it shorter.")
+            writer.write(line + b"\n")
+
+
+def _fed(splitter: LineSplitter, pieces: Iterator[bytes]) -> Iterator[list[tuple[int, bytes | None]]]:
+    for piece in pieces:
+        yield splitter.feed(piece)
+    yield splitter.finish()
+
+
+def _write_elements(source: OpenFile, shape: InputFormat, writer: "_Writer") -> None:
+    for entries in shape.splitter(source):
+        for entry in entries:
+            if isinstance(entry, InvalidEntry):
+                raise BatchError(str(entry.item()), advice="Fix it, or remove it.")
+            writer.write(dump_json(parse_json(entry.raw)) + b"\n")
+
+
+def _write_table(source: OpenFile, shape: InputFormat, writer: "_Writer") -> None:
+    splitter = CsvSplitter("\t" if shape.name == "tsv" else None)
+    header: bytes | None = None
+    for rows in _rows(splitter, source.pieces()):
+        for number, row in rows:
+            if isinstance(row, str):
+                raise BatchError(f"{source.name}:{number}: {row}", advice="Fix the row.")
+            if header is not None:
+                writer.write(_csv_row(row, _DELIMITERS[shape.name], csv.QUOTE_MINIMAL))
+                continue
+            header = _csv_row(row, _DELIMITERS[shape.name], csv.QUOTE_ALL)
+            if writer.header not in {b"", header}:
+                raise BatchError(f"{source.name} has other columns than the files before it.")
+            writer.header = header
+
+
+def _rows(splitter: CsvSplitter, pieces: Iterator[bytes]) -> Iterator[list[tuple[int, list[str] | str]]]:
+    for piece in pieces:
+        yield splitter.feed(piece)
+    yield splitter.finish()
+
+
+def _csv_row(fields: Sequence[str], delimiter: str, quoting: "int") -> bytes:
+    """A row; bytes that were not UTF-8 stay what they were. All names are quoted, so that no name shows a delimiter."""
+    line = io.StringIO(newline="")
+    csv.writer(line, delimiter=delimiter, quoting=quoting, lineterminator="\n").writerow(fields)  # type: ignore[arg-type]
+    return line.getvalue().encode(errors="surrogateescape")
+
+
+def _write_parquet(files: Sequence[OpenFile], directory: Path, prompts: int) -> tuple[list[str], int]:
+    for each in files:
+        for _ in each.pieces():
+            """Read for its digest."""
+    if len(files) > 1:
+        raise BatchError("Several Parquet files are split one at a time.", advice="Name one file and one directory.")
+    (source,) = files
+    try:
+        import pyarrow as pa  # noqa: PLC0415  # an extra
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError:
+        raise BatchError(
+            f"{source.name} is Parquet, and pyarrow is not installed.", advice="pip install 'onellm-async[parquet]'"
+        ) from None
+    names: list[str] = []
+    entries = 0
+    try:
+        with source.file() as stream, pq.ParquetFile(stream) as file:
+            for batches in _rebatched(file.iter_batches(min(prompts, _ROWS)), prompts):
+                table = pa.Table.from_batches(batches, schema=file.schema_arrow)
+                names.append(_shard_name(len(names), ".parquet"))
+                entries += table.num_rows
+                buffer = io.BytesIO()
+                pq.write_table(table, buffer)
+                _write_file(directory / names[-1], buffer.getvalue())
+    except (pa.ArrowException, TypeError) as error:
+        raise BatchError(f"{source.name} cannot be read as Parquet: {str(error)[:300]}") from None
+    return names, entries
+
+
+def _rebatched(batches: "Iterable[RecordBatch]", rows: int) -> "Iterator[list[RecordBatch]]":
+    """Batches with `rows` rows together, the last ones with fewer."""
+    kept: list[RecordBatch] = []
+    size = 0
+    for batch in batches:
+        rest = batch
+        while size + rest.num_rows >= rows:
+            yield [*kept, rest.slice(0, rows - size)]
+            rest = rest.slice(rows - size)
+            kept, size = [], 0
+        if rest.num_rows:
+            kept.append(rest)
+            size += rest.num_rows
+    if kept:
+        yield kept
+
+
+class _Writer:
+    """Cuts entries into files, one of which is open at a time."""
+
+    def __init__(self, directory: Path, suffix: str, prompts: int) -> None:
+        self.header = b""
+        self._directory = directory
+        self._suffix = suffix
+        self._prompts = prompts
+        self._names: list[str] = []
+        self._entries = 0
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:  # something failed: the file is incomplete, and has no name yet
+            self._stack.__exit__(BatchError, BatchError("incomplete"), None)
+
+    def write(self, entry: bytes) -> None:
+        if self._file is None:
+            name = _shard_name(len(self._names), self._suffix)
+            self._file = self._stack.enter_context(_fresh_file(self._directory / name))
+            self._names.append(name)
+            self._file.write(self.header)
+        self._file.write(entry)
+        self._entries += 1
+        if self._entries % self._prompts == 0:
+            self._end()
+
+    def finish(self) -> tuple[list[str], int]:
+        self._end()
+        return self._names, self._entries
+
+    def _end(self) -> None:
+        if self._file is not None:
+            self._file = None
+            self._stack.close()
+
+
+def _shard_name(number: int, suffix: str) -> str:
+    return f"shard-{number:05}{suffix}"
+
+
+@contextmanager
+def _fresh_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is complete. An interrupted split may have left the same one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            sync_file(file.fileno())
+        _check_same(path, partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _check_same(path: Path, fresh: Path) -> None:
+    if path.exists() and not cmp(path, fresh, shallow=False):
+        raise BatchError(f"{path} is there already, and is not this shard.", advice="Name an empty directory.")
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with _fresh_file(path) as file:
+        file.write(content)

@@ -1,0 +1,247 @@
+"""``onellm-async shard``: split an input for many machines, run its shards, merge their answers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from attrs import frozen
+from cyclopts import App, Group, Parameter
+
+from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
+from onellm_async.cli.options import CONNECTING, ConnectionFlags
+from onellm_async.cli.terminal import put, say
+from onellm_async.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from onellm_async.batch import RunOptions, ShardResult, ShardStatus
+
+_EXAMPLES = """\
+Examples:
+  onellm-async shard prompts.jsonl -d shards --prompts 5000
+  onellm-async shard run shards/shard-00007.jsonl --max-tokens 300 --quota redis://10.0.0.5:6379
+  onellm-async shard status shards
+  onellm-async shard merge shards -o answers.jsonl
+
+Each shard is a run of its own, with a journal. The same `shard run` again, on
+any machine that reaches the files, resumes it; nothing answered is sent again.
+"""
+_SHARD = Group.create_ordered("Shard")
+
+
+@Parameter(name="*", group=_SHARD)
+@frozen
+class ShardFlags:
+    """What is asked of a shard, and how it is resumed."""
+
+    output: Annotated[
+        Path | None,
+        Parameter(name=["--output", "-o"], help="File for the answers. [default: beside the shard, for `merge`]"),
+    ] = None
+    model: Annotated[
+        str | None, Parameter(name=["--model", "-m"], help="Model of every prompt. [default: each prompt's own]")
+    ] = None
+    system: Annotated[str | None, Parameter(help="Instruction to the model, beside the prompt.")] = None
+    max_tokens: Annotated[int | None, Parameter(help="Maximum number of tokens to generate.")] = None
+    temperature: Annotated[float | None, Parameter(help="0 to 2.")] = None
+    field: Annotated[str | None, Parameter(help="Field or column that holds the prompt.")] = None
+    template: Annotated[str | None, Parameter(help="Jinja2 template that makes the prompt: a file or the text.")] = None
+    max_cost: Annotated[
+        float | None, Parameter(help="Cost cap of this shard in USD; needs --max-tokens. [default: no cap]")
+    ] = None
+    ambiguous: Annotated[
+        Literal["retry", "hold"],
+        Parameter(help="Prompts that may have been billed without an answer: retry (may be billed twice) or hold."),
+    ] = "retry"
+    retry_failed: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
+    ] = False
+    lock_wait: Annotated[
+        float, Parameter(help="Seconds to wait for an earlier attempt at the shard that is still alive.")
+    ] = 600.0
+
+
+def split(
+    source: Annotated[Path, Parameter(name="INPUT", help="The input, in any format that `run` reads.")],
+    /,
+    *,
+    directory: Annotated[Path, Parameter(name=["--directory", "-d"], help="Where the shards are written.")],
+    prompts: Annotated[int, Parameter(help="Prompts of each shard.")] = 1000,
+    shape: Annotated[
+        str | None,
+        Parameter(
+            name="--format",
+            help="How the input is written: text, jsonl, openai-batch, csv, tsv, parquet. "
+            "[default: as its name and its first line say]",
+        ),
+    ] = None,
+) -> int:
+    """Split an input into shards for many machines; run, show and merge them.
+
+    Args:
+        source: The input.
+        directory: Where the shards are written.
+        prompts: Prompts of each shard.
+        shape: How the input is written.
+    """
+    from onellm_async.batch import split_input
+
+    shards = split_input(source, directory, prompts=prompts, input_format=shape)
+    say(f"{len(shards):,} shards in {directory}, {prompts:,} prompts each.")
+    for shard in shards:
+        put(str(shard))
+    return ExitCode.OK
+
+
+def run(
+    shard: Annotated[Path, Parameter(name="SHARD", help="The shard.")],
+    /,
+    *,
+    flags: ShardFlags = ShardFlags(),
+    connecting: ConnectionFlags = CONNECTING,
+) -> int:
+    """Run a shard, or resume it. Print how it stands as JSON.
+
+    Args:
+        shard: The shard.
+        flags: What is asked of it.
+        connecting: The connection flags.
+    """
+    import asyncio
+
+    from onellm_async.wire import dump_json
+
+    if not shard.exists():
+        raise ConfigurationError(f"{shard} does not exist.", advice="Split an input first: onellm-async shard.")
+    result, signal = asyncio.run(_run(shard, flags, connecting))
+    put(dump_json(result).decode())
+    if signal is not None and not result["complete"]:
+        return 128 + signal
+    if result["error"]:
+        say(result["error"])
+        return ExitCode.STOPPED
+    return ExitCode.OK if result["complete"] and not result["failed"] else ExitCode.FAILED
+
+
+def status(
+    directory: Annotated[Path, Parameter(name="DIRECTORY", help="The shards.")],
+    /,
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print it as JSON.")] = False,
+) -> int:
+    """Show the progress and cost of all shards. Exit code 0: all are complete; 1: some are not.
+
+    Args:
+        directory: The shards.
+        json: Print it as JSON.
+    """
+    from onellm_async.batch import shard_statuses
+
+    statuses = shard_statuses(directory)
+    put(_as_json(statuses) if json else _as_text(statuses))
+    return ExitCode.OK if all(each.state == "complete" for each in statuses) else ExitCode.FAILED
+
+
+def merge(
+    directory: Annotated[Path, Parameter(name="DIRECTORY", help="The shards.")],
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="File for the answers.")],
+    shape: Annotated[
+        str | None,
+        Parameter(
+            name="--format", help="How it is written: jsonl, openai-batch, csv, parquet. [default: as its name says]"
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Write what is there although shards are not complete.")
+    ] = False,
+    force: Annotated[bool, Parameter(negative="", show_default=False, help="Replace an existing file.")] = False,
+) -> int:
+    """Write the answers of all shards into one file, in input order.
+
+    Args:
+        directory: The shards.
+        output: File for the answers.
+        shape: How it is written.
+        partial: Write what is there although shards are not complete.
+        force: Replace an existing file.
+    """
+    import asyncio
+
+    from onellm_async.batch import merge_shards
+
+    written = asyncio.run(merge_shards(directory, output, format=shape, partial=partial, force=force))
+    say(f"{written:,} records written to {output}.")
+    return ExitCode.OK
+
+
+shard_command: App = App(name="shard", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
+shard_command.default(split)
+for _command in (run, status, merge):
+    shard_command.command(_command, help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
+
+
+async def _run(shard: Path, flags: ShardFlags, connecting: ConnectionFlags) -> "tuple[ShardResult, int | None]":
+    import asyncio
+
+    from onellm_async.batch import run_shard
+    from onellm_async.cli.connection import connected
+    from onellm_async.cli.signals import ending_on_signals
+
+    options: RunOptions = {
+        "system": flags.system,
+        "max_tokens": flags.max_tokens,
+        "temperature": flags.temperature,
+        "field": flags.field,
+        "template": flags.template,
+        "max_cost": flags.max_cost,
+        "ambiguous": flags.ambiguous,
+        "retry_failed": flags.retry_failed,
+    }
+    stop = asyncio.Event()
+    async with connected(connecting) as client:
+        with ending_on_signals(stop, say) as caught:
+            result = await run_shard(
+                client, shard, flags.output, model=flags.model, lock_wait=flags.lock_wait, stop=stop, **options
+            )
+    return result, caught.number
+
+
+def _as_json(statuses: "list[ShardStatus]") -> str:
+    from attrs import asdict
+
+    from onellm_async.batch.shards import total_counts
+    from onellm_async.wire import dump_json
+
+    return dump_json(
+        {
+            "entries": sum(each.entries for each in statuses),
+            "complete": sum(each.state == "complete" for each in statuses),
+            "counts": asdict(total_counts(statuses)),
+            "shards": [asdict(each) for each in statuses],
+        }
+    ).decode()
+
+
+def _as_text(statuses: "list[ShardStatus]") -> str:
+    from collections import Counter
+
+    from onellm_async.batch.shards import total_counts
+    from onellm_async.formatting import format_usd
+
+    totals, states = total_counts(statuses), Counter(each.state for each in statuses)
+    entries = sum(each.entries for each in statuses)
+    lines = [
+        f"{len(statuses):,} shards: " + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
+        f"  prompts          {totals.answered:,} of {entries:,} answered, {totals.failed:,} failed",
+        f"  cost             {format_usd(totals.cost)}",
+    ]
+    if totals.possibly_billed or totals.in_flight:
+        lines.append(
+            f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
+            f"(at most {format_usd(totals.at_risk)} at risk)"
+        )
+    for each in statuses:
+        if each.state != "complete" or each.counts.failed:
+            failed = f", {each.counts.failed:,} failed" if each.counts.failed else ""
+            lines.append(f"  {each.name}  {each.state}: {each.counts.answered:,} of {each.entries:,} answered{failed}")
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""``onellm-async shard``: split, run, show and merge."""
+
+import json
+
+import pytest
+
+from onellm_async.cli import main
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("".join(f"p{number}\n" for number in range(5)))
+    assert main(["shard", "in.txt", "-d", "shards", "--prompts", "3"]) == 0
+    return capsys.readouterr().out.split()
+
+
+def test_an_input_is_split_run_and_merged(shards, tmp_path, capsys):
+    assert shards == ["shards/shard-00000.txt", "shards/shard-00001.txt"]
+    assert main(["shard", "status", "shards"]) == 1
+    assert "2 shards: 2 not started" in capsys.readouterr().out
+    assert main(["shard", "merge", "shards", "-o", "all.jsonl"]) == 2
+    assert "--partial" in capsys.readouterr().err
+    for shard in shards:
+        assert main(["shard", "run", shard, "--local", "-m", "GPT-5-Nano", "--max-tokens", "20"]) == 0
+        row = json.loads(capsys.readouterr().out)
+        assert (row["complete"], row["error"], row["shard"]) == (True, "", shard)
+    assert main(["shard", "status", "shards", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["entries"], found["complete"], found["counts"]["answered"]) == (5, 2, 5)
+    assert main(["shard", "merge", "shards", "-o", "all.jsonl"]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [(each["index"], each["response"]["content"]) for each in answers] == [(n, f"p{n}") for n in range(5)]
+
+
+def test_a_cap_that_is_reached_stops_a_shard_and_is_told(shards, capsys):
+    assert main(["shard", "run", shards[0], "--local", "--max-tokens", "100000", "--max-cost", "0.001"]) == 3
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["complete"] is False
+    assert "cap" in shown.err or "budget" in shown.err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["run", "none.txt", "--local"],
+        ["status", "none"],
+        ["merge", "none", "-o", "all.jsonl"],
+        ["in.txt"],
+        ["in.txt", "-d", "shards", "--prompts", "0"],
+        ["in.txt", "-d", "shards", "--prompts", "4"],
+        ["in.txt", "-d", "other", "--format", "xml"],
+    ],
+)
+def test_what_cannot_be_used_is_refused(shards, flags, capsys):
+    assert main(["shard", *flags]) == 2
+    assert "Traceback" not in capsys.readouterr().err
