@@ -1,5 +1,6 @@
 # ruff: noqa: ASYNC110  # polling in turns of the loop
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -14,11 +15,13 @@ from onellm_async import (
     InvalidRequestError,
     Limits,
     Message,
+    RequestCancelledError,
     RetryPolicy,
+    Usage,
 )
 from onellm_async.errors import FailureKind, InternalServerError
 from onellm_async.events import Answered
-from onellm_async.testing import FakeRequest, FakeTransport, Reply, failure, hang
+from onellm_async.testing import FakeRequest, FakeTransport, Reply, answer, failure, hang
 
 
 def count_messages(request: FakeRequest) -> Reply:
@@ -177,3 +180,213 @@ def test_a_deadline_that_is_none_is_refused(client: AsyncOneLLM, deadline: objec
 def test_a_memory_too_short_for_one_turn_is_refused(client: AsyncOneLLM, most: int) -> None:
     with pytest.raises(ConfigurationError, match=f"max_messages is {most}"):
         Conversation(client, model="GPT-5", max_messages=most)
+
+
+async def test_options_of_a_turn_replace_those_of_the_conversation_for_that_turn(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5", system="Be brief.", temperature=1)
+    await conversation.say("a", model="GPT-5-Nano", temperature=0, system=None, max_tokens=5)
+    await conversation.say("b")
+    first, second = (request.fields for request in transport.requests)
+    assert (first["model"], first["temperature"], first["max_tokens"]) == ("GPT-5-Nano", 0, 5)
+    assert "system" not in first
+    assert (second["model"], second["temperature"], second["system"]) == ("GPT-5", 1, "Be brief.")
+    with pytest.raises(InvalidRequestError, match="temperature is 3"):
+        await conversation.say("c", temperature=3)
+    assert len(conversation.messages) == 4
+
+
+@pytest.mark.parametrize("most", [None, 4])
+async def test_undo_restores_the_history_before_the_last_turn(client: AsyncOneLLM, most: int | None) -> None:
+    conversation = Conversation(client, model="GPT-5", max_messages=most)
+    for text in ("a", "b", "c"):
+        await conversation.say(text)
+    history = conversation.messages
+    await conversation.say("d")
+    assert conversation.undo() == "d"
+    assert conversation.messages == history
+    assert conversation.undo() == "c"
+    assert conversation.messages == history[:-2]
+
+
+async def test_undo_without_a_turn_changes_nothing(client: AsyncOneLLM) -> None:
+    history = [Message.system("rule"), Message.user("a question of others")]
+    conversation = Conversation(client, model="GPT-5", history=history)
+    assert conversation.undo() is None
+    assert conversation.messages == tuple(history)
+
+
+@pytest.mark.parametrize("change", ["undo", "forget"])
+async def test_a_turn_that_is_undone_or_forgotten_while_it_is_answered_does_not_join_the_history(
+    client: AsyncOneLLM, transport: FakeTransport, change: str
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    before = conversation.messages if change == "undo" else ()
+    turn = asyncio.create_task(conversation.say("b"))
+    while not transport.in_flight:
+        await asyncio.sleep(0)
+    assert getattr(conversation, change)() == ("b" if change == "undo" else None)
+    assert (await turn).content == "3"
+    assert conversation.messages == before
+
+
+async def test_retry_says_a_text_again_that_failed(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    transport.set_replies(failure(500))
+    with pytest.raises(InternalServerError):
+        await conversation.say("b")
+    transport.set_replies("there")
+    assert (await conversation.retry()).content == "there"
+    assert [message.content for message in conversation.messages] == ["a", "1", "b", "there"]
+
+
+async def test_retry_replaces_an_answer_only_by_another_answer(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    for text in "ab":
+        await conversation.say(text)
+    transport.set_replies("better")
+    await conversation.retry(temperature=1)
+    assert [message.content for message in conversation.messages] == ["a", "1", "b", "better"]
+    assert transport.requests[-1].prompt == "b"
+    transport.set_replies([500, ""])
+    before = conversation.messages
+    with pytest.raises(InternalServerError):
+        await conversation.retry()
+    await conversation.retry()
+    assert conversation.messages == before
+    with pytest.raises(InvalidRequestError, match="There is no turn to retry"):
+        await Conversation(client, model="GPT-5").retry()
+
+
+async def test_cancelling_ends_the_turn_in_flight_and_those_that_wait(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    before = conversation.messages
+    turns = [asyncio.create_task(conversation.say(text)) for text in ("hang", "b")]
+    while not transport.in_flight:
+        await asyncio.sleep(0)
+    conversation.cancel()
+    ended = await asyncio.gather(*turns, return_exceptions=True)
+    assert [type(error) for error in ended] == [RequestCancelledError] * 2
+    assert (transport.in_flight, conversation.messages) == (0, before)
+    conversation.cancel()
+    transport.set_replies("there")
+    assert (await conversation.retry()).content == "there"
+    assert [message.content for message in conversation.messages] == ["a", "1", "hang", "there"]
+
+
+async def test_cancelling_the_task_of_a_turn_is_a_cancellation(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    turn = asyncio.create_task(conversation.say("hang"))
+    while not transport.in_flight:
+        await asyncio.sleep(0)
+    conversation.cancel()
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+
+
+async def test_the_oldest_turns_are_forgotten_when_the_history_has_too_many_tokens(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5", system="Be brief.", max_history_tokens=100)
+    for number in range(12):
+        await conversation.say(f"{number} " + "word " * 12)
+        sent = transport.requests[-1].messages
+        assert sent[0]["role"] == "user"
+        assert sent[-1]["content"].startswith(f"{number} ")
+        assert sum(len(message["content"]) for message in sent) <= 4 * 100
+    assert 3 <= len(sent) < 12
+
+
+async def test_the_estimate_of_tokens_follows_the_usage_of_the_answers(transport: FakeTransport) -> None:
+    def one_token_per_byte(request: FakeRequest) -> Reply:
+        size = sum(len(message["content"]) for message in request.messages)
+        return answer("yes", usage=Usage(size, 1, size + 1))
+
+    transport.set_replies(one_token_per_byte)
+    client = AsyncOneLLM(transport=transport, limits=Limits.unlimited())
+    conversation = Conversation(client, model="GPT-5", max_history_tokens=1000)
+    for _ in range(30):
+        await conversation.say("x" * 100)
+    sent = sum(len(message["content"]) for message in transport.requests[-1].messages)
+    assert 500 < sent <= 1000
+
+
+async def test_a_text_that_is_longer_than_the_budget_is_refused_unsent(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5", max_history_tokens=100)
+    await conversation.say("a")
+    before = conversation.messages
+    with pytest.raises(InvalidRequestError, match=r"about 1,254 tokens with the instructions.* is 100\."):
+        await conversation.say("word " * 1000)
+    assert (len(transport.requests), conversation.messages) == (1, before)
+
+
+async def test_a_conversation_is_saved_as_json_and_continues_where_it_was(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(
+        client,
+        model="GPT-5",
+        max_messages=6,
+        max_history_tokens=5000,
+        history=[Message.system("rule")],
+        lane="default",
+        deadline=30,
+        system="Be brief.",
+        stop_sequences=["."],
+        temperature=None,
+    )
+    for text in "ab":
+        await conversation.say(text)
+    saved = json.loads(json.dumps(conversation.to_dict(), allow_nan=False))
+    assert saved["options"] == {"system": "Be brief.", "stop_sequences": ["."]}
+    restored = Conversation.from_dict(client, saved)
+    assert restored.to_dict() == conversation.to_dict()
+    for each in (restored, conversation):
+        await each.say("c")
+    assert restored.messages == conversation.messages
+    assert transport.requests[-1].fields == transport.requests[-2].fields
+    assert Conversation.from_dict(client, {"model": "GPT-5"}).to_dict() == {"model": "GPT-5", "lane": "interactive"} | {
+        "messages": []
+    }
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ([], "conversation is of type list; it must be what to_dict returned."),
+        ({}, "conversation.model is missing."),
+        ({"model": ""}, "conversation cannot be read: model is ''; it must be the name of a model."),
+        ({"model": "m", "mesages": []}, "conversation has the unknown field 'mesages'."),
+        ({"model": "m", "messages": [{"role": "user", "content": ""}]}, "history[0] is empty, and many services"),
+        ({"model": "m", "messages": [{"role": "user"}]}, "conversation.messages[0].content is missing."),
+        (
+            {"model": "m", "messages": [{"role": "robot", "content": "x"}]},
+            "conversation.messages[0] cannot be",
+        ),
+        ({"model": "m", "max_messages": 1}, "max_messages is 1; it must be at least 2"),
+        ({"model": "m", "max_history_tokens": 0}, "max_history_tokens is 0; it must be an integer of at least 1."),
+        ({"model": "m", "lane": "fast"}, "lane is 'fast'; it must be one of interactive, default, batch."),
+        ({"model": "m", "deadline": -1}, "deadline is -1; it must be a finite number above 0."),
+        ({"model": "m", "options": {"temperature": 3}}, "conversation cannot be read: temperature is 3; it must be"),
+        ({"model": "m", "options": {"tmperature": 1}}, "conversation cannot be read: There is no request field called"),
+        ({"model": "m", "options": 3}, "conversation.options cannot be read"),
+    ],
+)
+async def test_what_is_no_saved_conversation_is_refused_by_name(client: AsyncOneLLM, saved: dict, message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Conversation.from_dict(client, saved)
+    assert caught.value.message.startswith(message)
+
+
+async def test_a_history_with_an_empty_message_is_refused(client: AsyncOneLLM) -> None:
+    with pytest.raises(ConfigurationError, match=r"history\[1\] is empty"):
+        Conversation(client, model="GPT-5", history=[Message.user("a"), Message.assistant(" ")])
