@@ -117,6 +117,23 @@ def openapi(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[0])
+def gateway_clients(session: nox.Session) -> None:
+    """Unchanged clients get all their answers from the gateway under a tight limit. Names of packages choose some."""
+    session.install(
+        *("-e", ".[cli]", "openai>=3", "langchain-openai>=1.7", "litellm>=1.100"),
+        *("pydantic-ai-slim[openai]>=2", "instructor>=1.17"),
+    )
+    session.run("python", "tests/gateway/check_clients.py", *session.posargs)
+
+
+@nox.session(python=FOUND[0])
+def ray(session: nox.Session) -> None:
+    """The Ray example answers every prompt once although actors are killed. Takes three minutes and 500 MB."""
+    session.install("-e", ".[cli]", "ray[data]>=2.51")
+    session.run("python", "tests/batch/check_ray.py", *session.posargs)
+
+
+@nox.session(python=FOUND[0])
 def docs(session: nox.Session) -> None:
     """The documentation, built without warnings."""
     session.install(*group("docs"), ".[cli,report]")
