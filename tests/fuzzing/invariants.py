@@ -15,11 +15,14 @@ The numbers under which violations are reported:
 10. Every run ends.
 11. Nothing is sent while the client is paused.
 12. No more tokens are used than the limit allows, and the client's account of them is right.
+13. The service is not stormed: while it accepts nothing, a client gets no more 429s in a second than it has slots, and
+    one. The first ten seconds do not count, nor a client whose rate 429s may not change.
 
 The limits in force count: they may change during a run. Requests in flight at a change continue.
 """
 
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -44,6 +47,8 @@ _MAX_RETRY_AFTER = 300.0
 """Seconds. The client honors no longer Retry-After."""
 _ROUNDED_RETRY_AFTER = 1.0
 """Seconds. While a rate is being discovered, a Retry-After this short may be a rounded one."""
+_STARTUP = 10.0
+"""Seconds from a client's first request in which it may still search for the limit."""
 _MAX_OF_EACH = 3
 """Violations of each invariant that are reported."""
 
@@ -271,6 +276,25 @@ def tokens_keep_to_the_limit(trace: Trace) -> Iterator[Finding]:
     yield from trace.token_errors
 
 
+def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
+    """Counts the 429s in each second in which no request of any client was accepted."""
+    in_force = [trace.limits, *(event.limits for event in trace.events if isinstance(event, Retuned))]
+    if any(limits.mode in {"off", "unlimited"} for limits in in_force):
+        return
+    bound = max(limits.max_concurrency for limits in in_force) + 1
+    sent_at = next((event.at for event in trace.events if isinstance(event, RequestSent)), 0.0)
+    recent: deque[tuple[float, int]] = deque()
+    for event in trace.events:
+        if not isinstance(event, RateLimited) or event.at < sent_at + _STARTUP:
+            continue
+        accepted = bisect_right(trace.accepted_at, event.at)
+        recent.append((event.at, accepted))
+        while recent[0][0] < event.at - 1 or recent[0][1] != accepted:
+            recent.popleft()
+        if len(recent) > bound:
+            yield Finding(event.at, f"{len(recent)} 429s within 1 s, nothing accepted between", event.request)
+
+
 _CHECKS: Sequence[Callable[[Trace], Iterator[Finding]]] = (
     sends_keep_to_the_limit,
     in_flight_keeps_to_the_slots,
@@ -284,4 +308,5 @@ _CHECKS: Sequence[Callable[[Trace], Iterator[Finding]]] = (
     the_run_ends,
     nothing_is_sent_while_paused,
     tokens_keep_to_the_limit,
+    the_service_is_not_stormed,
 )

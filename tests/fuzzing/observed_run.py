@@ -65,6 +65,7 @@ def _trace(result: SimulationResult, client: int, recorder: Recorder) -> Trace:
         missed_wakeups=recorder.missed_wakeups,
         token_errors=recorder.token_errors,
         leaks=[*leaks, *result.leaks],
+        accepted_at=result.accepted_at,
         finished=result.finished[client],
         ended_at=result.makespan,
     )
@@ -77,6 +78,6 @@ def _true_limit(scenario: Scenario) -> TrueLimit | None:
         limits.requests_per_minute == rate and limits.burst <= burst and limits.mode in {"correct", "off"}
         for limits in scenario.all_limits
     )
-    if not honest or scenario.clients > 1:
+    if not honest or scenario.clients > 1 or scenario.service_limits is not None:
         return None
     return TrueLimit(rate / 60, burst)

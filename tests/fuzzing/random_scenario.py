@@ -12,6 +12,7 @@ from onellm_async.simulation.scenario import LimitChange, Outage, Scenario, Sing
 from onellm_async.simulation.simulate import best_makespan
 from onellm_async.wire import Dialect
 from tests.fuzzing.perturbations import log_uniform, perturb
+from tests.fuzzing.random_service import with_random_service
 
 _MAX_PROMPTS = 300
 """Prompts of all clients together: a run then takes some hundredths of a second."""
@@ -24,11 +25,16 @@ def random_scenario(seed: int, *, undisturbed: bool = False) -> Scenario:
     is declared correctly, incorrectly or not at all, and may change or be zero for a while. Requests fail, lose their
     connection, stall, and get 429s with and without Retry-After. Chats of all lanes come in between; some have
     deadlines, and some are cancelled. Unless `undisturbed`, clients may also be paused, resumed and retuned, tokens be
-    limited, and prompts and chats come in waves with long silences between.
+    limited, and prompts and chats come in waves with long silences between; and every other service limits otherwise
+    than by one bucket.
     """
     plain = _undisturbed(seed)
-    # A random generator of its own: without perturbations a seed means what it meant before there were any.
-    return plain if undisturbed else perturb(plain, Random(f"disturbances of {seed}"), best_makespan(plain))
+    if undisturbed:
+        return plain
+    # Random generators of their own: without perturbations a seed means what it meant before there were any.
+    span = best_makespan(plain)
+    scenario = perturb(plain, Random(f"disturbances of {seed}"), span)
+    return scenario if seed % 2 else with_random_service(scenario, Random(f"service of {seed}"), span)
 
 
 def _undisturbed(seed: int) -> Scenario:

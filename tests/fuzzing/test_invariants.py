@@ -111,6 +111,7 @@ BROKEN = {
             true_limit=None,
         ),
     ),
+    "a storm": (13, trace(RequestSent(1, "m", 0.0), *(RateLimited(n, "m", 11 + n / 9, None) for n in range(9)))),
     "tokens that were not there": (12, trace(token_errors=[Finding(1.0, "sent without tokens", 1)])),
 }
 
@@ -132,6 +133,19 @@ def test_nothing_is_wrong_with_a_good_run():
         *attempt(2, 1.1),
     )
     assert violations(trace(*events, prompts=["a"], outcomes=[outcome(0, "a", "a")], billed={"a": 1})) == []
+
+
+def test_429s_are_no_storm_while_a_client_searches_or_while_requests_are_accepted():
+    events = [
+        RequestSent(1, "m", 0.0),
+        *(RateLimited(number, "m", 9 + number / 10, None) for number in range(10)),
+        *(RateLimited(number, "m", 20 + number / 10, None) for number in range(10)),
+    ]
+    accepted_at = [20.25, 20.55, 20.85]
+    assert not [found for found in violations(trace(*events, accepted_at=accepted_at)) if found.invariant == 13]
+    assert [found.at for found in violations(trace(*events)) if found.invariant == 13]
+    fixed = Limits(max_concurrency=2, requests_per_minute=60, burst=1, adaptive="off")
+    assert not [found for found in violations(trace(*events, limits=fixed)) if found.invariant == 13]
 
 
 def test_more_in_flight_than_new_slots_is_no_error_as_long_as_nothing_is_added():

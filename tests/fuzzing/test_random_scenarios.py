@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 from attrs import evolve
 
+from onellm_async.server import ClosedTimes, ConcurrencyLimit, RandomLimit, WindowLimit
 from onellm_async.simulation import Pause, Retune, simulate
 from tests.fuzzing.__main__ import main, replay_line
 from tests.fuzzing.invariants import Violation
@@ -43,8 +44,6 @@ def test_perturbations_leave_what_a_seed_means_without_them():
     names = (
         "requests_per_minute",
         "burst",
-        "faults",
-        "changes",
         "outages",
         "network_delay",
         "lane",
@@ -54,6 +53,7 @@ def test_perturbations_leave_what_a_seed_means_without_them():
     for seed in KNOWN:
         plain, full = random_scenario(seed, undisturbed=True), random_scenario(seed)
         assert [getattr(plain, name) for name in names] == [getattr(full, name) for name in names]
+        assert ((plain.faults, plain.changes) == (full.faults, full.changes)) == (full.service_limits is None)
         assert full.chats[: len(plain.chats)] == plain.chats
         assert (plain.controls, plain.source_gaps, plain.max_prompt_length) == ((), (), 0)
         assert plain.limits.tokens_per_minute is None
@@ -66,7 +66,25 @@ def test_the_two_hundred_have_every_perturbation_among_them_and_some_have_none()
     assert min(kinds[Pause], kinds[Retune]) >= 30
     assert sum(scenario.limits.tokens_per_minute is not None for scenario in scenarios) >= 20
     assert sum(bool(scenario.source_gaps) for scenario in scenarios) >= 10
-    assert sum(random_scenario(seed, undisturbed=True) == scenarios[seed] for seed in range(200)) >= 50
+    assert sum(random_scenario(seed, undisturbed=True) == scenarios[seed] for seed in range(200)) >= 30
+
+
+def test_every_other_of_the_two_hundred_has_limits_of_another_kind():
+    scenarios = [random_scenario(seed) for seed in range(200)]
+    assert [scenario.service_limits is None for scenario in scenarios] == [False, True] * 100
+    others = scenarios[::2]
+    kinds = Counter(
+        (type(limit), getattr(limit, "sliding", None)) for scenario in others for limit in scenario.service_limits
+    )
+    assert min(kinds[WindowLimit, True], kinds[WindowLimit, False], kinds[ConcurrencyLimit, None]) >= 25
+    assert kinds[ClosedTimes, None] >= 10
+    assert kinds[RandomLimit, None] >= 5
+    assert sum(len(scenario.service_limits) > 1 for scenario in others) >= 30
+    assert sum(bool(scenario.changes) for scenario in others) >= 20
+    assert sum(bool(scenario.background_rate) for scenario in others) >= 10
+    assert sum(scenario.faults.database_places is not None for scenario in others) >= 5
+    assert {scenario.faults.retry_after for scenario in others} >= {None, "seconds", "fraction", "milliseconds"}
+    assert {scenario.rate_headers for scenario in others} == {None, "openai", "seconds", "epoch"}
 
 
 def test_a_seed_gives_the_same_run_again_to_the_last_digit():

@@ -94,6 +94,7 @@ class Trace:
         missed_wakeups: Where time passed although the next request could have been sent.
         token_errors: Where tokens were used that were not available, or booked otherwise than they were used.
         leaks: What is left at the end: slots, queued requests, timers, tasks.
+        accepted_at: When the service accepted a request of any client, sorted.
         finished: Whether the client came to an end.
         ended_at: Virtual time of the end of the run.
     """
@@ -113,5 +114,6 @@ class Trace:
     missed_wakeups: Sequence[Finding]
     token_errors: Sequence[Finding] = ()
     leaks: Sequence[str]
+    accepted_at: Sequence[float] = field(default=(), repr=False)
     finished: bool
     ended_at: float = 0.0
