@@ -485,7 +485,7 @@ class AsyncOneLLM:
                     print(outcome.index, outcome.response or outcome.error)
         """
         self._check_options(model, options)
-        buffered = self.limits.max_concurrency
+        buffered = self._sender.slots
         fan_out = self._fan_out(source, model, lane, deadline, options, on_progress, buffered=buffered)
         async with fan_out as run:
             async for outcome in run:
@@ -579,7 +579,7 @@ class AsyncOneLLM:
         return FanOut(
             source,
             answer,
-            window=lambda: self.limits.max_concurrency,
+            window=lambda: sender.slots,
             withdraw=group.cancel,
             stop_on_error=stop_on_error,
             buffered=buffered,

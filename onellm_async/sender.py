@@ -181,6 +181,11 @@ class Sender:
         )
 
     @property
+    def slots(self) -> int:
+        """Requests that may be in flight: `Limits.max_concurrency`, or as many as were found out if it is "auto"."""
+        return self._limiter.slots
+
+    @property
     def rate_state(self) -> RateState | None:
         """The discovered rate; see `AsyncOneLLM.rate_state`."""
         return self._limiter.state

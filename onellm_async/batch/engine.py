@@ -36,6 +36,7 @@ from onellm_async.batch.work_item import WorkItem
 from onellm_async.errors import APIError, BatchError, InvalidRequestError, OneLLMError, RequestCancelledError
 from onellm_async.fanout import close_iterator
 from onellm_async.limits.permit import RequestGroup
+from onellm_async.limits.policy import AUTO
 from onellm_async.sender import Sender
 from onellm_async.worker_pool import WorkerPool
 
@@ -98,7 +99,7 @@ class RunEngine:
         clock: Callable[[], float] = time.monotonic,
         window: int = WINDOW,
     ) -> None:
-        self.pool: WorkerPool[WorkItem] = WorkerPool(self._work, capacity=sender.limits.max_concurrency)
+        self.pool: WorkerPool[WorkItem] = WorkerPool(self._work, capacity=_slots_of(sender))
         self.in_flight: set[WorkItem] = set()
         self._sender = sender
         self._source = source
@@ -123,6 +124,7 @@ class RunEngine:
         self._monitor = Monitor(self, sender, journal, tracker=self._tracker, health=self._health, say=say, clock=clock)
         self._group = self._new_group()
         self._tasks: asyncio.TaskGroup | None = None
+        self._slots = 0
         self._failures_of_session: list[int] = []
         self._stopped = asyncio.Event()
         self._stop_reason = StopReason()
@@ -353,7 +355,7 @@ class RunEngine:
     @property
     def capacity(self) -> int:
         """Prompts that may wait for a worker."""
-        return min(self._sender.limits.max_concurrency, _MAX_WORKERS)
+        return min(_slots_of(self._sender), _MAX_WORKERS)
 
     @property
     def is_idle(self) -> bool:
@@ -367,7 +369,7 @@ class RunEngine:
 
     def resize(self) -> None:
         """Adjusts the workers to the limits: more than slots, as some wait for the journal."""
-        slots = self._sender.limits.max_concurrency
+        slots = self._slots = _slots_of(self._sender)
         if not self._health.paused:
             self.pool.capacity = self.capacity
         self.pool.resize(min(slots + max(_MIN_SPARE_WORKERS, slots // 4), _MAX_WORKERS))
@@ -417,6 +419,8 @@ class RunEngine:
         finally:
             self.in_flight.discard(work_item)
         self._recovery.answered(work_item)
+        if _slots_of(self._sender) != self._slots:
+            self.resize()  # the concurrency that the service accepts was found to be another one
         await self._resolve(work_item, work_item.answered(response))
         await self._recovery.release_old()
         return True
@@ -556,3 +560,9 @@ def _intent_again(record: JournalRecord) -> JournalRecord:
         sent_at=time.time(),
         possibly_billed=record.possibly_billed + 1,
     )
+
+
+def _slots_of(sender: Sender) -> int:
+    """Requests that may be in flight: as declared, or as many as the client has found out."""
+    declared = sender.limits.max_concurrency
+    return sender.snapshot().concurrency if declared == AUTO else declared

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import asdict, evolve
+from attrs import asdict
 
 from onellm_async.batch.health import HealthMonitor
 from onellm_async.batch.journal.commands import Command
@@ -16,6 +16,7 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.formatting import format_duration
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
+from onellm_async.limits.policy import change_limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.sender import Sender
 
@@ -121,7 +122,7 @@ class Monitor:
                 case "resume":
                     self._sender.resume()
                 case "retune":
-                    self._sender.retune(evolve(self._sender.limits, **command.argument))
+                    self._sender.retune(change_limits(self._sender.limits, command.argument))
                 case "stop":
                     self._engine.stop(StopReason(interrupted=True))
         except (OneLLMError, TypeError) as error:  # TypeError: a setting that this version does not have

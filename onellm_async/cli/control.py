@@ -8,10 +8,13 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.options import Concurrency
 from onellm_async.cli.terminal import say
 from onellm_async.errors import BatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onellm_async.chat import JSON
 
 __all__ = ["pause_command", "resume_command", "retune_command", "stop_command"]
@@ -45,9 +48,19 @@ class NewLimitFlags:
     """What is to change; what is not given stays."""
 
     rpm: Annotated[float | None, Parameter(help="Requests per minute.")] = None
+    rate: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="COUNT/DURATION or window:COUNT/DURATION, as of `run`; repeatable. In place of all rates so far.",
+        ),
+    ] = ()
     burst: Annotated[int | None, Parameter(help="Requests the service takes at once after a pause.")] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute.")] = None
-    concurrency: Annotated[int | None, Parameter(help="Maximum number of requests in flight.")] = None
+    concurrency: Annotated[
+        Concurrency | None, Parameter(help="Maximum number of requests in flight; `auto` finds it out.")
+    ] = None
 
 
 def pause(run: RunPath, /) -> int:
@@ -84,13 +97,19 @@ def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
         run: Output of the run, or its journal.
         limits: What is to change.
     """
-    from onellm_async.limits.policy import Limits
+    from onellm_async.limits.policy import Limits, change_limits
 
-    names = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute", "concurrency": "max_concurrency"}
-    changes = {names.get(name, name): value for name, value in asdict(limits).items() if value is not None}
+    names = {
+        "rpm": "requests_per_minute",
+        "tpm": "tokens_per_minute",
+        "concurrency": "max_concurrency",
+        "rate": "rates",
+    }
+    given = {name: value for name, value in asdict(limits).items() if value not in {None, ()}}
+    changes = {names.get(name, name): list(value) if name == "rate" else value for name, value in given.items()}
     if not changes:
-        raise BatchError("Nothing is to change.", advice="Give --rpm, --burst, --tpm or --concurrency.")
-    Limits(**changes)  # refused here, where the user reads it
+        raise BatchError("Nothing is to change.", advice="Give --rpm, --rate, --burst, --tpm or --concurrency.")
+    change_limits(Limits(), changes)  # refused here, where the user reads it
     return _ask(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
 
 
@@ -126,12 +145,21 @@ def _reply(run: str, number: int) -> str | None:
 
 _WORDS = {
     "requests_per_minute": "{} requests per minute",
+    "rates": "{}",
     "burst": "burst of {}",
     "tokens_per_minute": "{} tokens per minute",
     "max_concurrency": "at most {} in flight",
 }
 
 
-def _in_words(changes: "dict[str, float]") -> str:
-    numbers = {name: f"{value:,.0f}" if value == int(value) else f"{value:,}" for name, value in changes.items()}
-    return ", ".join(_WORDS[name].format(number) for name, number in numbers.items())
+def _in_words(changes: "Mapping[str, object]") -> str:
+    return ", ".join(
+        "in flight as many as the service accepts" if value == "auto" else _WORDS[name].format(_shown(value))
+        for name, value in changes.items()
+    )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int | float):
+        return f"{value:,.0f}" if value == int(value) else f"{value:,}"
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -18,6 +18,7 @@ _LIMITING = Group.create_ordered("Limits")
 _CONNECTING = Group.create_ordered("Connection")
 
 DialectName = Literal["documented", "backend"]
+Concurrency = int | Literal["auto"]
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
 
@@ -69,7 +70,10 @@ class LimitFlags:
         Parameter(help="Requests the service takes at once after a pause. [default: 40, or --rpm if that is less]"),
     ] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no such limit]")] = None
-    concurrency: Annotated[int, Parameter(help="Maximum number of requests in flight.")] = 48
+    concurrency: Annotated[
+        Concurrency,
+        Parameter(help="Maximum number of requests in flight; `auto` finds out how many the service accepts."),
+    ] = 48
 
     @property
     def requests_per_minute(self) -> Rate | None:

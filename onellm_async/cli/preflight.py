@@ -29,7 +29,7 @@ def projected(plan: FileRun, first: int, lines: int, limiter: Snapshot) -> str:
     capacity = Capacity(
         requests=None if limiter.rate is None else limiter.rate / 60,
         tokens=None if limiter.tokens_per_minute is None else limiter.tokens_per_minute / 60,
-        concurrency=limiter.max_concurrency,
+        concurrency=limiter.concurrency,
     )
     with JournalReader.open(plan.journal or plan.output or "") as journal:
         sample = list(takewhile(lambda row: row.index < first, journal.records()))

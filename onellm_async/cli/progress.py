@@ -71,6 +71,8 @@ def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
     waiting = [f"{count:,} {lane}" for lane, count in limiter.queued.items() if count]
     parts = [f"waiting: {', '.join(waiting)}"] if waiting else []
     error = _clause(limiter.last_error or "the service fails")
+    if limiter.concurrency < limiter.max_concurrency:
+        parts.append(f"up to {limiter.concurrency:,} in flight")
     if limiter.backing_off:
         parts.append(f"{limiter.backing_off:,} waiting for a retry")
     if limiter.paused:

@@ -390,7 +390,7 @@ class Admission:
         self._rounding.answered(ticket.since)
         self.latency.observe(ticket.model, now - ticket.since, now)
         if slots.overload.ceiling is not None:
-            slots.overload.record_answer(self.limits.max_concurrency)
+            slots.overload.record_answer(slots.declared, sent_at=ticket.since, in_flight=slots.in_flight)
             slots.resize()
         self._settle(ticket, tokens, now)
 
@@ -403,10 +403,7 @@ class Admission:
         if ticket.state != GRANTED:
             return True
         self.unanswered += 1
-        counts = self.slots.overload.record_fault(
-            ticket.since, now, in_flight=self.in_flight, answered=self.answers - ticket.answers_before
-        )
-        self.slots.resize()
+        counts = self._cut_concurrency(ticket, now)
         self._settle(ticket, 0.0, now)
         return counts
 
@@ -420,11 +417,36 @@ class Admission:
                 and not self._rounding.is_honored(ticket.since, now, retry_after, self.rate.rate)
             ):
                 retry_after = None
-            if ticket.since >= self.requests.counted_from:
+            if self._is_of_concurrency(ticket, now):
+                pass
+            elif ticket.since >= self.requests.counted_from:
                 self.rate.rate_limited(ticket.since, now, retry_after=retry_after)
             self._settle(ticket, 0.0, now)
             if retry_after is not None:
                 self.gate.honor_retry_after(now + retry_after)
+
+    def _is_of_concurrency(self, ticket: Ticket, now: float) -> bool:
+        """Whether a 429 says that too much was in flight, so that it takes concurrency away.
+
+        That is asked only while the concurrency is found out. Where a rate is declared or discovered, a 429 is of the
+        rate, and ends the doubling. Without a rate it is of the concurrency if all slots were in use.
+        """
+        slots = self.slots
+        if not slots.grows:
+            return False
+        slots.overload.is_growing = slots.overload.is_growing and self.limits.mode == "unlimited"
+        if self.limits.mode != "unlimited" or slots.size == 1:
+            return False
+        if not slots.overload.is_before_cut(ticket.since) and slots.in_flight < slots.size:
+            return False
+        self._cut_concurrency(ticket, now)
+        return True
+
+    def _cut_concurrency(self, ticket: Ticket, now: float) -> bool:
+        answered = self.answers - ticket.answers_before
+        counts = self.slots.overload.record_fault(ticket.since, now, in_flight=self.slots.in_flight, answered=answered)
+        self.slots.resize()
+        return counts
 
     def retune(self, limits: Limits, rate: RateControl, now: float) -> None:
         """Continues with other limits and the rate control for them.

@@ -10,7 +10,7 @@ from typing import ClassVar, TypeVar
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.overload import Overload
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import AUTO, Limits
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.rate_control import RateControl
 
@@ -71,21 +71,24 @@ class Concurrency(Dimension):
 
     Attributes:
         size: Maximum number of requests in flight now.
+        declared: Maximum number of requests in flight, whatever the service accepts.
+        grows: Whether that is found out, because `Limits.max_concurrency` is ``"auto"``.
         in_flight: Number of requests in flight.
         of_model: Of these, the number for each model.
         overload: What the service allows while it is overloaded.
     """
 
-    __slots__ = ("declared", "in_flight", "of_model", "overload", "size")
+    __slots__ = ("declared", "grows", "in_flight", "of_model", "overload", "size")
 
     NAME = "concurrency"
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.in_flight: int = 0
         self.of_model: defaultdict[str | None, int] = defaultdict(int)
-        self.overload: Overload = Overload()
+        self.overload: Overload = Overload(grows=limits.max_concurrency == AUTO)
         self.size: int
         self.declared: int
+        self.grows: bool = limits.max_concurrency == AUTO
         super().__init__(limits, now)
 
     def time_until(self, ticket: Ticket, now: float) -> float:
@@ -102,7 +105,11 @@ class Concurrency(Dimension):
             del self.of_model[ticket.model]
 
     def reconfigure(self, limits: Limits, now: float) -> None:
-        self.declared = limits.max_concurrency
+        grows = limits.max_concurrency == AUTO
+        if grows != self.grows:
+            self.overload = Overload(grows=grows)
+        self.grows = grows
+        self.declared = limits.max_in_flight
         self.resize()
 
     def level(self, now: float) -> float:

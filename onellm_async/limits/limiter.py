@@ -7,8 +7,9 @@ from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.overload import FIRST_SIZE
 from onellm_async.limits.permit import Permit, RequestGroup
-from onellm_async.limits.policy import LANES, PACED_LANE, Limits
+from onellm_async.limits.policy import AUTO, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
 from onellm_async.limits.rate_control import RateControl, control_for, reconfigured
 from onellm_async.limits.rate_state import RateState
@@ -325,6 +326,14 @@ class Limiter:
             self._rate = reconfigured(self._rate, before, limits, now, self._random)
             self.core.retune(limits, self._rate, now)
             self._wake_all()
+
+    @property
+    def slots(self) -> int:
+        """Requests that may be in flight: `Limits.max_concurrency`, or as many as were found out if it is "auto"."""
+        declared = self.limits.max_concurrency
+        if declared != AUTO:
+            return declared
+        return FIRST_SIZE if self.home is None else self.core.slots.size
 
     @property
     def state(self) -> RateState | None:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.validation import Checks, truncated_repr
@@ -22,13 +22,15 @@ PACED_LANE: Final = "batch"
 """The lane whose first burst is paced until the declaration is confirmed."""
 
 AUTO: Final = "auto"
-"""As `Limits.requests_per_minute`: nothing is declared, the client discovers the rate."""
+"""As `Limits.requests_per_minute` or `Limits.max_concurrency`: nothing is declared, the client finds it out."""
 
 DEFAULT_RATE = 40.0
 """Requests per minute that OneLLM publishes for each key."""
 DEFAULT_BURST = 40
 """Requests that OneLLM accepts at once after a pause, as published."""
 
+MAX_AUTO_CONCURRENCY: Final = 512
+"""Maximum number of requests in flight if ``max_concurrency="auto"``."""
 DAY: Final = 86_400.0
 """Seconds from which on a rate is kept as a window: a bucket would let almost twice the count through in a day."""
 
@@ -113,7 +115,7 @@ class Rate:
             >>> Rate.parse("1000/1d").per
             86400.0
         """
-        found = _RATE.fullmatch(text.strip())
+        found = _RATE.fullmatch(str(text).strip())
         if found is None or not (found["size"] or found["unit"]):
             raise ConfigurationError(
                 f"A rate is {truncated_repr(text)}; it must be COUNT/DURATION, for example 40/60s, 1000/1d or"
@@ -135,6 +137,14 @@ def _rates(_: object, attribute: object, value: object) -> None:
             raise _check.error("rates", value, "each of them must be a Rate, for example Rate(40, per=60)")
 
 
+def _max_concurrency(_: object, attribute: object, value: object) -> None:
+    if value == AUTO:
+        return
+    if isinstance(value, str):
+        raise _check.error("max_concurrency", value, "it must be an integer of at least 1, or 'auto' to find it out")
+    _check_slots(None, attribute, value)
+
+
 def _requests_per_minute(_: object, attribute: object, value: object) -> None:
     if value is None or value == AUTO:
         return
@@ -142,6 +152,9 @@ def _requests_per_minute(_: object, attribute: object, value: object) -> None:
         rule = "it must be a finite number above 0, 'auto' to discover the rate, or None for no limit"
         raise _check.error("requests_per_minute", value, rule)
     _check.check_number("requests_per_minute", value, 0, above=True)
+
+
+_check_slots = _check.integer(1)
 
 
 def _adaptive(_: object, attribute: object, value: object) -> None:
@@ -158,7 +171,8 @@ class Limits:
 
     Attributes:
         max_concurrency: Maximum number of requests in flight. Default 48, enough for 40 requests per minute with a
-            latency of up to 72 s.
+            latency of up to 72 s. ``"auto"``: the client finds out how many the service accepts. It starts with 4 and
+            doubles them with each round of answers until the first 429 or overload; at most 512.
         requests_per_minute: The service's refill rate. ``"auto"``: the client discovers it. None: no such limit, see
             `unlimited`. Default 40, or None if another rate is named.
         burst: Requests that the service accepts at once after a pause, beside `requests_per_minute` or, without that,
@@ -192,7 +206,7 @@ class Limits:
         48
     """
 
-    max_concurrency: int = field(default=48, validator=_check.integer(1))
+    max_concurrency: int | Literal["auto"] = field(default=48, validator=_max_concurrency)
     requests_per_second: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))
     requests_per_day: int | None = field(default=None, validator=_check.integer(1, optional=True))
     rates: Sequence[Rate] = field(default=(), converter=_as_rates, validator=_rates)
@@ -224,6 +238,11 @@ class Limits:
         if self.requests_per_minute == AUTO and self.adaptive in {"correct", "off"}:
             rule = "that needs a declared rate, and requests_per_minute is 'auto'"
             raise _check.error("adaptive", self.adaptive, rule)
+
+    @property
+    def max_in_flight(self) -> int:
+        """Maximum number of requests in flight: `max_concurrency`, or 512 if that is ``"auto"``."""
+        return MAX_AUTO_CONCURRENCY if self.max_concurrency == AUTO else self.max_concurrency
 
     @property
     def declared_rates(self) -> tuple[Rate, ...]:
@@ -271,3 +290,20 @@ class Limits:
             max_concurrency: Maximum number of requests in flight.
         """
         return cls(max_concurrency=max_concurrency, requests_per_minute=None)
+
+
+def change_limits(limits: Limits, changes: Mapping[str, Any]) -> Limits:
+    """Returns limits with some fields changed, as a command to a running client names them.
+
+    Args:
+        limits: The limits so far.
+        changes: Fields and their new values. ``"rates"`` are texts as `Rate.parse` reads them, and replace all rates.
+
+    Raises:
+        ConfigurationError: If a value is out of range.
+    """
+    if "rates" not in changes:
+        return evolve(limits, **changes)
+    no_others = {"requests_per_minute": None, "requests_per_second": None, "requests_per_day": None}
+    rates = [Rate.parse(text) for text in changes["rates"]]
+    return evolve(limits, **{**no_others, **changes, "rates": rates})

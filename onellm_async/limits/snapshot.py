@@ -8,7 +8,8 @@ from attrs import field, frozen
 from onellm_async import serialization
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
-from onellm_async.limits.policy import LANES, Limits, Mode
+from onellm_async.limits.overload import FIRST_SIZE
+from onellm_async.limits.policy import AUTO, LANES, Limits, Mode
 from onellm_async.serialization import JSON
 
 _MAX_SENDABLE = 1_000_000
@@ -29,8 +30,9 @@ class Snapshot:
         bottleneck: The bottleneck of the next chat of all.
         next_in: Seconds until the next chat is sent; None if nothing is queued or it depends on an event.
         in_flight: Number of requests in flight.
-        max_concurrency: Maximum number of requests in flight, as declared.
-        concurrency: Maximum number of requests in flight now: fewer than declared while the service is overloaded.
+        max_concurrency: Maximum number of requests in flight, as declared; 512 with ``"auto"``.
+        concurrency: Maximum number of requests in flight now: fewer than declared while the service is overloaded, and
+            the number found so far with ``max_concurrency="auto"``.
         mode: What 429s may change, as `Limits.mode`.
         declared_rate: Declared requests per minute; None if the rate is discovered or not limited.
         rate: Requests per minute that the limiter keeps up now, declared or discovered; None without a limit.
@@ -106,8 +108,8 @@ class Snapshot:
 def empty_snapshot(limits: Limits, *, paused: bool = False) -> Snapshot:
     """Returns the snapshot of a limiter that was not used in an event loop yet."""
     return Snapshot(
-        max_concurrency=limits.max_concurrency,
-        concurrency=limits.max_concurrency,
+        max_concurrency=limits.max_in_flight,
+        concurrency=FIRST_SIZE if limits.max_concurrency == AUTO else limits.max_concurrency,
         mode=limits.mode,
         declared_rate=limits.declared_rate,
         tokens_per_minute=limits.tokens_per_minute,
@@ -133,7 +135,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         bottleneck=core.bottleneck(now),
         next_in=None if wake is None else max(0.0, wake - now),
         in_flight=core.in_flight,
-        max_concurrency=limits.max_concurrency,
+        max_concurrency=limits.max_in_flight,
         concurrency=core.concurrency,
         mode=limits.mode,
         declared_rate=limits.declared_rate,

@@ -175,14 +175,14 @@ def _estimate(
     count = max(min(seeds, _MIN_SEEDS), min(seeds, _MAX_SIMULATED // number))
     runs = [simulate_workload(sizes, limits, service, seed) for seed in range(count)]
     more = workload.prompts - number
-    tail = limits.max_concurrency
+    tail = limits.max_in_flight
     states = [steady_state(run.sent_at, run.rate_limited_at, warm_up=warm_up, tail=tail) for run in runs]
     return _Estimate(runs, states, shrink_to_mean(states, more), number, more)
 
 
 def _warm_up(workload: Workload, limits: Limits, service: ExpectedService) -> int:
     """Prompts until the steady state."""
-    warm_up = 2 * (max(service.burst, limits.burst) + limits.max_concurrency)
+    warm_up = 2 * (max(service.burst, limits.burst) + limits.max_in_flight)
     if limits.tokens_per_minute is not None:
         # The token bucket is full at the start, and refilled while it empties: count it twice.
         warm_up += ceil(2 * limits.tokens_per_minute / _mean_tokens(workload))
@@ -254,7 +254,7 @@ def _slots_for_rate(limits: Limits, service: ExpectedService) -> int:
     """Slots for the full rate by Little's law, and a quarter more for its variation."""
     mean_latency = service.latency * exp(service.latency_sigma**2 / 2)
     rate = min(service.requests_per_minute, limits.declared_rate or service.requests_per_minute) / 60
-    return max(limits.max_concurrency + 1, 8 * ceil(1.25 * rate * mean_latency / 8))
+    return max(limits.max_in_flight + 1, 8 * ceil(1.25 * rate * mean_latency / 8))
 
 
 def _empty_plan(workload: Workload) -> Plan:

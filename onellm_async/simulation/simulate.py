@@ -247,7 +247,7 @@ def _max_delay(scenario: Scenario) -> float:
     gaps = sum(gap.seconds for gap in scenario.source_gaps)
     last_chat = max((chat.at for chat in scenario.chats), default=0.0)
     slow = max(
-        requests * scenario.faults.latency / limits.max_concurrency
+        requests * scenario.faults.latency / (limits.max_in_flight if limits.max_concurrency != "auto" else 1)
         + 60 * requests * (_UNKNOWN_TOKENS + scenario.max_prompt_length) / (limits.tokens_per_minute or float("inf"))
         for limits in scenario.all_limits
     )

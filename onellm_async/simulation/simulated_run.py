@@ -109,7 +109,7 @@ async def _run(sizes: Sequence[RequestSize], limits: Limits, service: ExpectedSe
     tokens_count = limits.tokens_per_minute is not None
     simulated = _SizedAnswers(settings) if tokens_count else Service(settings)
     transport = ServiceTransport(simulated, _KEY, random=random, network=_NETWORK)
-    recorder = _RunRecorder(limits.max_concurrency)
+    recorder = _RunRecorder(limits.max_in_flight)
     async with AsyncOneLLM(transport=transport, limits=limits, hooks=(recorder,), random=random) as client:
         async for _ in client.iter_chats(_requests(sizes, tokens_count=tokens_count)):
             pass

@@ -186,7 +186,7 @@ async def test_a_run_that_nobody_works_on_cannot_be_controlled(running, onellm, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "Nothing is to change. Give --rpm, --burst, --tpm or --concurrency."),
+        ((), "Nothing is to change. Give --rpm, --rate, --burst, --tpm or --concurrency."),
         (("--rpm", "0"), "requests_per_minute is 0.0"),
         (("--concurrency", "0"), "max_concurrency is 0"),
     ],

@@ -21,11 +21,16 @@ def now():
 class Service:
     """Has some places. Who waits longer than its patience for one hears that it is overloaded."""
 
-    def __init__(self, places, seconds, patience):
+    def __init__(self, places, seconds, patience, failing=0.0, seed=0):
         self.places, self.seconds, self.patience = asyncio.Semaphore(places), seconds, patience
+        self.failing, self.random = failing, Random(seed)
         self.faults = 0
 
     async def answers(self):
+        if self.random.random() < self.failing:
+            await asyncio.sleep(0.05)
+            self.faults += 1
+            return False
         try:
             async with asyncio.timeout(self.patience):
                 await self.places.acquire()
@@ -122,3 +127,86 @@ async def test_a_lower_declared_concurrency_holds_beside_a_cut_and_a_higher_one_
     for permit in permits[5:]:
         permit.answered()
     assert slots.snapshot().concurrency == 4
+
+
+@pytest.mark.parametrize("slots", [4, 8, 19, 20, 48, 200])
+async def test_faults_of_one_percent_of_the_requests_cost_little(slots):
+    """They do not depend on what is in flight, so that less concurrency would not help."""
+    shares = []
+    for seed in range(3):
+        began, number = now(), 60 * slots
+        service = Service(10_000, 0.3, 1.0, failing=0.01, seed=seed)
+        limiter = Limiter(Limits(max_concurrency=slots, **AT_ONCE), random=Random(seed))
+        assert len(await ask_all(limiter, service, number, seed)) == number
+        shares.append(number * 0.3 / slots / (now() - began))
+    assert sorted(shares)[1] >= 0.8
+
+
+# The concurrency is found out.
+
+
+@pytest.mark.parametrize("number", [40, 400])
+async def test_the_places_of_a_service_are_found_out(number):
+    service, slots = Service(4, 0.3, 1.0), Limiter(Limits(max_concurrency="auto", **AT_ONCE), random=Random(1))
+    assert slots.snapshot().concurrency == slots.slots == 4
+    answered = await ask_all(slots, service, number, 1)
+    best = 4 / 0.3
+    assert answered[-1] <= 10 + number / best / 0.8
+    late = [time for time in answered if time > 10]
+    assert len(late) >= 0.8 * best * (now() - 10) - 4
+    assert service.faults <= 0.1 * number
+    assert slots.snapshot().concurrency == slots.slots < 40
+    assert slots.snapshot().max_concurrency == 512
+
+
+@pytest.mark.parametrize("most", [1, 3, 8, 64])
+async def test_a_429_without_any_rate_is_of_the_concurrency(most):
+    limits, in_flight, refused = Limits(max_concurrency="auto", requests_per_minute=None), 0, 0
+    slots, number = Limiter(limits, random=Random(1)), 60 * most
+
+    async def ask():
+        nonlocal in_flight, refused
+        order = -1
+        while True:
+            permit = await slots.acquire(order=order)
+            order = permit.order
+            if in_flight < most:
+                break
+            refused += 1
+            await asyncio.sleep(0.02)
+            permit.rate_limited()
+        in_flight += 1
+        await asyncio.sleep(0.3)
+        in_flight -= 1
+        permit.answered()
+
+    await asyncio.gather(*(ask() for _ in range(number)))
+    assert number / most * 0.3 / now() >= 0.8
+    assert refused / number <= (0.15 if most > 1 else 0.2)
+    assert slots.snapshot().concurrency <= 1.5 * most + 1
+
+
+async def test_a_429_of_a_rate_ends_the_doubling_and_takes_no_concurrency_away():
+    slots = Limiter(Limits(max_concurrency="auto", **AT_ONCE), random=Random(1))
+    permits = [await slots.acquire() for _ in range(4)]
+    for permit in permits:
+        permit.answered()
+    assert slots.snapshot().concurrency == 8
+    (await slots.acquire()).rate_limited()
+    await asyncio.sleep(1)
+    permits = [await slots.acquire() for _ in range(8)]
+    for permit in permits:
+        permit.answered()
+    assert slots.snapshot().concurrency == 9
+
+
+async def test_a_retune_to_auto_and_back_keeps_what_is_in_flight():
+    slots = Limiter(Limits(max_concurrency=8, **AT_ONCE), random=Random(0))
+    permits = [await slots.acquire() for _ in range(8)]
+    slots.retune(Limits(max_concurrency="auto", **AT_ONCE))
+    assert (slots.snapshot().concurrency, slots.snapshot().in_flight) == (4, 8)
+    slots.retune(Limits(max_concurrency=6, **AT_ONCE))
+    assert slots.snapshot().concurrency == 6
+    for permit in permits:
+        permit.answered()
+    assert slots.snapshot().at_rest
