@@ -21,13 +21,23 @@ UNITS_PER_USD = 10_000_000_000
 _ANY_CAP = Budget(max_cost=1.0)
 """Only asks for the bound of a request, which depends on no amount."""
 
+_MOST_USD = 1e12
+"""A cap beyond it is none, and a float of any size is a number of units."""
+MAX_UNITS = 1000 * UNITS_PER_USD
+"""The most that one attempt is counted with, so that no request makes a sum overflow in the ledger."""
+
 Verdict = Literal["allowed", "reserved", "spent"]
 """``"reserved"``: it would fit, if requests in flight did not hold the rest. ``"spent"``: it never fits."""
 
 
 def to_units(usd: float) -> int:
     """USD as units."""
-    return round(usd * UNITS_PER_USD)
+    return round(min(usd, _MOST_USD) * UNITS_PER_USD)
+
+
+def attempt_units(usd: float) -> int:
+    """The cost of one attempt as units that the ledger can add up: at least 0, at most 1,000 USD."""
+    return min(MAX_UNITS, max(0, to_units(usd)))
 
 
 def to_usd(units: int) -> float:
@@ -94,18 +104,22 @@ def worst_case(request: ChatRequest, *, capped: bool, factor: float = 1.0) -> Wo
     except InvalidRequestError as error:
         if not capped:
             return WorstCase()
-        raise InvalidRequestError(*_cap_needs(request)) from error
+        raise InvalidRequestError(_cap_needs(request, error)) from None
     if bound is None:
         return WorstCase()
     output = bound.output_tokens * max(1.0, factor)
     cost = catalog.cost(bound.model, Usage(bound.input_tokens, round(output)))
-    return WorstCase(to_units(cost or 0.0), bound.output_tokens)
+    if capped and to_units(cost or 0.0) > MAX_UNITS:
+        raise InvalidRequestError(f"max_tokens is {request.max_tokens}; the answer could cost more than 1,000 USD.")
+    return WorstCase(attempt_units(cost or 0.0), bound.output_tokens)
 
 
-def _cap_needs(request: ChatRequest) -> tuple[str]:
+def _cap_needs(request: ChatRequest, error: InvalidRequestError) -> str:
     if catalog.cost(request.model, Usage(0, 0)) is None:
-        return (f"model {request.model!r} has no list price, so a key with a cost cap cannot use it.",)
-    return ("max_tokens is missing; a key with a cost cap needs it, because only it bounds the cost of an answer.",)
+        return f"model {request.model!r} has no list price, so a key with a cost cap cannot use it."
+    if request.max_tokens is None:
+        return "max_tokens is missing; a key with a cost cap needs it, because only it bounds the cost of an answer."
+    return f"max_tokens is {request.max_tokens}; {error.message}"
 
 
 def exceeded(scope: str, account: Account, units: int) -> BudgetExceededError:

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from onellm_async.call import Attempt
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import OneLLMError
-from onellm_async.gateway.budget import WorstCase, to_units
+from onellm_async.gateway.budget import WorstCase, attempt_units
 from onellm_async.gateway.spending import Intent, Settlement, SpendingLedger
+
+_MAX_TOKENS = 2**40
+"""Most tokens of an answer that are added up."""
 
 
 class PaidRequest:
@@ -62,8 +65,8 @@ class PaidRequest:
         if self._intent is None:
             return
         usage = response.usage
-        read = 0 if usage is None else usage.input_tokens or 0
-        written = 0 if usage is None else usage.output_tokens or 0
+        read = 0 if usage is None else _count(usage.input_tokens)
+        written = 0 if usage is None else _count(usage.output_tokens)
         asked = self._worst.output_tokens
         excess = written / asked if asked and written > asked else 1.0
         self._ledger.settle(
@@ -71,7 +74,7 @@ class PaidRequest:
                 intent=self._intent,
                 name=self._name,
                 outcome="answered",
-                units=self._worst.units if response.cost is None else to_units(response.cost),
+                units=self._worst.units if response.cost is None else attempt_units(response.cost),
                 priced=response.cost is not None,
                 input_tokens=read,
                 output_tokens=written,
@@ -92,3 +95,7 @@ class PaidRequest:
         outcome, units = ("at risk", self._worst.units) if at_risk else ("released", 0)
         self._ledger.settle(Settlement(intent=self._intent, name=self._name, outcome=outcome, units=units))
         self._intent = None
+
+
+def _count(tokens: int | None) -> int:
+    return min(_MAX_TOKENS, max(0, tokens or 0))

@@ -179,8 +179,17 @@ class SpendingLedger:
         self._lock = -1
         try:
             self._database = _open(path)
-            self._lock = self._count_the_dead()
-            self._refresh()
+            try:
+                self._lock = self._count_the_dead()
+                self._refresh()
+            except BaseException:
+                self._database.close()
+                raise
+        except (sqlite3.Error, OSError) as error:
+            self._thread.shutdown()
+            if self._lock >= 0:
+                os.close(self._lock)
+            raise ConfigurationError(f"The ledger {path} cannot be used: {error}.") from None
         except BaseException:
             self._thread.shutdown()
             if self._lock >= 0:

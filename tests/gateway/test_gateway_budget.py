@@ -20,7 +20,7 @@ from onellm_async import (
     catalog,
 )
 from onellm_async.call import Attempt
-from onellm_async.gateway.budget import Account, WorstCase, to_units, to_usd, worst_case
+from onellm_async.gateway.budget import MAX_UNITS, Account, WorstCase, to_units, to_usd, worst_case
 from onellm_async.gateway.budget_queue import BudgetQueue
 from onellm_async.gateway.paid_request import PaidRequest
 from onellm_async.gateway.settings import GatewaySettings, ledger_beside
@@ -49,6 +49,11 @@ def test_a_cap_needs_a_bound_and_a_price():
         worst_case(ChatRequest("GPT-5-Nano", "Hello"), capped=True)
     with pytest.raises(InvalidRequestError, match="no list price"):
         worst_case(ChatRequest("my-model", "Hello", max_tokens=5), capped=True)
+    for much in (2**40, 2**200):
+        request = ChatRequest("GPT-5", "Hello", max_tokens=much)
+        with pytest.raises(InvalidRequestError, match="max_tokens is"):
+            worst_case(request, capped=True)
+        assert worst_case(request, capped=False).units <= MAX_UNITS
     assert worst_case(ChatRequest("GPT-5-Nano", "Hello"), capped=False) == WorstCase()
     assert worst_case(ChatRequest("my-model", "Hello", max_tokens=5), capped=False).units == 0
 
@@ -264,6 +269,16 @@ async def test_an_answer_of_unknown_cost_counts_with_its_worst_case(ledger):
     request.answered(ChatResponse("x"))
     assert await totals(ledger) == (10, 0, 0)
     assert (await ledger.read())["a"].unpriced == 1
+
+
+async def test_no_reply_of_the_service_makes_the_sums_overflow(ledger):
+    for _ in range(3):
+        request = paid(ledger)
+        await request.before_sending(Attempt(1, 0))
+        request.answered(ChatResponse("x", cost=1e300, usage=Usage(2**90, -5)))
+    row = (await ledger.read())["a"]
+    assert row.billed == 3 * MAX_UNITS
+    assert (row.answered, row.output_tokens) == (3, 0)
 
 
 async def test_a_model_that_bills_beyond_max_tokens_is_remembered(ledger, tmp_path):

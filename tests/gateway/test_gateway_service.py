@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import gzip
+import json
 
 import aiohttp
 import pytest
@@ -66,6 +68,22 @@ async def test_an_unusable_request_is_refused_unsent_in_the_shape_of_openai(serv
     assert (found.status, transport.requests) == (status, [])
     assert set(found.error) == {"message", "type", "param", "code"}
     assert found.headers["x-should-retry"] == "false"
+
+
+async def test_a_packed_body_is_read_within_the_same_bound(serving):
+    async with serving() as visitor:
+        small = await visitor.ask(gzip.compress(json.dumps(QUESTION).encode()), Content_Encoding="gzip")
+        bomb = await visitor.ask(gzip.compress(b" " * (64 * 2**20)), Content_Encoding="gzip")
+        broken = await visitor.ask(b"not gzip", Content_Encoding="gzip")
+    assert (small.status, bomb.status, broken.status) == (200, 413, 400)
+
+
+async def test_a_request_without_max_tokens_and_with_a_huge_one_are_counted(serving, key_file):
+    path = key_file(alice={})
+    async with serving(settings=GatewaySettings(keys=path)) as visitor:
+        for extra in ({}, {"max_tokens": 2**62}, {"model": "my-model"}):
+            assert (await visitor.ask({**QUESTION, **extra}, key="key-of-alice")).status == 200
+    assert read_spending(path.with_name("keys.spent.sqlite3"))["alice"].answered == 3
 
 
 async def test_the_other_paths_have_answers_of_the_same_shape(serving):
