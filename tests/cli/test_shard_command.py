@@ -55,3 +55,19 @@ def test_a_cap_that_is_reached_stops_a_shard_and_is_told(shards, capsys):
 def test_what_cannot_be_used_is_refused(shards, flags, capsys):
     assert main(["shard", *flags]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+async def test_a_killed_shard_is_repeated_and_only_what_was_in_flight_is_sent_again(
+    start, onellm, backend, at, prompts, journal_has
+):
+    assert (await onellm("shard", "in.txt", "-d", "shards", "--prompts", "10")).code == 0
+    flags = ("shard", "run", "shards/shard-00000.txt", "--rpm", "60000", "--burst", "1000", "--max-tokens", "9")
+    backend.held = {"p7"}
+    command = await start(*flags, **at)
+    await journal_has("shards/shard-00000.answers.jsonl", lambda journal: journal.counts().answered == 9)
+    await command.killed()
+    await backend.release()
+    ended = await onellm(*flags, **at)
+    row = json.loads(ended.out)
+    assert (ended.code, row["answered"], row["complete"], row["possibly_billed"]) == (0, 10, True, 1)
+    assert sorted(backend.asked) == sorted([*prompts, "p7"])
