@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from os import PathLike
 from random import Random
@@ -333,7 +333,7 @@ class AsyncOneLLM:
             ClientClosedError: If the client is or becomes closed.
             APIError: If the service, or the way to it, failed in spite of retries.
         """
-        return await self.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
+        return await self._sender.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
 
     async def send(
         self,
@@ -572,9 +572,8 @@ class AsyncOneLLM:
     ) -> FanOut:
         group, sender = RequestGroup(), self._sender
 
-        async def answer(prompt: Prompt) -> ChatResponse:
-            request = build_request(prompt, model, options)
-            return await sender.send(request, lane=lane, deadline=deadline, group=group)
+        def answer(prompt: Prompt) -> Coroutine[object, object, ChatResponse]:
+            return sender.send(build_request(prompt, model, options), lane=lane, deadline=deadline, group=group)
 
         return FanOut(
             source,

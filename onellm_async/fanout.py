@@ -180,11 +180,13 @@ class FanOut:
             self._withdraw()
 
     async def _feed_from(self, source: Iterator[Prompt]) -> None:
+        pool = self._pool
         try:
             for prompt in source:
-                self._put(prompt)
-                if not self._pool.has_room:
-                    await self._pool.wait_for_room()
+                pool.put_nowait((self._drawn, prompt))
+                self._drawn += 1
+                if not pool.has_room:
+                    await pool.wait_for_room()
         except Exception as error:  # whatever the source raises ends the iteration
             self._end_source(error)
         finally:

@@ -15,7 +15,7 @@ What follows from a failure is read from the table in ``failure_kinds.py``, in `
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -68,9 +68,8 @@ _log = logging.getLogger("onellm_async")
 _CIRCUIT_OPEN = "because the circuit is open: the service has failed several times in a row"
 
 
-def _raise_if_ended(group: RequestGroup) -> None:
-    if group.ended is not None:
-        raise group.ended()
+def _closed() -> ClientClosedError:
+    return ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
 
 
 def _closed_while_waiting() -> ClientClosedError:
@@ -423,55 +422,57 @@ class Sender:
                 permit.release()
 
     async def _admission(self, call: Call) -> Permit:
-        self._raise_if_closed()
-        if self._breaker.trial_at is not None and not call.group.wait_for_ready and not self._watch.is_trial_due():
-            raise self._own_failure(call) or self._watch.circuit_open_error()
+        if self._closed or self._breaker.trial_at is not None:
+            self._raise_if_not_admitted(call)
         asked = 0.0
         if self._hooks:
             asked = asyncio.get_running_loop().time()
             notify(self._hooks, Queued(call.number, call.model, asked, call.lane))
+        group = call.group
+        permit = Permit(call.lane, call.tokens, call.deadline, call.order, call.model, not group.wait_for_ready)
         try:
-            permit = await self._acquire(call)
+            if not self._limiter.enter(permit, group):
+                await self._limiter.wait_for(permit, group)
         except CircuitOpenError:
             if (failure := self._own_failure(call)) is not None:
                 raise failure from None
             raise
         if self._closed:  # granted in the very moment of closing
             permit.give_back()
-            self._raise_if_closed()
+            raise _closed()
         if self._breaker.trial_at is not None:
             self._fail_queued()  # only this trial request is sent for now
         if call.hooks is not None:
             await self._run_before_sending(call, permit, call.hooks)
         if self._hooks:
-            now = self._limiter.time()
-            notify(self._hooks, Granted(call.number, call.model, now, now - asked))
-            notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
+            self._notify_sent(call, asked)
         return permit
+
+    def _raise_if_not_admitted(self, call: Call) -> None:
+        if self._closed:
+            raise _closed()
+        if not call.group.wait_for_ready and not self._watch.is_trial_due():
+            raise self._own_failure(call) or self._watch.circuit_open_error()
+
+    def _notify_sent(self, call: Call, asked: float) -> None:
+        now = self._limiter.time()
+        notify(self._hooks, Granted(call.number, call.model, now, now - asked))
+        notify(self._hooks, Sent(call.number, call.model, now, call.attempts + 1))
+
+    def _raise_if_ended(self, group: RequestGroup) -> None:
+        if group.ended is not None:
+            raise group.ended()
+        if self._closed:
+            raise _closed()
 
     async def _run_before_sending(self, call: Call, permit: Permit, hooks: AttemptHooks) -> None:
         """Runs `before_sending` while the permit is held. An exception cancels the attempt and returns the permit."""
         try:
             await hooks.before_sending(Attempt(call.attempts + 1, call.possibly_billed))
-            _raise_if_ended(call.group)
-            self._raise_if_closed()
+            self._raise_if_ended(call.group)
         except BaseException:
             permit.give_back()
             raise
-
-    def _raise_if_closed(self) -> None:
-        if self._closed:
-            raise ClientClosedError("The client is closed.", advice="Enter it again with `async with`.")
-
-    def _acquire(self, call: Call) -> Coroutine[None, None, Permit]:
-        return self._limiter.acquire(
-            tokens=call.tokens,
-            lane=call.lane,
-            deadline=call.deadline,
-            order=call.order,
-            group=call.group,
-            model=call.model,
-        )
 
     async def _once(self, call: Call) -> ChatResponse:
         call.attempts += 1

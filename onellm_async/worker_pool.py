@@ -150,7 +150,13 @@ class WorkerPool(Generic[T]):
             raise self._error
 
     async def _take_and_work(self) -> None:
-        while (item := await self.take()) is not None:
+        while True:
+            if self._waiting and not self._paused:  # as `take` does, without another coroutine
+                item = self._take_first()
+            elif (taken := await self.take()) is None:
+                return
+            else:
+                item = taken
             try:
                 await self._work(item)
             finally:
@@ -205,11 +211,7 @@ class WorkerPool(Generic[T]):
     async def take(self) -> T | None:
         """The first item, when workers may have one; None when the pool was closed and is empty. Safe to cancel."""
         if self._waiting and not self._paused:
-            item = self._waiting.popleft()
-            self.busy += 1
-            if self._room is not None and len(self._waiting) <= self.capacity // 2:
-                self._make_room()
-            return item
+            return self._take_first()
         if self._closed:
             return None
         taker: asyncio.Future[T | None] = asyncio.get_running_loop().create_future()
@@ -222,6 +224,13 @@ class WorkerPool(Generic[T]):
                 self.busy -= 1
                 self.put_back(handed)  # handed out and cancelled at once
             raise
+
+    def _take_first(self) -> T:
+        item = self._waiting.popleft()
+        self.busy += 1
+        if self._room is not None and len(self._waiting) <= self.capacity // 2:
+            self._make_room()
+        return item
 
     def has(self, fits: Callable[[T], bool]) -> bool:
         """Whether an item that fits waits."""

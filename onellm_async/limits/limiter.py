@@ -231,11 +231,20 @@ class Limiter:
         return self._admitted(Permit(lane, tokens, deadline, order, model, pending), group)
 
     async def _admitted(self, permit: Permit, group: RequestGroup | None) -> Permit:
+        if not self.enter(permit, group):
+            await self.wait_for(permit, group)
+        return permit
+
+    async def wait_for(self, permit: Permit, group: RequestGroup | None) -> None:
+        """Waits until a permit that `enter` has queued is granted; see `acquire`.
+
+        Args:
+            permit: The permit.
+            group: As for `enter`.
+        """
         # There may be 100,000 such frames at once, so they hold nothing that the permit holds.
-        if self._enter(permit, group):
-            return permit
         try:
-            await permit.waker  # type: ignore[misc]  # set by `_enter` if it returns False
+            await permit.waker  # type: ignore[misc]  # set by `enter` if it returns False
         except asyncio.CancelledError:
             home = permit.home
             if home.core.cancel(permit, home.loop.time()):
@@ -244,9 +253,17 @@ class Limiter:
         finally:
             if group is not None:
                 group.waiting.discard(permit)
-        return permit
 
-    def _enter(self, permit: Permit, group: RequestGroup | None) -> bool:
+    def enter(self, permit: Permit, group: RequestGroup | None) -> bool:
+        """Grants a new permit at once, or queues it; see `acquire`.
+
+        Args:
+            permit: The permit.
+            group: Requests whose wait can be ended together with this one.
+
+        Returns:
+            Whether it is granted. If not, `wait_for` has to follow without another await in between.
+        """
         if group is not None and group.ended is not None:
             raise group.ended()
         loop = asyncio.get_running_loop()

@@ -190,7 +190,16 @@ class SharedLimiter(Limiter):
                 self._member.abandon()
             self._member = self._quota.join(self._name, self._declaration, self._random)
 
-    def _enter(self, permit: Permit, group: RequestGroup | None) -> bool:
+    def enter(self, permit: Permit, group: RequestGroup | None) -> bool:
+        """Grants a new permit at once, or queues it.
+
+        Args:
+            permit: The permit.
+            group: Requests whose wait can be ended together with this one.
+
+        Returns:
+            Whether it is granted.
+        """
         if group is not None and group.ended is not None:
             raise group.ended()
         self.bind(asyncio.get_running_loop())
@@ -199,7 +208,7 @@ class SharedLimiter(Limiter):
         if self._unreachable is not None and not self._lease.is_visiting:
             raise self._unreachable_error()
         try:
-            entered = super()._enter(permit, group)
+            entered = super().enter(permit, group)
         except OneLLMError:
             self.dispatch()  # a permit may be left over
             raise
