@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         RateLimitError,
         RequestCancelledError,
         ResponseDecodeError,
+        StructureError,
         UnprocessableEntityError,
     )
     from onellm_async.events import Event, Hook
@@ -106,6 +107,7 @@ __all__ = [
     "ResponseDecodeError",
     "RetryPolicy",
     "Snapshot",
+    "StructureError",
     "Timeout",
     "UnprocessableEntityError",
     "Usage",
@@ -147,6 +149,7 @@ _ROOMS = {
         "ResponseDecodeError",
         "UnprocessableEntityError",
         "RequestCancelledError",
+        "StructureError",
     ),
     "events": ("Event", "Hook"),
     "fanout": ("FanoutProgress",),

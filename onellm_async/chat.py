@@ -7,7 +7,7 @@ message has the value.
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict
 
 import attrs
 from attrs import field, frozen
@@ -49,6 +49,18 @@ _MEANT = OPENAI_NAMES | {
     "priority": "lane",
 }
 """What other services and clients call the arguments of this one."""
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Parsed = TypeVar("Parsed", default=None)
+    Parsed_co = TypeVar("Parsed_co", default=None, covariant=True)
+else:  # a default is only for type checkers: before Python 3.13 it takes typing_extensions
+    from typing import TypeVar
+
+    Parsed = TypeVar("Parsed")
+    Parsed_co = TypeVar("Parsed_co", covariant=True)
+
 
 _check = Checks(InvalidRequestError)
 
@@ -393,7 +405,7 @@ class Usage:
 
 
 @frozen
-class ChatResponse:
+class ChatResponse(Generic[Parsed_co]):
     """One answer.
 
     Attributes:
@@ -410,6 +422,8 @@ class ChatResponse:
         attempts: How many times the request was sent and not refused by the rate limit.
         rate_limited: How many times it was answered 429 (not billed).
         possibly_billed: How many earlier attempts may have been billed without an answer.
+        parsed: The value of ``response_model``; None without one.
+        corrections: How many corrective turns it took to fit. Attempts, tokens and cost are those of all turns.
     """
 
     content: str
@@ -423,6 +437,8 @@ class ChatResponse:
     attempts: int = 1
     rate_limited: int = 0
     possibly_billed: int = 0
+    parsed: Parsed_co | None = field(default=None, hash=False, metadata={"serialized": False})
+    corrections: int = 0
 
     @property
     def finish_kind(self) -> FinishKind:
@@ -430,7 +446,7 @@ class ChatResponse:
         return finish_kind(self.finish_reason)
 
     def to_dict(self) -> dict[str, JSON]:
-        """Returns the answer as a dict that JSON can hold, without what is not set."""
+        """Returns the answer as a dict that JSON can hold, without what is not set and without `parsed`."""
         return serialization.to_dict(self)
 
     @classmethod
@@ -443,11 +459,11 @@ class ChatResponse:
         Raises:
             InvalidRequestError: If a field is missing, unknown or of the wrong type; the message names it.
         """
-        return serialization.from_dict(cls, saved, name="response", error=InvalidRequestError)
+        return serialization.from_dict(ChatResponse[None], saved, name="response", error=InvalidRequestError)
 
 
 @frozen
-class ChatOutcome:
+class ChatOutcome(Generic[Parsed_co]):
     """The outcome of one prompt of a fan-out: a response or an error, never both.
 
     Attributes:
@@ -459,7 +475,7 @@ class ChatOutcome:
 
     index: int
     prompt: Prompt = field(hash=False)
-    response: ChatResponse | None = None
+    response: ChatResponse[Parsed_co] | None = None
     error: OneLLMError | None = None
 
     @property
@@ -471,7 +487,7 @@ class ChatOutcome:
         """Returns the outcome as a dict that JSON can hold, without what is not set."""
         return serialization.to_dict(self)
 
-    def unwrap(self) -> ChatResponse:
+    def unwrap(self) -> ChatResponse[Parsed_co]:
         """Returns the answer.
 
         Raises:

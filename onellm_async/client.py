@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from os import PathLike
 from random import Random
@@ -20,11 +20,12 @@ from onellm_async.chat import (
     ChatRequest,
     ChatResponse,
     Messages,
+    Parsed,
     Prompt,
     RequestOptions,
     build_request,
 )
-from onellm_async.errors import ConfigurationError, InvalidRequestError, OneLLMError
+from onellm_async.errors import ConfigurationError, DeadlineExceededError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook, Telemetry
 from onellm_async.fanout import FanOut, Progress, Source, check_source
 from onellm_async.key_source import ApiKeyFunction, KeySource
@@ -310,8 +311,10 @@ class AsyncOneLLM:
         model: Model,
         lane: Lane = "default",
         deadline: float | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> ChatResponse:
+    ) -> ChatResponse[Parsed]:
         """Sends one prompt and returns the answer.
 
         Safe to cancel at any time. A request that was in flight may still be billed.
@@ -322,18 +325,53 @@ class AsyncOneLLM:
             lane: ``"interactive"``, ``"default"`` or ``"batch"``: who goes first when many wait.
             deadline: Seconds from now, queue included, in which the answer must be there; None waits as long as it
                 takes. A chat that cannot make it is refused unsent.
+            response_model: A class that the answer has to conform to: an attrs class, a dataclass, a TypedDict, a
+                ``msgspec.Struct``, a list of these, or a pydantic model. Its schema goes into the request, and
+                `ChatResponse.parsed` is the value. It needs the extra ``structured``.
+            corrections: How many times an answer that does not fit is sent back with its faults. Each is one more
+                paid request.
             **options: Fields of `ChatRequest`: ``system``, ``max_tokens``, ``temperature``, ``top_p``,
                 ``stop_sequences``, …
 
         Raises:
             InvalidRequestError: If a value is refused; nothing was sent.
+            ConfigurationError: If there is no schema for `response_model`; nothing was sent.
+            StructureError: If the answer does not conform after all corrections. It has the answer.
             DeadlineExceededError: If the deadline passes or cannot be met.
             QueueFullError: If `Limits.max_pending` chats wait already.
             CircuitOpenError: If the service has failed again and again.
             ClientClosedError: If the client is or becomes closed.
             APIError: If the service, or the way to it, failed in spite of retries.
         """
-        return await self._sender.send(build_request(prompt, model, options), lane=lane, deadline=deadline)
+        request = build_request(prompt, model, options)
+        if response_model is not None:
+            return await self._answer_as(response_model, corrections, request, lane, deadline)
+        return await self._sender.send(request, lane=lane, deadline=deadline)  # type: ignore[return-value]  # it is None then
+
+    async def _answer_as(
+        self,
+        response_model: type[Parsed],
+        corrections: int,
+        request: ChatRequest,
+        lane: Lane,
+        deadline: float | None,
+        group: RequestGroup | None = None,
+    ) -> ChatResponse[Parsed]:
+        """Sends `request` until its answer fits. The deadline is that of all turns."""
+        from onellm_async.structured_output import answer_as, check_corrections  # noqa: PLC0415  # only who uses it
+
+        check_corrections(corrections)
+        clock = asyncio.get_running_loop().time
+        end = None if deadline is None else clock() + deadline
+
+        async def send(request: ChatRequest) -> ChatResponse:
+            left = None if end is None else end - clock()
+            if left is not None and left <= 0 and request.messages[-1] is not first:
+                raise DeadlineExceededError("The deadline passed before the correction was sent.")
+            return await self._sender.send(request, lane=lane, deadline=left, group=group)
+
+        first = request.messages[-1]
+        return await answer_as(send, request, response_model, corrections)
 
     async def send(
         self,
@@ -370,8 +408,10 @@ class AsyncOneLLM:
         deadline: float | None = None,
         return_exceptions: Literal[False] = False,
         on_progress: Progress | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse]: ...
+    ) -> list[ChatResponse[Parsed]]: ...
 
     @overload
     async def gather_chats(
@@ -383,8 +423,10 @@ class AsyncOneLLM:
         deadline: float | None = None,
         return_exceptions: bool,
         on_progress: Progress | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse | OneLLMError]: ...
+    ) -> list[ChatResponse[Parsed] | OneLLMError]: ...
 
     async def gather_chats(
         self,
@@ -395,8 +437,10 @@ class AsyncOneLLM:
         deadline: float | None = None,
         return_exceptions: bool = False,
         on_progress: Progress | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse] | list[ChatResponse | OneLLMError]:
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | OneLLMError]:
         """Sends all prompts and returns the answers in input order.
 
         The number of tasks is bounded by the window, not by the prompts. Cancelling stops everything; requests in
@@ -409,6 +453,8 @@ class AsyncOneLLM:
             deadline: Seconds for each prompt, counted from when it enters the window.
             return_exceptions: Put a failed prompt's error in its place instead of raising the first.
             on_progress: Called after each outcome with a `FanoutProgress`.
+            response_model: As in `chat`; an answer that does not conform is a failed prompt.
+            corrections: As in `chat`.
             **options: Fields of `ChatRequest` for the prompts that are not complete requests.
 
         Raises:
@@ -424,7 +470,7 @@ class AsyncOneLLM:
         """
         check_source(prompts)
         listed = list(prompts)
-        self._check_options(model, options)
+        self._check_options(model, options, response_model, corrections)
         checked_text = False
         for index, prompt in enumerate(listed):
             if type(prompt) is str:
@@ -432,10 +478,10 @@ class AsyncOneLLM:
                     continue  # strings only differ in a text, and every text is valid
                 checked_text = True
             _check_prompt(index, prompt, model, options)
-        outcomes: list[ChatOutcome | None] = [None] * len(listed)
-        fan_out = self._fan_out(
-            listed, model, lane, deadline, options, on_progress, stop_on_error=not return_exceptions
-        )
+        outcomes: list[ChatOutcome[Parsed] | None] = [None] * len(listed)
+        group = RequestGroup()
+        ask = self._asker(group, model, options, lane, deadline, response_model, corrections)
+        fan_out = self._fan_out(listed, ask, group, on_progress, stop_on_error=not return_exceptions)
         async with fan_out as run:
             async for outcome in run:
                 outcomes[outcome.index] = outcome
@@ -457,8 +503,10 @@ class AsyncOneLLM:
         lane: Lane = "batch",
         deadline: float | None = None,
         on_progress: Progress | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> AsyncGenerator[ChatOutcome, None]:
+    ) -> AsyncGenerator[ChatOutcome[Parsed], None]:
         """Yields the outcome of each prompt on completion, from a source of any length, in constant memory.
 
         The next prompt is read only when the window has room, and a slow consumer slows the sending. Leaving the loop
@@ -470,6 +518,8 @@ class AsyncOneLLM:
             lane: As in `gather_chats`.
             deadline: As in `gather_chats`.
             on_progress: As in `gather_chats`.
+            response_model: As in `gather_chats`.
+            corrections: As in `gather_chats`.
             **options: As in `gather_chats`.
 
         Yields:
@@ -484,9 +534,10 @@ class AsyncOneLLM:
                 async for outcome in client.iter_chats(open("prompts.txt"), model="GPT-5-Nano"):
                     print(outcome.index, outcome.response or outcome.error)
         """
-        self._check_options(model, options)
-        buffered = self._sender.slots
-        fan_out = self._fan_out(source, model, lane, deadline, options, on_progress, buffered=buffered)
+        self._check_options(model, options, response_model, corrections)
+        group, buffered = RequestGroup(), self._sender.slots
+        ask = self._asker(group, model, options, lane, deadline, response_model, corrections)
+        fan_out = self._fan_out(source, ask, group, on_progress, buffered=buffered)
         async with fan_out as run:
             async for outcome in run:
                 yield outcome
@@ -553,31 +604,55 @@ class AsyncOneLLM:
             options=options,
         )
 
-    def _check_options(self, model: Model | None, options: RequestOptions) -> None:
+    def _check_options(
+        self, model: Model | None, options: RequestOptions, response_model: type | None, corrections: int
+    ) -> None:
         """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""
+        if response_model is not None:
+            from onellm_async.structured_output import check_corrections, schema_for  # noqa: PLC0415
+
+            check_corrections(corrections)
+            schema_for(response_model)
         if model is not None:
             encode_request(build_request("", model, options), self._dialect, self._endpoints)
+
+    def _asker(
+        self,
+        group: RequestGroup,
+        model: Model | None,
+        options: RequestOptions,
+        lane: Lane,
+        deadline: float | None,
+        response_model: type[Parsed] | None,
+        corrections: int,
+    ) -> "Callable[[Prompt], Coroutine[object, object, ChatResponse[Parsed]]]":
+        """How a fan-out asks one prompt. It awaits nothing itself, which would cost every prompt a coroutine."""
+        sender = self._sender
+
+        def ask(prompt: Prompt) -> Coroutine[object, object, ChatResponse]:
+            return sender.send(build_request(prompt, model, options), lane=lane, deadline=deadline, group=group)
+
+        def ask_for_value(prompt: Prompt) -> Coroutine[object, object, ChatResponse[Parsed]]:
+            assert response_model is not None  # noqa: S101  # see below
+            request = build_request(prompt, model, options)
+            return self._answer_as(response_model, corrections, request, lane, deadline, group)
+
+        return ask if response_model is None else ask_for_value  # type: ignore[return-value]  # it is None then
 
     def _fan_out(
         self,
         source: Source,
-        model: Model | None,
-        lane: Lane,
-        deadline: float | None,
-        options: RequestOptions,
+        ask: "Callable[[Prompt], Awaitable[ChatResponse[Parsed]]]",
+        group: RequestGroup,
         on_progress: Progress | None,
         *,
         stop_on_error: bool = False,
         buffered: int | None = None,
-    ) -> FanOut:
-        group, sender = RequestGroup(), self._sender
-
-        def answer(prompt: Prompt) -> Coroutine[object, object, ChatResponse]:
-            return sender.send(build_request(prompt, model, options), lane=lane, deadline=deadline, group=group)
-
+    ) -> FanOut[Parsed]:
+        sender = self._sender
         return FanOut(
             source,
-            answer,
+            ask,
             window=lambda: sender.slots,
             withdraw=group.cancel,
             stop_on_error=stop_on_error,

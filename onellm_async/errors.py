@@ -11,6 +11,7 @@
     ├── QueueFullError                   ``max_pending`` chats are waiting already
     ├── CircuitOpenError                 the service fails again and again; not sent
     ├── BudgetExceededError              the next request could pass the budget
+    ├── StructureError                   an answer does not conform to the schema; it is paid for
     ├── BatchError                       a durable run cannot start or go on
     └── APIError                         the service, or the way to it, failed
         ├── APIConnectionError           no HTTP answer arrived
@@ -30,9 +31,12 @@
 The names below `APIError` are those of openai-python, so that its users know them already.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from onellm_async.failure_kinds import RULES, Billing, FailureKind, kind_of_status
+
+if TYPE_CHECKING:
+    from onellm_async.chat import ChatResponse
 
 __all__ = [
     "APIConnectionError",
@@ -60,6 +64,7 @@ __all__ = [
     "RateLimitError",
     "RequestCancelledError",
     "ResponseDecodeError",
+    "StructureError",
     "UnprocessableEntityError",
 ]
 
@@ -221,6 +226,24 @@ class BudgetExceededError(OneLLMError):
     """The next request could pass the cost cap; it was not sent."""
 
     kind = FailureKind.RUN_STOPPED
+
+
+class StructureError(OneLLMError):
+    """An answer does not conform to the schema of its ``response_model``, corrective turns included.
+
+    Attributes:
+        response: The last answer, with attempts, tokens and cost of all turns. It is paid for.
+        problems: What does not fit, each with the path of the value.
+    """
+
+    kind = FailureKind.UNFIT_ANSWER
+
+    def __init__(
+        self, message: str, *, response: "ChatResponse[object]", problems: tuple[str, ...], advice: str = ""
+    ) -> None:
+        super().__init__(message, advice=advice)
+        self.response: ChatResponse[object] = response
+        self.problems: tuple[str, ...] = problems
 
 
 class BatchError(OneLLMError):

@@ -72,6 +72,8 @@ class FailureKind(Enum):
     """Queue full, circuit open, or the deadline cannot be met."""
     RUN_STOPPED = "run stopped"
     """Budget used up, or the journal cannot be written."""
+    UNFIT_ANSWER = "unfit answer"
+    """An answer that does not conform to the schema that was asked for. It is paid for."""
     INVALID = "invalid"
     """A prompt or a parameter is unusable."""
 
@@ -157,6 +159,7 @@ RULES: Mapping[FailureKind, FailureRule] = MappingProxyType({
     _K.CLOSED:           _R("no",             False, "if in flight",      "ignores", "if unsent",  _NO,    "yes"),
     _K.NOT_SENT:         _R("no",             False, "never",             "ignores", "everything", _NO,    "no"),
     _K.RUN_STOPPED:      _R("no",             False, "never",             "ignores", "everything", _NO,    "yes"),
+    _K.UNFIT_ANSWER:     _R("no",             False, "always",            "closes",  "nothing",    _MAYBE, "no"),
     _K.INVALID:          _R("no",             False, "never",             "ignores", "everything", _NO,    "no"),
 })  # fmt: skip
 

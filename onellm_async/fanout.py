@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from types import GeneratorType
-from typing import Self, TypeAlias
+from typing import Generic, Self, TypeAlias
 
 from attrs import frozen
 
-from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Prompt
+from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Parsed, Prompt
 from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
 from onellm_async.validation import truncated_repr
 from onellm_async.worker_pool import WorkerPool
@@ -71,7 +71,7 @@ async def close_iterator(iterator: AsyncIterator[object]) -> None:
         await close()
 
 
-class FanOut:
+class FanOut(Generic[Parsed]):
     """One run over a source. Iterate over it once, inside ``async with``.
 
     Leaving the block in any way cancels the requests in flight and waits for them to end.
@@ -90,7 +90,7 @@ class FanOut:
     def __init__(
         self,
         source: Source,
-        answer: Callable[[Prompt], Awaitable[ChatResponse]],
+        answer: Callable[[Prompt], Awaitable[ChatResponse[Parsed]]],
         *,
         window: Callable[[], int],
         withdraw: Callable[[], None] = lambda: None,
@@ -114,7 +114,7 @@ class FanOut:
         self._drawn = self._done = self._failed = 0
         self._cost = 0.0
         self._leaving = False
-        self._finished: deque[ChatOutcome] = deque()
+        self._finished: deque[ChatOutcome[Parsed]] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         # What is in a list may be read ahead; other sources are read only when a worker is idle.
@@ -144,10 +144,10 @@ class FanOut:
             if isinstance(self._sync, GeneratorType):
                 self._sync.close()
 
-    def __aiter__(self) -> AsyncIterator[ChatOutcome]:
+    def __aiter__(self) -> AsyncIterator[ChatOutcome[Parsed]]:
         return self
 
-    async def __anext__(self) -> ChatOutcome:
+    async def __anext__(self) -> ChatOutcome[Parsed]:
         """Returns the next outcome, in the order of completion."""
         # Only the consumer starts workers: a worker that started others would recurse under an eager task factory, and
         # while the loop shuts down, which cancels all tasks, nothing may be started.
@@ -239,7 +239,7 @@ class FanOut:
             self._room.clear()
             await self._room.wait()
 
-    def _deliver(self, outcome: ChatOutcome) -> None:
+    def _deliver(self, outcome: ChatOutcome[Parsed]) -> None:
         self._done += 1
         error = outcome.error
         if error is not None:

@@ -77,11 +77,13 @@ def _converter() -> "Converter":
     @converter.register_unstructure_hook_factory(attrs.has)
     def unstructure(cls: type) -> Any:
         unset = {field.name: override(omit_if_default=True) for field in attrs.fields(cls) if _is_optional(field)}
+        unset |= {name: override(omit=True) for name in _left_out(cls)}
         return make_dict_unstructure_fn(cls, converter, **unset)  # type: ignore[arg-type]
 
     @converter.register_structure_hook_factory(attrs.has)
     def structure(cls: type) -> Any:
-        from_mapping: Any = make_dict_structure_fn(cls, converter)
+        left_out: Any = {name: override(omit=True) for name in _left_out(cls)}
+        from_mapping: Any = make_dict_structure_fn(cls, converter, **left_out)
 
         def check_and_structure(value: Any, wanted: Any) -> Any:
             if not isinstance(value, Mapping):
@@ -97,6 +99,10 @@ def _converter() -> "Converter":
     converter.register_unstructure_hook(OneLLMError, lambda problem: problem.to_dict())
     converter.register_unstructure_hook_func(_is_json, lambda value: _plain(converter, value))
     return converter
+
+
+def _left_out(cls: type) -> list[str]:
+    return [field.name for field in attrs.fields(cls) if not field.metadata.get("serialized", True)]
 
 
 def _is_json(wanted: Any) -> bool:

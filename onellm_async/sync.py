@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 from onellm_async.catalog import Model
-from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Messages, Prompt, RequestOptions
+from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Messages, Parsed, Prompt, RequestOptions
 from onellm_async.client import AsyncOneLLM, ClientOptions
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
 from onellm_async.fanout import FanoutProgress
@@ -310,10 +310,22 @@ class OneLLM:
         model: Model,
         lane: Lane = "default",
         deadline: float | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> ChatResponse:
+    ) -> ChatResponse[Parsed]:
         """Sends one prompt and returns the answer. See `AsyncOneLLM.chat`."""
-        return self._call(lambda: self._client.chat(prompt, model=model, lane=lane, deadline=deadline, **options))
+        return self._call(
+            lambda: self._client.chat(
+                prompt,
+                model=model,
+                lane=lane,
+                deadline=deadline,
+                response_model=response_model,
+                corrections=corrections,
+                **options,
+            )
+        )
 
     def send(
         self,
@@ -352,8 +364,10 @@ class OneLLM:
         deadline: float | None = None,
         return_exceptions: Literal[False] = False,
         on_progress: Callable[[FanoutProgress], None] | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse]: ...
+    ) -> list[ChatResponse[Parsed]]: ...
 
     @overload
     def gather_chats(
@@ -365,8 +379,10 @@ class OneLLM:
         deadline: float | None = None,
         return_exceptions: bool,
         on_progress: Callable[[FanoutProgress], None] | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse | OneLLMError]: ...
+    ) -> list[ChatResponse[Parsed] | OneLLMError]: ...
 
     def gather_chats(
         self,
@@ -377,8 +393,10 @@ class OneLLM:
         deadline: float | None = None,
         return_exceptions: bool = False,
         on_progress: Callable[[FanoutProgress], None] | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> list[ChatResponse] | list[ChatResponse | OneLLMError]:
+    ) -> list[ChatResponse[Parsed]] | list[ChatResponse[Parsed] | OneLLMError]:
         """Sends all prompts and returns the answers in input order. See `AsyncOneLLM.gather_chats`."""
         return self._call(
             lambda: self._client.gather_chats(
@@ -388,6 +406,8 @@ class OneLLM:
                 deadline=deadline,
                 return_exceptions=return_exceptions,
                 on_progress=on_progress,
+                response_model=response_model,
+                corrections=corrections,
                 **options,
             )
         )
@@ -400,14 +420,23 @@ class OneLLM:
         lane: Lane = "batch",
         deadline: float | None = None,
         on_progress: Callable[[FanoutProgress], None] | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
         **options: Unpack[RequestOptions],
-    ) -> Generator[ChatOutcome, None, None]:
+    ) -> Generator[ChatOutcome[Parsed], None, None]:
         """Yields the outcome of each prompt on completion, in constant memory. See `AsyncOneLLM.iter_chats`.
 
         The source is read in the thread of the client. Leaving the loop early cancels requests in flight.
         """
         outcomes = self._client.iter_chats(
-            source, model=model, lane=lane, deadline=deadline, on_progress=on_progress, **options
+            source,
+            model=model,
+            lane=lane,
+            deadline=deadline,
+            on_progress=on_progress,
+            response_model=response_model,
+            corrections=corrections,
+            **options,
         )
         try:
             while (outcome := self._call(lambda: _next(outcomes))) is not None:
@@ -480,9 +509,9 @@ class OneLLM:
         return self._portal.call(act) if self._portal.running else action()
 
 
-async def _next(outcomes: AsyncGenerator[ChatOutcome, None]) -> ChatOutcome | None:
+async def _next(outcomes: AsyncGenerator[ChatOutcome[Parsed], None]) -> ChatOutcome[Parsed] | None:
     return await anext(outcomes, None)
 
 
-async def _close(outcomes: AsyncGenerator[ChatOutcome, None]) -> None:
+async def _close(outcomes: AsyncGenerator[ChatOutcome[Parsed], None]) -> None:
     await outcomes.aclose()

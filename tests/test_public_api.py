@@ -16,7 +16,7 @@ InsufficientBalanceError
 InternalServerError InvalidRequestError Lane Limits Message MethodNotAllowedError Model NotFoundError OneLLMError
 PermissionDeniedError Prompt QueueFullError Rate RateLimitError RateState ResponseDecodeError RetryPolicy Snapshot
 OneLLM Attempt AttemptHooks RequestGroup BottleneckAnalysis Timeout UnprocessableEntityError Usage
-RequestCancelledError __version__
+RequestCancelledError StructureError __version__
 analyze_bottlenecks
 """.split()  # noqa: SIM905
 

@@ -101,6 +101,7 @@ _STATUS: Mapping[FailureKind, tuple[int, str, str]] = MappingProxyType({
     _K.CLOSED:           (503, _SERVER,   "shutting_down"),
     _K.NOT_SENT:         (503, _SERVER,   "not_sent"),
     _K.RUN_STOPPED:      (402, "insufficient_quota", "max_cost_reached"),
+    _K.UNFIT_ANSWER:     (502, _UPSTREAM, "unfit_answer"),
     _K.INVALID:          (400, "invalid_request_error", "invalid_value"),
 })  # fmt: skip
 

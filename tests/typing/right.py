@@ -1,7 +1,7 @@
 """What a user writes, and what the type checker must know about it."""
 
 from collections.abc import AsyncIterator
-from typing import assert_type
+from typing import TypedDict, assert_type
 
 from onellm_async import (
     APIStatusError,
@@ -32,6 +32,21 @@ def watch(event: Event) -> None:
 
 async def reply_to(request: FakeRequest) -> str:
     return request.prompt
+
+
+class City(TypedDict):
+    name: str
+
+
+async def cities(client: AsyncOneLLM) -> None:
+    reply = await client.chat("Oslo", model="GPT-5", response_model=City)
+    assert_type(reply, ChatResponse[City])
+    assert_type(reply.parsed, City | None)
+    assert_type((await client.chat("Oslo", model="GPT-5")).parsed, None)
+    replies = await client.gather_chats(["Oslo"], model="GPT-5", response_model=list[City])
+    assert_type(replies, list[ChatResponse[list[City]]])
+    async for outcome in client.iter_chats(["Oslo"], model="GPT-5", response_model=City):
+        assert_type(outcome, ChatOutcome[City])
 
 
 async def chat_on(transport: FakeTransport) -> ChatResponse:

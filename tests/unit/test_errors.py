@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from onellm_async import errors
-from onellm_async.chat import ChatOutcome
+from onellm_async.chat import ChatOutcome, ChatResponse
 from onellm_async.errors import (
     APIConnectionError,
     APIError,
@@ -25,6 +25,7 @@ from onellm_async.errors import (
     RateLimitError,
     RequestCancelledError,
     ResponseDecodeError,
+    StructureError,
 )
 from onellm_async.failure_kinds import FailureKind
 
@@ -58,6 +59,7 @@ def one_of_each() -> list[OneLLMError]:
         CircuitOpenError("open", retry_after=15.0),
         BudgetExceededError("dear"),
         BatchError("stuck"),
+        StructureError("unfit", response=ChatResponse("{}"), problems=("$: it is empty",)),
         APIError("failed"),
         APIConnectionError("refused", kind=FailureKind.NOT_TRUSTED),
         APITimeoutError("slow"),

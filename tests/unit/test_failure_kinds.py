@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from onellm_async.chat import ChatResponse
 from onellm_async.errors import (
     APIConnectionError,
     APIStatusError,
@@ -20,6 +21,7 @@ from onellm_async.errors import (
     RateLimitError,
     RequestCancelledError,
     ResponseDecodeError,
+    StructureError,
 )
 from onellm_async.failure_kinds import RULES, FailureKind, in_context, kind_of_status
 
@@ -62,6 +64,7 @@ def test_what_never_reached_the_service_does_not_close_the_circuit(kind: Failure
         (CircuitOpenError("x", retry_after=1.0), FailureKind.NOT_SENT),
         (BudgetExceededError("x"), FailureKind.RUN_STOPPED),
         (BatchError("x"), FailureKind.RUN_STOPPED),
+        (StructureError("x", response=ChatResponse(""), problems=()), FailureKind.UNFIT_ANSWER),
         (APIConnectionError("x"), FailureKind.CONNECTION_LOST),
         (ResponseDecodeError("x", status_code=200), FailureKind.NOT_JSON),
         (RateLimitError("x", status_code=429), FailureKind.RATE_LIMITED),

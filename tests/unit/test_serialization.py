@@ -48,8 +48,15 @@ def test_an_answer_becomes_json_without_what_is_not_set() -> None:
         "attempts": 2,
         "rate_limited": 0,
         "possibly_billed": 0,
+        "corrections": 0,
     }
-    assert ChatResponse("").to_dict().keys() == {"content", "attempts", "rate_limited", "possibly_billed"}
+    assert ChatResponse("").to_dict().keys() == {
+        "content",
+        "attempts",
+        "rate_limited",
+        "possibly_billed",
+        "corrections",
+    }
 
 
 def test_an_answer_read_from_json_equals_the_one_that_was_written() -> None:

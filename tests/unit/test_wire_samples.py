@@ -32,7 +32,7 @@ def test_a_recorded_reply_is_understood(case: Path) -> None:
         assert_error(error, expected, body)
     else:
         assert "response" in expected, response
-        seen = attrs.asdict(response)
+        seen = attrs.asdict(response, filter=lambda field, _: field.name not in {"parsed", "corrections"})
         seen["cost"] = pytest.approx(seen["cost"]) if seen["cost"] is not None else None
         if "score" in seen["extra"]:
             seen["extra"] = {**seen["extra"], "score": str(seen["extra"]["score"])}
