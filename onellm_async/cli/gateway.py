@@ -142,13 +142,14 @@ def add(
     """
     from secrets import token_urlsafe
 
-    from onellm_async.gateway.key_file import read_text, replace_text
+    from onellm_async.gateway.key_file import exclusively, read_text, replace_text
     from onellm_async.gateway.keys import KEY_PREFIX, InboundKey, digest_of, with_key
 
     path = _required(keys)
     secret = KEY_PREFIX + token_urlsafe(32)
     made = InboundKey(name=name, sha256=digest_of(secret), lane=lane, max_cost=max_cost, admin=admin)
-    replace_text(path, with_key(read_text(path, missing=""), made))
+    with exclusively(path):
+        replace_text(path, with_key(read_text(path, missing=""), made))
     say(f"Added {name} to {path}. Its key is shown only now:")
     put(secret)
     return ExitCode.OK
@@ -161,11 +162,12 @@ def remove(name: str, /, *, keys: KeysFlag = None) -> int:
         name: Name of the key.
         keys: The file.
     """
-    from onellm_async.gateway.key_file import read_text, replace_text
+    from onellm_async.gateway.key_file import exclusively, read_text, replace_text
     from onellm_async.gateway.keys import without_key
 
     path = _required(keys)
-    replace_text(path, without_key(read_text(path), name))
+    with exclusively(path):
+        replace_text(path, without_key(read_text(path), name))
     say(f"Removed {name} from {path}.")
     return ExitCode.OK
 

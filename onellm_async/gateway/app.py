@@ -36,8 +36,10 @@ from onellm_async.wire import dump_json, parse_json
 
 _log = logging.getLogger("onellm_async")
 
-MAX_BODY_BYTES: Final = 8 * 1024 * 1024
-"""Two million tokens of text. All queued requests are in memory, so their size is bounded."""
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""A million tokens of text, the largest context of a listed model. All queued requests are in memory."""
+_BODY_TIMEOUT: Final = 60.0
+"""Seconds in which the body of a request must arrive."""
 _MAX_WAITING: Final = 1000
 """Requests that may wait for a cost cap, where the client's own queue has no bound."""
 _WRITE_TIMEOUT: Final = 5.0
@@ -388,7 +390,11 @@ async def _body(request: web.Request) -> JSON:
         # A page of another site can post anything else without asking the browser first.
         _reject(415, f"Content-Type is {request.headers.get('Content-Type')!r}; it must be application/json.")
     try:
-        return parse_json(await request.read())
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            body = await request.read()
+        return parse_json(body)
+    except TimeoutError:
+        _reject(408, f"The body did not arrive within {_BODY_TIMEOUT:.0f} s.", code="body_too_slow")
     except (ConnectionError, web.RequestPayloadError):
         _reject(400, "The body ended too early.")
     except ValueError as error:

@@ -3,13 +3,23 @@
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.files import describe_os_error, sync_directory, sync_file
 from onellm_async.gateway.keys import InboundKey, parse_keys
+
+if sys.platform == "win32":  # pragma: no cover
+    fcntl = None
+else:
+    try:
+        import fcntl
+    except ImportError:  # a system without file locks
+        fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger("onellm_async")
 _LONGEST = 4 * 1024 * 1024
@@ -105,6 +115,27 @@ def read_text(path: Path, *, missing: str | None = None) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not UTF-8.") from None
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Keeps other programs from changing a key file within the block.
+
+    Raises:
+        ConfigurationError: If its directory cannot be used.
+    """
+    if fcntl is None:  # pragma: no cover - a system without file locks
+        yield
+        return
+    try:
+        directory = os.open(path.resolve().parent, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {describe_os_error(error)}.") from None
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def replace_text(path: Path, text: str) -> None:

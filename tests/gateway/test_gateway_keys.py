@@ -1,11 +1,12 @@
 """The file of the inbound keys."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from onellm_async import ConfigurationError
-from onellm_async.gateway.key_file import KeyFile, parse_keys_at, read_text, replace_text
+from onellm_async.gateway.key_file import KeyFile, exclusively, parse_keys_at, read_text, replace_text
 from onellm_async.gateway.keys import InboundKey, digest_of, lane_for, parse_keys, render_key, with_key, without_key
 
 ALICE = InboundKey(name="alice", sha256=digest_of("a"), lane="interactive", max_cost=5.0)
@@ -82,6 +83,19 @@ def test_the_file_is_for_its_owner_alone_and_replaced_as_a_whole(tmp_path):
     with pytest.raises(ConfigurationError):
         replace_text(path, "nonsense")
     assert len(parse_keys_at(path)) == 2
+
+
+def test_keys_that_are_added_at_the_same_time_are_all_there(tmp_path):
+    path = tmp_path / "keys.toml"
+
+    def add(number):
+        with exclusively(path):
+            key = InboundKey(name=f"k{number}", sha256=digest_of(f"{number}"))
+            replace_text(path, with_key(read_text(path, missing=""), key))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(24)))
+    assert len(parse_keys_at(path)) == 24
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

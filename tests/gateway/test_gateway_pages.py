@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from prometheus_client.parser import text_string_to_metric_families
 
 from onellm_async import Limits
 from onellm_async.gateway import GatewaySettings
@@ -43,6 +44,9 @@ def test_the_metrics_are_text_that_prometheus_reads():
     assert 'onellm_gateway_cost_usd_total{key="alice"} 1' in lines
     assert 'onellm_gateway_at_risk_usd_total{key="alice"} 0.5' in lines
     assert "onellm_gateway_rate_limit 40" in lines
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert families["onellm_gateway_requests"].samples[1].labels == {"key": 'o"dd\n\\', "status": "503"}
+    assert families["onellm_gateway_request_seconds"].type == "histogram"
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
 

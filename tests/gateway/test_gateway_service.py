@@ -70,6 +70,18 @@ async def test_an_unusable_request_is_refused_unsent_in_the_shape_of_openai(serv
     assert found.headers["x-should-retry"] == "false"
 
 
+async def test_a_body_that_does_not_arrive_is_not_waited_for(serving, monkeypatch):
+    monkeypatch.setattr("onellm_async.gateway.app._BODY_TIMEOUT", 0.05)
+    async with serving() as visitor:
+        host, port = visitor.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n".encode())
+        writer.write(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_a_packed_body_is_read_within_the_same_bound(serving):
     async with serving() as visitor:
         small = await visitor.ask(gzip.compress(json.dumps(QUESTION).encode()), Content_Encoding="gzip")
