@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -56,9 +57,17 @@ from onellm_async.limits.snapshot import Snapshot
 from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.service_watch import ServiceWatch
-from onellm_async.transport import Transport
+from onellm_async.transport import RawReply, Transport
 from onellm_async.validation import Checks
-from onellm_async.wire import Dialect, Notices, decode_reply, encode_request, fields_without_effect
+from onellm_async.wire import (
+    Dialect,
+    Notices,
+    RateHeaderReader,
+    decode_reply,
+    encode_request,
+    fields_without_effect,
+    parse_rate_headers,
+)
 
 if TYPE_CHECKING:
     from onellm_async.limits.quota import Quota
@@ -122,6 +131,7 @@ class Sender:
         self._random = random
         self.limits: Limits = limits
         self._limiter = _limiter(limits, rate_state, random, quota)
+        self._rate_headers = RateHeaderReader()
         self._estimator = TokenEstimator() if limits.tokens_per_minute is not None else None
         self._budget = RetryBudget(retry)
         self._watch = ServiceWatch(retry, self._limiter, self._on_circuit_open)
@@ -484,15 +494,24 @@ class Sender:
         else:
             reply = await self._transport.post(call.body, trace_headers(self._telemetry, call.number))
         call.in_flight = False
+        now = time.time()
+        if reply.headers:
+            self._read_rate_headers(reply, now)
         return decode_reply(
             reply.status,
             reply.headers,
             reply.body,
             model=call.model,
-            now=time.time(),
+            now=now,
             asked=call.body,
             tell=self._notices.tell,
         )
+
+    def _read_rate_headers(self, reply: RawReply, now: float) -> None:
+        read = parse_rate_headers if reply.status == HTTPStatus.TOO_MANY_REQUESTS else self._rate_headers.read
+        found = read(reply.headers, now)
+        if found is not None:
+            self._limiter.advise(limit=found.limit, remaining=found.remaining, reset=found.reset, window=found.window)
 
     # What follows from how an attempt ended.
 

@@ -124,6 +124,11 @@ class AdaptiveRate:
         if self._evidence.rate_limited(sent_at, now):
             self._phase = self._phase.rate_limited(now, retry_after, self._evidence, self._random)
 
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        """Changes nothing yet."""
+
     def move_clock(self, now: float) -> None:
         self._evidence.move_clock(now)
         self._phase = self._phase.move_clock(now)

@@ -36,6 +36,7 @@ class Admission:
         pending: Of these, the number that count toward `Limits.max_pending`.
         slots: The dimension of concurrency.
         requests: The dimension of the rate.
+        advertised: Limit of requests and number remaining, as a reply last said in its headers.
         costs_differ: Whether there is a limit beside these two, of which one request needs more than another.
         interactive_seen: Whether there was an interactive request, so that the reserve applies.
     """
@@ -48,6 +49,7 @@ class Admission:
         self.answers: int = 0
         self.rate_limited_requests: int = 0
         self.unanswered: int = 0
+        self.advertised: tuple[float | None, float | None] = (None, None)
         self.latency: UsualLatency = UsualLatency()
         self._all = tuple(kind(limits, now) for kind in DIMENSIONS)
         self.slots: Concurrency = dimension_of(self._all, Concurrency)
@@ -101,6 +103,7 @@ class Admission:
         if self.tokens is not earlier.tokens:
             self._tokens.use(earlier.tokens, now)
         self.latency, self.interactive_seen = earlier.latency, earlier.interactive_seen
+        self.advertised = earlier.advertised
         self.latency.forget_times(now)
         if self.tokens is not None:
             self.tokens.move_clock(now)

@@ -162,6 +162,11 @@ class DeclaredRate:
         """Empties the bucket, because the service's bucket is empty."""
         self._bucket.drain(now)
 
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        """Changes nothing: the rate is declared."""
+
     def move_clock(self, now: float) -> None:
         self._bucket.move_clock(now)
         self._pacer.move_clock(now)
@@ -176,7 +181,8 @@ class DeclaredWindow:
     counts even if it gets a 429, because the service may count it, too.
 
     A 429 says that another client uses the window, or an earlier process did. The count is then no help until the
-    service accepts again, and single requests find out when it does: soon at first, then less often.
+    service accepts again, and single requests find out when it does: soon at first, then less often. If the headers of
+    the 429 say when the window ends, none is sent before.
 
     Args:
         count: Requests in a window.
@@ -204,7 +210,7 @@ class DeclaredWindow:
         self._sent: deque[list[float]] = deque()  # [latest time, requests, first time]
         self._used = 0
         self._429s = 0
-        self._last_429 = self._closed_until = float("-inf")
+        self._last_429 = self._closed_until = self._reset_at = float("-inf")
         self._confirmed_at = now + per
         self._declare(count, per)
         self._pacer = TokenBucket(max(self.START_PACE, self.START_FACTOR * count / per), 1.0, updated_at=now)
@@ -301,7 +307,7 @@ class DeclaredWindow:
             return  # sent before the last 429 was known, so it tells nothing new
         self._last_429 = now
         self._429s += 1
-        self._closed_until = now + self._gap()
+        self._closed_until = max(now + self._gap(), self._reset_at)
 
     def _gap(self) -> float:
         gap = self.per / self.count * self.GAP_GROWTH ** min(self._429s - 1, 60)
@@ -310,22 +316,29 @@ class DeclaredWindow:
     def drain(self, now: float) -> None:
         """Changes nothing: only what was sent has used the window."""
 
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        self._reset_at = now + reset if reset is not None and remaining == 0 and reset <= self.per else float("-inf")
+
     def move_clock(self, now: float) -> None:
         for entry in self._sent:
             entry[0], entry[2] = min(entry[0], now), min(entry[2], now)
         self._pacer.move_clock(now)
-        self._closed_until = min(self._closed_until, now)
+        self._closed_until, self._reset_at = min(self._closed_until, now), min(self._reset_at, now)
         self._last_429 = min(self._last_429, now)
 
 
 class BackoffOnly:
     """No rate limit. After a 429 all requests wait: exponential backoff with full jitter, until one is accepted.
 
+    If the headers of a 429 say when the limit is reset, nothing is sent before, but no longer than 30 s.
+
     Args:
         random: Source of jitter.
     """
 
-    __slots__ = ("_429s", "_closed_until", "_last_429", "_random")
+    __slots__ = ("_429s", "_closed_until", "_last_429", "_random", "_reset_at")
 
     BASE = 0.5
     """Half the longest wait after the first 429, in seconds; it doubles with each further one."""
@@ -334,8 +347,7 @@ class BackoffOnly:
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._closed_until = float("-inf")
-        self._last_429 = float("-inf")
+        self._closed_until = self._last_429 = self._reset_at = float("-inf")
         self._429s = 0
 
     @property
@@ -369,8 +381,14 @@ class BackoffOnly:
             return
         self._last_429 = now
         self._429s += 1
-        self._closed_until = now + self._random.uniform(0, min(self.CAP, self.BASE * 2.0 ** min(self._429s, 60)))
+        backoff = self._random.uniform(0, min(self.CAP, self.BASE * 2.0 ** min(self._429s, 60)))
+        self._closed_until = max(now + backoff, self._reset_at)
+
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        self._reset_at = now + min(reset, self.CAP) if reset is not None and remaining == 0 else float("-inf")
 
     def move_clock(self, now: float) -> None:
-        self._closed_until = min(self._closed_until, now)
+        self._closed_until, self._reset_at = min(self._closed_until, now), min(self._reset_at, now)
         self._last_429 = min(self._last_429, now)

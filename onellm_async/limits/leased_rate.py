@@ -162,6 +162,11 @@ class LeasedRate:
         if self._alone is not None:
             self._alone.drain(now)
 
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        """Changes nothing: the board knows the rate."""
+
     def move_clock(self, now: float) -> None:
         """Continues with another clock."""
         self.granted_at = now

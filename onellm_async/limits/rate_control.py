@@ -55,6 +55,23 @@ class RateControl(Protocol):
         """Records a 429, with the seconds that the service asked to wait."""
         ...
 
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        """Records what a reply advertised in its headers. Any part may be missing, and any may be wrong.
+
+        It may serve as a prior or as a check, but does not stand against what the service accepts and rejects. The
+        headers of a 429 are recorded before `rate_limited`.
+
+        Args:
+            now: The current time.
+            limit: Requests in a window, or that a bucket holds.
+            remaining: Of these, the number that may be sent now.
+            reset: Seconds until the window ends or the bucket is full.
+            window: Seconds of the window.
+        """
+        ...
+
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back."""
         ...
@@ -115,6 +132,12 @@ class SeveralRates:
             if cause.time_until(2, now) <= 0:
                 cause = self._shortest
         cause.rate_limited(sent_at, now, retry_after=retry_after)
+
+    def advise(
+        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
+    ) -> None:
+        for part in self.parts:
+            part.advise(now, limit=limit, remaining=remaining, reset=reset, window=window)
 
     def move_clock(self, now: float) -> None:
         for part in self.parts:

@@ -41,6 +41,9 @@ class Snapshot:
         level: Requests that the rate allows to send at once; None without a limit.
         tokens_per_minute: As declared; None without a limit.
         tokens_level: Tokens available at once, negative if overdrawn; None without a limit.
+        advertised_limit: Requests that the service allows in a window, or at once, as its headers last said; None if
+            they do not say. It is a hint, and not what the client keeps to.
+        advertised_remaining: Of these, the number that remained then.
         retry_after: Remaining seconds of the service's Retry-After; None if there is none.
         trial_in: Seconds until the next trial request while the circuit is open, 0 while one is in flight; None when it
             is closed.
@@ -77,6 +80,8 @@ class Snapshot:
     level: int | None = None
     tokens_per_minute: float | None = None
     tokens_level: float | None = None
+    advertised_limit: float | None = None
+    advertised_remaining: float | None = None
     retry_after: float | None = None
     trial_in: float | None = None
     answered: int = 0
@@ -145,6 +150,8 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         level=_sendable_now(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,
+        advertised_limit=core.advertised[0],
+        advertised_remaining=core.advertised[1],
         retry_after=gate.retry_at - now if gate.retry_at > now else None,
         trial_in=max(0.0, gate.trial_at - now) if gate.half_open else None,
         answered=core.answers,
