@@ -150,23 +150,25 @@ def test_a_description_cannot_name_files_elsewhere(tmp_path):
 # Running.
 
 
-async def whole_run(tmp_path, content, name="whole.jsonl", **how):
-    (tmp_path / "whole.in.jsonl").write_bytes(content)
-    async with client() as asking:
-        await asking.run(str(tmp_path / "whole.in.jsonl"), str(tmp_path / name), **{**HOW, **how})
-    return (tmp_path / name).read_bytes()
+TABLE = "id,prompt,label\r\n" + "".join(f'{number},p{number},"a, {number}"\r\n' for number in range(9))
+INPUTS = {"in.jsonl": lines(10) + b"not JSON\n" + lines(3), "in.csv": TABLE.encode()}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-async def test_merged_shards_are_byte_for_byte_what_one_run_writes(tmp_path, suffix):
-    content = lines(10) + b"not JSON\n" + lines(3)
-    shards = split(tmp_path, content)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("name", INPUTS)
+async def test_merged_shards_are_byte_for_byte_what_one_run_writes(tmp_path, name, suffix):
+    shards = split(tmp_path, INPUTS[name], name=name)
+    whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"all{suffix}"
     async with client() as asking:
         for shard in reversed(shards):
             result = await run_shard(asking, shard, **HOW)
             assert (result["complete"], result["error"]) == (True, "")
-    await merge_shards(tmp_path / "shards", tmp_path / f"all{suffix}")
-    assert (tmp_path / f"all{suffix}").read_bytes() == await whole_run(tmp_path, content, f"whole{suffix}")
+        await asking.run(tmp_path / name, whole, **HOW)
+    await merge_shards(tmp_path / "shards", merged)
+    if suffix == ".parquet":
+        assert pq.read_table(merged).equals(pq.read_table(whole))
+    else:
+        assert merged.read_bytes() == whole.read_bytes()
 
 
 async def test_a_shard_is_resumed_and_nothing_that_was_answered_is_sent_again(tmp_path):
