@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from random import Random
@@ -49,10 +49,11 @@ from onellm_async.validation import truncated_repr
 from onellm_async.wire import JSON_HEADERS, Dialect, encode_request, resolve_endpoints
 
 if TYPE_CHECKING:
-    from onellm_async.batch.client_run import RunOptions
+    from onellm_async.batch.config import RunOptions
     from onellm_async.batch.inputs.entry import LineError
-    from onellm_async.batch.inputs.memory import NamedPrompt
+    from onellm_async.batch.outputs.ordered_writer import LineSink
     from onellm_async.batch.progress import RunProgress
+    from onellm_async.batch.run import InMemory
     from onellm_async.batch.run_report import RunReport
     from onellm_async.limits.quota import Quota
 
@@ -546,12 +547,13 @@ class AsyncOneLLM:
 
     async def run(
         self,
-        source: "str | PathLike[str] | Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]",
-        output: str | PathLike[str],
+        source: "str | PathLike[str] | Sequence[PathLike[str]] | InMemory",
+        output: "str | PathLike[str] | LineSink",
         *,
         model: Model | None = None,
         on_progress: "Callable[[RunProgress], None] | None" = None,
         on_bad_line: "Callable[[LineError], None] | None" = None,
+        on_message: "Callable[[str], None] | None" = None,
         stop: asyncio.Event | None = None,
         **options: "Unpack[RunOptions]",
     ) -> "RunReport":
@@ -564,13 +566,16 @@ class AsyncOneLLM:
         Safe to cancel: requests in flight are then possibly billed, and the journal knows them.
 
         Args:
-            source: A file of prompts in any input format, or prompts in memory: texts, messages, requests, or pairs of
-                a ``custom_id`` and one of these.
+            source: A file of prompts in any input format, a list of paths, or prompts in memory: texts, messages,
+                requests, or pairs of a ``custom_id`` and one of these.
             output: File for the answers; its suffix says how they are written. ``"-"`` is standard output, where
-                nothing can be resumed.
+                nothing can be resumed. Or an object with an async method ``write``, which takes whole lines of bytes in
+                input order; with ``journal=`` its run can be resumed, and it is given all lines again.
             model: Asked of every prompt that is no complete request.
-            on_progress: Called once a second and at the end. What it raises is logged.
+            on_progress: Called several times a second and at the end. What it raises is logged.
             on_bad_line: Called for each line that is no prompt. What it raises is logged.
+            on_message: Called with what a user should know while the run is active, in a sentence: that it resumes,
+                pauses, or waits, and for what. What it raises is logged.
             stop: Set it to end the run gracefully: nothing more is sent, requests in flight finish.
             **options: See `onellm_async.batch.RunOptions`.
 
@@ -589,19 +594,27 @@ class AsyncOneLLM:
                     report = await client.run("prompts.csv", "answers.jsonl", max_cost=5, max_tokens=300)
                     print(report.complete, report.counts.cost)
         """
-        from onellm_async.batch.client_run import run_with  # noqa: PLC0415  # importing the client stays cheap
+        from onellm_async.batch.config import RunConfig  # noqa: PLC0415  # importing the client stays cheap
+        from onellm_async.batch.run import run  # noqa: PLC0415
 
-        return await run_with(
-            self._sender,
-            source,
+        config = RunConfig.from_options(
             output,
+            model,
+            options,
+            limits=self.limits,
             base_url=self._base_url,
             dialect=self._dialect.value,
-            model=model,
+            endpoints=self._endpoints,
+        )
+        return await run(
+            self._sender,
+            source,
+            config,
+            options,
             on_progress=on_progress,
             on_bad_line=on_bad_line,
+            on_message=on_message,
             stop=stop,
-            options=options,
         )
 
     def _check_options(

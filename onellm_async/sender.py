@@ -199,6 +199,10 @@ class Sender:
         """The discovered rate; see `AsyncOneLLM.rate_state`."""
         return self._limiter.state
 
+    def restore_rate(self, state: RateState) -> None:
+        """Starts from the rate that an earlier client had discovered, unless this one knows something itself."""
+        self._limiter.restore(state)
+
     def pause(self) -> None:
         """Stops sending until `resume`."""
         self._limiter.pause()

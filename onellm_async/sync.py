@@ -25,7 +25,7 @@ from onellm_async.limits.snapshot import Snapshot
 from onellm_async.settings import ApiKey
 
 if TYPE_CHECKING:
-    from onellm_async.batch.client_run import RunOptions
+    from onellm_async.batch.config import RunOptions
     from onellm_async.batch.inputs.entry import LineError
     from onellm_async.batch.inputs.memory import NamedPrompt
     from onellm_async.batch.progress import RunProgress

@@ -7,8 +7,8 @@
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.client_run import RunOptions
-from onellm_async.batch.file_run import FileRun, RunWatch, learned_rate, run_file, survey
+from onellm_async.batch.config import RunOptions, RunPolicy
+from onellm_async.batch.estimate import Interval, RunEstimate
 from onellm_async.batch.health import HealthPolicy
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
@@ -27,7 +27,6 @@ from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCou
 from onellm_async.batch.outputs.formats import OutputFormat, open_sink, output_format, output_format_named
 from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink
-from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.run_report import RunReport
 from onellm_async.batch.shards import (
@@ -48,13 +47,13 @@ __all__ = [
     "Command",
     "Entry",
     "EntryParser",
-    "FileRun",
     "FileSink",
     "HealthPolicy",
     "InMemoryInput",
     "InputFile",
     "InputFormat",
     "InputScan",
+    "Interval",
     "Journal",
     "JournalReader",
     "JournalRecord",
@@ -69,29 +68,26 @@ __all__ = [
     "RecordState",
     "RequestDefaults",
     "RunCounts",
+    "RunEstimate",
     "RunIdentity",
     "RunOptions",
     "RunPolicy",
     "RunProgress",
     "RunReport",
-    "RunWatch",
     "ShardResult",
     "ShardStatus",
     "StreamSink",
     "entries_from",
     "input_format_named",
-    "learned_rate",
     "merge_shards",
     "open_sink",
     "open_source",
     "output_format",
     "output_format_named",
     "recognize_format",
-    "run_file",
     "run_shard",
     "run_shard_sync",
     "send_command",
     "shard_statuses",
     "split_input",
-    "survey",
 ]

@@ -21,6 +21,7 @@ from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Account, Budget, Charge
 from onellm_async.batch.budget_gate import BudgetGate
 from onellm_async.batch.callbacks import guarded
+from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.deduplication import Deduplicator
 from onellm_async.batch.health import HealthMonitor, HealthPolicy
 from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError
@@ -28,7 +29,6 @@ from onellm_async.batch.journal.null_journal import NullJournal, RunJournal
 from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, UnstorableRowError
 from onellm_async.batch.monitor import Monitor
 from onellm_async.batch.outputs.ordered_writer import WINDOW, LineSink, OrderedWriter
-from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.recovery import Recovery
 from onellm_async.batch.run_report import RunReport, StopReason
@@ -283,7 +283,7 @@ class RunEngine:
                 await self._writer.wait_for_space(entry.index)
                 await self._deduplicator.wait_for_space()
                 record = earlier.of(entry)
-                if record is None or not self._is_complete(record):
+                if record is None or not self._policy.is_complete(record):
                     await self._take(entry, record)
                     continue
                 self._replay(record)
@@ -293,19 +293,10 @@ class RunEngine:
         finally:
             await close_iterator(entries)
 
-    def _is_complete(self, record: JournalRecord) -> bool:
-        """Whether the prompt of a record need not be sent."""
-        if record.state is RecordState.IN_FLIGHT and not self._hold_ambiguous:
-            return False
-        held = self._hold_ambiguous and record.possibly_billed
-        if record.state is RecordState.FAILED and self._policy.retry_failed and not held:
-            return False
-        if record.state is RecordState.ANSWERED and self._policy.deduplicate:
-            self._deduplicator.answered(record)
-        return True
-
     def _replay(self, record: JournalRecord) -> None:
         """Delivers an outcome of an earlier session."""
+        if record.state is RecordState.ANSWERED and self._policy.deduplicate:
+            self._deduplicator.answered(record)
         self._tracker.resumed(record, held=record.state is RecordState.IN_FLIGHT)
         self._writer.put(record.index, self._encode(record))
         if record.custom_id is not None:

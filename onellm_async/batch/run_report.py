@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
+from onellm_async.batch.estimate import RunEstimate
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.progress import RunProgress
 from onellm_async.errors import OneLLMError
+from onellm_async.formatting import format_usd
 
 
 @frozen
@@ -35,7 +37,9 @@ class RunReport:
         interrupted: Whether `stop` ended it before its input.
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad line that ended it, where the run was strict.
-        limit_reached: Whether it was told to ask only the first entries, and did.
+        limit_reached: Whether it was told to send only the first entries, and did.
+        already_complete: Whether an earlier session had completed the run, so that this one had nothing to do.
+        estimate: What the rest of the run costs and takes, where `limit_reached`; None where that cannot be told.
         failures: What the failed prompts of all sessions failed with, and how many: the most frequent cause first.
         failed_models: Models of which all prompts of this session failed alike, with their number and the cause; empty
             where all prompts were asked of one model.
@@ -47,6 +51,8 @@ class RunReport:
     stopped_by: OneLLMError | None = None
     strict_error: LineError | None = None
     limit_reached: bool = False
+    already_complete: bool = False
+    estimate: RunEstimate | None = None
     failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     failed_models: Mapping[str, tuple[int, str]] = field(factory=dict[str, tuple[int, str]], hash=False)
 
@@ -59,3 +65,30 @@ class RunReport:
     def input_ended(self) -> bool:
         """Whether the whole input was read and every prompt in it has an outcome, or is held back without one."""
         return not (self.interrupted or self.limit_reached or self.stopped_by or self.strict_error)
+
+
+def money_at_risk(counts: RunCounts) -> str:
+    """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
+    lost = counts.in_flight + counts.possibly_billed
+    if counts.at_risk or not lost:
+        return f"at most {format_usd(counts.at_risk)} at risk"
+    if not counts.answered or not counts.cost:
+        return "the amount at risk is unknown without --max-tokens"
+    return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
+
+
+def resuming_text(counts: RunCounts, total: int | None = None) -> str:
+    """What earlier sessions left.
+
+    Args:
+        counts: What the journal has.
+        total: Prompts of the input; None if unknown.
+    """
+    lost = counts.in_flight + counts.possibly_billed
+    risk = f" ({money_at_risk(counts)})" if lost else ""
+    left = None if total is None else max(0, total - counts.answered - counts.failed)
+    remaining = "" if left is None else f", {left:,} remaining"
+    return (
+        f"Resuming: {counts.answered:,} answered, {counts.failed:,} failed, {lost:,} possibly billed{risk}{remaining}."
+        f" Spent: {format_usd(counts.cost)}."
+    )

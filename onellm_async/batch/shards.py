@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypedDict, Unpack
 
 from attrs import asdict, evolve, frozen
 
-from onellm_async.batch.client_run import RunOptions
+from onellm_async.batch.config import RunOptions
 from onellm_async.batch.inputs.csv import CsvSplitter
 from onellm_async.batch.inputs.entry import InvalidEntry
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named

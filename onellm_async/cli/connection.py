@@ -110,4 +110,7 @@ async def connected(
             connecting.rpm is not None or connecting.burst is not None or connecting.rate
         ):
             client.retune(client.limits)  # flags are a declaration, even if they name the default
+        if connecting.local:
+            # A run is bound to the URL of its service, and each local server has another port.
+            client._base_url = "local"  # noqa: SLF001
         yield await stack.enter_async_context(client)

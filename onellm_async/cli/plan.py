@@ -1,6 +1,7 @@
 """``onellm-async plan``: what a run will take, before anything is sent."""
 
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,9 @@ from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
-    from onellm_async.batch import InputFile
+    from onellm_async.batch import InputFile, LineError
+    from onellm_async.batch.config import RunConfig
+    from onellm_async.batch.work_list import WorkList
     from onellm_async.limits.policy import Limits
     from onellm_async.simulation.plan import Plan
     from onellm_async.simulation.simulated_run import ExpectedService
@@ -87,16 +90,43 @@ def plan(
         expecting: What the service is expected to do.
         json: Print the plan as JSON.
     """
+    return estimate((source, *more), reading, asking, limiting, expecting, json=json)
+
+
+def estimate(
+    sources: Sequence[str],
+    reading: InputFlags,
+    asking: RequestFlags,
+    limiting: LimitFlags,
+    expecting: AssumptionFlags | None = None,
+    *,
+    json: bool = False,
+    config: "RunConfig | None" = None,
+) -> int:
+    """Estimates a run by simulation and prints the plan. Returns the exit code.
+
+    Args:
+        sources: Files of prompts; `-` is standard input.
+        reading: How they are read.
+        asking: What is asked of every prompt.
+        limiting: How much of the service may be used.
+        expecting: What the service is expected to do.
+        json: Print the plan as JSON.
+        config: The run, whose journal and caches have answers that it would not ask for; None for a new one.
+    """
     import asyncio
 
+    from onellm_async.batch.config import RunConfig
     from onellm_async.simulation.plan import plan as make_plan
 
+    expecting = expecting or AssumptionFlags()
     limits, service = _settings(limiting, expecting)
-    opened = open_input((source, *more), reading, asking)
-    workload, bad_lines = asyncio.run(_measured(opened, expecting, strict=reading.strict))
-    estimate = make_plan(workload, limits, service, seeds=expecting.seeds)
-    _print(estimate, opened.name, bad_lines, json=json)
-    return ExitCode.FAILED if bad_lines else ExitCode.OK
+    capped = config is not None and config.budget.capped
+    opened = open_input(sources, reading, asking, capped=capped)
+    work, workload = asyncio.run(_measured(opened, expecting, config or RunConfig(output=None), strict=reading.strict))
+    made = make_plan(workload, limits, service, seeds=expecting.seeds)
+    _print(made, opened.name, work, json=json)
+    return ExitCode.FAILED if work.bad_lines else ExitCode.OK
 
 
 plan_command: App = command(plan, _EXAMPLES)
@@ -124,41 +154,52 @@ def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits
     return limits, service
 
 
-async def _measured(source: "InputFile", expecting: AssumptionFlags, *, strict: bool) -> "tuple[Workload, int]":
-    from onellm_async.batch import LineError
+async def _measured(
+    source: "InputFile", expecting: AssumptionFlags, config: "RunConfig", *, strict: bool
+) -> "tuple[WorkList, Workload]":
+    """What the run would send, and its sizes."""
+    from contextlib import ExitStack
+
+    from onellm_async.batch import AnswerCache
+    from onellm_async.batch.run import earlier_records
+    from onellm_async.batch.work_list import WorkList
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 
     given = expecting.output_tokens
     meter = WorkloadMeter(output_tokens=TYPICAL_OUTPUT if given is None else given)
-    bad_lines = 0
+
+    def on_bad_line(error: "LineError") -> None:
+        if strict:
+            raise BatchError(str(error), advice="Nothing was planned (--strict).")
+        if work.bad_lines <= _ERRORS_SHOWN:
+            say(str(error))
+
     async with source:
-        async for entry in source:
-            item = entry.item()
-            if isinstance(item, LineError):
-                if strict:
-                    raise BatchError(str(item), advice="Nothing was planned (--strict).")
-                bad_lines += 1
-                if bad_lines <= _ERRORS_SHOWN:
-                    say(str(item))
-            else:
-                meter.add(item.request)
-    return meter.workload(), bad_lines
+        with ExitStack() as stack:
+            journal = earlier_records(config, config.identity(source, source.scan()))
+            if journal is not None:
+                stack.enter_context(journal)
+            cache = stack.enter_context(AnswerCache(config.caches, base_url=config.base_url))
+            work = WorkList(source, config.policy, journal=journal, cache=cache, on_bad_line=on_bad_line)
+            async for request in work:
+                meter.add(request)
+    return work, meter.workload()
 
 
-def _print(estimate: "Plan", name: str, bad_lines: int, *, json: bool) -> None:
+def _print(made: "Plan", name: str, work: "WorkList", *, json: bool) -> None:
     from onellm_async.cli.plan_text import plan_json, plan_text, progress_chart
     from onellm_async.wire import dump_json
 
-    if bad_lines:
-        more = f" ({bad_lines - _ERRORS_SHOWN:,} more than shown)" if bad_lines > _ERRORS_SHOWN else ""
-        print_error(f"bad lines, which are not in the plan: {bad_lines:,}{more}")
+    if work.bad_lines:
+        more = f" ({work.bad_lines - _ERRORS_SHOWN:,} more than shown)" if work.bad_lines > _ERRORS_SHOWN else ""
+        print_error(f"bad lines, which are not in the plan: {work.bad_lines:,}{more}")
     if json:
-        put(dump_json(plan_json(estimate, bad_lines)).decode())
+        put(dump_json(plan_json(made, work)).decode())
         return
     now = datetime.now().astimezone()
-    put(plan_text(estimate, name, _end(now, estimate.duration.median)))
-    if sys.stdout.isatty() and estimate.progress:
-        put("\n" + progress_chart(estimate.progress))
+    put(plan_text(made, name, _end(now, made.duration.median), work))
+    if sys.stdout.isatty() and made.progress:
+        put("\n" + progress_chart(made.progress))
 
 
 def _end(now: datetime, seconds: float) -> str:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict
 
-from onellm_async.cli.progress import clock_time, counted
+from onellm_async.cli.run_display import clock_time, counted
 from onellm_async.formatting import format_usd
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS, Bottleneck
 
 if TYPE_CHECKING:
+    from onellm_async.batch.work_list import WorkList
     from onellm_async.simulation.plan import Plan, Spread, Suggestion
 
 __all__ = ["plan_json", "plan_text", "progress_chart"]
@@ -25,17 +26,20 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 8
 
 
-def plan_text(plan: "Plan", name: str, end: str) -> str:
+def plan_text(plan: "Plan", name: str, end: str, listed: "WorkList | None" = None) -> str:
     """The plan in a few lines, each a label and what there is to say.
 
     Args:
         plan: The plan.
         name: Of the input.
         end: When the run would end if it started now.
+        listed: What the run would send, and what it would not.
     """
     work = plan.workload
     models = ", ".join(model for model, _ in work.models[:3]) + (", …" if len(work.models) > 3 else "")
     rows = [("prompts", f"{counted(work.prompts, 'prompt')} in {name}" + (f" for {models}" if models else ""))]
+    if listed is not None and (unsent := _not_sent(listed)):
+        rows.append(("not sent", ", ".join(f"{number:,} {why}" for why, number in unsent.items())))
     rows.append(("tokens", f"about {work.input_tokens:,} of input"))
     if not work.prompts:
         return _lines(rows)
@@ -53,12 +57,24 @@ def plan_text(plan: "Plan", name: str, end: str) -> str:
     return _lines(rows)
 
 
-def plan_json(plan: "Plan", bad_lines: int) -> dict[str, Any]:
+def _not_sent(listed: "WorkList") -> dict[str, int]:
+    counts = {
+        "identical to another": listed.duplicates,
+        "completed in earlier sessions": listed.completed,
+        "answered from a cache": listed.cached,
+    }
+    return {why: number for why, number in counts.items() if number}
+
+
+def plan_json(plan: "Plan", listed: "WorkList") -> dict[str, Any]:
     """The plan as JSON: seconds, USD, and counts."""
     work, price = plan.workload, plan.price
     return {
         "prompts": work.prompts,
-        "bad_lines": bad_lines,
+        "duplicates": listed.duplicates,
+        "completed": listed.completed,
+        "cached": listed.cached,
+        "bad_lines": listed.bad_lines,
         "models": dict(work.models),
         "input_tokens": work.input_tokens,
         "duration": asdict(plan.duration),

@@ -100,7 +100,7 @@ def _as_json(found: "BoardStatus", quota: "Quota", name: str) -> str:
 
 
 def _text(found: "BoardStatus", quota: "Quota", name: str) -> str:
-    from onellm_async.cli.progress import clock_time, counted
+    from onellm_async.cli.run_display import clock_time, counted
 
     declared = found.declared_rate
     if declared is None:

@@ -1,22 +1,27 @@
-"""``onellm-async run``: a file of prompts → a file of answers, through crashes and restarts."""
+"""``onellm-async run``: flags → `AsyncOneLLM.run` → what is printed and the exit code."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
-from attrs import evolve
-from cyclopts import App, Parameter
+from attrs import frozen
+from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
+from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
-from onellm_async.cli.reading import READING, InputFlags, open_input
-from onellm_async.cli.run_flags import GOING_ON, SPENDING, WRITING, BudgetFlags, OutputFlags, ResumeFlags
+from onellm_async.cli.reading import READING, InputFlags
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import require_output
-from onellm_async.errors import ConfigurationError
+from onellm_async.cli.terminal import print_error, require_output, say
+from onellm_async.errors import BudgetExceededError, ConfigurationError
 
 if TYPE_CHECKING:
-    from onellm_async.batch import InputFile
+    import asyncio
 
-__all__ = ["run", "run_command"]
+    from onellm_async.batch import RunOptions, RunReport
+    from onellm_async.batch.config import InputFormatName, RunConfig
+    from onellm_async.cli.run_display import RunDisplay
+    from onellm_async.client import AsyncOneLLM
 
 _EXAMPLES = """\
 Examples:
@@ -54,6 +59,91 @@ While it runs, another terminal may ask for `onellm-async status OUTPUT`, and
 """
 
 
+@Parameter(name="*", group=Group.create_ordered("Output"))
+@frozen
+class OutputFlags:
+    """Where answers go."""
+
+    output: Annotated[
+        str | None,
+        Parameter(
+            name=["--output", "-o"],
+            help="File for the answers; `-` is standard output, which cannot be resumed. [default: standard output]",
+        ),
+    ] = None
+    journal: Annotated[
+        str | None, Parameter(help="File that remembers what was sent and answered. [default: OUTPUT.journal]")
+    ] = None
+    force: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Begin anew: drop an existing output and the answers in its journal."
+        ),
+    ] = False
+
+
+@Parameter(name="*", group=Group.create_ordered("Budget"))
+@frozen
+class BudgetFlags:
+    """What may be spent; all sessions of a run count together."""
+
+    max_cost: Annotated[
+        float | None, Parameter(help="Cost cap in USD over all sessions; needs --max-tokens. [default: no cap]")
+    ] = None
+    max_tokens_total: Annotated[
+        int | None, Parameter(help="Cap on input and output tokens together; likewise. [default: no cap]")
+    ] = None
+    preflight: Annotated[
+        int | None,
+        Parameter(help="Ask so many prompts first, then project cost and time, and on a terminal ask to go on."),
+    ] = None
+    estimate: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Send nothing; estimate like `onellm-async plan`.")
+    ] = False
+
+
+@Parameter(name="*", group=Group.create_ordered("Resuming"))
+@frozen
+class ResumeFlags:
+    """What is done with doubtful, failed and repeated prompts."""
+
+    ambiguous: Annotated[
+        Literal["retry", "hold"],
+        Parameter(help="What was sent, and its answer never came: ask again (may bill twice), or hold back."),
+    ] = "retry"
+    retry_failed: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Ask again what an earlier session failed to get.")
+    ] = False
+    cache: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Output or journal of an earlier run, whose answers to the same requests are used; repeatable.",
+        ),
+    ] = ()
+    deduplicate: Annotated[bool, Parameter(show_default=False, help="Send identical requests once. [default: yes]")] = (
+        True
+    )
+    keep_going: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Continue even if more than 20 % of the last 50 prompts fail with the same error.",
+        ),
+    ] = False
+    stall_after: Annotated[
+        float, Parameter(help="Seconds of waiting for the service without an outcome after which the run stops.")
+    ] = 3600.0
+
+
+WRITING = OutputFlags()
+SPENDING = BudgetFlags()
+GOING_ON = ResumeFlags()
+"""Nothing but defaults."""
+
+
 def run(
     source: Annotated[str, Parameter(name="INPUT")],
     /,
@@ -79,31 +169,172 @@ def run(
     """
     import asyncio
 
+    sources = ["-" if each in STREAM else each for each in (source, *more)]
+    output = "-" if writing.output is None or writing.output in STREAM else writing.output
+    options = options_from(reading, writing, spending, going_on, asking)
     if spending.estimate:
-        from onellm_async.cli.plan import plan
+        from onellm_async.cli.plan import estimate
 
-        return plan(source, *more, reading=reading, asking=asking, limiting=connecting)
-    writing = evolve(writing, output=None if writing.output in STREAM else writing.output)
-    if writing.output is None and writing.journal is not None:
-        raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
-    if writing.output is None:
+        return estimate(sources, reading, asking, connecting, config=_config(output, asking.model, options, connecting))
+    if output == "-":
         require_output()
-    if spending.preflight is not None and (spending.preflight < 2 or writing.output is None or source in STREAM):
-        raise ConfigurationError(
-            f"preflight is {spending.preflight}; it needs at least 2 prompts, an input file and an output file (-o)."
-        )
+    if spending.preflight is not None:
+        _check_preflight(spending.preflight, sources, output)
 
-    from onellm_async.cli.run_settings import file_run
+    from onellm_async.cli.run_display import RunDisplay
 
-    def opened() -> "InputFile":
-        return open_input((source, *more), reading, asking, capped=wanted.budget.capped)
-
-    wanted = file_run(reading, writing, spending, going_on, connecting)
-    first = opened()  # outside the event loop: opening a named pipe waits for its writer, and Ctrl-C must end that
-
-    from onellm_async.cli.run_session import RunSession
-
-    return asyncio.run(RunSession(wanted, connecting, preflight=spending.preflight).ended(first, opened))
+    session = _Session(sources, output, asking.model, options, connecting, RunDisplay(), spending.preflight)
+    return asyncio.run(session.ended())
 
 
 run_command: App = command(run, _EXAMPLES)
+
+
+def options_from(
+    reading: InputFlags, writing: OutputFlags, spending: BudgetFlags, going_on: ResumeFlags, asking: RequestFlags
+) -> "RunOptions":
+    """The flags as the options of `AsyncOneLLM.run`."""
+    options: RunOptions = {
+        "system": asking.system,
+        "max_tokens": asking.max_tokens,
+        "temperature": asking.temperature,
+        "fallback_model": asking.fallback_model(),
+        "field": reading.field,
+        "template": reading.template,
+        "id_field": reading.id_field,
+        "input_format": cast("InputFormatName | None", reading.format),
+        "strict": reading.strict,
+        "journal": writing.journal,
+        "force": writing.force,
+        "max_cost": spending.max_cost,
+        "max_tokens_total": spending.max_tokens_total,
+        "ambiguous": going_on.ambiguous,
+        "retry_failed": going_on.retry_failed,
+        "deduplicate": going_on.deduplicate,
+        "cache": going_on.cache,
+        "stall_after": going_on.stall_after,
+    }
+    if going_on.keep_going:
+        options["max_failure_share"] = 1.0
+    return options
+
+
+def _config(output: str, model: str | None, options: "RunOptions", connecting: ConnectionFlags) -> "RunConfig":
+    """The run that the flags describe, without a client."""
+    from onellm_async.batch.config import RunConfig
+    from onellm_async.settings import resolve_base_url
+    from onellm_async.wire import resolve_endpoints
+
+    url = None if connecting.local else resolve_base_url(connecting.base_url, allow_insecure=connecting.allow_insecure)
+    return RunConfig.from_options(
+        output,
+        model,
+        options,
+        limits=connecting.limits(),
+        base_url=url or "local",
+        dialect=connecting.dialect_name,
+        endpoints=resolve_endpoints(connecting.endpoints),
+    )
+
+
+def _check_preflight(number: int, sources: Sequence[str], output: str) -> None:
+    if number < 2 or "-" in {*sources, output}:
+        raise ConfigurationError(
+            f"preflight is {number}; it needs at least 2 prompts, an input file and an output file (-o)."
+        )
+    if any(Path(source).exists() and not Path(source).is_file() for source in sources):
+        raise ConfigurationError("--preflight reads the input twice, so it needs a file and not a pipe.")
+
+
+@frozen
+class _Session:
+    """One invocation of the command."""
+
+    sources: Sequence[str]
+    output: str
+    model: str | None
+    options: "RunOptions"
+    connecting: ConnectionFlags
+    display: "RunDisplay"
+    preflight: int | None
+
+    async def ended(self) -> int:
+        """Runs it, says how it ended, and returns the exit code."""
+        import asyncio
+
+        from onellm_async.cli.signals import ending_on_signals
+
+        stop, resumable = asyncio.Event(), self.output != "-"
+        with ending_on_signals(stop, self.display.note) as caught:
+            try:
+                report = await self._reported(stop)
+            except asyncio.CancelledError:
+                if caught.number is None:
+                    raise
+                goes_on = " The same command again goes on from here." if resumable else ""
+                print_error(f"ended at once; requests in flight may be billed.{goes_on}")
+                return 128 + caught.number
+        if report is None:
+            say("Nothing more is asked; what was answered is kept. The same command again goes on from here.")
+            return ExitCode.OK
+        self.display.tell(report, self.output if resumable else None)
+        return exit_code(report, caught.number)
+
+    async def _reported(self, stop: "asyncio.Event") -> "RunReport | None":
+        """The report; None if the user does not want to continue after the preflight."""
+        from attrs import evolve
+
+        from onellm_async.cli.connection import connected
+        from onellm_async.retry import RetryPolicy
+
+        async with connected(self.connecting, retry=RetryPolicy(max_outage=_max_outage(self.options))) as client:
+            if self.preflight is None:
+                return await self._run(client, stop, self.options)
+            report = await self._run(client, stop, {**self.options, "limit": self.preflight})
+            if not report.limit_reached:
+                return report
+            self.display.tell_estimate(report, self.options.get("max_cost"))
+            if not await self.display.confirm(stop):
+                return evolve(report, interrupted=True) if stop.is_set() else None
+            return await self._run(client, stop, {**self.options, "force": False})
+
+    async def _run(self, client: "AsyncOneLLM", stop: "asyncio.Event", options: "RunOptions") -> "RunReport":
+        display = self.display
+        async with display.showing(client, options, live=self.output != "-"):
+            return await client.run(
+                self.sources[0] if len(self.sources) == 1 else [Path(source) for source in self.sources],
+                self.output,
+                model=self.model,
+                on_progress=display.show,
+                on_bad_line=display.bad_line,
+                on_message=display.message,
+                stop=stop,
+                **options,
+            )
+
+
+_LATER = 60.0
+"""Seconds by which the client waits longer than the run, which tells more of what it waited for."""
+
+
+def _max_outage(options: "RunOptions") -> float | None:
+    """Seconds without an accepted request after which the client gives up; None where failures are outcomes."""
+    return None if options.get("max_failure_share") == 1 else options["stall_after"] + _LATER
+
+
+def exit_code(report: "RunReport", signal_number: int | None) -> int:
+    """The exit code of a run.
+
+    Args:
+        report: How it ended.
+        signal_number: Of the signal that ended it; None where none came.
+    """
+    if report.strict_error is not None:
+        return ExitCode.USAGE
+    if isinstance(report.stopped_by, BudgetExceededError):
+        return ExitCode.BUDGET
+    if report.stopped_by is not None:
+        return ExitCode.BROKEN_PIPE if reader_left(report.stopped_by) else ExitCode.STOPPED
+    if report.interrupted:
+        return ExitCode.INTERRUPTED if signal_number is None else 128 + signal_number
+    return ExitCode.FAILED if report.progress.failed or report.progress.bad_lines else ExitCode.OK

@@ -72,7 +72,7 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
 
 def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.batch.causes import outcome_lines
-    from onellm_async.cli.progress import clock_time, counted
+    from onellm_async.cli.run_display import clock_time, counted
     from onellm_async.formatting import format_usd
     from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 
@@ -109,7 +109,7 @@ def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
     from attrs import evolve
 
     from onellm_async.batch import RunCounts
-    from onellm_async.cli.run_wording import money_at_risk
+    from onellm_async.batch.run_report import money_at_risk
 
     known = RunCounts(**counts)
     if running:

@@ -377,6 +377,11 @@ class Limiter:
         """What is known about the rate, for another limiter to start from; None if nothing is known yet."""
         return self._state if self._rate is None else self._rate.state
 
+    def restore(self, state: RateState) -> None:
+        """Starts from what an earlier limiter knew about the rate, if this one knows nothing and granted nothing."""
+        if self._rate is None and self._state is None:
+            self._state = state
+
     def close(self) -> None:
         """Ends every wait with `ClientClosedError`. Granted permits may still report their results."""
         for home in self._homes:

@@ -2,14 +2,15 @@
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, RetryPolicy
+from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, RateState, RetryPolicy
 from onellm_async.batch import JournalReader
-from onellm_async.errors import BatchError
+from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.server import Faults, LocalServer, ServerSettings
 
 QUICK = Limits(requests_per_minute=60_000, burst=1000)
@@ -171,3 +172,79 @@ async def test_a_run_of_400_is_answered_by_a_service_with_four_places_in_its_dat
     assert report.complete
     assert (report.counts.answered, report.counts.failed) == (400, 0)
     assert answers(output) == [f"p {n}" for n in range(400)]
+
+
+async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent(
+    tmp_path: Path,
+) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    lines = [*(f"p {n}" for n in range(60)), *["the same"] * 40]
+    source.write_text("\n".join(lines), "utf-8")
+    async with server() as local, client(local) as one:
+        await one.run(source, output, limit=24)
+        first = await one.run(source, output, limit=10)
+        assert first.limit_reached
+        assert local.ledger.billed == 24
+        estimate = first.estimate
+        assert estimate is not None
+        assert (estimate.asked, estimate.left, estimate.requests) == (10, 76, 37)
+        assert estimate.cost is not None
+        before = first.counts.cost
+        rest = await one.run(source, output)
+    assert rest.complete
+    assert rest.estimate is None
+    assert local.ledger.billed == 61
+    assert estimate.cost.expected == pytest.approx(rest.counts.cost - before, rel=0.2)
+
+
+async def test_lines_go_to_an_object_with_an_async_write_and_a_journal_resumes_it(tmp_path: Path) -> None:
+    class Lines:
+        def __init__(self) -> None:
+            self.text = b""
+
+        async def write(self, lines: bytes) -> None:
+            self.text += lines
+
+    prompts, journal = [("a", "one"), ("b", "two")], tmp_path / "run.journal"
+    async with server() as local, client(local) as one:
+        first, again, unjournaled = Lines(), Lines(), Lines()
+        assert (await one.run(prompts, first, journal=journal)).complete
+        assert (await one.run(prompts, again, journal=journal)).complete
+        assert local.ledger.billed == 2
+        assert (await one.run(prompts, unjournaled)).complete
+        assert local.ledger.billed == 4
+    assert first.text == again.text == unjournaled.text
+    assert [json.loads(line)["custom_id"] for line in first.text.splitlines()] == ["a", "b"]
+
+
+async def test_a_journal_without_a_file_for_the_answers_is_refused(tmp_path: Path) -> None:
+    async with server() as local, client(local) as one:
+        with pytest.raises(ConfigurationError, match="A journal needs an output"):
+            await one.run(["a"], "-", journal=tmp_path / "run.journal")
+        assert local.ledger.billed == 0
+
+
+async def test_a_run_says_that_it_resumes_and_starts_from_the_rate_that_was_discovered(tmp_path: Path) -> None:
+    source, output, said = tmp_path / "in.txt", tmp_path / "out.jsonl", []
+    source.write_text("".join(f"p {n}\n" for n in range(6)), "utf-8")
+    state = RateState(rate=200.0, burst=10.0)
+    async with server() as local:
+        automatic = {"base_url": local.url, "limits": Limits(requests_per_minute="auto")}
+        async with AsyncOneLLM("k", **automatic, rate_state=state) as one:
+            await one.run(source, output, limit=3)
+        async with AsyncOneLLM("k", **automatic) as one:
+            report = await one.run(source, output, on_message=said.append)
+            assert one.rate_state is not None
+            assert one.rate_state.rate == pytest.approx(state.rate, rel=0.5)
+    assert report.complete
+    assert said[0].startswith("Resuming: 3 answered, 0 failed, 0 possibly billed, 3 remaining. Spent: $")
+
+
+async def test_opening_a_pipe_whose_writer_never_comes_ends_with_stop(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    stop = asyncio.Event()
+    async with server() as local, client(local) as one:
+        asyncio.get_running_loop().call_later(0.1, stop.set)
+        report = await one.run(tmp_path / "pipe", tmp_path / "out.jsonl", stop=stop)
+    assert report.interrupted
+    os.close(os.open(tmp_path / "pipe", os.O_WRONLY))  # ends the thread that opens it

@@ -6,6 +6,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, AuthenticationError, ChatRequest, Limits, RetryPolicy
 from onellm_async.batch.budget import Budget
+from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
@@ -15,7 +16,6 @@ from onellm_async.batch.journal.null_journal import NullJournal
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.batch.outputs import ordered_writer
-from onellm_async.batch.policy import RunPolicy
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.errors import APIConnectionError, BatchError, BudgetExceededError
 from onellm_async.testing import FakeTransport, failure

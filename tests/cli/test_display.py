@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from onellm_async.batch import Budget, RunCounts, RunProgress
-from onellm_async.cli.progress import clock_time, counted, live_view, note, plain_line, summary
-from onellm_async.cli.run_wording import money_at_risk, resuming
+from onellm_async.batch.run_report import money_at_risk
+from onellm_async.batch.run_report import resuming_text as resuming
+from onellm_async.cli.run_display import clock_time, counted, live_view, note, plain_line, summary
 from onellm_async.limits.snapshot import Snapshot
 
 

@@ -127,7 +127,7 @@ def test_an_unknown_price_and_an_open_upper_bound_are_said(tmp_path, capsys):
 
 def test_a_long_input_is_extrapolated_and_says_so(tmp_path, capsys):
     path = tmp_path / "p.txt"
-    path.write_text("prompt\n" * 10_000)
+    path.write_text("".join(f"{number:05}\n" for number in range(10_000)))
     assert main(["plan", str(path), "--seeds", "1"]) == 0
     said = lines_of(capsys.readouterr().out)
     assert said["basis"] == "1 simulated run of the first 2,000 prompts, extrapolated"
@@ -137,7 +137,7 @@ def test_a_long_input_is_extrapolated_and_says_so(tmp_path, capsys):
 
 def test_a_terminal_also_gets_a_chart(tmp_path, capsys, monkeypatch):
     path = tmp_path / "p.txt"
-    path.write_text("prompt\n" * 90)
+    path.write_text("".join(f"prompt {number}\n" for number in range(90)))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["plan", str(path), "--seeds", "1"]) == 0
     assert "█" in capsys.readouterr().out
@@ -155,7 +155,6 @@ def test_the_chart_climbs_from_the_lower_left_to_the_upper_right():
     assert max(map(len, chart.splitlines())) <= 72
 
 
-@pytest.mark.xfail(strict=True, reason="needs one estimator that knows what the run would not send")
 async def test_the_estimate_of_a_run_counts_identical_prompts_once(onellm, tmp_path):
     (tmp_path / "one.txt").write_text("the same\n")
     (tmp_path / "many.txt").write_text("the same\n" * 200)
@@ -165,3 +164,31 @@ async def test_the_estimate_of_a_run_counts_identical_prompts_once(onellm, tmp_p
         assert ended.code == 0, ended.err
         costs.append(next(line for line in ended.out.splitlines() if line.startswith("cost")))
     assert costs[0] == costs[1]
+
+
+async def test_an_estimate_leaves_out_what_the_run_would_not_send(onellm, at, backend, tmp_path):
+    lines = [f"p{number}" for number in range(30)]
+    (tmp_path / "in.txt").write_text("\n".join([*lines, "p0", "p29"]))
+    (tmp_path / "first.txt").write_text("\n".join(lines[20:25]))
+    fast = ("--rpm", 60_000, "--burst", 1000)
+    assert (await onellm("run", "first.txt", "-o", "first.jsonl", *fast, **at)).code == 0
+    run = ("run", "in.txt", "-o", "out.jsonl", "--cache", "first.jsonl", *fast)
+    before = await onellm(*run, "--estimate", **at)
+    assert lines_of(before.out)["prompts"].startswith("25 prompts in in.txt")
+    assert lines_of(before.out)["not sent"] == "2 identical to another, 5 answered from a cache"
+
+
+async def test_an_estimate_asks_the_journal_what_is_left(onellm, at, backend, tmp_path):
+    (tmp_path / "in.txt").write_text("p0\np1\nbad\np1")
+    backend.failing = {"bad"}
+    run = ("run", "in.txt", "-o", "out.jsonl", "--rpm", 60_000, "--burst", 1000)
+    assert (await onellm(*run, **at)).code == 1
+    again = await onellm(*run, "--estimate", **at)
+    assert again.out == (
+        "prompts   0 prompts in in.txt\nnot sent  4 completed in earlier sessions\ntokens    about 0 of input\n"
+    )
+    retried = await onellm(*run, "--estimate", "--retry-failed", **at)
+    assert lines_of(retried.out)["prompts"].startswith("1 prompt in in.txt")
+    other = await onellm(*run, "--estimate", "--max-tokens", 5, **at)
+    assert (other.code, other.out) == (2, "")
+    assert "out.jsonl.journal is of another run: max_tokens was not given and is now 5." in other.err

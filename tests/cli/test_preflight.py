@@ -5,11 +5,8 @@ import signal
 
 import pytest
 
-from onellm_async import AsyncOneLLM, Limits
-from onellm_async.batch import FileRun, Journal, RecordState, RunIdentity
-from onellm_async.batch.journal.record import JournalRecord
-from onellm_async.batch.projection import Interval, Projection
-from onellm_async.cli.preflight import projected, wording
+from onellm_async.batch import Interval, RunEstimate
+from onellm_async.cli.run_display import estimate_text
 
 FAST = ("--rpm", 60_000, "--burst", 1000)
 
@@ -160,13 +157,18 @@ async def test_a_pipe_has_no_preflight(onellm, at, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-PROJECTION = Projection(
-    asked=50, left=950, cost=Interval(0.475, 0.43, 0.52), seconds=Interval(1425.0, 1400.0, 1460.0), bound_by="rate"
+ESTIMATE = RunEstimate(
+    asked=50,
+    left=950,
+    requests=950,
+    cost=Interval(0.475, 0.43, 0.52),
+    seconds=Interval(1425.0, 1400.0, 1460.0),
+    bound_by="rate",
 )
 
 
-def test_a_projection_is_told_with_its_intervals():
-    assert wording(PROJECTION, spent=0.025, most=None) == (
+def test_an_estimate_is_told_with_its_intervals():
+    assert estimate_text(ESTIMATE, spent=0.025, most=None) == (
         "Preflight: 50 prompts asked, $0.025 spent. The other 950 will cost about $0.47 (95 %: $0.43 to $0.52) "
         "and take about 23:45 min (23:20 min to 24:20 min); the rate sets the pace."
     )
@@ -180,43 +182,16 @@ def test_a_projection_is_told_with_its_intervals():
         (0.60, "the rate sets the pace."),
     ],
 )
-def test_a_projection_is_set_against_the_budget(most, ending):
-    assert wording(PROJECTION, spent=0.025, most=most).endswith(ending)
+def test_an_estimate_is_set_against_the_budget(most, ending):
+    assert estimate_text(ESTIMATE, spent=0.025, most=most).endswith(ending)
 
 
 def test_what_is_not_known_is_said_so():
-    text = wording(Projection(asked=1, left=9, cost=None, seconds=None, bound_by="rate"), spent=0.0, most=1.0)
+    text = estimate_text(
+        RunEstimate(asked=1, left=9, requests=9, cost=None, seconds=None, bound_by="rate"), spent=0.0, most=1.0
+    )
 
     assert text == (
         "Preflight: 1 prompt asked, $0.00 spent. The other 9 will cost something unknown "
         "(the model has no list price) and take unknown time: too few were answered."
     )
-
-
-async def test_what_an_earlier_session_answered_is_not_left(tmp_path):
-    output, digest = str(tmp_path / "out.jsonl"), b"d" * 16
-    async with Journal.open(f"{output}.journal", RunIdentity(input="in.txt")) as journal:
-        for index in range(24):
-            await journal.record_outcome(
-                JournalRecord(
-                    index,
-                    index + 1,
-                    0,
-                    digest,
-                    reserved=0.1,
-                    sent_at=1.0,
-                    state=RecordState.ANSWERED,
-                    completed_at=2.0,
-                    attempts=1,
-                    cost=0.01,
-                    input_tokens=1,
-                    output_tokens=1,
-                    elapsed=1.0,
-                    latency=1.0,
-                    result=b"{}",
-                )
-            )
-    async with AsyncOneLLM("k", limits=Limits(requests_per_minute=60)) as client:
-        told = projected(FileRun(output=output), 10, 100, client.snapshot())
-
-    assert told.startswith("Preflight: 10 prompts asked, $0.24 spent. The other 76 will cost about $0.76 ")

@@ -356,7 +356,7 @@ def test_ctrl_c_ends_the_wait_for_the_writer_of_a_named_pipe(tmp_path):
     )
     with process:
         # The last import before the pipe is opened.
-        while b"onellm_async.cli.run_settings" not in process.stderr.readline():
+        while b"onellm_async.batch.work_list" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
         process.communicate()

@@ -1,7 +1,8 @@
-"""How a run shows itself on standard error: live on a terminal, as plain lines elsewhere."""
+"""What `run` prints: progress, live on a terminal and as plain lines elsewhere; messages; how the run ended."""
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -14,15 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.causes import shortened
+from onellm_async.batch.causes import outcome_lines, shortened
+from onellm_async.batch.config import RunOptions
+from onellm_async.batch.estimate import RunEstimate
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.progress import RunProgress
+from onellm_async.batch.run_report import RunReport, money_at_risk
+from onellm_async.cli.flag_words import told_in_flags
 from onellm_async.cli.standard_streams import is_behind
-from onellm_async.cli.terminal import printable
+from onellm_async.cli.terminal import print_error, printable, say
+from onellm_async.client import AsyncOneLLM
+from onellm_async.daemon_thread import in_daemon_thread
+from onellm_async.errors import BudgetExceededError
 from onellm_async.formatting import format_usd
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
-
-__all__ = ["Display", "clock_time", "counted", "live_view", "note", "plain_line", "summary"]
 
 _log = logging.getLogger("onellm_async")
 _FIRST_LINE = 1.0
@@ -183,7 +191,7 @@ class Display:
 
     Args:
         console: Where; whether it is a terminal decides how.
-        progress: The run as it stands now.
+        progress: The run as it stands now; None before it begins.
         limiter: What the client is doing now.
         budget: What the run may spend.
         live: Draw on a terminal; plain lines otherwise.
@@ -192,7 +200,7 @@ class Display:
     def __init__(
         self,
         console: Console,
-        progress: Callable[[], RunProgress],
+        progress: Callable[[], RunProgress | None],
         limiter: Callable[[], Snapshot],
         *,
         live: bool,
@@ -232,14 +240,180 @@ class Display:
 
     def _shown(self) -> bool:
         """Shows the run as it stands. False if that fails: a run goes on without its display."""
-        if is_behind(self._console.file):
+        progress = self._progress()
+        if progress is None or is_behind(self._console.file):
             return True
         try:
             if self._live is None:
-                note(self._console, plain_line(self._progress(), self._limiter(), self._budget))
+                note(self._console, plain_line(progress, self._limiter(), self._budget))
             else:
-                self._live.update(live_view(self._progress(), self._limiter(), self._budget), refresh=True)
+                self._live.update(live_view(progress, self._limiter(), self._budget), refresh=True)
         except Exception:
             _log.exception("The progress display failed; the run continues without it.")
             return False
         return True
+
+
+def nothing_left(counts: RunCounts, output: str) -> str:
+    """What is said of a run that was complete before."""
+    failed = " --retry-failed asks again what failed." if counts.failed else ""
+    return (
+        f"Nothing is left to do: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
+        f" {format_usd(counts.cost)} spent; the answers are in {output}.{failed} --force begins anew."
+    )
+
+
+def tell_outcomes(report: RunReport) -> None:
+    """Says why prompts failed, in all sessions, and which answers want a look."""
+    for line in outcome_lines(report.failures, report.progress.notable):
+        say(line)
+    for model, (number, cause) in report.failed_models.items():
+        say(f"All {number:,} prompts of {model} failed alike: {cause}")
+
+
+def tell(report: RunReport, output: str | None) -> None:
+    """Says how a session ended, and how to go on."""
+    where = "" if output is None else f" Written to {output}{'' if report.input_ended else '.partial'}."
+    say(summary(report.progress) + where)
+    tell_outcomes(report)
+    counts = report.counts
+    if counts.possibly_billed or (counts.in_flight and output is not None):
+        lost = counted(counts.possibly_billed + counts.in_flight, "attempt")
+        say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
+    if report.strict_error is not None:
+        print_error(f"stopped at a bad line (--strict): {report.strict_error}")
+    if report.stopped_by is not None:
+        print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
+    if report.progress.held:
+        held = counted(report.progress.held, "prompt")
+        print_error(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
+    if not report.input_ended:
+        total = report.progress.total
+        left = None if total is None else total - report.progress.completed - report.progress.bad_lines
+        again = "" if output is None else f" {_how_to_go_on(report)}"
+        print_error(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
+
+
+def _how_to_go_on(report: RunReport) -> str:
+    if isinstance(report.stopped_by, BudgetExceededError):
+        return "The same command with a larger budget goes on from here."
+    return "The same command again goes on from here."
+
+
+def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) -> str:
+    """The estimate of the rest of a run, after its first prompts.
+
+    Args:
+        estimate: Of the prompts that are left.
+        spent: USD so far.
+        most: USD that the run may spend; None for no cap.
+    """
+    cost, seconds = estimate.cost, estimate.seconds
+    text = f"Preflight: {counted(estimate.asked, 'prompt')} asked, {format_usd(spent)} spent."
+    text += f" The other {estimate.left:,} "
+    if cost is None:
+        text += "will cost something unknown (the model has no list price)"
+    else:
+        text += f"will cost about {format_usd(cost.expected)} (95 %: {format_usd(cost.low)} to {format_usd(cost.high)})"
+    if seconds is None:
+        text += " and take unknown time: too few were answered."
+    else:
+        least, likely, longest = map(clock_time, (seconds.low, seconds.expected, seconds.high))
+        spread = "" if least == longest else f" ({least} to {longest})"
+        text += f" and take about {likely}{spread}; the {estimate.bound_by} sets the pace."
+    if cost is not None and most is not None and spent + cost.high > most:
+        likely_or_not = "It is likely to" if spent + cost.expected > most else "It may"
+        text += f" {likely_or_not} end before that at the budget of {format_usd(most, exact=True)}."
+    return text
+
+
+class RunDisplay:
+    """All that the command prints on standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: RunProgress | None = None
+        self._noted_line = 0
+        self._resumed = False
+
+    def showing(self, client: AsyncOneLLM, options: RunOptions, *, live: bool) -> Display:
+        """Shows progress while its block lasts.
+
+        Args:
+            client: What sends.
+            options: Of the run.
+            live: Whether the output leaves the terminal to the display.
+        """
+        self._progress = None
+        return Display(
+            self._console,
+            lambda: self._progress,
+            client.snapshot,
+            budget=Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total")),
+            live=self._console.is_terminal and (live or not sys.stdout.isatty()),
+        )
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        note(self._console, text)
+
+    def show(self, progress: RunProgress) -> None:
+        """Shows the run as it stands now."""
+        self._progress = progress
+
+    def message(self, text: str) -> None:
+        """Prints a message of the run; after a preflight its beginning is no news."""
+        resumes = text.startswith("Resuming: ")
+        if not (resumes and self._resumed):
+            self.note(text)
+        self._resumed = self._resumed or resumes
+
+    def bad_line(self, error: LineError) -> None:
+        """Prints a bad line; after a preflight the first lines are read once more."""
+        if error.line > self._noted_line:
+            self._noted_line = error.line
+            self.note(str(error))
+
+    def tell_estimate(self, report: RunReport, max_cost: float | None) -> None:
+        """Says what the rest of the run costs and takes."""
+        self._resumed = True
+        if report.estimate is not None:
+            say(estimate_text(report.estimate, spent=report.counts.cost, most=max_cost))
+
+    async def confirm(self, stop: asyncio.Event) -> bool:
+        """Asks whether to continue, where there is a terminal to ask on; elsewhere the answer is yes.
+
+        Args:
+            stop: Set when a signal ends the run meanwhile; the answer is no then.
+        """
+        return await _confirm(stop)
+
+    def tell(self, report: RunReport, output: str | None) -> None:
+        """Says how the run ended."""
+        if report.already_complete:
+            self.note(nothing_left(report.counts, output or ""))
+            tell_outcomes(report)
+        else:
+            tell(report, output)
+
+
+async def _confirm(stop: asyncio.Event) -> bool:
+    """Asks whether to continue, where there is a terminal to ask on; elsewhere the answer is yes.
+
+    Args:
+        stop: Set when a signal ends the run meanwhile; the answer is no then.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return not stop.is_set()
+    print("Go on? [Y/n] ", end="", file=sys.stderr, flush=True)
+    answering = asyncio.ensure_future(in_daemon_thread(sys.stdin.readline))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        # The end of the input gives "", and so does a terminal that is gone.
+        answered = answering.done() and answering.exception() is None
+        answer = answering.result().lower() if answered else ""
+    finally:
+        answering.cancel()
+        stopping.cancel()
+    return not stop.is_set() and answer.endswith("\n") and answer.strip() in {"", "y", "yes"}

@@ -12,8 +12,6 @@ from attrs import frozen
 
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 
-__all__ = ["Capacity", "Interval", "Projection", "project"]
-
 _CONFIDENCE = 0.95
 
 
@@ -23,13 +21,13 @@ class Interval:
 
     Attributes:
         expected: What is to be expected.
-        least: The least it is likely to be.
-        most: The most it is likely to be.
+        low: The least it is likely to be.
+        high: The most it is likely to be.
     """
 
     expected: float
-    least: float
-    most: float
+    low: float
+    high: float
 
 
 @frozen
@@ -48,12 +46,13 @@ class Capacity:
 
 
 @frozen
-class Projection:
-    """What is probably to come.
+class RunEstimate:
+    """What the rest of a run probably costs and takes.
 
     Attributes:
-        asked: Prompts that it is based on.
-        left: Prompts that are not asked yet.
+        asked: Prompts with an outcome that it is based on.
+        left: Prompts without an outcome.
+        requests: Requests that will be sent for these; fewer where some are identical, or have their answer in a cache.
         cost: USD that these will cost; None where the price of an answer is unknown, or fewer than two are known.
         seconds: That they will take; None with fewer than two answers.
         bound_by: What sets the pace: ``"rate"``, ``"tokens"`` or ``"concurrency"``.
@@ -61,37 +60,39 @@ class Projection:
 
     asked: int
     left: int
+    requests: int
     cost: Interval | None
     seconds: Interval | None
     bound_by: str
 
 
-def project(rows: Iterable[JournalRecord], left: int, capacity: Capacity) -> Projection:
-    """What the `left` other prompts will cost and take.
-
-    Repetitions, which cost nothing, are part of the sample: the others will have as many.
+def estimate_run(
+    records: Iterable[JournalRecord], requests: int, capacity: Capacity, *, left: int | None = None
+) -> RunEstimate:
+    """What the rest of a run will cost and take.
 
     Args:
-        rows: What the journal has of the prompts asked first.
-        left: How many there are beside them.
+        records: What the journal has of the prompts asked first.
+        requests: How many requests will be sent for the others.
         capacity: How fast the run can be.
+        left: How many prompts these are; None if no two are identical.
 
     Example:
-        >>> project([], 10, Capacity(requests=2.0, tokens=None, concurrency=4)).cost is None
+        >>> estimate_run([], 10, Capacity(requests=2.0, tokens=None, concurrency=4)).cost is None
         True
     """
-    sample = [row for row in rows if row.state is not RecordState.IN_FLIGHT]
-    answered = [row for row in sample if row.state is RecordState.ANSWERED]
-    costs = [row.cost or 0.0 for row in sample]
-    known = len(sample) > 1 and all(row.cost is not None for row in answered)
-    latencies = [row.latency for row in answered if row.latency is not None and row.copy_of is None]
-    sent = left * sum(row.copy_of is None for row in sample) / len(sample) if sample else left
-    tokens = [(row.input_tokens or 0) + (row.output_tokens or 0) for row in answered if row.copy_of is None]
-    seconds, bound_by = _pace(sent, latencies, tokens, capacity)
-    return Projection(
-        asked=len(sample),
-        left=left,
-        cost=_sum_of(left, costs) if known else None,
+    outcomes = [record for record in records if record.state is not RecordState.IN_FLIGHT]
+    sent = [record for record in outcomes if record.attempts]
+    answered = [record for record in sent if record.state is RecordState.ANSWERED]
+    known = len(sent) > 1 and all(record.cost is not None for record in answered)
+    latencies = [record.latency for record in answered if record.latency is not None]
+    tokens = [(record.input_tokens or 0) + (record.output_tokens or 0) for record in answered]
+    seconds, bound_by = _pace(requests, latencies, tokens, capacity)
+    return RunEstimate(
+        asked=len(outcomes),
+        left=requests if left is None else left,
+        requests=requests,
+        cost=_sum_of(requests, [record.cost or 0.0 for record in sent]) if known else None,
         seconds=seconds,
         bound_by=bound_by,
     )
@@ -117,12 +118,12 @@ def _pace(
         paces["rate"] = Interval(*3 * [sent / capacity.requests])
     slowest = max(paces, key=lambda name: paces[name].expected)
     last = fmean(latencies)  # the last request leaves, and its answer is still to come
-    found = [max(getattr(pace, bound) for pace in paces.values()) + last for bound in ("expected", "least", "most")]
+    found = [max(getattr(pace, bound) for pace in paces.values()) + last for bound in ("expected", "low", "high")]
     return Interval(*found), slowest
 
 
 def _scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(interval.expected * factor, interval.least * factor, interval.most * factor)
+    return Interval(interval.expected * factor, interval.low * factor, interval.high * factor)
 
 
 def _student(freedom: int) -> float:

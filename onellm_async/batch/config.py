@@ -1,0 +1,266 @@
+"""All arguments of `onellm_async.AsyncOneLLM.run`, checked."""
+
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from os import PathLike
+from pathlib import Path
+from typing import Literal, Self, TypedDict
+
+from attrs import asdict, field, frozen
+
+from onellm_async.batch.budget import Budget
+from onellm_async.batch.health import HealthPolicy
+from onellm_async.batch.identity import RunIdentity, endpoints_text
+from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
+from onellm_async.batch.inputs.memory import InMemoryInput
+from onellm_async.batch.inputs.sources import InputFile, InputScan
+from onellm_async.batch.journal.file import journal_path
+from onellm_async.batch.journal.record import JournalRecord, RecordState
+from onellm_async.batch.outputs.formats import OutputFormat, output_format, output_format_named
+from onellm_async.batch.outputs.ordered_writer import LineSink
+from onellm_async.chat import JSON
+from onellm_async.errors import ConfigurationError, InvalidRequestError
+from onellm_async.limits.policy import Limits
+from onellm_async.validation import Checks, truncated_repr
+
+_check = Checks(ConfigurationError, "RunPolicy.")
+_AMBIGUOUS = ("retry", "hold")
+
+
+InputFormatName = Literal["text", "jsonl", "json", "openai-batch", "csv", "tsv", "parquet"]
+OutputFormatName = Literal["jsonl", "openai-batch", "csv", "parquet"]
+
+
+class RunOptions(TypedDict, total=False):
+    """The options of a run; each is the flag of ``onellm-async run`` of the same name, with the same default.
+
+    Attributes:
+        system: Instruction beside each prompt.
+        max_tokens: Maximum number of tokens to generate.
+        temperature: 0 to 2.
+        fallback_model: Model of prompts that name none, where lines may name one; without `model`.
+        field: Field of each JSON object, or column of each row, that holds the prompt.
+        template: Jinja2 template that makes the prompt: a file, or the text itself.
+        id_field: Field or column that holds the id of a prompt; None for ``custom_id``, or ``id`` where it is unique.
+        input_format: How the input is written; None to tell from its name and its first line.
+        strict: Send nothing if a line of the input is bad.
+        limit: Send only the first N entries; the report then has an `RunReport.estimate` of the others.
+        output_format: How answers are written; None to tell from the name of the output.
+        journal: File that remembers what was sent; None for ``OUTPUT.journal``.
+        force: Start over: drop an existing output and the answers in its journal.
+        max_cost: Cost cap in USD over all sessions; needs ``max_tokens``.
+        max_tokens_total: Cap on input and output tokens together over all sessions.
+        ambiguous: Prompts that may have been billed without an answer: ``"retry"`` or ``"hold"``.
+        retry_failed: Retry prompts that failed in an earlier session.
+        deduplicate: Send identical requests once.
+        cache: Outputs or journals of earlier runs, whose answers to the same requests are used.
+        max_failure_share: Share of the last 50 prompts that may fail with the same error; 1 is ``--keep-going``.
+        stall_after: Seconds of waiting for the service without an outcome after which the run stops.
+    """
+
+    system: str | None
+    max_tokens: int | None
+    temperature: float | None
+    fallback_model: str
+    field: str | None
+    template: str | None
+    id_field: str | None
+    input_format: InputFormatName | None
+    strict: bool
+    limit: int | None
+    output_format: OutputFormatName | None
+    journal: str | PathLike[str] | None
+    force: bool
+    max_cost: float | None
+    max_tokens_total: int | None
+    ambiguous: Literal["retry", "hold"]
+    retry_failed: bool
+    deduplicate: bool
+    cache: Sequence[str | PathLike[str]]
+    max_failure_share: float
+    stall_after: float
+
+
+def _one_of_ambiguous(_: object, attribute: object, value: object) -> None:
+    if value not in _AMBIGUOUS:
+        raise _check.error("ambiguous", value, "it must be 'retry' or 'hold'")
+
+
+@frozen(kw_only=True)
+class RunPolicy:
+    """Which prompts a run sends.
+
+    Attributes:
+        ambiguous: What a later session does with a prompt that was sent and whose answer never came, as after a crash:
+            ``"retry"`` sends it again, which may bill it twice; ``"hold"`` leaves it without an answer.
+        retry_failed: Retry prompts that failed in an earlier session.
+        deduplicate: Send identical requests once, and give all of them the same answer.
+        strict: End the run at the first bad line.
+        first: Send only the entries before this index; None for all. What comes after is left to a later session.
+
+    Raises:
+        ConfigurationError: If a value is out of range.
+    """
+
+    ambiguous: Literal["retry", "hold"] = field(default="retry", validator=_one_of_ambiguous)
+    retry_failed: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
+    deduplicate: bool = field(default=True, validator=_check.kind(bool, "it must be a bool"))
+    strict: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
+    first: int | None = field(default=None, validator=_check.integer(0, optional=True))
+
+    def is_complete(self, record: JournalRecord) -> bool:
+        """Whether the prompt of a record of an earlier session is not sent."""
+        hold = self.ambiguous == "hold"
+        if record.state is RecordState.IN_FLIGHT:
+            return hold
+        if record.state is RecordState.FAILED and self.retry_failed:
+            return hold and record.possibly_billed > 0
+        return True
+
+
+@frozen(kw_only=True)
+class RunConfig:
+    """What is to be run, and how.
+
+    Attributes:
+        output: File for the answers; None for a stream.
+        sink: Takes the answers of a stream; None for standard output.
+        journal: Where to remember, named ``….journal``; None for ``OUTPUT.journal``. A stream has none unless given.
+        output_format: How answers are written; None to tell from the name and the input.
+        defaults: What is asked of every prompt that is no complete request.
+        base_url: Where the requests go; part of the run's identity.
+        dialect: How they are written; likewise.
+        endpoints: Where a self-hosted backend forwards them to, by provider; likewise.
+        force: Start over, whatever is there.
+        caches: Outputs or journals of earlier runs, whose answers are used.
+        policy: Which prompts are sent.
+        budget: What all sessions together may spend.
+        health: When a run that gets nowhere pauses and ends.
+        settings: Of this session, kept in the journal for the report.
+
+    Raises:
+        ConfigurationError: If the journal is named otherwise, or standard output has one.
+    """
+
+    output: str | None
+    sink: LineSink | None = None
+    journal: str | None = None
+    output_format: OutputFormat | None = None
+    defaults: RequestDefaults = field(factory=RequestDefaults)
+    base_url: str | None = None
+    dialect: str | None = None
+    endpoints: Mapping[str, str] = field(factory=dict)
+    force: bool = False
+    caches: tuple[str, ...] = ()
+    policy: RunPolicy = field(factory=RunPolicy)
+    budget: Budget = field(factory=Budget)
+    health: HealthPolicy = field(factory=HealthPolicy)
+    settings: JSON = None
+
+    def __attrs_post_init__(self) -> None:
+        # Other commands are given the output or the journal, and tell them by their names.
+        if self.journal is not None and journal_path(self.journal) != Path(self.journal):
+            raise ConfigurationError(
+                f"journal is {self.journal!r}; its name must end with .journal, by which other commands know it."
+            )
+        if self.journal is not None and self.output is None and self.sink is None:
+            raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
+
+    @classmethod
+    def from_options(
+        cls,
+        output: str | PathLike[str] | LineSink,
+        model: str | None,
+        options: RunOptions,
+        *,
+        limits: Limits,
+        base_url: str | None,
+        dialect: str,
+        endpoints: Mapping[str, str],
+    ) -> Self:
+        """The arguments of `onellm_async.AsyncOneLLM.run`, checked.
+
+        Raises:
+            InvalidRequestError: If an option is unknown.
+            ConfigurationError: If a value is out of range.
+        """
+        unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
+        if unknown:
+            raise InvalidRequestError(
+                f"run has no option {truncated_repr(unknown[0])}.",
+                advice=f"The options are {', '.join(RunOptions.__annotations__)}.",
+            )
+        journal, shape = options.get("journal"), options.get("output_format")
+        place = os.fspath(output) if isinstance(output, str | PathLike) else None
+        budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"))
+        usual = HealthPolicy()
+        stall_after = options.get("stall_after", usual.stalled_after)
+        return cls(
+            output=None if place == "-" else place,
+            sink=None if isinstance(output, str | PathLike) else output,
+            journal=None if journal is None else os.fspath(journal),
+            output_format=None if shape is None else output_format_named(shape),
+            defaults=RequestDefaults(
+                model=model,
+                fallback_model=options.get("fallback_model", DEFAULT_MODEL),
+                system=options.get("system"),
+                max_tokens=options.get("max_tokens"),
+                temperature=options.get("temperature"),
+                least_max_tokens=budget.capped,
+            ),
+            base_url=base_url,
+            dialect=dialect,
+            endpoints=endpoints,
+            force=options.get("force", False),
+            caches=tuple(os.fspath(cache) for cache in options.get("cache", ())),
+            policy=RunPolicy(
+                ambiguous=options.get("ambiguous", "retry"),
+                retry_failed=options.get("retry_failed", False),
+                deduplicate=options.get("deduplicate", True),
+                strict=options.get("strict", False),
+                first=options.get("limit"),
+            ),
+            budget=budget,
+            health=HealthPolicy(
+                most_alike=options.get("max_failure_share", usual.most_alike),
+                quiet_after=min(usual.quiet_after, stall_after),
+                stalled_after=stall_after,
+            ),
+            settings={"limits": asdict(limits), "budget": asdict(budget)},
+        )
+
+    @property
+    def journal_place(self) -> Path | None:
+        """Where the journal is, or is to be; None where the run remembers nothing."""
+        if self.journal is not None:
+            return Path(self.journal)
+        return None if self.output is None else journal_path(self.output)
+
+    def format_for(self, source: InputFile | InMemoryInput) -> OutputFormat:
+        """How the output is written."""
+        return self.output_format or output_format(self.output, source.format.name)
+
+    def identity(self, source: InputFile | InMemoryInput, scan: InputScan | None) -> RunIdentity:
+        """What its answers depend on."""
+        defaults, template = source.defaults, source.template
+        return RunIdentity(
+            input=source.name,
+            input_digest=None if scan is None else scan.digest,
+            lines=None if scan is None else scan.lines,
+            format=None if scan is None else source.format.name,
+            field=source.field,
+            template_digest=None if template is None else template.digest,
+            model=defaults.model,
+            fallback_model=defaults.fallback_model,
+            system_digest=None if defaults.system is None else _digest(defaults.system),
+            max_tokens=defaults.max_tokens,
+            temperature=defaults.temperature,
+            base_url=self.base_url,
+            dialect=self.dialect,
+            endpoints=endpoints_text(self.endpoints),
+        )
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,0 +1,444 @@
+"""One session of a run: what is opened before the first prompt, and what is left behind after the last.
+
+::
+
+    the input is scanned       its digest and its lines make the identity of the run
+    the journal is opened      a new one, or that of an earlier session of the same run
+    the output is opened       OUTPUT.partial, which is written from its beginning
+    RunEngine                  sends what is left
+    complete                   OUTPUT.partial becomes OUTPUT; otherwise it stays, and the next session replaces it
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from itertools import takewhile
+from os import PathLike
+from pathlib import Path
+from time import monotonic
+from typing import cast
+
+from attrs import evolve, frozen
+
+from onellm_async.batch.answer_cache import AnswerCache
+from onellm_async.batch.budget import Budget
+from onellm_async.batch.callbacks import guarded
+from onellm_async.batch.config import RunConfig, RunOptions
+from onellm_async.batch.engine import RunEngine
+from onellm_async.batch.estimate import Capacity, RunEstimate, estimate_run
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.inputs.formats import input_format_named
+from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
+from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
+from onellm_async.batch.inputs.template import PromptTemplate
+from onellm_async.batch.journal.journal import Journal
+from onellm_async.batch.journal.null_journal import NullJournal, RunJournal
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink
+from onellm_async.batch.outputs.ordered_writer import LineSink
+from onellm_async.batch.outputs.output_place import demand_free
+from onellm_async.batch.progress import ProgressTracker, RunProgress
+from onellm_async.batch.run_report import RunReport, resuming_text
+from onellm_async.batch.work_list import WorkList
+from onellm_async.chat import Prompt
+from onellm_async.daemon_thread import in_daemon_thread
+from onellm_async.errors import BatchError, ConfigurationError, InvalidRequestError
+from onellm_async.fanout import check_source
+from onellm_async.limits.rate_state import RateState
+from onellm_async.sender import Sender
+
+InMemory = Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]
+Prompts = str | PathLike[str] | Sequence[PathLike[str]] | InMemory
+"""A path, several, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one of these."""
+
+_PROGRESS_INTERVAL = 0.25
+"""Seconds between two calls of ``on_progress``."""
+
+
+def _ignore(_: object) -> None: ...
+
+
+@frozen(kw_only=True)
+class _Callbacks:
+    """What a caller wants to hear. What its functions raise is logged and ends no run."""
+
+    on_progress: Callable[[RunProgress], None]
+    on_bad_line: Callable[[LineError], None]
+    on_message: Callable[[str], None]
+    stop: asyncio.Event
+
+
+async def run(
+    sender: Sender,
+    source: Prompts,
+    config: RunConfig,
+    options: RunOptions,
+    *,
+    on_progress: Callable[[RunProgress], None] | None = None,
+    on_bad_line: Callable[[LineError], None] | None = None,
+    on_message: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> RunReport:
+    """Runs one session; see `onellm_async.AsyncOneLLM.run`.
+
+    Args:
+        sender: Sends, within its limits.
+        source: The prompts.
+        config: What is to be done.
+        options: How a file is read.
+        on_progress: Called several times a second, and at the end.
+        on_bad_line: Called for each bad line.
+        on_message: Called with what a user should know, in a sentence.
+        stop: Set it to end the run gracefully.
+
+    Raises:
+        BatchError: If the input, the journal or the output cannot be used.
+        InvalidRequestError: If no prompt can keep the cost cap.
+    """
+    callbacks = _Callbacks(
+        on_progress=guarded(on_progress or _ignore, "on_progress"),
+        on_bad_line=guarded(on_bad_line or _ignore, "on_bad_line"),
+        on_message=guarded(on_message or _ignore, "on_message"),
+        stop=stop or asyncio.Event(),
+    )
+    rate = sender.limits.declared_rate
+    tracker = ProgressTracker(monotonic(), ceiling=None if rate is None else rate / 60)
+    async with AsyncExitStack() as stack:
+        opened = await _open_unless_stopped(source, options, config, callbacks.stop)
+        if opened is None:
+            return RunReport(progress=tracker.snapshot(monotonic()), counts=RunCounts(), interrupted=True)
+        if isinstance(opened, InputFile):
+            await stack.enter_async_context(opened)
+        scan = await _scan(opened, config)
+        _check_budget(config.budget, opened, scan)
+        tracker.total = None if scan is None else scan.lines
+        if (learned := await asyncio.to_thread(discovered_rate, config)) is not None:
+            sender.restore_rate(learned)
+        sender.add_hook(tracker)
+        stack.callback(sender.remove_hook, tracker)
+        report = await _Session(sender, opened, scan, config, tracker, callbacks).run()
+    if report.limit_reached and isinstance(scan, InputScan):
+        estimate = await _estimate_rest(sender, source, options, config)
+        report = evolve(report, estimate=estimate)
+    callbacks.on_progress(report.progress)
+    return report
+
+
+# The input.
+
+
+async def _open_unless_stopped(
+    source: Prompts, options: RunOptions, config: RunConfig, stop: asyncio.Event
+) -> InputFile | InMemoryInput | None:
+    """Opens the input; None if the run is stopped meanwhile, as opening a named pipe waits for its writer."""
+    paths = _paths(source)
+    if paths is None:
+        check_source(source)
+        given = sorted(options.keys() & {"field", "template", "input_format", "id_field"})
+        if given:
+            raise InvalidRequestError(f"{given[0]} says how a file is read, but the prompts are in memory.")
+        return entries_from(cast("InMemory", source), defaults=config.defaults)
+    opening = asyncio.ensure_future(in_daemon_thread(lambda: _open_files(paths, options, config)))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return opening.result() if opening.done() else None
+    finally:
+        opening.cancel()
+        stopping.cancel()
+
+
+def _open_files(paths: Sequence[str | PathLike[str]], options: RunOptions, config: RunConfig) -> InputFile:
+    template, shape = options.get("template"), options.get("input_format")
+    return open_source(
+        [os.fspath(each) for each in paths],
+        forced_format=None if shape is None else input_format_named(shape),
+        field=options.get("field"),
+        template=None if template is None else PromptTemplate.open(template),
+        defaults=config.defaults,
+        id_field=options.get("id_field"),
+    )
+
+
+def _paths(source: Prompts) -> Sequence[str | PathLike[str]] | None:
+    """The files that `source` names; None where it is prompts. A list of texts is prompts, of paths it is files."""
+    if isinstance(source, str | PathLike):
+        return [source]
+    if isinstance(source, Sequence) and source and all(isinstance(each, PathLike) for each in source):
+        return source
+    return None
+
+
+async def _scan(source: InputFile | InMemoryInput, config: RunConfig) -> InputScan | None:
+    """Reads the whole input before anything is sent; None for a pipe, or prompts in memory.
+
+    Raises:
+        BatchError: If it cannot be read, is the output itself, or holds a bad line although the run is strict.
+    """
+    if not isinstance(source, InputFile):
+        return None
+    if config.output is not None and source.is_file(config.output):
+        raise BatchError(f"{config.output} is the input itself.", advice="Name another output.")
+    # A daemon thread: a second Ctrl-C need not wait until a large file is read.
+    scan = await in_daemon_thread(lambda: source.scan(strict=config.policy.strict))
+    if scan is not None and scan.first_error is not None:
+        raise BatchError(str(scan.first_error), advice="Nothing was sent (--strict).")
+    return scan
+
+
+def _check_budget(budget: Budget, source: InputFile | InMemoryInput, scan: InputScan | None) -> None:
+    """Refuses a budget that no prompt can keep, before anything is sent.
+
+    A line may name its own ``max_tokens``, so the first requests of a file decide. The content of a pipe is unknown.
+
+    Raises:
+        InvalidRequestError: If there is no upper bound for what a request can cost.
+    """
+    requests = scan.sample if scan is not None else ()
+    if not requests:
+        if isinstance(source, InputFile) and (scan is None or scan.lines):
+            return
+        requests = (source.defaults.request("A budget that no prompt can keep is refused here, once."),)
+    first: InvalidRequestError | None = None
+    for request in requests:
+        try:
+            budget.worst_case(request)
+        except InvalidRequestError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
+
+
+def discovered_rate(config: RunConfig) -> RateState | None:
+    """The rate that an earlier session had discovered. Blocks for the disk.
+
+    What cannot be read is not used: whether the journal can be used is found out later.
+    """
+    place = config.journal_place
+    if place is None or not place.exists():
+        return None
+    try:
+        with JournalReader.open(place) as journal:
+            sample = journal.latest_sample()
+        saved = sample.sample.get("rate_state") if sample is not None and isinstance(sample.sample, dict) else None
+        return None if saved is None else RateState.from_dict(saved)
+    except (BatchError, ConfigurationError):
+        return None
+
+
+# One session.
+
+
+@frozen
+class _Session:
+    """One session and what it works with."""
+
+    sender: Sender
+    source: InputFile | InMemoryInput
+    scan: InputScan | None
+    config: RunConfig
+    tracker: ProgressTracker
+    callbacks: _Callbacks
+
+    async def run(self) -> RunReport:
+        config, place = self.config, self.config.journal_place
+        if place is None:
+            cache = await asyncio.to_thread(AnswerCache, config.caches, base_url=config.base_url)
+            with cache:
+                if config.sink is not None:
+                    return await self._send(NullJournal(), config.sink, cache)
+                async with open_sink(None, config.format_for(self.source)) as stream:
+                    return await self._send(NullJournal(), stream, cache)
+        identity = config.identity(self.source, self.scan)
+        if (finished := await asyncio.to_thread(_finished, place, identity, config)) is not None:
+            self.tracker.found(finished.counts, finished.notable)
+            progress = self.tracker.snapshot(self.tracker.started)
+            return RunReport(
+                progress=progress, counts=finished.counts, failures=finished.failures, already_complete=True
+            )
+        cache = await asyncio.to_thread(AnswerCache, config.caches, base_url=config.base_url)
+        journal, sink = await asyncio.to_thread(_open, place, identity, self.source, config)
+        async with journal:
+            if journal.resumed:
+                self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
+            with cache:
+                report = await self._send_and_publish(journal, sink, cache)
+            journal.finish(_end_reason(report), report.complete)
+        return report
+
+    async def _send_and_publish(self, journal: Journal, sink: Sink | None, cache: AnswerCache) -> RunReport:
+        if sink is None:
+            assert self.config.sink is not None  # noqa: S101  # `_open` makes a sink unless one is given
+            return await self._send(journal, self.config.sink, cache)
+        try:
+            async with sink:
+                report = await self._send(journal, sink, cache)
+                _check_published(report)
+        except _UnfinishedError as unfinished:
+            return unfinished.report
+        return report
+
+    async def _send(self, journal: RunJournal, sink: LineSink, cache: AnswerCache) -> RunReport:
+        shape: OutputFormat | None = None
+
+        def encode(record: JournalRecord) -> bytes:
+            nonlocal shape
+            if shape is None:  # the first line of a pipe may have told the format
+                shape = self.config.format_for(self.source)
+            return shape.encode(record)
+
+        engine = RunEngine(
+            self.sender,
+            self.source,
+            journal=journal,
+            sink=sink,
+            encode=encode,
+            cache=cache if self.config.caches else None,
+            budget=self.config.budget,
+            policy=self.config.policy,
+            health=self.config.health,
+            stop=self.callbacks.stop,
+            tracker=self.tracker,
+            say=self.callbacks.on_message,
+            on_bad_line=self.callbacks.on_bad_line,
+        )
+        reporting = asyncio.create_task(self._report_progress())
+        try:
+            report = await engine.run()
+        finally:
+            reporting.cancel()
+            await asyncio.wait({reporting})
+        for sentence in self.source.notes.sentences():
+            self.callbacks.on_message(sentence)
+        if cache.hits:
+            self.callbacks.on_message(f"{cache.hits:,} answered from a cache.")
+        return report
+
+    async def _report_progress(self) -> None:
+        while True:
+            self.callbacks.on_progress(self.tracker.snapshot(monotonic()))
+            await asyncio.sleep(_PROGRESS_INTERVAL)
+
+
+def _check_published(report: RunReport) -> None:
+    if not report.input_ended:
+        raise _UnfinishedError(report)  # the sink leaves its file as NAME.partial
+
+
+class _UnfinishedError(Exception):
+    """Inside this file only: something is left to do."""
+
+    def __init__(self, report: RunReport) -> None:
+        super().__init__()
+        self.report = report
+
+
+@frozen
+class _Finished:
+    """A run that is complete: what its journal has, what failed, and which answers want a look."""
+
+    counts: RunCounts
+    failures: dict[str, int]
+    notable: dict[str, int]
+
+
+def _finished(place: Path, identity: RunIdentity, config: RunConfig) -> _Finished | None:
+    """What a run has that is complete and whose output is there, so that nothing is left to do; else None.
+
+    The content of a pipe is unknown, so it is read and compared.
+    """
+    if config.force or identity.input_digest is None or not place.exists() or not Path(config.output or "").is_file():
+        return None
+    with JournalReader.open(place) as journal:
+        counts, policy = journal.counts(), config.policy
+        redo = (counts.in_flight and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
+        same = journal.complete and not journal.running and not identity.differences(journal.identity)
+        if redo or not same:
+            return None
+        sample = journal.latest_sample()
+        progress = sample.sample.get("progress") if sample is not None and isinstance(sample.sample, dict) else None
+        notable = progress.get("notable") if isinstance(progress, dict) else None
+        return _Finished(counts, dict(journal.failure_causes()), dict(notable or {}))
+
+
+def _open(
+    place: Path, identity: RunIdentity, source: InputFile | InMemoryInput, config: RunConfig
+) -> tuple[Journal, Sink | None]:
+    """The journal and the sink. Neither is touched before it is certain that it is ours.
+
+    The journal's lock decides between two that start at once, so it comes first: the files of the output belong to
+    the process that has it.
+    """
+    shape, output = config.format_for(source), None if config.output is None else Path(config.output)
+    if output is not None and not place.exists() and not config.force:
+        try:
+            demand_free(output)
+        except BatchError:
+            if not place.exists():  # otherwise it is taken by a run that began just now
+                raise
+    journal = Journal.open(place, identity, force=config.force, settings=config.settings)
+    if output is None:
+        return journal, None
+    try:
+        replace = config.force or journal.resumed
+        return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace)
+    except BaseException:
+        journal.close(discard=not journal.resumed)
+        raise
+
+
+def _end_reason(report: RunReport) -> str:
+    if report.input_ended and report.progress.held:
+        return f"with {report.progress.held:,} held back, which may be billed"
+    if report.complete:
+        return "complete"
+    if report.stopped_by is not None:
+        return f"stopped: {report.stopped_by}"
+    if report.strict_error is not None:
+        return f"stopped at a bad line: {report.strict_error}"
+    return "stopped by a signal or a command" if report.interrupted else "stopped after the first prompts, as asked"
+
+
+# What is left.
+
+
+def earlier_records(config: RunConfig, identity: RunIdentity) -> JournalReader | None:
+    """The journal of earlier sessions of the run; None where there are none. Blocks for the disk.
+
+    Raises:
+        BatchError: If it cannot be read, or is of another run.
+    """
+    place = config.journal_place
+    if config.force or place is None or not place.exists():
+        return None
+    journal = JournalReader.open(place)
+    if differences := identity.differences(journal.identity):
+        journal.close()
+        raise BatchError(f"{place} is of another run: {'; '.join(differences)}.")
+    return journal
+
+
+async def _estimate_rest(sender: Sender, source: Prompts, options: RunOptions, config: RunConfig) -> RunEstimate | None:
+    """What the rest of a limited run costs and takes, by what its first prompts did."""
+    place, limit, paths = config.journal_place, config.policy.first, _paths(source)
+    if place is None or limit is None or paths is None:
+        return None
+    snapshot = sender.snapshot()
+    capacity = Capacity(
+        requests=None if snapshot.rate is None else snapshot.rate / 60,
+        tokens=None if snapshot.tokens_per_minute is None else snapshot.tokens_per_minute / 60,
+        concurrency=snapshot.concurrency,
+    )
+    opened = await in_daemon_thread(lambda: _open_files(paths, options, config))
+    async with opened:
+        with JournalReader.open(place) as journal, AnswerCache(config.caches, base_url=config.base_url) as cache:
+            sample = list(takewhile(lambda record: record.index < limit, journal.records()))
+            work = WorkList(opened, evolve(config.policy, first=None), journal=journal, cache=cache)
+            async for _ in work:
+                pass
+    return estimate_run(sample, work.requests, capacity, left=work.left)
