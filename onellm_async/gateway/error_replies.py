@@ -169,8 +169,9 @@ def seconds_until_room(snapshot: Snapshot, max_wait: float) -> float:
     held = max(snapshot.retry_after or 0.0, snapshot.trial_in or 0.0)
     if not snapshot.rate:
         return max(1.0, held, snapshot.next_in or 0.0)
+    share = snapshot.rate / 60 / max(1, snapshot.participants or 1)  # other processes may want theirs
     missing = sum(snapshot.queued.values()) + 1 - (snapshot.level or 0)
-    return max(1.0, held + max(0, missing) / (snapshot.rate / 60) - max_wait)
+    return max(1.0, held + max(0, missing) / share - max_wait)
 
 
 def _message(error: OneLLMError) -> str:

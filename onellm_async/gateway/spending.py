@@ -10,6 +10,7 @@ cost the last moments before it.
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 import stat
@@ -33,6 +34,7 @@ else:
     except ImportError:  # a system without file locks
         fcntl = None  # type: ignore[assignment]
 
+_log = logging.getLogger("onellm_async")
 _VERSION = 1
 _APPLICATION_ID = 0x6F6E676C
 """``ongl``: a file of another program is not taken for a ledger."""
@@ -260,6 +262,11 @@ class SpendingLedger:
                 break
             self._write()
         await self._idle.wait()
+        if self._pending:
+            _log.warning(
+                "%s cannot be written: %d outcomes are lost, and count with the most that they can cost.",
+                self._path, len(self._pending),
+            )  # fmt: skip
         self._thread.shutdown()
         self._database.close()
         if self._lock >= 0:

@@ -208,6 +208,19 @@ async def test_nothing_is_sent_while_the_ledger_cannot_be_written_and_outcomes_a
     assert (await ledger.read())["a"].billed == 4
 
 
+async def test_outcomes_that_cannot_be_written_at_the_end_are_told_and_count_in_full(tmp_path, caplog):
+    ledger = SpendingLedger(tmp_path / "spent.sqlite3")
+    number = await ledger.record_intent(intent(10))
+    database, ledger._database = ledger._database, sqlite3.connect(":memory:", check_same_thread=False)
+    ledger.settle(Settlement(intent=number, name="a", outcome="answered", units=4))
+    await ledger.aclose()
+    database.close()
+    assert "1 outcomes are lost" in caplog.text
+    again = SpendingLedger(tmp_path / "spent.sqlite3")
+    assert again.spent("a") == 10
+    await again.aclose()
+
+
 async def test_the_ledger_is_for_its_owner_alone_and_refuses_other_files(tmp_path):
     ledger = SpendingLedger(tmp_path / "spent.sqlite3")
     assert stat.S_IMODE((tmp_path / "spent.sqlite3").stat().st_mode) == 0o600

@@ -97,4 +97,5 @@ def test_the_time_until_there_is_room_follows_from_queue_and_rate():
     assert seconds_until_room(SNAPSHOT, 40) == 60
     assert seconds_until_room(SNAPSHOT, 500) == 1
     assert seconds_until_room(evolve(SNAPSHOT, rate=None), 40) == 1
+    assert seconds_until_room(evolve(SNAPSHOT, participants=2), 40) == 160
     assert seconds_until_room(evolve(SNAPSHOT, retry_after=30.0), 40) == 90
