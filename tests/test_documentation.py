@@ -37,7 +37,7 @@ DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 # What the recipes use beside the package: their snippets run where it is installed, and are compiled elsewhere.
-MISSING = [name for name in ("pandas", "tqdm") if find_spec(name) is None]
+MISSING = [name for name in ("pandas", "vcr", "tqdm") if find_spec(name) is None]
 FAST = {"requests_per_minute": 60_000, "burst": 1000}
 
 
@@ -68,8 +68,9 @@ async def run_as_program(source: str) -> str:
     return output.decode()
 
 
-async def run_tests_of(source: str, folder: Path) -> str:
-    (folder / "test_snippet.py").write_text(source)
+async def run_tests_of(sources: list[str], folder: Path) -> str:
+    for number, source in enumerate(sources):
+        (folder / f"test_snippet_{number}.py").write_text(source)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pytest", "-q", *PLUGIN, "-o", "asyncio_mode=strict", "--rootdir", folder, folder),
         stdout=asyncio.subprocess.PIPE,
@@ -191,9 +192,9 @@ def test_the_functions_of_the_readme_give_answers(runner: asyncio.Runner) -> Non
 
 
 def test_the_tests_in_the_testing_guide_pass(runner: asyncio.Runner, tmp_path: Path) -> None:
-    source = "\n\n".join(blocks(ROOT / "docs/how-to/testing.md", "python")[:3])
-    output = runner.run(run_tests_of(source, tmp_path))
-    assert "5 passed" in output, output
+    first, answers, script, time_travel, batch = blocks(ROOT / "docs/how-to/testing.md", "python")[:5]
+    output = runner.run(run_tests_of([f"{first}\n\n{answers}", script, f"{time_travel}\n\n{batch}"], tmp_path))
+    assert "7 passed" in output, output
 
 
 def test_the_figures_in_the_readme_are_those_of_the_benchmarks() -> None:

@@ -178,7 +178,7 @@ class FakeTransport:
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
             given = self._handler(request)
-            return await self._reply(request, _fake_reply(await given if inspect.isawaitable(given) else given))
+            return await self._reply(request, fake_reply(await given if inspect.isawaitable(given) else given))
         finally:
             self.in_flight -= 1
 
@@ -209,7 +209,7 @@ def _handler(replies: Handler | Sequence[Reply] | Reply | None) -> Handler:
     script = list(replies) if isinstance(replies, list | tuple) else [replies]
     if not script:
         raise ValueError("The script is empty; give at least one reply.")
-    steps = [_fake_reply(each) for each in script]  # checked before anything is sent
+    steps = [fake_reply(each) for each in script]  # checked before anything is sent
     return lambda request: steps.pop(0) if len(steps) > 1 else steps[0]
 
 
@@ -217,7 +217,12 @@ def _echo(request: FakeRequest) -> Reply:
     return request.prompt
 
 
-def _fake_reply(reply: object) -> FakeReply:
+def fake_reply(reply: object) -> FakeReply:
+    """`reply` as a value that says everything.
+
+    Raises:
+        TypeError: If it is none.
+    """
     match reply:
         case FakeReply():
             return reply

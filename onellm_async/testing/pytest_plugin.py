@@ -4,16 +4,18 @@
 asyncio's under pytest-asyncio or anyio, and those that start other programs. The environment points to it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from onellm_async import AsyncOneLLM
-    from onellm_async.testing import ThreadedServer
+    from onellm_async.testing import FakeReply, FakeTransport, ThreadedServer
 
 _KEY = "test-key"
+_VIRTUAL_TIME = "onellm_virtual_time: the coroutine runs in an event loop whose clock jumps over all waiting"
 _MARKER = (
     "onellm(**settings): settings of the fixture onellm_server, as onellm_async.server.ServerSettings takes them; "
     "without requests_per_minute there is no rate limit"
@@ -21,15 +23,34 @@ _MARKER = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the marker ``onellm``."""
+    """Registers the markers ``onellm`` and ``onellm_virtual_time``."""
     config.addinivalue_line("markers", _MARKER)
+    config.addinivalue_line("markers", _VIRTUAL_TIME)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Lets tests that are marked with ``onellm_virtual_time`` run in virtual time, whatever plugin runs coroutines."""
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("onellm_virtual_time") is None:
+        return
+    test = item.obj
+    if not inspect.iscoroutinefunction(test):
+        return
+
+    def runtest() -> None:
+        from onellm_async.testing import run_in_virtual_time
+
+        names = inspect.signature(test).parameters
+        run_in_virtual_time(test(**{name: item.funcargs[name] for name in names}))
+
+    item.runtest = runtest  # type: ignore[method-assign]
 
 
 @pytest.fixture
-def onellm_answers() -> Mapping[str, str] | Callable[[str], str] | None:
+def onellm_answers() -> "Mapping[str, str] | Callable[[str], str] | Sequence[str | int | FakeReply] | None":
     """Answers of ``onellm_server``: a mapping or a function from the last user message to the text of the answer.
 
-    Override it in a test module or ``conftest.py``. Prompts that a mapping does not contain are echoed.
+    Override it in a test module or ``conftest.py``. Prompts that a mapping does not contain are echoed. A list is a
+    script of texts and statuses, of which the last one repeats.
     """
     return None
 
@@ -38,7 +59,7 @@ def onellm_answers() -> Mapping[str, str] | Callable[[str], str] | None:
 def onellm_server(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    onellm_answers: Mapping[str, str] | Callable[[str], str] | None,
+    onellm_answers: "Mapping[str, str] | Callable[[str], str] | Sequence[str | int | FakeReply] | None",
 ) -> "Iterator[ThreadedServer]":
     """A local OneLLM, to which ``ONELLM_API_KEY`` and ``ONELLM_BASE_URL`` point; see `ThreadedServer`.
 
@@ -65,3 +86,14 @@ def onellm_client(onellm_server: "ThreadedServer") -> "AsyncOneLLM":
     from onellm_async import AsyncOneLLM, Limits
 
     return AsyncOneLLM(_KEY, base_url=onellm_server.url, limits=Limits.unlimited())
+
+
+@pytest.fixture
+def onellm_transport() -> "FakeTransport":
+    """A `FakeTransport`, which echoes prompts. ``set_replies`` gives it a script of answers and failures.
+
+    Pass it to the client that is tested: ``AsyncOneLLM(transport=onellm_transport)``. It fits virtual time.
+    """
+    from onellm_async.testing import FakeTransport
+
+    return FakeTransport()

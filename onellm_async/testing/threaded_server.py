@@ -2,14 +2,18 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from onellm_async.chat import Usage
-from onellm_async.server import Backend, Completion, Job, Ledger, LocalServer, ServerSettings
+from onellm_async.server import Backend, BackendError, Completion, EchoBackend, Job, Ledger, LocalServer, ServerSettings
 from onellm_async.server.backends import count_input_tokens, count_tokens, last_user_message
+from onellm_async.testing.fake_transport import FakeReply, fake_reply
+from onellm_async.transport import RawReply
+from onellm_async.wire import parse_json, parse_retry_after
 
 
 class ThreadedServer:
@@ -21,7 +25,8 @@ class ThreadedServer:
     Args:
         settings: Settings of the server; None for the documented API without a rate limit.
         answers: A mapping or a function from the last user message to the text of the answer. Prompts that a mapping
-            does not contain are echoed. None echoes all of them.
+            does not contain are echoed. None echoes all of them. Or a list of replies, of which the last one repeats:
+            texts, statuses of errors, and what `answer`, `failure` and `hang` of `onellm_async.testing` return.
         backend: Makes whole completions, instead of `answers`. Its coroutines run in the thread of the server.
 
     Raises:
@@ -39,13 +44,14 @@ class ThreadedServer:
         self,
         settings: ServerSettings | None = None,
         *,
-        answers: Mapping[str, str] | Callable[[str], str] | None = None,
+        answers: "Answers | None" = None,
         backend: Backend | None = None,
     ) -> None:
-        if answers is not None:
-            if backend is not None:
-                raise ValueError("answers and backend are both given; a server has one of them.")
-            backend = _AnswerBackend(answers)
+        self._answers: _AnswerBackend | None = None
+        if backend is None:
+            backend = self._answers = _AnswerBackend(answers)
+        elif answers is not None:
+            raise ValueError("answers and backend are both given; a server has one of them.")
         if settings is None:
             settings = ServerSettings(requests_per_minute=None)
         self._server = LocalServer(settings, backend=backend)
@@ -67,6 +73,19 @@ class ThreadedServer:
     def ledger(self) -> Ledger:
         """What has been processed and billed. A request is in it before its reply is received."""
         return self._server.ledger
+
+    def set_answers(self, answers: "Answers | None") -> None:
+        """Answers differently from now on. Requests in flight get the reply that they were sent for.
+
+        Args:
+            answers: As for `ThreadedServer`; a list starts at its first reply.
+
+        Raises:
+            ValueError: If the server has a `backend`.
+        """
+        if self._answers is None:
+            raise ValueError("The server has a backend, which decides on its answers.")
+        self._answers.use(answers)
 
     def revoke(self, key: str) -> None:
         """Makes `key` unknown from now on; requests in flight are answered."""
@@ -115,21 +134,63 @@ class ThreadedServer:
             await self._server.__aexit__(None, None, None)
 
 
+Answers: TypeAlias = Mapping[str, str] | Callable[[str], str] | Sequence[str | int | FakeReply]
+"""What a `ThreadedServer` answers."""
+
+
 class _AnswerBackend:
-    """Gives prepared answers.
+    """Gives prepared answers and failures.
 
     Args:
-        answers: A mapping or a function from the last user message to the text of the answer.
+        answers: As for `ThreadedServer`.
     """
 
-    def __init__(self, answers: Mapping[str, str] | Callable[[str], str]) -> None:
-        self._answers = answers
+    def __init__(self, answers: Answers | None) -> None:
+        self._echo = EchoBackend()
+        self._reply: Callable[[str], FakeReply] | None
+        self.use(answers)
+
+    def use(self, answers: Answers | None) -> None:
+        """Gives other answers from now on."""
+        if answers is None:
+            self._reply = None
+        elif isinstance(answers, Mapping):
+            self._reply = lambda prompt: fake_reply(answers.get(prompt, prompt))
+        elif callable(answers):
+            self._reply = lambda prompt: fake_reply(answers(prompt))
+        else:
+            script = [fake_reply(each) for each in answers] if isinstance(answers, list | tuple) else []
+            if not script:
+                raise ValueError("answers must be a mapping, a function, or a list with at least one reply.")
+            for step in script:
+                _check_step(step)
+            self._reply = lambda prompt: script.pop(0) if len(script) > 1 else script[0]
 
     async def complete(self, job: Job) -> Completion:
-        prompt = last_user_message(job.request)
-        text = self._answers.get(prompt, prompt) if isinstance(self._answers, Mapping) else self._answers(prompt)
+        if self._reply is None:
+            return await self._echo.complete(job)
+        reply = self._reply(last_user_message(job.request))
+        _check_step(reply)
+        if reply.delay:
+            await asyncio.sleep(reply.delay)
+        if reply.raw is not None:
+            wait = parse_retry_after(reply.raw.headers.get("Retry-After"), time.time())
+            raise BackendError(_text_of(reply.raw), status=reply.raw.status, retry_after=wait)
+        if reply.content is None:
+            await asyncio.get_running_loop().create_future()
+        text = reply.content or ""
         read, written = count_input_tokens(job.request), count_tokens(text)
-        return Completion(text, Usage(read, written, read + written))
+        return Completion(text, reply.usage or Usage(read, written, read + written))
 
     async def aclose(self) -> None:
         pass
+
+
+def _check_step(step: FakeReply) -> None:
+    if step.error is not None or (step.raw is not None and step.raw.status < 400):
+        raise ValueError("A server answers with texts and with the statuses of errors; use FakeTransport for the rest.")
+
+
+def _text_of(reply: RawReply) -> str:
+    problem = parse_json(reply.body)
+    return str(problem.get("error", "")) if isinstance(problem, dict) else reply.body.decode("utf-8", "replace")

@@ -100,6 +100,55 @@ class TestMarkers:
 """
 
 
+SCRIPTS_AND_VIRTUAL_TIME = """
+import asyncio
+
+import pytest
+
+from onellm_async import AsyncOneLLM, Limits
+from onellm_async.testing import answer
+
+
+@pytest.fixture
+def onellm_answers():
+    return [500, "second"]
+
+
+@pytest.mark.asyncio
+async def test_a_scripted_failure_is_retried(onellm_server, onellm_client):
+    assert (await onellm_client.chat("Hello?", model="GPT-5-Nano")).attempts == 2
+    onellm_server.set_answers({"Hello?": "third"})
+    assert (await onellm_client.chat("Hello?", model="GPT-5-Nano")).content == "third"
+
+
+@pytest.mark.onellm_virtual_time
+async def test_hours_pass_at_once(onellm_transport):
+    onellm_transport.set_replies([429, answer("done", delay=3600)])
+    async with AsyncOneLLM(transport=onellm_transport, limits=Limits()) as client:
+        assert (await client.chat("Hello?", model="GPT-5-Nano", deadline=7200)).content == "done"
+    assert asyncio.get_running_loop().time() >= 3600
+
+
+@pytest.mark.onellm_virtual_time
+@pytest.mark.parametrize("number", [1, 2])
+class TestClasses:
+    async def test_in_classes_too(self, number, onellm_transport):
+        await asyncio.sleep(86400 * number)
+        assert onellm_transport.requests == []
+
+
+@pytest.mark.onellm_virtual_time
+async def test_a_failure_is_one():
+    await asyncio.sleep(86400)
+    assert False
+
+
+@pytest.mark.onellm_virtual_time
+def test_synchronous_tests_are_left_alone():
+    assert True
+"""
+
+
 def pytest_of(source: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_user.py").write_text(source)
     plugin = () if INSTALLED else ("-p", MODULE)
@@ -127,6 +176,18 @@ def test_tests_of_every_kind_pass_with_all_warnings_as_errors(mode: str, tmp_pat
 def test_answers_and_settings_are_chosen_by_the_test(tmp_path: Path) -> None:
     run = pytest_of(ANSWERS, tmp_path, "-W", "error")
     assert "2 passed" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("mode", ["auto", "without pytest-asyncio"])
+def test_failures_are_scripted_and_time_passes_at_once_under_any_plugin(mode: str, tmp_path: Path) -> None:
+    without = mode.startswith("without")
+    source = SCRIPTS_AND_VIRTUAL_TIME.replace("@pytest.mark.asyncio", "@pytest.mark.skip") if without else None
+    options = ("-p", "no:asyncio") if without else ("-o", f"asyncio_mode={mode}")
+    run = pytest_of(source or SCRIPTS_AND_VIRTUAL_TIME, tmp_path, *options, "--durations=1")
+    expected = "1 failed, 4 passed, 1 skipped" if without else "1 failed, 5 passed"
+    assert expected in run.stdout, run.stdout + run.stderr
+    assert "assert False" in run.stdout
+    assert "RuntimeWarning" not in run.stdout + run.stderr
 
 
 def test_the_marker_is_described(tmp_path: Path) -> None:

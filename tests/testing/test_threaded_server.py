@@ -9,9 +9,15 @@ import urllib.request
 
 import pytest
 
-from onellm_async import AsyncOneLLM, AuthenticationError, RetryPolicy
+from onellm_async import (
+    APIStatusError,
+    AsyncOneLLM,
+    AuthenticationError,
+    RetryPolicy,
+    UnprocessableEntityError,
+)
 from onellm_async.server import BackendError, EchoBackend, ServerSettings
-from onellm_async.testing import ThreadedServer
+from onellm_async.testing import ThreadedServer, answer, failure
 
 
 async def ask(server: ThreadedServer, *prompts: str, key: str = "any") -> list[str]:
@@ -94,3 +100,33 @@ def test_a_server_that_cannot_start_says_why() -> None:
 def test_it_is_not_used_outside_of_its_block() -> None:
     with pytest.raises(RuntimeError, match="not running"):
         _ = ThreadedServer().url
+
+
+def test_a_list_is_a_script_of_answers_and_failures() -> None:
+    script = ["one", 422, failure(503, "Busy.", headers={"Retry-After": "7"}), answer("last", delay=0.01)]
+    with ThreadedServer(answers=script) as server:
+        assert asyncio.run(ask(server, "a")) == ["one"]
+        with pytest.raises(UnprocessableEntityError, match="Unprocessable"):
+            asyncio.run(ask(server, "b"))
+        with pytest.raises(APIStatusError, match="503 Busy") as caught:
+            asyncio.run(ask(server, "c"))
+        assert caught.value.retry_after == 7
+        assert asyncio.run(ask(server, "d", "e")) == ["last", "last"]
+        server.set_answers([500])
+        with pytest.raises(APIStatusError, match="500"):
+            asyncio.run(ask(server, "f"))
+        server.set_answers(None)
+        assert asyncio.run(ask(server, "echo")) == ["echo"]
+    assert server.ledger.billed == 4
+
+
+@pytest.mark.parametrize("answers", [[], [ConnectionResetError()], [{"content": "x"}], [True], 5])
+def test_what_a_server_cannot_answer_is_refused_at_once(answers: object) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        ThreadedServer(answers=answers)  # type: ignore[arg-type]
+
+
+def test_a_server_with_a_backend_takes_no_other_answers() -> None:
+    server = ThreadedServer(backend=EchoBackend())
+    with pytest.raises(ValueError, match="has a backend"):
+        server.set_answers(["x"])
