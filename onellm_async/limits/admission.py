@@ -14,13 +14,14 @@ from onellm_async.limits.gate import Gate
 from onellm_async.limits.policy import LANES, PACED_LANE, RESERVED_LANE, Limits
 from onellm_async.limits.queue import GRANTED, QUEUED, RELEASED, Queue, Ticket
 from onellm_async.limits.rate_control import RateControl
-from onellm_async.limits.rounding import Rounding
 from onellm_async.limits.usual_latency import UsualLatency
 
 _NEVER = float("inf")
 INTERACTIVE_RESERVE = 3.0
 """Tokens that the other lanes leave in the bucket once there was an interactive request. So many interactive requests
 may come at the same moment and be sent at once. They are saved once, which delays a batch by three refills."""
+MAX_ROUNDED = 1.0
+"""Seconds of a Retry-After that may have been rounded up."""
 
 
 class Admission:
@@ -62,7 +63,6 @@ class Admission:
         self.gate: Gate = Gate()
         self._anyone = Ticket(RESERVED_LANE)
         """The request that must wait least."""
-        self._rounding = Rounding()
         self._next_order = 0
         self.interactive_seen: bool = False
 
@@ -390,7 +390,6 @@ class Admission:
         requests, slots = self.requests, self.slots
         if ticket.since >= requests.counted_from:
             requests.rate.answered(ticket.since, now)
-        self._rounding.answered(ticket.since)
         self.latency.observe(ticket.model, now - ticket.since, now)
         if slots.overload.ceiling is not None:
             slots.overload.record_answer(slots.declared, sent_at=ticket.since, in_flight=slots.in_flight)
@@ -414,11 +413,7 @@ class Admission:
         """Records a 429: the slot is released, the tokens are given back, the rate control gets a sample."""
         if ticket.state == GRANTED:
             self.rate_limited_requests += 1
-            if (
-                retry_after
-                and self.limits.mode == "discover"
-                and not self._rounding.is_honored(ticket.since, now, retry_after, self.rate.rate)
-            ):
+            if retry_after is not None and self._is_rounded_up(retry_after):
                 retry_after = None
             if self._is_of_concurrency(ticket, now):
                 pass
@@ -427,6 +422,13 @@ class Admission:
             self._settle(ticket, 0.0, now)
             if retry_after is not None:
                 self.gate.honor_retry_after(now + retry_after)
+
+    def _is_rounded_up(self, retry_after: float) -> bool:
+        """Whether a Retry-After of a second is one because the header has whole seconds, and the next token is near.
+
+        Discovering a rate provokes 429s. At 200 requests per second, each second that is honored costs 200 requests.
+        """
+        return self.limits.mode == "discover" and retry_after <= MAX_ROUNDED and self.rate.rate * retry_after > 1
 
     def _is_of_concurrency(self, ticket: Ticket, now: float) -> bool:
         """Whether a 429 says that too much was in flight, so that it takes concurrency away.
