@@ -7,24 +7,109 @@ The same code gives the same files. The figures that the text quotes are written
 import asyncio
 import json
 import sys
+from bisect import bisect
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from statistics import fmean
 from typing import Any
 
+from attrs import field, frozen
+
 from benchmarks.targets import seconds_until_back
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.events import Answered, Event, Granted, Queued, RateLimited
-from onellm_async.server import Faults, ServerSettings
+from onellm_async.server import (
+    BucketLimit,
+    ConcurrencyLimit,
+    Faults,
+    Outcome,
+    ServerSettings,
+    ServiceLimit,
+    WindowLimit,
+)
 from onellm_async.server.service import Service
-from onellm_async.simulation import LimitChange, Scenario, ServiceTransport, run_in_virtual_time, simulate
+from onellm_async.simulation import LimitChange, Network, Scenario, ServiceTransport, run_in_virtual_time, simulate
 
 STATIC = Path(__file__).with_name("_static")
 CHANGES = ((0, 40), (900, 20), (2400, 80))
 END = 4200
 PROBES = (40, 75, 150, 300, 600)
+KIND_SPAN = 60.0
+"""Seconds over which the rate in use is counted."""
 INK = "#808080"  # readable on white and on black
 BLUE, RED, GREEN = "#3b82f6", "#ef4444", "#16a34a"
+
+
+@frozen
+class Kind:
+    """A kind of limit, and a run against it.
+
+    Attributes:
+        title: Title of its plot.
+        limits: Limits of the service.
+        allowed: What they allow in the long run: pairs of seconds and requests per minute from then on.
+        end: Seconds that the run takes.
+        latency: Median seconds of an answer.
+        change: Limits from the second pair on.
+        background_rate: Requests per second of other clients.
+    """
+
+    title: str
+    limits: Sequence[ServiceLimit]
+    allowed: Sequence[tuple[float, float]]
+    end: float = 600.0
+    latency: float = 0.5
+    change: Sequence[ServiceLimit] = ()
+    background_rate: float = field(default=0.0, kw_only=True)
+
+
+KINDS = {
+    "sliding": Kind("sliding window, 40 in 60 s", [WindowLimit(40, 60, sliding=True)], [(0, 40)]),
+    "fixed": Kind("fixed window, 300 in 60 s", [WindowLimit(300, 60, phase=0.37)], [(0, 300)]),
+    "concurrency": Kind("8 in flight, answers of 2 s", [ConcurrencyLimit(8)], [(0, 240)], 300, 2.0),
+    "several": Kind(
+        "10 per second, burst 20, and 300 in 60 s",
+        [BucketLimit(600, 20), WindowLimit(300, 60, sliding=True)],
+        [(0, 300)],
+    ),
+    "changing": Kind(
+        "bucket of 60 per minute, then 30 in 60 s",
+        [BucketLimit(60, 20)],
+        [(0, 60), (300, 30)],
+        change=[WindowLimit(30, 60, sliding=True)],
+    ),
+    "shared": Kind("bucket of 600 per minute, half used by others", [BucketLimit(600, 20)], [(0, 300)], 300,
+                   background_rate=5.0),
+}  # fmt: skip
+"""The plots of limits of each kind."""
+
+
+async def _run_of_kind(kind: Kind) -> dict[str, Any]:
+    faults = Faults(latency=kind.latency, latency_sigma=0.2, seed=1)
+    service = Service(ServerSettings(limits=kind.limits, background_rate=kind.background_rate, faults=faults))
+    service.account("key", 0.0)  # windows begin with the run
+    loop = asyncio.get_running_loop()
+    for at, _ in kind.allowed[1:]:
+        loop.call_at(at, service.change_limits, kind.change, at)
+    transport = ServiceTransport(service, "key", random=Random(1), network=Network(delay=0.009, jitter=0.002))
+    limits = Limits(requests_per_minute="auto")
+    async with AsyncOneLLM(transport=transport, limits=limits, random=Random(1)) as client:
+        sending = asyncio.create_task(_endless(client))
+        believed = []
+        for at in range(0, round(kind.end), 5):
+            await asyncio.sleep(at - loop.time())
+            believed.append((at, client.snapshot().rate))
+        sending.cancel()
+        await asyncio.wait({sending})
+    rows = service.ledger.rows
+    rate_limited = sorted(row.received_at for row in rows if row.outcome is Outcome.RATE_LIMITED)
+    accepted = sorted(row.received_at for row in rows if row.outcome is not Outcome.RATE_LIMITED)
+    used = []
+    for at in range(0, round(kind.end), 5):
+        span = min(KIND_SPAN, at) or 1
+        used.append((at, (bisect(accepted, at) - bisect(accepted, at - span)) / span * 60))
+    return {"believed": believed, "used": used, "rate_limited": rate_limited, "accepted": len(accepted)}
 
 
 def _service(seed: int) -> Service:
@@ -109,7 +194,13 @@ def measure(*, probes: tuple[int, ...] = PROBES, seeds: int = 8) -> dict[str, An
         # Moments spread over the time between two probes: half of it has passed on average.
         runs = [_reaction(probe_every, seed, 900 + 1.5 * probe_every * seed / seeds) for seed in range(seeds)]
         trade[probe_every] = (fmean(late for late, _ in runs), fmean(share for _, share in runs))
-    return {"rate": run_in_virtual_time(_discovered_rate()), "lanes": run_in_virtual_time(_lanes()), "trade": trade}
+    kinds = {name: run_in_virtual_time(_run_of_kind(kind)) for name, kind in KINDS.items()}
+    return {
+        "rate": run_in_virtual_time(_discovered_rate()),
+        "lanes": run_in_virtual_time(_lanes()),
+        "trade": trade,
+        "kinds": kinds,
+    }
 
 
 def quoted(drawn: dict[str, Any]) -> dict[str, Any]:
@@ -122,12 +213,16 @@ def quoted(drawn: dict[str, Any]) -> dict[str, Any]:
         "interactive chats": len(waits),
         "longest interactive wait": round(max(waits), 1),
         "batch queue": max(length for _, length in drawn["lanes"]["queued"]["batch"]),
+        "kinds": {
+            name: {"accepted": run["accepted"], "rate_limited": len(run["rate_limited"])}
+            for name, run in drawn["kinds"].items()
+        },
         "trade": {str(probe): [round(s), round(100 * share, 1)] for probe, (s, share) in drawn["trade"].items()},
     }
 
 
 def draw(drawn: dict[str, Any], folder: Path) -> None:
-    """Writes the three plots."""
+    """Writes the plots."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -184,7 +279,31 @@ def draw(drawn: dict[str, Any], folder: Path) -> None:
             axes.annotate(str(probe), (seconds, 100 * share), xytext=(6, 6), textcoords="offset points")
         axes.set(xlabel="seconds until a doubled limit is used", ylabel="rate-limited, %", ylim=(0, None))
         _save(figure, axes, folder / "limiter-probes.svg")
+        _draw_kinds(drawn["kinds"], folder / "limiter-kinds.svg")
         plt.close("all")
+
+
+def _draw_kinds(runs: dict[str, Any], path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(3, 2, figsize=(7.5, 7.5))
+    for axes, (name, kind) in zip(panels.flat, KINDS.items(), strict=True):
+        run = runs[name]
+        steps = [*kind.allowed, (kind.end, kind.allowed[-1][1])]
+        top = 2 * max(rate for _, rate in kind.allowed)
+        axes.step(*zip(*steps, strict=True), where="post", color=INK, ls="--", label="allowed")
+        believed = [(at, rate) for at, rate in run["believed"] if rate is not None]
+        if believed:
+            axes.plot(*zip(*believed, strict=True), color=GREEN, lw=1, label="believed")
+        axes.plot(*zip(*run["used"], strict=True), color=BLUE, label="in use, last 60 s")
+        axes.plot(run["rate_limited"], [0] * len(run["rate_limited"]), "|", color=RED, ms=9, label="429")
+        axes.set_title(kind.title, fontsize=10, color=INK)
+        axes.set(ylim=(-0.03 * top, top))
+    for axes in panels[-1]:
+        axes.set(xlabel="seconds")
+    for axes in panels[:, 0]:
+        axes.set(ylabel="per minute")
+    _save(figure, panels[0, 0], path)
 
 
 def _save(figure: Any, axes: Any, path: Path) -> None:
