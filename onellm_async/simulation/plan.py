@@ -7,8 +7,10 @@ from statistics import fmean, median
 
 from attrs import evolve, frozen
 
+from onellm_async import serialization
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.policy import Limits
+from onellm_async.serialization import JSON
 from onellm_async.simulation.extrapolation import SteadyState, extrapolate, shrink_to_mean, steady_state
 from onellm_async.simulation.simulated_run import ExpectedService, SimulatedRun, simulate_workload
 from onellm_async.simulation.workload import Price, Workload
@@ -96,6 +98,12 @@ class Plan:
     progress: Sequence[tuple[float, int]]
     simulated: int
     seeds: int
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the plan as a dict that JSON can hold, without the sample of the workload's sizes."""
+        bare = evolve(self.workload, sample=())
+        workload = {name: value for name, value in serialization.to_dict(bare).items() if name != "sample"}
+        return serialization.to_dict(evolve(self, workload=bare)) | {"workload": workload}
 
 
 @frozen

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -240,3 +241,13 @@ def test_a_simulated_run_has_the_sizes_of_the_workload():
 
     big, small = left[39] - left[20], left[79] - left[60]
     assert big / small == pytest.approx((2000 + 100) / (200 + 100), rel=0.15)
+
+
+def test_a_plan_is_json_without_the_sizes_of_its_prompts():
+    estimate = plan(Workload.uniform(50), Limits(), ExpectedService(), seeds=1)
+    found = estimate.to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["duration"]["median"] == estimate.duration.median
+    assert found["workload"]["prompts"] == 50
+    assert found["workload"].keys() == {"prompts", "input_tokens", "price", "models"}
+    assert found["bottleneck"] == estimate.bottleneck
