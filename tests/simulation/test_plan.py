@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion
     (suggestion,) = estimate.suggestions
     assert suggestion.limit == "max_concurrency"
     assert suggestion.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
-    better = plan(Workload.uniform(1500), Limits(int(suggestion.value), 600, 100), service, seeds=3)
+    better = plan(Workload.uniform(1500), evolve(limits, max_concurrency=int(suggestion.value)), service, seeds=3)
     assert better.bottleneck == "rate"
     assert estimate.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
