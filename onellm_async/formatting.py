@@ -126,7 +126,9 @@ def pluralize(number: int, noun: str) -> str:
     """A count and its noun.
 
     Example:
-        >>> pluralize(1, "session"), pluralize(1200, "prompt")
-        ('1 session', '1,200 prompts')
+        >>> pluralize(1, "session"), pluralize(1200, "prompt"), pluralize(2, "retry")
+        ('1 session', '1,200 prompts', '2 retries')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    if number != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeou" else f"{noun}s"
+    return f"{number:,} {noun}"

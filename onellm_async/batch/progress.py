@@ -7,8 +7,10 @@ from statistics import stdev
 
 from attrs import evolve, field, frozen
 
+from onellm_async import serialization
 from onellm_async.batch.causes import CauseCounts, flaw_of
 from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, RunningCounts
+from onellm_async.chat import JSON
 from onellm_async.events import Answered, Event, Failed, RateLimited, Retrying, Sent
 
 __all__ = ["ProgressTracker", "RunProgress"]
@@ -30,16 +32,12 @@ class RunProgress:
         failed: Of these, failures.
         completed_before: Of these, outcomes of earlier sessions.
         held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not asked again.
-        deduplicated: Of these, prompts that share the answer to an identical one.
         bad_lines: Lines of the input that held no usable prompt.
         total: Lines of the input that are not blank; None if unknown.
         in_flight: Requests sent and not answered yet.
         rate_limited: How often a request was answered 429 in this session (not billed).
         retries: How often a request was sent again after a failure in this session.
-        input_tokens: Tokens of the prompts answered, as far as replies told.
-        output_tokens: Tokens generated, as far as replies told.
-        cost: USD by list price, as far as prices and usage are known.
-        unpriced: Answers whose cost is unknown.
+        counts: The totals of the outcomes, earlier sessions included: cost, tokens and all others.
         elapsed: Seconds since this session began.
         rate: Outcomes per second of this session over the last minute.
         eta: Seconds that are probably left; None when that cannot be told.
@@ -54,16 +52,12 @@ class RunProgress:
     failed: int
     completed_before: int
     held: int
-    deduplicated: int
     bad_lines: int
     total: int | None
     in_flight: int
     rate_limited: int
     retries: int
-    input_tokens: int
-    output_tokens: int
-    cost: float
-    unpriced: int
+    counts: RunCounts
     elapsed: float
     rate: float
     eta: float | None
@@ -77,6 +71,35 @@ class RunProgress:
     def answered(self) -> int:
         """Prompts with an answer."""
         return self.completed - self.failed
+
+    @property
+    def deduplicated(self) -> int:
+        """Prompts that share the answer to an identical one."""
+        return self.counts.deduplicated
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of the prompts answered, as far as replies report them."""
+        return self.counts.input_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated, as far as replies report them."""
+        return self.counts.output_tokens
+
+    @property
+    def cost(self) -> float:
+        """USD by list price, as far as prices and usage are known."""
+        return self.counts.cost
+
+    @property
+    def unpriced(self) -> int:
+        """Answers whose cost is unknown."""
+        return self.counts.unpriced
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the progress as a dict that JSON can hold, without what is not set."""
+        return serialization.to_dict(self)
 
 
 class ProgressTracker:
@@ -221,16 +244,12 @@ class ProgressTracker:
             failed=self._failed + self.failing,
             completed_before=self._completed_before,
             held=self._held,
-            deduplicated=self._counts.deduplicated,
             bad_lines=self._bad_lines,
             total=self.total,
             in_flight=len(self._in_flight),
             rate_limited=self._rate_limited,
             retries=self._retries,
-            input_tokens=self._counts.input_tokens,
-            output_tokens=self._counts.output_tokens,
-            cost=self._counts.cost,
-            unpriced=self._counts.unpriced,
+            counts=self._counts,
             elapsed=elapsed,
             rate=rate,
             eta=eta,

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
+from onellm_async import serialization
 from onellm_async.batch.estimate import RunEstimate
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.progress import RunProgress
+from onellm_async.chat import JSON
 from onellm_async.errors import OneLLMError
 from onellm_async.formatting import format_usd
 
@@ -55,6 +57,10 @@ class RunReport:
     estimate: RunEstimate | None = None
     failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     failed_models: Mapping[str, tuple[int, str]] = field(factory=dict[str, tuple[int, str]], hash=False)
+
+    def to_dict(self) -> dict[str, JSON]:
+        """Returns the report as a dict that JSON can hold, without what is not set."""
+        return {"complete": self.complete} | serialization.to_dict(self)
 
     @property
     def complete(self) -> bool:

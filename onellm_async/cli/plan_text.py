@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict
 
-from onellm_async.cli.run_display import clock_time, counted
-from onellm_async.formatting import format_usd
+from onellm_async.cli.run_display import clock_time
+from onellm_async.formatting import format_usd, pluralize
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS, Bottleneck
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def plan_text(plan: "Plan", name: str, end: str, listed: "WorkList | None" = Non
     """
     work = plan.workload
     models = ", ".join(model for model, _ in work.models[:3]) + (", …" if len(work.models) > 3 else "")
-    rows = [("prompts", f"{counted(work.prompts, 'prompt')} in {name}" + (f" for {models}" if models else ""))]
+    rows = [("prompts", f"{pluralize(work.prompts, 'prompt')} in {name}" + (f" for {models}" if models else ""))]
     if listed is not None and (unsent := _not_sent(listed)):
         rows.append(("not sent", ", ".join(f"{number:,} {why}" for why, number in unsent.items())))
     rows.append(("tokens", f"about {work.input_tokens:,} of input"))
@@ -147,12 +147,12 @@ def _cost(plan: "Plan") -> str:
         return "unknown: no price is listed for the model"
     bounded = "" if price.high is None else f"at most {format_usd(price.high)}"
     highest = bounded or "without --max-tokens there is no upper bound"
-    unpriced = f"; {counted(price.unpriced, 'prompt')} of unknown price not included" if price.unpriced else ""
+    unpriced = f"; {pluralize(price.unpriced, 'prompt')} of unknown price not included" if price.unpriced else ""
     return f"about {format_usd(price.typical)}; at least {format_usd(price.low)}, {highest}{unpriced}"
 
 
 def _basis(plan: "Plan") -> str:
-    runs = counted(plan.seeds, "simulated run")
+    runs = pluralize(plan.seeds, "simulated run")
     if plan.simulated == plan.workload.prompts:
         return runs
     return f"{runs} of the first {plan.simulated:,} prompts, extrapolated"

@@ -100,7 +100,8 @@ def _as_json(found: "BoardStatus", quota: "Quota", name: str) -> str:
 
 
 def _text(found: "BoardStatus", quota: "Quota", name: str) -> str:
-    from onellm_async.cli.run_display import clock_time, counted
+    from onellm_async.cli.run_display import clock_time
+    from onellm_async.formatting import pluralize
 
     declared = found.declared_rate
     if declared is None:
@@ -119,7 +120,9 @@ def _text(found: "BoardStatus", quota: "Quota", name: str) -> str:
         lines.append(f"  tokens           {found.tokens_level:,.0f} could be used at once")
     if found.retry_in is not None:
         lines.append(f"  Retry-After      the service accepts requests again in {clock_time(found.retry_in)}")
-    lines.append(f"  participants     {counted(len(found.participants), 'client')}, {found.granted:,} requests granted")
+    lines.append(
+        f"  participants     {pluralize(len(found.participants), 'client')}, {found.granted:,} requests granted"
+    )
     if found.participants:
         width = max(len(each.name) for each in found.participants)
         head = f"  {'client':{width}}  {'last minute':>11}  {'share':>5}  interactive  default  batch  next visit"

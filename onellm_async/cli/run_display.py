@@ -28,7 +28,7 @@ from onellm_async.cli.terminal import print_error, printable, say
 from onellm_async.client import AsyncOneLLM
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BudgetExceededError
-from onellm_async.formatting import format_usd
+from onellm_async.formatting import format_usd, pluralize
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
 
@@ -50,11 +50,6 @@ def clock_time(seconds: float) -> str:
         return f"{whole} s"
     hours, minutes_left = divmod(minutes, 60)
     return f"{hours}:{minutes_left:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 prompt``, ``1,200 prompts``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _money(progress: RunProgress, budget: Budget | None = None) -> str:
@@ -128,12 +123,12 @@ def plain_line(progress: RunProgress, limiter: Snapshot, budget: Budget | None =
         *_state(progress, limiter),
         _tokens(progress, budget),
         _money(progress, budget),
-        f"{progress.rate_limited:,} refused",
-        f"{progress.retries:,} retried",
+        f"{progress.rate_limited:,} rate-limited",
+        pluralize(progress.retries, "retry"),
         f"{progress.failed:,} failed",
     ]
     if progress.bad_lines:
-        parts.append(counted(progress.bad_lines, "bad line"))
+        parts.append(pluralize(progress.bad_lines, "bad line"))
     return ", ".join([*parts, _eta(progress)])
 
 
@@ -151,11 +146,11 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
     numbers = Text(no_wrap=True, overflow="ellipsis")
     numbers.append(_rate(progress, limiter), "bold")
     numbers.append(
-        f"  {progress.in_flight} in flight  {progress.rate_limited:,} refused  {progress.retries:,} retried  "
+        f"  {progress.in_flight} in flight  {progress.rate_limited:,} 429s  {pluralize(progress.retries, 'retry')}  "
     )
     numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
     if progress.bad_lines:
-        numbers.append(f"  {counted(progress.bad_lines, 'bad line')}", "red")
+        numbers.append(f"  {pluralize(progress.bad_lines, 'bad line')}", "red")
     for part in _state(progress, limiter):
         numbers.append(f"  {part}", "yellow" if part.startswith((_PAUSED, _OPEN)) else "")
     money = Text(
@@ -170,14 +165,14 @@ def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = 
 def summary(progress: RunProgress) -> str:
     """A run when it is over, in one line."""
     rate = (progress.completed - progress.completed_before) / progress.elapsed if progress.elapsed > 0 else 0.0
-    bad = f", {counted(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
+    bad = f", {pluralize(progress.bad_lines, 'bad line')}" if progress.bad_lines else ""
     copied = f" ({progress.deduplicated:,} copied from identical ones)" if progress.deduplicated else ""
     earlier = f" ({progress.completed_before:,} in earlier sessions)" if progress.completed_before else ""
     return (
         f"{progress.answered:,} answered{copied}, {progress.failed:,} failed{bad}{earlier} "
         f"in {progress.elapsed:.1f} s ({rate:.1f} requests/s); "
         f"{progress.input_tokens:,} input + {progress.output_tokens:,} output tokens, {_money(progress)}; "
-        f"{progress.rate_limited:,} refused, {progress.retries:,} retried."
+        f"{progress.rate_limited:,} rate-limited, {pluralize(progress.retries, 'retry')}."
     )
 
 
@@ -258,7 +253,7 @@ def nothing_left(counts: RunCounts, output: str) -> str:
     """What is said of a run that was complete before."""
     failed = " --retry-failed asks again what failed." if counts.failed else ""
     return (
-        f"Nothing is left to do: {counted(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
+        f"Nothing is left to do: {pluralize(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
         f" {format_usd(counts.cost)} spent; the answers are in {output}.{failed} --force begins anew."
     )
 
@@ -278,20 +273,20 @@ def tell(report: RunReport, output: str | None) -> None:
     tell_outcomes(report)
     counts = report.counts
     if counts.possibly_billed or (counts.in_flight and output is not None):
-        lost = counted(counts.possibly_billed + counts.in_flight, "attempt")
+        lost = pluralize(counts.possibly_billed + counts.in_flight, "attempt")
         say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
     if report.strict_error is not None:
         print_error(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:
         print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
     if report.progress.held:
-        held = counted(report.progress.held, "prompt")
+        held = pluralize(report.progress.held, "prompt")
         print_error(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
     if not report.input_ended:
         total = report.progress.total
         left = None if total is None else total - report.progress.completed - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"
-        print_error(f"not asked yet: {'what was not read' if left is None else counted(left, 'prompt')}.{again}")
+        print_error(f"not asked yet: {'what was not read' if left is None else pluralize(left, 'prompt')}.{again}")
 
 
 def _how_to_go_on(report: RunReport) -> str:
@@ -309,7 +304,7 @@ def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) ->
         most: USD that the run may spend; None for no cap.
     """
     cost, seconds = estimate.cost, estimate.seconds
-    text = f"Preflight: {counted(estimate.asked, 'prompt')} asked, {format_usd(spent)} spent."
+    text = f"Preflight: {pluralize(estimate.asked, 'prompt')} asked, {format_usd(spent)} spent."
     text += f" The other {estimate.left:,} "
     if cost is None:
         text += "will cost something unknown (the model has no list price)"

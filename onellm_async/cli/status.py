@@ -1,4 +1,4 @@
-"""``onellm-async status``: how a run stands, from any terminal."""
+"""``onellm-async status``: the progress of a run, from any terminal."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,6 @@ from onellm_async.cli.terminal import print_error, put
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
     from onellm_async.chat import JSON
-
-__all__ = ["status", "status_command"]
 
 _EXAMPLES = """\
 Examples:
@@ -29,13 +27,13 @@ def status(
     run: Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")],
     /,
     *,
-    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print it as JSON.")] = False,
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print JSON.")] = False,
 ) -> int:
     """Runs ``onellm-async status``.
 
     Args:
         run: Output of the run, or its journal.
-        json: Print it as JSON.
+        json: Print JSON.
     """
     from onellm_async.batch import JournalReader
     from onellm_async.wire import dump_json
@@ -53,8 +51,6 @@ status_command: App = command(status, _EXAMPLES)
 
 
 def _found(journal: "JournalReader") -> "dict[str, JSON]":
-    from attrs import asdict
-
     sessions, sample = journal.sessions(), journal.latest_sample()
     return {
         "input": journal.identity.input,
@@ -63,49 +59,75 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
         "log_missing": journal.log_missing,
         "end_reason": sessions[-1].end_reason if sessions else None,
         "sessions": len(sessions),
-        "counts": asdict(journal.counts()),
+        "counts": journal.counts().to_dict(),
         "failures": dict(journal.failure_causes()),
         "sampled_at": None if sample is None else sample.at,
         "sample": None if sample is None else sample.sample,
     }
 
 
+_SHOWN = frozenset(
+    ("answered", "failed", "in_flight", "possibly_billed", "cost", "input_tokens", "output_tokens", "at_risk")
+)
+"""Totals that have lines of their own."""
+_HIDDEN = frozenset(("at_risk_tokens",))
+"""Totals that matter to a token cap alone; they are in the JSON."""
+
+
 def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.batch.causes import outcome_lines
-    from onellm_async.cli.run_display import clock_time, counted
-    from onellm_async.formatting import format_usd
+    from onellm_async.formatting import format_duration, format_usd, pluralize
     from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 
     counts, lines, sample = found["counts"], found["lines"], found["sample"] or {}
     progress, limiter = sample.get("progress", {}), sample.get("snapshot", {})
     running = found["state"] == "running"
-    settled = counts["answered"] + counts["failed"]
+    completed = counts["answered"] + counts["failed"]
     of = "" if lines is None else f" of {lines:,}"
     rows = [
-        f"{found['input']}: {found['state']}, {settled:,}{of} settled in {counted(found['sessions'], 'session')}",
-        f"  answered         {counts['answered']:,}",
-        f"  failed           {max(counts['failed'], progress.get('failed', 0) if running else 0):,}",
-        *(f"                   {line}" for line in outcome_lines(found["failures"], progress.get("notable") or {})),
-        *_unsettled(counts, limiter, running=running),
-        f"  spent            {format_usd(counts['cost'])}",
-        f"  tokens           {counts['input_tokens']:,} input + {counts['output_tokens']:,} output",
+        f"{found['input']}: {found['state']}, {completed:,}{of} completed in {pluralize(found['sessions'], 'session')}",
+        _row("answered", f"{counts['answered']:,}"),
+        _row("failed", f"{max(counts['failed'], progress.get('failed', 0) if running else 0):,}"),
+        *(_row("", line) for line in outcome_lines(found["failures"], progress.get("notable") or {})),
+        *_in_flight(counts, limiter, running=running),
+        _row("spent", format_usd(counts["cost"])),
+        _row("tokens", f"{counts['input_tokens']:,} input + {counts['output_tokens']:,} output"),
+        *_other_totals(counts),
     ]
     if running and limiter:
-        possible = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
-        rows.append(f"  rate             {progress['rate']:.1f}{possible} requests/s")
-        waits_for = sample.get("waits_for") or BOTTLENECK_LABELS.get(limiter["bottleneck"], limiter["bottleneck"])
-        rows.append(f"  waiting for      {'to be resumed (paused)' if limiter['paused'] else waits_for}")
-        if progress["eta"] is not None:
-            rows.append(f"  left             {clock_time(progress['eta'])}")
+        limit = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
+        rows.append(_row("rate", f"{progress['rate']:.1f}{limit} requests/s"))
+        bottleneck = sample.get("waits_for") or BOTTLENECK_LABELS.get(limiter["bottleneck"], limiter["bottleneck"])
+        rows.append(_row("bottleneck", "pause; continue with `resume`" if limiter["paused"] else bottleneck))
+        if progress.get("eta") is not None:
+            rows.append(_row("time left", format_duration(progress["eta"])))
     elif found["state"] == "interrupted":
-        how = found["end_reason"] or "killed"
-        go_on = "" if how.endswith(".") else "; its run command, given again, goes on from there"
-        rows.append(f"  ended            {how}{go_on}")
+        if lines is not None:
+            rows.append(_row("remaining", f"{max(0, lines - completed):,}"))
+        end_reason = found["end_reason"] or "killed"
+        resume = "" if end_reason.endswith(".") else ". Run its `run` command again to resume."
+        rows.append(_row("ended", f"{end_reason}{resume}"))
     return "\n".join(rows)
 
 
-def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
-    """What is in flight, and what may have been billed without an answer."""
+def _row(label: str, value: str) -> str:
+    return f"  {label:<16} {value}"
+
+
+def _other_totals(counts: "dict[str, JSON]") -> list[str]:
+    """A line for every other total of the journal that is not zero."""
+    from onellm_async.batch.journal.record import TOTALS
+    from onellm_async.formatting import format_usd
+
+    return [
+        _row(TOTALS[name].label, format_usd(value) if TOTALS[name].unit == "usd" else f"{value:,}")
+        for name, value in counts.items()
+        if value and name not in _SHOWN | _HIDDEN
+    ]
+
+
+def _in_flight(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
+    """Requests in flight, and attempts that may have been billed without an answer."""
     from attrs import evolve
 
     from onellm_async.batch import RunCounts
@@ -113,14 +135,14 @@ def _unsettled(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
 
     known = RunCounts(**counts)
     if running:
-        # The journal has all that was begun; after a 500 it waits for a retry, which is neither in flight nor billed.
+        # The journal has every request of the run; after a 500 one waits for a retry, neither in flight nor billed.
         in_flight = min(known.in_flight, limiter.get("in_flight", known.in_flight))
-        rows = [f"  in flight        {in_flight:,}"]
+        rows = [_row("in flight", f"{in_flight:,}")]
         if waiting := limiter.get("backing_off"):
-            rows.append(f"  to be retried    {waiting:,}")
+            rows.append(_row("to be retried", f"{waiting:,}"))
         known = evolve(known, in_flight=in_flight)
     else:
-        rows = [f"  in flight        {known.in_flight:,}" + (" (possibly billed)" if known.in_flight else "")]
-    lost = known.possibly_billed + (0 if running else known.in_flight)
-    rows.append(f"  possibly billed  {lost:,}" + (f", {money_at_risk(known)}" if lost or known.in_flight else ""))
-    return rows
+        rows = [_row("in flight", f"{known.in_flight:,}" + (" (possibly billed)" if known.in_flight else ""))]
+    attempts = known.possibly_billed + (0 if running else known.in_flight)
+    risk = f", {money_at_risk(known)}" if attempts or known.in_flight else ""
+    return [*rows, _row("possibly billed", f"{attempts:,}{risk}")]

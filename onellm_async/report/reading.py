@@ -194,6 +194,7 @@ def parse_sample(at: float, sample: JSON) -> ProgressSample:
     """The values of a sample: a client's snapshot, and the progress of the run. Another version may lack some."""
     sample = _object(sample)
     progress = _object(sample.get("progress"))
+    counts = _object(progress.get("counts"))
     limiter = _object(sample.get("snapshot")) or sample
     queued = {str(lane): count for lane, text in _object(limiter.get("queued")).items() if (count := _number(text))}
     retries = _number(limiter.get("retried"))
@@ -209,9 +210,9 @@ def parse_sample(at: float, sample: JSON) -> ProgressSample:
         retries=int(retries if retries is not None else _number(progress.get("retries")) or 0),
         total=None if total is None else int(total),
         bad_lines=int(_number(progress.get("bad_lines")) or 0),
-        cost=_number(progress.get("cost")) or 0.0,
-        input_tokens=int(_number(progress.get("input_tokens")) or 0),
-        output_tokens=int(_number(progress.get("output_tokens")) or 0),
+        cost=_number(counts.get("cost")) or 0.0,
+        input_tokens=int(_number(counts.get("input_tokens")) or 0),
+        output_tokens=int(_number(counts.get("output_tokens")) or 0),
     )
 
 

@@ -1,12 +1,14 @@
 import io
 
 import pytest
+from attrs import evolve
 from rich.console import Console
 
 from onellm_async.batch import Budget, RunCounts, RunProgress
 from onellm_async.batch.run_report import money_at_risk
 from onellm_async.batch.run_report import resuming_text as resuming
-from onellm_async.cli.run_display import clock_time, counted, live_view, note, plain_line, summary
+from onellm_async.cli.run_display import clock_time, live_view, note, plain_line, summary
+from onellm_async.formatting import pluralize
 from onellm_async.limits.snapshot import Snapshot
 
 
@@ -16,22 +18,20 @@ def progress(**changes):
         "failed": 2,
         "completed_before": 0,
         "held": 0,
-        "deduplicated": 0,
         "bad_lines": 0,
         "total": 2000,
         "in_flight": 12,
         "rate_limited": 3,
         "retries": 4,
-        "input_tokens": 1240,
-        "output_tokens": 3001,
-        "cost": 0.01234,
-        "unpriced": 0,
+        "counts": RunCounts(cost=0.01234, input_tokens=1240, output_tokens=3001),
         "elapsed": 60.0,
         "rate": 2.0,
         "eta": 940.0,
         "eta_low": None,
         "eta_high": None,
     }
+    totals = {name: changes.pop(name) for name in ("deduplicated", "unpriced") if name in changes}
+    usual["counts"] = evolve(usual["counts"], **totals)
     return RunProgress(**usual | changes)
 
 
@@ -53,14 +53,14 @@ def test_times_are_told_as_a_clock_does(seconds, text):
 
 
 def test_numbers_agree_with_their_nouns():
-    assert (counted(1, "prompt"), counted(1200, "prompt")) == ("1 prompt", "1,200 prompts")
+    assert (pluralize(1, "prompt"), pluralize(1200, "prompt")) == ("1 prompt", "1,200 prompts")
 
 
 def test_a_plain_line_tells_everything():
     waiting = limiter(queued={"interactive": 1, "default": 0, "batch": 1200}, bottleneck="tokens")
     assert plain_line(progress(), waiting) == (
         "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, "
-        "bottleneck: token limit, 4,241 tokens, $0.012, 3 refused, 4 retried, 2 failed, ETA 15:40 min"
+        "bottleneck: token limit, 4,241 tokens, $0.012, 3 rate-limited, 4 retries, 2 failed, ETA 15:40 min"
     )
 
 
@@ -95,7 +95,7 @@ def test_what_is_not_known_is_not_made_up():
 def test_a_summary_has_totals_with_units():
     assert summary(progress(bad_lines=2)) == (
         "118 answered, 2 failed, 2 bad lines in 60.0 s (2.0 requests/s); "
-        "1,240 input + 3,001 output tokens, $0.012; 3 refused, 4 retried."
+        "1,240 input + 3,001 output tokens, $0.012; 3 rate-limited, 4 retries."
     )
     assert summary(progress(completed=0, failed=0, elapsed=0.0)).startswith(
         "0 answered, 0 failed in 0.0 s (0.0 requests/s)"

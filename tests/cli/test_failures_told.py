@@ -187,7 +187,7 @@ def test_status_of_a_running_run_tells_retries_from_what_is_in_flight_and_what_i
         "  in flight        0",
         "  to be retried    5",
         "  possibly billed  3, about $0.30 at risk, as answers cost so far",
-        "  waiting for      Circuit open since 09:30: 503 busy. Next attempt in 12 s.",
+        "  bottleneck       Circuit open since 09:30: 503 busy. Next attempt in 12 s.",
     ):
         assert line in text.splitlines()
 
@@ -196,5 +196,4 @@ def test_status_of_an_interrupted_run_tells_how_many_attempts_are_at_risk_and_ho
     text = _text(found(state="interrupted", end_reason="stopped: No answer for 8 s."))
     assert "  in flight        5 (possibly billed)\n  possibly billed  8, about $0.80 at risk" in text
     assert text.endswith("  ended            stopped: No answer for 8 s.")
-    assert _text(found(state="interrupted")).endswith("ended            killed; its run command, given again, "
-                                                      "goes on from there")  # fmt: skip
+    assert _text(found(state="interrupted")).endswith("ended            killed. Run its `run` command again to resume.")

@@ -30,7 +30,7 @@ async def test_every_command_takes_names_that_are_not_utf8(onellm, at, tmp_path)
     assert [line["index"] for line in contents(tmp_path / "out\udce9.jsonl")] == [0, 2]
     status = await onellm("status", "out\udce9.jsonl", "--json")
     assert json.loads(status.out)["input"] == "in\udce9.jsonl"
-    assert "2 of 3 settled" in (await onellm("status", "out\udce9.jsonl")).out
+    assert "2 of 3 completed" in (await onellm("status", "out\udce9.jsonl")).out
     exported = await onellm("export", "out\udce9.jsonl", "-o", "again\udce9.jsonl")
     assert exported.code == 0, exported.err
     assert (tmp_path / "again\udce9.jsonl").read_bytes() == (tmp_path / "out\udce9.jsonl").read_bytes()

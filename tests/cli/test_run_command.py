@@ -27,7 +27,7 @@ async def test_two_hundred_prompts_are_answered_in_order_by_the_servers_own_loca
     assert ended.out == ""
     assert contents((tmp_path / "answers.jsonl").read_text()) == prompts
     assert "200 answered, 0 failed in " in ended.err
-    assert "0 refused, 0 retried. Written to answers.jsonl." in ended.err
+    assert "0 rate-limited, 0 retries. Written to answers.jsonl." in ended.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "answers.jsonl",
         "answers.jsonl.journal",
@@ -302,7 +302,7 @@ async def test_progress_is_plain_lines_where_it_is_no_terminal(start, at, tmp_pa
     ended = await command.ended()
 
     assert line.startswith("1/2 done, ")
-    assert "1 in flight, 2 tokens, $0.00000047, 0 refused, 0 retried, 0 failed, ETA " in line
+    assert "1 in flight, 2 tokens, $0.00000047, 0 rate-limited, 0 retries, 0 failed, ETA " in line
     assert ended.code == 0
 
 

@@ -120,7 +120,11 @@ def test_the_limit_lets_through_what_it_refills_and_a_burst_for_each_session() -
 
 def test_a_sample_is_read_whatever_it_lacks() -> None:
     sample = {
-        "progress": {"total": 1319, "retries": 2, "cost": 0.5, "input_tokens": 7, "output_tokens": 8},
+        "progress": {
+            "total": 1319,
+            "retries": 2,
+            "counts": {"cost": 0.5, "input_tokens": 7, "output_tokens": 8},
+        },
         "snapshot": {
             "declared_rate": 60.0,
             "queued": {"batch": 10, "default": 0},
