@@ -63,7 +63,7 @@ async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_s
         assert "Nothing is left to do" not in ended.err
         status = await onellm("status", "out.jsonl")
         assert status.code == 1
-        assert "complete" not in status.out
+        assert ": complete" not in status.out
         assert "ended            with 2 held back, which may be billed. " in status.out
         assert json.loads((await onellm("status", "out.jsonl", "--json")).out)["state"] != "complete"
 
