@@ -1,4 +1,4 @@
-"""``onellm-async pause | resume | retune | stop``: a run that another terminal is at work on."""
+"""``onellm-async pause | resume | retune | stop``: control a run that is active in another terminal."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from onellm_async.chat import JSON
 
-__all__ = ["pause_command", "resume_command", "retune_command", "stop_command"]
-
 _LINES = {
     "pause": "onellm-async pause answers.jsonl",
     "resume": "onellm-async resume answers.jsonl",
@@ -26,18 +24,19 @@ _LINES = {
     "stop": "onellm-async stop answers.jsonl",
 }
 _NOTE = """\
-The run looks once a second. An interrupted run is not resumed by `resume`, but
-by its own `onellm-async run` command, given once more.
+The run checks for commands once per second. `resume` continues a paused run.
+Resume an interrupted run with its own `onellm-async run` command.
 """
 _EXAMPLES = {
     name: "\n  ".join(["Examples:", line, *(other for other in _LINES.values() if other != line)]) + f"\n\n{_NOTE}"
     for name, line in _LINES.items()
 }
-"""For the help of each of the commands: its own one first."""
+"""The epilogue of each command, its own example first."""
 
-_LONGEST_REPLY = 5.0
-_POLL = 0.05
-"""Seconds: within which a run replies that looks once a second, and between two looks for the reply."""
+_MAX_REPLY_TIME = 5.0
+"""Seconds to wait for the reply of a run, which checks for commands once per second."""
+_POLL_INTERVAL = 0.05
+"""Seconds between two checks for the reply."""
 
 RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")]
 
@@ -45,7 +44,7 @@ RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its j
 @Parameter(name="*", group=Group.create_ordered("Limits"))
 @frozen
 class NewLimitFlags:
-    """What is to change; what is not given stays."""
+    """The limits to change. All others stay."""
 
     rpm: Annotated[float | None, Parameter(help="Requests per minute.")] = None
     rate: Annotated[
@@ -69,7 +68,7 @@ def pause(run: RunPath, /) -> int:
     Args:
         run: Output of the run, or its journal.
     """
-    return _ask(run, "pause", None, "It pauses; `onellm-async resume` lets it go on.")
+    return _send(run, "pause", None, f"Paused. Continue with `onellm-async resume {run}`.")
 
 
 def resume(run: RunPath, /) -> int:
@@ -78,7 +77,7 @@ def resume(run: RunPath, /) -> int:
     Args:
         run: Output of the run, or its journal.
     """
-    return _ask(run, "resume", None, "It goes on.")
+    return _send(run, "resume", None, "Resumed.")
 
 
 def stop(run: RunPath, /) -> int:
@@ -87,7 +86,7 @@ def stop(run: RunPath, /) -> int:
     Args:
         run: Output of the run, or its journal.
     """
-    return _ask(run, "stop", None, "It ends; its `run` command, given again, goes on from there.")
+    return _send(run, "stop", None, "Stopping. Requests in flight finish. Run its `run` command again to resume.")
 
 
 def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
@@ -95,7 +94,7 @@ def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
 
     Args:
         run: Output of the run, or its journal.
-        limits: What is to change.
+        limits: The limits to change.
     """
     from onellm_async.limits.policy import Limits, change_limits
 
@@ -108,9 +107,9 @@ def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
     given = {name: value for name, value in asdict(limits).items() if value not in {None, ()}}
     changes = {names.get(name, name): list(value) if name == "rate" else value for name, value in given.items()}
     if not changes:
-        raise BatchError("Nothing is to change.", advice="Give --rpm, --rate, --burst, --tpm or --concurrency.")
-    change_limits(Limits(), changes)  # refused here, where the user reads it
-    return _ask(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
+        raise BatchError("No limit to change is given.", advice="Give --rpm, --rate, --burst, --tpm or --concurrency.")
+    change_limits(Limits(), changes)  # a bad value is refused here, where the user reads the message
+    return _send(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
 
 
 pause_command: App = command(pause, _EXAMPLES["pause"])
@@ -119,34 +118,34 @@ retune_command: App = command(retune, _EXAMPLES["retune"])
 stop_command: App = command(stop, _EXAMPLES["stop"])
 
 
-def _ask(run: str, name: str, argument: "JSON", done: str) -> int:
+def _send(run: str, name: str, argument: "JSON", done: str) -> int:
     from onellm_async.batch import Command, send_command
 
     number = send_command(run, Command(name, argument))
     if name == "retune":
         reply = _reply(run, number)
         if reply is None:
-            done = "The run has not replied yet."
+            done = "Sent. The run has not replied yet."
         elif reply:
-            raise BatchError(f"The run refused it: {reply}", advice="Its limits stay as they are.")
+            raise BatchError(f"The run rejected the new limits: {reply}", advice="Its limits are unchanged.")
     say(done)
     return ExitCode.OK
 
 
 def _reply(run: str, number: int) -> str | None:
-    """What the run says to command `number`: why it refused it, or nothing; None if it did not reply in time."""
+    """Why the run rejected command `number`, or an empty text; None if it did not reply in time."""
     from onellm_async.batch.journal.commands import reply_to
 
-    deadline = time.monotonic() + _LONGEST_REPLY
+    deadline = time.monotonic() + _MAX_REPLY_TIME
     while (reply := reply_to(run, number)) is None and time.monotonic() < deadline:
-        time.sleep(_POLL)
+        time.sleep(_POLL_INTERVAL)
     return reply
 
 
 _WORDS = {
     "requests_per_minute": "{} requests per minute",
     "rates": "{}",
-    "burst": "burst of {}",
+    "burst": "a burst of {}",
     "tokens_per_minute": "{} tokens per minute",
     "max_concurrency": "at most {} in flight",
 }

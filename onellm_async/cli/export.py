@@ -1,4 +1,4 @@
-"""``onellm-async export``: the answers of a run, whole or not, from its journal."""
+"""``onellm-async export``: the outcomes of a run so far, from its journal."""
 
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -13,18 +13,17 @@ from onellm_async.cli.terminal import print_error, say
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader
 
-__all__ = ["export", "export_command"]
-
 _EXAMPLES = """\
 Examples:
   onellm-async export answers.jsonl -o so-far.jsonl
   onellm-async export answers.jsonl -o answers.csv
   onellm-async export answers.jsonl | jq -r .response.content
 
-It works on an active run, too: what is settled by then is written.
+It works on an active run, too, and writes the outcomes so far.
 """
 
-_ROWS = 1000
+_PORTION = 1000
+"""Records written at once."""
 
 
 def export(
@@ -39,7 +38,7 @@ def export(
         str | None,
         Parameter(
             name="--format",
-            help="How it is written: jsonl, openai-batch, csv, parquet. "
+            help="Output format: jsonl, openai-batch, csv, parquet. "
             "[default: as the output's name and the run's input say]",
         ),
     ] = None,
@@ -49,8 +48,8 @@ def export(
 
     Args:
         run: Output of the run, or its journal.
-        output: Where to.
-        shape: How it is written.
+        output: The file.
+        shape: Output format.
         force: Replace an existing file.
     """
     import asyncio
@@ -79,8 +78,8 @@ async def _write(journal: "JournalReader", output: str | None, shape: str | None
         encoding = output_format_named(shape)
     written = 0
     async with open_sink(output, encoding, force=force) as sink:
-        rows = journal.records()
-        while lines := [encoding.encode(row) for row in islice(rows, _ROWS)]:
+        records = journal.records()
+        while lines := [encoding.encode(record) for record in islice(records, _PORTION)]:
             await sink.write(b"".join(lines))
             written += len(lines)
     return written

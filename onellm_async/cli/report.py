@@ -1,4 +1,4 @@
-"""``onellm-async report``: how a run went, as one HTML file."""
+"""``onellm-async report``: the report of a run, as one HTML file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +11,15 @@ from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import ConfigurationError
 
-__all__ = ["report", "report_command"]
-
 _EXAMPLES = """\
 Examples:
   onellm-async report answers.jsonl
   onellm-async report answers.jsonl -o monday.html
   onellm-async report answers.jsonl.journal -o - > monday.html
 
-It works on an active run, too. The file holds everything it shows and
-needs no network: plots, tables, the errors and ids of failed prompts; neither
-prompts nor answers. An earlier report in its place is replaced, nothing else.
+It works on an active run, too. The file needs no network. It has charts,
+tables, and the errors and ids of failed prompts, but no prompts and no answers.
+It replaces an earlier report, and no other file.
 """
 
 
@@ -40,7 +38,7 @@ def report(
         run: Output of the run, or its journal.
         output: The HTML file.
     """
-    _demand_jinja()
+    _check_jinja()
     from onellm_async.report import render_report, report_path, save_report
 
     page, journal = render_report(run)
@@ -56,7 +54,7 @@ def report(
 report_command: App = command(report, _EXAMPLES)
 
 
-def _demand_jinja() -> None:
+def _check_jinja() -> None:
     try:
         import jinja2  # noqa: F401
     except ModuleNotFoundError:

@@ -104,4 +104,4 @@ def test_the_help_shows_examples_and_what_is_in_the_file(capsys: pytest.CaptureF
     assert main(["report", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "onellm-async report answers.jsonl -o monday.html" in told
-    assert "neither prompts nor answers" in told
+    assert "no prompts and no answers" in told

@@ -35,7 +35,7 @@ async def test_status_tells_how_a_running_run_stands(running, onellm, status, ba
     lines = ended.out.splitlines()
 
     assert (ended.code, ended.err) == (1, "")
-    assert lines[0] == "in.txt: running, 8 of 10 settled in 1 session"
+    assert lines[0] == "in.txt: running, 8 of 10 completed in 1 session"
     assert "  answered         8" in lines
     assert "  failed           0" in lines
     assert "  in flight        2" in lines
@@ -52,7 +52,7 @@ async def test_status_of_a_complete_run_and_of_its_journal(running, onellm, stat
     ended = await onellm("status", "out.jsonl.journal")
 
     assert ended.code == 0
-    assert ended.out.startswith("in.txt: complete, 10 of 10 settled in 1 session\n")
+    assert ended.out.startswith("in.txt: complete, 10 of 10 completed in 1 session\n")
     assert "  in flight        0\n" in ended.out
     assert (await status())["state"] == "complete"
 
@@ -62,9 +62,9 @@ async def test_status_of_a_killed_run_says_what_may_be_billed_and_how_to_go_on(r
     ended = await onellm("status", "out.jsonl")
 
     assert ended.code == 1
-    assert ended.out.startswith("in.txt: interrupted, 8 of 10 settled in 1 session\n")
+    assert ended.out.startswith("in.txt: interrupted, 8 of 10 completed in 1 session\n")
     assert "  in flight        2 (possibly billed)\n" in ended.out
-    assert "  ended            killed; its run command, given again, goes on from there" in ended.out
+    assert "  ended            killed. Run its `run` command again to resume." in ended.out
     assert (await status())["state"] == "interrupted"
 
 
@@ -77,7 +77,7 @@ async def test_stop_ends_a_run_in_good_order_with_the_exit_code_of_an_interrupte
     await journal_has("out.jsonl", lambda journal: journal.counts().in_flight == 1)
     asked = await onellm("stop", "out.jsonl")
     assert (asked.code, asked.out) == (0, "")
-    assert asked.err == "It ends; its `run` command, given again, goes on from there.\n"
+    assert asked.err == "Stopping. Requests in flight finish. Run its `run` command again to resume.\n"
     await journal_has("out.jsonl", lambda journal: not journal.pending_commands())
     await backend.release()
     ended = await command.ended()
@@ -95,11 +95,11 @@ async def test_a_paused_run_sends_nothing_until_it_is_resumed_and_keeps_to_new_l
     backend.held = set(prompts)
     command = await start("run", "in.txt", "-o", "out.jsonl", "--concurrency", 2, *FAST, **at)
     await backend.until_asked(2)
-    assert (await onellm("pause", "out.jsonl")).err == "It pauses; `onellm-async resume` lets it go on.\n"
+    assert (await onellm("pause", "out.jsonl")).err == "Paused. Continue with `onellm-async resume out.jsonl`.\n"
     await journal_has("out.jsonl", lambda journal: sampled(journal)["paused"])
     await backend.release()
     await journal_has("out.jsonl", lambda journal: journal.counts().answered == 2)
-    assert "  waiting for      to be resumed (paused)" in (await onellm("status", "out.jsonl")).out
+    assert "  bottleneck       pause; continue with `resume`" in (await onellm("status", "out.jsonl")).out
 
     retuned = await onellm("retune", "out.jsonl", "--rpm", 30_000, "--concurrency", 5)
     assert (retuned.code, retuned.err) == (0, "Limits updated: 30,000 requests per minute, at most 5 in flight.\n")
@@ -108,7 +108,7 @@ async def test_a_paused_run_sends_nothing_until_it_is_resumed_and_keeps_to_new_l
     assert found["sample"]["snapshot"]["declared_rate"] == 30_000
     assert found["counts"]["answered"] == len(backend.asked) == 2
 
-    assert (await onellm("resume", "out.jsonl")).err == "It goes on.\n"
+    assert (await onellm("resume", "out.jsonl")).err == "Resumed.\n"
     ended = await command.ended()
     assert ended.code == 0, ended.err
     assert "From another terminal: retune." in ended.err
@@ -186,7 +186,7 @@ async def test_a_run_that_nobody_works_on_cannot_be_controlled(running, onellm, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "Nothing is to change. Give --rpm, --rate, --burst, --tpm or --concurrency."),
+        ((), "No limit to change is given. Give --rpm, --rate, --burst, --tpm or --concurrency."),
         (("--rpm", "0"), "requests_per_minute is 0.0"),
         (("--concurrency", "0"), "max_concurrency is 0"),
     ],

@@ -63,7 +63,7 @@ async def test_a_journal_that_may_not_be_written_is_refused_and_can_be_read(
     tmp_path.chmod(0o500)
     status = await (await start("status", "out.jsonl", without=confined)).ended()
     assert (status.code, status.err) == (0, "")
-    assert "10 of 10 settled" in status.out
+    assert "10 of 10 completed" in status.out
 
 
 async def test_a_journal_that_may_not_be_read_is_refused(start, onellm, at, prompts, confined, restored, tmp_path):
