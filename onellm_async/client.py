@@ -1,4 +1,4 @@
-"""`AsyncOneLLM`: the way in. What happens to one request is told in ``sender.py``, to many in ``fanout.py``."""
+"""`AsyncOneLLM`. The path of one request is in ``sender.py``, that of many in ``fanout.py``."""
 
 import asyncio
 import os

@@ -171,13 +171,13 @@ class InvalidRequestError(OneLLMError, ValueError):
 
 
 class ClientClosedError(OneLLMError):
-    """The client was closed while this chat waited, or before it began; it was not sent."""
+    """The client was closed before this request was sent."""
 
     kind = FailureKind.CLOSED
 
 
 class RequestCancelledError(OneLLMError):
-    """The fan-out that this chat belongs to was stopped while it waited."""
+    """The group of this request, or its turn of a conversation, was cancelled."""
 
     kind = FailureKind.CANCELLED
 

@@ -119,8 +119,8 @@ class RetryBudget:
 
 
 _KEY_RETRIES_SPAN = 10.0
-"""Seconds that the retries after a 401 take at least, if the key was accepted before. A key that was just rotated, or a
-service that has just lost its users' table, is told from a revoked key by time alone."""
+"""Seconds that the retries after a 401 take at least, if the key was accepted before. Only time
+distinguishes a revoked key from one that was just rotated, or from a service that lost its table of users."""
 
 
 def decide(

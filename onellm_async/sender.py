@@ -289,7 +289,7 @@ class Sender:
         body = encode_request(request, self._dialect, self._endpoints)
         if self._dialect is Dialect.BACKEND:
             for notice in fields_without_effect(request, self._endpoints):
-                self._notices.tell(notice)
+                self._notices.warn_once(notice)
         self._requests += 1
         if group is None:
             group = self._fail_fast
@@ -508,7 +508,7 @@ class Sender:
             model=call.model,
             now=now,
             asked=call.body,
-            tell=self._notices.tell,
+            warn=self._notices.warn_once,
         )
 
     def _read_rate_headers(self, reply: RawReply, now: float) -> None:

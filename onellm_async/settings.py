@@ -92,16 +92,16 @@ def resolve_base_url(base_url: str | None, *, allow_insecure: bool = False) -> s
         'http://127.0.0.1:3000/api'
     """
     url = base_url if base_url is not None else os.environ.get("ONELLM_BASE_URL") or DEFAULT_BASE_URL
-    parts = checked_url("base_url", url, advice="Pass the key as api_key=….")
+    parts = check_url("base_url", url, advice="Pass the key as api_key=….")
     if parts.scheme == "http" and not allow_insecure and not _is_loopback(parts.hostname or ""):
         raise ConfigurationError(
-            f"base_url {shown_url(url)!r} would send the key and the prompts unencrypted.",
+            f"base_url {redacted_url(url)!r} would send the key and the prompts unencrypted.",
             advice="Use https, or allow_insecure=True (--allow-insecure) if the network in between is trusted.",
         )
     return url if parts.path not in {"", "/"} else parts._replace(path=DEFAULT_PATH).geturl()
 
 
-def checked_url(name: str, url: str, *, advice: str = "") -> SplitResult:
+def check_url(name: str, url: str, *, advice: str = "") -> SplitResult:
     """The parts of `url`, which the setting called `name` holds.
 
     Args:
@@ -122,19 +122,19 @@ def checked_url(name: str, url: str, *, advice: str = "") -> SplitResult:
             host.encode("idna")  # what the resolver does with it
     except ValueError as error:
         reason = "" if "@" in url else f": {error}"
-        raise ConfigurationError(f"{name} {shown_url(url)!r} is not a URL{reason}.") from None
+        raise ConfigurationError(f"{name} {redacted_url(url)!r} is not a URL{reason}.") from None
     if "@" in parts.netloc:
         raise ConfigurationError(f"{name} holds a user name or password.", advice=advice)
     if parts.scheme not in {"http", "https"} or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ConfigurationError(f"{name} {shown_url(url)!r} is not an http or https URL.")
+        raise ConfigurationError(f"{name} {redacted_url(url)!r} is not an http or https URL.")
     return parts
 
 
-def shown_url(url: str) -> str:
+def redacted_url(url: str) -> str:
     """`url` without what may be secret in it: user info, the values of its query, and its fragment.
 
     Example:
-        >>> shown_url("https://llm.example/api?key=secret&v=1")
+        >>> redacted_url("https://llm.example/api?key=secret&v=1")
         'https://llm.example/api?key=***&v=***'
     """
     if "@" in re.sub(r"^[^?#]*", "", url):  # of a password with such characters, or within the query
@@ -228,16 +228,16 @@ def _parsed_proxy(source: str, value: str) -> Proxy:
         if host:
             host.encode("idna")
     except ValueError:
-        raise ConfigurationError(f"{source} {shown_url(url)!r} is not a URL.") from None
+        raise ConfigurationError(f"{source} {redacted_url(url)!r} is not a URL.") from None
     if parts.scheme.startswith("socks"):
         raise ConfigurationError(
-            f"{source} {shown_url(url)!r} is a SOCKS proxy, and only HTTP proxies are supported.",
+            f"{source} {redacted_url(url)!r} is a SOCKS proxy, and only HTTP proxies are supported.",
             advice="Pass a session of aiohttp whose connector knows SOCKS.",
         )
     usable = parts.scheme in {"http", "https"} and host and not _CONTROL.search(url)
     if not usable or parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ConfigurationError(
-            f"{source} {shown_url(url)!r} is not the URL of an HTTP proxy.",
+            f"{source} {redacted_url(url)!r} is not the URL of an HTTP proxy.",
             advice="It looks like http://proxy.example:3128 or http://user:password@proxy.example:3128.",
         )
     user_info, _, address = parts.netloc.rpartition("@")

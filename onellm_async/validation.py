@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 from onellm_async.errors import OneLLMError
 
 Validator: TypeAlias = Callable[[Any, Any, Any], None]
-"""Called with the object, an attrs attribute and its value, as attrs does; raises where the value is refused."""
+"""Called with the object, an attrs attribute and its value, as attrs does; raises if the value is invalid."""
 
-_EXCERPT = 80
-_DEEPEST = 100
-_LARGEST_BITS = 4096
+_MAX_CHARACTERS = 80
+_MAX_DEPTH = 100
+_MAX_BITS = 4096
 """Beyond it (1,233 digits) Python may refuse to write an integer out, and no JSON parser reads it."""
 
 
@@ -24,7 +24,7 @@ def truncated_repr(value: object) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
         text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
 
 
 def _finite(value: float) -> bool:
@@ -83,7 +83,7 @@ class Checks:
                 return
             if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
                 raise self.error(attribute.name, value, rule)
-            if value.bit_length() > _LARGEST_BITS:
+            if value.bit_length() > _MAX_BITS:
                 raise self.error(attribute.name, value, "no service reads such a number")
 
         return check
@@ -126,10 +126,10 @@ class Checks:
         if value is None or isinstance(value, str):
             return
         if isinstance(value, int | float):
-            if not _finite(value) or (isinstance(value, int) and value.bit_length() > _LARGEST_BITS):
+            if not _finite(value) or (isinstance(value, int) and value.bit_length() > _MAX_BITS):
                 raise self.error(path, value, "JSON has no such number")
-        elif depth == _DEEPEST:
-            raise self.error(path, value, f"it is nested deeper than {_DEEPEST} levels")
+        elif depth == _MAX_DEPTH:
+            raise self.error(path, value, f"it is nested deeper than {_MAX_DEPTH} levels")
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 if not isinstance(key, str):

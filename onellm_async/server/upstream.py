@@ -13,7 +13,7 @@ from onellm_async.errors import APIError, APIStatusError, ConfigurationError, Re
 from onellm_async.failure_kinds import RULES, Billing, FailureKind
 from onellm_async.server.backends import BackendError, count_input_tokens, count_tokens
 from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job
-from onellm_async.settings import ApiKey, checked_url
+from onellm_async.settings import ApiKey, check_url
 from onellm_async.validation import Checks
 from onellm_async.wire import Dialect, decode_reply, dump_json, parse_json, request_to_body
 from onellm_async.wire.error_replies import error_text
@@ -220,7 +220,7 @@ class UpstreamBackend:
 
 def _completions_url(url: str) -> str:
     try:
-        checked_url("upstream", url)
+        check_url("upstream", url)
         base = url.rstrip("/")
     except ConfigurationError:
         base = ""

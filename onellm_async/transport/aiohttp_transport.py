@@ -1,4 +1,4 @@
-"""Posting over aiohttp: one session for each event loop, one timeout for all attempts, one reading of the reply."""
+"""Posts over aiohttp, with one HTTP session for each event loop."""
 
 import asyncio
 import io
@@ -21,13 +21,20 @@ from onellm_async.errors import (
     ResponseDecodeError,
 )
 from onellm_async.settings import ApiKey, Proxy, Timeout, unused_proxy_variable
-from onellm_async.transport.addresses import query_values, url_of
+from onellm_async.transport.addresses import parse_url, query_values
 from onellm_async.transport.exceptions import error_of_proxy, translate_exception
 from onellm_async.transport.phases import PhasedAttempt, middleware_for
 from onellm_async.transport.prepared_request import encode_headers
 from onellm_async.transport.protocol import RawReply
 from onellm_async.transport.redaction import HiddenValue, Redactor, secrets_in, without_frames
-from onellm_async.transport.sessions import USER_AGENT, PostSettings, Way, given_way, lifetime_of, own_way
+from onellm_async.transport.sessions import (
+    USER_AGENT,
+    OpenSession,
+    PostSettings,
+    open_own_session,
+    session_lifetime,
+    use_given_session,
+)
 from onellm_async.transport.shared_timeout import Attempt, AttemptEndedError, catch_up
 from onellm_async.validation import truncated_repr
 
@@ -55,7 +62,7 @@ class AiohttpTransport:
         secret_headers: Further headers of each request, which may not.
         proxy: A proxy to go through. One of the environment is not used with a session that has its own.
         ssl: How certificates are verified; None as the session or, without one, the system says.
-        ssl_is_default: Whether a session that has its own way of verifying them keeps it.
+        ssl_is_default: Whether a given session that verifies certificates in its own way keeps it.
     """
 
     def __init__(
@@ -76,13 +83,13 @@ class AiohttpTransport:
         hidden = {name: HiddenValue(value) for name, value in (secret_headers or {}).items()}
         own = {name.lower() for name in hidden}
         shown = {"User-Agent": USER_AGENT, "Content-Type": "application/json", **(headers or {})}
-        secrets = {*query_values(url), *_secrets_of(session), *secrets_in(hidden)}
+        secrets = {*query_values(url), *_session_secrets(session), *secrets_in(hidden)}
         if proxy is not None and proxy.authorization is not None:
             secrets |= proxy.secrets()
             if urlsplit(url).scheme == "http":  # aiohttp sends it with CONNECT only
                 hidden["Proxy-Authorization"] = HiddenValue(proxy.authorization)
         self._post = PostSettings(
-            url=url_of(url),
+            url=parse_url(url),
             headers={name: value for name, value in shown.items() if name.lower() not in own},
             secret_headers=hidden,
             timeout=timeout,
@@ -94,11 +101,11 @@ class AiohttpTransport:
         self._redactor = Redactor(secrets)
         self._given = session
         self._unused_proxy = unused_proxy_variable(url) if proxy is None and session is None else None
-        self._queueing_told = False
-        self._way: Way | None = None
+        self._warned_of_queueing = False
+        self._open_session: OpenSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lifetime: AsyncGenerator[Way, None] | None = None
-        self._retired: list[tuple[Way, AsyncGenerator[Way, None]]] = []
+        self._lifetime: AsyncGenerator[OpenSession, None] | None = None
+        self._retired: list[tuple[OpenSession, AsyncGenerator[OpenSession, None]]] = []
         self._phased: set[PhasedAttempt] = set()
         if key is not None:
             self.use_key(key)
@@ -116,9 +123,9 @@ class AiohttpTransport:
         self._redactor = self._redactor.hiding(authorization.removeprefix("Bearer "), authorization)
         headers = {**self._post.secret_headers, "Authorization": HiddenValue(authorization)}
         self._post = evolve(self._post, secret_headers=headers)
-        if self._way is not None and self._lifetime is not None:
-            self._retired.append((self._way, self._lifetime))
-        self._way = self._lifetime = None
+        if self._open_session is not None and self._lifetime is not None:
+            self._retired.append((self._open_session, self._lifetime))
+        self._open_session = self._lifetime = None
 
     @property
     def max_connections(self) -> int | None:
@@ -142,46 +149,46 @@ class AiohttpTransport:
             ClientClosedError: If the client or the given session is closed, and the request was not sent.
             ConfigurationError: If the URL or the given session is unusable.
         """
-        way = self._way
-        if way is None or self._loop is not asyncio.get_running_loop():
-            way = await self._open()
-        if way.timeout is None:
-            return await self._post_by_aiohttp(way, body, headers)
-        attempt = Attempt(way.timeout, b"" if headers is None else encode_headers(headers))
+        opened = self._open_session
+        if opened is None or self._loop is not asyncio.get_running_loop():
+            opened = await self._open()
+        if opened.timeout is None:
+            return await self._post_by_aiohttp(opened, body, headers)
+        attempt = Attempt(opened.timeout, b"" if headers is None else encode_headers(headers))
         response: aiohttp.ClientResponse | None = None
         try:
             with attempt:
                 if attempt.after_pause:
                     await attempt.catch_up()
-                async with way.session.post(self._url, data=body, allow_redirects=False) as response:
+                async with opened.session.post(self._url, data=body, allow_redirects=False) as response:
                     return self._redactor.reply(response.status, response.headers, await _read(response))
-        except _CAUGHT as error:
+        except _TRANSLATED as error:
             failed: BaseException = error
         finally:
             response = None  # it may show a key that the service echoes, and reports of errors show local variables
-        failure = self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        failure = self._failure(failed, opened, sent=attempt.sent, ended=attempt.ended)
         del failed  # as above
         raise failure
 
-    async def _post_by_aiohttp(self, way: Way, body: bytes, headers: Mapping[str, str] | None) -> RawReply:
+    async def _post_by_aiohttp(self, opened: OpenSession, body: bytes, headers: Mapping[str, str] | None) -> RawReply:
         """Posts through a session whose requests aiohttp makes, and which may be shared and have few connections."""
-        if way.session.closed:
+        if opened.session.closed:
             raise self._closed()
-        attempt = PhasedAttempt(self._post.timeout, self._tell_of_queueing)
-        options = dict(way.options)
+        attempt = PhasedAttempt(self._post.timeout, self._warn_of_queueing)
+        options = dict(opened.options)
         options["data"] = body if len(body) <= _MAX_BYTES_AT_ONCE else io.BytesIO(body)
         if headers:
             options["headers"] = {**(options.get("headers") or {}), **headers}
-        if way.middlewares is not None:
-            options["middlewares"] = (middleware_for(attempt, self._post.secret_headers), *way.middlewares)
+        if opened.middlewares is not None:
+            options["middlewares"] = (middleware_for(attempt, self._post.secret_headers), *opened.middlewares)
         response: aiohttp.ClientResponse | None = None
         self._phased.add(attempt)
         try:
             async with attempt.limit:
                 await catch_up()
-                async with way.session.post(self._url, **options) as response:
+                async with opened.session.post(self._url, **options) as response:
                     reply = self._redactor.reply(response.status, response.headers, await _read(response))
-        except _CAUGHT as error:
+        except _TRANSLATED as error:
             failed: BaseException = error
         else:
             self._check_proxy(reply)
@@ -189,22 +196,22 @@ class AiohttpTransport:
         finally:
             self._phased.discard(attempt)
             response = None
-        failure = self._failure(failed, way, sent=attempt.sent, ended=attempt.ended)
+        failure = self._failure(failed, opened, sent=attempt.sent, ended=attempt.ended)
         del failed  # as above
         raise failure
 
-    def _tell_of_queueing(self) -> None:
-        if not self._queueing_told:
-            self._queueing_told = True
+    def _warn_of_queueing(self) -> None:
+        if not self._warned_of_queueing:
+            self._warned_of_queueing = True
             _log.warning(
                 "Requests wait for a connection: the session given to the client has at most %s. "
                 "Lower Limits.max_concurrency, or raise the limit of the session's connector.",
                 self.max_connections,
             )
 
-    def _failure(self, error: BaseException, way: Way, *, sent: bool, ended: bool) -> BaseException:
+    def _failure(self, error: BaseException, opened: OpenSession, *, sent: bool, ended: bool) -> BaseException:
         """Returns the error to raise instead of `error`."""
-        ended = ended or way.session.closed
+        ended = ended or opened.session.closed
         if isinstance(error, RuntimeError) and not ended:
             return error  # of a hook or a middleware of the session
         outer = sys.exception()
@@ -213,13 +220,13 @@ class AiohttpTransport:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 return error
-        failure = self._told(error, sent=sent, ended=ended)
+        failure = self._error_for(error, sent=sent, ended=ended)
         # These hold parts of the reply, and the first the headers of the request.
         hidden = isinstance(error, aiohttp.ClientResponseError | _TooLongError) or self._redactor.shows_in(error, outer)
         failure.__cause__ = None if hidden else error
         return failure
 
-    def _told(self, error: BaseException, *, sent: bool, ended: bool) -> BaseException:
+    def _error_for(self, error: BaseException, *, sent: bool, ended: bool) -> BaseException:
         host = self._url.host or ""
         if ended:
             return self._closed(sent=sent)
@@ -261,35 +268,35 @@ class AiohttpTransport:
         if reply.status == 407 and (self._post.proxy is not None or self._given is not None):
             raise error_of_proxy(407, "Proxy Authentication Required", self._post.proxy)
 
-    async def _open(self) -> Way:
+    async def _open(self) -> OpenSession:
         loop = asyncio.get_running_loop()
         await self._close_retired(idle=True)
-        if self._way is not None and self._loop is loop:
-            return self._way  # another request has opened it meanwhile
+        if self._open_session is not None and self._loop is loop:
+            return self._open_session  # another request has opened it meanwhile
         if self._given is None:
-            self._lifetime = lifetime_of(own_way(self._post))
-            way = await anext(self._lifetime)
+            self._lifetime = session_lifetime(open_own_session(self._post))
+            opened = await anext(self._lifetime)
         elif self._given.closed:
             raise self._closed()
         else:
-            way = given_way(self._post, self._given)
-        self._loop, self._way = loop, way
-        return way
+            opened = use_given_session(self._post, self._given)
+        self._loop, self._open_session = loop, opened
+        return opened
 
     async def _close_retired(self, *, idle: bool) -> None:
         """Closes the sessions of earlier keys; with `idle` only those without a request in flight."""
         loop = asyncio.get_running_loop()
         for retired in list(self._retired):
-            way, lifetime = retired
-            other_loop = way.timeout is None or way.timeout.loop is not loop
-            if other_loop or not (idle and way.timeout is not None and way.timeout.running):
+            opened, lifetime = retired
+            other_loop = opened.timeout is None or opened.timeout.loop is not loop
+            if other_loop or not (idle and opened.timeout is not None and opened.timeout.running):
                 self._retired.remove(retired)
                 if not other_loop:  # asyncio.run closes it with its own loop
                     await lifetime.aclose()
 
     async def aclose(self) -> None:
         """Closes the session that was opened here; a given one stays open. Ends the requests in flight."""
-        lifetime, self._lifetime, self._way = self._lifetime, None, None
+        lifetime, self._lifetime, self._open_session = self._lifetime, None, None
         await self._close_retired(idle=False)
         if self._loop is not asyncio.get_running_loop():
             return
@@ -299,7 +306,7 @@ class AiohttpTransport:
             await lifetime.aclose()
 
 
-def _secrets_of(session: aiohttp.ClientSession | None) -> set[str]:
+def _session_secrets(session: aiohttp.ClientSession | None) -> set[str]:
     """The password of the proxy of a session, which some of aiohttp's errors show."""
     proxy, credentials = getattr(session, "_default_proxy", None), getattr(session, "_default_proxy_auth", None)
     password = URL(proxy).password if proxy is not None else None
@@ -315,8 +322,8 @@ class _TooLongError(Exception):
         self.start = start
 
 
-_CAUGHT = (aiohttp.ClientError, OSError, RuntimeError, AttemptEndedError, _TooLongError, asyncio.CancelledError)
-"""What ends an attempt and is told as an error of ours."""
+_TRANSLATED = (aiohttp.ClientError, OSError, RuntimeError, AttemptEndedError, _TooLongError, asyncio.CancelledError)
+"""Exceptions that end an attempt and are raised as errors of this package."""
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

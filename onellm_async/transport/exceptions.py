@@ -7,7 +7,7 @@ from collections.abc import Callable
 import aiohttp
 
 from onellm_async.errors import APIConnectionError, APIError, APITimeoutError, ConfigurationError, FailureKind
-from onellm_async.settings import Proxy, shown_url
+from onellm_async.settings import Proxy, redacted_url
 
 _SOCKETS_USED_UP = {errno.EMFILE, errno.ENFILE, 10024, 10055}  # the last two: Windows' WSAEMFILE, WSAENOBUFS
 _HOSTED_SERVICE = "onellm.dev"
@@ -36,7 +36,7 @@ def translate_exception(
     """
     words = redact(_words(error))
     if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
-        return ConfigurationError(f"base_url is not a usable URL: {shown_url(words)}.")
+        return ConfigurationError(f"base_url is not a usable URL: {redacted_url(words)}.")
     if isinstance(error, OSError) and error.errno in _SOCKETS_USED_UP:
         return APIConnectionError(
             "This process has no file descriptor left for another connection.",

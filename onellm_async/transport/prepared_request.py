@@ -34,7 +34,7 @@ _MAX_AT_ONCE = 64 * 1024
 _log = logging.getLogger("onellm_async")
 
 
-def prepared_post(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) -> type[ClientRequest] | None:
+def prepare_post(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) -> type[ClientRequest] | None:
     """The class of requests that post to `url` with `headers`, for ``ClientSession(request_class=…)``.
 
     Neither the session nor its user may ask for anything else: cookies, proxies, credentials and options of single
@@ -87,10 +87,10 @@ def _class_of(worked_out: ClientRequest, timeout: SharedTimeout) -> type[ClientR
         "connection_key": worked_out.connection_key,
         "headers": CIMultiDict(item for item in worked_out.headers.items() if item[0] != "Content-Length"),
     }
-    return type("PreparedPost", (_Copy,), vars(worked_out) | own)
+    return type("PreparedPost", (_PreparedRequest,), vars(worked_out) | own)
 
 
-class _Copy(ClientRequest):
+class _PreparedRequest(ClientRequest):
     head: ClassVar[bytes]
     head_size: ClassVar[int]
     shown: ClassVar[RequestInfo]

@@ -1,4 +1,4 @@
-"""The HTTP sessions that requests go through: the client's own for each event loop, or one that was given."""
+"""HTTP sessions: the client's own for each event loop, or a given one."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ from yarl import URL
 
 from onellm_async.errors import ConfigurationError
 from onellm_async.settings import Proxy, Timeout
-from onellm_async.transport.prepared_request import prepared_post
+from onellm_async.transport.prepared_request import prepare_post
 from onellm_async.transport.redaction import HiddenValue
 from onellm_async.transport.shared_timeout import SharedTimeout
 from onellm_async.transport.sockets import keep_alive_socket
@@ -40,7 +40,7 @@ class PostSettings:
         timeout: For one attempt.
         proxy: A proxy to go through.
         ssl: How certificates are verified; None as the session or the system says.
-        ssl_is_default: Whether a session that has its own way of verifying them keeps it.
+        ssl_is_default: Whether a given session that verifies certificates in its own way keeps it.
     """
 
     url: URL = field(repr=False)
@@ -53,7 +53,7 @@ class PostSettings:
 
 
 @frozen
-class Way:
+class OpenSession:
     """An open session and what goes with each request through it.
 
     Attributes:
@@ -69,8 +69,8 @@ class Way:
     middlewares: tuple[Any, ...] | None = None
 
 
-def given_way(post: PostSettings, session: aiohttp.ClientSession) -> Way:
-    """The way through a session that is the user's.
+def use_given_session(post: PostSettings, session: aiohttp.ClientSession) -> OpenSession:
+    """Returns a session of the caller, with the options that each request needs.
 
     Raises:
         ConfigurationError: If it belongs to another event loop, or sends headers that fit no request of ours.
@@ -86,11 +86,11 @@ def given_way(post: PostSettings, session: aiohttp.ClientSession) -> Way:
             "which would describe its body wrongly.",
             advice="Leave it out of the session's headers.",
         )
-    return _way_through(post, session)
+    return _unprepared_session(post, session)
 
 
-def own_way(post: PostSettings) -> Way:
-    """The way through a new session for the running event loop. It is to be closed by `lifetime_of`."""
+def open_own_session(post: PostSettings) -> OpenSession:
+    """Opens a session for the running event loop. `session_lifetime` closes it."""
     connector = aiohttp.TCPConnector(
         limit=0,
         keepalive_timeout=_KEEP_ALIVE,
@@ -100,28 +100,28 @@ def own_way(post: PostSettings) -> Way:
     prepared, timeout = None, SharedTimeout(post.timeout.total)
     if post.proxy is None:
         headers = CIMultiDict({**post.headers, **post.secret_headers})
-        prepared = prepared_post(post.url, headers, timeout)
+        prepared = prepare_post(post.url, headers, timeout)
     session = _session(post, connector, prepared or aiohttp.ClientRequest)
     if prepared is not None and not session.trace_configs and not getattr(session, "_middlewares", ()):
-        return Way(session, timeout)
+        return OpenSession(session, timeout)
     # An instrumentation that sees all sessions of aiohttp wants to see the requests, too.
     session.detach()
-    return _way_through(post, _session(post, connector, aiohttp.ClientRequest))
+    return _unprepared_session(post, _session(post, connector, aiohttp.ClientRequest))
 
 
-async def lifetime_of(way: Way) -> AsyncGenerator[Way, None]:
-    """Yields `way`, whose session is the client's own, and closes it at the end.
+async def session_lifetime(opened: OpenSession) -> AsyncGenerator[OpenSession, None]:
+    """Yields `opened`, whose session is the client's own, and closes it at the end.
 
     ``asyncio.run`` closes the async generators that are still open before it closes the loop, and with this one the
     session, in the loop it belongs to: nothing is left over even if the client is never closed.
     """
     try:
-        yield way
+        yield opened
     finally:
-        if way.timeout is not None:
-            way.timeout.end_unsent()
-            way.timeout.close()
-        await way.session.close()
+        if opened.timeout is not None:
+            opened.timeout.end_unsent()
+            opened.timeout.close()
+        await opened.session.close()
 
 
 def _session(
@@ -136,11 +136,11 @@ def _session(
     )
 
 
-def _way_through(post: PostSettings, session: aiohttp.ClientSession) -> Way:
-    """Each request tells aiohttp everything, so that the settings of the session do not get in its way."""
+def _unprepared_session(post: PostSettings, session: aiohttp.ClientSession) -> OpenSession:
+    """Passes every option with each request, so that settings of the session have no effect."""
     headers = dict(post.headers)
     middlewares = getattr(session, "_middlewares", None)
-    if middlewares is None:  # of another version of aiohttp; the key goes the way of all headers then
+    if middlewares is None:  # of another version of aiohttp; the key is then an ordinary header
         headers |= post.secret_headers
     if "User-Agent" in session.headers or "User-Agent" in session.skip_auto_headers:
         headers.pop("User-Agent", None)
@@ -159,4 +159,4 @@ def _way_through(post: PostSettings, session: aiohttp.ClientSession) -> Way:
     verifies_itself = getattr(session.connector, "_ssl", True) is not True
     if post.ssl is not None and not (post.ssl_is_default and verifies_itself):
         options["ssl"] = post.ssl
-    return Way(session, None, options, None if middlewares is None else tuple(middlewares))
+    return OpenSession(session, None, options, None if middlewares is None else tuple(middlewares))

@@ -36,9 +36,9 @@ class SharedTimeout:
 
     def start_timer(self, started: float) -> None:
         """Ends the oldest attempt in time, which was started at `started`."""
-        self.timer = self.loop.call_at(started + self._seconds, self._ring)
+        self.timer = self.loop.call_at(started + self._seconds, self._on_timer)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         self.timer = None
         now = self.loop.time()
         for task, attempt in list(self.running.items()):

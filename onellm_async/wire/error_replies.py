@@ -29,11 +29,11 @@ from onellm_async.validation import truncated_repr
 
 EXCERPT_CHARACTERS = 500
 MAX_RETRY_AFTER = 300.0
-"""Seconds; a service that asks for more is asked again after this long."""
+"""Seconds; a longer ``Retry-After`` is honored for this long."""
 
 _BASE_URL = "base_url (--base-url or ONELLM_BASE_URL)"
-CHECK_BASE_URL = f"Check that {_BASE_URL} is the address of a OneLLM API."
-_EXACT_ADDRESS = f"Check {_BASE_URL}: requests are posted to exactly that address."
+CHECK_BASE_URL = f"Check that {_BASE_URL} is the URL of a OneLLM API."
+_EXACT_ADDRESS = f"Check {_BASE_URL}: requests are posted to exactly that URL."
 _USE_BACKEND = 'set dialect="backend" (on the command line --dialect backend or ONELLM_DIALECT=backend).'
 _USE_DOCUMENTED = 'set dialect="documented" (on the command line --dialect documented).'
 
@@ -57,13 +57,13 @@ _ADVICE = {
     408: "The service, or a proxy before it, did not wait for the whole request.",
     413: "Send fewer or shorter messages.",
     415: "Something between here and the service changes the content type.",
-    429: "The limit is lower than declared in Limits (--rpm and --tpm), or others use the same key.",
+    429: "The limit is lower than declared in Limits (--rpm and --tpm), or another client uses the same key.",
     529: _OVERLOADED_ADVICE,
 }
 _BALANCE_ADVICE = "Top up the balance of this key; at least $0.10 is needed."
 _QUOTA_ADVICE = "Check the plan and the billing of the account that pays. Retries do not help."
 
-_DEEPEST_TEXT = 6
+_MAX_TEXT_DEPTH = 6
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 _UNKNOWN_VARIANT = re.compile(r"unknown variant `([^`]*)`")
 _UNKNOWN_MODEL = re.compile(r"unknown model ['\"`]([^'\"`]+)['\"`]", re.IGNORECASE)
@@ -240,7 +240,7 @@ _PHRASES = frozenset(HTTPStatus)
 
 
 def _says(pattern: re.Pattern[str], folded: str, asked: bytes) -> bool:
-    """Whether the service says it: `folded` matches `pattern`, and not only because it repeats the request."""
+    """Whether `folded` matches `pattern`, and not only because the service repeats the request."""
     found = [match.group() for match in pattern.finditer(folded)]
     if not found or not asked:
         return bool(found)
@@ -329,20 +329,20 @@ def _error_status(value: JSON) -> int | None:
 
 
 def _names_in(payload: JSON) -> frozenset[str]:
-    """What programs are to know the error by: its ``type``, its ``code`` and the like."""
+    """Names of the error for programs: its ``type``, its ``code`` and similar fields."""
     if type(payload) is not dict:
         return frozenset()
     error = payload.get("error")
     found = [error] + [place.get(name) for place in (payload, error) if type(place) is dict for name in _NAME_FIELDS]
-    return frozenset(value.casefold() for value in found if type(value) is str and len(value) <= _LONGEST_NAME)
+    return frozenset(value.casefold() for value in found if type(value) is str and len(value) <= _MAX_NAME_LENGTH)
 
 
 _NAME_FIELDS = ("type", "code", "status")
-_LONGEST_NAME = 60
+_MAX_NAME_LENGTH = 60
 
 
 def error_text(payload: JSON, body: bytes) -> str:
-    """The text of an error, wherever it lies: in the fields of JSON, as plain text, or as the title of a page."""
+    """The text of an error: in a field of JSON, as plain text, or as the title of a page."""
     text = _text_in(payload)
     if not text and payload is None:
         text = body[: EXCERPT_CHARACTERS * 4].decode("utf-8", "replace")
@@ -358,7 +358,7 @@ def _text_in(value: JSON, depth: int = 0) -> str:
     """The first text in the places where services put one."""
     if isinstance(value, str):
         return value
-    if depth == _DEEPEST_TEXT:
+    if depth == _MAX_TEXT_DEPTH:
         return ""
     if isinstance(value, list):
         return "; ".join(filter(None, (_text_in(item, depth + 1) for item in value[:5])))
@@ -375,6 +375,6 @@ def _text_in(value: JSON, depth: int = 0) -> str:
 def _field_named(problem: dict[str, JSON]) -> str:
     """Which field of the request FastAPI's ``{"loc": ["body", "top_p"], "msg": …}`` complains of."""
     place = problem.get("loc")
-    if type(place) is not list or not 2 <= len(place) <= _DEEPEST_TEXT:
+    if type(place) is not list or not 2 <= len(place) <= _MAX_TEXT_DEPTH:
         return ""
     return ".".join(str(part) for part in place[1:] if isinstance(part, str | int)) + ": "

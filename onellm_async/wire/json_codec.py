@@ -15,7 +15,7 @@ from onellm_async.chat import JSON
 _TOO_DEEP = "the JSON is nested too deeply"
 _DEPTH_LIMIT = ("depth limit", "Recursion limit")
 """Words of orjson, new and old, for its limit of 1,024 levels."""
-_LONGEST_INT = 4300
+_MAX_INT_DIGITS = 4300
 """Digits that Python converts by default (`sys.set_int_max_str_digits`)."""
 
 
@@ -74,4 +74,4 @@ def _finite(value: JSON) -> JSON:
 
 
 def _number(digits: str) -> int | float:
-    return int(digits) if len(digits) < _LONGEST_INT else float(digits)
+    return int(digits) if len(digits) < _MAX_INT_DIGITS else float(digits)

@@ -8,13 +8,13 @@ _logger = logging.getLogger("onellm_async")
 class Notices:
     """The warnings that a client has logged."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_logged",)
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    def tell(self, notice: str) -> None:
+    def warn_once(self, notice: str) -> None:
         """Logs `notice` as a warning, unless it has been logged before."""
-        if notice not in self._told:
-            self._told.add(notice)
+        if notice not in self._logged:
+            self._logged.add(notice)
             _logger.warning(notice)

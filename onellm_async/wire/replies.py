@@ -1,13 +1,13 @@
 """From (status, headers, bytes) to a `ChatResponse` or an error, by the shape of the reply.
 
 The documented API answers flat and with HTTP statuses; the published backend answers HTTP 200 around an envelope
-``{"code": N, "output": …}``; OpenAI-compatible endpoints answer with ``choices``. All are understood without being told
-which one it is.
+``{"code": N, "output": …}``; OpenAI-compatible endpoints answer with ``choices``. All are recognized by
+their shape.
 
 A complete 2xx reply is one of three things:
 
 - A *chat reply*: an object with ``content``, ``tool_calls``, ``refusal`` or ``choices[0].message``. It is an answer,
-  also where it holds no text: it was billed, and asking again would be billed again.
+  even without text: it was billed, and a retry would be billed again.
 - An error that arrived with a status of success. It is raised as that error, with the text of the service.
 - Anything else, which is a `ResponseDecodeError`.
 """
@@ -35,10 +35,10 @@ OPENAI_SHAPE = (
     "The replies have the shape of OpenAI's API, not of OneLLM's. They are read, but requests are still written as "
     "OneLLM documents them. `onellm-async serve --upstream URL` translates both ways."
 )
-"""What a user should know who points the client at an OpenAI-compatible endpoint."""
+"""Warning for a client whose ``base_url`` is an OpenAI-compatible endpoint."""
 
-_LARGEST_COUNT = 2**53
-"""What JSON's numbers carry exactly; a larger count is nonsense and would overflow the cost."""
+_MAX_COUNT = 2**53
+"""Largest integer that every JSON parser reads exactly. A larger count would overflow the cost."""
 
 _TEXTS = ("provider", "model", "role", "finish_reason")
 _REPLY_FIELDS = frozenset({"content", *_TEXTS, "usage"})
@@ -58,18 +58,18 @@ def decode_reply(
     model: str,
     now: float,
     asked: bytes = b"",
-    tell: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> ChatResponse:
     """Returns the answer in an HTTP reply.
 
     Args:
         status: HTTP status.
-        headers: HTTP headers; only ``Retry-After``, ``Retry-After-Ms`` and ``Location`` are looked at.
+        headers: HTTP headers. Only ``Retry-After``, ``Retry-After-Ms`` and ``Location`` are read.
         body: The whole body, decompressed.
         model: The model that was asked, which decides the price.
         now: Wall-clock time in seconds since 1970, for a ``Retry-After`` that is a date.
-        asked: The body of the request. Words of it that an error text repeats do not tell what went wrong.
-        tell: Called with `OPENAI_SHAPE` where the reply has that shape.
+        asked: The body of the request. Words that an error text repeats from it say nothing about the cause.
+        warn: Called with `OPENAI_SHAPE` if the reply has that shape.
 
     Raises:
         ResponseDecodeError: If a success is no chat reply.
@@ -93,11 +93,11 @@ def decode_reply(
     if response is not None:
         return response
     reply = _chat_reply(payload) or _chat_reply(outer)
-    error = None if reply is not None and _answers(reply) else object_with_error(payload) or object_with_error(outer)
+    error = None if reply is not None and _is_answer(reply) else object_with_error(payload) or object_with_error(outer)
     if reply is None or error is not None:
         _raise_for(status, headers, payload, error, body, model=model, now=now, asked=asked)
-    if tell is not None and reply is not payload and reply is not outer:  # it had to be flattened
-        tell(OPENAI_SHAPE)
+    if warn is not None and reply is not payload and reply is not outer:  # it had to be flattened
+        warn(OPENAI_SHAPE)
     return _response(reply, model)
 
 
@@ -114,9 +114,17 @@ def _raise_for(
 ) -> NoReturn:
     """Raises the error that a 2xx reply is, or the one that it holds."""
     place = error if error is not None else payload
-    told = status_within(place)
-    found = error_for(told if told is not None else status, headers, place, body, model=model, now=now, asked=asked)
-    if told is not None or isinstance(found, InsufficientBalanceError):
+    inner_status = status_within(place)
+    found = error_for(
+        inner_status if inner_status is not None else status,
+        headers,
+        place,
+        body,
+        model=model,
+        now=now,
+        asked=asked,
+    )
+    if inner_status is not None or isinstance(found, InsufficientBalanceError):
         raise found
     text = error_text(place, b"")
     if error is not None:
@@ -134,7 +142,7 @@ def _raise_for(
 
 
 def _as_documented(payload: JSON, model: str) -> ChatResponse | None:
-    """The response if the reply holds exactly what is documented, as nearly all do; `_response` takes longer."""
+    """The response if the reply has exactly the documented fields, as nearly all have; `_response` is slower."""
     try:
         content, provider, answered_by, role, used, finish_reason = _reply_fields(payload)
         counts = incoming, outgoing, total = _usage_fields(used)
@@ -146,7 +154,7 @@ def _as_documented(payload: JSON, model: str) -> ChatResponse | None:
         and type(content) is type(provider) is type(answered_by) is type(role) is type(finish_reason) is str
         and type(incoming) is type(outgoing) is type(total) is int
         and min(counts) >= 0
-        and max(counts) <= _LARGEST_COUNT
+        and max(counts) <= _MAX_COUNT
     ):
         return None
     usage = Usage(incoming, outgoing, total)
@@ -170,11 +178,11 @@ def _chat_reply(payload: JSON) -> dict[str, JSON] | None:
     choices = payload.get("choices")
     first = choices[0] if type(choices) is list and choices else None
     if type(first) is dict and type(first.get("message")) is dict:
-        return _flattened(payload, first)
+        return _flatten(payload, first)
     return payload if any(name in payload for name in _ANSWERING_FIELDS) else None
 
 
-def _flattened(payload: dict[str, JSON], choice: dict[str, JSON]) -> dict[str, JSON]:
+def _flatten(payload: dict[str, JSON], choice: dict[str, JSON]) -> dict[str, JSON]:
     """OpenAI's shape as the documented one. Fields of three levels become one; ``choices`` stays where one is lost."""
     outer = {name: value for name, value in payload.items() if name != "choices"}
     flat = {name: value for name, value in outer.items() if value is not None}
@@ -186,8 +194,8 @@ def _flattened(payload: dict[str, JSON], choice: dict[str, JSON]) -> dict[str, J
     return flattened
 
 
-def _answers(reply: dict[str, JSON]) -> bool:
-    """Whether the model said or did anything; a reply that holds an error beside it is an answer all the same."""
+def _is_answer(reply: dict[str, JSON]) -> bool:
+    """Whether the model said or did anything. It is then an answer, even with an error beside it."""
     return any(reply.get(name) for name in (*_ANSWERING_FIELDS, "function_call"))
 
 
@@ -253,7 +261,7 @@ def _usage(used: JSON) -> tuple[Usage | None, bool]:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _LARGEST_COUNT
+    return type(value) is int and 0 <= value <= _MAX_COUNT
 
 
 def _describe_body(payload: JSON, body: bytes) -> str:

@@ -11,7 +11,7 @@ from cattrs.preconf.orjson import make_converter
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, Message
 from onellm_async.errors import ConfigurationError, InvalidRequestError
-from onellm_async.settings import checked_url
+from onellm_async.settings import check_url
 from onellm_async.validation import truncated_repr
 from onellm_async.wire.json_codec import dump_json
 
@@ -96,7 +96,7 @@ def request_from_body(body: Mapping[str, JSON]) -> ChatRequest:
 
 
 def resolve_endpoints(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
-    """The URLs to which the published backend is told to forward, by the catalog's name of the provider.
+    """The URLs to which the published backend forwards, by the catalog's name of the provider.
 
     Args:
         endpoints: From a provider's name, as the catalog or the backend's replies spell it, in any case, to a URL.
@@ -123,7 +123,7 @@ def resolve_endpoints(endpoints: Mapping[str, str] | None) -> Mapping[str, str]:
             )
         if provider in found:
             raise ConfigurationError(f"endpoints names the provider {catalog.PROVIDERS[provider]} twice.")
-        checked_url(f"The endpoint of {catalog.PROVIDERS[provider]}", url, advice="Its key belongs to the backend.")
+        check_url(f"The endpoint of {catalog.PROVIDERS[provider]}", url, advice="Its key belongs to the backend.")
         found[provider] = url
     return found
 

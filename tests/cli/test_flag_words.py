@@ -36,7 +36,7 @@ def raised_by(action) -> OneLLMError:
         (error_of(422, "unknown field `endpoint`", b'"endpoint"'), "set --dialect documented."),
         (error_of(401, "unknown key"), "Check the key in ONELLM_API_KEY."),
         (error_of(404, ""), "Check --base-url or ONELLM_BASE_URL: requests are posted"),
-        (error_of(429, ""), "declared in --rpm and --tpm, or others"),
+        (error_of(429, ""), "declared in --rpm and --tpm, or another client"),
         (error_of(529, ""), "lower --concurrency."),
         (error_of(307, ""), "set --base-url to the final address."),
         (

@@ -32,7 +32,7 @@ from onellm_async import (
     RetryPolicy,
     Timeout,
 )
-from onellm_async.transport.sessions import given_way
+from onellm_async.transport.sessions import use_given_session
 
 
 def client_at(url: str, session: aiohttp.ClientSession, **options) -> AsyncOneLLM:
@@ -314,12 +314,12 @@ async def test_a_session_of_another_loop_is_refused_unsent() -> None:
 async def test_a_version_of_aiohttp_without_these_private_parts_still_sends_the_key() -> None:
     async with aiohttp.ClientSession() as session:
         post = client_at("http://127.0.0.1:9/", session)._sender._transport._post
-        way = given_way(post, session)
-        assert "Authorization" not in way.options["headers"]
+        opened = use_given_session(post, session)
+        assert "Authorization" not in opened.options["headers"]
         del session._middlewares
-        way = given_way(post, session)
-        assert way.options["headers"]["Authorization"] == "Bearer the-key-of-the-client"
-        assert way.middlewares is None
+        opened = use_given_session(post, session)
+        assert opened.options["headers"]["Authorization"] == "Bearer the-key-of-the-client"
+        assert opened.middlewares is None
 
 
 # The pool.

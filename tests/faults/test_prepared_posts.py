@@ -50,8 +50,8 @@ async def check_requests(*, prepared: bool) -> None:
         own = transport_at(server.url)
         for size in sizes:
             assert (await own.post(b"x" * size)).status == 200
-        assert own._way is not None
-        assert (own._way.timeout is not None) is prepared
+        assert own._open_session is not None
+        assert (own._open_session.timeout is not None) is prepared
         await own.aclose()
     for size, (line, headers, body) in zip(sizes, server.requests, strict=True):
         assert line == "POST /api HTTP/1.1"

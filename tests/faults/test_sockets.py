@@ -20,8 +20,8 @@ def options_of(found: socket.socket) -> dict[str, int]:
 
 
 def live_socket(transport: AiohttpTransport) -> socket.socket:
-    assert transport._way is not None
-    connector = transport._way.session.connector
+    assert transport._open_session is not None
+    connector = transport._open_session.session.connector
     assert connector is not None
     [connections] = connector._conns.values()
     [(protocol, _)] = connections

@@ -15,14 +15,14 @@ from onellm_async.settings import (
     ApiKey,
     Proxy,
     Timeout,
+    redacted_url,
     resolve_api_key,
     resolve_base_url,
     resolve_proxy,
-    shown_url,
     unused_proxy_variable,
 )
 from onellm_async.transport import AiohttpTransport
-from onellm_async.transport.addresses import url_of
+from onellm_async.transport.addresses import parse_url
 
 CANARY = "sk-canary-7f3a"
 
@@ -250,12 +250,12 @@ def test_timeouts_are_frozen_values() -> None:
     ],
 )
 def test_a_url_is_shown_without_what_may_be_secret(url: str, shown: str) -> None:
-    assert shown_url(url) == shown
+    assert redacted_url(url) == shown
 
 
 @given(st.text("ab=&?#@:/%"), st.sampled_from(["", "k=", "=", "k=x="]), st.text("ab&?:/%#"))
 def test_no_value_of_a_query_is_shown(before: str, name: str, after: str) -> None:
-    assert CANARY not in shown_url(f"https://a.example/?{before}{name}{CANARY}{after}")
+    assert CANARY not in redacted_url(f"https://a.example/?{before}{name}{CANARY}{after}")
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,6 @@ def test_an_unusable_proxy_is_refused_without_its_password(proxy: str, monkeypat
     ],
 )
 def test_the_query_of_an_address_is_sent_as_it_is_written(url: str, sent: str) -> None:
-    found = url_of(url)
+    found = parse_url(url)
     assert found.raw_path_qs == sent
     assert found.host == "a.example"

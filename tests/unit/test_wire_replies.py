@@ -101,7 +101,7 @@ def test_no_choices_of_anything_raise_anything_but_our_errors(
     choices = [{"message": message, **(choice if isinstance(choice, dict) else {"index": choice})}]
     body = as_json({**(outer if isinstance(outer, dict) else {"id": outer}), "choices": choices})
     with contextlib.suppress(APIError):
-        decode_reply(status, {}, body, model="GPT-5", now=0.0, asked=asked, tell=lambda text: None)
+        decode_reply(status, {}, body, model="GPT-5", now=0.0, asked=asked, warn=lambda text: None)
 
 
 @given(STATUSES, HEADERS, JSON_VALUES, JSON_VALUES)
@@ -256,14 +256,14 @@ OPENAI = {
 
 def test_the_shape_of_openai_is_read_and_told() -> None:
     told: list[str] = []
-    response = decode_reply(200, {}, as_json(OPENAI), model="GPT-5", now=0.0, tell=told.append)
+    response = decode_reply(200, {}, as_json(OPENAI), model="GPT-5", now=0.0, warn=told.append)
     assert response.content == "Paris."
     assert (response.role, response.model, response.finish_reason) == ("assistant", "m", "stop")
     assert response.usage == Usage(1_000_000, 0, 1_000_000)
     assert response.cost == pytest.approx(1.28)
     assert response.extra == {"id": "chatcmpl-1", "object": "chat.completion", "created": 1}
     assert told == [OPENAI_SHAPE]
-    decode_reply(200, {}, as_json({"content": "x", "id": 1}), model="GPT-5", now=0.0, tell=told.append)
+    decode_reply(200, {}, as_json({"content": "x", "id": 1}), model="GPT-5", now=0.0, warn=told.append)
     assert len(told) == 1
 
 
