@@ -1,4 +1,4 @@
-"""What a run may spend, and the account that keeps it to that. Pure.
+"""What a run may spend, the account that keeps it to that (pure), and the gate at which attempts wait.
 
 Before an attempt leaves, the most that it should cost is *reserved*; afterwards the reservation becomes what it did
 cost. An attempt that may have been billed without an answer keeps its reservation for good: that money is *at risk*.
@@ -9,18 +9,19 @@ have covered every reply so far. Until the first reply of a model has come, only
 reservations would fit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil
 
 from attrs import evolve, field, frozen
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, Usage
-from onellm_async.errors import ConfigurationError, InvalidRequestError
+from onellm_async.errors import BudgetExceededError, ConfigurationError, InvalidRequestError
+from onellm_async.formatting import format_usd
 from onellm_async.validation import Checks, truncated_repr
 from onellm_async.wire import dump_json
-
-__all__ = ["Account", "Bound", "Budget", "Charge", "billed_tokens", "most_input_tokens"]
 
 _check = Checks(ConfigurationError, "Budget.")
 
@@ -51,7 +52,7 @@ _CONVERSATIONS = {"messages", "contents"}
 
 
 @frozen
-class Charge:
+class Cost:
     """What something costs, or may cost.
 
     Attributes:
@@ -62,17 +63,17 @@ class Charge:
     cost: float = 0.0
     tokens: int = 0
 
-    def __add__(self, other: "Charge") -> "Charge":
-        return Charge(self.cost + other.cost, self.tokens + other.tokens)
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.cost + other.cost, self.tokens + other.tokens)
 
-    def __sub__(self, other: "Charge") -> "Charge":
-        return Charge(self.cost - other.cost, self.tokens - other.tokens)
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.cost - other.cost, self.tokens - other.tokens)
 
-    def __mul__(self, factor: int) -> "Charge":
-        return Charge(self.cost * factor, self.tokens * factor)
+    def __mul__(self, factor: int) -> "Cost":
+        return Cost(self.cost * factor, self.tokens * factor)
 
 
-NOTHING = Charge()
+NO_COST = Cost()
 
 
 @frozen
@@ -90,10 +91,10 @@ class Bound:
     output_tokens: int
 
     @property
-    def charge(self) -> Charge:
+    def charge(self) -> Cost:
         """The same as money; without a list price it costs nothing."""
         cost = catalog.cost(self.model, Usage(self.input_tokens, self.output_tokens))
-        return Charge(cost or 0.0, self.input_tokens + self.output_tokens)
+        return Cost(cost or 0.0, self.input_tokens + self.output_tokens)
 
 
 @frozen(kw_only=True)
@@ -120,7 +121,7 @@ class Budget:
         """Whether there is any cap."""
         return self.max_cost is not None or self.max_tokens is not None
 
-    def allows(self, charge: Charge) -> bool:
+    def allows(self, charge: Cost) -> bool:
         """Whether `charge` altogether stays within the caps."""
         return (self.max_cost is None or charge.cost <= self.max_cost) and (
             self.max_tokens is None or charge.tokens <= self.max_tokens
@@ -143,7 +144,7 @@ class Budget:
             return None
         return bound if priced or self.capped else None
 
-    def worst_case(self, request: ChatRequest) -> Charge | None:
+    def worst_case(self, request: ChatRequest) -> Cost | None:
         """The same as money.
 
         Raises:
@@ -319,20 +320,20 @@ class Account:
         under_way: How many these are.
     """
 
-    def __init__(self, budget: Budget, spent: Charge = NOTHING) -> None:
+    def __init__(self, budget: Budget, spent: Cost = NO_COST) -> None:
         self.budget: Budget = budget
-        self.spent: Charge = spent
-        self.reserved: Charge = NOTHING
+        self.spent: Cost = spent
+        self.reserved: Cost = NO_COST
         self.under_way: int = 0
         self._of_all = _Experience()
         self._of_model: dict[str, _Experience] = {}
-        self._lost: list[tuple[Bound, Charge]] = []
+        self._lost: list[tuple[Bound, Cost]] = []
 
-    def expected(self, bound: Bound) -> Charge:
+    def expected(self, bound: Bound) -> Cost:
         """What is to be reserved for an attempt: by the replies of its model so far, or of all before its first."""
         return self._of_model.get(bound.model, self._of_all).applied(bound).charge
 
-    def reserve(self, bound: Bound) -> Charge | None:
+    def reserve(self, bound: Bound) -> Cost | None:
         """Sets aside what an attempt may cost, and tells how much; None where that passes a cap, or could by far."""
         charge = self.expected(bound)
         together = self.reserved + charge
@@ -345,13 +346,13 @@ class Account:
         self.under_way += 1
         return charge
 
-    def settle(self, reserved: Charge, actual: Charge) -> None:
+    def settle(self, reserved: Cost, actual: Cost) -> None:
         """An attempt for which `reserved` was set aside is over and did cost `actual`."""
         self.under_way -= 1
-        self.reserved = self.reserved - reserved if self.under_way else NOTHING
+        self.reserved = self.reserved - reserved if self.under_way else NO_COST
         self.spent += actual
 
-    def lose(self, bound: Bound, reserved: Charge) -> None:
+    def lose(self, bound: Bound, reserved: Cost) -> None:
         """An attempt is over, may have been billed, and its bill stays unknown."""
         self.settle(reserved, reserved)
         self._lost.append((bound, reserved))
@@ -375,3 +376,99 @@ class Account:
         if outgoing >= incoming:
             return f"replies bill up to {ceil(outgoing * 10) / 10:,.1f} × max_tokens"
         return f"replies bill up to {ceil(incoming * 10) / 10:,.1f} × the input that their text can have"
+
+
+class BudgetGate:
+    """Reserves the cost of attempts in the order in which they ask: a cost that does not fit yet waits.
+
+    It may fit when others are settled.
+
+    Args:
+        budget: The caps.
+        spent: What earlier sessions spent, what they put at risk included.
+        say: Called once if replies bill more than their requests allow.
+    """
+
+    def __init__(self, budget: Budget, spent: Cost = NO_COST, say: Callable[[str], None] = lambda text: None) -> None:
+        self._account = Account(budget, spent)
+        self._say = say
+        self._told = not budget.capped
+        self._queue: deque[tuple[Bound, asyncio.Future[Cost]]] = deque()
+
+    @property
+    def spent(self) -> Cost:
+        """What is gone, or may be: settled costs and those at risk."""
+        return self._account.spent
+
+    @property
+    def reserved(self) -> Cost:
+        """The most that the attempts in flight can cost."""
+        return self._account.reserved
+
+    def expected(self, bound: Bound) -> Cost:
+        """What is reserved for an attempt, by the replies so far."""
+        return self._account.expected(bound)
+
+    async def reserve(self, bound: Bound) -> Cost:
+        """Returns when what an attempt may cost has been set aside, and how much that is.
+
+        Safe to cancel: a cancelled wait sets nothing aside.
+
+        Raises:
+            BudgetExceededError: If it does not fit although nothing is in flight any more.
+        """
+        if not self._queue and (charge := self._account.reserve(bound)) is not None:
+            return charge
+        waker: asyncio.Future[Cost] = asyncio.get_running_loop().create_future()
+        self._queue.append((bound, waker))
+        self._serve()
+        try:
+            return await waker
+        except asyncio.CancelledError:
+            if waker.done() and not waker.cancelled() and waker.exception() is None:
+                self.settle(waker.result(), NO_COST)
+            else:
+                self._serve()
+            raise
+
+    def settle(self, reserved: Cost, actual: Cost) -> None:
+        """An attempt for which `reserved` was set aside is over and did cost `actual`."""
+        self._account.settle(reserved, actual)
+        self._serve()
+
+    def lose(self, bound: Bound, reserved: Cost) -> None:
+        """An attempt is over, may have been billed, and its bill stays unknown."""
+        self._account.lose(bound, reserved)
+        self._serve()
+
+    def learn(self, bound: Bound, usage: Usage | None) -> None:
+        """Takes note of what a reply did bill; `settle` follows."""
+        self._account.learn(bound, usage)
+        if not self._told and (overshoot := self._account.overshoot) is not None:
+            self._told = True
+            self._say(f"{overshoot[0].upper()}{overshoot[1:]}; reservations are scaled.")
+
+    def _serve(self) -> None:
+        while self._queue:
+            bound, waker = self._queue[0]
+            if not waker.done():
+                if (charge := self._account.reserve(bound)) is not None:
+                    waker.set_result(charge)
+                elif self._account.under_way:
+                    return
+                else:
+                    waker.set_exception(self._exceeded(self._account.expected(bound)))
+            self._queue.popleft()
+
+    def _exceeded(self, charge: Cost) -> BudgetExceededError:
+        budget, spent = self._account.budget, self._account.spent
+        if budget.max_cost is not None and spent.cost + charge.cost > budget.max_cost:
+            cap = format_usd(budget.max_cost, exact=True)
+            left = f"{format_usd(max(0.0, budget.max_cost - spent.cost))} of {cap} are left"
+            needed = f"the next prompt could cost {format_usd(charge.cost)}"
+        else:
+            left = f"{max(0, (budget.max_tokens or 0) - spent.tokens):,} of {budget.max_tokens or 0:,} tokens are left"
+            needed = f"the next prompt could use {charge.tokens:,}"
+        overshoot = self._account.overshoot
+        because = "" if overshoot is None else f", as {overshoot}"
+        return BudgetExceededError(f"The budget is used up: {left}, and {needed}{because}.")

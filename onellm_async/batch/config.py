@@ -195,7 +195,7 @@ class RunConfig:
         place = os.fspath(output) if isinstance(output, str | PathLike) else None
         budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"))
         usual = HealthPolicy()
-        stall_after = options.get("stall_after", usual.stalled_after)
+        stall_after = options.get("stall_after", usual.stall_after)
         return cls(
             output=None if place == "-" else place,
             sink=None if isinstance(output, str | PathLike) else output,
@@ -223,9 +223,9 @@ class RunConfig:
             ),
             budget=budget,
             health=HealthPolicy(
-                most_alike=options.get("max_failure_share", usual.most_alike),
-                quiet_after=min(usual.quiet_after, stall_after),
-                stalled_after=stall_after,
+                max_failure_share=options.get("max_failure_share", usual.max_failure_share),
+                notify_after=min(usual.notify_after, stall_after),
+                stall_after=stall_after,
             ),
             settings={"limits": asdict(limits), "budget": asdict(budget)},
         )

@@ -48,7 +48,7 @@ class Deduplicator:
             or record.request_digest != work_item.item.request_digest
         ):
             return False
-        work_item.copied = record
+        work_item.copied_from = record
         return True
 
     def register(self, work_item: WorkItem) -> None:
@@ -57,12 +57,12 @@ class Deduplicator:
 
     def attach(self, original: WorkItem, duplicates: list[WorkItem]) -> None:
         """Lets duplicates wait for the outcome of `original`."""
-        original.followers += duplicates
+        original.duplicates += duplicates
         self._waiting += len(duplicates)
 
     def detach(self, original: WorkItem) -> list[WorkItem]:
         """The duplicates that wait for `original`, which wait no more."""
-        duplicates, original.followers = original.followers, []
+        duplicates, original.duplicates = original.duplicates, []
         self._waiting -= len(duplicates)
         if duplicates:
             self._room.set()

@@ -18,8 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from onellm_async.batch.answer_cache import AnswerCache
-from onellm_async.batch.budget import Account, Budget, Charge
-from onellm_async.batch.budget_gate import BudgetGate
+from onellm_async.batch.budget import Budget, BudgetGate, Cost
 from onellm_async.batch.callbacks import guarded
 from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.deduplication import Deduplicator
@@ -118,7 +117,7 @@ class RunEngine:
         read = None if isinstance(journal, NullJournal) else self._read_again
         self._writer = OrderedWriter(sink, window=window, read=read)
         self._deduplicator = Deduplicator(journal)
-        self._budget_gate = BudgetGate(_account(self._budget, journal.counts()), say)
+        self._budget_gate = BudgetGate(self._budget, _spent(journal.counts()), say)
         self._health = HealthMonitor(health or HealthPolicy(), clock())
         self._recovery = Recovery(self, self._health, tracker=self._tracker, say=say, clock=clock)
         self._monitor = Monitor(self, sender, journal, tracker=self._tracker, health=self._health, say=say, clock=clock)
@@ -323,10 +322,10 @@ class RunEngine:
         )
         if not self._policy.deduplicate or not self._deduplicator.claim(work_item):
             if self._cache is not None:
-                work_item.cached = self._cache.answer_to(item.request_digest)
+                work_item.cached_answer = self._cache.answer_to(item.request_digest)
             self._deduplicator.register(work_item)
             await self.pool.put(work_item)
-        elif work_item.copied is not None:
+        elif work_item.copied_from is not None:
             await self.pool.put(work_item)
 
     def _take_bad_line(self, entry: Entry, error: LineError) -> None:
@@ -390,10 +389,10 @@ class RunEngine:
     async def _handle(self, work_item: WorkItem) -> None:
         if self.is_stopping:
             self._unfinished = True
-        elif work_item.copied is not None:
-            await self._record(work_item, work_item.copy_of(work_item.copied))
-        elif work_item.cached is not None:
-            await self._resolve(work_item, work_item.reused(work_item.cached))
+        elif work_item.copied_from is not None:
+            await self._record(work_item, work_item.copy_of(work_item.copied_from))
+        elif work_item.cached_answer is not None:
+            await self._resolve(work_item, work_item.reused(work_item.cached_answer))
         else:
             await self.send(work_item)
 
@@ -534,9 +533,10 @@ class _EarlierRecords:
         return record
 
 
-def _account(budget: Budget, before: RunCounts) -> Account:
+def _spent(before: RunCounts) -> Cost:
+    """What earlier sessions spent, what they put at risk included."""
     tokens = before.input_tokens + before.output_tokens + before.at_risk_tokens
-    return Account(budget, Charge(before.cost + before.at_risk, tokens))
+    return Cost(before.cost + before.at_risk, tokens)
 
 
 def _intent_again(record: JournalRecord) -> JournalRecord:

@@ -8,12 +8,12 @@ half or more of those tried since fail alike, and pauses again only if nearly al
 
 | from | event | to |
 | --- | --- | --- |
-| running | more than `most_alike` of the last 50 failed alike, untried prompts are left | paused |
+| running | more than `max_failure_share` of the last 50 failed alike, untried prompts are left | paused |
 | running | the same; none is left, and others were answered | running: the failures stand |
 | running | the same after a resume, and half or more of those tried since failed alike | stopped |
 | paused | a trial fails | paused, the next trial later |
 | paused | a trial is answered | running, wary; what failed meanwhile is retried once, the counts begin anew |
-| paused | no answer for `stalled_after` | stopped |
+| paused | no answer for `stall_after` | stopped |
 | running | everything was tried, and half or more of it failed alike | stopped |
 """
 
@@ -53,9 +53,10 @@ class HealthPolicy:
     """When a run that gets nowhere pauses, and when it ends.
 
     Attributes:
-        most_alike: Share of the last 50 prompts that may fail in the same way before the run pauses; 1 for any number.
-        quiet_after: Seconds without any outcome after which it is said what the run waits for.
-        stalled_after: Seconds without any outcome, or of a pause without an answer, after which the run ends. Only time
+        max_failure_share: Share of the last 50 prompts that may fail with the same error before the run pauses; 1 for
+            any number.
+        notify_after: Seconds without any outcome after which it is said what the run waits for.
+        stall_after: Seconds without any outcome, or of a pause without an answer, after which the run ends. Only time
             counts in which something was in flight or waited for the service. The slowest prompt may take four attempts
             of ten minutes each with the default policies, and still be an outcome.
 
@@ -63,9 +64,9 @@ class HealthPolicy:
         ConfigurationError: If a value is out of range.
     """
 
-    most_alike: float = field(default=0.2, validator=_check.number(0, 1))
-    quiet_after: float = field(default=900.0, validator=_check.number(0, above=True))
-    stalled_after: float = field(default=3600.0, validator=_check.number(0, above=True))
+    max_failure_share: float = field(default=0.2, validator=_check.number(0, 1))
+    notify_after: float = field(default=900.0, validator=_check.number(0, above=True))
+    stall_after: float = field(default=3600.0, validator=_check.number(0, above=True))
 
 
 @frozen
@@ -154,14 +155,14 @@ class HealthMonitor:
         if failure is not None:
             self._alike[failure] += 1
         if self._wary and len(self._latest) == OF_THE_LAST:
-            self._wary = max(self._alike.values(), default=0) > self._policy.most_alike * OF_THE_LAST
+            self._wary = max(self._alike.values(), default=0) > self._policy.max_failure_share * OF_THE_LAST
 
     # Failures that are alike.
 
     @property
     def watches(self) -> bool:
         """Whether failures that are alike can pause the run."""
-        return self._policy.most_alike < 1
+        return self._policy.max_failure_share < 1
 
     def alike(self, undecided: int = 0) -> AlikeFailures | None:
         """The latest failure, if too many of the latest prompts failed like it.
@@ -174,7 +175,7 @@ class HealthMonitor:
         if failure is None or not self.watches:
             return None
         count, latest = self._alike[failure], len(self._latest)
-        if count <= self._policy.most_alike * OF_THE_LAST:
+        if count <= self._policy.max_failure_share * OF_THE_LAST:
             return None
         if self._wary and count < _NEARLY_ALL * OF_THE_LAST and self.alike_since_resume(undecided) is None:
             return None
@@ -217,7 +218,7 @@ class HealthMonitor:
             return None
         (failure, count), *_ = self._failed.most_common(1)
         tried = answered + self._failed.total()
-        if count <= self._policy.most_alike * OF_THE_LAST or 2 * count < tried:
+        if count <= self._policy.max_failure_share * OF_THE_LAST or 2 * count < tried:
             return None
         return AlikeFailures(count, f"{tried:,} prompts", self._texts[failure])
 
@@ -234,7 +235,7 @@ class HealthMonitor:
             left: Prompts that are left to try; None while the input has more.
         """
         self._trials += 1
-        few = left is not None and left * _MAX_TRIAL_WAIT_FOR_FEW < self._policy.stalled_after
+        few = left is not None and left * _MAX_TRIAL_WAIT_FOR_FEW < self._policy.stall_after
         return min(_MAX_TRIAL_WAIT_FOR_FEW if few else _MAX_TRIAL_WAIT, _TRIAL_WAIT * 2.0 ** min(self._trials - 1, 60))
 
     def resume(self, *, answered: bool) -> None:
@@ -263,7 +264,7 @@ class HealthMonitor:
 
     def quiet_for(self) -> float | None:
         """Seconds without an outcome, whenever it is time to say so (again); else None."""
-        if self._silence - self._said < self._policy.quiet_after:
+        if self._silence - self._said < self._policy.notify_after:
             return None
         self._said = self._silence
         return self._silence
@@ -272,7 +273,7 @@ class HealthMonitor:
     def stalled_for(self) -> float | None:
         """Seconds without an outcome, or of a pause, if they are too many; else None."""
         waited = max(self._silence, self._paused_for)
-        return waited if waited >= self._policy.stalled_after else None
+        return waited if waited >= self._policy.stall_after else None
 
 
 def _kind(error: OneLLMError) -> str:

@@ -196,9 +196,8 @@ class Recovery:
             self._start_pause(alike)
 
     def _is_untried(self, work_item: WorkItem) -> bool:
-        return (
-            work_item.copied is None and work_item.cached is None and work_item.entry.index not in self._failed_before
-        )
+        unsent = work_item.copied_from is not None or work_item.cached_answer is not None
+        return not unsent and work_item.entry.index not in self._failed_before
 
     def _stop_for(self, alike: AlikeFailures) -> None:
         self._left_open = self.stopped_for_failures = True

@@ -5,8 +5,7 @@ from time import time
 
 from attrs import evolve
 
-from onellm_async.batch.budget import NOTHING, Bound, Charge, billed_tokens
-from onellm_async.batch.budget_gate import BudgetGate
+from onellm_async.batch.budget import NO_COST, Bound, BudgetGate, Cost, billed_tokens
 from onellm_async.batch.inputs.entry import Entry, ParsedEntry
 from onellm_async.batch.journal.null_journal import RunJournal
 from onellm_async.batch.journal.record import JournalRecord, RecordState
@@ -14,8 +13,6 @@ from onellm_async.batch.outcomes import answer_json, failure_json
 from onellm_async.call import Attempt
 from onellm_async.chat import ChatResponse
 from onellm_async.errors import OneLLMError
-
-__all__ = ["WorkItem"]
 
 
 class WorkItem:
@@ -33,9 +30,9 @@ class WorkItem:
     Attributes:
         entry: As given.
         item: As given.
-        followers: Identical requests that wait for the answer to this one.
-        copied: The outcome of an identical request, which is this one's, too; None where it has to be asked.
-        cached: The answer that an earlier run got to the same request; likewise.
+        duplicates: Identical requests that wait for the answer to this one.
+        copied_from: The outcome of an identical request, which is this one's, too; None where it has to be asked.
+        cached_answer: The answer that an earlier run got to the same request; likewise.
         intended: Whether the journal has it as sent in this session.
         lost: Attempts of this session that may have been billed without an answer.
     """
@@ -54,10 +51,10 @@ class WorkItem:
         "_noted",
         "_sent_at",
         "_started",
-        "cached",
-        "copied",
+        "cached_answer",
+        "copied_from",
+        "duplicates",
         "entry",
-        "followers",
         "intended",
         "item",
         "lost",
@@ -76,19 +73,19 @@ class WorkItem:
     ) -> None:
         self.entry: Entry = entry
         self.item: ParsedEntry = item
-        self.followers: list[WorkItem] = []
-        self.copied: JournalRecord | None = None
-        self.cached: JournalRecord | None = None
+        self.duplicates: list[WorkItem] = []
+        self.copied_from: JournalRecord | None = None
+        self.cached_answer: JournalRecord | None = None
         self.intended: bool = False
         self.lost: int = 0
         self._bound = bound
-        self._charge = None if bound is None else budget_gate.account.expected(bound)
+        self._charge = None if bound is None else budget_gate.expected(bound)
         self._budget_gate = budget_gate
         self._journal = journal
         self._clock = clock
         self._started = self._left_at = clock()
         self._sent_at: float | None = None
-        self._noted: Charge | None = None
+        self._noted: Cost | None = None
         self._earlier = earlier
         self._lost_before = self._attempts_before = 0
         self._held = False
@@ -106,7 +103,7 @@ class WorkItem:
             BudgetExceededError: If there is not enough left.
             BatchError: If the journal cannot be written.
         """
-        self._close(self._lost_before + attempt.possibly_billed, NOTHING)
+        self._close(self._lost_before + attempt.possibly_billed, NO_COST)
         if self._bound is not None:
             self._charge = await self._budget_gate.reserve(self._bound)
             self._held = True
@@ -119,7 +116,7 @@ class WorkItem:
 
         A repeat may have to wait long for its turn, and those whose turn it is wait for the money.
         """
-        self._close(self._lost_before + possibly_billed, NOTHING)
+        self._close(self._lost_before + possibly_billed, NO_COST)
 
     async def intend(self) -> None:
         """Makes it durable that an attempt may leave.
@@ -131,7 +128,7 @@ class WorkItem:
         await self._journal.record_intent(self._record(possibly_billed=self.lost + 1))
         self.intended, self._noted = True, self._charge
 
-    def _close(self, lost: int, actual: Charge) -> None:
+    def _close(self, lost: int, actual: Cost) -> None:
         """The attempt in flight is over; where it may have been billed unanswered, its money is gone for good."""
         if self._held and self._charge is not None and self._bound is not None:
             self._held = False
@@ -150,7 +147,7 @@ class WorkItem:
             self._budget_gate.learn(self._bound, response.usage)
             cost = self._charge.cost if response.cost is None else response.cost
             tokens = self._charge.tokens if unknown else (input_tokens or 0) + (output_tokens or 0)
-            self._close(self.lost, Charge(cost, tokens))
+            self._close(self.lost, Cost(cost, tokens))
         return self._settled(
             RecordState.ANSWERED,
             answer_json(response, self.item),
@@ -163,7 +160,7 @@ class WorkItem:
 
     def failed(self, error: OneLLMError) -> JournalRecord:
         """Settles the money of a failure, and tells what to write down."""
-        self._close(self._lost_before + error.possibly_billed, NOTHING)
+        self._close(self._lost_before + error.possibly_billed, NO_COST)
         return self._settled(RecordState.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
 
     def _settled(

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async import ChatRequest, Message, Usage
-from onellm_async.batch.budget import Account, Bound, Budget, Charge, billed_tokens, most_input_tokens
+from onellm_async.batch.budget import Account, Bound, Budget, Cost, billed_tokens, most_input_tokens
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 
 
@@ -11,7 +11,7 @@ def test_the_worst_case_counts_every_byte_as_a_token_and_all_the_answer_that_is_
     request = ChatRequest("GPT-5", "x" * 968, max_tokens=1000)
     assert most_input_tokens(request) == 1000
     worst = Budget(max_cost=1.0).worst_case(request)
-    assert worst == Charge(cost=pytest.approx((1000 * 1.28 + 1000 * 10.20) / 1e6, rel=0.2), tokens=2000)
+    assert worst == Cost(cost=pytest.approx((1000 * 1.28 + 1000 * 10.20) / 1e6, rel=0.2), tokens=2000)
 
 
 def test_everything_that_is_sent_counts_as_input():
@@ -32,7 +32,7 @@ def test_a_budget_refuses_what_has_no_highest_price():
 
 
 def test_tokens_of_an_unpriced_model_can_be_capped():
-    assert Budget(max_tokens=1000).worst_case(ChatRequest("my-model", "Hi", max_tokens=5)) == Charge(0.0, 39)
+    assert Budget(max_tokens=1000).worst_case(ChatRequest("my-model", "Hi", max_tokens=5)) == Cost(0.0, 39)
 
 
 def test_without_a_cap_nothing_is_refused():
@@ -54,7 +54,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 @pytest.mark.parametrize("n", [1, 2, 10])
 def test_each_of_several_answers_is_in_the_bound(n):
     one = Budget(max_cost=1.0).worst_case(ChatRequest("GPT-5", "Hi", max_tokens=1000))
-    assert Budget(max_cost=1.0).worst_case(ChatRequest("GPT-5", "Hi", max_tokens=1000, n=n)) == Charge(
+    assert Budget(max_cost=1.0).worst_case(ChatRequest("GPT-5", "Hi", max_tokens=1000, n=n)) == Cost(
         pytest.approx(n * one.cost), n * one.tokens
     )
 
@@ -154,15 +154,15 @@ def known(account, model="m"):
 
 
 def test_earlier_sessions_count():
-    account = known(Account(Budget(max_tokens=100), spent=Charge(tokens=60)))
+    account = known(Account(Budget(max_tokens=100), spent=Cost(tokens=60)))
     assert not account.reserve(of(41))
-    assert account.reserve(of(40)) == Charge(tokens=40)
+    assert account.reserve(of(40)) == Cost(tokens=40)
 
 
 def test_until_a_model_has_replied_ten_times_what_is_under_way_must_fit():
     account = Account(Budget(max_tokens=100))
     assert account.reserve(of(90))  # one alone may always leave
-    account.settle(Charge(tokens=90), Charge())
+    account.settle(Cost(tokens=90), Cost())
     assert account.reserve(of(6))
     assert account.reserve(of(4))
     assert account.reserve(of(1)) is None
@@ -231,10 +231,10 @@ def test_the_cap_is_never_passed_and_a_settled_account_holds_nothing_back(steps)
             account.settle(reserved, actual)
             gone += actual.tokens
         elif (reserved := account.reserve(of(most))) is not None:
-            held.append((reserved, Charge(tokens=min(used, most))))
+            held.append((reserved, Cost(tokens=min(used, most))))
         assert account.spent.tokens + account.reserved.tokens <= 200
         assert account.spent.tokens == gone
     for reserved, actual in held:
         account.settle(reserved, actual)
-    assert account.reserved == Charge()
+    assert account.reserved == Cost()
     assert account.under_way == 0

@@ -81,7 +81,7 @@ async def report_of(prompts, journal, *, seen=None):
             sink=Nowhere(),
             encode=encode,
             budget=Budget(max_cost=100.0),
-            health=HealthPolicy(most_alike=1.0),
+            health=HealthPolicy(max_failure_share=1.0),
         ).run()
 
 

@@ -51,7 +51,7 @@ def test_a_run_that_fails_from_the_start_pauses_at_the_eleventh_failure():
 
 
 def test_whoever_allows_all_failures_is_never_paused_by_them():
-    health = after([DOWN] * 200, most_alike=1)
+    health = after([DOWN] * 200, max_failure_share=1)
     assert verdict(health) is Verdict.GO_ON
     assert health.alike_in_all(0) is None
 
@@ -60,7 +60,7 @@ def test_whoever_allows_all_failures_is_never_paused_by_them():
 def test_the_counts_are_those_of_the_last_fifty(outcomes):
     latest = outcomes[-50:]
     expected = bool(latest) and latest[-1] is not None and latest.count(latest[-1]) > 5
-    assert (verdict(after(outcomes, most_alike=0.1)) is Verdict.PAUSE) == expected
+    assert (verdict(after(outcomes, max_failure_share=0.1)) is Verdict.PAUSE) == expected
 
 
 def test_failures_stand_where_others_were_answered_and_no_untried_prompt_is_left():
@@ -191,7 +191,7 @@ def test_a_pause_without_an_answer_ends_the_run_after_an_hour_although_trials_fa
     assert health.stalled_for == 3600
 
 
-@pytest.mark.parametrize(("name", "value"), [("most_alike", 1.1), ("quiet_after", 0), ("stalled_after", -1)])
+@pytest.mark.parametrize(("name", "value"), [("max_failure_share", 1.1), ("notify_after", 0), ("stall_after", -1)])
 def test_a_policy_out_of_range_is_refused(name, value):
     with pytest.raises(ConfigurationError, match=f"HealthPolicy.{name} is"):
         HealthPolicy(**{name: value})

@@ -113,7 +113,7 @@ async def sit(path: Path, session: RunSession) -> bytes:
                     ambiguous="hold" if session.hold else "retry",
                     deduplicate=session.deduplicate,
                 ),
-                health=HealthPolicy(most_alike=1.0),
+                health=HealthPolicy(max_failure_share=1.0),
                 stop=stop,
             ).run()
         )

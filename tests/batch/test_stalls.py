@@ -11,7 +11,7 @@ from onellm_async.errors import APIConnectionError, FailureKind
 from onellm_async.transport import RawReply
 
 UNLIMITED = Limits.unlimited(48)
-SOON = HealthPolicy(quiet_after=4, stalled_after=8)
+SOON = HealthPolicy(notify_after=4, stall_after=8)
 REFUSED = "Connection refused by 127.0.0.1:9."
 
 
@@ -46,7 +46,7 @@ def test_the_own_declared_limits_are_no_stall():
 
 def test_429s_without_end_are_a_stall_that_tells_their_text():
     reply = RawReply(429, {}, b'{"error": "slow down"}')
-    ran = run(["a", "b"], lambda prompt, now: reply, health=HealthPolicy(quiet_after=60, stalled_after=600))
+    ran = run(["a", "b"], lambda prompt, now: reply, health=HealthPolicy(notify_after=60, stall_after=600))
     assert not ran.report.complete
     told = str(ran.report.stopped_by)
     assert told.startswith("No answer for 10 min. ")
@@ -69,7 +69,7 @@ def test_an_open_circuit_is_told_once_with_its_cause_and_the_next_attempt_and_ag
         lambda prompt, now: refused(prompt, now) if now > 5 else None,
         limits=Limits.unlimited(4),
         latency=1,
-        health=HealthPolicy(quiet_after=60, stalled_after=90),
+        health=HealthPolicy(notify_after=60, stall_after=90),
     )
     opened = [said for said in ran.said if said.startswith("Circuit open since ")]
     assert len(opened) == 1

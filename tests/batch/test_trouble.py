@@ -123,7 +123,7 @@ def test_an_outage_without_end_ends_the_run_after_an_hour_and_nothing_that_faile
 
 
 def test_a_shorter_patience_ends_a_pause_sooner():
-    health = HealthPolicy(quiet_after=60, stalled_after=120)
+    health = HealthPolicy(notify_after=60, stall_after=120)
     ran = run(prompts(300), lambda prompt, now: BOOM, health=health)
     assert isinstance(ran.report.stopped_by, BatchError)
     told = str(ran.report.stopped_by)
@@ -156,7 +156,7 @@ def test_half_of_a_run_ends_it_resumable_wherever_it_is_and_the_other_half_may_b
 
 
 def test_who_wants_to_keep_going_is_never_paused():
-    ran = run(prompts(120), failing(range(100)), limits=FAST, health=HealthPolicy(most_alike=1))
+    ran = run(prompts(120), failing(range(100)), limits=FAST, health=HealthPolicy(max_failure_share=1))
     assert ran.report.complete
     assert ran.failed == list(range(100))
     assert ran.said == ["in.txt:1 failed: 500 boom."]

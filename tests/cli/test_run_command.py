@@ -170,7 +170,7 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run_and_what_met_it_coun
         (("run", "in.txt", "--ambiguous", "maybe"), "maybe"),
         (("run", "in.txt", "--max-cost", "0"), "Budget.max_cost is 0.0"),
         (("run", "in.txt", "--max-tokens-total", "0"), "Budget.max_tokens is 0"),
-        (("run", "in.txt", "--stall-after", "0"), "quiet_after is 0.0"),
+        (("run", "in.txt", "--stall-after", "0"), "notify_after is 0.0"),
         (("run", "in.txt", "--journal", "x.journal"), "A journal needs an output file (-o)"),
         (("run", "in.txt", "-o", "out.jsonl", "--journal", "x.db"), "its name must end with .journal"),
         (("run", "in.txt", "--preflight", "5"), "an input file and an output file (-o)"),

@@ -84,7 +84,7 @@ async def sit(transport, prompts, budget, path, random, *, concurrency, until_th
                 sink=Nowhere(),
                 encode=lambda row: b"",
                 budget=budget,
-                health=HealthPolicy(most_alike=1.0),
+                health=HealthPolicy(max_failure_share=1.0),
                 stop=stop,
                 say=say,
             ).run()
