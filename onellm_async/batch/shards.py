@@ -12,14 +12,15 @@ import asyncio
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from filecmp import cmp
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypedDict, Unpack
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve, field, frozen
 
 from onellm_async.batch.config import RunOptions
 from onellm_async.batch.inputs.csv import CsvSplitter
@@ -111,12 +112,16 @@ class ShardStatus:
         entries: Entries in it.
         state: ``"complete"``, ``"running"``, ``"interrupted"`` or ``"not started"``.
         counts: Totals of its journal.
+        failures: Failed prompts by cause, the most frequent first.
+        time_span: When it was first and last active, in Unix seconds; None if it never was.
     """
 
     name: str
     entries: int
     state: str
     counts: RunCounts
+    failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
+    time_span: tuple[float, float] | None = None
 
 
 class ShardClient(Protocol):
@@ -356,7 +361,8 @@ def shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
             continue
         with JournalReader.open(output) as journal:
             state = "complete" if journal.complete else "running" if journal.running else "interrupted"
-            statuses.append(ShardStatus(name, entries, state, journal.counts()))
+            failures = dict(journal.failure_causes())
+            statuses.append(ShardStatus(name, entries, state, journal.counts(), failures, journal.time_span()))
     return statuses
 
 
@@ -367,6 +373,14 @@ def total_counts(statuses: Sequence[ShardStatus]) -> RunCounts:
         for name, value in asdict(status.counts).items():
             totals[name] = totals.get(name, 0) + value
     return RunCounts(**totals)  # type: ignore[arg-type]  # the sums have the types of their summands
+
+
+def total_failures(statuses: Sequence[ShardStatus]) -> dict[str, int]:
+    """Failed prompts of all shards by cause, the most frequent first."""
+    totals: Counter[str] = Counter()
+    for status in statuses:
+        totals.update(status.failures)
+    return dict(totals.most_common())
 
 
 async def merge_shards(

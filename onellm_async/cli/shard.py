@@ -209,7 +209,7 @@ async def _run(shard: Path, flags: ShardFlags, connecting: ConnectionFlags) -> "
 def _as_json(statuses: "list[ShardStatus]") -> str:
     from attrs import asdict
 
-    from onellm_async.batch.shards import total_counts
+    from onellm_async.batch.shards import total_counts, total_failures
     from onellm_async.wire import dump_json
 
     return dump_json(
@@ -217,6 +217,7 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
             "entries": sum(each.entries for each in statuses),
             "complete": sum(each.state == "complete" for each in statuses),
             "counts": asdict(total_counts(statuses)),
+            "failures": total_failures(statuses),
             "shards": [asdict(each) for each in statuses],
         }
     ).decode()
@@ -225,21 +226,27 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
 def _as_text(statuses: "list[ShardStatus]") -> str:
     from collections import Counter
 
-    from onellm_async.batch.shards import total_counts
-    from onellm_async.formatting import format_usd
+    from onellm_async.batch.shards import total_counts, total_failures
+    from onellm_async.formatting import format_duration, format_usd
 
     totals, states = total_counts(statuses), Counter(each.state for each in statuses)
     entries = sum(each.entries for each in statuses)
     lines = [
         f"{len(statuses):,} shards: " + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
         f"  prompts          {totals.answered:,} of {entries:,} answered, {totals.failed:,} failed",
+        f"  tokens           {totals.input_tokens:,} + {totals.output_tokens:,}",
         f"  cost             {format_usd(totals.cost)}",
     ]
+    if spans := [each.time_span for each in statuses if each.time_span is not None]:
+        seconds = max(end for _, end in spans) - min(start for start, _ in spans)
+        lines.append(f"  time             {format_duration(seconds)} from the first activity to the last")
     if totals.possibly_billed or totals.in_flight:
         lines.append(
             f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
             f"(at most {format_usd(totals.at_risk)} at risk)"
         )
+    for cause, number in total_failures(statuses).items():
+        lines.append(f"  failed           {number:,} × {cause}")
     for each in statuses:
         if each.state != "complete" or each.counts.failed:
             failed = f", {each.counts.failed:,} failed" if each.counts.failed else ""

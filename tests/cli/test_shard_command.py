@@ -33,6 +33,21 @@ def test_an_input_is_split_run_and_merged(shards, tmp_path, capsys):
     assert [(each["index"], each["response"]["content"]) for each in answers] == [(n, f"p{n}") for n in range(5)]
 
 
+async def test_the_status_sums_up_costs_and_causes_of_all_shards(onellm, backend, at, prompts):
+    backend.failing = {"p1", "p8"}
+    assert (await onellm("shard", "in.txt", "-d", "shards", "--prompts", "6")).code == 0
+    for number in range(2):
+        flags = ("--rpm", "60000", "--burst", "1000", "--max-tokens", "9")
+        assert (await onellm("shard", "run", f"shards/shard-0000{number}.txt", *flags, **at)).code == 1
+    shown = (await onellm("shard", "status", "shards")).out
+    assert "2 shards: 2 complete" in shown
+    assert "8 of 10 answered, 2 failed" in shown
+    assert "failed           2 × 500 It fails." in shown
+    found = json.loads((await onellm("shard", "status", "shards", "--json")).out)
+    assert list(found["failures"].values()) == [2]
+    assert [shard["counts"]["failed"] for shard in found["shards"]] == [1, 1]
+
+
 def test_a_cap_that_is_reached_stops_a_shard_and_is_told(shards, capsys):
     assert main(["shard", "run", shards[0], "--local", "--max-tokens", "100000", "--max-cost", "0.001"]) == 3
     shown = capsys.readouterr()
