@@ -73,6 +73,7 @@ class ClientOptions(TypedDict, total=False):
     trust_env: bool
     headers: Mapping[str, str] | None
     hooks: Iterable[Hook]
+    telemetry: Telemetry | None
     allow_insecure: bool
     transport: Transport | None
     random: Random | None

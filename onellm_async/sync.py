@@ -6,7 +6,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from os import PathLike
 from types import TracebackType
@@ -27,8 +27,9 @@ from onellm_async.settings import ApiKey
 if TYPE_CHECKING:
     from onellm_async.batch.config import RunOptions
     from onellm_async.batch.inputs.entry import LineError
-    from onellm_async.batch.inputs.memory import NamedPrompt
+    from onellm_async.batch.outputs.ordered_writer import LineSink
     from onellm_async.batch.progress import RunProgress
+    from onellm_async.batch.run import InMemory
     from onellm_async.batch.run_report import RunReport
 
 T = TypeVar("T")
@@ -55,9 +56,9 @@ class _Call(Generic[T]):
     def cancel(self) -> None:
         """Cancels the coroutine. Its end is still to be awaited."""
         self._cancelled = True
-        self.tell(lambda: self._task is not None and self._task.cancel())
+        self.call_soon(lambda: self._task is not None and self._task.cancel())
 
-    def tell(self, action: Callable[[], object]) -> None:
+    def call_soon(self, action: Callable[[], object]) -> None:
         """Runs `action` in the loop."""
         if not self.result.done():
             try:
@@ -135,7 +136,7 @@ class Portal:
     @staticmethod
     def _end(call: _Call[T], interrupt: Callable[[], object] | None) -> None:
         if interrupt is not None:
-            call.tell(interrupt)
+            call.call_soon(interrupt)
             try:
                 call.result.exception()
             except BaseException:  # interrupted once more
@@ -447,12 +448,13 @@ class OneLLM:
 
     def run(
         self,
-        source: "str | PathLike[str] | Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]",
-        output: str | PathLike[str],
+        source: "str | PathLike[str] | Sequence[PathLike[str]] | InMemory",
+        output: "str | PathLike[str] | LineSink",
         *,
         model: Model | None = None,
         on_progress: "Callable[[RunProgress], None] | None" = None,
         on_bad_line: "Callable[[LineError], None] | None" = None,
+        on_message: "Callable[[str], None] | None" = None,
         **options: "Unpack[RunOptions]",
     ) -> "RunReport":
         """Sends every prompt of a source and writes the answers to a file. See `AsyncOneLLM.run`.
@@ -468,6 +470,7 @@ class OneLLM:
                 model=model,
                 on_progress=on_progress,
                 on_bad_line=on_bad_line,
+                on_message=on_message,
                 stop=stop,
                 **options,
             ),

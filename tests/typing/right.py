@@ -6,6 +6,7 @@ from typing import TypedDict, assert_type
 from onellm_async import (
     APIStatusError,
     AsyncOneLLM,
+    Attempt,
     ChatOutcome,
     ChatRequest,
     ChatResponse,
@@ -15,8 +16,10 @@ from onellm_async import (
     FanoutProgress,
     Limits,
     Message,
+    OneLLM,
     OneLLMError,
     Prompt,
+    RequestGroup,
     RetryPolicy,
     Timeout,
     Usage,
@@ -52,6 +55,41 @@ async def cities(client: AsyncOneLLM) -> None:
 async def chat_on(transport: FakeTransport) -> ChatResponse:
     async with AsyncOneLLM(transport=transport) as client:
         return await client.chat("Hello", model="GPT-5")
+
+
+class Ledger:
+    async def before_sending(self, attempt: Attempt, /) -> None:
+        assert_type(attempt.number, int)
+
+    def after_failing(self, possibly_billed: int, /) -> None:
+        pass
+
+
+async def key_from_vault() -> str:
+    return "sk-…"
+
+
+async def groups_and_keys() -> None:
+    async with AsyncOneLLM(key_from_vault, headers={"X-Team": "research"}) as client:
+        group = RequestGroup(wait_for_ready=False)
+        request = ChatRequest("GPT-5", "Hello")
+        reply = await client.send(request, lane="batch", group=group, attempt_hooks=Ledger())
+        assert_type(reply, ChatResponse)
+        assert_type(ChatResponse.from_dict(reply.to_dict()), ChatResponse)
+        conversation = Conversation(client, model="GPT-5", max_history_tokens=4000, system="Be brief.")
+        assert_type(await conversation.say("Hello", temperature=0, model="GPT-5-Nano"), ChatResponse)
+        assert_type(await conversation.retry(max_tokens=5), ChatResponse)
+        assert_type(conversation.undo(), str | None)
+        assert_type(Conversation.from_dict(client, conversation.to_dict()), Conversation)
+
+
+def without_a_loop() -> None:
+    with OneLLM(lambda: "sk-…", limits=Limits(requests_per_minute=600), timeout=30) as client:
+        assert_type(client.chat("Hello", model="GPT-5", temperature=0), ChatResponse)
+        assert_type(client.gather_chats(["a"], model="GPT-5"), list[ChatResponse])
+        for outcome in client.iter_chats(["a"], model="GPT-5"):
+            assert_type(outcome.error, OneLLMError | None)
+        assert_type(client.run("prompts.csv", "answers.jsonl", max_cost=5, max_tokens=300).complete, bool)
 
 
 def fakes() -> None:

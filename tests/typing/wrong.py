@@ -1,7 +1,7 @@
 # ruff: noqa: B018  # what must not be written
 """What a user must not write; each error code below has to be reported, or mypy finds the comment unused."""
 
-from onellm_async import AsyncOneLLM, ChatRequest, ChatResponse, Limits, RetryPolicy, Timeout
+from onellm_async import AsyncOneLLM, ChatRequest, ChatResponse, Conversation, Limits, OneLLM, RetryPolicy, Timeout
 
 
 async def main(client: AsyncOneLLM) -> None:
@@ -29,3 +29,9 @@ async def main(client: AsyncOneLLM) -> None:
     Limits(40)  # type: ignore[call-arg]
     client.limits = Limits()  # type: ignore[misc]
     await client.chat("x", model="GPT-5", lane="fast")  # type: ignore[arg-type]
+    AsyncOneLLM(lambda: 5)  # type: ignore[arg-type, return-value]
+    OneLLM("key", session=None)  # type: ignore[call-arg]
+    with OneLLM() as synchronous:
+        synchronous.chat("x", model="GPT-5", temprature=1)  # type: ignore[call-arg]
+    Conversation(client, model="GPT-5", max_tokens_history=3)  # type: ignore[call-arg]
+    await client.send(ChatRequest("GPT-5", "x"), group=3)  # type: ignore[arg-type]
