@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from os import PathLike
 from random import Random
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from onellm_async.batch.inputs.entry import LineError
     from onellm_async.batch.outputs.ordered_writer import LineSink
     from onellm_async.batch.progress import RunProgress
-    from onellm_async.batch.run import InMemory
+    from onellm_async.batch.run import Prompts
     from onellm_async.batch.run_report import RunReport
     from onellm_async.limits.quota import Quota
 
@@ -548,7 +548,7 @@ class AsyncOneLLM:
 
     async def run(
         self,
-        source: "str | PathLike[str] | Sequence[PathLike[str]] | InMemory",
+        source: "Prompts",
         output: "str | PathLike[str] | LineSink",
         *,
         model: Model | None = None,
@@ -567,8 +567,9 @@ class AsyncOneLLM:
         Safe to cancel: requests in flight are then possibly billed, and the journal knows them.
 
         Args:
-            source: A file of prompts in any input format, a list of paths, or prompts in memory: texts, messages,
-                requests, or pairs of a ``custom_id`` and one of these.
+            source: A file of prompts in any input format, a pattern such as ``"data/*.jsonl"``, or a list of paths; a
+                table, such as a DataFrame of polars or pandas, a relation of duckdb or a ``datasets.Dataset``; or
+                prompts: texts, messages, requests, or pairs of a ``custom_id`` and one of these.
             output: File for the answers; its suffix says how they are written. ``"-"`` is standard output, where
                 nothing can be resumed. Or an object with an async method ``write``, which takes whole lines of bytes in
                 input order; with ``journal=`` its run can be resumed, and it is given all lines again.

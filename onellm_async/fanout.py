@@ -61,6 +61,11 @@ def check_source(source: object) -> None:
             f"The prompts are {truncated_repr(source)}, which is a single {type(source).__name__}.",
             advice="Pass a list of prompts, or use chat for a single one.",
         )
+    if hasattr(source, "columns") or hasattr(source, "column_names"):
+        raise InvalidRequestError(
+            f"The prompts are a {type(source).__name__}, which gives the names of its columns.",
+            advice='Pass a column of it, such as table["prompt"], or the table to run.',
+        )
     if not isinstance(source, Iterable | AsyncIterable):
         raise InvalidRequestError(f"The prompts are {truncated_repr(source)}; they must be an (async) iterable.")
 

@@ -15,6 +15,7 @@ from onellm_async.batch.identity import RunIdentity, endpoints_text
 from onellm_async.batch.inputs.defaults import DEFAULT_MODEL, RequestDefaults
 from onellm_async.batch.inputs.memory import InMemoryInput
 from onellm_async.batch.inputs.sources import InputFile, InputScan
+from onellm_async.batch.inputs.table import TableInput
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.outputs.formats import OutputFormat, output_format, output_format_named
@@ -28,8 +29,10 @@ _check = Checks(ConfigurationError, "RunPolicy.")
 _AMBIGUOUS = ("retry", "hold")
 
 
-InputFormatName = Literal["text", "jsonl", "json", "openai-batch", "csv", "tsv", "parquet"]
-OutputFormatName = Literal["jsonl", "openai-batch", "csv", "parquet"]
+InputFormatName = Literal["text", "jsonl", "json", "openai-batch", "csv", "tsv", "parquet", "arrow"]
+OutputFormatName = Literal["jsonl", "openai-batch", "csv", "tsv", "parquet"]
+RunInput = InputFile | InMemoryInput | TableInput
+"""Where the entries of a run come from."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -43,6 +46,8 @@ class RunOptions(TypedDict, total=False):
         field: Field of each JSON object, or column of each row, that holds the prompt.
         template: Jinja2 template that makes the prompt: a file, or the text itself.
         id_field: Field or column that holds the id of a prompt; None for ``custom_id``, or ``id`` where it is unique.
+        keep: Fields of each line or row that go beside its answer: ``"all"``, or their names; None for all of a
+            table and none of others.
         input_format: How the input is written; None to tell from its name and its first line.
         strict: Send nothing if a line of the input is bad.
         limit: Send only the first N entries; the report then has an `RunReport.estimate` of the others.
@@ -66,6 +71,7 @@ class RunOptions(TypedDict, total=False):
     field: str | None
     template: str | None
     id_field: str | None
+    keep: str | Sequence[str] | None
     input_format: InputFormatName | None
     strict: bool
     limit: int | None
@@ -237,11 +243,15 @@ class RunConfig:
             return Path(self.journal)
         return None if self.output is None else journal_path(self.output)
 
-    def format_for(self, source: InputFile | InMemoryInput) -> OutputFormat:
+    def format_for(self, source: RunInput) -> OutputFormat:
         """How the output is written."""
+        return self.format_named(source).keeping(source.kept_columns)
+
+    def format_named(self, source: RunInput) -> OutputFormat:
+        """The same without columns for kept fields."""
         return self.output_format or output_format(self.output, source.format.name)
 
-    def identity(self, source: InputFile | InMemoryInput, scan: InputScan | None) -> RunIdentity:
+    def identity(self, source: RunInput, scan: InputScan | None) -> RunIdentity:
         """What its answers depend on."""
         defaults, template = source.defaults, source.template
         return RunIdentity(
@@ -256,6 +266,8 @@ class RunConfig:
             system_digest=None if defaults.system is None else _digest(defaults.system),
             max_tokens=defaults.max_tokens,
             temperature=defaults.temperature,
+            keep=source.keep,
+            columns=source.kept_columns or None,
             base_url=self.base_url,
             dialect=self.dialect,
             endpoints=endpoints_text(self.endpoints),

@@ -39,6 +39,9 @@ from onellm_async.limits.policy import AUTO
 from onellm_async.sender import Sender
 from onellm_async.worker_pool import WorkerPool
 
+_BAD_LINES = 10_000
+"""Records of bad lines after which those that were written are dropped."""
+
 _log = logging.getLogger("onellm_async")
 _MAX_WORKERS = 4096
 """Tasks, however high the concurrency: each takes memory."""
@@ -63,6 +66,8 @@ class RunEngine:
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
         encode: Makes the output of a record. If it raises, the run stops: the journal keeps the answers, and the output
             is written anew when the run is resumed.
+        encode_bad_line: Makes the output of a bad line, from its index, its bytes and what is wrong with it; without it
+            bad lines have none.
         cache: Answers of earlier runs: what is there is not sent.
         budget: What all sessions together may spend; by default anything.
         policy: What happens to possibly billed, failed and duplicate prompts.
@@ -87,6 +92,7 @@ class RunEngine:
         journal: RunJournal,
         sink: LineSink,
         encode: Callable[[JournalRecord], bytes],
+        encode_bad_line: Callable[[int, bytes, str], bytes] | None = None,
         cache: AnswerCache | None = None,
         budget: Budget | None = None,
         policy: RunPolicy | None = None,
@@ -113,6 +119,8 @@ class RunEngine:
         self._clock = clock
         say = guarded(say, "say")
         self._encode = self._stopping_on_error(encode)
+        self._encode_bad_line = encode_bad_line
+        self._bad_lines: dict[int, bytes] = {}  # those that the writer may have to read again
         # Without a journal no line can be read again, so a window bounds how many are held.
         read = None if isinstance(journal, NullJournal) else self._read_again
         self._writer = OrderedWriter(sink, window=window, read=read)
@@ -256,7 +264,9 @@ class RunEngine:
             self.stop(StopReason(error))
 
     def _read_again(self, first: int, last: int) -> Sequence[bytes]:
-        return [self._encode(record) for record in self._journal.records(first, last)]
+        lines = {record.index: self._encode(record) for record in self._journal.records(first, last)}
+        lines |= {index: self._bad_lines.pop(index) for index in range(first, last + 1) if index in self._bad_lines}
+        return [lines[index] for index in sorted(lines)]
 
     def _stopping_on_error(self, encode: Callable[[JournalRecord], bytes]) -> Callable[[JournalRecord], bytes]:
         def encoded(record: JournalRecord) -> bytes:
@@ -335,7 +345,13 @@ class RunEngine:
 
     def _skip(self, entry: Entry, error: LineError) -> None:
         """Passes over a line that holds no usable prompt."""
-        self._writer.put(entry.index, b"")
+        line = b"" if self._encode_bad_line is None else self._encode_bad_line(entry.index, entry.raw, str(error))
+        if line:
+            if len(self._bad_lines) >= _BAD_LINES:
+                written = self._writer.written
+                self._bad_lines = {index: kept for index, kept in self._bad_lines.items() if index >= written}
+            self._bad_lines[entry.index] = line
+        self._writer.put(entry.index, line)
         self._tracker.bad_line()
         self._journal.bad_line(error)
         self._on_bad_line(error)
@@ -546,6 +562,7 @@ def _intent_again(record: JournalRecord) -> JournalRecord:
         line_digest=record.line_digest,
         request_digest=record.request_digest,
         custom_id=record.custom_id,
+        kept=record.kept,
         reserved=record.reserved,
         reserved_tokens=record.reserved_tokens,
         sent_at=time.time(),

@@ -1,7 +1,7 @@
 """What makes a run that run: another input or another question is another run. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import attrs
@@ -71,6 +71,8 @@ class RunIdentity:
         system_digest: Digest of the instruction beside each prompt.
         max_tokens: Most tokens to generate per prompt.
         temperature: 0 to 2.
+        keep: The fields of the input that go beside the answer, as a text; None for what is usual.
+        columns: Their names in an output that has columns; not compared, because they follow from the others.
         base_url: Where the requests go, as `redact_url` shows it.
         dialect: How they are written.
         endpoints: Where a self-hosted backend forwards them to, as `endpoints_text` shows it.
@@ -92,6 +94,8 @@ class RunIdentity:
     system_digest: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    keep: str | None = None
+    columns: Sequence[str] | None = None
     base_url: str | None = attrs.field(default=None, converter=optional(redact_url))
     dialect: str | None = None
     endpoints: str | None = None
@@ -154,6 +158,7 @@ _PARTS = {
     "system_digest": ("the system prompt", True),
     "max_tokens": ("max_tokens", False),
     "temperature": ("temperature", False),
+    "keep": ("the kept fields", False),
     "base_url": ("the base URL", False),
     "dialect": ("the dialect", False),
     "endpoints": ("the endpoints", False),

@@ -24,19 +24,21 @@ from attrs import evolve, frozen
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import guarded
-from onellm_async.batch.config import RunConfig, RunOptions
+from onellm_async.batch.config import RunConfig, RunInput, RunOptions
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.estimate import Capacity, RunEstimate, estimate_run
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions
 from onellm_async.batch.inputs.formats import input_format_named
 from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
+from onellm_async.batch.inputs.table import ArrowStream, TableInput, is_table
 from onellm_async.batch.inputs.template import PromptTemplate
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.null_journal import NullJournal, RunJournal
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink
 from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
@@ -49,10 +51,11 @@ from onellm_async.errors import BatchError, ConfigurationError, InvalidRequestEr
 from onellm_async.fanout import check_source
 from onellm_async.limits.rate_state import RateState
 from onellm_async.sender import Sender
+from onellm_async.validation import truncated_repr
 
 InMemory = Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]
-Prompts = str | PathLike[str] | Sequence[PathLike[str]] | InMemory
-"""A path, several, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one of these."""
+Prompts = str | PathLike[str] | Sequence[PathLike[str]] | InMemory | ArrowStream
+"""A path, several, a table, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one."""
 
 _PROGRESS_INTERVAL = 0.25
 """Seconds between two calls of ``on_progress``."""
@@ -132,12 +135,16 @@ async def run(
 
 async def _open_unless_stopped(
     source: Prompts, options: RunOptions, config: RunConfig, stop: asyncio.Event
-) -> InputFile | InMemoryInput | None:
+) -> RunInput | None:
     """Opens the input; None if the run is stopped meanwhile, as opening a named pipe waits for its writer."""
+    if is_table(source):
+        if options.get("input_format") is not None:
+            raise InvalidRequestError("input_format says how a file is read, but the prompts are a table in memory.")
+        return TableInput(source, _parser_options(options, config))
     paths = _paths(source)
     if paths is None:
         check_source(source)
-        given = sorted(options.keys() & {"field", "template", "input_format", "id_field"})
+        given = sorted(options.keys() & {"field", "template", "input_format", "id_field", "keep"})
         if given:
             raise InvalidRequestError(f"{given[0]} says how a file is read, but the prompts are in memory.")
         return entries_from(cast("InMemory", source), defaults=config.defaults)
@@ -152,14 +159,28 @@ async def _open_unless_stopped(
 
 
 def _open_files(paths: Sequence[str | PathLike[str]], options: RunOptions, config: RunConfig) -> InputFile:
-    template, shape = options.get("template"), options.get("input_format")
+    shape, reading = options.get("input_format"), _parser_options(options, config)
     return open_source(
         [os.fspath(each) for each in paths],
         forced_format=None if shape is None else input_format_named(shape),
-        field=options.get("field"),
+        field=reading.prompt_field,
+        template=reading.template,
+        defaults=reading.defaults,
+        id_field=reading.id_field,
+        keep=reading.keep,
+    )
+
+
+def _parser_options(options: RunOptions, config: RunConfig) -> ParserOptions:
+    template, keep = options.get("template"), options.get("keep")
+    if isinstance(keep, str) and keep != ALL:
+        raise InvalidRequestError(f"keep is {truncated_repr(keep)}; it must be 'all' or a list of names.")
+    return ParserOptions(
+        prompt_field=options.get("field"),
         template=None if template is None else PromptTemplate.open(template),
         defaults=config.defaults,
         id_field=options.get("id_field"),
+        keep=keep if keep is None or isinstance(keep, str) else tuple(keep),
     )
 
 
@@ -172,7 +193,7 @@ def _paths(source: Prompts) -> Sequence[str | PathLike[str]] | None:
     return None
 
 
-async def _scan(source: InputFile | InMemoryInput, config: RunConfig) -> InputScan | None:
+async def _scan(source: RunInput, config: RunConfig) -> InputScan | None:
     """Reads the whole input before anything is sent; None for a pipe, or prompts in memory.
 
     Raises:
@@ -189,7 +210,7 @@ async def _scan(source: InputFile | InMemoryInput, config: RunConfig) -> InputSc
     return scan
 
 
-def _check_budget(budget: Budget, source: InputFile | InMemoryInput, scan: InputScan | None) -> None:
+def _check_budget(budget: Budget, source: RunInput, scan: InputScan | None) -> None:
     """Refuses a budget that no prompt can keep, before anything is sent.
 
     A line may name its own ``max_tokens``, so the first requests of a file decide. The content of a pipe is unknown.
@@ -199,7 +220,7 @@ def _check_budget(budget: Budget, source: InputFile | InMemoryInput, scan: Input
     """
     requests = scan.sample if scan is not None else ()
     if not requests:
-        if isinstance(source, InputFile) and (scan is None or scan.lines):
+        if not isinstance(source, InMemoryInput) and (scan is None or scan.lines):
             return
         requests = (source.defaults.request("A budget that no prompt can keep is refused here, once."),)
     first: InvalidRequestError | None = None
@@ -239,7 +260,7 @@ class _Session:
     """One session and what it works with."""
 
     sender: Sender
-    source: InputFile | InMemoryInput
+    source: RunInput
     scan: InputScan | None
     config: RunConfig
     tracker: ProgressTracker
@@ -284,20 +305,24 @@ class _Session:
         return report
 
     async def _send(self, journal: RunJournal, sink: LineSink, cache: AnswerCache) -> RunReport:
-        shape: OutputFormat | None = None
+        shape, known = self.config.format_for(self.source), self.scan is not None
 
-        def encode(record: JournalRecord) -> bytes:
-            nonlocal shape
-            if shape is None:  # the first line of a pipe may have told the format
+        def encoding() -> OutputFormat:
+            nonlocal shape, known
+            if not known:  # the first line of a pipe tells the format
+                known, columns = True, shape.columns
                 shape = self.config.format_for(self.source)
-            return shape.encode(record)
+                if shape.columns != columns:  # the header was written before
+                    shape = self.config.format_named(self.source).keeping(columns)
+            return shape
 
         engine = RunEngine(
             self.sender,
             self.source,
             journal=journal,
             sink=sink,
-            encode=encode,
+            encode=lambda record: encoding().encode(record),
+            encode_bad_line=lambda index, raw, message: encoding().bad_line(index, raw, message),
             cache=cache if self.config.caches else None,
             budget=self.config.budget,
             policy=self.config.policy,
@@ -366,9 +391,7 @@ def _finished(place: Path, identity: RunIdentity, config: RunConfig) -> _Finishe
         return _Finished(counts, dict(journal.failure_causes()), dict(notable or {}))
 
 
-def _open(
-    place: Path, identity: RunIdentity, source: InputFile | InMemoryInput, config: RunConfig
-) -> tuple[Journal, Sink | None]:
+def _open(place: Path, identity: RunIdentity, source: RunInput, config: RunConfig) -> tuple[Journal, Sink | None]:
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
     The journal's lock decides between two that start at once, so it comes first: the files of the output belong to

@@ -233,6 +233,7 @@ class WorkItem:
             elapsed=elapsed,
             latency=latency,
             copy_of=copy_of,
+            kept=self.item.kept,
             result=result,
         )
 

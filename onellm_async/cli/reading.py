@@ -30,7 +30,7 @@ class InputFlags:
     format: Annotated[
         str | None,
         Parameter(
-            help="How the input is written: text, jsonl, json, openai-batch, csv, tsv, parquet. "
+            help="How the input is written: text, jsonl, json, openai-batch, csv, tsv, parquet, arrow. "
             "[default: as its name and its first line say]"
         ),
     ] = None
@@ -38,12 +38,26 @@ class InputFlags:
         str | None,
         Parameter(help="Field or column that holds the id of a prompt. [default: custom_id, or id where it is unique]"),
     ] = None
+    keep: Annotated[
+        str | None,
+        Parameter(
+            help="Fields of each line or row that go beside its answer: `all`, `none`, or their names with commas "
+            "between them. [default: all of a table, none of others]"
+        ),
+    ] = None
     strict: Annotated[
         bool,
         Parameter(
             negative="", help="Send nothing if a line of the file is bad; a pipe is stopped at the first bad line."
         ),
     ] = False
+
+    @property
+    def kept(self) -> str | list[str] | None:
+        """The fields to keep: ``"all"``, or their names; None for what is usual."""
+        if self.keep is None or self.keep == "all":
+            return self.keep
+        return [] if self.keep == "none" else [name.strip() for name in self.keep.split(",") if name.strip()]
 
 
 READING = InputFlags()
@@ -76,4 +90,5 @@ def open_input(
         template=None if reading.template is None else PromptTemplate.open(reading.template),
         defaults=evolve(defaults_from(asking), least_max_tokens=capped),
         id_field=reading.id_field,
+        keep=reading.kept,
     )

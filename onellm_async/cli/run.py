@@ -43,14 +43,14 @@ Input: one prompt a line, blank lines are skipped.
   json          an array of these
   openai-batch  {"custom_id", "method", "url", "body"}
   csv, tsv      a header, then a prompt a row, in column "prompt" or --field
-  parquet       likewise
+  parquet       likewise; arrow, too
 Files may be packed (.gz, .zst); several are one run. "model", "system",
 "max_tokens", "temperature" and so on of a line or row are those of its request:
 flags go before them, and $ONELLM_MODEL after them.
 
 Output: one record per prompt in the order of the input, as the name of OUTPUT
-says: .jsonl, .csv or .parquet. JSON lines are
-  {"index", "custom_id"?, "response": {"content", ...}, "error"}
+says: .jsonl, .csv, .tsv or .parquet. JSON lines are
+  {"index", "custom_id"?, "input"?, "response": {"content", ...}, "error"}
 or OpenAI's batch output for openai-batch input. It is written to OUTPUT.partial
 and renamed when every prompt has an answer or an error.
 
@@ -202,6 +202,7 @@ def options_from(
         "field": reading.field,
         "template": reading.template,
         "id_field": reading.id_field,
+        "keep": reading.kept,
         "input_format": cast("InputFormatName | None", reading.format),
         "strict": reading.strict,
         "journal": writing.journal,

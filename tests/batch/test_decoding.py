@@ -64,9 +64,9 @@ async def test_joined_and_padded_gzip_files_are_one(tmp_path):
 
 async def test_a_large_packed_file_is_read_in_pieces(tmp_path):
     path = tmp_path / "in.txt.gz"
-    path.write_bytes(gzip.compress(b"x" * 999 + b"\n" + b"y\n" * 1_000_000))
+    path.write_bytes(gzip.compress(b"x" * 999 + b"\n" + b"y\n" * 200_000))
     async with open_source(str(path)) as source:
-        assert source.scan().lines == 1_000_001
+        assert source.scan().lines == 200_001
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])

@@ -148,7 +148,7 @@ def check_exports(path):
     assert len({row.index for row in rows}) == len(rows)
     check_lines(b"".join(map(JSONL.encode, rows)))
     table = CSV
-    text = (table.header + b"".join(map(table.encode, rows))).decode()
+    text = (table.header(()) + b"".join(map(table.encode, rows))).decode()
     for cells in csv.DictReader(io.StringIO(text, newline=""), strict=True):
         check(int(cells["index"]), cells["content"] or None, cells["error_type"] or None, cells["error_message"])
     for line in map(OPENAI_BATCH.encode, rows):

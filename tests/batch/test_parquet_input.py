@@ -68,10 +68,10 @@ async def test_a_template_sees_every_column_that_has_a_text(tmp_path):
     }
     path = written(tmp_path, columns)
     (item,) = await items(path, template=PromptTemplate("{{ day }} {{ price }} {{ word }} {{ tags | join('+') }}"))
-    (bad,) = await items(path, template=PromptTemplate("{{ image }}"))
 
     assert item.request.messages[0].content == "2026-05-04 1.50 cat a+b"
-    assert "'image' is undefined" in bad.message
+    with pytest.raises(BatchError, match="has none of the columns that the template uses: image"):
+        await items(path, template=PromptTemplate("{{ image }}"))
 
 
 async def test_digests_are_those_of_the_values_and_the_survey_knows_the_file(tmp_path):

@@ -162,5 +162,5 @@ async def test_a_csv_file_begins_with_its_header(tmp_path, capfd):
     async with stream as sink:
         await sink.write(writer.encode(answered()))
 
-    assert (tmp_path / "answers.csv").read_bytes() == writer.header + writer.encode(answered())
+    assert (tmp_path / "answers.csv").read_bytes() == writer.header(()) + writer.encode(answered())
     assert capfd.readouterr().out.startswith("index,custom_id,content,")

@@ -17,7 +17,7 @@ from onellm_async.batch.outputs.columns import COLUMNS
 from onellm_async.batch.outputs.formats import FORMATS as OUTPUT_FORMATS
 from onellm_async.wire import parse_json
 
-JSONL_OUT, OPENAI_BATCH_OUT, CSV_OUT, PARQUET_OUT = OUTPUT_FORMATS
+JSONL_OUT, OPENAI_BATCH_OUT, CSV_OUT, TSV_OUT, PARQUET_OUT = OUTPUT_FORMATS
 
 
 def record(of, shape=JSONL_OUT):
@@ -29,7 +29,7 @@ def record(of, shape=JSONL_OUT):
 
 def rows_of_csv(*rows):
     writer = CSV_OUT
-    text = (writer.header + b"".join(map(writer.encode, rows))).decode()
+    text = (writer.header(()) + b"".join(map(writer.encode, rows))).decode()
     return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
 
 
@@ -102,7 +102,7 @@ def test_no_text_in_csv_is_a_formula(start):
 
     assert found["content"] == f"'{start}1+1"
     assert found["model"] == f"'{start}x"
-    assert found["custom_id"] == f"'{start}id"
+    assert found["custom_id"] == f"{start}id"
 
 
 @given(content=st.text(), custom_id=st.none() | st.text(), finish_reason=st.none() | st.text())
@@ -147,7 +147,10 @@ def test_the_output_format_follows_from_the_name_and_from_the_input(name, source
 @pytest.mark.parametrize(
     ("name", "cure"),
     [
-        ("a.xlsx", r"no output format is called .xlsx \(known: .jsonl, .ndjson, .csv, .parquet, .pq\). Write .csv"),
+        (
+            "a.xlsx",
+            r"no output format is called .xlsx \(known: .jsonl, .ndjson, .csv, .tsv, .tab, .parquet, .pq\). Write .csv",
+        ),
         ("a.json", "jq -s"),
         ("a.csv.gz", "compress it afterwards"),
         ("a.journal", "Name the output with one of these"),
@@ -162,7 +165,7 @@ async def test_a_new_output_format_is_one_function_and_one_row(monkeypatch, tmp_
     def encode_ids(record):
         return f"{record.index} {record.custom_id}\n".encode()
 
-    row_of_it = OutputFormat("ids", (".ids",), encode_ids, formats.open_text, b"index id\n")
+    row_of_it = OutputFormat("ids", (".ids",), encode_ids, formats.open_text, lambda columns: b"index id\n")
     monkeypatch.setattr(formats, "FORMATS", (*OUTPUT_FORMATS, row_of_it))
     shape = output_format(tmp_path / "a.ids")
     async with formats.open_sink(tmp_path / "a.ids", shape) as sink:
@@ -173,7 +176,7 @@ async def test_a_new_output_format_is_one_function_and_one_row(monkeypatch, tmp_
 
 
 def test_an_unknown_output_format_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"'xlsx'.*jsonl, openai-batch, csv, parquet"):
+    with pytest.raises(ConfigurationError, match=r"'xlsx'.*jsonl, openai-batch, csv, tsv, parquet"):
         output_format_named("xlsx")
 
 
@@ -242,7 +245,7 @@ def test_tables_have_the_rest_of_the_reply_as_json():
 @pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 def test_a_copy_says_so_and_costs_nothing(shape):
     copy = evolve(answered(), index=7, attempts=0, copy_of=2)
-    if shape in {CSV_OUT, PARQUET_OUT}:
+    if shape in {CSV_OUT, TSV_OUT, PARQUET_OUT}:
         (found,) = rows_of_csv(copy)
         assert (found["copy_of"], found["cost"], found["content"]) == ("2", "0.0", "Hello")
         assert rows_of_csv(answered())[0]["copy_of"] == ""

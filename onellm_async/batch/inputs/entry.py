@@ -88,6 +88,10 @@ class ByteSource(Protocol):
     def all_columns(self) -> bool:
         """Whether every column of a table is wanted, as for a template."""
 
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a field or column holds the prompt, and no template makes it."""
+
     def pieces(self) -> Iterator[bytes]:
         """Its bytes from here to the end.
 

@@ -46,12 +46,14 @@ class Parsed:
         record: The fields of the entry, to keep beside the answer.
         custom_id: The caller's own name of the entry.
         id_field: The field that holds it.
+        is_row: Whether it is a row of a table, of which all columns are kept by default.
     """
 
     request: ChatRequest
     record: Mapping[str, JSON]
     custom_id: str | None = None
     id_field: str = "custom_id"
+    is_row: bool = False
 
 
 ParseFunction: TypeAlias = "Callable[[EntryParser, bytes], Parsed]"
@@ -86,6 +88,33 @@ class ParserOptions:
     defaults: RequestDefaults = field(factory=RequestDefaults)
     id_field: str | None = None
     keep: str | tuple[str, ...] | None = None
+
+    @property
+    def kept_text(self) -> str | None:
+        """What is kept, as a text that tells two runs apart; None for what is usual."""
+        return ", ".join(self.keep) or "none" if isinstance(self.keep, tuple) else self.keep
+
+    @property
+    def reads_all_columns(self) -> bool:
+        """Whether every column of a table is read, and not only the prompt and what belongs to it."""
+        return self.keep is None or bool(self.keep) or self.template is not None or self.id_field is not None
+
+    def check_columns(self, source: str, columns: Sequence[str]) -> None:
+        """Refuses a table that lacks a column.
+
+        Raises:
+            BatchError: If there is no column for the prompt, or none of a name that was given.
+        """
+        if self.template is None:
+            check_prompt_column(source, columns, self.prompt_field)
+        else:
+            self.template.check_columns(source, columns)
+        wanted = {"--id-field": [self.id_field], "--keep": self.keep if isinstance(self.keep, tuple) else []}
+        for flag, names in wanted.items():
+            for name in names:
+                if name is not None and name not in columns:
+                    there = ", ".join(map(truncated_repr, columns[:8]))
+                    raise BatchError(f"{source} has no column {name!r}, which {flag} names (columns: {there}).")
 
 
 class EntryParser:
@@ -161,7 +190,7 @@ class EntryParser:
             if custom_id is not None and (first := self._ids.add(custom_id, self._number, line)) is not None:
                 self._refuse_repeated(found, first)
                 custom_id = None
-            kept = self._kept(found.record)
+            kept = self._kept(found, raw)
         except (_BadLineError, InvalidRequestError, TemplateError) as error:
             complaint = LineError(self.source, line, str(error))
             self._despair(complaint)
@@ -244,7 +273,7 @@ class EntryParser:
             prompts = {"prompt", "messages"} if self._template is None and self._field is None else set()
             used = {*RECORD_FIELDS, *_IDS, *prompts, *self._not_for_request, *(self._keep or ())}
             self._notes.unused(record, used)
-        return Parsed(request, record, custom_id, id_field)
+        return Parsed(request, record, custom_id, id_field, table)
 
     def _filled(self, text: str) -> str:
         if self._template is None:
@@ -275,12 +304,13 @@ class EntryParser:
         value = record.get("id")
         return (_id(record, "id") if isinstance(value, str | int | float) else None), "id"
 
-    def _kept(self, record: Mapping[str, JSON]) -> bytes | None:
-        if self._keep is None:
-            return None
-        if self._keep == ALL:
-            return dump_json(record)
-        return dump_json({name: record[name] for name in self._keep if name in record})
+    def _kept(self, found: Parsed, raw: bytes) -> bytes | None:
+        if self._keep is None or self._keep == ALL:
+            if found.is_row:
+                return raw  # it was made of the row as it is written out
+            return None if self._keep is None else dump_json(found.record)
+        record = found.record
+        return dump_json({name: record[name] for name in self._keep if name in record}) if self._keep else None
 
 
 class SeenIds:

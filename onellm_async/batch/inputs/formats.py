@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 from attrs import frozen
 
+from onellm_async.batch.inputs.arrow import FILE_MAGIC, STREAM_MAGIC, split_arrow
 from onellm_async.batch.inputs.decoding import inner_name
 from onellm_async.batch.inputs.entry import ByteSource, Entry
 from onellm_async.batch.inputs.entry_parser import EntryParser, ParseFunction
@@ -27,6 +28,8 @@ class InputFormat:
         splitter: The entries of an input, some at a time. Blocks.
         parse: The request and the ``custom_id`` of an entry.
         has_requests: Whether an entry is a whole request, which takes no template.
+        is_table: Whether it has columns.
+        is_binary: Whether it is no text, and has a reader of its own that needs the whole file.
         count: How many entries a file has, where it says so itself.
     """
 
@@ -36,6 +39,8 @@ class InputFormat:
     splitter: Callable[[ByteSource], Iterator[list[Entry]]]
     parse: ParseFunction
     has_requests: bool = False
+    is_table: bool = False
+    is_binary: bool = False
     count: Callable[[ByteSource], int] | None = None
 
     def __str__(self) -> str:
@@ -88,15 +93,26 @@ FORMATS: tuple[InputFormat, ...] = (
     InputFormat("openai-batch", _LINES, _is_batch_line, split_lines, EntryParser.parse_batch_line, has_requests=True),
     InputFormat("json", _LINES, _is_document, split_json, EntryParser.parse_record),
     InputFormat("jsonl", _LINES, _is_object, split_lines, EntryParser.parse_record),
-    InputFormat("csv", (".csv",), _never, _split_csv, EntryParser.parse_row),
-    InputFormat("tsv", (".tsv", ".tab"), _never, _split_tsv, EntryParser.parse_row),
+    InputFormat("csv", (".csv",), _never, _split_csv, EntryParser.parse_row, is_table=True),
+    InputFormat("tsv", (".tsv", ".tab"), _never, _split_tsv, EntryParser.parse_row, is_table=True),
     InputFormat(
         "parquet",
         (".parquet", ".pq"),
         lambda first_line: first_line.startswith(MAGIC),
         split_parquet,
         EntryParser.parse_row,
+        is_table=True,
+        is_binary=True,
         count=parquet_rows,
+    ),
+    InputFormat(
+        "arrow",
+        (".arrow", ".feather", ".arrows", ".ipc"),
+        lambda first_line: first_line.startswith((FILE_MAGIC, STREAM_MAGIC)),
+        split_arrow,
+        EntryParser.parse_row,
+        is_table=True,
+        is_binary=True,
     ),
     InputFormat("text", (".txt", ".md"), _never, split_lines, EntryParser.parse_text),
 )
@@ -139,7 +155,7 @@ def formats_of(name: str) -> tuple[InputFormat, ...]:
 
 def recognize_binary(start: bytes) -> bool:
     """Whether an input that begins so is in a format that is no text."""
-    return any(each.count is not None and each.recognizes(start) for each in FORMATS)
+    return any(each.is_binary and each.recognizes(start) for each in FORMATS)
 
 
 def recognize_format(name: str, first_line: bytes, *, pipe: bool = False) -> InputFormat:

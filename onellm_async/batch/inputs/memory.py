@@ -28,12 +28,16 @@ class InMemoryInput:
         format: What the output follows where its name tells nothing: JSON lines.
         field: None, as in every source that is no file.
         template: Likewise.
+        kept_columns: None of them.
+        keep: None.
         notes: What is to be said once per run: nothing.
     """
 
     format: InputFormat = input_format_named("jsonl")
     field: None = None
     template: None = None
+    kept_columns: tuple[str, ...] = ()
+    keep: str | None = None
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from attrs import frozen
 from onellm_async.batch.inputs.decoding import decoded_pieces
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.inputs.entry_parser import EntryParser, ParserOptions, SeenIds, check_prompt_column
+from onellm_async.batch.inputs.entry_parser import ALL, EntryParser, ParserOptions, SeenIds
 from onellm_async.batch.inputs.formats import (
     TEXT,
     InputFormat,
@@ -41,6 +41,8 @@ from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
 _PIECE = 256 * 1024
+WHOLE = ("*",)
+"""All fields of each record, whatever their names are."""
 _SAMPLE = 20
 """Entries of a file that are parsed before anything is sent."""
 
@@ -84,12 +86,17 @@ class OpenFile:
     @property
     def all_columns(self) -> bool:
         """Whether every column of a table is wanted."""
-        return self._owner.keeps_columns
+        return self._owner.options.reads_all_columns
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a field or column holds the prompt."""
+        return self._owner.template is None
 
     def recognized(self, watch: Callable[[bytes], object] | None = None) -> InputFormat:
         """The format, for which the first line may have to be read."""
         pieces = self._read_pieces(watch)
-        if self.shape is not None and self.shape.count is not None:
+        if self.shape is not None and self.shape.is_binary:
             self._pieces = pieces
         else:
             pieces = self._decoded(pieces)
@@ -99,7 +106,7 @@ class OpenFile:
                 if self.shape.has_requests and self._owner.template is not None:
                     raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
             self._pieces = pieces
-        if self.shape.count is not None and watch is not None:
+        if self.shape.is_binary and watch is not None:
             for _ in pieces:
                 """Read for its digest; the format has a reader of its own."""
         return self.shape
@@ -130,7 +137,8 @@ class OpenFile:
             BatchError: If the table lacks a column that is wanted.
         """
         if columns is not None:
-            self._owner.check_columns(self.name, columns)
+            self._owner.options.check_columns(self.name, columns)
+            self._owner.columns = tuple(columns)
         self._owner.ids.name(self._number, self.name)
         self.opened = EntryParser(
             self.name,
@@ -184,6 +192,7 @@ class InputFile:
         options: How its entries are read.
         notes: What is to be said of it once per run.
         ids: The ids used so far.
+        columns: The names of the columns of a table; None before the first is known, and where there are none.
     """
 
     def __init__(
@@ -200,6 +209,7 @@ class InputFile:
         self.defaults: RequestDefaults = self.options.defaults
         self.notes: InputNotes = InputNotes()
         self.ids: SeenIds = SeenIds()
+        self.columns: tuple[str, ...] | None = None
         files = [(name, descriptor), *more]
         self.name: str = name if not more else f"{name} and {len(more)} more"
         self._files = [
@@ -231,27 +241,23 @@ class InputFile:
         return self._files[0].shape or TEXT
 
     @property
-    def keeps_columns(self) -> bool:
-        """Whether every column of a table is read, and not only the prompt and what belongs to it."""
-        return self.template is not None or self.options.keep is not None or self.options.id_field is not None
+    def keep(self) -> str | None:
+        """What is kept, as a text that tells two runs apart; None for what is usual."""
+        return self.options.kept_text
 
-    def check_columns(self, source: str, columns: Sequence[str]) -> None:
-        """Refuses a table that lacks a column.
-
-        Raises:
-            BatchError: If there is no column for the prompt, or none of a name that was given.
-        """
-        if self.template is None:
-            check_prompt_column(source, columns, self.field)
-        else:
-            self.template.check_columns(source, columns)
+    @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """The fields that go beside the answer; `WHOLE` where their names are not known beforehand."""
         keep = self.options.keep
-        wanted = {"--id-field": [self.options.id_field], "--keep": keep if isinstance(keep, tuple) else []}
-        for flag, names in wanted.items():
-            for name in names:
-                if name is not None and name not in columns:
-                    there = ", ".join(columns[:8])
-                    raise BatchError(f"{source} has no column {name!r}, which {flag} names (columns: {there}).")
+        if isinstance(keep, tuple):
+            return keep
+        if len(self._files) == 1 and self.columns is not None:
+            return tuple(name for name in self.columns if name != "custom_id" or self.options.id_field is not None)
+        return WHOLE if keep == ALL or self.columns is not None or self._may_be_table else ()
+
+    @property
+    def _may_be_table(self) -> bool:
+        return any(each.shape is not None and each.shape.is_table for each in self._files)
 
     def is_file(self, path: str) -> bool:
         """Whether `path` is a file that is being read."""

@@ -209,6 +209,7 @@ class JournalRecord:
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
         copy_of: Index of an identical request whose answer this is, too. A duplicate of a failure has its own text.
+        kept: Fields of the line or row that go beside the answer, as a JSON object; None where none do.
         result: The answer or the failure, as a JSON object; b"" without one.
     """
 
@@ -300,6 +301,7 @@ class JournalRecord:
         default=None,
         metadata=column(OUTCOMES, "INTEGER", Total("deduplicated", lambda record: record.copy_of is not None)),
     )
+    kept: bytes | None = field(default=None, metadata=column(INTENTS, "BLOB"))
     # Last, so that nothing else lies behind a long answer.
     result: bytes = field(default=b"", metadata=column(OUTCOMES, "BLOB NOT NULL", missing="x''"))
 
@@ -315,6 +317,7 @@ class JournalRecord:
         return values | {
             "request_digest": self.request_digest.hex(),
             "state": self.state.name.lower(),
+            "kept": parse_json(self.kept) if self.kept is not None else None,
             "result": result,
         }
 

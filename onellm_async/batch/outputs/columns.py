@@ -1,4 +1,6 @@
-"""The columns of a table of answers, and a row's values in them. Pure."""
+"""The columns of a table of answers, and a record's values in them. Pure."""
+
+from collections.abc import Sequence
 
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
@@ -25,18 +27,57 @@ COLUMNS: dict[str, type] = {
 """Names in their order, and what is in them; everything but ``index`` may be missing. ``cost`` is in USD, and 0 for an
 answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
 
+WHOLE = ("*",)
+"""Kept fields of which the names are not known before the first record: one column ``input`` has them, as JSON."""
 
-def values_of(row: JournalRecord) -> list[JSON]:
-    """What stands in the columns; None where there is nothing."""
-    answered, text = outcome_of(row)
+
+def kept_names(columns: Sequence[str]) -> list[str]:
+    """The names of the columns that hold fields of the input: their own, or ``input_…`` where an answer has that name.
+
+    Example:
+        >>> kept_names(["question", "model"])
+        ['question', 'input_model']
+    """
+    if tuple(columns) == WHOLE:
+        return ["input"]
+    names: list[str] = []
+    for column in columns:
+        name = column
+        while name in COLUMNS or name in names or (name != column and name in columns):
+            name = f"input_{name}"
+        names.append(name)
+    return names
+
+
+def kept_values(record: JournalRecord, columns: Sequence[str]) -> list[str | None]:
+    """What stands in the columns of the input, as text; None where there is nothing."""
+    if not columns:
+        return []
+    if record.kept is None:
+        return [None] * len(columns)
+    if tuple(columns) == WHOLE:
+        return [record.kept.decode()]
+    kept = parse_json(record.kept)
+    return [_text(kept.get(column)) for column in columns]
+
+
+def _text(value: JSON) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return dump_json(value).decode()
+
+
+def values_of(record: JournalRecord) -> list[JSON]:
+    """What stands in the columns of the answer; None where there is nothing."""
+    answered, text = outcome_of(record)
     result = parse_json(text)
     if not answered:
         failure = [result["type"], result["message"], result["status_code"]]
-        return [row.index, row.custom_id, None, *failure, *[None] * (len(COLUMNS) - 6)]
+        return [record.index, record.custom_id, None, *failure, *[None] * (len(COLUMNS) - 6)]
     usage, extra = result["usage"] or {}, result.get("extra")
     return [
-        row.index,
-        row.custom_id,
+        record.index,
+        record.custom_id,
         result["content"],
         None,
         None,
@@ -48,11 +89,16 @@ def values_of(row: JournalRecord) -> list[JSON]:
         usage.get("output_tokens"),
         usage.get("total_tokens"),
         result["cost"],
-        row.copy_of,
+        record.copy_of,
         None if extra is None else dump_json(extra).decode(),
     ]
 
 
-def encode_columns(row: JournalRecord) -> bytes:
-    """The values as a JSON line, which is how they travel to a sink that writes columns."""
-    return dump_json(values_of(row)) + b"\n"
+def encode_columns(record: JournalRecord, columns: Sequence[str] = ()) -> bytes:
+    """The values as a JSON line, which is how they travel to a sink that writes columns.
+
+    Args:
+        record: The record.
+        columns: Fields of the input that follow the answer.
+    """
+    return dump_json([*values_of(record), *kept_values(record, columns)]) + b"\n"

@@ -1,18 +1,19 @@
 """The registry of output formats: a new one is one file and one row of `FORMATS`. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import PurePath
 from types import TracebackType
 from typing import Protocol, Self
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outputs.columns import encode_columns
-from onellm_async.batch.outputs.csv import CSV_HEADER, encode_csv
+from onellm_async.batch.outputs.csv import csv_header, encode_csv, encode_tsv
 from onellm_async.batch.outputs.jsonl import encode_jsonl
-from onellm_async.batch.outputs.openai_batch import encode_openai_batch
+from onellm_async.batch.outputs.openai_batch import encode_bad_line, encode_openai_batch
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink
 from onellm_async.errors import BatchError, ConfigurationError
 
@@ -40,7 +41,14 @@ class SinkOpener(Protocol):
     """Opens the sink of a format; the arguments are those of `open_sink`."""
 
     def __call__(
-        self, path: str | PathLike[str] | None, *, header: bytes, force: bool, resume: bool, replace: bool
+        self,
+        path: str | PathLike[str] | None,
+        *,
+        header: bytes,
+        columns: tuple[str, ...],
+        force: bool,
+        resume: bool,
+        replace: bool,
     ) -> Sink:
         """Opens `path`; None is standard output.
 
@@ -58,14 +66,32 @@ class OutputFormat:
         suffixes: Endings of the names of its files, in lower case.
         encode: The record of a row, with its line break. The same row gives the same bytes.
         open_sink: Opens the place for what `encode` makes.
-        header: What stands before the first record.
+        header: What stands before the first record, given the fields of the input that have columns.
+        encode_bad_line: The record of a bad line, from its index, its bytes and what is wrong with it; None where bad
+            lines have no records.
+        encode_row: Makes an encoder of rows that also have columns for fields of the input; None where a record holds
+            kept fields in itself.
+        columns: The fields of the input that follow the answer in each row; see `keeping`.
     """
 
     name: str
     suffixes: tuple[str, ...]
     encode: Callable[[JournalRecord], bytes]
     open_sink: SinkOpener
-    header: bytes = b""
+    header: Callable[[tuple[str, ...]], bytes] = lambda columns: b""
+    encode_bad_line: Callable[[int, bytes, str], bytes] | None = None
+    encode_row: Callable[[tuple[str, ...]], Callable[[JournalRecord], bytes]] | None = None
+    columns: tuple[str, ...] = ()
+
+    def bad_line(self, index: int, raw: bytes, message: str) -> bytes:
+        """The record of a bad line; b"" where bad lines have none."""
+        return b"" if self.encode_bad_line is None else self.encode_bad_line(index, raw, message)
+
+    def keeping(self, columns: tuple[str, ...]) -> "OutputFormat":
+        """The same with columns for kept fields of the input, where records are rows."""
+        if not columns or self.encode_row is None:
+            return self
+        return evolve(self, encode=self.encode_row(columns), columns=columns)
 
     def __str__(self) -> str:
         return self.name
@@ -75,6 +101,7 @@ def open_text(
     path: str | PathLike[str] | None,
     *,
     header: bytes = b"",
+    columns: tuple[str, ...] = (),
     force: bool = False,
     resume: bool = False,
     replace: bool = False,
@@ -85,19 +112,43 @@ def open_text(
     return FileSink(path, force=force, resume=resume, replace=replace, header=header)
 
 
-def _open_parquet(path: str | PathLike[str] | None, *, header: bytes, force: bool, resume: bool, replace: bool) -> Sink:
+def _open_parquet(
+    path: str | PathLike[str] | None,
+    *,
+    header: bytes,
+    columns: tuple[str, ...],
+    force: bool,
+    resume: bool,
+    replace: bool,
+) -> Sink:
     from onellm_async.batch.outputs.parquet import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
 
     if path is None:
         raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")
-    return ParquetSink(path, force=force, resume=resume, replace=replace)
+    return ParquetSink(path, columns=columns, force=force, resume=resume, replace=replace)
+
+
+class _RowEncoder(Protocol):
+    def __call__(self, record: JournalRecord, columns: Sequence[str] = ...) -> bytes: ...
+
+
+def _rows(encode: _RowEncoder) -> Callable[[tuple[str, ...]], Callable[[JournalRecord], bytes]]:
+    return lambda columns: lambda record: encode(record, columns)
 
 
 FORMATS: tuple[OutputFormat, ...] = (
     OutputFormat("jsonl", (".jsonl", ".ndjson"), encode_jsonl, open_text),
-    OutputFormat("openai-batch", (), encode_openai_batch, open_text),
-    OutputFormat("csv", (".csv",), encode_csv, open_text, CSV_HEADER),
-    OutputFormat("parquet", (".parquet", ".pq"), encode_columns, _open_parquet),
+    OutputFormat("openai-batch", (), encode_openai_batch, open_text, encode_bad_line=encode_bad_line),
+    OutputFormat("csv", (".csv",), encode_csv, open_text, csv_header, encode_row=_rows(encode_csv)),
+    OutputFormat(
+        "tsv",
+        (".tsv", ".tab"),
+        encode_tsv,
+        open_text,
+        partial(csv_header, delimiter="\t"),
+        encode_row=_rows(encode_tsv),
+    ),
+    OutputFormat("parquet", (".parquet", ".pq"), encode_columns, _open_parquet, encode_row=_rows(encode_columns)),
 )
 """All formats; the first is that of outputs whose name says nothing."""
 
@@ -177,4 +228,6 @@ def open_sink(
             async with open_sink("answers.csv", shape) as sink:
                 await sink.write(b"".join(map(shape.encode, rows)))
     """
-    return shape.open_sink(path, header=shape.header, force=force, resume=resume, replace=replace)
+    return shape.open_sink(
+        path, header=shape.header(shape.columns), columns=shape.columns, force=force, resume=resume, replace=replace
+    )

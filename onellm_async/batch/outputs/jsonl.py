@@ -6,7 +6,8 @@
      "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
 
 ``copy_of`` is the index of an identical prompt whose answer this is, too; its ``cost`` is then 0. ``extra`` holds the
-further fields of the reply. Both are there only where there is something to say.
+further fields of the reply, and ``input`` after the id the kept fields of the line or row. All three are there only
+where there is something to say.
 """
 
 from onellm_async.batch.journal.record import JournalRecord
@@ -20,6 +21,8 @@ def encode_jsonl(record: JournalRecord) -> bytes:
     answered, result = outcome_of(record)
     if record.copy_of is not None:
         named += b'"copy_of":%d,' % record.copy_of
+    if record.kept is not None:
+        named += b'"input":%b,' % record.kept
     if answered:
         return b'{"index":%d,%b"response":%b,"error":null}\n' % (record.index, named, result)
     return b'{"index":%d,%b"response":null,"error":%b}\n' % (record.index, named, result)

@@ -2,7 +2,10 @@
 
 An HTTP error is a response, and ``error`` is for what never got an HTTP answer::
 
-    {"id", "custom_id", "response": {"status_code", "request_id", "body"} or null, "error": null or {"code", "message"}}
+    {"id", "custom_id", "input", "response": {"status_code", "request_id", "body"} or null,
+     "error": null or {"code", "message"}}
+
+``input`` has the kept fields of the line, and is there only if there are such.
 """
 
 from onellm_async.batch.journal.record import JournalRecord
@@ -15,6 +18,8 @@ def encode_openai_batch(record: JournalRecord) -> bytes:
     """A JSON line as OpenAI's batch service writes it."""
     name = f"batch_req_{record.index}"
     line: dict[str, JSON] = {"id": name, "custom_id": record.custom_id, "response": None, "error": None}
+    if record.kept is not None:
+        line["input"] = parse_json(record.kept)
     answered, text = outcome_of(record)
     result = parse_json(text)
     if answered:
@@ -25,6 +30,22 @@ def encode_openai_batch(record: JournalRecord) -> bytes:
     else:
         line["error"] = {"code": result["type"], "message": result["message"]}
     return dump_json(line) + b"\n"
+
+
+def encode_bad_line(index: int, raw: bytes, message: str) -> bytes:
+    """The record of a line that holds no usable request, so that a join by ``custom_id`` misses none."""
+    try:
+        line = parse_json(raw)
+    except (ValueError, RecursionError):
+        line = None
+    custom_id = line.get("custom_id") if isinstance(line, dict) else None
+    record = {
+        "id": f"batch_req_{index}",
+        "custom_id": custom_id if isinstance(custom_id, str | int) else None,
+        "response": None,
+        "error": {"code": "InvalidRequestError", "message": message},
+    }
+    return dump_json(record) + b"\n"
 
 
 _IN_MESSAGE = ("tool_calls", "function_call", "refusal", "annotations", "audio", "reasoning", "reasoning_content")

@@ -159,6 +159,11 @@ class OrderedWriter:
             self._room.set()
 
     @property
+    def written(self) -> int:
+        """The position up to which lines were taken for the sink."""
+        return self._buffer.next_position - len(self._buffer)
+
+    @property
     def is_waited_for(self) -> bool:
         """Whether the input waits in `wait_for_space`, as an earlier position has no line yet."""
         return self._waited_for

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from onellm_async.batch.outputs.columns import COLUMNS
+from onellm_async.batch.outputs.columns import COLUMNS, kept_names
 from onellm_async.batch.outputs.output_place import AtomicOutputFile
 from onellm_async.errors import BatchError
 from onellm_async.wire import parse_json
@@ -26,7 +27,7 @@ ROW_GROUP = 10_000
 """Rows of a row group. They wait in memory until it is full: at 2 kB an answer, 20 MB."""
 
 _TYPES = {int: pa.int64(), str: pa.string(), float: pa.float64()}
-_SCHEMA = pa.schema([pa.field(name, _TYPES[kind], nullable=name != "index") for name, kind in COLUMNS.items()])
+_FIELDS = [pa.field(name, _TYPES[kind], nullable=name != "index") for name, kind in COLUMNS.items()]
 
 
 class ParquetSink:
@@ -37,6 +38,7 @@ class ParquetSink:
 
     Args:
         path: Where the output is to be.
+        columns: Fields of the input that follow the answer, as text.
         force: Replace an existing output, and a ``.partial`` file that a killed run left.
         resume: A ``.partial`` file is that of the run that goes on, and is written anew.
         replace: An existing output is that of the run that goes on, and is replaced in the end.
@@ -46,7 +48,13 @@ class ParquetSink:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, force: bool = False, resume: bool = False, replace: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        columns: Sequence[str] = (),
+        force: bool = False,
+        resume: bool = False,
+        replace: bool = False,
     ) -> None:
         self._place = AtomicOutputFile(path, force=force, resume=resume, replace=replace)
         self.path: Path = self._place.path
@@ -54,7 +62,8 @@ class ParquetSink:
         self._waiting: list[bytes] = []
         self._lost: BatchError | None = None
         self._file: BinaryIO = os.fdopen(self._place.descriptor, "wb", closefd=False)
-        self._writer = pq.ParquetWriter(self._file, _SCHEMA)
+        self._schema = pa.schema(_FIELDS + [pa.field(name, pa.string()) for name in kept_names(columns)])
+        self._writer = pq.ParquetWriter(self._file, self._schema)
 
     async def write(self, lines: bytes) -> None:
         """Takes records; whole row groups are written.
@@ -113,9 +122,9 @@ class ParquetSink:
         try:
             columns = [
                 pa.array([_storable(value) for value in column], field.type)
-                for column, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+                for column, field in zip(zip(*rows, strict=True), self._schema, strict=True)
             ]
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), row_group_size=ROW_GROUP)
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=ROW_GROUP)
         except (OSError, pa.ArrowException, OverflowError) as error:
             self._lost = self._unwritable(error)
             raise self._lost from None
