@@ -6,7 +6,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from os import PathLike
 from types import TracebackType
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onellm_async.batch.inputs.entry import LineError
     from onellm_async.batch.outputs.ordered_writer import LineSink
     from onellm_async.batch.progress import RunProgress
-    from onellm_async.batch.run import InMemory
+    from onellm_async.batch.run import Prompts
     from onellm_async.batch.run_report import RunReport
 
 T = TypeVar("T")
@@ -448,7 +448,7 @@ class OneLLM:
 
     def run(
         self,
-        source: "str | PathLike[str] | Sequence[PathLike[str]] | InMemory",
+        source: "Prompts",
         output: "str | PathLike[str] | LineSink",
         *,
         model: Model | None = None,

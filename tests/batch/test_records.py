@@ -110,9 +110,9 @@ def test_no_text_in_csv_is_a_formula(start):
 def test_text_comes_back_out_of_csv_but_for_the_apostrophe(content, custom_id, finish_reason):
     (found,) = rows_of_csv(evolve(answered(content=content, finish_reason=finish_reason), custom_id=custom_id))
 
-    for text, shown in [(content, found["content"]), (custom_id or "", found["custom_id"])]:
-        assert shown in {text, "'" + text}
-        assert not shown.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert found["custom_id"] == (custom_id or "")
+    assert found["content"] in {content, "'" + content}
+    assert not found["content"].startswith(("=", "+", "-", "@", "\t", "\r")) or found["content"][1:2].isdecimal()
 
 
 @given(content=st.text(st.characters()), custom_id=st.none() | st.text(st.characters()))
