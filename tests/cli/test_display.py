@@ -36,7 +36,7 @@ def progress(**changes):
 
 
 def limiter(**changes):
-    return Snapshot(**{"max_concurrency": 48, "rate": 150.0, "bottleneck": "rate"} | changes)
+    return Snapshot(**{"max_concurrency": 48, "concurrency": 48, "rate": 150.0, "bottleneck": "rate"} | changes)
 
 
 def drawn(renderable):
