@@ -64,7 +64,8 @@ class ServiceWatch:
         """
         self.last_failure, self._loop, self.answer_is_news = failure, asyncio.get_running_loop(), True
         rate = self._limiter.limits.declared_rate
-        self._outage.record_failure(self._limiter.time(), 60 / rate if rate else 0.0)
+        interval = max(60 / rate if rate else 0.0, self._limiter.window_wait)
+        self._outage.record_failure(self._limiter.time(), interval)
         if self._timer is None:
             self._set_timer()
 

@@ -140,6 +140,8 @@ def held_by_own_limits(snapshot: Snapshot) -> bool:
     """Whether only limits that the caller declared keep requests from being sent: nothing waits for the service."""
     if snapshot.in_flight or snapshot.backing_off:
         return False
+    if snapshot.bottleneck == "rate" and snapshot.window_wait is not None:
+        return True
     if snapshot.bottleneck == "rate" and snapshot.declared_rate is not None and snapshot.rate is not None:
         return snapshot.rate >= _NEARLY * snapshot.declared_rate
     return snapshot.bottleneck == "tokens"

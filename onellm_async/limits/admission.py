@@ -58,6 +58,7 @@ class Admission:
         self.requests.control(rate)
         self._tokens: Tokens = dimension_of(self._all, Tokens)
         self._limited: tuple[Dimension, ...]
+        self._settled: tuple[Dimension, ...]
         self.costs_differ: bool
         self._leave_out_unlimited()
         self.gate: Gate = Gate()
@@ -69,6 +70,10 @@ class Admission:
     def _leave_out_unlimited(self) -> None:
         self._limited = tuple(dimension for dimension in self._all if dimension.is_limited)
         self.costs_differ = len(self._limited) > 2
+        # The end of a request is on the path of each chat, so a dimension without a part in it is not called.
+        self._settled = tuple(
+            dimension for dimension in self._limited if type(dimension).settle is not Dimension.settle
+        )
 
     @property
     def in_flight(self) -> int:
@@ -394,7 +399,11 @@ class Admission:
         if slots.overload.ceiling is not None:
             slots.overload.record_answer(slots.declared, sent_at=ticket.since, in_flight=slots.in_flight)
             slots.resize()
-        self._settle(ticket, tokens, now)
+        for dimension in self._settled:
+            dimension.settle(ticket, tokens, now)
+        ticket.state = RELEASED
+        if ticket is self.gate.trial:
+            self.gate.end_trial()
 
     def overloaded(self, ticket: Ticket, now: float) -> bool:
         """Records that the service is overloaded: slot and tokens are given back, concurrency is reduced.
@@ -467,7 +476,7 @@ class Admission:
         self._leave_out_unlimited()
 
     def _settle(self, ticket: Ticket, used: float | None, now: float) -> None:
-        for dimension in self._limited:
+        for dimension in self._settled:
             dimension.settle(ticket, used, now)
         self._end(ticket)
 

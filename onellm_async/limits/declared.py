@@ -251,6 +251,10 @@ class DeclaredWindow:
         """Requests in the window that ends at `now`."""
         return self._used - sum(int(number) for time, number, _ in self._sent if time + self._length <= now)
 
+    def room_in(self, now: float) -> float:
+        """Seconds until the window has room for a request, whatever the service says."""
+        return self._room_in(1, now)
+
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
         wait = self._room_in(requests + min(reserve, self.count // 10), now)
         if self._closed_until > now + wait:

@@ -11,7 +11,7 @@ from onellm_async.limits.overload import FIRST_SIZE
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import AUTO, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
-from onellm_async.limits.rate_control import RateControl, control_for, reconfigured
+from onellm_async.limits.rate_control import RateControl, control_for, reconfigured, window_wait
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot, empty_snapshot, snapshot_of
 
@@ -371,6 +371,11 @@ class Limiter:
         if declared != AUTO:
             return declared
         return FIRST_SIZE if self.home is None else self.core.slots.size
+
+    @property
+    def window_wait(self) -> float:
+        """Seconds until every declared window has room for a request; 0 if all have."""
+        return 0.0 if self._rate is None else window_wait(self._rate, self.time())
 
     @property
     def state(self) -> RateState | None:

@@ -144,6 +144,12 @@ class SeveralRates:
             part.move_clock(now)
 
 
+def window_wait(control: RateControl, now: float) -> float:
+    """Seconds until every declared window has room for a request; 0 if all have, or none is declared."""
+    parts = control.parts if isinstance(control, SeveralRates) else (control,)
+    return max((part.room_in(now) for part in parts if isinstance(part, DeclaredWindow)), default=0.0)
+
+
 def control_for(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
     """Returns the rate control for `limits`.
 

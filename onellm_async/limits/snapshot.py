@@ -10,6 +10,7 @@ from onellm_async.limits.admission import Admission
 from onellm_async.limits.bottleneck import Bottleneck
 from onellm_async.limits.overload import FIRST_SIZE
 from onellm_async.limits.policy import AUTO, LANES, Limits, Mode
+from onellm_async.limits.rate_control import window_wait
 from onellm_async.serialization import JSON
 
 _MAX_SENDABLE = 1_000_000
@@ -41,6 +42,7 @@ class Snapshot:
         level: Requests that the rate allows to send at once; None without a limit.
         tokens_per_minute: As declared; None without a limit.
         tokens_level: Tokens available at once, negative if overdrawn; None without a limit.
+        window_wait: Seconds until a declared window that is used up has room again; None if none is used up.
         advertised_limit: Requests that the service allows in a window, or at once, as its headers last said; None if
             they do not say. It is a hint, and not what the client keeps to.
         advertised_remaining: Of these, the number that remained then.
@@ -80,6 +82,7 @@ class Snapshot:
     level: int | None = None
     tokens_per_minute: float | None = None
     tokens_level: float | None = None
+    window_wait: float | None = None
     advertised_limit: float | None = None
     advertised_remaining: float | None = None
     retry_after: float | None = None
@@ -150,6 +153,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         level=_sendable_now(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,
+        window_wait=window_wait(rate, now) or None,
         advertised_limit=core.advertised[0],
         advertised_remaining=core.advertised[1],
         retry_after=gate.retry_at - now if gate.retry_at > now else None,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from virtual_runs import BOOM, run
 
-from onellm_async import Limits, RetryPolicy
+from onellm_async import Limits, Rate, RetryPolicy
 from onellm_async.batch import HealthPolicy
 from onellm_async.errors import APIConnectionError, FailureKind
 from onellm_async.transport import RawReply
@@ -42,6 +42,22 @@ def test_the_own_declared_limits_are_no_stall():
     assert by_rate.report.complete
     assert by_rate.seconds > 100
     assert by_tokens.report.complete
+
+
+@pytest.mark.parametrize("rate", ["auto", None])
+def test_a_window_that_is_used_up_is_neither_a_stall_nor_an_outage(rate):
+    limits = Limits(requests_per_minute=rate, rates=[Rate(3, per=1800, window=True)])
+    policy = RetryPolicy(max_outage=600)
+    failed = []
+
+    def last_one_fails(prompt, now):
+        failed.append(now)
+        return BOOM if len(failed) == 3 else None
+
+    ran = run(["a", "b", "c", "d"], last_one_fails, limits=limits, health=SOON, retry=policy)
+    assert ran.report.complete
+    assert ran.lines == ["0 answered", "1 answered", "2 answered", "3 answered"]
+    assert 1800 < ran.seconds < 1860
 
 
 def test_429s_without_end_are_a_stall_that_tells_their_text():
