@@ -1,8 +1,8 @@
-"""Whether the service as a whole is down, and for how long it has accepted nothing. Pure."""
+"""The circuit breaker, and the clock of an outage. Pure."""
 
 
 class CircuitBreaker:
-    """Counts failures in a row and opens the circuit, so that a service that is down is not hammered.
+    """Counts failures in a row and opens the circuit, so that a service that is down gets few requests.
 
     ::
 
@@ -10,7 +10,7 @@ class CircuitBreaker:
         open       nothing passes before `trial_at`
         half-open  from `trial_at` on one trial request at a time; its failure opens the circuit for twice as long
 
-    It keeps count and tells when a trial request may be sent. The limiter's gate does the holding back.
+    It counts failures and computes when a trial request may be sent. The limiter's gate holds requests back.
 
     Args:
         threshold: Failures in a row that open it; 0 switches it off.

@@ -83,8 +83,8 @@ class ClientOptions(TypedDict, total=False):
 class AsyncOneLLM:
     """An asyncio client for the OneLLM chat API that keeps to the rate limit by itself.
 
-    Make one for each key and share it: the limit is the key's, and only what goes through one client can be kept to
-    it. It may be made before an event loop runs, and used in several loops one after the other.
+    Make one for each key and share it: the rate limit is that of the key, and the client counts only its own requests.
+    It may be made before an event loop runs, and used in several loops one after the other.
 
     Args:
         api_key: The key; default ``ONELLM_API_KEY``. It never shows in reprs, logs, errors or events. Or a function,
@@ -98,7 +98,7 @@ class AsyncOneLLM:
         dialect: ``"documented"`` or, for the self-hosted backend, ``"backend"``.
         endpoints: With dialect ``"backend"``, the URLs that the backend forwards to instead of the providers' own, such
             as ``{"OpenAI": "http://10.0.0.7/v1/chat/completions"}``. ``{model}`` in a URL stands for the provider's
-            name of the model. ``extra={"endpoint": …}`` of a request goes before it.
+            name of the model. ``extra={"endpoint": …}`` of a request takes precedence.
         session: An `aiohttp.ClientSession` to use; it stays yours to close.
         proxy: URL of an HTTP proxy, such as ``http://user:password@proxy.example:3128``; default ``ONELLM_PROXY``.
             ``""`` uses none.
@@ -324,7 +324,7 @@ class AsyncOneLLM:
         Args:
             prompt: What the user says, or a history of messages.
             model: Any model id.
-            lane: ``"interactive"``, ``"default"`` or ``"batch"``: who goes first when many wait.
+            lane: ``"interactive"``, ``"default"`` or ``"batch"``: which requests are sent first when many are queued.
             deadline: Seconds from now, queue included, in which the answer must be there; None waits as long as it
                 takes. A chat that cannot make it is refused unsent.
             response_model: A class that the answer has to conform to: an attrs class, a dataclass, a TypedDict, a
@@ -359,7 +359,7 @@ class AsyncOneLLM:
         deadline: float | None,
         group: RequestGroup | None = None,
     ) -> ChatResponse[Parsed]:
-        """Sends `request` until its answer fits. The deadline is that of all turns."""
+        """Sends `request` until its answer conforms. The deadline covers all turns."""
         from onellm_async.structured_output import answer_as, check_corrections  # noqa: PLC0415  # only who uses it
 
         check_corrections(corrections)
@@ -451,7 +451,7 @@ class AsyncOneLLM:
         Args:
             prompts: Texts, histories or complete requests. All are checked before the first is sent.
             model: Needed unless all prompts are complete requests.
-            lane: Where they wait; default ``"batch"``, behind whatever is more urgent.
+            lane: Their lane; default ``"batch"``, behind more urgent requests.
             deadline: Seconds for each prompt, counted from when it enters the window.
             return_exceptions: Put a failed prompt's error in its place instead of raising the first.
             on_progress: Called after each outcome with a `FanoutProgress`.
@@ -622,7 +622,7 @@ class AsyncOneLLM:
     def _check_options(
         self, model: Model | None, options: RequestOptions, response_model: type | None, corrections: int
     ) -> None:
-        """A bad model or option would spoil every prompt: better to hear of it before the first is sent."""
+        """Refuses a model or an option that would fail every prompt, before the first is sent."""
         if response_model is not None:
             from onellm_async.structured_output import check_corrections, schema_for  # noqa: PLC0415
 
@@ -641,7 +641,7 @@ class AsyncOneLLM:
         response_model: type[Parsed] | None,
         corrections: int,
     ) -> "Callable[[Prompt], Coroutine[object, object, ChatResponse[Parsed]]]":
-        """How a fan-out asks one prompt. It awaits nothing itself, which would cost every prompt a coroutine."""
+        """Returns the function that sends one prompt of a fan-out. It adds no coroutine to each prompt."""
         sender = self._sender
 
         def ask(prompt: Prompt) -> Coroutine[object, object, ChatResponse]:

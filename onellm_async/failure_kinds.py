@@ -1,7 +1,7 @@
 """What each kind of failure means: the one table that retry, circuit breaker, admission, fan-outs and runs read.
 
-`transport` and `wire` choose the kind, the error carries it, and `RULES` tells what follows. A decision about a
-failure that is not in this table belongs into it.
+`transport` and `wire` choose the kind, the error carries it, and `RULES` has what follows. Every decision about
+a failure belongs into this table.
 """
 
 from collections.abc import Mapping
@@ -176,7 +176,7 @@ _BY_STATUS: Mapping[int, FailureKind] = {
 
 
 def kind_of_status(status: int) -> FailureKind:
-    """The kind of a reply with an error status, as far as the status alone tells.
+    """The kind of a reply with an error status, as far as the status alone determines it.
 
     Args:
         status: Of the envelope if there is one, else of HTTP.

@@ -1,4 +1,4 @@
-"""An API key that a function supplies: asked for when it is needed, and anew after a 401."""
+"""An API key that a function supplies, before the first request and again after a 401."""
 
 import asyncio
 import inspect

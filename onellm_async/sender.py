@@ -2,12 +2,12 @@
 
 ::
 
-    send            encoded once; hooks hear of the end, errors get their context
-     _in_time       the caller's deadline
+    send            encodes once; notifies hooks of the end, adds context to errors
+     _in_time       applies the caller's deadline
       _retrying     retries failed attempts by the policy
-       _keyed       a 401 asks a key function for another key, and gets one more attempt
-       _admitted    each attempt asks the limiter for a permit; after a 429 it is requeued
-        _once       one POST, one reply
+       _keyed       after a 401 gets another key from a key function, and tries once more
+       _admitted    gets a permit for each attempt; requeues it after a 429
+        _once       sends one POST, decodes one reply
 
 What follows from a failure is read from the table in ``failure_kinds.py``, in `_apply_failure` and nowhere else.
 """

@@ -62,7 +62,7 @@ class Checks:
     def check_number(
         self, name: str, value: object, low: float, high: float = math.inf, *, above: bool = False
     ) -> None:
-        """Refuses whatever is not a finite number from `low` (exclusive when `above`) to `high`."""
+        """Raises the error if `value` is not a finite number from `low` (exclusive when `above`) to `high`."""
         number = isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
         if number and low <= value <= high and not (above and value == low):  # type: ignore[operator]
             return

@@ -55,7 +55,7 @@ class AiohttpTransport:
 
     Args:
         url: Where to post.
-        key: The key, which only goes into the header; None until `use_key`.
+        key: The key, which is sent in the header only; None until `use_key`.
         timeout: For one attempt.
         session: A session to use. It is never closed here, and its cookies, headers and proxies apply.
         headers: Further headers of each request, which may be shown.
@@ -264,7 +264,7 @@ class AiohttpTransport:
         )
 
     def _check_proxy(self, reply: RawReply) -> None:
-        """A proxy answers plain http requests like a service. Only 407 tells that it was the proxy."""
+        """A proxy answers plain http requests like a service. Only a 407 is certainly from the proxy."""
         if reply.status == 407 and (self._post.proxy is not None or self._given is not None):
             raise error_of_proxy(407, "Proxy Authentication Required", self._post.proxy)
 

@@ -34,11 +34,11 @@ class PhasedAttempt:
         self._timeout = timeout
         self._on_queued = on_queued
         self.limit: asyncio.Timeout = asyncio.timeout(timeout.total)
-        self.sent: bool = True  # until tracing tells otherwise
+        self.sent: bool = True  # until tracing begins
         self.ended: bool = False
 
     def begin_tracing(self) -> None:
-        """From now on aiohttp tells when the request is sent."""
+        """Starts to follow aiohttp's own events, which show when the request is sent."""
         self.sent = False
 
     def wait_for_pool(self) -> None:
@@ -94,7 +94,7 @@ _CONFIG = _trace_config()
 
 
 def middleware_for(attempt: PhasedAttempt, headers: Mapping[str, str]) -> Any:
-    """A middleware of aiohttp that puts `headers` on the request and lets `attempt` hear what becomes of it.
+    """A middleware of aiohttp that puts `headers` on the request and reports its progress to `attempt`.
 
     Args:
         attempt: Hears of it.

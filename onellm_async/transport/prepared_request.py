@@ -43,7 +43,7 @@ def prepare_post(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) ->
     Args:
         url: Where to post.
         headers: All that aiohttp does not add itself.
-        timeout: Each request is sent within an attempt of it, which hears of that.
+        timeout: Each request is sent within an attempt of it, and marks that as sent.
 
     Returns:
         None if the installed aiohttp is not known to work with it.
@@ -70,7 +70,7 @@ def _prepared(url: URL, headers: CIMultiDict[str], timeout: SharedTimeout) -> ty
             copied = _written(own("POST", url, data=b"", timer=None, session=None))
         if copied == by_aiohttp:
             return own
-    except Exception as error:  # whatever a change of aiohttp brings about
+    except Exception as error:  # any, because a new aiohttp may raise any
         _log.debug("A prepared request could not be made: %s", type(error).__name__)
     return None
 
@@ -129,7 +129,7 @@ class _PreparedRequest(ClientRequest):
             traces=self._traces,
             loop=self.loop,
             session=self._session,
-            stream_writer=self,  # type: ignore[arg-type]  # only its output_size is asked for
+            stream_writer=self,  # type: ignore[arg-type]  # only its output_size is read
         )
 
 

@@ -26,7 +26,7 @@ class Transport(Protocol):
             headers: Of this request alone. They are given only where `AsyncOneLLM` has telemetry.
 
         Raises:
-            APIError: If no complete answer arrived; its ``billing`` tells whether it may have been billed.
+            APIError: If no complete answer arrived; its ``billing`` says whether it may have been billed.
         """
         ...
 

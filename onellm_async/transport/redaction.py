@@ -96,7 +96,7 @@ class Redactor:
 
 
 def without_frames(error: BaseException, outer: BaseException | None = None) -> None:
-    """Takes from `error` the frames of aiohttp, whose local variables hold the request, and perhaps the reply.
+    """Takes from `error` the frames of aiohttp, whose local variables hold the request and sometimes the reply.
 
     Args:
         error: What aiohttp raised.

@@ -120,7 +120,7 @@ class Attempt:
             del self._timeout.running[self._task]
             return
         assert self._task is not None  # noqa: S101  # it was one when it entered
-        # As in asyncio.timeout: who else has cancelled the task meanwhile has the last word.
+        # As in asyncio.timeout: a cancellation by other code takes precedence.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise self._ending from error
 

@@ -164,7 +164,7 @@ def error_for(
             body=excerpt(body),
         )
     elif _is_overload(status, folded, names, asked):
-        # Also a 401: it is the fault of a database, and must not reach those who give up a key for a 401.
+        # A 401 from the fault of a database is no AuthenticationError, for which programs give up a key.
         kind, error_class, advice = FailureKind.OVERLOADED, InternalServerError, _OVERLOADED_ADVICE
     elif status in (400, 422):
         advice = _advice_on_rejection(text, body, asked) or advice
@@ -236,7 +236,7 @@ def _sentence(status: int, text: str) -> str:
 _PHRASES = frozenset(HTTPStatus)
 
 
-# What a text tells beyond the status.
+# What the text of an error adds to its status.
 
 
 def _says(pattern: re.Pattern[str], folded: str, asked: bytes) -> bool:

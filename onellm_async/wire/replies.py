@@ -84,9 +84,9 @@ def decode_reply(
         if code is not None:
             status, payload = code, payload["output"]
         elif type(payload["output"]) is dict and "content" not in payload:
-            payload = payload["output"]  # an envelope without a usable code: HTTP tells the status
+            payload = payload["output"]  # an envelope without a usable code: the status is that of HTTP
         if not payload:
-            payload = outer  # an empty envelope: what there is to read stands beside it
+            payload = outer  # an empty envelope: the fields beside it are the reply
     if not 200 <= status < 300:
         raise error_for(status, headers, payload, body, model=model, now=now, asked=asked)
     response = _as_documented(payload, model)

@@ -136,7 +136,7 @@ def encode_request(request: ChatRequest, dialect: Dialect, endpoints: Mapping[st
         dialect: How to write it.
         endpoints: In the backend dialect, where the backend is to forward to instead of the provider's own URL, by the
             catalog's name of the provider. ``{model}`` stands for the provider's own name of the model. A single one
-            is also that of the models which the catalog does not know. ``extra={"endpoint": …}`` goes before it.
+            is also that of the models which the catalog does not know. ``extra={"endpoint": …}`` takes precedence.
 
     Raises:
         InvalidRequestError: In the backend dialect, for a model whose provider is unknown and no ``endpoint`` given.
@@ -198,7 +198,7 @@ def forwarded_by_backend(request: ChatRequest) -> ChatRequest:
 
 
 def _provider(body: Mapping[str, JSON], endpoints: Mapping[str, str]) -> str | None:
-    """Returns the provider of the model, if the catalog, a provider's own ``endpoint`` or a single endpoint tells."""
+    """Returns the provider of the model by the catalog, a provider's own ``endpoint`` or a single endpoint."""
     model, endpoint = body["model"], body.get("endpoint")  # of any type: extra may have replaced them
     entry = catalog.lookup(model) if isinstance(model, str) else None
     if entry is not None:
