@@ -339,6 +339,33 @@ class OneLLM:
         """Sends a complete request; otherwise like `chat`."""
         return self._call(lambda: self._client.send(request, lane=lane, deadline=deadline, group=group))
 
+    async def achat(
+        self,
+        prompt: str | Messages,
+        *,
+        model: Model,
+        lane: Lane = "default",
+        deadline: float | None = None,
+        response_model: type[Parsed] | None = None,
+        corrections: int = 1,
+        **options: Unpack[RequestOptions],
+    ) -> ChatResponse[Parsed]:
+        """Sends one prompt from any event loop, so that it shares the limits with all threads.
+
+        Safe to cancel, like `AsyncOneLLM.chat`.
+        """
+        return await self._acall(
+            lambda: self._client.chat(
+                prompt,
+                model=model,
+                lane=lane,
+                deadline=deadline,
+                response_model=response_model,
+                corrections=corrections,
+                **options,
+            )
+        )
+
     async def asend(
         self,
         request: ChatRequest,
@@ -351,9 +378,12 @@ class OneLLM:
 
         Safe to cancel, like `AsyncOneLLM.send`.
         """
+        return await self._acall(lambda: self._client.send(request, lane=lane, deadline=deadline, group=group))
+
+    async def _acall(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if self._closed:
             raise ClientClosedError("The client is closed.", advice="Enter it again with `with`.")
-        return await self._portal.acall(lambda: self._client.send(request, lane=lane, deadline=deadline, group=group))
+        return await self._portal.acall(function)
 
     @overload
     def gather_chats(
