@@ -226,9 +226,7 @@ def _result(response: ChatResponse[Any], model: str) -> ChatResult:
     counted = None
     if usage is not None and usage.input_tokens is not None and usage.output_tokens is not None:
         total = usage.total_tokens or usage.input_tokens + usage.output_tokens
-        counted = UsageMetadata(
-            input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=total
-        )
+        counted = UsageMetadata(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=total)
     details = {
         "model_name": model,
         "model_provider": "onellm",
