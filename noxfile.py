@@ -110,6 +110,19 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session(python=FOUND[0])
+def integrations(session: nox.Session) -> None:
+    """Adapters against the contract of their library; arguments go to pytest."""
+    session.install(
+        *group("integrations"), "mypy", "-e", ".[cli,structured,prometheus,otel,langchain,pydantic-ai]", "fastapi"
+    )
+    session.run("mypy", "-p", "onellm_async.integrations")
+    # Neither the settings nor the fixtures of the other tests: the contracts have their own.
+    options = ["-c", os.devnull, "--rootdir", ".", "--confcutdir", "tests/integrations", "-o", "asyncio_mode=auto"]
+    checks = sorted(map(str, Path("tests/integrations").glob("check_*.py")))
+    session.run("pytest", "-q", *options, *(session.posargs or checks))
+
+
+@nox.session(python=FOUND[0])
 def openapi(session: nox.Session) -> None:
     """The local server does what its OpenAPI document says."""
     session.install(*group("openapi"), "-e", ".[cli]", "pytest-timeout", "pytest-asyncio")

@@ -162,9 +162,12 @@ def _turns(messages: Sequence[ModelMessage]) -> Iterator[Message]:
 def _text_of(part: UserPromptPart) -> str:
     if isinstance(part.content, str):
         return part.content
-    texts = [piece if isinstance(piece, str) else getattr(piece, "content", None) for piece in part.content]
-    if not all(isinstance(text, str) for text in texts):
-        raise UserError("A prompt has a file or an image; OneLLM takes text.")
+    texts = []
+    for piece in part.content:
+        text = piece if isinstance(piece, str) else getattr(piece, "content", None)
+        if not isinstance(text, str):
+            raise UserError(f"A prompt has a {type(piece).__name__}; OneLLM takes text.")
+        texts.append(text)
     return "\n\n".join(texts)
 
 
