@@ -33,9 +33,9 @@ from onellm_async.batch.shards import (
     ShardResult,
     ShardStatus,
     merge_shards,
+    read_shard_statuses,
     run_shard,
     run_shard_sync,
-    shard_statuses,
     split_input,
 )
 
@@ -84,10 +84,10 @@ __all__ = [
     "open_source",
     "output_format",
     "output_format_named",
+    "read_shard_statuses",
     "recognize_format",
     "run_shard",
     "run_shard_sync",
     "send_command",
-    "shard_statuses",
     "split_input",
 ]

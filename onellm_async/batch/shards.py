@@ -238,7 +238,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> ShardManifest:
     return manifest
 
 
-def output_of(shard: str | os.PathLike[str]) -> Path:
+def default_output(shard: str | os.PathLike[str]) -> Path:
     """Where the answers of a shard are written by default: ``shard-00000.answers.jsonl`` beside it."""
     path = Path(shard)
     return path.with_name(f"{path.stem}.answers.jsonl")
@@ -281,7 +281,7 @@ async def run_shard(
                 print(result["complete"], result["answered"], result["cost"])
     """
     _check.check_number("lock_wait", lock_wait, 0)
-    path, target = Path(shard), output_of(shard) if output is None else Path(output)
+    path, target = Path(shard), default_output(shard) if output is None else Path(output)
     if "input_format" not in options and (found := _format_of(path)) is not None:
         options["input_format"] = found  # type: ignore[typeddict-item]  # written by split_input
     journal = journal_path(options.get("journal") or target)
@@ -290,8 +290,10 @@ async def run_shard(
     while True:
         try:
             report = await client.run(os.fspath(path), os.fspath(target), model=model, stop=stop, **options)
-        except JournalInUseError:
-            if loop.time() >= deadline or (stop is not None and stop.is_set()):
+        except JournalInUseError as error:
+            if stop is not None and stop.is_set():
+                return _result(path, target, RunCounts(), complete=False, error=str(error))
+            if loop.time() >= deadline:
                 raise
             await _wait_until_free(journal, deadline, stop)
         except BatchError as error:
@@ -344,7 +346,7 @@ def run_shard_sync(
     return asyncio.run(run())
 
 
-def shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
+def read_shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
     """How each shard of a directory stands, from the journals beside them; also while they are written. Blocks.
 
     Raises:
@@ -355,7 +357,7 @@ def shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
     for name in found.names:
         entries = min(found.prompts, left)
         left -= entries
-        output = output_of(Path(directory) / name)
+        output = default_output(Path(directory) / name)
         if not journal_path(output).exists():
             statuses.append(ShardStatus(name, entries, "not started", RunCounts()))
             continue
@@ -366,7 +368,7 @@ def shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
     return statuses
 
 
-def total_counts(statuses: Sequence[ShardStatus]) -> RunCounts:
+def sum_counts(statuses: Sequence[ShardStatus]) -> RunCounts:
     """The totals of all shards."""
     totals: dict[str, int | float] = {}
     for status in statuses:
@@ -375,7 +377,7 @@ def total_counts(statuses: Sequence[ShardStatus]) -> RunCounts:
     return RunCounts(**totals)  # type: ignore[arg-type]  # the sums have the types of their summands
 
 
-def total_failures(statuses: Sequence[ShardStatus]) -> dict[str, int]:
+def sum_failures(statuses: Sequence[ShardStatus]) -> dict[str, int]:
     """Failed prompts of all shards by cause, the most frequent first."""
     totals: Counter[str] = Counter()
     for status in statuses:
@@ -406,7 +408,7 @@ async def merge_shards(
     Raises:
         BatchError: If a shard is not complete, or the output cannot be written.
     """
-    found, statuses = read_manifest(directory), shard_statuses(directory)
+    found, statuses = read_manifest(directory), read_shard_statuses(directory)
     open_shards = [status for status in statuses if status.state != "complete"]
     if open_shards and not partial:
         first = open_shards[0]
@@ -420,7 +422,7 @@ async def merge_shards(
     async with open_sink(output, encoding, force=force) as sink:
         for status in statuses:
             if status.state != "not started":
-                with JournalReader.open(output_of(Path(directory) / status.name)) as journal:
+                with JournalReader.open(default_output(Path(directory) / status.name)) as journal:
                     for lines in _encoded(journal, encoding.encode, offset):
                         await sink.write(b"".join(lines))
                         written += len(lines)

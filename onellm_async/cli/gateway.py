@@ -142,14 +142,14 @@ def add(
     """
     from secrets import token_urlsafe
 
-    from onellm_async.gateway.key_file import exclusively, read_text, replace_text
-    from onellm_async.gateway.keys import KEY_PREFIX, InboundKey, digest_of, with_key
+    from onellm_async.gateway.key_file import lock_keys, read_text, replace_text
+    from onellm_async.gateway.keys import KEY_PREFIX, InboundKey, add_key, hash_key
 
     path = _required(keys)
     secret = KEY_PREFIX + token_urlsafe(32)
-    made = InboundKey(name=name, sha256=digest_of(secret), lane=lane, max_cost=max_cost, admin=admin)
-    with exclusively(path):
-        replace_text(path, with_key(read_text(path, missing=""), made))
+    made = InboundKey(name=name, sha256=hash_key(secret), lane=lane, max_cost=max_cost, admin=admin)
+    with lock_keys(path):
+        replace_text(path, add_key(read_text(path, missing=""), made))
     say(f"Added {name} to {path}. Its key is shown only now:")
     put(secret)
     return ExitCode.OK
@@ -162,12 +162,12 @@ def remove(name: str, /, *, keys: KeysFlag = None) -> int:
         name: Name of the key.
         keys: The file.
     """
-    from onellm_async.gateway.key_file import exclusively, read_text, replace_text
-    from onellm_async.gateway.keys import without_key
+    from onellm_async.gateway.key_file import lock_keys, read_text, replace_text
+    from onellm_async.gateway.keys import remove_key
 
     path = _required(keys)
-    with exclusively(path):
-        replace_text(path, without_key(read_text(path), name))
+    with lock_keys(path):
+        replace_text(path, remove_key(read_text(path), name))
     say(f"Removed {name} from {path}.")
     return ExitCode.OK
 
@@ -187,13 +187,13 @@ def list_(
         ledger: File that has what each key spent.
         json: Print it as JSON.
     """
-    from onellm_async.gateway.key_file import parse_keys_at
-    from onellm_async.gateway.settings import ledger_beside
+    from onellm_async.gateway.key_file import load_keys
+    from onellm_async.gateway.settings import default_ledger_path
     from onellm_async.gateway.spending import read_spending
 
     path = _required(keys)
-    listed = {key.name: key for key in parse_keys_at(path).values()}
-    spending = read_spending(ledger or ledger_beside(path))
+    listed = {key.name: key for key in load_keys(path).values()}
+    spending = read_spending(ledger or default_ledger_path(path))
     put(_as_json(listed, spending) if json else _as_text(listed, spending))
     return ExitCode.OK
 

@@ -133,9 +133,9 @@ def status(
         directory: The shards.
         json: Print it as JSON.
     """
-    from onellm_async.batch import shard_statuses
+    from onellm_async.batch import read_shard_statuses
 
-    statuses = shard_statuses(directory)
+    statuses = read_shard_statuses(directory)
     put(_as_json(statuses) if json else _as_text(statuses))
     return ExitCode.OK if all(each.state == "complete" for each in statuses) else ExitCode.FAILED
 
@@ -209,15 +209,15 @@ async def _run(shard: Path, flags: ShardFlags, connecting: ConnectionFlags) -> "
 def _as_json(statuses: "list[ShardStatus]") -> str:
     from attrs import asdict
 
-    from onellm_async.batch.shards import total_counts, total_failures
+    from onellm_async.batch.shards import sum_counts, sum_failures
     from onellm_async.wire import dump_json
 
     return dump_json(
         {
             "entries": sum(each.entries for each in statuses),
             "complete": sum(each.state == "complete" for each in statuses),
-            "counts": asdict(total_counts(statuses)),
-            "failures": total_failures(statuses),
+            "counts": asdict(sum_counts(statuses)),
+            "failures": sum_failures(statuses),
             "shards": [asdict(each) for each in statuses],
         }
     ).decode()
@@ -226,10 +226,10 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
 def _as_text(statuses: "list[ShardStatus]") -> str:
     from collections import Counter
 
-    from onellm_async.batch.shards import total_counts, total_failures
+    from onellm_async.batch.shards import sum_counts, sum_failures
     from onellm_async.formatting import format_duration, format_usd
 
-    totals, states = total_counts(statuses), Counter(each.state for each in statuses)
+    totals, states = sum_counts(statuses), Counter(each.state for each in statuses)
     entries = sum(each.entries for each in statuses)
     lines = [
         f"{len(statuses):,} shards: " + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
@@ -245,7 +245,7 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
             f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
             f"(at most {format_usd(totals.at_risk)} at risk)"
         )
-    for cause, number in total_failures(statuses).items():
+    for cause, number in sum_failures(statuses).items():
         lines.append(f"  failed           {number:,} × {cause}")
     for each in statuses:
         if each.state != "complete" or each.counts.failed:

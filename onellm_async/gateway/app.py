@@ -19,12 +19,12 @@ from onellm_async import catalog
 from onellm_async.chat import JSON, ChatResponse
 from onellm_async.client import AsyncOneLLM
 from onellm_async.errors import ConfigurationError, DeadlineExceededError, OneLLMError
-from onellm_async.gateway.budget import Account, to_units, worst_case
+from onellm_async.gateway.budget import Account, bound_cost, to_units
 from onellm_async.gateway.budget_queue import BudgetQueue
 from onellm_async.gateway.completions import ReplyHead, completion_chunks, to_completion
-from onellm_async.gateway.error_replies import ErrorReply, RequestRejectedError, error_reply
+from onellm_async.gateway.error_replies import ErrorReply, RequestRejectedError, translate_error
 from onellm_async.gateway.key_file import NO_KEYS, KeyFile
-from onellm_async.gateway.keys import InboundKey, digest_of, lane_for
+from onellm_async.gateway.keys import InboundKey, choose_lane, hash_key
 from onellm_async.gateway.metrics import CONTENT_TYPE, Metrics, render_metrics
 from onellm_async.gateway.paid_request import PaidRequest
 from onellm_async.gateway.settings import GatewaySettings
@@ -131,7 +131,7 @@ class Gateway:
                 _reject(403, f"Host {request.host!r} is not this machine. A gateway without keys serves it alone.")
             return _ANONYMOUS
         given = _given_key(request.headers.get("Authorization", ""), basic=admin)
-        key = None if given is None else self._listed().get(digest_of(given))
+        key = None if given is None else self._listed().get(hash_key(given))
         if key is None:
             what = "No API key was given" if given is None else "The API key is not known here"
             scheme = 'Basic realm="onellm-async gateway", charset="UTF-8"' if admin else "Bearer"
@@ -159,7 +159,7 @@ class Gateway:
         except RequestRejectedError as error:
             reply, status = _error(error.reply), error.reply.status
         except OneLLMError as error:
-            translated = error_reply(error, self._client.snapshot(), max_wait=self._settings.max_wait)
+            translated = translate_error(error, self._client.snapshot(), max_wait=self._settings.max_wait)
             if translated.status >= 500:
                 _log.info("Gateway, key %s: %d. %s", name, translated.status, error)
             reply, status = _error(translated), translated.status
@@ -180,7 +180,7 @@ class Gateway:
         cap = None if key.max_cost is None else to_units(key.max_cost)
         self._caps[key.name] = cap
         capped = cap is not None or self._total_cap is not None
-        worst = worst_case(chat.request, capped=capped, factor=ledger.factors.get(chat.request.model, 1.0))
+        worst = bound_cost(chat.request, capped=capped, factor=ledger.factors.get(chat.request.model, 1.0))
         started = time.monotonic()
         if capped:
             await self._reserve(key.name, worst.units)
@@ -404,7 +404,7 @@ async def _body(request: web.Request) -> JSON:
 def _lane(request: web.Request, key: InboundKey, settings: GatewaySettings, *, any_lane: bool) -> Lane:
     wanted = request.headers.get("x-onellm-lane")
     base = settings.lane if any_lane else key.lane
-    lane = lane_for(base, wanted, any_lane=any_lane)
+    lane = choose_lane(base, wanted, any_lane=any_lane)
     if lane is None:
         known = ", ".join(LANES)
         why = f"the lane of key {key.name} is {base}, and a request can only lower it" if wanted in LANES else known

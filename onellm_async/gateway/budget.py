@@ -88,7 +88,7 @@ class WorstCase:
     output_tokens: int | None = None
 
 
-def worst_case(request: ChatRequest, *, capped: bool, factor: float = 1.0) -> WorstCase:
+def bound_cost(request: ChatRequest, *, capped: bool, factor: float = 1.0) -> WorstCase:
     """The most that one attempt of `request` can cost.
 
     Args:
@@ -122,7 +122,7 @@ def _cap_needs(request: ChatRequest, error: InvalidRequestError) -> str:
     return f"max_tokens is {request.max_tokens}; {error.message}"
 
 
-def exceeded(scope: str, account: Account, units: int) -> BudgetExceededError:
+def build_cap_error(scope: str, account: Account, units: int) -> BudgetExceededError:
     """The error for an attempt that does not fit.
 
     Args:

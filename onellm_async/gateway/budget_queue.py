@@ -10,7 +10,7 @@ from collections.abc import Callable
 from attrs import evolve, frozen
 
 from onellm_async.errors import BudgetExceededError, QueueFullError
-from onellm_async.gateway.budget import Account, exceeded
+from onellm_async.gateway.budget import Account, build_cap_error
 
 _RETRY_AFTER = 1.0
 """Seconds after which reservations are worth another look; they end with the answers of others."""
@@ -110,6 +110,6 @@ class BudgetQueue:
         ):
             verdict = evolve(account, reserved=reserved).verdict(units)
             if verdict == "spent":
-                raise exceeded(scope, account, units)
+                raise build_cap_error(scope, account, units)
             verdicts.append(verdict)
         return verdicts == ["allowed", "allowed"]

@@ -37,7 +37,7 @@ def to_completion(response: ChatResponse, head: ReplyHead) -> dict[str, JSON]:
         "logprobs": _object_or_none(response, "logprobs"),
         "finish_reason": response.finish_kind,
     }
-    body = {**_head(head, "chat.completion"), "choices": [choice], "onellm": details(response)}
+    body = {**_head(head, "chat.completion"), "choices": [choice], "onellm": describe_response(response)}
     if (usage := _usage(response)) is not None:
         body["usage"] = usage
     return body
@@ -56,7 +56,7 @@ def completion_chunks(response: ChatResponse, head: ReplyHead, *, include_usage:
     def event(delta: Mapping[str, JSON], reason: str | None) -> bytes:
         logprobs = None if reason else _object_or_none(response, "logprobs")
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return _event({**start, "choices": [choice]} | ({"onellm": details(response)} if reason else {}))
+        return _event({**start, "choices": [choice]} | ({"onellm": describe_response(response)} if reason else {}))
 
     delta: dict[str, JSON] = {"role": "assistant", "content": response.content}
     if (refusal := _text_or_none(response, "refusal")) is not None:
@@ -68,7 +68,7 @@ def completion_chunks(response: ChatResponse, head: ReplyHead, *, include_usage:
     yield b"data: [DONE]\n\n"
 
 
-def details(response: ChatResponse) -> dict[str, JSON]:
+def describe_response(response: ChatResponse) -> dict[str, JSON]:
     """What OneLLM says beyond OpenAI's fields.
 
     Args:

@@ -129,7 +129,7 @@ _SHUTDOWN_RETRY = 1.0
 """Seconds after which a request that a shutdown ended may be retried: another gateway, or the next one, has it."""
 
 
-def error_reply(error: OneLLMError, snapshot: Snapshot, *, max_wait: float) -> ErrorReply:
+def translate_error(error: OneLLMError, snapshot: Snapshot, *, max_wait: float) -> ErrorReply:
     """Translates an error of the client.
 
     Args:

@@ -42,7 +42,7 @@ class KeyFile:
         self._path = path
         self._clock = clock
         self._version = _version(path)
-        self._keys = parse_keys_at(path)
+        self._keys = load_keys(path)
         self._checked_at = clock()
 
     @property
@@ -60,14 +60,14 @@ class KeyFile:
             return
         self._version = version
         try:
-            self._keys = parse_keys_at(self._path)
+            self._keys = load_keys(self._path)
         except ConfigurationError as error:
             _log.warning("The keys stay as they were. %s", error)
         else:
             _log.info("%s has %d keys now.", self._path, len(self._keys))
 
 
-def parse_keys_at(path: Path) -> Mapping[str, InboundKey]:
+def load_keys(path: Path) -> Mapping[str, InboundKey]:
     """The keys of a file, by hash.
 
     Raises:
@@ -118,7 +118,7 @@ def read_text(path: Path, *, missing: str | None = None) -> str:
 
 
 @contextmanager
-def exclusively(path: Path) -> Iterator[None]:
+def lock_keys(path: Path) -> Iterator[None]:
     """Keeps other programs from changing a key file within the block.
 
     Raises:

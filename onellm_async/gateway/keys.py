@@ -76,7 +76,7 @@ def check_name(name: str) -> None:
         )
 
 
-def digest_of(key: str) -> str:
+def hash_key(key: str) -> str:
     """The SHA-256 of a key, in hexadecimal digits."""
     return sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -124,7 +124,7 @@ def render_key(key: InboundKey) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_key(text: str, key: InboundKey) -> str:
+def add_key(text: str, key: InboundKey) -> str:
     """The content of a file with one key more.
 
     Raises:
@@ -137,7 +137,7 @@ def with_key(text: str, key: InboundKey) -> str:
     return f"{text.rstrip()}\n\n{render_key(key)}" if text.strip() else render_key(key)
 
 
-def without_key(text: str, name: str) -> str:
+def remove_key(text: str, name: str) -> str:
     """The content of a file without one of its keys. Comments and all other keys stay as they are.
 
     Raises:
@@ -162,7 +162,7 @@ def without_key(text: str, name: str) -> str:
     return remaining
 
 
-def lane_for(key_lane: Lane, wanted: str | None, *, any_lane: bool) -> Lane | None:
+def choose_lane(key_lane: Lane, wanted: str | None, *, any_lane: bool) -> Lane | None:
     """The lane of a request: the key's, or a lower one that the request asks for; None if it may not have it.
 
     Args:
@@ -171,7 +171,7 @@ def lane_for(key_lane: Lane, wanted: str | None, *, any_lane: bool) -> Lane | No
         any_lane: Whether a request may also choose a higher lane.
 
     Example:
-        >>> [lane_for("default", wanted, any_lane=False) for wanted in (None, "batch", "interactive", "fast")]
+        >>> [choose_lane("default", wanted, any_lane=False) for wanted in (None, "batch", "interactive", "fast")]
         ['default', 'batch', None, None]
     """
     if wanted is None:

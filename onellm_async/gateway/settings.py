@@ -56,9 +56,9 @@ class GatewaySettings:
         """File that has what each key spent; None if nothing is recorded."""
         if self.ledger is not None or self.keys is None:
             return self.ledger
-        return ledger_beside(self.keys)
+        return default_ledger_path(self.keys)
 
 
-def ledger_beside(keys: Path) -> Path:
+def default_ledger_path(keys: Path) -> Path:
     """Where the ledger of a key file is: ``keys.toml`` has ``keys.spent.sqlite3``."""
     return keys.with_name(f"{keys.stem}.spent.sqlite3")

@@ -24,7 +24,7 @@ from attrs import evolve, frozen
 
 from onellm_async.errors import ConfigurationError, OneLLMError, QueueFullError
 from onellm_async.files import describe_os_error
-from onellm_async.gateway.budget import Account, exceeded
+from onellm_async.gateway.budget import Account, build_cap_error
 
 if sys.platform == "win32":  # pragma: no cover
     fcntl = None
@@ -353,7 +353,7 @@ class SpendingLedger:
             ):
                 verdict = account.verdict(intent.units)
                 if verdict == "spent":
-                    return exceeded(scope, account, intent.units)
+                    return build_cap_error(scope, account, intent.units)
                 if verdict == "reserved":
                     return _held_by_others(scope)
         cursor = self._database.execute(

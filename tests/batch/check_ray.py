@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from onellm_async.batch import JournalReader
-from onellm_async.batch.shards import output_of, read_manifest
+from onellm_async.batch.shards import default_output, read_manifest
 from onellm_async.server import Completion, ServerSettings
 from onellm_async.server.backends import echo
 from onellm_async.server.jobs import Job
@@ -53,7 +53,7 @@ class Service:
 def a_busy_actor(directory: Path, sparing: set[int]) -> int | None:
     """Process id of an actor that runs a shard, from the lock of its journal."""
     for name in read_manifest(directory).names:
-        output = output_of(directory / name)
+        output = default_output(directory / name)
         if output.with_name(output.name + ".journal").exists():
             with JournalReader.open(output) as journal:
                 owner = journal.lock_owner

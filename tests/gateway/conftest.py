@@ -11,7 +11,7 @@ from visitors import FAST, Visitor
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.gateway import GatewaySettings, gateway_app
-from onellm_async.gateway.keys import InboundKey, digest_of, render_key
+from onellm_async.gateway.keys import InboundKey, hash_key, render_key
 from onellm_async.testing import FakeTransport
 
 Serving = Callable[..., AbstractAsyncContextManager[Visitor]]
@@ -44,7 +44,7 @@ def key_file(tmp_path: Path) -> Callable[..., Path]:
     def write(**keys: dict[str, object]) -> Path:
         path = tmp_path / "keys.toml"
         tables = [
-            render_key(InboundKey(name=name, sha256=digest_of(f"key-of-{name}"), **settings))  # type: ignore[arg-type]
+            render_key(InboundKey(name=name, sha256=hash_key(f"key-of-{name}"), **settings))  # type: ignore[arg-type]
             for name, settings in keys.items()
         ]
         path.write_text("\n".join(tables))

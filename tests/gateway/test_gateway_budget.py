@@ -20,10 +20,10 @@ from onellm_async import (
     catalog,
 )
 from onellm_async.call import Attempt
-from onellm_async.gateway.budget import MAX_UNITS, Account, WorstCase, to_units, to_usd, worst_case
+from onellm_async.gateway.budget import MAX_UNITS, Account, WorstCase, bound_cost, to_units, to_usd
 from onellm_async.gateway.budget_queue import BudgetQueue
 from onellm_async.gateway.paid_request import PaidRequest
-from onellm_async.gateway.settings import GatewaySettings, ledger_beside
+from onellm_async.gateway.settings import GatewaySettings, default_ledger_path
 from onellm_async.gateway.spending import Intent, LedgerError, Settlement, SpendingLedger, read_spending
 
 REQUEST = ChatRequest("GPT-5-Nano", "Hello", max_tokens=100)
@@ -38,24 +38,24 @@ def test_every_list_price_is_a_whole_number_of_units(read, written):
 
 
 def test_a_request_is_bounded_by_its_texts_and_its_max_tokens():
-    plain = worst_case(REQUEST, capped=True)
+    plain = bound_cost(REQUEST, capped=True)
     assert plain.output_tokens == 100
     assert plain.units >= to_units(catalog.cost("GPT-5-Nano", Usage(5, 100)) or 0)
-    assert worst_case(REQUEST, capped=True, factor=3.0).units > 2 * plain.units
+    assert bound_cost(REQUEST, capped=True, factor=3.0).units > 2 * plain.units
 
 
 def test_a_cap_needs_a_bound_and_a_price():
     with pytest.raises(InvalidRequestError, match="max_tokens is missing"):
-        worst_case(ChatRequest("GPT-5-Nano", "Hello"), capped=True)
+        bound_cost(ChatRequest("GPT-5-Nano", "Hello"), capped=True)
     with pytest.raises(InvalidRequestError, match="no list price"):
-        worst_case(ChatRequest("my-model", "Hello", max_tokens=5), capped=True)
+        bound_cost(ChatRequest("my-model", "Hello", max_tokens=5), capped=True)
     for much in (2**40, 2**200):
         request = ChatRequest("GPT-5", "Hello", max_tokens=much)
         with pytest.raises(InvalidRequestError, match="max_tokens is"):
-            worst_case(request, capped=True)
-        assert worst_case(request, capped=False).units <= MAX_UNITS
-    assert worst_case(ChatRequest("GPT-5-Nano", "Hello"), capped=False) == WorstCase()
-    assert worst_case(ChatRequest("my-model", "Hello", max_tokens=5), capped=False).units == 0
+            bound_cost(request, capped=True)
+        assert bound_cost(request, capped=False).units <= MAX_UNITS
+    assert bound_cost(ChatRequest("GPT-5-Nano", "Hello"), capped=False) == WorstCase()
+    assert bound_cost(ChatRequest("my-model", "Hello", max_tokens=5), capped=False).units == 0
 
 
 # Those who wait.
@@ -312,6 +312,6 @@ def test_settings_are_checked_and_a_cap_needs_a_place():
         with pytest.raises(ConfigurationError):
             GatewaySettings(**wrong)
     settings = GatewaySettings(keys="a/keys.toml")
-    assert settings.ledger_path == ledger_beside(settings.keys)
+    assert settings.ledger_path == default_ledger_path(settings.keys)
     assert settings.ledger_path.name == "keys.spent.sqlite3"
     assert GatewaySettings().ledger_path is None

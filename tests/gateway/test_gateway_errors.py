@@ -18,7 +18,7 @@ from onellm_async import (
     QueueFullError,
     UnprocessableEntityError,
 )
-from onellm_async.gateway.error_replies import _STATUS, error_reply, seconds_until_room
+from onellm_async.gateway.error_replies import _STATUS, seconds_until_room, translate_error
 from onellm_async.limits.snapshot import empty_snapshot
 
 SNAPSHOT = evolve(empty_snapshot(Limits()), rate=60.0, level=1, queued={"interactive": 0, "default": 100, "batch": 0})
@@ -27,7 +27,7 @@ SNAPSHOT = evolve(empty_snapshot(Limits()), rate=60.0, level=1, queued={"interac
 def reply_to(error: OneLLMError, **attributes: object):
     for name, value in attributes.items():
         setattr(error, name, value)
-    return error_reply(error, SNAPSHOT, max_wait=40)
+    return translate_error(error, SNAPSHOT, max_wait=40)
 
 
 def test_every_kind_of_failure_has_a_row():

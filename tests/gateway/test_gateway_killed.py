@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from visitors import QUESTION
 
-from onellm_async.gateway.keys import InboundKey, digest_of, render_key
+from onellm_async.gateway.keys import InboundKey, hash_key, render_key
 from onellm_async.gateway.spending import read_spending
 from onellm_async.server import Faults, LocalServer, ServerSettings
 
@@ -43,7 +43,7 @@ async def gateway(server, *flags, cwd):
 @pytest.fixture
 def keys(tmp_path):
     path = tmp_path / "keys.toml"
-    path.write_text(render_key(InboundKey(name="alice", sha256=digest_of("key"), max_cost=1.0)))
+    path.write_text(render_key(InboundKey(name="alice", sha256=hash_key("key"), max_cost=1.0)))
     path.chmod(0o600)
     return path
 
@@ -84,7 +84,7 @@ async def test_whatever_was_billed_before_a_kill_is_counted(keys, tmp_path):
 
 
 async def test_two_gateways_share_a_cap(keys, tmp_path):
-    keys.write_text(render_key(InboundKey(name="alice", sha256=digest_of("key"), max_cost=0.0002)))
+    keys.write_text(render_key(InboundKey(name="alice", sha256=hash_key("key"), max_cost=0.0002)))
     settings = ServerSettings(requests_per_minute=None)
     async with (
         LocalServer(settings) as server,

@@ -12,7 +12,7 @@ from visitors import FAST, QUESTION
 from onellm_async import AsyncOneLLM, ConfigurationError, Limits
 from onellm_async.gateway import GatewaySettings, serve_gateway
 from onellm_async.gateway.app import MAX_BODY_BYTES
-from onellm_async.gateway.keys import InboundKey, digest_of, render_key
+from onellm_async.gateway.keys import InboundKey, hash_key, render_key
 from onellm_async.gateway.spending import read_spending
 from onellm_async.testing import FakeTransport, answer, hang
 
@@ -201,7 +201,7 @@ async def test_a_key_added_while_it_runs_is_let_in(serving, key_file, monkeypatc
     path = key_file(alice={})
     async with serving(settings=GatewaySettings(keys=path)) as visitor:
         assert (await visitor.ask(key="key-of-bob")).status == 401
-        path.write_text(path.read_text() + "\n" + render_key(InboundKey(name="bob", sha256=digest_of("key-of-bob"))))
+        path.write_text(path.read_text() + "\n" + render_key(InboundKey(name="bob", sha256=hash_key("key-of-bob"))))
         assert (await visitor.ask(key="key-of-bob")).status == 200
 
 
