@@ -15,7 +15,7 @@ What follows from a failure is read from the table in ``failure_kinds.py``, in `
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING
@@ -188,6 +188,14 @@ class Sender:
             backing_off=len(self._backing_off),
             last_error=None if failure is None else failure.message,
         )
+
+    def count_earlier(self, ages: Sequence[float]) -> None:
+        """Counts requests of an earlier process in the declared windows.
+
+        Args:
+            ages: Seconds since each was sent.
+        """
+        self._limiter.count_earlier(ages)
 
     @property
     def slots(self) -> int:

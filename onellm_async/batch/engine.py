@@ -147,6 +147,7 @@ class RunEngine:
             tasks.create_task(self._write())
             beside = [tasks.create_task(self._stop_when_requested()), tasks.create_task(self._monitor.run())]
             try:
+                self._count_earlier_sends()
                 self.pool.feed(self._feed())
                 self.resize()
                 await self.pool.wait_for_input()
@@ -355,6 +356,13 @@ class RunEngine:
         self._tracker.bad_line()
         self._journal.bad_line(error)
         self._on_bad_line(error)
+
+    def _count_earlier_sends(self) -> None:
+        """Counts in the declared windows what earlier sessions have sent, or a resumed run would exceed them."""
+        windows = [rate.per for rate in self._sender.limits.declared_rates if rate.is_window]
+        now = time.time()
+        if windows and (sent := self._journal.sent_since(now - max(windows))):
+            self._sender.count_earlier([now - at for at in sent])
 
     # The workers.
 

@@ -1,6 +1,7 @@
 """Rate controls that need no discovery: a declared bucket, a declared window, and backoff alone. Pure."""
 
 from collections import deque
+from collections.abc import Sequence
 from math import ceil
 from random import Random
 
@@ -211,6 +212,7 @@ class DeclaredWindow:
         self._used = 0
         self._429s = 0
         self._last_429 = self._closed_until = self._reset_at = float("-inf")
+        self._made_at = now
         self._confirmed_at = now + per
         self._declare(count, per)
         self._pacer = TokenBucket(max(self.START_PACE, self.START_FACTOR * count / per), 1.0, updated_at=now)
@@ -250,6 +252,17 @@ class DeclaredWindow:
     def used(self, now: float) -> int:
         """Requests in the window that ends at `now`."""
         return self._used - sum(int(number) for time, number, _ in self._sent if time + self._length <= now)
+
+    def count_earlier(self, sent_at: Sequence[float], now: float) -> None:
+        """Counts requests that an earlier process sent.
+
+        Args:
+            sent_at: When they were sent. Only times before this object was made count: later ones are its own.
+            now: The current time.
+        """
+        earlier = [at for at in sent_at if now - self._length < at < self._made_at]
+        self._sent = deque(sorted([*self._sent, *([at, 1, at] for at in earlier)]))
+        self._used += len(earlier)
 
     def room_in(self, now: float) -> float:
         """Seconds until the window has room for a request, whatever the service says."""

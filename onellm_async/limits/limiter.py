@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 
 from onellm_async.errors import ClientClosedError, ConfigurationError, OneLLMError
@@ -11,7 +11,7 @@ from onellm_async.limits.overload import FIRST_SIZE
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import AUTO, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
-from onellm_async.limits.rate_control import RateControl, control_for, reconfigured, window_wait
+from onellm_async.limits.rate_control import RateControl, control_for, count_earlier, reconfigured, window_wait
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.snapshot import Snapshot, empty_snapshot, snapshot_of
 
@@ -371,6 +371,16 @@ class Limiter:
         if declared != AUTO:
             return declared
         return FIRST_SIZE if self.home is None else self.core.slots.size
+
+    def count_earlier(self, ages: Sequence[float]) -> None:
+        """Counts requests of an earlier process in the declared windows. Call it in the event loop that sends.
+
+        Args:
+            ages: Seconds since each was sent. What was sent since this limiter is in use is counted already.
+        """
+        self.bind(asyncio.get_running_loop())
+        assert self._rate is not None  # noqa: S101  # set by `bind`
+        count_earlier(self._rate, [self.time() - age for age in ages], self.time())
 
     @property
     def window_wait(self) -> float:

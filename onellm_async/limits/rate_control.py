@@ -150,6 +150,13 @@ def window_wait(control: RateControl, now: float) -> float:
     return max((part.room_in(now) for part in parts if isinstance(part, DeclaredWindow)), default=0.0)
 
 
+def count_earlier(control: RateControl, sent_at: Sequence[float], now: float) -> None:
+    """Counts requests that an earlier process sent, in every declared window."""
+    for part in control.parts if isinstance(control, SeveralRates) else (control,):
+        if isinstance(part, DeclaredWindow):
+            part.count_earlier(sent_at, now)
+
+
 def control_for(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
     """Returns the rate control for `limits`.
 

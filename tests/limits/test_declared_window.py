@@ -126,3 +126,12 @@ def test_a_clock_that_was_set_back_never_frees_the_window_early_nor_for_ever_lat
     window.take(1001.0)
     window.move_clock(3.0)
     assert window.time_until(1, 3.0) == pytest.approx(10.05)
+
+
+def test_what_an_earlier_process_has_sent_counts_and_its_own_sends_count_once() -> None:
+    window = DeclaredWindow(5, 100.0, 1000.0)
+    window.take(1001.0)
+    window.count_earlier([1001.0, 950.0, 940.0, 800.0, 950.0], 1002.0)
+    assert window.used(1002.0) == 4
+    window.take(1002.0)
+    assert window.time_until(1, 1002.0) == pytest.approx(940 + 100.05 - 1002)

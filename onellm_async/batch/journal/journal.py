@@ -206,6 +206,20 @@ class Journal:
         refusal = dump_json({"refused": reason}).decode()
         self._commits.write_later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
 
+    def sent_since(self, at: float) -> list[float]:
+        """When the last attempts of entries were about to be sent, in Unix seconds, from `at` on, in order.
+
+        Raises:
+            BatchError: If they cannot be read.
+        """
+        with translate_errors(self.path):
+            return [
+                sent
+                for (sent,) in self._reader().execute(
+                    "SELECT sent_at FROM intents WHERE sent_at >= ? ORDER BY sent_at", (at,)
+                )
+            ]
+
     def failure_causes(self) -> list[tuple[str, int]]:
         """What failures say and how many there are, all sessions together, the most frequent cause first.
 

@@ -68,6 +68,10 @@ class NullJournal:
     def refuse(self, command: Command, reason: str) -> None:
         """No command comes."""
 
+    def sent_since(self, at: float) -> Sequence[float]:
+        """Nothing: there was no earlier session."""
+        return ()
+
     def failure_causes(self) -> Sequence[tuple[str, int]]:
         """What failures say and how many there are; those of identical requests count once."""
         return self._causes.ranked()
@@ -109,6 +113,9 @@ class RunJournal(Protocol):
 
     def refuse(self, command: Command, reason: str) -> None:
         """Tells the terminal that asked for it that nothing changes."""
+
+    def sent_since(self, at: float) -> Sequence[float]:
+        """When attempts were sent from `at` on, in Unix seconds, those of earlier sessions among them."""
 
     def failure_causes(self) -> Sequence[tuple[str, int]]:
         """What failures say and how many there are, all sessions together, the most frequent cause first."""
