@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from onellm_async.errors import ConfigurationError
+from onellm_async.errors import ClientClosedError, ConfigurationError
 from onellm_async.settings import ApiKey
 
 _log = logging.getLogger("onellm_async")
@@ -34,6 +34,7 @@ class KeySource:
         self._on_change = on_change
         self._authorization = ""
         self._asked = 0
+        self._scopes: list[asyncio.Timeout] = []
         self._lock: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -57,17 +58,37 @@ class KeySource:
 
         Raises:
             ConfigurationError: If the function raises, or returns no key.
+            ClientClosedError: If the client is closed before the function has returned.
         """
-        asked = self._asked
-        async with self._lock_of_loop():
-            if self._asked == asked and self.generation == generation:
-                await self._ask()
+        asked, scope = self._asked, asyncio.timeout(None)
+        try:
+            lock = self._lock_of_loop()
+            async with scope:
+                self._scopes.append(scope)
+                async with lock:
+                    if self._asked == asked and self.generation == generation:
+                        await self._ask()
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise ClientClosedError("The client was closed before there was a key for this request.") from None
+        finally:
+            if scope in self._scopes:
+                self._scopes.remove(scope)
         return self.generation != generation
+
+    def close(self) -> None:
+        """Ends the waits for a key with `ClientClosedError`."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            for scope in self._scopes:
+                if not scope.expired():
+                    scope.reschedule(loop.time())
 
     def _lock_of_loop(self) -> asyncio.Lock:
         loop = asyncio.get_running_loop()
         if self._lock is None or self._loop is not loop:
-            self._lock, self._loop = asyncio.Lock(), loop
+            self._lock, self._loop, self._scopes = asyncio.Lock(), loop, []
         return self._lock
 
     async def _ask(self) -> None:

@@ -244,6 +244,8 @@ class Sender:
     def _end_waits(self) -> None:
         self._closed = True
         self._watch.close()
+        if self._keys is not None:
+            self._keys.close()
         self._limiter.close()
         self._end_backoff(_closed_while_waiting)
 

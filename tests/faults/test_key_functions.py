@@ -8,7 +8,7 @@ import pytest
 from fault_server import Exchange, FaultServer, answers
 
 from onellm_async import ApiKey, AsyncOneLLM, AuthenticationError, ChatRequest, Limits, RetryPolicy
-from onellm_async.errors import ClientClosedError, ConfigurationError
+from onellm_async.errors import ClientClosedError, ConfigurationError, DeadlineExceededError
 from onellm_async.events import Retrying
 from onellm_async.quota import HostQuota
 
@@ -218,3 +218,29 @@ async def test_one_client_with_a_key_function_serves_several_loops():
 def test_a_quota_needs_the_key_itself(tmp_path):
     with pytest.raises(ConfigurationError, match="quota shares the rate limit of one key, and api_key is a function"):
         AsyncOneLLM(lambda: NEW, base_url="http://127.0.0.1:9", quota=HostQuota(tmp_path))
+
+
+@pytest.mark.parametrize("end", ["aclose", "drain"])
+async def test_a_function_that_never_returns_does_not_hold_up_the_end_of_the_client(end):
+    async with FaultServer(accepting(NEW)) as server:
+        client = client_at(server, Keys(NEW, wait=3600))
+        asking = [asyncio.create_task(ask(client)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await getattr(client, end)()
+        ended = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(error) for error in ended] == [ClientClosedError] * 3
+        await client.aclose()
+        assert server.posts == 0
+
+
+async def test_a_deadline_covers_the_wait_for_the_key():
+    async with FaultServer(accepting(NEW)) as server, client_at(server, Keys(NEW, wait=3600)) as client:
+        with pytest.raises(DeadlineExceededError) as caught:
+            await client.chat("Hi", model="GPT-5", deadline=0.02)
+        assert (caught.value.possibly_billed, server.posts) == (0, 0)
+
+
+async def test_a_function_that_times_out_says_so():
+    async with FaultServer(accepting(NEW)) as server, client_at(server, Keys(TimeoutError())) as client:
+        with pytest.raises(ConfigurationError, match="The api_key function raised TimeoutError"):
+            await ask(client)
