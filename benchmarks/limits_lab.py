@@ -26,6 +26,7 @@ from onellm_async.limits.admission import Admission
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.rate_control import control_for
+from onellm_async.limits.rate_state import RateState
 
 ROUND_TRIP = 0.02
 """Seconds from sending a request to its 429."""
@@ -238,7 +239,7 @@ class Run:
         refused_at: When those arrived that got a 429.
         answered: Requests that were answered.
         seconds: Time of the last event.
-        kind: What the control said of the limit in the end.
+        found: What the control said of the limit in the end.
         rates: The rate that it kept up, with the time: one entry for each 429.
     """
 
@@ -246,7 +247,7 @@ class Run:
     refused_at: list[float] = field(factory=list)
     answered: int = 0
     seconds: float = 0.0
-    kind: str = ""
+    found: str = ""
     rates: list[tuple[float, float]] = field(factory=list)
 
     def rate_between(self, start: float, end: float) -> float:
@@ -269,12 +270,13 @@ def drive(
     seed: int = 0,
     horizon: float = 20_000.0,
     limits: Limits | None = None,
+    state: RateState | None = None,
     round_trip: float = ROUND_TRIP,
 ) -> Run:
     """Runs one client against `service` and returns what happened."""
     random, run = Random(seed), Run()
     limits = limits or Limits(requests_per_minute="auto", max_concurrency=max_concurrency)
-    core = Admission(limits, control_for(limits, 0.0, Random(seed + 1)), 0.0)
+    core = Admission(limits, control_for(limits, 0.0, Random(seed + 1), state), 0.0)
     now, number = 0.0, 0
     events: list[tuple[float, int, Ticket, bool, float | None]] = []
     for _ in range(requests):
@@ -309,7 +311,7 @@ def drive(
                 takes = round_trip * random.uniform(0.9, 1.1)
             heapq.heappush(events, (now + takes, number, ticket, accepted, retry_after))
     run.seconds = now
-    run.kind = str(getattr(core.rate, "kind", ""))
+    run.found = core.rate.found or ""
     return run
 
 
@@ -435,6 +437,14 @@ def _changing_cases() -> Iterator[Case]:
          600, 800, 6.0, 1 / 3, 60, 660, 0.9, None),
         ("20/min -> 80/min, after 180 s", lambda: bucket(20 / 60, 20), lambda: bucket(80 / 60, 80, at=900.0),
          900, 1500, 6.0, 80 / 60, 180, 480, 0.9, 0.025),
+        ("20/min -> 40/min, after 180 s", lambda: bucket(20 / 60, 20), lambda: bucket(40 / 60, 40, at=900.0),
+         900, 1000, 6.0, 40 / 60, 180, 480, 0.9, 0.025),
+        ("60/min -> 120/min, after 60 s", lambda: bucket(1, 40), lambda: bucket(2, 40, at=900.0),
+         900, 1500, 2.0, 2, 60, 240, 0.9, 0.025),
+        ("60/min -> 240/min, after 60 s", lambda: bucket(1, 40), lambda: bucket(4, 40, at=900.0),
+         900, 2500, 2.0, 4, 60, 240, 0.9, 0.025),
+        ("240/min -> 600/min, after 60 s", lambda: bucket(4, 40), lambda: bucket(10, 40, at=300.0),
+         300, 4000, 2.0, 10, 60, 240, 0.9, 0.005),
         ("bucket 60/min -> sliding 30/60", lambda: bucket(1, 20), lambda: sliding(30, 60),
          300, 700, 0.3, 0.5, 120, 420, 0.85, 0.15),
         ("bucket 40/min -> sliding 40/60", lambda: bucket(40 / 60, 40), lambda: sliding(40, 60),

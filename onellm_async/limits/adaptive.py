@@ -1,70 +1,96 @@
-"""Discovers a rate limit that is not declared, and keeps to it. Pure.
+"""Discovers a limit that is not declared, and keeps to it. Pure.
 
 Theory of operation
 ===================
 
-What we know: the service has a token bucket. We know neither its size nor its refill rate r. Each request tells one
-bit: accepted, or 429. Latency tells nothing about the bucket, because a bucket rejects without delay. So the client
-controls the rate at which it sends, not its concurrency.
+A limit is a curve: the most requests that the service accepts in any w seconds. Each request tells one bit, accepted or
+429. What was accepted once is accepted again, so the accepted requests of the past are a lower bound of the curve
+(`send_log`). Three kinds of evidence are held at once, each with its own refutation, and a request waits for all:
 
-What a 429 tells: when that request arrived, the bucket held less than one token. We call this a *sample*. If A requests
-were accepted between two samples T seconds apart, then
+- *Line.* A token bucket of unknown size, refilled at an unknown rate r. A 429 is a *sample*: when that request arrived,
+  the bucket held less than one token. If A requests were accepted between two samples T seconds apart, then
 
-    (A - 1) / (T + J)  <=  r  <=  (A + 1) / (T - S - J)
+      (A - 1) / (T + J)  <=  r  <=  (A + 1) / (T - S - J)
 
-J is the timing jitter between two requests. S is the time in which the bucket may have been full: a full bucket is not
-refilled, so silence proves nothing (`saturation`). Every pair of samples gives bounds. The tightest bounds that the
-newest samples agree on stand (`rate_samples`).
+  J is the timing jitter between two requests. S is the time in which the bucket may have been full: a full bucket is
+  not refilled, so silence proves nothing (`saturation`). Every pair of samples gives bounds. The tightest bounds that
+  the newest samples agree on stand (`rate_samples`).
+- *Windows.* At most n requests in any w seconds, sliding or fixed. A silence gives the length, and what the service
+  accepts at once after it tells a window from a bucket (`windows`).
+- *Slots.* At most so many requests in flight. What separates 429s from accepted requests is then the number in flight
+  (`slots`).
+
+A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is full,
+and else on the line. 429s of requests that were sent before the last 429 was known tell nothing new.
 
 What the client does:
 
-- *Startup.* It sends 8 requests per second, or more if answers are fast, and one more per round trip with each answer.
-  The first 429 ends the startup: the bucket is empty, and what was accepted gives the first estimate.
-- *Cruise.* It sends at the lower bound, which the service certainly allows. The unused rest is not lost, because the
-  service's bucket saves it.
+- *Startup.* A growing pace until the first 429. Until the first answer, it pauses after round numbers of requests,
+  because limits are round.
+- *Silence.* After a 429, nothing is sent but single *knocks*, until one is accepted: the first when the line, the
+  window or an answer says so, then later and later, and rather just after a round number of seconds. No belief is
+  lowered meanwhile: a silence says nothing about the rate.
+- *Opening.* After a silence that no evidence explains, the burst before it is repeated. If more is accepted than a
+  bucket can have saved that gave nothing for so long, there is a window. If not, the next 429 is a sample of the line.
+- *Windowed.* Windows and slots limit the requests, and no line is known.
+- *Cruise.* It sends at the lower bound of the line, which the service certainly allows. The unused rest is not lost,
+  because the service's bucket saves it.
 - *Probe.* After a number of requests, it sends each one slightly sooner than the one before, until a 429. That spends
-  the savings and tightens the bounds, for one 429, which is not billed. The tighter the bounds are, the longer the
-  cruise and the lower the gain.
+  the savings and tightens the bounds, for one 429, which is not billed.
 - *Restored.* With a prior from an earlier client, it cruises at the prior and probes early, at most at four times that
   rate. The first 429 says only that the bucket is empty now.
 - *Contended.* A client that has the key to itself gets no 429 while it cruises, and its samples never contradict each
   other. Each violation adds to the contention score; samples that agree lower it. From a score of 2 the client shares
-  the limit: a binomial increase and decrease with random gaps (`binomial`), until the samples agree closely again.
+  the limit: a binomial increase and decrease with random gaps (`binomial`).
 
-=============== ================================================ ====================================================
-from            event                                            to
-=============== ================================================ ====================================================
-Startup         answer                                           Startup, faster
-Startup         429                                              Cruise at the first estimate
-Restored        429                                              Cruise at the prior
-Cruise          enough requests accepted since the last sample   Probe
-Cruise          429                                              Cruise with new bounds; contention +2 if the bounds
+=================== ============================================ ====================================================
+from                event                                        to
+=================== ============================================ ====================================================
+Startup             answer                                       Startup, faster
+any but Contended   429                                          Silence, with the phase that follows from it inside
+Silence             the knock gets a 429                         Silence; after a small burst that the line does not
+                                                                 explain: Contended
+Silence             the knock is accepted                        the phase inside; Opening if the silence is unexplained
+Opening             more accepted than a bucket can have saved   Windowed, or the phase inside if a line is known
+Opening             429                                          Silence, inside it Cruise with bounds from this sample
+Windowed            429, a window is full                        Silence; a longer silence than expected: Opening
+Windowed            429, no window is full                       the fullest window becomes smaller; Silence
+Restored            429                                          Cruise at the prior
+Cruise              enough requests accepted since the sample    Probe
+Cruise              429                                          Cruise with new bounds; contention +2 if the bounds
                                                                  were tight
-Cruise, Probe   429, nothing accepted since the last sample      Cruise at half the rate; from the second on
-                                                                 contention +2, unless the initial burst was large
-Probe           429                                              Cruise with tighter bounds; contention +1 if the
+Probe               429                                          Cruise with tighter bounds; contention +1 if the
                                                                  samples contradict each other, -1/4 if they agree
-Probe           more accepted than the bounds allow              Probe: the limit rose. The samples are dropped, this
+Probe               more accepted than the bounds allow          Probe: the limit rose. The samples are dropped, this
                                                                  pace is the rate, the gain doubles
-any             contention score of 2 or more                    Contended
-Contended       answer, 429                                      Contended: increase, decrease
-Contended       six samples agree within 10 %                    Cruise; score 0
-any             the clock of another event loop                  the same without samples; Probe becomes Cruise
-=============== ================================================ ====================================================
+any                 contention score of 2 or more                Contended
+Contended           answer, 429                                  Contended: increase, decrease
+Contended           six samples agree within 10 %, or 15 min     Cruise; score 0
+any                 the clock of another event loop              the same without samples; Probe becomes Cruise
+=================== ============================================ ====================================================
 
-`phases` has a class for each phase, which owns its pacing. All of them judge by one `RateEvidence`.
+The storm bound: a request counts as *unconfirmed* until it is answered, or until one and a half round trips of a 429
+have passed. After a 429 at most four requests are unconfirmed, one if no bounds are tight, and at most two more for
+each request confirmed since; never more than 32. While nothing is accepted, only knocks are sent. So 429s are bounded
+by the accepted requests, the time, and the requests in flight, whatever the service does.
+
+`phases` and `silence` have a class for each phase, which owns its pacing. All of them judge by one `Evidence`.
 """
 
 from random import Random
 
 from onellm_async.limits.bucket import TokenBucket
-from onellm_async.limits.phases import Phase, Restored, Startup
-from onellm_async.limits.rate_samples import RateEvidence
+from onellm_async.limits.evidence import Evidence
+from onellm_async.limits.phases import Contended, Phase, Restored, SharedStartup, Startup
 from onellm_async.limits.rate_state import RateState
+from onellm_async.limits.silence import Opening, Silence, Windowed
+from onellm_async.limits.windows import Window
+
+_NEVER = float("inf")
 
 
 class AdaptiveRate:
-    """Discovers the rate of a hidden token bucket and keeps to it.
+    """Discovers a limit and keeps to it.
 
     Args:
         now: The current time in seconds.
@@ -74,26 +100,94 @@ class AdaptiveRate:
         random: Source of the gaps between requests in contention; None: even gaps.
         probe_every: Maximum number of requests in a cruise, 1 or more. A limit that rises is noticed after so many
             requests at the latest, and costs one 429 for each.
+        is_shared: Whether several clients share this control through a board. It then does not know what is in flight,
+            and a 429 arrives with the next visit, so it discovers a line alone.
+
+    Attributes:
+        max_in_flight: Requests that may be in flight at once, as far as a limit of concurrency is known; else infinite.
     """
 
+    START_UNCONFIRMED = 16
+    """Unconfirmed requests at the start, at most, beside one more for each confirmed one."""
+    TIGHT_UNCONFIRMED = 4
+    """Unconfirmed requests after a 429 between tight bounds, beside two more for each confirmed one."""
+    MAX_UNCONFIRMED = 32
+    """Unconfirmed requests, at most. While a service that accepted everything closes, so many 429s may be on their
+    way."""
+    SHARED_SIZE = 200
+    """Accepted requests that a shared control remembers."""
+    LONG_SILENCE = 4.0
+    """A silence is unexplained if it is longer than so many requests at the rate."""
+    FIRST_KNOCK = 2.0
+    """Seconds until the first knock, where neither a line nor a window nor an answer says when."""
+
     def __init__(
-        self, now: float, state: RateState | None = None, *, random: Random | None = None, probe_every: int = 300
+        self,
+        now: float,
+        state: RateState | None = None,
+        *,
+        random: Random | None = None,
+        probe_every: int = 300,
+        is_shared: bool = False,
     ) -> None:
+        self.max_in_flight: float = _NEVER
         self._random = random
-        self._evidence = RateEvidence(now, probe_every, state)
-        self._phase: Phase = Startup(now)
+        self._is_shared = is_shared
+        self._evidence = (
+            Evidence(now, probe_every, state, self.SHARED_SIZE) if is_shared else Evidence(now, probe_every, state)
+        )
+        self._unconfirmed = self.START_UNCONFIRMED
+        self._growth = 1
+        self._confirmed_from = 0
+        self._earliest = -_NEVER
+        self._trusted_from = -_NEVER
+        self._phase: Phase = SharedStartup() if is_shared else Startup()
         if state is not None:
+            self._restore(state, now)
+
+    def _restore(self, state: RateState, now: float) -> None:
+        windows = self._evidence.windows
+        windows.all = [Window(count, 0.98 * seconds, seconds) for count, seconds in state.windows]
+        self._trusted_from = now + max((window.seconds for window in windows.all), default=-_NEVER)
+        if windows and not state.low:
+            self._phase = Windowed(now)
+        else:
             bucket = TokenBucket(state.rate, max(1.0, state.burst), level=1.0, updated_at=now)
             self._phase = Restored(bucket, state)
 
     @property
     def rate(self) -> float:
-        return self._phase.rate
+        """Requests per second, no more than windows and slots allow in the long run."""
+        evidence = self._evidence
+        slots = evidence.slots
+        rate = min(self._phase.rate, evidence.windows.rate)
+        if slots.support and slots.latency:
+            rate = min(rate, slots.limit / slots.latency)
+        return rate if rate < _NEVER else evidence.peak
 
     @property
     def state(self) -> RateState | None:
         """What is known now; None before the first 429."""
-        return self._phase.state(self._evidence)
+        evidence = self._evidence
+        known = self._phase.state(evidence)
+        windows = tuple((window.count, window.seconds) for window in evidence.windows.all)
+        if not windows:
+            return known
+        if known is None or isinstance(self._phase, Windowed) or not evidence.line.bounds.known:
+            return RateState(self.rate, max(count for count, _ in windows), windows=windows)
+        return RateState(known.rate, known.burst, known.low, known.high, windows)
+
+    @property
+    def found(self) -> str | None:
+        """What was found, in words; None if nothing is certain."""
+        evidence = self._evidence
+        parts = [window.describe() for window in evidence.windows.all]
+        if evidence.slots.support > 1:
+            parts.append(f"{evidence.slots.limit:.0f} requests at once")
+        bounds = evidence.line.bounds
+        if bounds.tight and not isinstance(self._phase, Contended):
+            parts.append(f"{60 * self._phase.rate:.3g} requests per minute")
+        return ", ".join(parts) or None
 
     @property
     def confidence(self) -> float:
@@ -103,26 +197,223 @@ class AdaptiveRate:
     @property
     def phase(self) -> str:
         """Name of the phase, as in the theory of operation."""
-        return type(self._phase).__name__
+        return self._phase.name
 
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
-        wait = self._phase.time_until(requests, now, reserve)
+        wait = self._phase.time_until(requests, now, reserve, self._evidence)
+        if self._earliest > now + wait:
+            wait = self._earliest - now
+        if (reserve or requests > 1) and self._evidence.windows and self._phase.obeys_windows:
+            wait = max(wait, self._evidence.windows.expected(int(requests + reserve), now) - now)
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
-        self._evidence.sent(now)
-        self._phase = self._phase.take(now, self._evidence)
+        evidence = self._evidence
+        self._advance(now)
+        if evidence.windows and not isinstance(self._phase, Silence):
+            evidence.windows.sent(now)
+        evidence.log.sent(now)
+        if not self._is_shared:
+            evidence.slots.sent(now)
+        phase = self._phase = self._phase.take(now, evidence)
+        if isinstance(phase, Opening) and phase.is_window(now - evidence.ack, evidence):
+            self._phase = self._after_window(phase, now)
+        self._update(now)
 
     def give_back(self, now: float, sent_at: float | None = None) -> None:
-        self._evidence.give_back()
-        self._phase.give_back(now, self._evidence)
+        evidence = self._evidence
+        last = evidence.log.last(1) if sent_at is None else sent_at
+        if last is not None:
+            evidence.log.remove(last)
+            evidence.slots.ended(last)
+        self._phase.give_back(now, evidence)
+        self._update(now)
+
+    def released(self, sent_at: float, now: float) -> None:
+        self._evidence.slots.ended(sent_at)
+        self._update(now)
 
     def answered(self, sent_at: float, now: float) -> None:
-        self._phase.answered(sent_at, now, self._evidence)
+        evidence, phase = self._evidence, self._phase
+        evidence.slots.answered(sent_at, now)
+        phase.answered(sent_at, now, evidence)
+        if isinstance(phase, Silence) and phase.knocked_at is not None and sent_at >= phase.knocked_at:
+            self._phase = self._after_silence(phase, phase.knocked_at)
+        self._update(now)
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
-        if self._evidence.rate_limited(sent_at, now):
-            self._phase = self._phase.rate_limited(now, retry_after, self._evidence, self._random)
+        evidence, phase = self._evidence, self._phase
+        before = evidence.slots.refused(sent_at)
+        evidence.log.remove(sent_at)
+        evidence.line.observe_round_trip(now - sent_at)
+        evidence.rate_limited += 1
+        if sent_at <= evidence.known_at:
+            evidence.line.correct_samples(sent_at)
+            if isinstance(phase, Silence):
+                phase.refused_at = max(phase.refused_at, sent_at)
+        else:
+            evidence.known_at = now
+            self._confirmed_from = evidence.log.total
+            self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2) if evidence.line.bounds.tight else (1, 1)
+            self._phase = self._after_429(phase, sent_at, now, before, retry_after)
+        self._update(now)
+
+    def _advance(self, now: float) -> None:
+        """Draws the conclusions from requests that no 429 has answered by now."""
+        phase, evidence = self._phase, self._evidence
+        ack = evidence.ack
+        if isinstance(phase, Silence) and phase.knocked_at is not None and now >= phase.knocked_at + ack - 1e-9:
+            self._phase = self._after_silence(phase, phase.knocked_at)
+        if evidence.windows:
+            evidence.windows.advance(now, ack)
+
+    def _update(self, now: float) -> None:
+        """Sets what the next request waits for beside its phase: windows, slots, and unconfirmed requests."""
+        if self._is_shared:
+            return
+        evidence, phase = self._evidence, self._phase
+        log, slots, ack = evidence.log, evidence.slots, evidence.ack
+        earliest = -_NEVER
+        if evidence.windows and phase.obeys_windows:
+            earliest = evidence.windows.earliest(ack)
+        confirmed = log.accepted_until(now - ack) - self._confirmed_from
+        allowed = self._unconfirmed + self._growth * max(0, confirmed)
+        last = log.last(min(allowed, self.MAX_UNCONFIRMED))
+        if last is not None:
+            earliest = max(earliest, last + ack)
+        self.max_in_flight = slots.limit
+        if slots.limit < _NEVER:
+            if isinstance(phase, Silence):
+                self.max_in_flight += slots.support < slots.SURE and phase.knocked_at is None
+            else:
+                self.max_in_flight += slots.is_trial_due
+                if slots.in_flight >= slots.limit and (last := log.last(1)) is not None:
+                    earliest = max(earliest, last + slots.trial_gap)
+        self._earliest = earliest
+
+    def _after_429(
+        self, phase: Phase, sent_at: float, now: float, before: int | None, retry_after: float | None
+    ) -> Phase:
+        """Returns the phase after a 429 that says something new.
+
+        Args:
+            phase: The phase so far.
+            sent_at: When its request was sent.
+            now: The current time.
+            before: Requests that were in flight before it; None if not known.
+            retry_after: Seconds that the service asked to wait.
+        """
+        evidence = self._evidence
+        if self._is_shared:
+            return self._add_sample(phase, sent_at, now, retry_after)
+        if isinstance(phase, Silence):
+            if phase.knocked_at == sent_at:
+                phase.rate_limited(now, retry_after, evidence, self._random)
+                return self._share_if_contended(phase, now, retry_after)
+            return phase
+        if evidence.windows.refute_extra(sent_at) or evidence.slots.rate_limited(before):
+            return phase
+        if isinstance(phase, Opening) and phase.is_window(sent_at, evidence):
+            phase = self._after_window(phase, now)
+        elif evidence.windows and not isinstance(phase, Opening | Contended):
+            blamed = self._blame_window(phase, sent_at, now, retry_after)
+            if blamed is not None:
+                return blamed
+            phase = self._add_sample(phase, sent_at, now, retry_after)
+        else:
+            phase = self._add_sample(phase, sent_at, now, retry_after)
+        return phase if isinstance(phase, Contended) else self._silence(phase, sent_at, now, retry_after)
+
+    def _add_sample(self, phase: Phase, sent_at: float, now: float, retry_after: float | None) -> Phase:
+        self._evidence.line.add_sample(sent_at)
+        return phase.rate_limited(now, retry_after, self._evidence, self._random)
+
+    def _share_if_contended(self, silence: Silence, now: float, retry_after: float | None) -> Phase:
+        """After a small burst, a silence that the line does not explain means other clients."""
+        evidence, line = self._evidence, self._evidence.line
+        burst = silence.inner.burst if line.first is None else line.first.accepted
+        if silence.doubtful_after is None or silence.vain < 2 or evidence.windows or burst >= line.LARGE_BURST:
+            return silence
+        line.contention += 2
+        bucket = line.empty_bucket(max(line.MIN_RATE, silence.inner.rate / 2), burst, now, retry_after)
+        return Contended(bucket, evidence, self._random, now)
+
+    def _silence(self, phase: Phase, sent_at: float, now: float, retry_after: float | None) -> Silence:
+        """The silence after a 429 that no window explains."""
+        evidence = self._evidence
+        is_line_known = len(evidence.line.samples) > 1 or evidence.line.bounds.known
+        if is_line_known:
+            knock_at = now + phase.time_until(1, now, 0.0, evidence)
+        elif evidence.windows:
+            knock_at = max(now, evidence.windows.earliest(evidence.ack))
+        else:
+            knock_at = now + self.FIRST_KNOCK
+        silence = Silence(
+            phase,
+            sent_at,
+            knock_at,
+            on_answer=not is_line_known and not evidence.windows,
+            doubtful_after=self.LONG_SILENCE / phase.rate if is_line_known else None,
+        )
+        silence.honor(now, retry_after)
+        return silence
+
+    def _blame_window(self, phase: Phase, sent_at: float, now: float, retry_after: float | None) -> Phase | None:
+        """Blames a 429 on the fullest window. Returns the phase that follows; None if it is not the cause."""
+        evidence, windows = self._evidence, self._evidence.windows
+        window = windows.fullest(sent_at)
+        share = windows.share(window, sent_at)
+        is_full = share >= windows.FULL
+        first = evidence.log.last(window.count)
+        if window.trial is not None and is_full and first is not None and sent_at - first < window.seconds:
+            window.refute_trial(sent_at - first)
+            return phase
+        count = window.count
+        if not is_full and count * (1 - share) > 1:
+            count = evidence.log.count(sent_at, window.seconds)
+            if not isinstance(phase, Windowed) or count < 1:
+                return None
+            if sent_at >= self._trusted_from:
+                window.shrink(count)
+        evidence.burst_at = evidence.log.last(count) or evidence.burst_at
+        doubtful_after = self.LONG_SILENCE / phase.rate if evidence.line.bounds.known else None
+        if sent_at < self._trusted_from:
+            doubtful_after = _NEVER  # an earlier client may have used the window
+        silence = Silence(phase, sent_at, now, blamed=window, doubtful_after=doubtful_after)
+        silence.plan_knock(now, retry_after, evidence)
+        return silence
+
+    def _after_silence(self, silence: Silence, at: float) -> Phase:
+        """Returns the phase after a silence that ended with a request that was sent at `at`."""
+        evidence = self._evidence
+        is_line_known = silence.doubtful_after is not None
+        proven = silence.proven
+        pattern_at = evidence.burst_at
+        if silence.vain or proven > 0:
+            evidence.burst_at = at
+        if silence.is_doubtful(at) or not (is_line_known or evidence.windows):
+            return Opening(silence, at, pattern_at, self._mean_pace(), evidence)
+        if silence.blamed is not None and not silence.vain:
+            evidence.windows.stretch(silence.blamed, silence.refused_at, at)
+        return silence.inner
+
+    def _mean_pace(self) -> float:
+        """Requests per second that were accepted at startup, in the mean."""
+        line = self._evidence.line
+        if line.first is None:
+            return self._evidence.peak
+        return max(Opening.MIN_PACE, line.first.accepted / max(line.first.at - line.started, 1e-3))
+
+    def _after_window(self, opening: Opening, now: float) -> Phase:
+        """Returns the phase after an opening that shows a window, or that the service was down."""
+        evidence = self._evidence
+        if 2 * opening.silence > evidence.longest_silence:
+            evidence.origin, evidence.longest_silence = opening.opened_at, opening.silence
+        if not evidence.log.times or evidence.log.times[0] > opening.since:
+            evidence.line.samples.clear()  # nothing was accepted before the silence: the service was down
+            return Windowed(now)
+        evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
+        return opening.inner if evidence.line.bounds.known else Windowed(now)
 
     def advise(
         self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
@@ -132,3 +423,6 @@ class AdaptiveRate:
     def move_clock(self, now: float) -> None:
         self._evidence.move_clock(now)
         self._phase = self._phase.move_clock(now)
+        self._confirmed_from = self._evidence.log.total
+        self._trusted_from = now + max((window.seconds for window in self._evidence.windows.all), default=-_NEVER)
+        self._update(now)

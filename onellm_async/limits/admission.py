@@ -56,6 +56,7 @@ class Admission:
         self.slots: Concurrency = dimension_of(self._all, Concurrency)
         self.requests: Requests = dimension_of(self._all, Requests)
         self.requests.control(rate)
+        self.slots.control = rate
         self._tokens: Tokens = dimension_of(self._all, Tokens)
         self._limited: tuple[Dimension, ...]
         self._settled: tuple[Dimension, ...]
@@ -83,7 +84,7 @@ class Admission:
     @property
     def concurrency(self) -> int:
         """Maximum number of requests in flight now."""
-        return self.slots.size
+        return self.slots.allowed
 
     @property
     def rate(self) -> RateControl:
@@ -203,7 +204,7 @@ class Admission:
         wait = max(self._rate_wait(ahead + 1, ticket.lane, now), self.gate.expected_at - now, 0.0)
         if not self.in_flight:  # requests in flight may give tokens back
             wait = max(wait, self._certain_wait(ticket, now))
-        slots = self.slots.size
+        slots = self.slots.allowed
         releases = self.in_flight + int(ahead) + 1 - slots
         if releases > 0:
             wait = max(wait, self.latency.slot_wait(releases, self.slots.of_model, slots, usual))
@@ -379,7 +380,12 @@ class Admission:
         """Records that a request is over with an unknown result: the slot is released, the estimated tokens stand."""
         if ticket.state == GRANTED:
             self.unanswered += 1
+            self._release_rate(ticket, now)
             self._settle(ticket, None, now)
+
+    def _release_rate(self, ticket: Ticket, now: float) -> None:
+        if ticket.since >= self.requests.counted_from:
+            self.rate.released(ticket.since, now)
 
     def answered(self, ticket: Ticket, now: float, tokens: float | None = None) -> None:
         """Records that the service accepted a request: the slot is released, its tokens are settled.
@@ -415,6 +421,7 @@ class Admission:
             return True
         self.unanswered += 1
         counts = self._cut_concurrency(ticket, now)
+        self._release_rate(ticket, now)
         self._settle(ticket, 0.0, now)
         return counts
 
@@ -471,6 +478,7 @@ class Admission:
         self.limits = limits
         if rate is not self.rate:
             self.requests.control(rate, now)
+            self.slots.control = rate
         for dimension in self._all:
             dimension.reconfigure(limits, now)
         self._leave_out_unlimited()

@@ -34,6 +34,10 @@ class DeclaredRate:
         per: Seconds over which the rate was declared, to find it again when limits change.
     """
 
+    found: str | None = None
+    """It discovers nothing."""
+    max_in_flight = float("inf")
+    """A declared rate says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another. The margin is what is refilled in this time."""
     START_PACE = 10.0
@@ -147,6 +151,9 @@ class DeclaredRate:
         if self._bucket.rate < self._rate.value:
             self._bucket.retune(now, rate=self._rate.value)
 
+    def released(self, sent_at: float, now: float) -> None:
+        """Learns nothing."""
+
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if self._last_429 is not None and sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
@@ -191,6 +198,10 @@ class DeclaredWindow:
         now: The current time.
     """
 
+    found: str | None = None
+    """It discovers nothing."""
+    max_in_flight = float("inf")
+    """A declared window says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another. The window is longer by so much."""
     MAX_JITTER_SHARE = 0.02
@@ -319,6 +330,9 @@ class DeclaredWindow:
             self._429s = 0
             self._closed_until = float("-inf")
 
+    def released(self, sent_at: float, now: float) -> None:
+        """Learns nothing."""
+
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
@@ -357,6 +371,10 @@ class BackoffOnly:
 
     __slots__ = ("_429s", "_closed_until", "_last_429", "_random", "_reset_at")
 
+    found: str | None = None
+    """It discovers nothing."""
+    max_in_flight = float("inf")
+    """Nothing is known of concurrency."""
     BASE = 0.5
     """Half the longest wait after the first 429, in seconds; it doubles with each further one."""
     CAP = 30.0
@@ -392,6 +410,9 @@ class BackoffOnly:
     def answered(self, sent_at: float, now: float) -> None:
         if self._429s and sent_at > self._last_429:
             self._429s = 0
+
+    def released(self, sent_at: float, now: float) -> None:
+        """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         if sent_at <= self._last_429:

@@ -76,9 +76,10 @@ class Concurrency(Dimension):
         in_flight: Number of requests in flight.
         of_model: Of these, the number for each model.
         overload: What the service allows while it is overloaded.
+        control: The rate control, which may have found a limit of concurrency; None: nothing is found.
     """
 
-    __slots__ = ("declared", "grows", "in_flight", "of_model", "overload", "size")
+    __slots__ = ("control", "declared", "grows", "in_flight", "of_model", "overload", "size")
 
     NAME = "concurrency"
 
@@ -86,13 +87,21 @@ class Concurrency(Dimension):
         self.in_flight: int = 0
         self.of_model: defaultdict[str | None, int] = defaultdict(int)
         self.overload: Overload = Overload(grows=limits.max_concurrency == AUTO)
+        self.control: RateControl | None = None
         self.size: int
         self.declared: int
         self.grows: bool = limits.max_concurrency == AUTO
         super().__init__(limits, now)
 
     def time_until(self, ticket: Ticket, now: float) -> float:
-        return 0.0 if self.in_flight < self.size else _NEVER
+        if self.in_flight >= self.size or (self.control is not None and self.in_flight >= self.control.max_in_flight):
+            return _NEVER
+        return 0.0
+
+    @property
+    def allowed(self) -> int:
+        """Maximum number of requests in flight now, as far as 429s have shown a limit."""
+        return self.size if self.control is None else int(min(self.size, self.control.max_in_flight))
 
     def take(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
@@ -113,7 +122,7 @@ class Concurrency(Dimension):
         self.resize()
 
     def level(self, now: float) -> float:
-        return max(0, self.size - self.in_flight)
+        return max(0, self.allowed - self.in_flight)
 
     def resize(self) -> None:
         """Applies a change of `overload`."""

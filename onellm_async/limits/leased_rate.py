@@ -46,6 +46,10 @@ class LeasedRate:
         "tokens",
     )
 
+    found: str | None = None
+    """The board discovers."""
+    max_in_flight = _NEVER
+    """A board says nothing of concurrency."""
     MAX_REPORTS = 64
     """Answers and 429s that are kept for the next visit; the oldest are dropped."""
     SOON = 0.001
@@ -155,6 +159,9 @@ class LeasedRate:
         """Records an accepted request, if the board wants to know."""
         if self.grant is None or self.grant.wants_answers:
             self._answered.append((sent_at, now))
+
+    def released(self, sent_at: float, now: float) -> None:
+        """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         """Records a 429, for a visit at once."""

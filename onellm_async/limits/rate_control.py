@@ -28,6 +28,16 @@ class RateControl(Protocol):
         """How certain the rate is: from 0, nothing is known, to 1."""
         ...
 
+    @property
+    def found(self) -> str | None:
+        """What 429s have shown of the limit, in words; None if nothing is certain."""
+        ...
+
+    @property
+    def max_in_flight(self) -> float:
+        """Maximum number of requests in flight, as far as 429s have shown a limit of concurrency; else infinite."""
+        ...
+
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
         """Seconds until `requests` more may be sent; 0 if they may be sent now.
 
@@ -49,6 +59,10 @@ class RateControl(Protocol):
 
     def answered(self, sent_at: float, now: float) -> None:
         """Records that the service accepted a request."""
+        ...
+
+    def released(self, sent_at: float, now: float) -> None:
+        """Records that a request is over with an unknown result."""
         ...
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
@@ -113,6 +127,14 @@ class SeveralRates:
             wait = max(wait, part.time_until(requests, now, reserve, paced=paced))
         return wait
 
+    @property
+    def found(self) -> str | None:
+        return next((part.found for part in self.parts if part.found is not None), None)
+
+    @property
+    def max_in_flight(self) -> float:
+        return min(part.max_in_flight for part in self.parts)
+
     def take(self, now: float) -> None:
         for part in self.parts:
             part.take(now)
@@ -124,6 +146,10 @@ class SeveralRates:
     def answered(self, sent_at: float, now: float) -> None:
         for part in self.parts:
             part.answered(sent_at, now)
+
+    def released(self, sent_at: float, now: float) -> None:
+        for part in self.parts:
+            part.released(sent_at, now)
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         cause = self.parts[0]
@@ -157,7 +183,9 @@ def count_earlier(control: RateControl, sent_at: Sequence[float], now: float) ->
             part.count_earlier(sent_at, now)
 
 
-def control_for(limits: Limits, now: float, random: Random, state: RateState | None = None) -> RateControl:
+def control_for(
+    limits: Limits, now: float, random: Random, state: RateState | None = None, *, is_shared: bool = False
+) -> RateControl:
     """Returns the rate control for `limits`.
 
     Args:
@@ -165,12 +193,13 @@ def control_for(limits: Limits, now: float, random: Random, state: RateState | N
         now: The current time.
         random: Source of jitter.
         state: State of an earlier control; None starts from the declaration, or without any knowledge.
+        is_shared: Whether several clients share the control through a board.
     """
     if limits.mode == "unlimited":
         return BackoffOnly(random)
     parts: list[RateControl] = []
     if limits.mode == "discover":
-        parts.append(_discovery(limits, now, random, state))
+        parts.append(_discovery(limits, now, random, state, is_shared=is_shared))
         state = None
     for rate in limits.declared_rates:
         parts.append(_declared(rate, limits, now, random, state))
@@ -182,11 +211,11 @@ def _together(parts: Sequence[RateControl], limits: Limits) -> RateControl:
     return parts[0] if len(parts) == 1 else SeveralRates(parts, is_discovered=limits.mode == "discover")
 
 
-def _discovery(limits: Limits, now: float, random: Random, state: RateState | None) -> AdaptiveRate:
+def _discovery(limits: Limits, now: float, random: Random, state: RateState | None, *, is_shared: bool) -> AdaptiveRate:
     start = limits.requests_per_minute
     if state is None and isinstance(start, int | float):
         state = RateState(start / 60, limits.burst)
-    return AdaptiveRate(now, state, random=random, probe_every=limits.probe_every)
+    return AdaptiveRate(now, state, random=random, probe_every=limits.probe_every, is_shared=is_shared)
 
 
 def _declared(
@@ -199,7 +228,9 @@ def _declared(
     )
 
 
-def reconfigured(rate: RateControl, before: Limits, limits: Limits, now: float, random: Random) -> RateControl:
+def reconfigured(
+    rate: RateControl, before: Limits, limits: Limits, now: float, random: Random, *, is_shared: bool = False
+) -> RateControl:
     """Returns the control for changed limits: the same object if it can continue.
 
     The bucket of a declared rate keeps its level, and a window what was sent in it, if there is a rate over the same
@@ -212,11 +243,12 @@ def reconfigured(rate: RateControl, before: Limits, limits: Limits, now: float, 
         limits: The new limits.
         now: The current time.
         random: Source of jitter.
+        is_shared: Whether several clients share the control through a board.
     """
     if _declaration(before) == _declaration(limits) and before.declared_rates == limits.declared_rates:
         return rate
     if limits.mode == "unlimited":
-        return control_for(limits, now, random)
+        return control_for(limits, now, random, is_shared=is_shared)
     blocked = rate.time_until(1, now) > 0
     earlier = list(rate.parts) if isinstance(rate, SeveralRates) else [rate]
     parts: list[RateControl] = []
@@ -225,7 +257,7 @@ def reconfigured(rate: RateControl, before: Limits, limits: Limits, now: float, 
             parts.append(earlier.pop(0))
         else:
             same_rate = before.requests_per_minute == limits.requests_per_minute
-            parts.append(_discovery(limits, now, random, rate.state if same_rate else None))
+            parts.append(_discovery(limits, now, random, rate.state if same_rate else None, is_shared=is_shared))
     lengths = {declared.per for declared in limits.declared_rates}
     for declared in limits.declared_rates:
         kind = DeclaredWindow if declared.is_window else DeclaredRate

@@ -9,7 +9,6 @@ the time in which it may have been full does not count for the upper bound (see 
 and the contention score.
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from attrs import frozen
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.saturation import SaturationClock
+from onellm_async.limits.send_log import SendLog
 
 UNBOUNDED = float("inf")
 """An upper bound that is not known."""
@@ -107,6 +107,7 @@ class RateEvidence:
 
     Args:
         now: The current time in seconds.
+        log: The accepted requests.
         probe_every: Maximum number of requests in a cruise, 1 or more.
         state: A prior, or None.
 
@@ -137,7 +138,11 @@ class RateEvidence:
     """Minimum of every estimate in requests per second; only bounds may be lower."""
     FIRST_CRUISE = 4
     """Requests in a cruise once there is a lower bound, at least."""
-    CRUISE_GROWTH = 3
+    CRUISES = ((37, 40, 0.03), (55, 300, 0.01), (200, 50, 0.03), (320, 220, 0.02))
+    """Below so many requests per minute, a cruise has so many requests at most, and a probe so large a step at least:
+    a limit that rises is used within three minutes at 20 a minute and within one from 60 on, for at most one 429 in 40
+    requests. Around 40 a minute, the limit that OneLLM publishes, probes are rarer."""
+    CRUISE_GROWTH = 2
     """Requests in a cruise for each accepted request that the bounds rest on."""
     UNBOUNDED_GAIN = 1.0
     """Relative step of a probe before there is any estimate."""
@@ -166,11 +171,10 @@ class RateEvidence:
     MAX_SPREAD = 1.1
     """Upper bound divided by lower bound, at most, to end contention."""
 
-    def __init__(self, now: float, probe_every: int, state: RateState | None = None) -> None:
-        self._started = now
+    def __init__(self, now: float, log: SendLog, probe_every: int, state: RateState | None = None) -> None:
+        self.started: float = now
+        self._log = log
         self._probe_every = probe_every
-        self._sent: deque[float] = deque(maxlen=4096)
-        self._total = self._429s = 0
         self._first_gain = self.FIRST_GAIN
         self.samples: deque[RateLimitSample] = deque(maxlen=self.MAX_SAMPLES)
         self.bounds: RateBounds = RateBounds()
@@ -198,43 +202,31 @@ class RateEvidence:
         """Whether so many requests were accepted that a probe is due."""
         return bool(self.samples) and self.accepted_since_sample() >= self.cruise_length
 
-    def sent(self, now: float) -> None:
-        """Records that a request is sent."""
-        self._total += 1
-        self._sent.append(now)
-
-    def give_back(self) -> None:
-        """Records that a request was not sent after all."""
-        self._total -= 1
-
     def accepted_since_sample(self) -> int:
         """Requests accepted since the last sample, those in flight included."""
-        return self._total - self._429s - self.samples[-1].accepted
+        return self._log.total - self.samples[-1].accepted
 
-    def rate_limited(self, sent_at: float, now: float) -> bool:
-        """Records a 429 of a request that was sent at `sent_at`.
-
-        Returns:
-            Whether it is a new sample; not if it is of the same moment as the last one.
-        """
-        later = len(self._sent) - bisect_right(self._sent, sent_at)
-        accepted = max(0, self._total - later - 1 - self._429s)
-        self._429s += 1
-        self.round_trip = max(0.9 * self.round_trip, now - sent_at)
+    def observe_round_trip(self, seconds: float) -> None:
+        """Records how long a 429 took."""
+        self.round_trip = max(0.9 * self.round_trip, seconds)
         self.jitter = min(self.MAX_JITTER, max(self.MIN_JITTER, 1.5 * self.round_trip))
-        if self.samples and self.samples[-1].empty and sent_at <= self.samples[-1].at + self.jitter:
-            for sample in self.samples:  # the last sample counts this request as accepted
-                if sample.at >= sent_at:
-                    sample.accepted -= 1
-            return False
-        max_rate = self.saturation.rate_limited(sent_at, later, self.jitter)
+
+    def correct_samples(self, sent_at: float) -> None:
+        """Records a 429 that is of the same moment as the last sample, which counted its request as accepted."""
+        for sample in self.samples:
+            if sample.at >= sent_at:
+                sample.accepted -= 1
+
+    def add_sample(self, sent_at: float) -> None:
+        """Records a 429 of a request that was sent at `sent_at`. The log does not contain it any more."""
+        accepted = self._log.accepted_until(sent_at)
+        max_rate = self.saturation.rate_limited(sent_at, self._log.total - accepted, self.jitter)
         self.samples.append(RateLimitSample(sent_at, accepted, self.saturation.seconds, max_rate))
-        return True
 
     def first_estimate(self) -> float:
         """The rate after the sample that ends the startup."""
         sample = self.first = self.samples[-1]
-        duration = max(sample.at - self._started, self.jitter)
+        duration = max(sample.at - self.started, self.jitter)
         self._first_gain = self.FIRST_GAIN if sample.accepted >= self.FIRST_CRUISE else self.SMALL_BURST_GAIN
         return (sample.accepted + 1) / min(self.MAX_PERIOD, max(self.MIN_PERIOD, 12 * duration))
 
@@ -252,8 +244,13 @@ class RateEvidence:
         Args:
             evidence: Accepted requests that the bounds rest on.
         """
-        self.cruise_length = max(1, int(min(self.CRUISE_GROWTH * evidence, self._probe_every)))
-        self.gain = min(self._first_gain, max(self.MIN_GAIN, 1 / max(1, evidence)))
+        longest, gain = self._probe_every, self.MIN_GAIN
+        for per_minute, length, least_gain in self.CRUISES:
+            if self.bounds.tight and 60 * self.bounds.low < per_minute:
+                longest, gain = min(longest, length), least_gain
+                break
+        self.cruise_length = max(1, int(min(self.CRUISE_GROWTH * evidence, longest)))
+        self.gain = min(self._first_gain, max(gain, 1 / max(1, evidence)))
 
     def estimate(self, rate: float, capacity: float, probe_pace: float | None) -> float:
         """Returns the rate that follows from the new sample.
@@ -321,6 +318,15 @@ class RateEvidence:
         self.cruise_length = min(self.FIRST_CRUISE, self._probe_every)
         return (bounds.low + bounds.high) / 2
 
+    def identify_again(self) -> None:
+        """Drops all samples but the last, with what followed from them."""
+        while len(self.samples) > 1:
+            self.samples.popleft()
+        self.bounds = RateBounds()
+        self.contention = 0.0
+        self.consecutive_429s, self.rate_before_drop = 0, None
+        self.cruise_length, self.gain = self.FIRST_CRUISE, self.FIRST_GAIN
+
     def limit_rose(self, pace: float, now: float) -> bool:
         """Whether more was accepted since the last sample than the bounds allow, at a probe's `pace`.
 
@@ -330,7 +336,7 @@ class RateEvidence:
         if accepted <= self.bounds.high * (now - self.samples[-1].at + self.jitter):
             return False
         self.gain = min(self.MAX_GAIN, 2 * self.gain)
-        sample = RateLimitSample(now, self._total - self._429s, self.saturation.seconds, empty=False)
+        sample = RateLimitSample(now, self._log.total, self.saturation.seconds, empty=False)
         self.samples = deque([sample], maxlen=self.MAX_SAMPLES)
         self.bounds = RateBounds()
         return True
@@ -343,7 +349,7 @@ class RateEvidence:
         """
         if self.first is None:
             return capacity
-        accepted, duration = self.first.accepted, self.first.at - self._started
+        accepted, duration = self.first.accepted, self.first.at - self.started
         return max(1.0, accepted - self.bounds.high * duration if self.bounds.tight else accepted / 2)
 
     def empty_bucket(self, rate: float, capacity: float, now: float, retry_after: float | None) -> TokenBucket:
@@ -359,10 +365,9 @@ class RateEvidence:
         # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
         silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
         self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)
-        return TokenBucket(rate, burst, level=0.0, updated_at=now + silence)
+        return TokenBucket(rate, burst, level=-silence * rate, updated_at=now)
 
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: the samples are dropped."""
         self.samples.clear()
-        self._sent.clear()
         self.saturation.move_clock(now)

@@ -12,6 +12,8 @@ from onellm_async.validation import Checks, truncated_repr
 _check = Checks(ConfigurationError, "rate_state.")
 _ABOVE_ZERO = {"rate", "burst"}
 """Fields that must be greater than zero."""
+_LONGEST = 1e9
+"""Seconds of a window, less than."""
 
 
 @frozen
@@ -23,6 +25,7 @@ class RateState:
         burst: Requests that the service accepts at once after a pause, as far as that was seen.
         low: Requests per second that the service certainly allows; 0 when that is not known.
         high: Requests per second that it certainly does not exceed; None when that is not known.
+        windows: Windows that were found: a number of requests, and the seconds in which no more are accepted.
 
     Example:
         A limit from a document, as a prior: ``RateState(rate=40 / 60, burst=40)``.
@@ -32,6 +35,7 @@ class RateState:
     burst: float
     low: float = 0.0
     high: float | None = None
+    windows: tuple[tuple[int, float], ...] = ()
 
     def to_dict(self) -> dict[str, JSON]:
         """Returns the state as a dict that JSON can hold, without what is not set.
@@ -68,9 +72,27 @@ class RateState:
         if missing := [name for name, field in known.items() if name not in saved and field.default is NOTHING]:
             raise ConfigurationError(f"rate_state has no {missing[0]!r}; it must be what RateState.to_dict returned.")
         numbers: dict[str, float] = {}
+        windows = _windows(saved.get("windows", ()))
         for name, value in saved.items():
-            if value is None and known[name].default is None:
+            if name == "windows" or (value is None and known[name].default is None):
                 continue
             _check.check_number(name, value, 0, above=name in _ABOVE_ZERO)
             numbers[name] = value  # type: ignore[assignment]  # it has just been checked
-        return cls(**numbers)
+        return cls(**numbers, windows=windows)
+
+
+def _windows(saved: object) -> tuple[tuple[int, float], ...]:
+    wrong = ConfigurationError(
+        f"rate_state.windows is {truncated_repr(saved)}; it must be a list of a number of requests and seconds each."
+    )
+    if not isinstance(saved, list | tuple):
+        raise wrong
+    windows: list[tuple[int, float]] = []
+    for pair in saved:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:  # a pair
+            raise wrong
+        count, seconds = pair
+        if type(count) is not int or count < 1 or type(seconds) not in {int, float} or not 0 < seconds < _LONGEST:
+            raise wrong
+        windows.append((count, float(seconds)))
+    return tuple(windows)

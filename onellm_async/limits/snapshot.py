@@ -39,6 +39,8 @@ class Snapshot:
         rate: Requests per minute that the limiter keeps up now, declared or discovered; None without a limit.
         confidence: How certain that is, from 0 to 1; None without a limit.
         burst: Requests that the service accepts at once after a pause; None if not known.
+        limit_found: What 429s have shown of the limit, in words, like ``"40 requests in any 60 s, kept 3 times"``; None
+            if nothing is certain yet, or the limit is declared.
         level: Requests that the rate allows to send at once; None without a limit.
         tokens_per_minute: As declared; None without a limit.
         tokens_level: Tokens available at once, negative if overdrawn; None without a limit.
@@ -79,6 +81,7 @@ class Snapshot:
     rate: float | None = None
     confidence: float | None = None
     burst: float | None = None
+    limit_found: str | None = None
     level: int | None = None
     tokens_per_minute: float | None = None
     tokens_level: float | None = None
@@ -150,6 +153,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         rate=rate.rate * 60 if limited else None,
         confidence=rate.confidence if limited else None,
         burst=declared_burst if state is None else state.burst,
+        limit_found=rate.found,
         level=_sendable_now(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,

@@ -426,7 +426,7 @@ class GeneralControl:
 
     def redeclared(self, before: Limits, limits: Limits, now: float, random: Random) -> "GeneralControl":
         """The control to continue with when `before` becomes `limits`."""
-        return GeneralControl(reconfigured(self._control, before, limits, now, random))
+        return GeneralControl(reconfigured(self._control, before, limits, now, random, is_shared=True))
 
     def dump(self) -> dict[str, JSON]:
         """The state as JSON."""
@@ -444,4 +444,4 @@ class GeneralControl:
     @classmethod
     def new(cls, limits: Limits, now: float, random: Random, state: RateState | None) -> "GeneralControl":
         """The control that `limits` ask for."""
-        return cls(control_for(limits, now, random, state))
+        return cls(control_for(limits, now, random, state, is_shared=True))

@@ -153,7 +153,7 @@ def test_a_trace_shows_the_phases_of_a_rate_that_is_discovered():
     seed = next(seed for seed in range(100) if random_scenario(seed, undisturbed=True).limits.mode == "discover")
     scenario, moments = random_scenario(seed, undisturbed=True), []
     observe(scenario, lambda scenario: TracingRecorder(scenario, moments, 0))
-    assert {"Startup", "Cruise"} <= {moment.phase for moment in moments}
+    assert {"Startup", "Silence"} <= {moment.phase for moment in moments}
     assert phase_of(None) == ""
 
 

@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_refused(image):
 
 
 def test_the_times_of_the_last_sends_are_bounded():
-    control = control_for(Limits(requests_per_minute="auto"), 0.0, Random(0))
+    control = control_for(Limits(requests_per_minute="auto"), 0.0, Random(0), is_shared=True)
     for number in range(5000):
         control.take(number / 100)
     assert len(dump_json(dump_control(control))) < 8000

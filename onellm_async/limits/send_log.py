@@ -1,0 +1,82 @@
+"""When requests were sent that the service accepted, as far as that is known. Pure.
+
+A request counts as accepted until its 429 arrives.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+
+class SendLog:
+    """The times of accepted requests, in order.
+
+    Args:
+        size: Maximum number of times that are kept; the oldest are dropped.
+    """
+
+    __slots__ = ("_dropped", "_size", "regime_at", "times")
+
+    def __init__(self, size: int = 4096) -> None:
+        self._size = size
+        self._dropped = 0
+        self.times: list[float] = []
+        self.regime_at: float = float("-inf")
+        """Since when the limit is the same, as far as that is known."""
+
+    @property
+    def total(self) -> int:
+        """Number of accepted requests."""
+        return self._dropped + len(self.times)
+
+    def sent(self, now: float) -> None:
+        """Records that a request is sent."""
+        times = self.times
+        times.append(now)
+        if len(times) > self._size:
+            cut = self._size // 4
+            del times[:cut]
+            self._dropped += cut
+
+    def remove(self, sent_at: float) -> bool:
+        """Removes a request that was not accepted. Returns whether it was there."""
+        times = self.times
+        index = bisect_right(times, sent_at) - 1
+        if index < 0 or times[index] != sent_at:
+            return False
+        del times[index]
+        return True
+
+    def accepted_until(self, at: float) -> int:
+        """Number of accepted requests that were sent until `at`, those sent then included."""
+        return self._dropped + bisect_right(self.times, at)
+
+    def count(self, until: float, seconds: float) -> int:
+        """Number of accepted requests in the `seconds` before `until`."""
+        return bisect_right(self.times, until) - bisect_right(self.times, until - seconds)
+
+    def last(self, number: int) -> float | None:
+        """When the `number`-th last request was sent; None if there were fewer."""
+        return self.times[-number] if 0 < number <= len(self.times) else None
+
+    def max_count(self, seconds: float, until: float) -> int:
+        """The most requests that were accepted within `seconds`, of those sent in this regime until `until`."""
+        return _max_count(
+            self.times, bisect_right(self.times, self.regime_at), bisect_right(self.times, until), seconds
+        )
+
+    def move_clock(self) -> None:
+        """Drops the times: the clock may have been set back."""
+        self._dropped += len(self.times)
+        self.times.clear()
+        self.regime_at = float("-inf")
+
+
+def _max_count(times: Sequence[float], start: int, end: int, seconds: float) -> int:
+    most, first = 0, start
+    for index in range(start, end):
+        at = times[index] - seconds
+        while times[first] < at:
+            first += 1
+        if index - first >= most:
+            most = index - first + 1
+    return most

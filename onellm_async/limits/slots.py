@@ -1,0 +1,128 @@
+"""How many requests a service accepts at once. Evidence, and its refutation. Pure.
+
+A limit of concurrency gives itself away: what separates 429s from accepted requests is the number in flight, not the
+time since the last request. A 429 at a record of requests in flight suggests a limit. An accepted request beyond it
+refutes it, and so do 429s below it. One request beyond the limit is tried from time to time, when the last requests
+were far apart, so that nothing else can be the cause of its 429.
+"""
+
+NEVER = float("inf")
+
+
+class Slots:
+    """Requests in flight, and the limit that they suggest.
+
+    Attributes:
+        limit: Requests that the service accepts at once; infinite if nothing suggests a limit.
+        in_flight: Requests in flight.
+        latency: Usual seconds from sending a request to its answer; None if not known.
+        support: Accepted requests at the limit, at most `MAX_SUPPORT`, less `REFUTATION` for each 429 below it.
+    """
+
+    FIRST_PATIENCE = 4
+    """Answers before one request beyond a new limit is tried."""
+    MAX_PATIENCE = 200
+    """Answers between two such trials, at most; they double with each refused one."""
+    MAX_SUPPORT = 8
+    """Accepted requests at the limit that count."""
+    REFUTATION = 3
+    """What a 429 below the limit takes from its support."""
+    SURE = 2
+    """Support from which the first knock waits for an answer."""
+    REST = 0.7
+    """A trial waits for this share of the time that an answer takes for each slot."""
+    SMOOTHING = 0.1
+    """Weight of a new latency in the usual one."""
+
+    __slots__ = ("_answers", "_before", "_patience", "_record", "in_flight", "latency", "limit", "support")
+
+    def __init__(self) -> None:
+        self.limit: float = NEVER
+        self.in_flight: int = 0
+        self.latency: float | None = None
+        self.support: int = 0
+        self._before: dict[float, list[int]] = {}  # by time of sending: requests in flight before each
+        self._record = 0
+        self._answers = 0
+        self._patience = self.FIRST_PATIENCE
+
+    @property
+    def is_trial_due(self) -> bool:
+        """Whether one request beyond the limit may be tried."""
+        return self._answers >= self._patience and self.latency is not None
+
+    @property
+    def trial_gap(self) -> float:
+        """Seconds after the last request in which a trial rests."""
+        return self.REST * (self.latency or 0.0) / self.limit
+
+    def sent(self, now: float) -> None:
+        """Records that a request is sent."""
+        self._before.setdefault(now, []).append(self.in_flight)
+        if self.in_flight >= self.limit:
+            self._answers = 0
+        self.in_flight += 1
+
+    def ended(self, sent_at: float) -> int | None:
+        """Records that a request is over. Returns how many were in flight before it; None if it is not known."""
+        group = self._before.get(sent_at)
+        if group is None:
+            return None
+        before = group.pop()
+        if not group:
+            del self._before[sent_at]
+        self.in_flight -= 1
+        return before
+
+    def refused(self, sent_at: float) -> int | None:
+        """Records that a request got a 429: it was not in flight for those that were sent after it."""
+        before = self.ended(sent_at)
+        if before is not None:
+            for later, group in self._before.items():
+                if later >= sent_at:
+                    group[:] = [number - (later > sent_at or number > before) for number in group]
+        return before
+
+    def answered(self, sent_at: float, now: float) -> None:
+        """Records an accepted request."""
+        before = self.ended(sent_at)
+        latency = now - sent_at
+        self.latency = latency if self.latency is None else self.latency + self.SMOOTHING * (latency - self.latency)
+        if before is None:
+            return
+        self._record = max(self._record, before + 1)
+        if before + 1 > self.limit:
+            self._drop()
+        elif before + 1 == self.limit:
+            self.support = min(self.MAX_SUPPORT, self.support + 1)
+        self._answers += 1
+
+    def _drop(self) -> None:
+        self.limit, self.support, self._patience = NEVER, 0, self.FIRST_PATIENCE
+
+    def rate_limited(self, before: int | None) -> bool:
+        """Judges a 429.
+
+        Args:
+            before: Requests that were in flight before the request.
+
+        Returns:
+            Whether it was expected, so that it says nothing about any other limit.
+        """
+        if before is None or before < 1:
+            return False
+        if before >= self.limit or before + 1 > self._record:
+            expected = before >= self.limit
+            self._patience = min(self.MAX_PATIENCE, 2 * self._patience) if expected else self.FIRST_PATIENCE
+            self.limit, self._answers = before, 0
+            return expected
+        if self.limit < NEVER:
+            self.support -= self.REFUTATION
+            if self.support < 0:
+                self._drop()
+        return False
+
+    def move_clock(self) -> None:
+        """Continues in another event loop: what is in flight there is not known."""
+        self._before.clear()
+        self.in_flight = 0

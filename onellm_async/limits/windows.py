@@ -1,0 +1,318 @@
+"""Windows: at most so many requests in any so many seconds. Evidence, and its refutation. Pure.
+
+A window shows itself by a silence: many requests were accepted, then none for a while, then many again, more than a
+token bucket that gives nothing for so long could have saved. The silence ends when the oldest requests leave the
+window. So for each number n, the n-th last request before the silence and the end of the silence give a length. The
+smallest n that no record of accepted requests contradicts is the window.
+
+A window (n, w) lets the next request be sent no earlier than w seconds after the n-th last one. What is refuted is
+corrected: a 429 although the window should have opened makes w longer (a *fixed* window is found so: its period fits,
+whatever its phase); a 429 long before n requests makes n smaller. From time to time one request more is tried, and a
+shorter length while w is not certain. A refused trial costs one 429.
+"""
+
+from onellm_async.limits.send_log import SendLog
+
+ROUND_SECONDS = (
+    1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 60, 75, 90, 100, 120, 150, 180, 240, 300, 400, 500, 600, 900, 1200,
+    1800, 2700, 3600,
+)  # fmt: skip
+"""Lengths that a window probably has."""
+KNOCK_SECONDS = tuple(seconds for seconds in ROUND_SECONDS if seconds not in {6, 8, 12, 75, 90, 100, 150, 240, 400})
+"""Lengths that are looked for first."""
+NEVER = float("inf")
+
+
+def just_after(seconds: float) -> float:
+    """A moment so shortly after a round number of seconds that clocks and travel times may differ."""
+    return 1.002 * seconds + 0.01
+
+
+class Window:
+    """At most `count` requests in any `seconds`.
+
+    Args:
+        count: Number of requests.
+        shortest: The window is longer than so many seconds.
+        seconds: Its length, at most.
+
+    Attributes:
+        count: Number of requests.
+        shortest: The window is longer than so many seconds.
+        seconds: Its length, as it is kept.
+        rounds: Times that `count` requests were accepted as expected; -1 before the first.
+        stretched: Times in a row that it had to be made longer.
+        trial: A shorter length that is tried now; None if none is.
+        extra_at: When the first of more than `count` requests was sent to try whether they are accepted.
+    """
+
+    MIN_ASKED = 40
+    """Requests between two trials of a larger count, at least; twice the count if that is more."""
+    MAX_PATIENCE = 8
+    """Factor of that number after refused trials, at most; it doubles with each."""
+    SPREAD = 0.05
+    """A length whose bounds are closer than this share needs no trial."""
+
+    __slots__ = (
+        "_asked",
+        "_extra",
+        "_is_bold",
+        "_patience",
+        "_sent_in_round",
+        "_tried_at",
+        "count",
+        "extra_at",
+        "rounds",
+        "seconds",
+        "shortest",
+        "stretched",
+        "trial",
+    )
+
+    def __init__(self, count: int, shortest: float, seconds: float) -> None:
+        self.count: int = count
+        self.shortest: float = shortest
+        self.seconds: float = seconds
+        self.rounds: int = -1
+        self.stretched: int = 0
+        self.trial: float | None = None
+        self.extra_at: float | None = None
+        self._sent_in_round = 0
+        self._tried_at: float | None = None
+        self._is_bold = False
+        self._extra = 0
+        self._asked = 0
+        self._patience = 1
+
+    def earliest(self, log: SendLog, ack: float) -> float:
+        """When the next request may be sent."""
+        first = log.last(self.count + self._extra)
+        if first is None:
+            return -NEVER
+        at = first + (self.trial if self.trial is not None and self._tried_at is None else self.seconds)
+        return at if self.extra_at is None else min(at, self.extra_at + ack)
+
+    def expected(self, number: int, log: SendLog, now: float) -> float:
+        """When the `number`-th next request may be sent if all before it are sent as early as they may."""
+        rounds, rest = divmod(number - 1, self.count)
+        first = log.last(self.count - rest)
+        return (now if first is None else first + self.seconds) + rounds * self.seconds
+
+    def sent(self, now: float, log: SendLog) -> None:
+        """Records that a request is sent; `log` does not know of it yet."""
+        if self._extra and self.extra_at is None:
+            first = log.last(self.count + self._extra - 1)
+            if first is not None and now - first < self.shortest:
+                self.extra_at = now
+        if self.trial is not None:
+            first = log.last(self.count)
+            limit = min(1.05 * self.trial, 0.99 * self.seconds)
+            self._is_bold = self._is_bold or (first is not None and now - first < limit)
+        self._sent_in_round += 1
+        self._asked += 1
+        if self._sent_in_round >= self.count:
+            self._end_round(now)
+
+    def _end_round(self, now: float) -> None:
+        self._sent_in_round, self.stretched = 0, 0
+        self.rounds += 1
+        if self.trial is None:
+            self._plan_trial()
+        elif self._tried_at is None:
+            if self._is_bold:
+                self._tried_at = now
+            else:
+                self.trial = None
+        due = self._asked >= max(self.MIN_ASKED, 2 * self.count) * self._patience
+        if self.rounds >= 1 and self.trial is None and not self._extra and due:
+            self._extra, self._asked = 1, 0
+
+    def _plan_trial(self) -> None:
+        is_small = self.count <= 3
+        spread = self.SPREAD if not is_small else 0.02
+        is_round = any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS)
+        if self.rounds < (0 if is_small else 1) or self.seconds - self.shortest <= spread * self.seconds or is_round:
+            return
+        rounds = (just_after(seconds) for seconds in ROUND_SECONDS if self.shortest < seconds < 0.98 * self.seconds)
+        self.trial, self._is_bold = next(rounds, (self.shortest + self.seconds) / 2), False
+
+    def advance(self, now: float, ack: float) -> None:
+        """Draws the conclusions from trials that no 429 has refuted by now."""
+        if self._tried_at is not None and now >= self._tried_at + ack - 1e-9:
+            assert self.trial is not None  # noqa: S101  # it is what was tried
+            self.seconds, self.trial, self._tried_at = self.trial, None, None
+        if self.extra_at is not None and now >= self.extra_at + ack - 1e-9:
+            self.count += self._extra
+            self._extra = max(1, min(2 * self._extra, self.count // 4))
+            self.extra_at, self._patience = None, 1
+
+    def refute_extra(self) -> None:
+        """More than `count` are not accepted."""
+        self._extra, self.extra_at = 0, None
+        self._patience = min(self.MAX_PATIENCE, 2 * self._patience)
+
+    def refute_trial(self, waited: float) -> None:
+        """The window is longer than `waited` seconds."""
+        self.shortest = max(self.shortest, waited)
+        self.trial = self._tried_at = None
+
+    def shrink(self, count: int) -> None:
+        """No more than `count` are accepted."""
+        self.count, self.rounds = count, min(self.rounds, 0)
+        self.end_trials()
+        self.refute_extra()
+
+    def measure(self, shortest: float, seconds: float) -> None:
+        """Replaces the length, because the silence was another one than expected."""
+        self.shortest, self.seconds, self.rounds = shortest, seconds, -1
+        self.end_trials()
+        self.refute_extra()
+
+    def end_trials(self) -> None:
+        """Begins another round without a trial."""
+        self._sent_in_round, self.trial, self._tried_at = 0, None, None
+
+    def describe(self) -> str:
+        """The window in words."""
+        seconds = next((number for number in ROUND_SECONDS if abs(number - self.seconds) < 0.02 * number), None)
+        length = f"{self.seconds:.3g}" if seconds is None else str(seconds)
+        rounds = self.rounds + 1
+        kept = f", kept {rounds} time{'s' * (rounds != 1)}" if rounds > 0 else ""
+        return f"{self.count} request{'s' * (self.count != 1)} in any {length} s{kept}"
+
+
+class Windows:
+    """The windows that were found, at most four. A request waits for all of them.
+
+    Args:
+        log: The accepted requests.
+    """
+
+    MAX_WINDOWS = 4
+    """Windows that are kept."""
+    FULL = 0.9
+    """Share of a window's count from which a 429 is blamed on it."""
+    MAX_STRETCH = 1.5
+    """Factor of its length by which a window may turn out to be longer."""
+    MAX_SMALL_STRETCH = 3.0
+    """The same for a window of up to three requests."""
+    SHORTEST = 0.01
+    """Seconds of the shortest window that is looked for."""
+    MAX_STRETCHED = 2
+    """Times in a row that a window may turn out to be longer before it is dropped."""
+
+    __slots__ = ("_log", "all")
+
+    def __init__(self, log: SendLog) -> None:
+        self._log = log
+        self.all: list[Window] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.all)
+
+    def earliest(self, ack: float) -> float:
+        """When the next request may be sent."""
+        return max((window.earliest(self._log, ack) for window in self.all), default=-NEVER)
+
+    def expected(self, number: int, now: float) -> float:
+        """When the `number`-th next request may be sent."""
+        return max((window.expected(number, self._log, now) for window in self.all), default=-NEVER)
+
+    def sent(self, now: float) -> None:
+        """Records that a request is sent; the log does not know of it yet."""
+        for window in self.all:
+            window.sent(now, self._log)
+
+    def advance(self, now: float, ack: float) -> None:
+        """Draws the conclusions from trials that no 429 has refuted by now."""
+        for window in self.all:
+            window.advance(now, ack)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second that all of them allow in the long run."""
+        return min((window.count / max(window.seconds, 1e-3) for window in self.all), default=NEVER)
+
+    def stretch(self, window: Window, shortest_at: float, end: float) -> None:
+        """Makes a window longer that opened a little later than expected. One that keeps doing so is dropped.
+
+        Args:
+            window: The window.
+            shortest_at: When the last request was sent that got a 429.
+            end: When the first request was sent that was accepted again.
+        """
+        first = self._log.last(window.count + 1)
+        longest = (self.MAX_STRETCH if window.count > 3 else self.MAX_SMALL_STRETCH) * window.seconds
+        if first is None or not window.seconds < end - first < longest:
+            return
+        window.shortest = max(window.shortest, shortest_at - first)
+        window.seconds = end - first
+        window.stretched += 1
+        if window.stretched > self.MAX_STRETCHED:
+            self.all.remove(window)
+
+    def refute_extra(self, sent_at: float) -> bool:
+        """Whether a 429 refutes no more than the trial of a larger count."""
+        tried = [window for window in self.all if window.extra_at is not None and sent_at >= window.extra_at - 1e-9]
+        for window in tried:
+            window.refute_extra()
+        return bool(tried)
+
+    def fullest(self, sent_at: float) -> Window:
+        """The window that is fullest for its count."""
+        return max(self.all, key=lambda window: self.share(window, sent_at))
+
+    def share(self, window: Window, sent_at: float) -> float:
+        """Requests in the window as a share of its count."""
+        seconds = window.seconds if window.trial is None else window.trial
+        return self._log.count(sent_at, 1.02 * seconds) / window.count
+
+    def add(self, start: float, shortest_at: float, end: float, burst_at: float) -> Window:
+        """Concludes from a silence what the window is.
+
+        Args:
+            start: When the first request of the silence was sent that got a 429.
+            shortest_at: When the last such request was sent.
+            end: When the first request was sent that was accepted again.
+            burst_at: When the burst before the silence began.
+        """
+        log = self._log
+        before = log.accepted_until(end) - log.accepted_until(end - 1e-9)
+        total = log.accepted_until(end) - before
+        first = total - log.accepted_until(burst_at - 1e-9)
+        known = len(log.times) - (log.total - total)
+        for window in self.all:
+            if window.rounds < 1 and known >= window.count:
+                sent = self._nth_before(window.count, total)
+                window.measure(shortest_at - sent, end - sent)
+                return window
+        count = min(max(1, first), max(1, known))
+        for candidate in self._candidates(count, known, start):
+            seconds = end - self._nth_before(candidate, total)
+            if log.max_count(0.98 * seconds, start) <= candidate:
+                count = candidate
+                break
+        sent = self._nth_before(count, total)
+        window = Window(count, shortest_at - sent, end - sent)
+        self.all = [other for other in self.all if not 0.9 < other.seconds / window.seconds < 1.1]
+        self.all = [*self.all[-self.MAX_WINDOWS + 1 :], window]
+        return window
+
+    def _nth_before(self, number: int, total: int) -> float:
+        """When the `number`-th last of the first `total` requests was sent."""
+        log = self._log
+        return log.times[total - number - (log.total - len(log.times))]
+
+    def _candidates(self, burst: int, known: int, until: float) -> list[int]:
+        """Counts that a window may have: the burst, and the most that was accepted in any of a series of lengths."""
+        found, seconds = {burst}, self.SHORTEST
+        while seconds < 1.42 * (until - self._log.times[0]):
+            found.add(self._log.max_count(seconds, until))
+            seconds *= 1.42
+        return sorted(candidate for candidate in found if 0 < candidate <= known)
+
+    def move_clock(self) -> None:
+        """Continues with a clock that may have been set back: what was tried is dropped."""
+        for window in self.all:
+            window.end_trials()
+            window.extra_at = None

@@ -1,0 +1,108 @@
+"""No service can make a client storm: 429s are bounded by time and by accepted requests, whatever it answers."""
+
+import heapq
+from random import Random
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from onellm_async.limits.adaptive import AdaptiveRate
+
+PER_SECOND = 2.5
+"""429s in a second, in the long run, where nothing is accepted."""
+PER_ACCEPTED = 3
+"""429s for an accepted request."""
+AT_ONCE = AdaptiveRate.MAX_UNCONFIRMED + 16
+"""429s at once: the unconfirmed requests while a service closes, and the first knocks."""
+
+
+class Adversary:
+    """A service that answers whatever its next decision says, and counts."""
+
+    def __init__(self, round_trip, latency, concurrency=64):
+        self.control = AdaptiveRate(0.0, random=Random(1))
+        self.round_trip, self.latency, self.concurrency = round_trip, latency, concurrency
+        self.now, self.number, self.excess, self.excess_at = 0.0, 0, 0.0, 0.0
+        self.events = []
+
+    def send(self, *, accept):
+        """Sends the next request as early as it may be sent, after all that arrives before."""
+        while True:
+            free = len(self.events) < min(self.concurrency, self.control.max_in_flight)
+            at = self.now + self.control.time_until(1, self.now) if free else float("inf")
+            if not self.events or at < self.events[0][0]:
+                break
+            self.deliver()
+        self.now = max(self.now, at)
+        self.control.take(self.now)
+        self.count(-PER_ACCEPTED if accept else 1)
+        self.number += 1
+        takes = self.round_trip + (self.latency if accept else 0.0)
+        heapq.heappush(self.events, (self.now + takes, self.number, self.now, accept))
+
+    def count(self, amount):
+        self.excess = max(0.0, self.excess - PER_SECOND * (self.now - self.excess_at))
+        self.excess, self.excess_at = max(0.0, self.excess + amount), self.now
+
+    def deliver(self):
+        """Lets the next answer or 429 arrive."""
+        at, _, sent_at, accept = heapq.heappop(self.events)
+        self.now = max(self.now, at)
+        (self.control.answered if accept else self.control.rate_limited)(sent_at, self.now)
+
+
+class Storm(RuleBasedStateMachine):
+    @initialize(round_trip=st.sampled_from([0.002, 0.02, 0.1]), latency=st.sampled_from([0.0, 0.1, 0.5, 5.0]))
+    def start(self, round_trip, latency):
+        self.service = Adversary(round_trip, latency)
+
+    @rule(count=st.integers(1, 150))
+    def accepts(self, count):
+        for _ in range(count):
+            self.service.send(accept=True)
+
+    @rule(count=st.integers(1, 60))
+    def refuses(self, count):
+        for _ in range(count):
+            self.service.send(accept=False)
+
+    @rule(pattern=st.lists(st.booleans(), min_size=1, max_size=40))
+    def answers(self, pattern):
+        for accept in pattern:
+            self.service.send(accept=accept)
+
+    @rule(seconds=st.floats(0.01, 100))
+    def has_nothing_to_do(self, seconds):
+        service = self.service
+        until = service.now + seconds
+        while service.events and service.events[0][0] <= until:
+            service.deliver()
+        service.now = until
+
+    @invariant()
+    def no_storm(self):
+        assert not hasattr(self, "service") or self.service.excess <= AT_ONCE
+
+
+Storm.TestCase.settings = settings(max_examples=60, stateful_step_count=12)
+TestNoServiceMakesTheClientStorm = Storm.TestCase
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
+def test_a_service_that_answers_at_random_gets_no_storm(share):
+    dice, service = Random(1), Adversary(0.02, 0.3)
+    for _ in range(1500):
+        service.send(accept=dice.random() < share)
+        assert service.excess <= AT_ONCE
+
+
+def test_an_outage_is_met_by_single_knocks():
+    service = Adversary(0.02, 0.3)
+    for _ in range(2000):
+        service.send(accept=True)
+    closed_at = service.now
+    for _ in range(60):
+        service.send(accept=False)
+    assert service.now - closed_at > 120, "after the first ten seconds there are less than two in a second"
