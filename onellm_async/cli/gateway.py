@@ -98,6 +98,9 @@ def gateway(*, flags: GatewayFlags = GatewayFlags(), connecting: ConnectionFlags
         lane=flags.lane,
     )
 
+    if flags.host not in {"127.0.0.1", "::1", "localhost"}:
+        say(f"Listening on {flags.host} in plain HTTP: put a TLS proxy before it, or keys and prompts are readable.")
+
     async def serve() -> None:
         from onellm_async.cli.connection import connected
         from onellm_async.cli.signals import ending_on_signals

@@ -75,6 +75,14 @@ def test_a_port_that_is_taken_is_named(capsys):
     assert f"Cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
+def test_other_machines_are_served_with_a_word_about_plain_http(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONELLM_GATEWAY_KEYS", str(tmp_path / "keys.toml"))
+    assert main(["gateway", "keys", "add", "alice"]) == 0
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        assert main(["gateway", "--local", "--host", "0.0.0.0", "--port", str(taken.getsockname()[1])]) == 2
+    assert "put a TLS proxy before it" in capsys.readouterr().err
+
+
 def test_the_keys_are_made_listed_and_removed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ONELLM_GATEWAY_KEYS", str(tmp_path / "keys.toml"))
     keys = []

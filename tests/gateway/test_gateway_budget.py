@@ -3,9 +3,11 @@
 import asyncio
 import sqlite3
 import stat
+import tempfile
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onellm_async import (
@@ -236,6 +238,53 @@ async def test_the_ledger_is_for_its_owner_alone_and_refuses_other_files(tmp_pat
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_spending(tmp_path / "text")
     assert read_spending(tmp_path / "none") == {}
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("intend"), st.integers(0, 40)),
+        st.tuples(st.sampled_from(["answer", "lose", "release"]), st.integers(0, 9)),
+        st.tuples(st.just("kill"), st.none()),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=25)
+@given(STEPS)
+def test_after_any_order_of_attempts_and_kills_the_cap_holds_and_nothing_is_uncounted(steps):
+    cap = 100
+
+    async def walk(path):
+        ledger, in_flight, spent = SpendingLedger(path), [], 0
+        for step, value in steps:
+            if step == "intend":
+                fits = spent + sum(units for _, units in in_flight) + value <= cap
+                try:
+                    in_flight.append((await ledger.record_intent(intent(value, cap=cap)), value))
+                except (BudgetExceededError, QueueFullError):
+                    assert not fits
+                else:
+                    assert fits
+            elif step == "kill":
+                spent += sum(units for _, units in in_flight)
+                in_flight = []
+                await ledger.aclose()
+                ledger = SpendingLedger(path)
+            elif in_flight:
+                number, units = in_flight.pop(value % len(in_flight))
+                outcome, cost = {"answer": ("answered", units // 2), "lose": ("at risk", units)}.get(
+                    step, ("released", 0)
+                )
+                ledger.settle(Settlement(intent=number, name="a", outcome=outcome, units=cost))
+                spent += cost
+        row = (await ledger.read()).get("a")
+        await ledger.aclose()
+        assert (0 if row is None else row.spent) == spent <= cap
+        assert (0 if row is None else row.reserved) == sum(units for _, units in in_flight)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(walk(Path(folder) / "spent.sqlite3"))
 
 
 # One request.
