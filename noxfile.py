@@ -141,7 +141,7 @@ def gateway_clients(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[0])
 def ray(session: nox.Session) -> None:
-    """The Ray example answers every prompt once although actors are killed. Takes three minutes and 500 MB."""
+    """The Ray example answers every prompt once although actors are killed. Takes seven minutes and 500 MB."""
     session.install("-e", ".[cli]", "ray[data]>=2.51")
     session.run("python", "tests/batch/check_ray.py", *session.posargs)
 
