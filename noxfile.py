@@ -149,7 +149,7 @@ def ray(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def docs(session: nox.Session) -> None:
     """The documentation, built without warnings."""
-    session.install(*group("docs"), ".[cli,report]")
+    session.install(*group("docs"), *group("tests"), ".[cli,report,redis]")  # autodoc imports every integration
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
 
 

@@ -24,14 +24,19 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_type_aliases = {"Model": "onellm_async.catalog.Model"}  # for overloads, which pass by _shorten
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    # Without the members of these: they would hide our own.
+    "inherited-members": "object, Exception, BaseException, Enum, IntEnum, StrEnum, int, str, dict, tuple, Protocol",
+}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 _MODEL = re.compile(r"(?:~?typing\.)?Literal\['GPT-5',[^\]]*\] \| str")
 
 
-def _shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:  # noqa: PLR0917  # as Sphinx calls it
+def _shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:  # as Sphinx calls it
     """Writes the type alias of model ids by its name, instead of all 48 ids in every signature."""
     return _MODEL.sub("Model", signature or "") or signature, _MODEL.sub("Model", returns or "") or returns
 

@@ -306,3 +306,10 @@ def test_importing_the_documented_package_loads_neither_server_nor_command_line(
     ).stdout
     assert "onellm_async.client" in loaded
     assert not re.search(r"onellm_async\.(server|cli|batch|simulation)\b", loaded)
+
+
+@pytest.mark.parametrize("room", ["batch", "report"])
+def test_every_public_name_of_a_room_is_on_its_reference_page(room: str) -> None:
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
+    names = importlib.import_module(f"onellm_async.{room}").__all__
+    assert [name for name in names if not re.search(rf"auto\w+:: onellm_async\.{room}\.{name}\n", pages)] == []
