@@ -33,7 +33,11 @@ app: App = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-app.command("onellm_async.cli.chat:chat_command", name="chat", help="Send one prompt and print the answer.")
+app.command(
+    "onellm_async.cli.chat:chat_command",
+    name="chat",
+    help="Send one prompt and print the answer, or hold a conversation.",
+)
 app.command(
     "onellm_async.cli.run:run_command",
     name="run",
@@ -90,6 +94,11 @@ app.command(
     "onellm_async.cli.serve:serve_command",
     name="serve",
     help="Run a local OneLLM server for testing, with optional faults.",
+)
+app.command(
+    "onellm_async.cli.doctor:doctor_command",
+    name="doctor",
+    help="Check key, URL, network and limits, and say what to do.",
 )
 app.command(
     "onellm_async.cli.models:models_command",

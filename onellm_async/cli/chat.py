@@ -1,4 +1,4 @@
-"""``onellm-async chat``: send one prompt and print the answer."""
+"""``onellm-async chat``: send one prompt and print the answer, or on a terminal hold a conversation."""
 
 import sys
 from time import monotonic
@@ -20,15 +20,17 @@ _EXAMPLES = """\
 Examples:
   onellm-async chat "What is the capital of France?"
   onellm-async chat "Say hello" --local
+  onellm-async chat --system "You are a patient tutor."     # a conversation
   git diff | onellm-async chat - --system "Write a commit message" -m GPT-5-Mini
   onellm-async chat "Hi" --json --local | jq .usage
 """
 
 
 def chat(
-    prompt: str = "-",
+    prompt: str | None = None,
     /,
     *,
+    image: Annotated[tuple[str, ...], Parameter(negative="", show=False)] = (),
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the complete reply as JSON.")] = False,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
@@ -36,7 +38,8 @@ def chat(
     """Runs ``onellm-async chat``.
 
     Args:
-        prompt: The prompt; `-` reads it from standard input.
+        prompt: The prompt; `-` reads it from standard input. Without one, a terminal holds a conversation.
+        image: Refused, as OneLLM takes text only.
         json: Print the complete reply as JSON.
         asking: The request flags.
         connecting: The connection flags.
@@ -46,7 +49,13 @@ def chat(
     from onellm_async.cli.connection import defaults_from
     from onellm_async.wire import dump_json
 
-    request = defaults_from(asking).request(_read_prompt(prompt))
+    if image:
+        raise InvalidRequestError(f"--image {image[0]} cannot be sent: OneLLM takes text only.")
+    if prompt is None and not json and sys.stdin.isatty():
+        from onellm_async.cli.converse import converse
+
+        return converse(asking, connecting)
+    request = defaults_from(asking).request(_read_prompt("-" if prompt is None else prompt))
     require_output()
     started = monotonic()
     response = asyncio.run(_send(request, connecting))
