@@ -19,10 +19,11 @@ from onellm_async.batch.causes import outcome_lines, shortened
 from onellm_async.batch.config import RunOptions
 from onellm_async.batch.estimate import RunEstimate
 from onellm_async.batch.inputs.entry import LineError
+from onellm_async.batch.inputs.notes import Complaints
 from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.progress import RunProgress
 from onellm_async.batch.run_report import RunReport, money_at_risk
-from onellm_async.cli.flag_words import told_in_flags
+from onellm_async.cli.flag_words import in_flags, told_in_flags
 from onellm_async.cli.standard_streams import is_behind
 from onellm_async.cli.terminal import print_error, printable, say
 from onellm_async.client import AsyncOneLLM
@@ -328,7 +329,7 @@ class RunDisplay:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress: RunProgress | None = None
-        self._noted_line = 0
+        self._complaints = Complaints()
         self._resumed = False
 
     def showing(self, client: AsyncOneLLM, options: RunOptions, *, live: bool) -> Display:
@@ -360,14 +361,13 @@ class RunDisplay:
         """Prints a message of the run; after a preflight its beginning is no news."""
         resumes = text.startswith("Resuming: ")
         if not (resumes and self._resumed):
-            self.note(text)
+            self.note(in_flags(text))
         self._resumed = self._resumed or resumes
 
     def bad_line(self, error: LineError) -> None:
-        """Prints a bad line; after a preflight the first lines are read once more."""
-        if error.line > self._noted_line:
-            self._noted_line = error.line
-            self.note(str(error))
+        """Prints a bad line, but the same complaint at most ten times."""
+        if (text := self._complaints.heard(error)) is not None:
+            self.note(text)
 
     def tell_estimate(self, report: RunReport, max_cost: float | None) -> None:
         """Says what the rest of the run costs and takes."""
@@ -385,6 +385,8 @@ class RunDisplay:
 
     def tell(self, report: RunReport, output: str | None) -> None:
         """Says how the run ended."""
+        for text in self._complaints.rest():
+            self.note(text)
         if report.already_complete:
             self.note(nothing_left(report.counts, output or ""))
             tell_outcomes(report)

@@ -218,7 +218,7 @@ def test_defaults_that_would_spoil_every_line_are_refused_at_once(bad):
 
 
 def test_an_unknown_format_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"'xml'.*openai-batch, json, jsonl, csv, tsv, parquet, text"):
+    with pytest.raises(ConfigurationError, match=r"'xml'.*openai-batch, json, jsonl, csv, tsv, parquet, arrow, text"):
         input_format_named("xml")
 
 

@@ -15,6 +15,7 @@ _IN_EXTRA = ("safety_settings", "generation_config")
 """Fields of the API that a `ChatRequest` has no name for."""
 _BODY_ONLY = frozenset({"extra", *_IN_EXTRA})
 """Fields that a body of an OpenAI batch sends as they are."""
+_BODY_FIELDS = {name: field for name, field in RECORD_FIELDS.items() if name not in _BODY_ONLY}
 _FLAGS = ("model", "system", "max_tokens", "temperature")
 
 
@@ -77,13 +78,14 @@ class RequestDefaults:
         Raises:
             InvalidRequestError: If a field is missing or refused.
         """
-        own = request_fields(body, RECORD_FIELDS, but=_BODY_ONLY)
-        others = {
-            name: value
-            for name, value in body.items()
-            if value is not None and (name not in RECORD_FIELDS or name in _BODY_ONLY)
-        }
+        own = request_fields(body, _BODY_FIELDS)
+        others = {name: value for name, value in body.items() if value is not None and name not in _BODY_FIELDS}
         return request_from_body(others | self._merged(own))
+
+    @property
+    def sets_anything(self) -> bool:
+        """Whether any value of a line may be replaced."""
+        return any(getattr(self, name) is not None for name in _FLAGS)
 
     def replaced(self, fields: Mapping[str, JSON]) -> list[str]:
         """The fields of a line whose values are replaced by those that are set here."""

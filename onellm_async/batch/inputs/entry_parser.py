@@ -1,7 +1,7 @@
 """The bytes of one entry → one prompt, or what is wrong with them. Pure: no file is touched here."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from attrs import field, frozen
 
@@ -37,9 +37,8 @@ def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None)
     )
 
 
-@frozen
-class Parsed:
-    """What a parse function finds in an entry.
+class Parsed(NamedTuple):
+    """What a parse function finds in an entry. A named tuple, of which one is made for each line.
 
     Attributes:
         request: What to send.
@@ -169,6 +168,15 @@ class EntryParser:
         if self._template is not None:
             named |= self._template.fields
         self._not_for_request = frozenset(named)
+        self._used = self._used_fields()
+        self._replaces = self._defaults.sets_anything
+
+    def _used_fields(self) -> frozenset[str] | None:
+        """The fields of a line that are sent or kept; None where all of them may be."""
+        if self._keep == ALL or "row" in self._not_for_request:
+            return None
+        prompts = ("prompt", "messages") if self._template is None and self._field is None else ()
+        return frozenset({*RECORD_FIELDS, *_IDS, *prompts, *self._not_for_request, *(self._keep or ())})
 
     def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of an id that was used in an entry that was not parsed; `line` is 0 where it is not known."""
@@ -221,17 +229,21 @@ class EntryParser:
         """The request in a line of JSON: an object or a string."""
         value = _json_value(raw)
         if isinstance(value, str):
-            _demand(self._field is None, f"It is a JSON string, not an object with {self._field!r}.")
+            if self._field is not None:
+                raise _BadLineError(f"It is a JSON string, not an object with {self._field!r}.")
             return Parsed(self._defaults.request(self._filled(_not_blank(value))), {"prompt": value})
-        _demand(isinstance(value, dict), f"It is {_kind(value)}, not an object or a string.")
+        if not isinstance(value, dict):
+            raise _BadLineError(f"It is {_kind(value)}, not an object or a string.")
         prompt = self._prompt_of(value) if self._template is None else _not_blank(self._template.render(value))
-        _refuse_stream(value)
+        if value.get("stream") is True:
+            raise _BadLineError("stream is True; OneLLM answers in one piece and cannot stream.")
         return self._parsed(value, prompt, request_fields(value, RECORD_FIELDS, but=self._not_for_request))
 
     def parse_row(self, raw: bytes) -> Parsed:
         """The request in a row of a table, which is a JSON object by now. An empty cell is no value."""
         row = _json_value(raw)
-        _demand(isinstance(row, dict), f"It is {_kind(row)}, not a row.")
+        if not isinstance(row, dict):
+            raise _BadLineError(f"It is {_kind(row)}, not a row.")
         if self._template is None:
             prompt = _messages_in(self._prompt_of(row, str), self._field or "messages")
         else:
@@ -244,35 +256,36 @@ class EntryParser:
     def parse_batch_line(self, raw: bytes) -> Parsed:
         """The request in a line of an OpenAI batch."""
         value = _json_value(raw)
-        _demand(isinstance(value, dict), f"It is {_kind(value)}, not an object.")
+        if not isinstance(value, dict):
+            raise _BadLineError(f"It is {_kind(value)}, not an object.")
         custom_id, id_field = self._id_of(value)
-        _demand(custom_id is not None, "It has no custom_id.")
+        if custom_id is None:
+            raise _BadLineError("It has no custom_id.")
         method, url, body = value.get("method") or "POST", value.get("url") or _CHAT, value.get("body")
-        _demand(method == "POST", f"method is {truncated_repr(method)}; only POST can be sent.")
-        _demand(
-            isinstance(url, str) and url.rstrip("/").endswith("/chat/completions"),
-            f"url is {truncated_repr(url)}; only /v1/chat/completions can be sent.",
-        )
-        _demand(isinstance(body, dict), f"body is {_kind(body)}, not an object.")
+        if method != "POST":
+            raise _BadLineError(f"method is {truncated_repr(method)}; only POST can be sent.")
+        if not isinstance(url, str) or not url.rstrip("/").endswith("/chat/completions"):
+            raise _BadLineError(f"url is {truncated_repr(url)}; only /v1/chat/completions can be sent.")
+        if not isinstance(body, dict):
+            raise _BadLineError(f"body is {_kind(body)}, not an object.")
         request = self._defaults.merge_into(body)
-        self._notes.replaced(self._defaults.replaced(request_fields(body, RECORD_FIELDS)))
+        if self._replaces:
+            self._notes.replaced(self._defaults.replaced(request_fields(body, RECORD_FIELDS)))
         if request.extra:
             self._notes.passed_on(name for name in request.extra if name not in DOCUMENTED)
         if self._keep != ALL:
-            self._notes.unused(value, {*_OF_BATCH_LINES, *(self._keep or ())})
+            self._notes.unused(value, _OF_BATCH_LINES.union(self._keep or ()))
         return Parsed(request, value, custom_id, id_field)
 
     def _parsed(
         self, record: Mapping[str, JSON], prompt: JSON, fields: Mapping[str, JSON], *, table: bool = False
     ) -> Parsed:
         request = self._defaults.request(prompt, fields)
-        if fields:
+        if fields and self._replaces:
             self._notes.replaced(self._defaults.replaced(fields))
         custom_id, id_field = self._id_of(record)
-        if self._keep != ALL and not (self._keep is None and table) and "row" not in self._not_for_request:
-            prompts = {"prompt", "messages"} if self._template is None and self._field is None else set()
-            used = {*RECORD_FIELDS, *_IDS, *prompts, *self._not_for_request, *(self._keep or ())}
-            self._notes.unused(record, used)
+        if self._used is not None and not (self._keep is None and table):
+            self._notes.unused(record, self._used)
         return Parsed(request, record, custom_id, id_field, table)
 
     def _filled(self, text: str) -> str:
@@ -282,12 +295,15 @@ class EntryParser:
 
     def _prompt_of(self, value: Mapping[str, JSON], messages_as: type = list) -> JSON:
         if self._field is not None:
-            _demand(self._field in value, f"It has no field {self._field!r} (fields: {_names(value)}).")
+            if self._field not in value:
+                raise _BadLineError(f"It has no field {self._field!r} (fields: {_names(value)}).")
             return _prompt(repr(self._field), value[self._field], "a string or messages")
         prompt, messages = value.get("prompt"), value.get("messages")
         if messages is not None:
-            _demand(prompt is None, "It has both prompt and messages; one of them is needed.")
-            _demand(isinstance(messages, list | messages_as), f"messages is {_kind(messages)}, not an array.")
+            if prompt is not None:
+                raise _BadLineError("It has both prompt and messages; one of them is needed.")
+            if not isinstance(messages, list | messages_as):
+                raise _BadLineError(f"messages is {_kind(messages)}, not an array.")
             return messages
         if prompt is None and "prompt" not in value:
             raise _BadLineError(
@@ -299,10 +315,10 @@ class EntryParser:
     def _id_of(self, record: Mapping[str, JSON]) -> tuple[str | None, str]:
         if self._id_field is not None:
             return _id(record, self._id_field), self._id_field
-        if record.get("custom_id") not in {None, ""}:
-            return _id(record, "custom_id"), "custom_id"
+        if (custom_id := _id(record, "custom_id")) is not None:
+            return custom_id, "custom_id"
         value = record.get("id")
-        return (_id(record, "id") if isinstance(value, str | int | float) else None), "id"
+        return (_id(record, "id") if isinstance(value, str | int) else None), "id"
 
     def _kept(self, found: Parsed, raw: bytes) -> bytes | None:
         if self._keep is None or self._keep == ALL:
@@ -346,12 +362,7 @@ class SeenIds:
 
 _CHAT = "/v1/chat/completions"
 _IDS = ("custom_id", "id")
-_OF_BATCH_LINES = ("custom_id", "method", "url", "body")
-
-
-def _refuse_stream(record: Mapping[str, JSON]) -> None:
-    if record.get("stream") is True:
-        raise _BadLineError("stream is True; OneLLM answers in one piece and cannot stream.")
+_OF_BATCH_LINES = frozenset({"custom_id", "method", "url", "body"})
 
 
 def _prompt(label: str, prompt: JSON, rule: str) -> JSON:
@@ -383,11 +394,6 @@ def _inner_records(value: Mapping[str, JSON]) -> str:
     return ""
 
 
-def _demand(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise _BadLineError(otherwise)
-
-
 def _not_blank(prompt: str) -> str:
     if not prompt or prompt.isspace():
         raise _BadLineError("The prompt is empty.")
@@ -415,6 +421,8 @@ def _id(record: Mapping[str, JSON], name: str) -> str | None:
     value = record.get(name)
     if value is None or value == "":
         return None
+    if type(value) is str:
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str | int) and not isinstance(value, bool):
@@ -426,15 +434,10 @@ def _names(value: Mapping[str, JSON]) -> str:
     return ", ".join(truncated_repr(name) for name in list(value)[:5]) or "none"
 
 
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+
+
 def _kind(value: JSON) -> str:
     if value is None:
         return "null or missing"
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "an array",
-        dict: "an object",
-    }
-    return names[type(value)]
+    return _KINDS[type(value)]

@@ -1,8 +1,13 @@
 """What a user should know about an input beside its bad lines, each once per run. Pure."""
 
+import re
 from collections.abc import Iterable, Mapping
 
+from onellm_async.batch.inputs.entry import LineError
+
 _MAX_NAMES = 8
+_MAX_KINDS = 100
+"""Complaints that are told apart; all others count as one."""
 
 
 class InputNotes:
@@ -56,11 +61,54 @@ class InputNotes:
         return found
 
 
-def _lines(count: int) -> str:
-    return "1 line" if count == 1 else f"{count:,} lines"
+def _lines(count: int, which: str = "") -> str:
+    return f"1 {which}line" if count == 1 else f"{count:,} {which}lines"
 
 
 def _listed(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - _MAX_NAMES} more" if len(every) > _MAX_NAMES else ""
     return ", ".join(every[:_MAX_NAMES]) + more
+
+
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+
+
+class Complaints:
+    """Bad lines as they are told: the same complaint at most ten times, then a count.
+
+    Example:
+        >>> complaints = Complaints(most=1)
+        >>> complaints.heard(LineError("in.jsonl", 1, "It has no field 'q'."))
+        "in.jsonl:1: It has no field 'q'."
+        >>> complaints.heard(LineError("in.jsonl", 2, "It has no field 'q'."))
+        >>> complaints.rest()
+        ["1 further line: It has no field 'q'."]
+    """
+
+    def __init__(self, most: int = 10) -> None:
+        self._most = most
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, str] = {}
+        self._last: dict[str, int] = {}
+
+    def heard(self, error: LineError) -> str | None:
+        """What to say of a bad line; None for one that was heard before, or is one of many."""
+        if error.line <= self._last.get(error.source, 0):  # read once more, as after a preflight
+            return None
+        self._last[error.source] = error.line
+        kind = _VALUES.sub("…", error.message)
+        if kind not in self._counts and len(self._counts) >= _MAX_KINDS:
+            kind = "others"
+        self._counts[kind] = count = self._counts.get(kind, 0) + 1
+        if count <= self._most:
+            return str(error)
+        self._examples.setdefault(kind, error.message)
+        return None
+
+    def rest(self) -> list[str]:
+        """How many lines were not told of, a sentence for each complaint."""
+        return [
+            f"{_lines(self._counts[kind] - self._most, 'further ')}: {message}"
+            for kind, message in self._examples.items()
+        ]

@@ -74,6 +74,8 @@ def request_fields(
         {'stop_sequences': ['END'], 'max_tokens': 9}
     """
     found: dict[str, JSON] = {}
+    if names.keys().isdisjoint(record):  # as most lines are
+        return found
     for name, value in record.items():
         field = names.get(name)
         if field is None or value is None or name in but:
