@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self, TypedDict, Unpack
 from attrs import asdict, evolve, field, frozen
 
 from onellm_async.batch.config import RunOptions
+from onellm_async.batch.inputs.arrow import FILE_MAGIC
 from onellm_async.batch.inputs.csv import CsvSplitter
 from onellm_async.batch.inputs.entry import InvalidEntry
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
@@ -41,7 +42,7 @@ from onellm_async.validation import Checks
 from onellm_async.wire import dump_json, parse_json
 
 if TYPE_CHECKING:
-    from pyarrow import RecordBatch
+    from pyarrow import RecordBatch, Schema
 
 MANIFEST = "shards.json"
 """File that describes the shards of a directory. It is written last, so the shards are complete if it is there."""
@@ -418,6 +419,8 @@ async def merge_shards(
             advice="Run them, or write what is there with partial=True (--partial).",
         )
     encoding = output_format(output, found.format) if format is None else output_format_named(format)
+    started = [default_output(Path(directory) / each.name) for each in statuses if each.state != "not started"]
+    encoding = encoding.keeping(_kept_columns(started))
     written, offset = 0, 0
     async with open_sink(output, encoding, force=force) as sink:
         for status in statuses:
@@ -428,6 +431,15 @@ async def merge_shards(
                         written += len(lines)
             offset += status.entries
     return written
+
+
+def _kept_columns(outputs: Sequence[Path]) -> tuple[str, ...]:
+    """The columns for fields of the input, in the order in which the shards name them."""
+    columns: dict[str, None] = {}
+    for output in outputs:
+        with JournalReader.open(output) as journal:
+            columns.update(dict.fromkeys(journal.identity.columns or ()))
+    return tuple(columns)
 
 
 def _encoded(journal: JournalReader, encode: "Callable[..., bytes]", offset: int) -> Iterator[list[bytes]]:
@@ -492,8 +504,8 @@ def _write_shards(
     Returns:
         The name of their format, their names, and the number of entries.
     """
-    if shape.name == "parquet":
-        return (shape.name, *_write_parquet(files, directory, prompts))
+    if shape.is_binary:
+        return ("parquet", *_write_columns(files, shape, directory, prompts))
     name = "jsonl" if shape.name not in _SUFFIXES else shape.name  # the elements of a JSON document become lines
     write = _write_table if name in _DELIMITERS else _write_lines if shape.name == name else _write_elements
     with _Writer(directory, _SUFFIXES[name], prompts) as writer:
@@ -554,34 +566,59 @@ def _csv_row(fields: Sequence[str], delimiter: str, quoting: "int") -> bytes:
     return line.getvalue().encode(errors="surrogateescape")
 
 
-def _write_parquet(files: Sequence[OpenFile], directory: Path, prompts: int) -> tuple[list[str], int]:
+def _write_columns(
+    files: Sequence[OpenFile], shape: InputFormat, directory: Path, prompts: int
+) -> tuple[list[str], int]:
+    """Writes Parquet or Arrow as Parquet."""
     for each in files:
         for _ in each.pieces():
             """Read for its digest."""
     if len(files) > 1:
-        raise BatchError("Several Parquet files are split one at a time.", advice="Name one file and one directory.")
+        raise BatchError(f"Several {shape} files are split one at a time.", advice="Name one file and one directory.")
     (source,) = files
     try:
         import pyarrow as pa  # noqa: PLC0415  # an extra
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError:
         raise BatchError(
-            f"{source.name} is Parquet, and pyarrow is not installed.", advice="pip install 'onellm-async[parquet]'"
+            f"{source.name} is {shape}, and pyarrow is not installed.", advice="pip install 'onellm-async[parquet]'"
         ) from None
     names: list[str] = []
     entries = 0
     try:
-        with source.file() as stream, pq.ParquetFile(stream) as file:
-            for batches in _rebatched(file.iter_batches(min(prompts, _ROWS)), prompts):
-                table = pa.Table.from_batches(batches, schema=file.schema_arrow)
+        with _record_batches(source, shape, min(prompts, _ROWS)) as (schema, batches):
+            for rows in _rebatched(batches, prompts):
+                table = pa.Table.from_batches(rows, schema=schema)
                 names.append(_shard_name(len(names), ".parquet"))
                 entries += table.num_rows
                 buffer = io.BytesIO()
                 pq.write_table(table, buffer)
                 _write_file(directory / names[-1], buffer.getvalue())
-    except (pa.ArrowException, TypeError) as error:
-        raise BatchError(f"{source.name} cannot be read as Parquet: {str(error)[:300]}") from None
+    except (pa.ArrowException, TypeError, io.UnsupportedOperation) as error:
+        raise BatchError(f"{source.name} cannot be read as {str(shape).capitalize()}: {str(error)[:300]}") from None
     return names, entries
+
+
+@contextmanager
+def _record_batches(
+    source: OpenFile, shape: InputFormat, rows: int
+) -> "Iterator[tuple[Schema, Iterator[RecordBatch]]]":
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with source.file() as stream:
+        if shape.name == "parquet":
+            with pq.ParquetFile(stream) as file:
+                yield file.schema_arrow, file.iter_batches(rows)
+            return
+        is_file = stream.read(len(FILE_MAGIC)) == FILE_MAGIC
+        stream.seek(0)
+        if not is_file:
+            with pa.ipc.open_stream(stream) as reader:
+                yield reader.schema, iter(reader)
+            return
+        with pa.ipc.open_file(stream) as reader:
+            yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
 
 
 def _rebatched(batches: "Iterable[RecordBatch]", rows: int) -> "Iterator[list[RecordBatch]]":

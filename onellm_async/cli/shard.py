@@ -1,13 +1,23 @@
 """``onellm-async shard``: split an input for many machines, run its shards, merge their answers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from attrs import frozen
 from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
-from onellm_async.cli.options import CONNECTING, ConnectionFlags
+from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
+from onellm_async.cli.reading import READING, InputFlags
+from onellm_async.cli.run import (
+    GOING_ON,
+    SPENDING,
+    WRITING,
+    BudgetFlags,
+    OutputFlags,
+    ResumeFlags,
+    options_from,
+)
+from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import ConfigurationError
 
@@ -25,38 +35,6 @@ Each shard is a run of its own, with a journal. The same `shard run` again, on
 any machine that reaches the files, resumes it; nothing answered is sent again.
 """
 _SHARD = Group.create_ordered("Shard")
-
-
-@Parameter(name="*", group=_SHARD)
-@frozen
-class ShardFlags:
-    """What is asked of a shard, and how it is resumed."""
-
-    output: Annotated[
-        Path | None,
-        Parameter(name=["--output", "-o"], help="File for the answers. [default: beside the shard, for `merge`]"),
-    ] = None
-    model: Annotated[
-        str | None, Parameter(name=["--model", "-m"], help="Model of every prompt. [default: each prompt's own]")
-    ] = None
-    system: Annotated[str | None, Parameter(help="Instruction to the model, beside the prompt.")] = None
-    max_tokens: Annotated[int | None, Parameter(help="Maximum number of tokens to generate.")] = None
-    temperature: Annotated[float | None, Parameter(help="0 to 2.")] = None
-    field: Annotated[str | None, Parameter(help="Field or column that holds the prompt.")] = None
-    template: Annotated[str | None, Parameter(help="Jinja2 template that makes the prompt: a file or the text.")] = None
-    max_cost: Annotated[
-        float | None, Parameter(help="Cost cap of this shard in USD; needs --max-tokens. [default: no cap]")
-    ] = None
-    ambiguous: Annotated[
-        Literal["retry", "hold"],
-        Parameter(help="Prompts that may have been billed without an answer: retry (may be billed twice) or hold."),
-    ] = "retry"
-    retry_failed: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
-    ] = False
-    lock_wait: Annotated[
-        float, Parameter(help="Seconds to wait for an earlier attempt at the shard that is still alive.")
-    ] = 600.0
 
 
 def split(
@@ -95,23 +73,41 @@ def run(
     shard: Annotated[Path, Parameter(name="SHARD", help="The shard.")],
     /,
     *,
-    flags: ShardFlags = ShardFlags(),
+    lock_wait: Annotated[
+        float, Parameter(group=_SHARD, help="Seconds to wait for an earlier attempt at the shard that is still alive.")
+    ] = 600.0,
+    reading: InputFlags = READING,
+    writing: OutputFlags = WRITING,
+    spending: BudgetFlags = SPENDING,
+    going_on: ResumeFlags = GOING_ON,
+    asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
 ) -> int:
-    """Run a shard, or resume it. Print how it stands as JSON.
+    """Run a shard, or resume it, with the flags of `run`. Print how it stands as JSON.
 
     Args:
         shard: The shard.
-        flags: What is asked of it.
-        connecting: The connection flags.
+        lock_wait: Seconds to wait for an earlier attempt.
+        reading: How it is read.
+        writing: Where answers go; by default beside the shard.
+        spending: What may be spent.
+        going_on: What is done with doubtful, failed and repeated prompts.
+        asking: What is asked of every prompt.
+        connecting: Where the service is.
     """
     import asyncio
 
     from onellm_async.wire import dump_json
 
+    if spending.preflight is not None or spending.estimate or writing.output in STREAM:
+        raise ConfigurationError("A shard takes no --preflight, no --estimate, and no standard output.")
     if not shard.exists():
         raise ConfigurationError(f"{shard} does not exist.", advice="Split an input first: onellm-async shard.")
-    result, signal = asyncio.run(_run(shard, flags, connecting))
+    options = options_from(reading, writing, spending, going_on, asking)
+    if reading.format is None:
+        del options["input_format"]  # that of the shards
+    output = None if writing.output is None else Path(writing.output)
+    result, signal = asyncio.run(_run(shard, output, asking.model, lock_wait, options, connecting))
     put(dump_json(result).decode())
     if signal is not None and not result["complete"]:
         return 128 + signal
@@ -180,29 +176,24 @@ for _command in (run, status, merge):
     shard_command.command(_command, help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
 
 
-async def _run(shard: Path, flags: ShardFlags, connecting: ConnectionFlags) -> "tuple[ShardResult, int | None]":
+async def _run(
+    shard: Path,
+    output: Path | None,
+    model: str | None,
+    lock_wait: float,
+    options: "RunOptions",
+    connecting: ConnectionFlags,
+) -> "tuple[ShardResult, int | None]":
     import asyncio
 
     from onellm_async.batch import run_shard
     from onellm_async.cli.connection import connected
     from onellm_async.cli.signals import ending_on_signals
 
-    options: RunOptions = {
-        "system": flags.system,
-        "max_tokens": flags.max_tokens,
-        "temperature": flags.temperature,
-        "field": flags.field,
-        "template": flags.template,
-        "max_cost": flags.max_cost,
-        "ambiguous": flags.ambiguous,
-        "retry_failed": flags.retry_failed,
-    }
     stop = asyncio.Event()
     async with connected(connecting) as client:
         with ending_on_signals(stop, say) as caught:
-            result = await run_shard(
-                client, shard, flags.output, model=flags.model, lock_wait=flags.lock_wait, stop=stop, **options
-            )
+            result = await run_shard(client, shard, output, model=model, lock_wait=lock_wait, stop=stop, **options)
     return result, caught.number
 
 

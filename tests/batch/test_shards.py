@@ -90,6 +90,25 @@ async def test_a_parquet_file_is_cut_at_the_same_rows_whatever_its_row_groups(tm
     assert split_input(tmp_path / "in.parquet", tmp_path / "shards", prompts=4) == shards
 
 
+@pytest.mark.parametrize("name", ["in.arrow", "in.arrows"])
+async def test_arrow_becomes_parquet(tmp_path, name):
+    table = pa.table(
+        {"prompt": [f"p{number}" for number in range(5)], "id": list(range(5)), "system": ["Be brief."] * 5}
+    )
+    with pa.OSFile(str(tmp_path / name), "wb") as file:
+        new = pa.ipc.new_file if name == "in.arrow" else pa.ipc.new_stream
+        with new(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    shards = split_input(tmp_path / name, tmp_path / "shards", prompts=3)
+    assert [shard.name for shard in shards] == ["shard-00000.parquet", "shard-00001.parquet"]
+    transport = FakeTransport()
+    async with client(transport) as asking:
+        for shard in shards:
+            assert (await run_shard(asking, shard, **HOW))["complete"]
+    assert transport.prompts == [f"p{number}" for number in range(5)]
+    assert transport.requests[0].fields["system"] == "Be brief."
+
+
 @pytest.mark.parametrize(
     ("content", "name", "match"),
     [
