@@ -151,11 +151,17 @@ async def _open_unless_stopped(
     opening = asyncio.ensure_future(in_daemon_thread(lambda: _open_files(paths, options, config)))
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {opening, stopping} if _waits_for_a_writer(paths) else {opening}, return_when=asyncio.FIRST_COMPLETED
+        )
         return opening.result() if opening.done() else None
     finally:
         opening.cancel()
         stopping.cancel()
+
+
+def _waits_for_a_writer(paths: Sequence[str | PathLike[str]]) -> bool:
+    return any(Path(path).is_fifo() for path in paths)
 
 
 def _open_files(paths: Sequence[str | PathLike[str]], options: RunOptions, config: RunConfig) -> InputFile:

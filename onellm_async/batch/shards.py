@@ -24,7 +24,6 @@ from attrs import asdict, evolve, field, frozen
 
 from onellm_async.batch.config import RunOptions
 from onellm_async.batch.inputs.arrow import FILE_MAGIC
-from onellm_async.batch.inputs.csv import CsvSplitter
 from onellm_async.batch.inputs.entry import InvalidEntry
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.lines import LineSplitter, too_long
@@ -43,6 +42,8 @@ from onellm_async.wire import dump_json, parse_json
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch, Schema
+
+    from onellm_async.batch.inputs.csv import CsvSplitter
 
 MANIFEST = "shards.json"
 """File that describes the shards of a directory. It is written last, so the shards are complete if it is there."""
@@ -538,6 +539,8 @@ def _write_elements(source: OpenFile, shape: InputFormat, writer: "_Writer") -> 
 
 
 def _write_table(source: OpenFile, shape: InputFormat, writer: "_Writer") -> None:
+    from onellm_async.batch.inputs.csv import CsvSplitter  # noqa: PLC0415  # the csv module, only where it is wanted
+
     splitter = CsvSplitter("\t" if shape.name == "tsv" else None)
     header: bytes | None = None
     for rows in _rows(splitter, source.pieces()):
@@ -553,7 +556,7 @@ def _write_table(source: OpenFile, shape: InputFormat, writer: "_Writer") -> Non
             writer.header = header
 
 
-def _rows(splitter: CsvSplitter, pieces: Iterator[bytes]) -> Iterator[list[tuple[int, list[str] | str]]]:
+def _rows(splitter: "CsvSplitter", pieces: Iterator[bytes]) -> Iterator[list[tuple[int, list[str] | str]]]:
     for piece in pieces:
         yield splitter.feed(piece)
     yield splitter.finish()

@@ -33,8 +33,8 @@ Examples:
   onellm-async run openai-batch.jsonl -o results.jsonl --rpm 600 --burst 100
   generate-prompts | onellm-async run - | jq -r .response.content
 
-Interrupted, killed, out of money? The same command again goes on from there:
-what was answered is kept in OUTPUT.journal and not asked again.
+Run the same command again to resume, after an interrupt, a kill or a reached
+cost cap: OUTPUT.journal keeps the answers, and nothing is sent twice.
 
 Input: one prompt a line, blank lines are skipped.
   text          the line is the prompt
@@ -77,7 +77,9 @@ class OutputFlags:
     force: Annotated[
         bool,
         Parameter(
-            negative="", show_default=False, help="Begin anew: drop an existing output and the answers in its journal."
+            negative="",
+            show_default=False,
+            help="Start over: discard the output and the answers in its journal.",
         ),
     ] = False
 
@@ -91,11 +93,14 @@ class BudgetFlags:
         float | None, Parameter(help="Cost cap in USD over all sessions; needs --max-tokens. [default: no cap]")
     ] = None
     max_tokens_total: Annotated[
-        int | None, Parameter(help="Cap on input and output tokens together; likewise. [default: no cap]")
+        int | None,
+        Parameter(
+            help="Cap on input and output tokens together over all sessions; needs --max-tokens. [default: no cap]"
+        ),
     ] = None
     preflight: Annotated[
         int | None,
-        Parameter(help="Ask so many prompts first, then project cost and time, and on a terminal ask to go on."),
+        Parameter(help="Send the first N prompts, show the estimated cost and time, then ask whether to continue."),
     ] = None
     estimate: Annotated[
         bool, Parameter(negative="", show_default=False, help="Send nothing; estimate like `onellm-async plan`.")
@@ -105,14 +110,14 @@ class BudgetFlags:
 @Parameter(name="*", group=Group.create_ordered("Resuming"))
 @frozen
 class ResumeFlags:
-    """What is done with doubtful, failed and repeated prompts."""
+    """Which prompts of earlier sessions are sent again, and when a run stops."""
 
     ambiguous: Annotated[
         Literal["retry", "hold"],
-        Parameter(help="What was sent, and its answer never came: ask again (may bill twice), or hold back."),
+        Parameter(help="Prompts that may have been billed without an answer: retry (may be billed twice) or hold."),
     ] = "retry"
     retry_failed: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Ask again what an earlier session failed to get.")
+        bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
     ] = False
     cache: Annotated[
         tuple[str, ...],
@@ -163,7 +168,7 @@ def run(
         reading: How it is read.
         writing: Where answers go.
         spending: What may be spent.
-        going_on: What is done with doubtful, failed and repeated prompts.
+        going_on: Which prompts of earlier sessions are sent again, and when the run stops.
         asking: What is asked of every prompt.
         connecting: Where the service is.
     """
@@ -180,6 +185,9 @@ def run(
         require_output()
     if spending.preflight is not None:
         _check_preflight(spending.preflight, sources, output)
+
+    if not any(source == "-" or Path(source).is_fifo() for source in sources):  # these can be opened only once
+        asyncio.run(_check_input(sources, reading, asking))
 
     from onellm_async.cli.run_display import RunDisplay
 
@@ -218,6 +226,14 @@ def options_from(
     if going_on.keep_going:
         options["max_failure_share"] = 1.0
     return options
+
+
+async def _check_input(sources: Sequence[str], reading: InputFlags, asking: RequestFlags) -> None:
+    """Refuses an input that cannot be used before a client is made, which needs a key."""
+    from onellm_async.cli.reading import open_input
+
+    async with open_input(sources, reading, asking):
+        pass
 
 
 def _config(output: str, model: str | None, options: "RunOptions", connecting: ConnectionFlags) -> "RunConfig":
@@ -272,11 +288,11 @@ class _Session:
             except asyncio.CancelledError:
                 if caught.number is None:
                     raise
-                goes_on = " The same command again goes on from here." if resumable else ""
+                goes_on = " Run the same command again to resume." if resumable else ""
                 print_error(f"ended at once; requests in flight may be billed.{goes_on}")
                 return 128 + caught.number
         if report is None:
-            say("Nothing more is asked; what was answered is kept. The same command again goes on from here.")
+            say("Nothing more is sent; the answers are kept. Run the same command again to resume.")
             return ExitCode.OK
         self.display.tell(report, self.output if resumable else None)
         return exit_code(report, caught.number)

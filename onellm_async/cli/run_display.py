@@ -252,10 +252,10 @@ class Display:
 
 def nothing_left(counts: RunCounts, output: str) -> str:
     """What is said of a run that was complete before."""
-    failed = " --retry-failed asks again what failed." if counts.failed else ""
+    failed = " --retry-failed retries failed prompts." if counts.failed else ""
     return (
         f"Nothing is left to do: {pluralize(counts.answered, 'prompt')} answered, {counts.failed:,} failed,"
-        f" {format_usd(counts.cost)} spent; the answers are in {output}.{failed} --force begins anew."
+        f" {format_usd(counts.cost)} spent; the answers are in {output}.{failed} --force starts over."
     )
 
 
@@ -282,18 +282,18 @@ def tell(report: RunReport, output: str | None) -> None:
         print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
     if report.progress.held:
         held = pluralize(report.progress.held, "prompt")
-        print_error(f"held back, because it may be billed: {held}. --ambiguous retry sends it again.")
+        print_error(f"held, because they may have been billed: {held}. --ambiguous retry sends them again.")
     if not report.input_ended:
         total = report.progress.total
         left = None if total is None else total - report.progress.completed - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"
-        print_error(f"not asked yet: {'what was not read' if left is None else pluralize(left, 'prompt')}.{again}")
+        print_error(f"not sent yet: {'what was not read' if left is None else pluralize(left, 'prompt')}.{again}")
 
 
 def _how_to_go_on(report: RunReport) -> str:
     if isinstance(report.stopped_by, BudgetExceededError):
-        return "The same command with a larger budget goes on from here."
-    return "The same command again goes on from here."
+        return "Run the same command with a higher cost cap to resume."
+    return "Run the same command again to resume."
 
 
 def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) -> str:
@@ -305,10 +305,10 @@ def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) ->
         most: USD that the run may spend; None for no cap.
     """
     cost, seconds = estimate.cost, estimate.seconds
-    text = f"Preflight: {pluralize(estimate.asked, 'prompt')} asked, {format_usd(spent)} spent."
+    text = f"Preflight: {pluralize(estimate.asked, 'prompt')} sent, {format_usd(spent)} spent."
     text += f" The other {estimate.left:,} "
     if cost is None:
-        text += "will cost something unknown (the model has no list price)"
+        text += "will cost an unknown amount (an answer without list price or usage)"
     else:
         text += f"will cost about {format_usd(cost.expected)} (95 %: {format_usd(cost.low)} to {format_usd(cost.high)})"
     if seconds is None:
@@ -319,7 +319,7 @@ def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) ->
         text += f" and take about {likely}{spread}; the {estimate.bound_by} sets the pace."
     if cost is not None and most is not None and spent + cost.high > most:
         likely_or_not = "It is likely to" if spent + cost.expected > most else "It may"
-        text += f" {likely_or_not} end before that at the budget of {format_usd(most, exact=True)}."
+        text += f" {likely_or_not} end before that at the cost cap of {format_usd(most, exact=True)}."
     return text
 
 
@@ -402,7 +402,7 @@ async def _confirm(stop: asyncio.Event) -> bool:
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return not stop.is_set()
-    print("Go on? [Y/n] ", end="", file=sys.stderr, flush=True)
+    print("Continue? [Y/n] ", end="", file=sys.stderr, flush=True)
     answering = asyncio.ensure_future(in_daemon_thread(sys.stdin.readline))
     stopping = asyncio.ensure_future(stop.wait())
     try:

@@ -92,7 +92,7 @@ async def test_a_dead_address_ends_with_exit_code_3_and_its_cause(onellm, tmp_pa
     assert str(port) in stopped
     assert "the service has never answered" in stopped
     assert "0 answered, 0 failed" in ended.err
-    assert "not asked yet: 20 prompts." in ended.err
+    assert "not sent yet: 20 prompts." in ended.err
     status = await onellm("status", "out.jsonl")
     assert "  ended            stopped: No connection to 127.0.0.1: Connect call failed" in status.out
     assert ".;" not in status.out

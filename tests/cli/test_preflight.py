@@ -52,7 +52,7 @@ def asked_on_a_terminal(start, at, many):
             "run", "in.txt", "-o", "out.jsonl", "--preflight", 10, *FAST, *flags,
             stdin=terminal.theirs, stderr=terminal.theirs, TERM="xterm", **at,
         )  # fmt: skip
-        await terminal.until("Go on? [Y/n] ")
+        await terminal.until("Continue? [Y/n] ")
         return command, terminal
 
     return asked_on_a_terminal
@@ -63,11 +63,11 @@ async def test_without_a_terminal_the_projection_is_printed_and_the_run_goes_on(
 
     assert ended.code == 0, ended.err
     assert (
-        "Preflight: 10 prompts asked, $0.0000047 spent. The other 30 will cost about $0.000014 (95 %: $0.000014 to $"
+        "Preflight: 10 prompts sent, $0.0000047 spent. The other 30 will cost about $0.000014 (95 %: $0.000014 to $"
         in ended.err
     )
     assert "and take about " in ended.err
-    assert "Go on?" not in ended.err
+    assert "Continue?" not in ended.err
     assert "Resuming" not in ended.err
     assert sorted(backend.asked) == sorted(f"p{number}" for number in range(40))
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 40
@@ -92,7 +92,7 @@ async def test_anything_else_ends_the_run_and_keeps_what_was_answered(
     terminal.type(keys)
 
     assert await terminal.ended(command) == 0
-    assert "Nothing more is asked; what was answered is kept. The same command again goes on from here." in (
+    assert "Nothing more is sent; the answers are kept. Run the same command again to resume." in (
         terminal.shown.replace("\r\n", " ")
     )
     assert len(backend.asked) == 10
@@ -107,7 +107,7 @@ async def test_ctrl_c_at_the_question_ends_the_run(asked_on_a_terminal, backend)
     command.interrupt(signal.SIGINT)
 
     assert await terminal.ended(command) == 130
-    assert "not asked yet: 30 prompts." in terminal.shown
+    assert "not sent yet: 30 prompts." in terminal.shown
     assert len(backend.asked) == 10
 
 
@@ -169,7 +169,7 @@ ESTIMATE = RunEstimate(
 
 def test_an_estimate_is_told_with_its_intervals():
     assert estimate_text(ESTIMATE, spent=0.025, most=None) == (
-        "Preflight: 50 prompts asked, $0.025 spent. The other 950 will cost about $0.47 (95 %: $0.43 to $0.52) "
+        "Preflight: 50 prompts sent, $0.025 spent. The other 950 will cost about $0.47 (95 %: $0.43 to $0.52) "
         "and take about 23:45 min (23:20 min to 24:20 min); the rate sets the pace."
     )
 
@@ -177,8 +177,8 @@ def test_an_estimate_is_told_with_its_intervals():
 @pytest.mark.parametrize(
     ("most", "ending"),
     [
-        (0.40, "It is likely to end before that at the budget of $0.40."),
-        (0.53, "It may end before that at the budget of $0.53."),
+        (0.40, "It is likely to end before that at the cost cap of $0.40."),
+        (0.53, "It may end before that at the cost cap of $0.53."),
         (0.60, "the rate sets the pace."),
     ],
 )
@@ -192,6 +192,6 @@ def test_what_is_not_known_is_said_so():
     )
 
     assert text == (
-        "Preflight: 1 prompt asked, $0.00 spent. The other 9 will cost something unknown "
-        "(the model has no list price) and take unknown time: too few were answered."
+        "Preflight: 1 prompt sent, $0.00 spent. The other 9 will cost an unknown amount "
+        "(an answer without list price or usage) and take unknown time: too few were answered."
     )

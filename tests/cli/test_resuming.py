@@ -59,7 +59,7 @@ async def test_what_may_be_billed_is_held_back_on_request_and_asked_by_a_later_s
         kinds = [record["error"] and record["error"]["type"] for record in records]
         assert kinds == [None] * 8 + ["PossiblyBilled"] * 2
         assert "Possibly billed without an answer: 2 attempts" in ended.err
-        assert "held back, because it may be billed: 2 prompts. --ambiguous retry sends it again." in ended.err
+        assert "held, because they may have been billed: 2 prompts. --ambiguous retry sends them again." in ended.err
         assert "Nothing is left to do" not in ended.err
         status = await onellm("status", "out.jsonl")
         assert status.code == 1
@@ -101,7 +101,7 @@ async def test_what_failed_stays_failed_until_it_is_asked_for_again(onellm, at, 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     assert (ended.code, backend.asked) == (1, [])
     assert "Nothing is left to do: 9 prompts answered, 1 failed, " in ended.err
-    assert "--retry-failed asks again what failed." in ended.err
+    assert "--retry-failed retries failed prompts." in ended.err
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--retry-failed", *FAST, **at)
     assert (ended.code, backend.asked) == (0, ["p3"])

@@ -114,7 +114,7 @@ async def test_a_strict_run_of_a_pipe_stops_at_the_bad_line_and_keeps_what_was_s
     assert ended.code == 2
     assert contents(ended.out) == ["one"]
     assert "stopped at a bad line (--strict): <stdin>:2: prompt is a number" in ended.err
-    assert "onellm-async: not asked yet: what was not read.\n" in ended.err
+    assert "onellm-async: not sent yet: what was not read.\n" in ended.err
 
 
 async def test_a_prompt_that_fails_is_in_the_output_and_the_exit_code_says_so(onellm, at):
@@ -137,7 +137,7 @@ async def test_a_wrong_key_or_a_spent_balance_stops_the_run_and_what_met_it_coun
     assert "stopped early: " in ended.err
     assert server.ledger.received < 60
     assert "0 answered, 0 failed" in ended.err
-    assert "not asked yet: 300 prompts. The same command again goes on from here." in ended.err
+    assert "not sent yet: 300 prompts. Run the same command again to resume." in ended.err
     assert "Possibly billed" not in ended.err
     assert (tmp_path / "out.jsonl.partial").read_text() == ""
     assert not (tmp_path / "out.jsonl").exists()
@@ -239,7 +239,7 @@ async def test_a_signal_ends_the_run_when_what_is_under_way_is_answered_and_the_
     assert answered == backend.asked
     assert f"{len(answered)} answered, 0 failed in " in ended.err
     left = 30 - len(answered)
-    assert f"not asked yet: {left} prompts. The same command again goes on from here." in ended.err
+    assert f"not sent yet: {left} prompts. Run the same command again to resume." in ended.err
     assert server.ledger.billed == len(answered) < 10
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -263,7 +263,7 @@ async def test_a_second_interrupt_ends_at_once_and_keeps_the_partial_output(star
     ended = await command.ended()
 
     assert ended.code == 130
-    assert "ended at once; requests in flight may be billed. The same command again goes on from here." in ended.err
+    assert "ended at once; requests in flight may be billed. Run the same command again to resume." in ended.err
     assert "Traceback" not in ended.err
     assert not (tmp_path / "out.jsonl").exists()
     assert set(contents((tmp_path / "out.jsonl.partial").read_text())) <= {"p0", "p2"}

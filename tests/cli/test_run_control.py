@@ -85,7 +85,7 @@ async def test_stop_ends_a_run_in_good_order_with_the_exit_code_of_an_interrupte
     assert ended.code == 130
     assert "From another terminal: stop." in ended.err
     assert "1 answered, 0 failed" in ended.err
-    assert "not asked yet: 9 prompts." in ended.err
+    assert "not sent yet: 9 prompts." in ended.err
     assert "stopped by a signal or a command" in (await onellm("status", "out.jsonl")).out
 
 

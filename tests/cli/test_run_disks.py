@@ -137,7 +137,7 @@ async def test_a_full_disk_ends_the_run_and_after_there_is_space_it_goes_on(onel
     assert ended.code == 3, ended.err
     assert "stopped early: " in ended.err
     assert "No space left on device" in ended.err or "the disk is full" in ended.err
-    assert "The same command again goes on from here." in ended.err
+    assert "Run the same command again to resume." in ended.err
     assert "Traceback" not in ended.err
     asked = len(backend.asked)
     assert 0 < asked < 500

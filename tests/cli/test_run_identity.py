@@ -20,7 +20,7 @@ async def test_a_complete_run_sends_nothing_and_says_so(onellm, at, prompts, bac
     assert (ended.code, ended.out, backend.asked) == (0, "", [])
     assert ended.err == (
         "Nothing is left to do: 10 prompts answered, 0 failed, $0.0000047 spent; the answers are in out.jsonl. "
-        "--force begins anew.\n"
+        "--force starts over.\n"
     )
     assert (tmp_path / "out.jsonl").read_bytes() == before
 

@@ -196,7 +196,7 @@ async def test_a_run_that_waits_to_retry_ends_at_once(start, onellm, overloaded,
         ended = await command.ended()
 
     assert ended.code == (130 if end == "stop" else 128 + getattr(signal, end)), ended.err
-    assert f"not asked yet: {prompts} prompts." in ended.err
+    assert f"not sent yet: {prompts} prompts." in ended.err
     with JournalReader.open(tmp_path / "out.jsonl") as journal:
         counts = journal.counts()
     assert (counts.answered, counts.failed, counts.in_flight, counts.possibly_billed) == (0, 0, 0, 0)

@@ -23,7 +23,7 @@ async def test_a_budget_ends_the_run_and_a_larger_one_goes_on(onellm, at, backen
         r"and the next prompt could cost \$0\.\d{4}\.",
         ended.err,
     )
-    assert "The same command with a larger budget goes on from here." in ended.err
+    assert "Run the same command with a higher cost cap to resume." in ended.err
     answered = contents(tmp_path / "out.jsonl.partial")
     assert 3 < len(answered) < 20
     status = json.loads((await onellm("status", "out.jsonl", "--json")).out)

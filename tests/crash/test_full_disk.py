@@ -57,7 +57,7 @@ async def test_a_full_disk_costs_nothing_and_with_more_space_the_run_goes_on(see
         await at_rest(server)
         assert code == 3, told
         assert "disk is full" in told or "No space left on device" in told
-        assert "The same command again goes on from here." in told
+        assert "Run the same command again to resume." in told
         assert "Traceback" not in told
         left = Left.by(disk / "answers.jsonl")
         billed = billed_indices(server)

@@ -87,7 +87,7 @@ def log_lost(path: Path, found: str) -> BatchError:
     return BatchError(
         f"{path} lacks answers: {found}.",
         advice=f"Bring {path.name}-wal back, from where the run was. Or make {lock} an empty file to go on with what "
-        "is left: what was lost is then sent, and paid, again. --force begins anew.",
+        "is left: what was lost is then sent, and paid, again. --force starts over.",
     )
 
 
