@@ -5,6 +5,7 @@ ignored and listed, so that a client with more options than the service still wo
 """
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import NoReturn
 
 from attrs import frozen
@@ -51,6 +52,10 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """Types of content parts that are text, and the field that has it."""
 _MESSAGE_FIELDS = {"role", "content", "refusal", "tool_calls", "function_call", "tool_call_id"}
+_MAX_PARTS = 10_000
+"""Messages and content parts of one request: translating more would hold up the requests of others."""
+_MAX_IGNORED = 100
+"""Names of ignored fields that are collected."""
 _PARTS_SEPARATOR = "\n"
 """Between the parts of one message, so that the last word of one and the first of the next stay two."""
 
@@ -86,7 +91,7 @@ def to_chat_request(body: JSON, *, max_tokens: int | None = None) -> InboundChat
         _reject(f"The body is {_kind(body)}; it must be a JSON object.", None)
     given = {name: value for name, value in body.items() if value is not None}
     _refuse_unsupported(given)
-    ignored = [name for name in given if name not in _HANDLED]
+    ignored = list(islice((name for name in given if name not in _HANDLED), _MAX_IGNORED))
     messages = _messages(given.get("messages"), ignored)
     fields: dict[str, JSON] = {name: given[name] for name in _SAME_NAME if name in given}
     fields["max_tokens"] = _length(given, max_tokens)
@@ -155,6 +160,10 @@ def _streaming(given: Mapping[str, JSON]) -> tuple[bool, bool]:
 def _messages(given: JSON, ignored: list[str]) -> list[Message]:
     if not isinstance(given, list) or not given:
         _reject(f"messages is {_kind(given)}; it must be an array with at least one message.", "messages")
+    contents = (turn.get("content") for turn in given if isinstance(turn, Mapping))
+    parts = len(given) + sum(len(content) for content in contents if isinstance(content, list))
+    if parts > _MAX_PARTS:
+        _reject(f"messages has {parts:,} messages and parts; at most {_MAX_PARTS:,} are read.", "messages")
     return [_message(turn, f"messages[{index}]", ignored) for index, turn in enumerate(given)]
 
 
@@ -166,9 +175,9 @@ def _message(turn: JSON, place: str, ignored: list[str]) -> Message:
         _unsupported(f"{place}.role" if role in ("tool", "function") else f"{place}.tool_calls", "OneLLM has no tools.")
     if not isinstance(role, str) or role not in _ROLES:
         _reject(f"{place}.role is {truncated_repr(role)}; it must be one of {', '.join(_ROLES)}.", f"{place}.role")
-    ignored += [
-        f"messages[].{name}" for name, value in turn.items() if name not in _MESSAGE_FIELDS and value is not None
-    ]
+    if len(ignored) < _MAX_IGNORED:
+        unknown = (name for name, value in turn.items() if name not in _MESSAGE_FIELDS and value is not None)
+        ignored += [f"messages[].{name}" for name in islice(unknown, _MAX_IGNORED)]
     content = turn.get("content")
     if content is None and role == "assistant":
         content = turn.get("refusal") or ""

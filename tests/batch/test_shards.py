@@ -195,7 +195,7 @@ async def test_a_shard_is_resumed_and_nothing_that_was_answered_is_sent_again(tm
     transport = FakeTransport(lambda request: hang() if request.prompt == "p3" else request.prompt)
     async with client(transport) as asking:
         running = asyncio.create_task(run_shard(asking, shard, **HOW))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(transport.requests) < 4 or transport.in_flight != 1:  # noqa: ASYNC110  # of others
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)
@@ -238,7 +238,7 @@ async def test_a_journal_that_stays_in_use_is_an_error_and_a_stop_ends_the_wait(
         waiting = asyncio.create_task(run_shard(asking, shard, lock_wait=60, stop=stop, **HOW))
         await asyncio.sleep(0.3)
         stop.set()
-        assert not (await asyncio.wait_for(waiting, 10))["complete"]
+        assert not (await asyncio.wait_for(waiting, 60))["complete"]
         with pytest.raises(ConfigurationError, match="lock_wait"):
             await run_shard(asking, shard, lock_wait=-1, **HOW)
     lock.release(clean=True)

@@ -21,7 +21,7 @@ CAPPED = {**QUESTION, "max_tokens": 10}
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # of others, who set no event
             await asyncio.sleep(0.002)
 

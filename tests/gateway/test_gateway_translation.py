@@ -164,6 +164,15 @@ def test_a_body_that_is_no_request_is_refused(body):
         to_chat_request(body)
 
 
+def test_a_request_cannot_hold_up_others_with_millions_of_small_parts():
+    many = [{"role": "user", "content": "a"}] * 10_001
+    assert refused(messages=many).param == "messages"
+    parts = [{"type": "text", "text": "a"}] * 6_000
+    assert "12,002 messages and parts" in refused(messages=[{"role": "user", "content": parts}] * 2).message
+    named = {f"field {number}": 1 for number in range(1000)}
+    assert len(translated(**named).ignored) == 100
+
+
 def test_a_schema_goes_into_the_instruction_and_json_is_asked_for_where_the_provider_has_it():
     schema = {"type": "object", "properties": {"name": {"type": "string"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
