@@ -52,6 +52,6 @@ def test_the_most_common_first_mistake_is_refused_unsent_and_locks_nothing(tmp_p
     command = ["run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--local"]
 
     assert main(command) == 2
-    assert "name its field with --field. The first 20 lines are all bad" in " ".join(capfd.readouterr().err.split())
+    assert "make the prompt with --template. The first 20 lines are all bad" in " ".join(capfd.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     assert main([*command, "--field", "question"]) == 0

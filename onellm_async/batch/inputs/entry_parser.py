@@ -262,6 +262,8 @@ class EntryParser:
         if custom_id is None:
             raise _BadLineError("It has no custom_id.")
         method, url, body = value.get("method") or "POST", value.get("url") or _CHAT, value.get("body")
+        if body is None and isinstance(value.get("params"), dict):  # as Anthropic's batches have it
+            body = value["params"]
         if method != "POST":
             raise _BadLineError(f"method is {truncated_repr(method)}; only POST can be sent.")
         if not isinstance(url, str) or not url.rstrip("/").endswith("/chat/completions"):
@@ -307,8 +309,8 @@ class EntryParser:
             return messages
         if prompt is None and "prompt" not in value:
             raise _BadLineError(
-                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with --field."
-                + _inner_records(value)
+                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with --field, or make "
+                "the prompt with --template." + _inner_records(value)
             )
         return _prompt("prompt", prompt, "a string")
 
@@ -362,7 +364,7 @@ class SeenIds:
 
 _CHAT = "/v1/chat/completions"
 _IDS = ("custom_id", "id")
-_OF_BATCH_LINES = frozenset({"custom_id", "method", "url", "body"})
+_OF_BATCH_LINES = frozenset({"custom_id", "method", "url", "body", "params"})
 
 
 def _prompt(label: str, prompt: JSON, rule: str) -> JSON:

@@ -56,7 +56,8 @@ def _object(first_line: bytes) -> dict[str, object]:
 
 
 def _is_batch_line(first_line: bytes) -> bool:
-    return {"custom_id", "body"} <= _object(first_line).keys()
+    keys = _object(first_line).keys()
+    return "custom_id" in keys and not keys.isdisjoint({"body", "params"})
 
 
 def _is_object(first_line: bytes) -> bool:
