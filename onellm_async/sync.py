@@ -171,9 +171,11 @@ class Portal:
         Args:
             last: Makes a coroutine that is awaited before.
         """
+        if self._pid != os.getpid():  # before the lock, which another thread may have held when the process was forked
+            return
         with self._lock:
             loop, thread, stopped = self._loop, self._thread, self._stopped
-            if loop is None or thread is None or stopped is None or self._pid != os.getpid():
+            if loop is None or thread is None or stopped is None:
                 return
         try:
             if last is not None:
@@ -209,16 +211,16 @@ class Portal:
         started: Future[asyncio.AbstractEventLoop] = Future()
 
         async def serve() -> None:
-            self._stopped = stopped = asyncio.Event()
-            started.set_result(asyncio.get_running_loop())
-            await stopped.wait()
+            # Set here, because Ctrl-C may end the wait for it.
+            self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+            started.set_result(self._loop)
+            await self._stopped.wait()
 
         self._pid = os.getpid()
         self._thread = threading.Thread(target=lambda: asyncio.run(serve()), name="onellm-async", daemon=True)
-        self._thread.start()
-        self._loop = started.result()
         _portals.add(self)
-        return self._loop
+        self._thread.start()
+        return started.result()
 
 
 _portals: weakref.WeakSet[Portal] = weakref.WeakSet()
