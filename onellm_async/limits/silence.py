@@ -188,7 +188,7 @@ class Opening(Phase):
     Attributes:
         inner: The phase to continue with if it was no window.
         since: When the first request was sent that got a 429.
-        refused_at: When the last such request was sent.
+        refused_at: Until when the silence is certain: the last such request, or the service's Retry-After.
         opened_at: When the first request was sent that was accepted again.
         burst_at: When the burst began that the silence ended.
         silence: Seconds of the silence.
@@ -213,7 +213,7 @@ class Opening(Phase):
     def __init__(self, silence: Silence, at: float, burst_at: float, mean_pace: float, evidence: Evidence) -> None:
         self.inner: Phase = silence.inner
         self.since: float = silence.since
-        self.refused_at: float = silence.refused_at
+        self.refused_at: float = max(silence.refused_at, silence.told_until)
         self.opened_at: float = at
         self.burst_at: float = burst_at
         self.silence: float = at - silence.since

@@ -133,7 +133,7 @@ class Window:
         is_round = any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS)
         if self.rounds < (0 if is_small else 1) or self.seconds - self.shortest <= spread * self.seconds or is_round:
             return
-        rounds = (just_after(seconds) for seconds in ROUND_SECONDS if self.shortest < seconds < 0.98 * self.seconds)
+        rounds = (just_after(seconds) for seconds in reversed(ROUND_SECONDS) if self.shortest < seconds < 0.98 * self.seconds)
         self.trial, self._is_bold = next(rounds, (self.shortest + self.seconds) / 2), False
 
     def advance(self, now: float, ack: float) -> None:
