@@ -118,6 +118,8 @@ class AdaptiveRate:
     """Accepted requests that a shared control remembers."""
     LONG_SILENCE = 4.0
     """A silence is unexplained if it is longer than so many requests at the rate."""
+    SURE_SAMPLES = 4
+    """Samples that agree, from which a silence is no sign of other clients."""
     FIRST_KNOCK = 2.0
     """Seconds until the first knock, where neither a line nor a window nor an answer says when."""
 
@@ -332,7 +334,10 @@ class AdaptiveRate:
         """After a small burst, a silence that the line does not explain means other clients."""
         evidence, line = self._evidence, self._evidence.line
         burst = silence.inner.burst if line.first is None else line.first.accepted
+        is_certain = line.bounds.agreeing >= self.SURE_SAMPLES and line.bounds.high < line.MAX_SPREAD * line.bounds.low
         if silence.doubtful_after is None or silence.vain < 2 or evidence.windows or burst >= line.LARGE_BURST:
+            return silence
+        if is_certain:
             return silence
         line.contention += 2
         bucket = line.empty_bucket(max(line.MIN_RATE, silence.inner.rate / 2), burst, now, retry_after)

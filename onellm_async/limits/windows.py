@@ -133,8 +133,19 @@ class Window:
         is_round = any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS)
         if self.rounds < (0 if is_small else 1) or self.seconds - self.shortest <= spread * self.seconds or is_round:
             return
-        rounds = (just_after(seconds) for seconds in reversed(ROUND_SECONDS) if self.shortest < seconds < 0.98 * self.seconds)
-        self.trial, self._is_bold = next(rounds, (self.shortest + self.seconds) / 2), False
+        self.trial, self._is_bold = self._round_trial() or (self.shortest + self.seconds) / 2, False
+
+    def _round_trial(self) -> float | None:
+        """The longest round number of seconds that the window may have, and is shorter than now."""
+        rounds = (
+            just_after(seconds) for seconds in reversed(ROUND_SECONDS) if self.shortest < seconds < 0.98 * self.seconds
+        )
+        return next(rounds, None)
+
+    def try_round_number(self) -> None:
+        """Tries a round number of seconds at once, if the window may have it."""
+        if not any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS):
+            self.trial, self._is_bold = self._round_trial(), False
 
     def advance(self, now: float, ack: float) -> None:
         """Draws the conclusions from trials that no 429 has refuted by now."""
@@ -295,6 +306,7 @@ class Windows:
         sent = self._nth_before(count, total)
         window = Window(count, shortest_at - sent, end - sent)
         self.all = [other for other in self.all if not 0.9 < other.seconds / window.seconds < 1.1]
+        window.try_round_number()
         self.all = [*self.all[-self.MAX_WINDOWS + 1 :], window]
         return window
 
