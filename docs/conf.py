@@ -36,7 +36,7 @@ napoleon_use_ivar = True
 _MODEL = re.compile(r"(?:~?typing\.)?Literal\['GPT-5',[^\]]*\] \| str")
 
 
-def _shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:  # as Sphinx calls it
+def _shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:  # noqa: PLR0917  # as Sphinx calls it
     """Writes the type alias of model ids by its name, instead of all 48 ids in every signature."""
     return _MODEL.sub("Model", signature or "") or signature, _MODEL.sub("Model", returns or "") or returns
 

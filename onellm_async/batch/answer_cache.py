@@ -1,4 +1,4 @@
-"""Answers of earlier runs, found by what was asked: the journals of those runs, read only."""
+"""Answers of earlier runs, by request, from the journals of those runs."""
 
 from collections.abc import Iterable
 from types import TracebackType
@@ -16,16 +16,16 @@ __all__ = ["AnswerCache"]
 class AnswerCache:
     """The answers in other runs' journals.
 
-    Requests are the same if they would be written in the same way: model, messages, instruction and every parameter.
-    What is kept in memory is 23 to 46 bytes for each answer; no file is changed. Making one blocks for the disk, about
-    three seconds for a million answers; it may then be used in another thread.
+    Requests are the same if all of model, messages, instruction and parameters are.
+    It keeps 23 to 46 bytes in memory for each answer, and changes no file. Opening one blocks for the disk, about three
+    seconds for a million answers. It may then be used in another thread.
 
     Args:
-        paths: Of outputs or journals; where several have an answer, the first one's is taken.
+        paths: Of outputs or journals. Where several have an answer, that of the first one is used.
         base_url: Where the requests of the run go; None where that does not matter.
 
     Attributes:
-        hits: Answers that were found so far.
+        hits: Answers found so far.
 
     Raises:
         BatchError: If one is missing or no journal, or its answers came from another service.
@@ -48,15 +48,15 @@ class AnswerCache:
                 mine = None if base_url is None else redact_url(base_url)
                 if mine is not None and theirs != mine:
                     raise BatchError(
-                        f"The answers in {path} came from {theirs}, and this run asks {mine}.",
-                        advice="Leave that cache out.",
+                        f"The answers in {path} came from {theirs}, and this run sends to {mine}.",
+                        advice="Omit that cache.",
                     )
                 for row in journal.records():
                     if row.state is RecordState.ANSWERED and row.copy_of is None:
                         self._places.add(row.request_digest, row.index * len(self._paths) + number)
 
     def answer_to(self, request_digest: bytes) -> JournalRecord | None:
-        """The answer to a request, as the journal of an earlier run has it; None where there is none.
+        """The record of an answered request of an earlier run; None without one.
 
         Raises:
             BatchError: If a journal cannot be read.

@@ -1,4 +1,4 @@
-"""Outcomes as JSON: what the journal keeps of one, and what an output says of a row.
+"""Outcomes as JSON, for the journal and for the outputs.
 
 The journal keeps everything that an output needs, and nothing that differs between attempts.
 """
@@ -14,8 +14,8 @@ from onellm_async.wire import dump_json, parse_json
 __all__ = ["answer_json", "failure_json", "outcome_of"]
 
 
-_DEEPEST = 200
-"""Levels; many JSON parsers give up a little beyond."""
+_MAX_DEPTH = 200
+"""Levels; many JSON parsers fail a little beyond."""
 _UNKEPT = "It is nested too deeply to be kept."
 """Stands in the place of a field of a reply that no output could hold."""
 
@@ -46,7 +46,7 @@ def answer_json(response: ChatResponse, item: ParsedEntry) -> bytes:
 def _is_flat(value: JSON) -> bool:
     """Whether `value` is nested so little that every output can be written, and read by others."""
     level = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [
             inner
             for outer in level
@@ -69,15 +69,15 @@ def failure_json(error: OneLLMError) -> bytes:
 _POSSIBLY_BILLED = dump_json(
     {
         "type": "PossiblyBilled",
-        "message": "It was sent and no answer has come; it may be billed. Run the same command again to go on.",
+        "message": "It was sent and has no answer, and may be billed. Run the same command again to resume.",
         "status_code": None,
     }
 )
-"""The failure of a row that has no outcome yet."""
+"""The failure of a record without an outcome."""
 
 
 def outcome_of(row: JournalRecord) -> tuple[bool, bytes]:
-    """What an output says of a row: whether it is an answer, and the answer or the failure as JSON."""
+    """Whether a record is an answer, and the answer or the failure as JSON, for an output."""
     if row.state is RecordState.IN_FLIGHT:
         return False, _POSSIBLY_BILLED
     if row.state is not RecordState.ANSWERED:

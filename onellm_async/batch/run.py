@@ -448,7 +448,7 @@ def earlier_records(config: RunConfig, identity: RunIdentity) -> JournalReader |
     journal = JournalReader.open(place)
     if differences := identity.differences(journal.identity):
         journal.close()
-        raise BatchError(f"{place} is of another run: {'; '.join(differences)}.")
+        raise BatchError(f"{place} belongs to another run: {'; '.join(differences)}.")
     return journal
 
 

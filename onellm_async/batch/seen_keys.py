@@ -1,11 +1,11 @@
-"""Which keys were seen before, in 17 to 34 bytes each. Pure."""
+"""A set of keys and their first positions, in 17 to 34 bytes each. Pure."""
 
 from array import array
 from hashlib import blake2b
 
 __all__ = ["SeenKeys"]
 
-_FULLEST = 0.7
+_MAX_FILL = 0.7
 """Share of the slots in use at which a table doubles: beyond it, probing open slots takes visibly longer."""
 _TABLES = 256
 """Each doubles by itself: with one table for a million keys the event loop would stand still for half a second."""
@@ -15,8 +15,8 @@ class SeenKeys:
     """The position at which each key was first seen.
 
     A key is kept as 64 bits of its BLAKE2b digest, in open-addressing tables of 12 bytes a slot, so a million keys
-    take 25 MB, and no Python object each. That any two different keys of a million are taken for the same has a
-    probability of 3 in 100 million: verify a hit where a wrong one would hurt.
+    take 25 MB, and no Python object each. The probability that any two keys of a million collide is 3 in
+    100 million: verify a hit where a wrong one would matter.
 
     Example:
         >>> seen = SeenKeys()
@@ -33,7 +33,7 @@ class SeenKeys:
         return sum(table.used for table in self._tables)
 
     def add(self, key: bytes, position: int) -> int | None:
-        """Remembers that `key` is at `position`, unless it was seen before.
+        """Records that `key` is at `position`, unless it was seen before.
 
         Returns:
             Where it was first seen; None where it is new.
@@ -57,7 +57,7 @@ class _Table:
 
     def _make_slots(self, number: int) -> None:
         self._mask = number - 1
-        self._room = int(number * _FULLEST)
+        self._room = int(number * _MAX_FILL)
         self._fingerprints = array("Q", bytes(8 * number))  # 0: an open slot
         self._positions = array(self._positions.typecode, bytes(self._positions.itemsize * number))
 

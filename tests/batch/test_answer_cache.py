@@ -117,7 +117,7 @@ async def test_without_deduplication_each_is_found_by_itself(ask, tmp_path):
 
 async def test_answers_of_another_service_are_refused(ask, tmp_path):
     await ask("monday", "a", base_url="local")
-    with pytest.raises(BatchError, match=r"came from local, and this run asks https://a\.example"):
+    with pytest.raises(BatchError, match=r"came from local, and this run sends to https://a\.example"):
         AnswerCache([str(tmp_path / "monday.journal")], base_url="https://a.example")
 
 

@@ -229,7 +229,7 @@ async def test_a_missing_log_is_noticed_and_an_empty_lock_accepts_the_loss(path:
     for _ in range(2):
         with pytest.raises(BatchError, match=rf"\.journal lacks answers: .*{found}") as caught:
             Journal.open(crash, IDENTITY)
-    assert "Bring out.jsonl.journal-wal back" in caught.value.advice
+    assert "Restore out.jsonl.journal-wal" in caught.value.advice
     assert f"Or make {lock} an empty file" in caught.value.advice
     lock.write_bytes(b"")
     with Journal.open(crash, IDENTITY) as journal:
@@ -265,7 +265,7 @@ def test_a_copy_of_a_resumed_run_without_its_log_is_noticed_although_the_first_s
     with JournalReader.open(moved) as reader:
         assert reader.log_missing
         assert reader.warning is not None
-        assert reader.warning.endswith("Bring moved.journal-wal back, from where the run was.")
+        assert reader.warning.endswith("Restore moved.journal-wal from where the run was.")
     assert not Path(f"{moved}.lock").exists()
     Journal.open(moved, IDENTITY, force=True).close()
 

@@ -9,7 +9,7 @@ from journal_examples import IDENTITY, answer, duplicate, failure, intent
 
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.commands import Command, send_command
-from onellm_async.batch.journal.downsampling import MOST_SAMPLES, Downsampler
+from onellm_async.batch.journal.downsampling import MAX_SAMPLES, Downsampler
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.reader import Bucket, JournalReader, Sample
@@ -112,7 +112,7 @@ async def test_a_run_of_days_keeps_a_bounded_series_over_all_of_its_time(path: P
                 journal.sample(float(at), at)
     with JournalReader.open(path) as reader:
         times = [sample.at for sample in reader.samples()]
-    assert MOST_SAMPLES // 2 <= len(times) <= MOST_SAMPLES
+    assert MAX_SAMPLES // 2 <= len(times) <= MAX_SAMPLES
     assert times[0] == 0
     assert times[-1] > seconds - 10
     assert max(late - early for early, late in pairwise(times)) <= 8

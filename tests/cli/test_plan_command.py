@@ -191,4 +191,4 @@ async def test_an_estimate_asks_the_journal_what_is_left(onellm, at, backend, tm
     assert lines_of(retried.out)["prompts"].startswith("1 prompt in in.txt")
     other = await onellm(*run, "--estimate", "--max-tokens", 5, **at)
     assert (other.code, other.out) == (2, "")
-    assert "out.jsonl.journal is of another run: max_tokens was not given and is now 5." in other.err
+    assert "out.jsonl.journal belongs to another run: max_tokens was not given and is now 5." in other.err

@@ -193,7 +193,7 @@ async def test_a_killed_run_that_was_moved_without_its_log_is_not_paid_once_more
 
     assert ended.code == 2
     assert "moved.jsonl.journal lacks answers: its last session was killed, and neither" in ended.err
-    assert "Bring moved.jsonl.journal-wal back" in ended.err
+    assert "Restore moved.jsonl.journal-wal" in ended.err
     assert len(backend.asked) == asked
     for command in (("status",), ("export",), ("report", "-o", "-")):
         told = await onellm(command[0], "moved.jsonl", *command[1:])

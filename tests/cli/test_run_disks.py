@@ -58,7 +58,7 @@ async def test_a_journal_that_may_not_be_written_is_refused_and_can_be_read(
 
     assert (ended.code, backend.asked) == (2, [])
     assert "out.jsonl.journal cannot be written: the file or its directory is read-only." in ended.err
-    assert "make it writable, then the same command goes on from there." in ended.err
+    assert "Make it writable and run the same command again to resume." in ended.err
 
     tmp_path.chmod(0o500)
     status = await (await start("status", "out.jsonl", without=confined)).ended()
@@ -80,7 +80,7 @@ async def test_what_is_no_journal_is_left_alone(onellm, at, prompts, tmp_path, b
     for flags in ((), ("--force",)):
         ended = await onellm(*RUN, *flags, **at)
         assert ended.code == 2
-        assert "out.jsonl.journal is not a journal. Name another output, or move that file away." in ended.err
+        assert "out.jsonl.journal is not a journal. Use another output, or move that file away." in ended.err
     assert backend.asked == []
     assert (tmp_path / "out.jsonl.journal").read_text().startswith("Dear diary")
 
@@ -109,7 +109,7 @@ async def test_a_journal_that_lost_its_log_is_noticed_before_anything_is_sent(
 
     assert (ended.code, len(backend.asked)) == (2, asked)
     assert "out.jsonl.journal lacks answers: it holds " in ended.err
-    assert "its -wal file is missing or cut. Bring out.jsonl.journal-wal back, from where the run was." in ended.err
+    assert "its -wal file is missing or cut. Restore out.jsonl.journal-wal from where the run was." in ended.err
 
 
 @pytest.fixture

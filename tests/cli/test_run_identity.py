@@ -40,7 +40,7 @@ async def test_another_question_is_another_run(onellm, at, prompts, backend, tmp
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *flags, *FAST, **at)
 
     assert (ended.code, backend.asked) == (2, [])
-    assert f"out.jsonl.journal is of another run: {difference}" in ended.err
+    assert f"out.jsonl.journal belongs to another run: {difference}" in ended.err
     assert "with another output, or with --force, which drops the earlier run's answers." in ended.err.replace(
         "\n", " "
     )

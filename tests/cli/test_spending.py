@@ -119,5 +119,5 @@ async def test_a_cache_that_cannot_be_used_is_refused_and_nothing_is_begun(onell
 
     assert (missing.code, foreign.code, backend.asked) == (2, 2, [])
     assert "There is no journal at nowhere.jsonl.journal." in missing.err
-    assert "The answers in local.jsonl came from local, and this run asks http://127.0.0.1:" in foreign.err
+    assert "The answers in local.jsonl came from local, and this run sends to http://127.0.0.1:" in foreign.err
     assert not list(tmp_path.glob("out*"))

@@ -78,7 +78,7 @@ async def test_where_a_run_could_not_keep_what_is_under_way_nothing_is_sent(smal
     async with quick_server() as server:
         code, told = await finish(await start_run(long_prompts(tmp_path, 0), disk / "answers.jsonl", server))
         assert code == 2
-        assert "no 4 MiB left" in told
+        assert "no 4 MiB of free space" in told
         assert "Nothing was sent" in told
         assert server.ledger.received == 0
     assert list(disk.glob("*.reserve")) == []

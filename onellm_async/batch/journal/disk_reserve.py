@@ -1,7 +1,7 @@
-"""Space set aside while there is some, so that a disk that fills up takes no answer that is already paid for.
+"""Space reserved while there is some, so that no paid answer is lost when the disk fills up.
 
-A file of random bytes lies beside a journal while a run writes it. When the disk is full it is given up: outcomes of
-requests in flight can then still be written, and nothing more is sent.
+A file of random bytes is beside a journal while a run writes it. It is removed when the disk is full: then outcomes of
+requests in flight can still be written, and nothing more is sent.
 """
 
 import os
@@ -20,14 +20,14 @@ _CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_
 
 
 class DiskReserve:
-    """The space set aside for one journal.
+    """The space reserved for one journal.
 
     Args:
         journal: Its path.
 
     Raises:
-        BatchError: If there is not as much; nothing should be sent then.
-        OSError: If the system refuses for another reason.
+        BatchError: If there is not enough; nothing should be sent then.
+        OSError: If it fails for another reason.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -42,14 +42,15 @@ class DiskReserve:
         except OSError:
             self.release()
             raise BatchError(
-                f"{journal.parent} has no {_BYTES // 2**20} MiB left, which a run keeps free for answers in flight.",
-                advice="Make space, then give the same command again. Nothing was sent.",
+                f"{journal.parent} has no {_BYTES // 2**20} MiB of free space, which a run reserves for answers in "
+                "flight.",
+                advice="Free some space and run the same command again. Nothing was sent.",
             ) from None
         finally:
             os.close(descriptor)
 
     def release(self) -> bool:
-        """Gives the space up, and tells whether there was any left to give up."""
+        """Releases the space. Returns whether there was any."""
         with suppress(OSError):
             self._path.unlink()
             return True

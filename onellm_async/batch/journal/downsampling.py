@@ -1,13 +1,13 @@
-"""A time series that stays bounded: when it has grown too long every second point goes, and half as many come. Pure."""
+"""A bounded time series: when it is too long, every second point is removed and the interval doubles. Pure."""
 
 from collections.abc import Iterator
 from math import floor
 from typing import TypeAlias
 
-__all__ = ["MOST_SAMPLES", "Downsampler"]
+__all__ = ["MAX_SAMPLES", "Downsampler"]
 
-MOST_SAMPLES = 4096
-"""Twice what a wide screen can tell apart; some 700 bytes each are less than 3 MB."""
+MAX_SAMPLES = 4096
+"""Points; twice as many as a wide screen can show. At 700 bytes each less than 3 MB."""
 
 Write: TypeAlias = tuple[str, tuple[object, ...]]
 """A statement and its parameters."""
@@ -21,7 +21,7 @@ _INTERVAL = "UPDATE run SET sample_interval = ?"
 
 
 class Downsampler:
-    """Chooses which points of a time series stay.
+    """Chooses the points of a time series to keep.
 
     Args:
         interval: Seconds between two points that stay.
@@ -33,7 +33,7 @@ class Downsampler:
         kept: How many there are now.
     """
 
-    def __init__(self, interval: float, kept: int, *, most: int = MOST_SAMPLES) -> None:
+    def __init__(self, interval: float, kept: int, *, most: int = MAX_SAMPLES) -> None:
         self.interval: float = interval
         self.kept: int = kept
         self._most = most

@@ -19,34 +19,34 @@ from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error, sync_directory
 from onellm_async.wire import dump_json, parse_json
 
-_ADVICE = "What was committed is kept: the same command goes on from there once that is mended."
+_ADVICE = "What was committed is kept. Fix the cause and run the same command again to resume."
 _RESTORE = (
-    "Bring it back from a backup, together with its -wal file; or begin anew with --force, or with another output: "
-    "everything is then sent, and paid, again."
+    "Restore it from a backup, together with its -wal file. Or start over with --force or another output: then every "
+    "prompt is sent, and paid, again."
 )
 _READ_ONLY = (
     "cannot be written: the file or its directory is read-only",
-    "What was committed is kept: make it writable, then the same command goes on from there.",
+    "What was committed is kept. Make it writable and run the same command again to resume.",
 )
 _BUSY = ("is locked by another program", f"Close that program. {_ADVICE}")
 _REFUSALS = {
     sqlite3.SQLITE_FULL: (
         "cannot grow: the disk is full",
-        "What was committed is kept: make space, then the same command goes on from there.",
+        "What was committed is kept. Free some space and run the same command again to resume.",
     ),
     sqlite3.SQLITE_READONLY: _READ_ONLY,
     sqlite3.SQLITE_PERM: _READ_ONLY,
     sqlite3.SQLITE_CANTOPEN: (
         "cannot be opened: it, or its directory, is missing, read-only or not accessible",
-        "Check the path, its permissions, and the space on the disk; then the same command goes on from there.",
+        "Check the path, its permissions and the space on the disk, then run the same command again to resume.",
     ),
     sqlite3.SQLITE_IOERR: ("cannot be read or written: the disk reports an error ({})", _ADVICE),
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
-    sqlite3.SQLITE_NOTADB: ("is not a journal", "Name another output, or move that file away."),
+    sqlite3.SQLITE_NOTADB: ("is not a journal", "Use another output, or move that file away."),
     sqlite3.SQLITE_CORRUPT: ("is damaged ({})", _RESTORE),
 }
-"""What SQLite's codes mean to the user, and what helps."""
+"""What SQLite's codes mean, and what to do."""
 _MIN_SQLITE = (3, 32)
 """SQLite of May 2020: the first that takes as many parameters as a statement of many rows has."""
 _PAGE = 16_384
@@ -62,7 +62,7 @@ def journal_path(path: str | os.PathLike[str]) -> Path:
 
 
 def to_batch_error(error: Exception, path: Path) -> BatchError:
-    """What SQLite or the system said about `path`, in words that tell how to go on."""
+    """The error of SQLite or of the system about `path`, with what to do."""
     if isinstance(error, BatchError):
         return error
     if isinstance(error, OSError):
@@ -77,7 +77,7 @@ def damaged(path: Path, what: str) -> BatchError:
 
 
 def log_lost(path: Path, found: str) -> BatchError:
-    """The error for a journal whose newest rows are missing.
+    """The error for a journal whose newest records are missing.
 
     Args:
         path: Of the journal.
@@ -86,13 +86,13 @@ def log_lost(path: Path, found: str) -> BatchError:
     lock = path.with_name(path.name + ".lock")
     return BatchError(
         f"{path} lacks answers: {found}.",
-        advice=f"Bring {path.name}-wal back, from where the run was. Or make {lock} an empty file to go on with what "
-        "is left: what was lost is then sent, and paid, again. --force starts over.",
+        advice=f"Restore {path.name}-wal from where the run was. Or make {lock} an empty file to resume without the "
+        "lost answers: their prompts are then sent, and paid, again. --force starts over.",
     )
 
 
 def has_log(path: Path) -> bool:
-    """Whether SQLite's log with the newest rows lies beside a journal. To be asked before a connection makes one."""
+    """Whether SQLite's log, with the newest records, is beside a journal. A connection creates one."""
     try:
         return path.with_name(path.name + "-wal").lstat().st_size > 0
     except OSError:
@@ -161,7 +161,7 @@ def _check_journal(connection: sqlite3.Connection, path: Path, *, logged: bool) 
         return
     if path.lstat().st_size == 0:
         raise damaged(path, "it is empty")
-    raise BatchError(f"{path} is not a journal.", advice="Name another output, or move that file away.")
+    raise BatchError(f"{path} is not a journal.", advice="Use another output, or move that file away.")
 
 
 def make_durable(connection: sqlite3.Connection) -> None:
@@ -171,14 +171,14 @@ def make_durable(connection: sqlite3.Connection) -> None:
 
 
 def create(path: Path, first_rows: tuple[tuple[str, tuple[object, ...]], ...]) -> None:
-    """Makes a journal: whole, or not at all, and readable by its owner alone.
+    """Creates a journal, completely or not at all, which only its owner can read.
 
     Args:
         path: Where it is to be; nothing may be there.
-        first_rows: Statements, with their parameters, that make its first rows.
+        first_rows: Statements, with their parameters, that insert its first rows.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If it cannot be created.
         sqlite3.Error: If it cannot be written.
     """
     fresh = path.with_name(path.name + ".new")
@@ -232,19 +232,19 @@ class JournalState:
 
 
 def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> JournalState:
-    """Makes a journal, or checks the one that is there, and begins a session.
+    """Creates a journal, or checks the existing one, and begins a session.
 
     Args:
-        path: Where it is, or is to be.
+        path: Of the journal.
         lock: The right to write it.
         identity: Of the run.
-        force: Begin anew, whatever an earlier journal there holds.
+        force: Start over and discard an existing journal.
         settings: Of this session.
 
     Raises:
         BatchError: If it is not one, or of another run, or damaged.
-        OSError: If the system refuses.
-        sqlite3.Error: If SQLite does.
+        OSError: If the system cannot open or write it.
+        sqlite3.Error: If SQLite cannot.
     """
     text = dump_json(settings).decode()
     resumed, logged = check_regular(path), has_log(path)
@@ -283,7 +283,7 @@ def _begin(
         (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
         (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
         ledger = read_ledger(connection)
-        # So that the file itself tells of a session that has not ended, should it be parted from its log.
+        # The main file then shows that the session has not ended, even without its log.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(ledger.writes)
     return JournalState(earlier, resumed, started_at, session or 0, ledger, samples, interval, last_command)
@@ -298,7 +298,7 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
     """
     found = connection.execute("SELECT identity FROM run").fetchone()
     if found is None or not isinstance(found[0], str):
-        raise damaged(path, "it does not tell of which run")
+        raise damaged(path, "it does not name its run")
     try:
         return RunIdentity.from_json(parse_json(found[0].encode()))
     except ValueError:
@@ -306,17 +306,17 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
 
 
 LOG_MISSING = "its last session was killed, and neither its -wal file nor its .lock file is beside it"
-"""How it is noticed that a journal was moved or copied without its log."""
+"""The sign of a journal that was moved or copied without its log."""
 
 
 def ended_cleanly(connection: sqlite3.Connection) -> bool:
-    """Whether the last session came to its end; one that was killed has its newest rows in the log alone."""
+    """Whether the last session ended. One that was killed has its newest records in the log alone."""
     last = connection.execute("SELECT ended_at FROM sessions ORDER BY id DESC LIMIT 1").fetchone()
     return last is not None and last[0] is not None
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuses to replace what is not a journal; a damaged one may go."""
+    """Refuses to replace a file that is not a journal. A damaged journal may be replaced."""
     try:
         connect(path).close()
     except sqlite3.DatabaseError as error:
@@ -337,7 +337,7 @@ def _check_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock, 
     (written,) = connection.execute("SELECT writes FROM totals").fetchone()
     if lock.before is not None and written < lock.before.writes:
         found = (
-            f"it holds {written:,} of {lock.before.writes:,} rows that were written; its -wal file is missing or cut"
+            f"it holds {written:,} of {lock.before.writes:,} steps that were written; its -wal file is missing or cut"
         )
         raise log_lost(path, found)
     ended = ended_cleanly(connection)
@@ -352,9 +352,9 @@ def _check_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock, 
 def _check_same(path: Path, earlier: RunIdentity, identity: RunIdentity) -> None:
     if differences := identity.differences(earlier):
         raise BatchError(
-            f"{path} is of another run: {'; '.join(differences)}.",
-            advice="Give it the same input and options to go on with that run; or begin another one with another "
-            "output, or with --force, which drops the earlier run's answers.",
+            f"{path} belongs to another run: {'; '.join(differences)}.",
+            advice="Give the same input and options to resume that run. Or use another output, or --force to discard "
+            "its answers.",
         )
 
 

@@ -71,12 +71,12 @@ class Journal:
         force: bool = False,
         settings: JSON = None,
     ) -> "Journal":
-        """Makes a journal, or goes on with the one that is there. Blocks for the disk.
+        """Creates a journal, or resumes the existing one. Blocks for the disk.
 
         Args:
-            path: Where it is, or is to be.
+            path: Of the journal.
             identity: Of the run.
-            force: Begin anew, whatever an earlier journal there holds.
+            force: Start over and discard an existing journal.
             settings: Limits and the like of this session, for the report. It is kept in the clear.
 
         Raises:
@@ -135,7 +135,7 @@ class Journal:
         await self._commits.write(Step.RETRACT, index)
 
     def bad_line(self, error: LineError) -> None:
-        """Keeps a bad line for the report: the first 10,000 of a session."""
+        """Keeps a bad line for the report; the first 10,000 of a session."""
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_KEPT:
             self._commits.write_later(
@@ -145,7 +145,7 @@ class Journal:
             )
 
     def sample(self, at: float, sample: JSON) -> None:
-        """Keeps a point of the time series: the latest one, and of the others so many as a report can draw.
+        """Keeps a point of the time series: the latest one, and as many others as a report can draw.
 
         Args:
             at: Unix seconds.
@@ -158,7 +158,7 @@ class Journal:
 
     @property
     def commits(self) -> int:
-        """Transactions of this session so far, the last one at its end left out."""
+        """Transactions of this session so far, without the one that ends it."""
         return self._commits.commits
 
     def counts(self) -> RunCounts:
@@ -184,7 +184,7 @@ class Journal:
         return found[0] if found else None
 
     def commands(self) -> list[Command]:
-        """What other terminals have asked for since the last call, in order; each is handed out once.
+        """The commands of other terminals since the last call, in order. Each is returned once.
 
         Raises:
             BatchError: If it cannot be read.
@@ -202,7 +202,7 @@ class Journal:
         return [Command(name, parse_json(argument.encode()), id_, at) for name, argument, id_, at in found]
 
     def refuse(self, command: Command, reason: str) -> None:
-        """Tells the terminal that asked for `command` that nothing changes."""
+        """Rejects a command; the terminal that sent it shows the reason."""
         refusal = dump_json({"refused": reason}).decode()
         self._commits.write_later("UPDATE commands SET argument = ? WHERE id = ?", (refusal, command.id))
 
@@ -221,7 +221,7 @@ class Journal:
             ]
 
     def failure_causes(self) -> list[tuple[str, int]]:
-        """What failures say and how many there are, all sessions together, the most frequent cause first.
+        """Causes of failures and their numbers, all sessions together, the most frequent cause first.
 
         Raises:
             BatchError: If it cannot be read.
@@ -230,10 +230,10 @@ class Journal:
             return failure_causes(self._reader())
 
     def finish(self, end_reason: str, complete: bool) -> None:
-        """Notes how the session ended; durable when the journal is closed.
+        """Records how the session ended; durable when the journal is closed.
 
         Args:
-            end_reason: In a few words.
+            end_reason: A few words.
             complete: Whether every entry of the input has an outcome.
         """
         self._finished = True
@@ -244,12 +244,12 @@ class Journal:
         self._commits.write_later("UPDATE run SET complete = ?", (complete,))
 
     async def aclose(self) -> None:
-        """Writes what is left and closes the journal; callers that still wait are answered first.
+        """Writes the rest and closes the journal. Callers that still wait resume first.
 
         Raises:
-            BatchError: If what was left cannot be written.
+            BatchError: If the rest cannot be written.
         """
-        self._note_that_it_was_left()
+        self._finish_early()
         try:
             await self._commits.aclose()
         finally:
@@ -259,18 +259,18 @@ class Journal:
         """Like `aclose`, but blocks for the disk.
 
         Args:
-            discard: Remove it, while no other process can have it. For a run that could not begin.
+            discard: Remove it while it is locked. For a run that could not begin.
 
         Raises:
-            BatchError: If what was left cannot be written.
+            BatchError: If the rest cannot be written.
         """
-        self._note_that_it_was_left()
+        self._finish_early()
         try:
             self._commits.close(discard=discard)
         finally:
             self._stop_reading()
 
-    def _note_that_it_was_left(self) -> None:
+    def _finish_early(self) -> None:
         if not self._finished:
             self.finish("left early", complete=False)
 
@@ -280,7 +280,7 @@ class Journal:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes it. An error of the journal does not hide the one that ended the block."""
+        """Closes it. An error of the journal does not hide the error that ended the block."""
         try:
             await self.aclose()
         except BatchError:

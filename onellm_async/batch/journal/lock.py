@@ -1,7 +1,7 @@
-"""One process writes a journal. The lock is a file of its own, so it is free the moment its holder dies.
+"""One process writes a journal. The lock is a file of its own, so it is free the moment its owner dies.
 
-The system's lock on ``NAME.lock`` decides, never the file's existence. Its text tells who holds it, and how many rows
-were written when the holder last looked: whatever a crash leaves must hold as many.
+The system's lock on ``NAME.lock`` decides, never the file's existence. Its text names the owner, and how many steps
+were written by then. After a crash the journal must hold as many.
 """
 
 import logging
@@ -29,19 +29,19 @@ else:
 
 _log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
-"""A process that asks whether the lock is held has it for microseconds: a single try could meet that."""
+"""A process that checks the lock holds it for microseconds, which a single try could meet."""
 _TEXT = 512
-"""Bytes of the holder's text; the lock on Windows, where it would keep others from reading, begins far beyond."""
+"""Bytes of the owner's text. On Windows the lock begins far behind it, as a locked range cannot be read."""
 
 
 @frozen
 class LockOwner:
-    """Who writes a journal, as far as the lock's text tells.
+    """The process that writes a journal, as far as the text of the lock names it.
 
     Attributes:
         pid: Process id; None where it is not known.
         host: Name of its machine.
-        writes: Rows of the journal that were durable when it last wrote that down.
+        writes: Steps of the journal that were durable when it last wrote the text.
     """
 
     pid: int | None = None
@@ -65,11 +65,11 @@ class JournalLock:
         journal: Path of the journal.
 
     Attributes:
-        before: Who had it and did not release it, for example a process that was killed; None after a clean end.
-        existed: Whether there was such a file before. An empty one, which names no process, accepts what was lost.
+        before: The owner that did not release it, for example a killed process; None after a clean end.
+        existed: Whether the file existed. An empty one, which names no process, accepts lost answers.
 
     Raises:
-        BatchError: If another process has it, or the lock cannot be made.
+        BatchError: If another process has it, or the lock cannot be created.
     """
 
     def __init__(self, journal: Path) -> None:
@@ -97,7 +97,7 @@ class JournalLock:
                 os.close(descriptor)
             elif _still_there(descriptor, self._path):
                 return descriptor
-            else:  # its last holder removed it after we had opened it
+            else:  # its last owner removed it after we had opened it
                 os.close(descriptor)
                 holder = None
         raise JournalInUseError(
@@ -106,16 +106,16 @@ class JournalLock:
         )
 
     def note(self, writes: int) -> None:
-        """Writes down how many rows are durable. Not synchronised: it is for crashes of the process."""
+        """Writes how many steps are durable. Not synchronized: it is for crashes of the process."""
         text = self._head + b',"writes":%d}' % writes
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.write(self._descriptor, text.ljust(_TEXT))
 
     def release(self, *, clean: bool) -> None:
-        """Gives the right back.
+        """Releases the lock.
 
         Args:
-            clean: Whether the journal was closed; else the text stays, for the next process.
+            clean: Whether the journal was closed. Otherwise the text stays for the next process.
         """
         if clean and os.name == "posix":
             self._path.unlink(missing_ok=True)
@@ -145,12 +145,12 @@ def check_regular(path: Path) -> bool:
 
 
 def lock_path(journal: Path) -> Path:
-    """Where the lock of `journal` is."""
+    """The path of the lock of `journal`."""
     return journal.with_name(journal.name + ".lock")
 
 
 def lock_owner(journal: Path) -> LockOwner | None:
-    """Who writes `journal` right now; None without one."""
+    """The process that writes `journal` right now; None without one."""
     try:
         descriptor = os.open(lock_path(journal), os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:

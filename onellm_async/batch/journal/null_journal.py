@@ -50,7 +50,7 @@ class NullJournal:
         """Keeps nothing."""
 
     def counts(self) -> RunCounts:
-        """What there is so far."""
+        """The totals so far."""
         return self._completed.counts.replacing_all((None, record) for record in self._in_flight.values())
 
     def records(self, first: int, last: int) -> Sequence[JournalRecord]:
@@ -58,11 +58,11 @@ class NullJournal:
         return ()
 
     def record(self, index: int) -> JournalRecord | None:
-        """None is kept: a repetition is asked again, unless the first is still in flight."""
+        """None is kept: a duplicate is sent, unless the first request is still in flight."""
         return None
 
     def commands(self) -> Sequence[Command]:
-        """No terminal can reach it."""
+        """None: no terminal can reach it."""
         return ()
 
     def refuse(self, command: Command, reason: str) -> None:
@@ -73,7 +73,7 @@ class NullJournal:
         return ()
 
     def failure_causes(self) -> Sequence[tuple[str, int]]:
-        """What failures say and how many there are; those of identical requests count once."""
+        """Causes of failures and their numbers, the most frequent cause first."""
         return self._causes.ranked()
 
 
@@ -82,7 +82,7 @@ class RunJournal(Protocol):
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier session left anything in it."""
+        """Whether it existed before."""
 
     async def record_intent(self, record: JournalRecord) -> None:
         """Returns when it is durable that a request is about to be sent."""
@@ -100,7 +100,7 @@ class RunJournal(Protocol):
         """Keeps a point of the time series."""
 
     def counts(self) -> RunCounts:
-        """What there is so far."""
+        """The totals so far."""
 
     def records(self, first: int, last: int) -> Sequence[JournalRecord]:
         """The records of the entries from index `first` to `last`, both included, in order."""
@@ -109,13 +109,13 @@ class RunJournal(Protocol):
         """The record of one entry."""
 
     def commands(self) -> Sequence[Command]:
-        """What other terminals asked for since the last time."""
+        """The commands of other terminals since the last call."""
 
     def refuse(self, command: Command, reason: str) -> None:
-        """Tells the terminal that asked for it that nothing changes."""
+        """Rejects a command, with the reason."""
 
     def sent_since(self, at: float) -> Sequence[float]:
         """When attempts were sent from `at` on, in Unix seconds, those of earlier sessions among them."""
 
     def failure_causes(self) -> Sequence[tuple[str, int]]:
-        """What failures say and how many there are, all sessions together, the most frequent cause first."""
+        """Causes of failures and their numbers, all sessions together, the most frequent cause first."""

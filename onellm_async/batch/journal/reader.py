@@ -1,7 +1,7 @@
-"""Reading a journal from anywhere, also while a run writes it: for ``status``, ``report`` and ``export``.
+"""Reads a journal from any process, also while a run writes it: for ``status``, ``report`` and ``export``.
 
-Everything is read in short pieces or summed by SQLite: nothing here holds a run's rows in memory, and nothing keeps
-the log of a running writer from being emptied for longer than one question takes.
+Everything is read in short pieces or summed by SQLite. No more than a piece is in memory, and no read blocks the
+checkpoint of a running writer for longer than one statement takes.
 """
 
 import math
@@ -60,7 +60,7 @@ def every_record(connection: sqlite3.Connection) -> Iterator[JournalRecord]:
 
 
 def failure_causes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
-    """What failures say and how many there are, the most frequent cause first."""
+    """Causes of failures and their numbers, the most frequent cause first."""
     connection.create_function("failure_cause", 1, lambda result: cause_key(cause_of(result)), deterministic=True)
     found = connection.execute(_CAUSES).fetchall()
     return CauseCounts((cause_of(result), number) for result, number in found).ranked()
@@ -68,14 +68,14 @@ def failure_causes(connection: sqlite3.Connection) -> list[tuple[str, int]]:
 
 @frozen
 class RunSession:
-    """One invocation that worked on a run.
+    """One invocation of a run.
 
     Attributes:
         started_at: Unix seconds.
-        ended_at: Unix seconds; None where it goes on, or was killed.
+        ended_at: Unix seconds; None while it runs, and if it was killed.
         end_reason: How it ended; None with `ended_at`.
         version: Version of the package.
-        settings: What it gave to `Journal.open`.
+        settings: The settings given to `Journal.open`.
     """
 
     started_at: float
@@ -91,7 +91,7 @@ class Sample:
 
     Attributes:
         at: Unix seconds.
-        sample: What was given to `Journal.sample`.
+        sample: The value given to `Journal.sample`.
     """
 
     at: float
@@ -104,7 +104,7 @@ class Bucket:
 
     Attributes:
         at: Its beginning, in Unix seconds.
-        answered: Answers, those of identical requests left out.
+        answered: Answers, without those of duplicates.
         failed: Failures, likewise.
     """
 
@@ -115,7 +115,7 @@ class Bucket:
 
 @frozen
 class LatencyBin:
-    """How many answers took so long.
+    """Answers by their latency.
 
     Attributes:
         low: Seconds, included.
@@ -138,7 +138,7 @@ class JournalReader:
         path: Of the journal.
         identity: Of the run.
         started_at: When it first began, in Unix seconds.
-        log_missing: Whether it was moved or copied without its log after its run was killed: answers are missing then.
+        log_missing: Whether it was moved or copied without its log after its run was killed. Answers are then missing.
 
     Raises:
         BatchError: If there is none, it is not a journal, of a later version, or damaged. So does every method.
@@ -159,7 +159,7 @@ class JournalReader:
                 check_version(self._connection, str(self.path), min_version=VERSION)
                 self.identity: RunIdentity = read_identity(self._connection, self.path)
                 self.started_at: float = self._one("SELECT started_at FROM run")
-                # Both are asked before and after: a run may begin or end just now.
+                # Checked before and after, as a run may begin or end at this moment.
                 self.log_missing: bool = not (guarded or ended_cleanly(self._connection) or self.running)
             except BaseException:
                 self._connection.close()
@@ -184,10 +184,10 @@ class JournalReader:
 
     @property
     def warning(self) -> str | None:
-        """What a reader of its figures should know; None where they are complete."""
+        """What its totals lack; None where they are complete."""
         if not self.log_missing:
             return None
-        return f"{self.path} lacks answers: {LOG_MISSING}. Bring {self.path.name}-wal back, from where the run was."
+        return f"{self.path} lacks answers: {LOG_MISSING}. Restore {self.path.name}-wal from where the run was."
 
     @property
     def complete(self) -> bool:
@@ -196,7 +196,7 @@ class JournalReader:
 
     @property
     def lock_owner(self) -> LockOwner | None:
-        """Who works on the run right now; None without one."""
+        """The process that works on the run right now; None without one."""
         return lock_owner(self.path)
 
     @property
@@ -205,7 +205,7 @@ class JournalReader:
         return self.lock_owner is not None
 
     def sessions(self) -> list[RunSession]:
-        """The invocations that worked on it, in order."""
+        """The invocations of the run, in order."""
         found = self._all("SELECT started_at, ended_at, end_reason, version, settings FROM sessions ORDER BY id")
         return [
             RunSession(started, ended, read_text(end_reason), version, parse_json(settings.encode()))
@@ -227,14 +227,14 @@ class JournalReader:
         return self._samples("id > 0 ORDER BY id")
 
     def time_span(self) -> tuple[float, float] | None:
-        """When the first request left and the last outcome came, in Unix seconds; None while there is neither."""
+        """When the first request was sent and the last outcome came, in Unix seconds; None while there is neither."""
         first, last = self._all("SELECT (SELECT min(sent_at) FROM intents), (SELECT max(completed_at) FROM outcomes)")[
             0
         ]
         return None if first is None or last is None else (first, max(first, last))
 
     def throughput(self, width: float) -> list[Bucket]:
-        """Outcomes over time, in order; buckets without any are left out.
+        """Outcomes over time, in order; empty buckets are omitted.
 
         Args:
             width: Seconds of a bucket; its bounds are multiples of it.
@@ -248,7 +248,7 @@ class JournalReader:
         return [Bucket(*bucket) for bucket in found]
 
     def latency_histogram(self) -> list[LatencyBin]:
-        """How long the last attempts of answers took; bins without any are left out, their bounds are logarithmic."""
+        """Answers by the latency of their last attempts. The bounds are logarithmic, and empty bins are omitted."""
         self._connection.create_function("latency_bin", 1, _bin, deterministic=True)
         found = self._all(f"SELECT latency_bin(latency), count(*) FROM outcomes WHERE {_TIMED} GROUP BY 1 ORDER BY 1")  # noqa: S608
         return [LatencyBin(_bound(place), _bound(place + 1), count) for place, count in found]
@@ -281,12 +281,12 @@ class JournalReader:
         return self._records("WHERE o.state = 3 ORDER BY o.entry LIMIT ?", number)
 
     def failure_causes(self) -> list[tuple[str, int]]:
-        """What failures say and how many there are, the most frequent cause first."""
+        """Causes of failures and their numbers, the most frequent cause first."""
         with translate_errors(self.path):
             return failure_causes(self._connection)
 
     def possibly_billed(self, number: int) -> list[JournalRecord]:
-        """The first entries that left and have no outcome."""
+        """The first entries that were sent and have no outcome."""
         return self._records("WHERE o.entry IS NULL ORDER BY i.entry LIMIT ?", number)
 
     def retried(self) -> int:
@@ -294,23 +294,23 @@ class JournalReader:
         return int(self._one("SELECT coalesce(sum(attempts - 1), 0) FROM outcomes WHERE attempts > 1"))
 
     def bad_lines(self, number: int) -> list[LineError]:
-        """The first lines of the input that held no usable prompt."""
+        """The first lines of the input without a usable prompt."""
         found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
         return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
     def records(self) -> Iterator[JournalRecord]:
-        """All rows in the order of the input, a piece at a time."""
+        """All records in the order of the input, a piece at a time."""
         with translate_errors(self.path):
             yield from every_record(self._connection)
 
     def record(self, index: int) -> JournalRecord | None:
-        """The row of one entry; None where there is none."""
+        """The record of one entry; None without one."""
         with translate_errors(self.path):
             found = records_between(self._connection, index, index)
             return found[0] if found else None
 
     def pending_commands(self) -> list[Command]:
-        """Commands that the run has not seen yet."""
+        """Commands that the run has not read yet."""
         found = self._all("SELECT name, argument, id, at FROM commands WHERE received_at IS NULL ORDER BY id")
         return [Command(name, parse_json(argument.encode()), number, at) for name, argument, number, at in found]
 
@@ -339,8 +339,8 @@ _TIMED = "state = 2 AND latency IS NOT NULL AND copy_of IS NULL"
 def _reading(path: Path) -> sqlite3.Connection:
     """A connection that changes nothing; the file and its directory may be read-only.
 
-    Where a killed run has left its log, that stays: the last connection that may write would empty it into the file
-    and remove it, and then nothing would tell whether the file was parted from it.
+    The log of a killed run stays. The last connection that may write would empty it into the file and remove it, and
+    nothing would show that a file was moved without its log.
     """
     if path.with_name(path.name + "-wal").exists():
         modes = ["ro", "rw"] if lock_owner(path) is None else ["rw", "ro"]

@@ -37,7 +37,7 @@ CREATE TABLE commands (
     at REAL NOT NULL,
     name TEXT NOT NULL,
     argument TEXT NOT NULL,                     -- JSON
-    received_at REAL                            -- NULL: the run has not seen it yet
+    received_at REAL                            -- NULL: the run has not read it yet
 );
 """
 
