@@ -49,7 +49,7 @@ async def filled(journal: Journal) -> tuple[int, BatchError]:
 
 def demand_advice_on_space(error: BatchError) -> None:
     assert "disk is full" in error.message
-    assert "What was committed is kept: Free some space and run the same command again to resume." in error.advice
+    assert "What was committed is kept. Free some space and run the same command again to resume." in error.advice
 
 
 async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_goes_on(small_disk: Path) -> None:

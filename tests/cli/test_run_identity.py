@@ -41,9 +41,7 @@ async def test_another_question_is_another_run(onellm, at, prompts, backend, tmp
 
     assert (ended.code, backend.asked) == (2, [])
     assert f"out.jsonl.journal belongs to another run: {difference}" in ended.err
-    assert "with another output, or with --force, which drops the earlier run's answers." in ended.err.replace(
-        "\n", " "
-    )
+    assert "Or use another output, or --force to discard its answers." in ended.err.replace("\n", " ")
     assert contents(tmp_path / "out.jsonl") == prompts
 
 

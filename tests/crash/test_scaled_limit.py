@@ -80,7 +80,7 @@ async def test_killed_twice_at_the_scaled_limit_and_its_report_tells_the_truth(t
     page = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", await asked_of("report", output, "-o", "-"), flags=re.DOTALL)
     told = " ".join(page.split())
     assert f"Answered {len(asked):,} of {len(asked):,} prompts" in told
-    assert f"Possibly billed {in_flight} request" in told
+    assert f"Possibly billed {in_flight} attempt" in told
     assert "in 3 sessions" in told
     shown = re.search(r"Cost \$([0-9.]+)", told)
     assert shown is not None
