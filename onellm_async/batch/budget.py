@@ -1,6 +1,6 @@
 """What a run may spend, the account that keeps it to that (pure), and the gate at which attempts wait.
 
-Before an attempt leaves, the most that it should cost is *reserved*; afterwards the reservation becomes what it did
+Before an attempt is sent, the most that it should cost is *reserved*; afterwards the reservation becomes what it did
 cost. An attempt that may have been billed without an answer keeps its reservation for good: that money is *at risk*.
 
 So spent and reserved money together never pass the cap, as long as replies bill no more than their request allows.
@@ -334,7 +334,7 @@ class Account:
         return self._of_model.get(bound.model, self._of_all).applied(bound).charge
 
     def reserve(self, bound: Bound) -> Cost | None:
-        """Sets aside what an attempt may cost, and tells how much; None where that passes a cap, or could by far."""
+        """Reserves what an attempt may cost. Returns it; None where that passes a cap, or could by far."""
         charge = self.expected(bound)
         together = self.reserved + charge
         if not self.budget.allows(self.spent + together):

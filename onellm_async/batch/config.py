@@ -134,7 +134,7 @@ class RunConfig:
         sink: Takes the answers of a stream; None for standard output.
         journal: Where to remember, named ``….journal``; None for ``OUTPUT.journal``. A stream has none unless given.
         output_format: How answers are written; None to tell from the name and the input.
-        defaults: What is asked of every prompt that is no complete request.
+        defaults: Model and parameters of every prompt that is no complete request.
         base_url: Where the requests go; part of the run's identity.
         dialect: How they are written; likewise.
         endpoints: Where a self-hosted backend forwards them to, by provider; likewise.

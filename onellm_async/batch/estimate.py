@@ -1,6 +1,6 @@
-"""What a run will cost and take, from the prompts that were asked first. Pure.
+"""What the rest of a run will cost and take, by the prompts that were sent first. Pure.
 
-The intervals are those within which 95 % of all projections hold, if the prompts that were asked are like the others:
+The intervals are those within which 95 % of all estimates hold, if the prompts that were sent are like the others:
 a sum of future draws spreads by itself, and about a mean that is known only from the sample (Student's t).
 """
 
@@ -50,7 +50,7 @@ class RunEstimate:
     """What the rest of a run probably costs and takes.
 
     Attributes:
-        asked: Prompts with an outcome that it is based on.
+        based_on: Prompts with an outcome that it is based on.
         left: Prompts without an outcome.
         requests: Requests that will be sent for these; fewer where some are identical, or have their answer in a cache.
         cost: USD that these will cost; None where the price of an answer is unknown, or fewer than two are known.
@@ -58,7 +58,7 @@ class RunEstimate:
         bound_by: What sets the pace: ``"rate"``, ``"tokens"`` or ``"concurrency"``.
     """
 
-    asked: int
+    based_on: int
     left: int
     requests: int
     cost: Interval | None
@@ -72,7 +72,7 @@ def estimate_run(
     """What the rest of a run will cost and take.
 
     Args:
-        records: What the journal has of the prompts asked first.
+        records: What the journal has of the prompts sent first.
         requests: How many requests will be sent for the others.
         capacity: How fast the run can be.
         left: How many prompts these are; None if no two are identical.
@@ -89,7 +89,7 @@ def estimate_run(
     tokens = [(record.input_tokens or 0) + (record.output_tokens or 0) for record in answered]
     seconds, bound_by = _pace(requests, latencies, tokens, capacity)
     return RunEstimate(
-        asked=len(outcomes),
+        based_on=len(outcomes),
         left=requests if left is None else left,
         requests=requests,
         cost=_sum_of(requests, [record.cost or 0.0 for record in sent]) if known else None,
@@ -117,7 +117,7 @@ def _pace(
     if capacity.requests is not None:
         paces["rate"] = Interval(*3 * [sent / capacity.requests])
     slowest = max(paces, key=lambda name: paces[name].expected)
-    last = fmean(latencies)  # the last request leaves, and its answer is still to come
+    last = fmean(latencies)  # the last request is sent, and its answer is still to come
     found = [max(getattr(pace, bound) for pace in paces.values()) + last for bound in ("expected", "low", "high")]
     return Interval(*found), slowest
 

@@ -31,7 +31,7 @@ class RunProgress:
         completed: Prompts with an outcome, failures and earlier sessions included.
         failed: Of these, failures.
         completed_before: Of these, outcomes of earlier sessions.
-        held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not asked again.
+        held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not sent again.
         bad_lines: Lines of the input that held no usable prompt.
         total: Lines of the input that are not blank; None if unknown.
         in_flight: Requests sent and not answered yet.
@@ -40,7 +40,7 @@ class RunProgress:
         counts: The totals of the outcomes, earlier sessions included: cost, tokens and all others.
         elapsed: Seconds since this session began.
         rate: Outcomes per second of this session over the last minute.
-        eta: Seconds that are probably left; None when that cannot be told.
+        eta: Seconds that are probably left; None when that is unknown.
         eta_low: The least it is likely to be (two standard errors of the rate away).
         eta_high: The most it is likely to be.
         notable: Answers that want a look, by what is unusual about them: they were cut off, filtered or are empty.
@@ -146,7 +146,7 @@ class ProgressTracker:
         """Takes note of how a prompt of this session ended.
 
         Args:
-            model: The model asked.
+            model: The model of the prompt.
             failure: What the failure said; None for an answer.
 
         Returns:
@@ -162,7 +162,7 @@ class ProgressTracker:
     def failed_models(self) -> dict[str, tuple[int, str]]:
         """Models of which all prompts of this session failed alike: how many, and what they said.
 
-        It is empty where all prompts were asked of one model.
+        It is empty where all prompts have one model.
         """
         return {
             model: (outcomes[False], causes.ranked()[0][0])

@@ -430,7 +430,7 @@ def _end_reason(report: RunReport) -> str:
         return f"stopped: {report.stopped_by}"
     if report.strict_error is not None:
         return f"stopped at a bad line: {report.strict_error}"
-    return "stopped by a signal or a command" if report.interrupted else "stopped after the first prompts, as asked"
+    return "stopped by a signal or a command" if report.interrupted else "stopped after the first prompts, as requested"
 
 
 # What is left.

@@ -39,12 +39,12 @@ class RunReport:
         interrupted: Whether `stop` ended it before its input.
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad line that ended it, where the run was strict.
-        limit_reached: Whether it was told to send only the first entries, and did.
+        limit_reached: Whether only the first entries were to be sent, and were.
         already_complete: Whether an earlier session had completed the run, so that this one had nothing to do.
-        estimate: What the rest of the run costs and takes, where `limit_reached`; None where that cannot be told.
+        estimate: What the rest of the run costs and takes, where `limit_reached`; None where that is unknown.
         failures: What the failed prompts of all sessions failed with, and how many: the most frequent cause first.
         failed_models: Models of which all prompts of this session failed alike, with their number and the cause; empty
-            where all prompts were asked of one model.
+            where all prompts have one model.
     """
 
     progress: RunProgress

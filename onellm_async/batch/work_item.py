@@ -1,4 +1,4 @@
-"""One item on its way through a run: its money is set aside and its intent durable before each attempt leaves."""
+"""One prompt of a run: before each attempt is sent, its cost is reserved and its intent is durable."""
 
 from collections.abc import Callable
 from time import time
@@ -16,11 +16,11 @@ from onellm_async.errors import OneLLMError
 
 
 class WorkItem:
-    """One item on its way.
+    """One prompt, with its reservation, its intent and its possibly billed attempts. It implements `AttemptHooks`.
 
     Args:
         entry: Where it stands in the input.
-        item: What is asked.
+        item: The request.
         earlier: What the journal has of it from an earlier session; None where it is new.
         bound: The most that one attempt may bill; None if unknown.
         budget_gate: Where the money comes from.
@@ -31,7 +31,7 @@ class WorkItem:
         entry: As given.
         item: As given.
         duplicates: Identical requests that wait for the answer to this one.
-        copied_from: The outcome of an identical request, which is this one's, too; None where it has to be asked.
+        copied_from: The outcome of an identical request, which is this one's, too; None where it has to be sent.
         cached_answer: The answer that an earlier run got to the same request; likewise.
         intended: Whether the journal has it as sent in this session.
         lost: Attempts of this session that may have been billed without an answer.
@@ -139,7 +139,7 @@ class WorkItem:
         self.lost = lost
 
     def answered(self, response: ChatResponse) -> JournalRecord:
-        """Settles the money of an answer, and tells what to write down."""
+        """Settles the cost of an answer. Returns the record of it."""
         input_tokens, output_tokens = billed_tokens(response.usage)
         self.lost = self._lost_before + response.possibly_billed
         if self._held and self._charge is not None and self._bound is not None:
@@ -159,7 +159,7 @@ class WorkItem:
         )
 
     def failed(self, error: OneLLMError) -> JournalRecord:
-        """Settles the money of a failure, and tells what to write down."""
+        """Settles the cost of a failure. Returns the record of it."""
         self._close(self._lost_before + error.possibly_billed, NO_COST)
         return self._settled(RecordState.FAILED, failure_json(error), attempts=self._attempts_before + error.attempts)
 

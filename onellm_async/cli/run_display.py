@@ -305,7 +305,7 @@ def estimate_text(estimate: RunEstimate, *, spent: float, most: float | None) ->
         most: USD that the run may spend; None for no cap.
     """
     cost, seconds = estimate.cost, estimate.seconds
-    text = f"Preflight: {pluralize(estimate.asked, 'prompt')} sent, {format_usd(spent)} spent."
+    text = f"Preflight: {pluralize(estimate.based_on, 'prompt')} sent, {format_usd(spent)} spent."
     text += f" The other {estimate.left:,} "
     if cost is None:
         text += "will cost an unknown amount (an answer without list price or usage)"

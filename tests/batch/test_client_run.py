@@ -187,7 +187,7 @@ async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent
         assert local.ledger.billed == 24
         estimate = first.estimate
         assert estimate is not None
-        assert (estimate.asked, estimate.left, estimate.requests) == (10, 76, 37)
+        assert (estimate.based_on, estimate.left, estimate.requests) == (10, 76, 37)
         assert estimate.cost is not None
         before = first.counts.cost
         rest = await one.run(source, output)

@@ -80,7 +80,7 @@ def test_failures_cost_nothing_and_are_as_frequent_later_and_copies_are_not_sent
 def test_what_is_still_under_way_is_no_sample():
     estimate = estimate_run([row(), row(), row(None, state=RecordState.IN_FLIGHT)], 10, ENOUGH)
 
-    assert estimate.asked == 2
+    assert estimate.based_on == 2
     assert estimate.cost is not None
 
 

@@ -158,7 +158,7 @@ async def test_a_pipe_has_no_preflight(onellm, at, tmp_path):
 
 
 ESTIMATE = RunEstimate(
-    asked=50,
+    based_on=50,
     left=950,
     requests=950,
     cost=Interval(0.475, 0.43, 0.52),
@@ -188,7 +188,7 @@ def test_an_estimate_is_set_against_the_budget(most, ending):
 
 def test_what_is_not_known_is_said_so():
     text = estimate_text(
-        RunEstimate(asked=1, left=9, requests=9, cost=None, seconds=None, bound_by="rate"), spent=0.0, most=1.0
+        RunEstimate(based_on=1, left=9, requests=9, cost=None, seconds=None, bound_by="rate"), spent=0.0, most=1.0
     )
 
     assert text == (
