@@ -34,7 +34,7 @@ class Slots:
     SMOOTHING = 0.1
     """Weight of a new latency in the usual one."""
 
-    __slots__ = ("_answers", "_before", "_patience", "_record", "in_flight", "latency", "limit", "support")
+    __slots__ = ("_answers", "_before", "_freed", "_patience", "_record", "in_flight", "latency", "limit", "support")
 
     def __init__(self) -> None:
         self.limit: float = NEVER
@@ -42,6 +42,7 @@ class Slots:
         self.latency: float | None = None
         self.support: int = 0
         self._before: dict[float, list[int]] = {}  # by time of sending: requests in flight before each
+        self._freed: dict[float, int] = {}  # by time of sending: answers within a round trip after it
         self._record = 0
         self._answers = 0
         self._patience = self.FIRST_PATIENCE
@@ -71,6 +72,7 @@ class Slots:
         before = group.pop()
         if not group:
             del self._before[sent_at]
+            self._freed.pop(sent_at, None)
         self.in_flight -= 1
         return before
 
@@ -83,13 +85,26 @@ class Slots:
                     group[:] = [number - (later > sent_at or number > before) for number in group]
         return before
 
-    def answered(self, sent_at: float, now: float) -> None:
-        """Records an accepted request."""
+    def answered(self, sent_at: float, now: float, round_trip: float = 0.0) -> None:
+        """Records an accepted request.
+
+        Args:
+            sent_at: When it was sent.
+            now: The current time.
+            round_trip: Seconds from sending a request to its 429. The service may have been done with a request before
+                it got those that were sent at most so long before the answer: they prove one slot less.
+        """
+        freed = self._freed.get(sent_at, 0)
         before = self.ended(sent_at)
+        for later in reversed(self._before):
+            if later <= now - round_trip or later <= sent_at:
+                break
+            self._freed[later] = self._freed.get(later, 0) + 1
         latency = now - sent_at
         self.latency = latency if self.latency is None else self.latency + self.SMOOTHING * (latency - self.latency)
         if before is None:
             return
+        before -= freed
         self._record = max(self._record, before + 1)
         if before + 1 > self.limit:
             self._drop()
@@ -125,4 +140,5 @@ class Slots:
     def move_clock(self) -> None:
         """Continues in another event loop: what is in flight there is not known."""
         self._before.clear()
+        self._freed.clear()
         self.in_flight = 0
