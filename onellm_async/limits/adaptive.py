@@ -202,7 +202,12 @@ class AdaptiveRate:
         return self._phase.name
 
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
-        wait = self._phase.time_until(requests, now, reserve, self._evidence)
+        phase = self._phase
+        wait = phase.time_until(requests, now, reserve, self._evidence)
+        if isinstance(phase, Silence) and phase.knocked_at is not None and self._is_opened_by(phase, phase.knocked_at):
+            # The request after a knock that is confirmed by time alone belongs to the opening already.
+            opening = Opening(phase, phase.knocked_at, self._evidence.burst_at, self._mean_pace(), self._evidence)
+            wait = max(wait, opening.time_until(requests, now, reserve, self._evidence))
         if self._earliest > now + wait:
             wait = self._earliest - now
         if (reserve or requests > 1) and self._evidence.windows and self._phase.obeys_windows:
@@ -391,16 +396,20 @@ class AdaptiveRate:
     def _after_silence(self, silence: Silence, at: float) -> Phase:
         """Returns the phase after a silence that ended with a request that was sent at `at`."""
         evidence = self._evidence
-        is_line_known = silence.doubtful_after is not None
         proven = silence.proven
         pattern_at = evidence.burst_at
         if silence.vain or proven > 0:
             evidence.burst_at = at
-        if silence.is_doubtful(at) or not (is_line_known or evidence.windows):
+        if self._is_opened_by(silence, at):
             return Opening(silence, at, pattern_at, self._mean_pace(), evidence)
         if silence.blamed is not None and not silence.vain:
             evidence.windows.stretch(silence.blamed, silence.refused_at, at)
         return silence.inner
+
+    def _is_opened_by(self, silence: Silence, at: float) -> bool:
+        """Whether a knock that was sent at `at` and accepted ends in an opening: nothing known explains the silence."""
+        is_line_known = silence.doubtful_after is not None
+        return silence.is_doubtful(at) or not (is_line_known or self._evidence.windows)
 
     def _mean_pace(self) -> float:
         """Requests per second that were accepted at startup, in the mean."""

@@ -117,3 +117,30 @@ def test_the_same_seed_gives_the_same_run_with_limits_of_chance():
 def test_a_change_says_either_the_refill_or_the_limits(how):
     with pytest.raises(ConfigurationError, match="requests_per_minute or limits, and not both"):
         LimitChange(5, **how)
+
+
+def share(*limits: ServiceLimit, prompts: int, latency: float, seed: int, sigma: float = 0.0, delay: float = 0.001):
+    scenario = Scenario(
+        prompts=prompts,
+        service_limits=limits,
+        faults=Faults(latency=latency, latency_sigma=sigma),
+        network_delay=delay,
+        network_jitter=0.003,
+        seed=seed,
+    )
+    run = simulate(scenario)
+    assert run.answered == prompts
+    return run.goodput
+
+
+@pytest.mark.parametrize("sliding", [True, False])
+def test_a_window_is_found_over_a_fast_network_with_even_latencies(sliding):
+    limit = WindowLimit(40, 4, sliding=sliding)
+    assert min(share(limit, prompts=240, latency=0.3, seed=seed) for seed in range(3)) >= 0.9
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_a_limit_of_concurrency_is_kept_although_the_service_frees_a_place_before_the_client_knows(count):
+    limit = ConcurrencyLimit(count)
+    found = [share(limit, prompts=400, latency=0.3, seed=seed, sigma=0.2, delay=0.009) for seed in range(3)]
+    assert min(found) >= 0.85
