@@ -64,8 +64,8 @@ def _window(kind: str, count: int, windows: int = 6) -> LimitedService:
 SERVICES = (
     _window("sliding", 40),
     _window("fixed", 40),
-    _window("sliding", 300),
-    _window("fixed", 300),
+    _window("sliding", 100),
+    _window("fixed", 100),
     LimitedService("8 in flight", ["--max-concurrent=8"], 400, ceil(400 / 8) * LATENCY, 8 / LATENCY, 8),
     LimitedService("40/s, burst 40, Retry-After", ["--rate=40", "--retry-after"], 840, 20 + LATENCY, 40, 40),
     LimitedService(
