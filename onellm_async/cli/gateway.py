@@ -29,8 +29,8 @@ It answers POST /v1/chat/completions, GET /v1/models, GET /healthz, and for
 the operator GET /metrics (Prometheus) and GET / (a status page). Without
 --keys it serves this machine alone, and any key is accepted. With --keys the
 operator's pages need a key made with --admin; a browser asks for it.
-SIGTERM and Ctrl-C stop it gracefully: queued requests get a 503, requests in
-flight their answer; a second one ends it at once. Exit code 0.
+SIGTERM and Ctrl-C stop it gracefully, with exit code 0: queued requests get a
+503, requests in flight their answer. A second one ends it at once.
 """
 _KEYS_EXAMPLES = """\
 Examples:
@@ -101,26 +101,31 @@ def gateway(*, flags: GatewayFlags = GatewayFlags(), connecting: ConnectionFlags
     if flags.host not in {"127.0.0.1", "::1", "localhost"}:
         say(f"Listening on {flags.host} in plain HTTP: put a TLS proxy before it, or keys and prompts are readable.")
 
-    async def serve() -> None:
+    async def serve() -> int:
         from onellm_async.cli.connection import connected
         from onellm_async.cli.signals import ending_on_signals
         from onellm_async.gateway import serve_gateway
 
         stop = asyncio.Event()
         async with connected(connecting, max_pending=flags.max_pending) as client:
-            with ending_on_signals(stop, say):
+            with ending_on_signals(stop, say) as caught:
                 try:
                     await serve_gateway(
                         client, settings, host=flags.host, port=flags.port, stop=stop, on_ready=_announce
                     )
+                except asyncio.CancelledError:
+                    if caught.number is None:
+                        raise
+                    print_error("ended at once; requests in flight may be billed.")
+                    return 128 + caught.number
                 except OSError as error:
                     raise ConfigurationError(
                         f"Cannot listen on {flags.host}:{flags.port}: {error.strerror or error}.",
                         advice="Choose another --port, or 0 for any free one.",
                     ) from None
+        return ExitCode.OK
 
-    asyncio.run(serve())
-    return ExitCode.OK
+    return asyncio.run(serve())
 
 
 def add(

@@ -18,7 +18,7 @@ from onellm_async.cli.run import (
     options_from,
 )
 from onellm_async.cli.stream import STREAM
-from onellm_async.cli.terminal import put, say
+from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -107,7 +107,10 @@ def run(
     if reading.format is None:
         del options["input_format"]  # that of the shards
     output = None if writing.output is None else Path(writing.output)
-    result, signal = asyncio.run(_run(shard, output, asking.model, lock_wait, options, connecting))
+    found = asyncio.run(_run(shard, output, asking.model, lock_wait, options, connecting))
+    if isinstance(found, int):
+        return found
+    result, signal = found
     put(dump_json(result).decode())
     if signal is not None and not result["complete"]:
         return 128 + signal
@@ -183,7 +186,7 @@ async def _run(
     lock_wait: float,
     options: "RunOptions",
     connecting: ConnectionFlags,
-) -> "tuple[ShardResult, int | None]":
+) -> "tuple[ShardResult, int | None] | int":
     import asyncio
 
     from onellm_async.batch import run_shard
@@ -193,7 +196,13 @@ async def _run(
     stop = asyncio.Event()
     async with connected(connecting) as client:
         with ending_on_signals(stop, say) as caught:
-            result = await run_shard(client, shard, output, model=model, lock_wait=lock_wait, stop=stop, **options)
+            try:
+                result = await run_shard(client, shard, output, model=model, lock_wait=lock_wait, stop=stop, **options)
+            except asyncio.CancelledError:
+                if caught.number is None:
+                    raise
+                print_error("ended at once; requests in flight may be billed. Run the same command again to resume.")
+                return 128 + caught.number
     return result, caught.number
 
 

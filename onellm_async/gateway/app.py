@@ -82,6 +82,7 @@ class Gateway:
         self._budget = BudgetQueue(self._accounts, max_waiting=_MAX_WAITING if pending is None else pending)
         self._metrics = Metrics()
         self._started_at = time.monotonic()
+        self._chats: set[asyncio.Task[object]] = set()
         self.draining: bool = False
         """Whether new requests are rejected, because the gateway is about to stop."""
 
@@ -99,6 +100,11 @@ class Gateway:
 
     async def _cleanup(self, app: web.Application) -> None:
         await self.aclose()
+
+    def abort(self) -> None:
+        """Ends all chats at once; requests in flight may be billed."""
+        for task in self._chats:
+            task.cancel()
 
     async def aclose(self) -> None:
         """Writes the ledger and closes it."""
@@ -148,6 +154,14 @@ class Gateway:
     # Chats.
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        task = request.task
+        self._chats.add(task)
+        try:
+            return await self._reply(request)
+        finally:
+            self._chats.discard(task)
+
+    async def _reply(self, request: web.Request) -> web.StreamResponse:
         started, name, status = time.monotonic(), "unknown", 0
         try:
             key = self._authorize(request)
@@ -283,6 +297,8 @@ async def serve_gateway(
 ) -> None:
     """Serves until `stop` is set, then gracefully stops: queued requests get a 503, those in flight their answer.
 
+    Cancelling it ends all requests at once; those in flight may be billed.
+
     Args:
         client: Sends the requests; it stays yours to close.
         settings: Who may use it, and for how much.
@@ -314,6 +330,9 @@ async def serve_gateway(
         await stop.wait()
         gateway.draining = True
         await client.drain()
+    except asyncio.CancelledError:
+        gateway.abort()
+        raise
     finally:
         await runner.cleanup()
         await gateway.aclose()

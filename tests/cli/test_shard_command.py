@@ -1,6 +1,7 @@
 """``onellm-async shard``: split, run, show and merge."""
 
 import json
+import signal
 
 import pytest
 
@@ -86,3 +87,16 @@ async def test_a_killed_shard_is_repeated_and_only_what_was_in_flight_is_sent_ag
     row = json.loads(ended.out)
     assert (ended.code, row["answered"], row["complete"], row["possibly_billed"]) == (0, 10, True, 1)
     assert sorted(backend.asked) == sorted([*prompts, "p7"])
+
+
+async def test_two_signals_end_a_shard_at_once_with_what_to_do(start, onellm, backend, at, prompts):
+    assert (await onellm("shard", "in.txt", "-d", "shards")).code == 0
+    backend.held = set(prompts)
+    command = await start("shard", "run", "shards/shard-00000.txt", "--max-tokens", "9", **at)
+    await backend.until_asked(1)
+    command.interrupt(signal.SIGTERM)
+    await command.says("Stopping")
+    command.interrupt(signal.SIGTERM)
+    ended = await command.ended()
+    assert (ended.code, ended.out, "Traceback" in ended.err) == (143, "", False)
+    assert "same command again" in ended.err

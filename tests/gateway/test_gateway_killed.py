@@ -105,3 +105,37 @@ async def test_two_gateways_share_a_cap(keys, tmp_path):
     assert {status for statuses in found for status in statuses} <= {200, 503}
     assert 0.00019 < row.billed / 1e10 <= 0.0002
     assert row.answered == server.ledger.billed
+
+
+class SilentBackend:
+    """Never answers."""
+
+    def __init__(self):
+        self.asked = asyncio.Event()
+
+    async def complete(self, job):
+        self.asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def aclose(self):
+        pass
+
+
+async def test_a_second_signal_ends_it_at_once_and_what_was_in_flight_is_at_risk(keys, tmp_path):
+    backend = SilentBackend()
+    async with (
+        LocalServer(ServerSettings(requests_per_minute=None), backend=backend) as server,
+        aiohttp.ClientSession() as session,
+        gateway(server, "--keys", keys, cwd=tmp_path) as (process, url),
+    ):
+        asking = asyncio.create_task(ask(session, url))
+        await asyncio.wait_for(backend.asked.wait(), 60)
+        process.send_signal(signal.SIGTERM)
+        assert (await process.stderr.readline()).startswith(b"Stopping")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 143
+        assert await process.stderr.read() == b"onellm-async: ended at once; requests in flight may be billed.\n"
+        with pytest.raises(aiohttp.ClientError):
+            await asking
+    row = read_spending(tmp_path / "keys.spent.sqlite3")["alice"]
+    assert (row.possibly_billed, row.answered, row.reserved) == (1, 0, 0)
