@@ -57,7 +57,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def types(session: nox.Session) -> None:
     """The package is strictly typed, and its public face completely."""
-    session.install(*group("lint"), "fastapi", "pytest", ".[cli,report,redis,prometheus,otel]")
+    session.install(*group("lint"), "fastapi", "pytest", ".[cli,report,redis,prometheus,otel,langchain,pydantic-ai]")
     session.run("mypy")
     session.run("pyright", "--verifytypes", "onellm_async", "--ignoreexternal")
 
@@ -149,7 +149,7 @@ def ray(session: nox.Session) -> None:
 @nox.session(python=FOUND[0])
 def docs(session: nox.Session) -> None:
     """The documentation, built without warnings."""
-    session.install(*group("docs"), *group("tests"), ".[cli,report,redis]")  # autodoc imports every integration
+    session.install(*group("docs"), *group("tests"), ".[cli,report,redis,langchain,pydantic-ai]")
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
 
 

@@ -2,6 +2,7 @@
 
 import re
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -11,13 +12,15 @@ author = "The onellm-async authors"
 copyright = "2026, the onellm-async authors"
 release = version = metadata.version("onellm-async")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+copybutton_prompt_text = "$ "
+smartquotes = False  # they turn the dashes of flags into one
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"onellm-async {release}"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 
 default_role = "py:obj"  # docstrings put names into single backticks
 add_module_names = False
@@ -41,6 +44,21 @@ def _shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, signatur
     return _MODEL.sub("Model", signature or "") or signature, _MODEL.sub("Model", returns or "") or returns
 
 
+def _write_command_line(_: Sphinx) -> None:
+    """Writes the page on the command line, from the code that reads the flags."""
+    from onellm_async.cli.app import app as command_line
+
+    text = command_line.generate_docs()
+    before, _, rest = text.partition("## Table of Contents")
+    text = before + rest[rest.index("**Commands**") :]
+    title = "# Command line\n\n`pip install 'onellm-async[cli]'` installs it. `--help` of a command has examples, too.\n"
+    page = Path(__file__).parent / "reference" / "command-line.md"
+    text = text.replace("# onellm-async\n", title, 1)
+    if not page.exists() or page.read_text("utf-8") != text:
+        page.write_text(text, "utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", _write_command_line)
     app.connect("autodoc-process-signature", _shorten)

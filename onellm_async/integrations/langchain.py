@@ -15,7 +15,7 @@ The backend cannot return tool calls, so ``bind_tools`` is not implemented and t
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
@@ -56,7 +56,7 @@ class ChatOneLLM(BaseChatModel):
         corrections: Corrective turns of ``with_structured_output``; each is one more paid request.
     """
 
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True)
 
     model_name: str = Field(alias="model")
     api_key: SecretStr | None = Field(default_factory=secret_from_env("ONELLM_API_KEY", default=None))

@@ -12,7 +12,7 @@ for the ``output_type``.
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_ai import RunContext
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UserError
@@ -31,7 +31,7 @@ from pydantic_ai.models import (
     check_allow_model_requests,
 )
 from pydantic_ai.profiles import ModelProfile
-from pydantic_ai.settings import ModelSettings
+from pydantic_ai.settings import ModelSettingName, ModelSettings
 from pydantic_ai.usage import RequestUsage
 
 from onellm_async import APIStatusError, AsyncOneLLM, ChatResponse, Message, OneLLM, OneLLMError
@@ -56,7 +56,9 @@ class OneLLMModel(Model[Any]):
         profile: Replaces parts of the profile.
     """
 
-    unsupported_settings = frozenset({"parallel_tool_calls", "logit_bias", "extra_headers", "extra_body"})
+    unsupported_settings: ClassVar[frozenset[ModelSettingName]] = frozenset(
+        ["parallel_tool_calls", "logit_bias", "extra_headers", "extra_body"]
+    )
 
     def __init__(
         self,

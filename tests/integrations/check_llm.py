@@ -67,5 +67,5 @@ def test_a_key_that_is_missing_is_named(monkeypatch, tmp_path):
 
 
 def test_the_plugin_does_not_import_the_client():
-    code = "import onellm_async.integrations.llm, sys; sys.exit('aiohttp' in sys.modules)"
+    code = "import onellm_async.integrations._llm, sys; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
