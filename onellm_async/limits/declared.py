@@ -8,6 +8,7 @@ from random import Random
 from onellm_async.limits.binomial import BinomialRate
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.rate_state import RateState
+from onellm_async.limits.window_guess import WindowGuess
 
 
 class DeclaredRate:
@@ -22,6 +23,8 @@ class DeclaredRate:
       them nothing, and a pace would let users wait beside a full bucket.
     - A 429 means that the service's bucket is empty, so this one is emptied, too. Only 429s that persist although the
       level is known decrease the rate. It then recovers gradually.
+    - The service may count the declared rate in windows. If a second 429 follows, and a full window explains it, the
+      client keeps to that window instead, and does not decrease the rate.
 
     Args:
         per_second: Declared refill rate.
@@ -34,8 +37,6 @@ class DeclaredRate:
         per: Seconds over which the rate was declared, to find it again when limits change.
     """
 
-    found: str | None = None
-    """It discovers nothing."""
     max_in_flight = float("inf")
     """A declared rate says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
@@ -65,6 +66,9 @@ class DeclaredRate:
         per: float = 60.0,
     ) -> None:
         self.per: float = per
+        self.found: str | None = None
+        self._guess: WindowGuess | None = None
+        self._window: DeclaredWindow | None = None
         self._random = random
         self._strict = strict
         self._next_cost = 1.0
@@ -87,6 +91,10 @@ class DeclaredRate:
         self._empty_level = -min(1.0, margin)
         floor = max(per_second / self.MAX_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.MAX_GAP))
         self._rate = BinomialRate(per_second, floor=floor, ceiling=per_second)
+        self._guess = self._window = self.found = None
+        if not self._strict:
+            guess = WindowGuess([(int(burst), burst / per_second), (round(per_second * self.per), self.per)])
+            self._guess = guess if guess.is_possible else None
 
     def retune(self, per_second: float, burst: float, now: float, *, strict: bool = False, per: float = 60.0) -> None:
         """Keeps to another declared bucket from `now` on. The level stays, cut to the new capacity.
@@ -129,9 +137,18 @@ class DeclaredRate:
         if paced and now < self._confirmed_at:
             pace_wait = (requests - self._pacer.level_at(now)) / self._pacer.rate
             wait = max(wait, min(pace_wait, self._confirmed_at - now))
+        if self._window is not None:
+            room_in = self._window.time_until(requests, now, reserve)
+            wait = room_in if self._rate.at_ceiling else max(wait, room_in)
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
+        if self._guess is not None:
+            self._guess.sent.append(now)
+        elif self._window is not None:
+            self._window.take(now)
+            if self._rate.at_ceiling:
+                return
         self._bucket.take(1, now)
         if self._consecutive_429s > 1:  # one request at a time until one is accepted
             self._bucket.drain(now, 0.0)
@@ -143,11 +160,21 @@ class DeclaredRate:
 
     def give_back(self, now: float, sent_at: float | None = None) -> None:
         self._bucket.give_back(1, now)
+        self._forget(now if sent_at is None else sent_at, now)
+
+    def _forget(self, sent_at: float, now: float) -> None:
+        """Records that a request did not use a window."""
+        if self._guess is not None:
+            self._guess.forget(sent_at)
+        elif self._window is not None:
+            self._window.give_back(now, sent_at)
 
     def answered(self, sent_at: float, now: float) -> None:
         if self._last_429 is None or sent_at > self._last_429:
             self._rate.increase()
             self._consecutive_429s = 0
+        if self._window is not None:
+            self._window.answered(sent_at, now)
         if self._bucket.rate < self._rate.value:
             self._bucket.retune(now, rate=self._rate.value)
 
@@ -155,16 +182,31 @@ class DeclaredRate:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        self._forget(sent_at, now)
         if self._last_429 is not None and sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
         previous, self._last_429 = self._last_429, now
         self._consecutive_429s += 1
+        if self._consecutive_429s == 2 and self._guess is not None and (full := self._guess.explain(now)) is not None:
+            self._keep_window(*full, self._guess, now)
+            return
+        if self._window is not None:
+            if previous is None or now - previous > 2 * self._window.per:
+                self._window.rate_limited(sent_at, now)
+                return
+            self._window = self.found = None  # two 429s that it does not explain: it was none
         if retry_after is not None and self._consecutive_429s > 1:
             pass  # nothing is accepted, and the service says for how long: the rate is not the cause
         elif not self._strict and previous is not None and (now - previous) * self._rate.value < self.COINCIDENCE:
             self._rate.decrease()
             self._bucket.retune(now, rate=self._rate.value)
         self._bucket.drain(now, self._empty_level)
+
+    def _keep_window(self, count: int, per: float, guess: WindowGuess, now: float) -> None:
+        self._window, self._guess = DeclaredWindow(count, per, now), None
+        self._window.count_earlier(guess.sent, now)
+        self._consecutive_429s = 0
+        self.found = f"{count:,} requests in any {per:g} s"
 
     def drain(self, now: float) -> None:
         """Empties the bucket, because the service's bucket is empty."""
@@ -178,6 +220,10 @@ class DeclaredRate:
     def move_clock(self, now: float) -> None:
         self._bucket.move_clock(now)
         self._pacer.move_clock(now)
+        if self._guess is not None:
+            self._guess.sent.clear()
+        if self._window is not None:
+            self._window.move_clock(now)
         if self._last_429 is not None:
             self._last_429 = min(self._last_429, now)
 
