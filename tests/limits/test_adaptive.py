@@ -223,10 +223,10 @@ def test_a_random_gap_never_waits_for_more_than_the_bucket_can_hold():
     assert control.confidence == 0, "it is shared"
 
 
-def phase_after_429s_without_an_answer(burst):
-    """A bucket of that size is discovered; then nothing is accepted any more until three more requests got 429s."""
+def phase_after_429s_without_an_answer(burst, requests=12):
+    """A bucket of that size is hardly known; then nothing is accepted any more until three more requests got 429s."""
     control = AdaptiveRate(0.0, random=Random(0))
-    through, _ = drive(control, burst + 60, rate=2.0, burst=burst)
+    through, _ = drive(control, burst + requests, rate=2.0, burst=burst)
     now, refused = through[-1] + 0.05, 0
     while refused < 4:
         now += control.time_until(1, now)
@@ -240,3 +240,7 @@ def phase_after_429s_without_an_answer(burst):
 def test_a_large_initial_burst_rules_out_contention():
     assert phase_after_429s_without_an_answer(10) == "Contended"
     assert phase_after_429s_without_an_answer(40) == "Silence", "no other client took those tokens: it is an outage"
+
+
+def test_a_rate_that_is_certain_rules_out_contention():
+    assert phase_after_429s_without_an_answer(10, requests=90) == "Silence", "it was kept to for long: another limit"
