@@ -10,7 +10,7 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
 from onellm_async.cli.options import CONNECTING, ConnectionFlags
-from onellm_async.cli.terminal import print_error, put, say
+from onellm_async.cli.terminal import print_error, put, require_output, say
 from onellm_async.errors import BatchError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def add(
     from onellm_async.gateway.keys import KEY_PREFIX, InboundKey, add_key, hash_key
 
     path = _required(keys)
+    require_output()  # the key is shown only once
     secret = KEY_PREFIX + token_urlsafe(32)
     made = InboundKey(name=name, sha256=hash_key(secret), lane=lane, max_cost=max_cost, admin=admin)
     with lock_keys(path):

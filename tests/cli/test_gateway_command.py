@@ -75,6 +75,14 @@ def test_a_port_that_is_taken_is_named(capsys):
     assert f"Cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
+async def test_no_key_is_made_that_cannot_be_shown(start, tmp_path):
+    with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123
+        command = await start("gateway", "keys", "add", "alice", "--keys", "keys.toml", stdout=full)
+        ended = await command.ended()
+    assert ended.code != 0
+    assert not (tmp_path / "keys.toml").exists()
+
+
 def test_other_machines_are_served_with_a_word_about_plain_http(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ONELLM_GATEWAY_KEYS", str(tmp_path / "keys.toml"))
     assert main(["gateway", "keys", "add", "alice"]) == 0
