@@ -177,11 +177,31 @@ async def test_an_input_of_bad_lines_alone_is_refused_before_anything_is_sent(tm
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "Hi"}\n' * 5000)
     async with open_source(str(path)) as source:
-        with pytest.raises(BatchError, match=r"in.jsonl:1: .*--field. The first 20 lines are all bad, so nothing"):
+        with pytest.raises(BatchError, match=r"in.jsonl:1: .*--template. The first 20 lines are all bad, so nothing"):
             source.scan()
     async with open_source(str(path)) as source:
         with pytest.raises(BatchError, match="The first 20 lines are all bad"):
             [entry.item() async for entry in source]
+
+
+async def test_bad_lines_behind_what_an_earlier_session_completed_are_not_hopeless(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"prompt": "Hi"}\n' + "broken\n" * 50 + '{"prompt": "Ho"}\n')
+    async with open_source(str(path)) as source:
+        source.scan()
+        items = [entry.item() async for entry in source if entry.index > 0]
+
+    assert isinstance(items[0], LineError)
+    assert items[-1].request.messages[0].content == "Ho"
+
+
+async def test_a_nul_far_down_a_text_makes_a_bad_line(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"Hi\n" * 100_000 + b"a\0b\n")
+    async with open_source(str(path)) as source:
+        *_, last = [entry.item() async for entry in source]
+
+    assert str(last).endswith("in.txt:100001: It holds a NUL, which no text does.")
 
 
 async def test_a_document_around_the_records_says_how_to_take_them_out(tmp_path):

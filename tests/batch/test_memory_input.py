@@ -70,3 +70,10 @@ async def test_a_request_digest_is_shared_by_items_that_ask_the_same():
     assert items[0].request_digest == items[4].request_digest
     assert items[0].request_digest != items[5].request_digest
     assert len(items[0].request_digest) == 16
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+async def test_a_blank_prompt_is_a_bad_line(prompt):
+    (entry,) = await found([prompt])
+
+    assert str(entry.item()) == "prompts:1: The prompt is empty."

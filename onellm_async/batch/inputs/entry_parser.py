@@ -201,13 +201,14 @@ class EntryParser:
             kept = self._kept(found, raw)
         except (_BadLineError, InvalidRequestError, TemplateError) as error:
             complaint = LineError(self.source, line, str(error))
-            self._despair(complaint)
+            self._despair(complaint, index)
             return complaint
         self._tried = -1
         return ParsedEntry(index, line, found.request, custom_id, kept)
 
-    def _despair(self, complaint: LineError) -> None:
-        if self._tried < 0:  # there was a good one
+    def _despair(self, complaint: LineError, index: int) -> None:
+        if index != self._tried:  # there was a good one, or one that an earlier session completed
+            self._tried = -1
             return
         self._bad = self._bad or complaint
         self._tried += 1
@@ -223,6 +224,8 @@ class EntryParser:
     def parse_text(self, raw: bytes) -> Parsed:
         """The request in a line of text."""
         text = decoded(raw)
+        if "\0" in text:
+            raise _BadLineError("It holds a NUL, which no text does.")
         return Parsed(self._defaults.request(self._filled(text)), {"prompt": text})
 
     def parse_record(self, raw: bytes) -> Parsed:

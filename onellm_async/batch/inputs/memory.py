@@ -67,6 +67,8 @@ class InMemoryInput:
         if isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], str):
             custom_id, prompt = prompt
         try:
+            if isinstance(prompt, str) and not prompt.strip():
+                raise InvalidRequestError("The prompt is empty.")  # noqa: TRY301  # as a blank line of a file is
             request = self.defaults.request(prompt)
         except InvalidRequestError as error:
             return _PromptEntry(index, b"", self, custom_id, LineError(self.name, index + 1, str(error)))
