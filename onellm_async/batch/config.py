@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from inspect import iscoroutinefunction
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypedDict
@@ -26,6 +27,7 @@ from onellm_async.limits.policy import Limits
 from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "RunPolicy.")
+_run_check = Checks(ConfigurationError, "")
 _AMBIGUOUS = ("retry", "hold")
 
 
@@ -197,7 +199,8 @@ class RunConfig:
                 f"run has no option {truncated_repr(unknown[0])}.",
                 advice=f"The options are {', '.join(RunOptions.__annotations__)}.",
             )
-        journal, shape = options.get("journal"), options.get("output_format")
+        _check_kinds(output, options)
+        journal, shape, cache = options.get("journal"), options.get("output_format"), options.get("cache", ())
         place = os.fspath(output) if isinstance(output, str | PathLike) else None
         budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"))
         usual = HealthPolicy()
@@ -219,7 +222,7 @@ class RunConfig:
             dialect=dialect,
             endpoints=endpoints,
             force=options.get("force", False),
-            caches=tuple(os.fspath(cache) for cache in options.get("cache", ())),
+            caches=tuple(os.fspath(each) for each in ([cache] if isinstance(cache, str | PathLike) else cache)),
             policy=RunPolicy(
                 ambiguous=options.get("ambiguous", "retry"),
                 retry_failed=options.get("retry_failed", False),
@@ -272,6 +275,32 @@ class RunConfig:
             dialect=self.dialect,
             endpoints=endpoints_text(self.endpoints),
         )
+
+
+_TEXTS = ("system", "fallback_model", "field", "template", "id_field", "input_format", "output_format")
+
+
+def _check_kinds(output: object, options: RunOptions) -> None:
+    """Refuses values of another kind than the options have, before anything is opened.
+
+    Raises:
+        ConfigurationError: Naming the option and its value.
+    """
+    given: dict[str, object] = {**options}
+    for name in _TEXTS:
+        if not isinstance(given.get(name, ""), str | None):
+            raise _run_check.error(name, given[name], "it must be a string")
+    for name in ("strict", "force"):
+        if not isinstance(given.get(name, False), bool):
+            raise _run_check.error(name, given[name], "it must be a bool")
+    if not isinstance(given.get("journal"), str | PathLike | None):
+        raise _run_check.error("journal", given["journal"], "it must be a path")
+    cache = given.get("cache", ())
+    paths = cache if isinstance(cache, Sequence) else [cache]
+    if not all(isinstance(each, str | PathLike) for each in paths):
+        raise _run_check.error("cache", cache, "it must be a sequence of paths")
+    if not isinstance(output, str | PathLike) and not iscoroutinefunction(getattr(output, "write", None)):
+        raise _run_check.error("output", output, "it must be a path, or have an async method write")
 
 
 def _digest(text: str) -> str:

@@ -263,6 +263,9 @@ class RunEngine:
             await self._writer.write_all()
         except BatchError as error:
             self.stop(StopReason(error))
+        except Exception as error:  # of a caller's sink, and the requests in flight are paid for
+            _log.exception("The output cannot be written.")
+            self.stop(StopReason(_caused(f"The output cannot be written: {error!r}.", error)))
 
     def _read_again(self, first: int, last: int) -> Sequence[bytes]:
         lines = {record.index: self._encode(record) for record in self._journal.records(first, last)}
@@ -300,6 +303,9 @@ class RunEngine:
             self._input_ended = True
         except BatchError as error:
             self.stop(StopReason(error))
+        except Exception as error:  # of a caller's iterable, and the requests in flight are paid for
+            _log.exception("The input cannot be read.")
+            self.stop(StopReason(_caused(f"The input cannot be read any further: {error!r}.", error)))
         finally:
             await close_iterator(entries)
 
@@ -533,6 +539,12 @@ class RunEngine:
             await asyncio.gather(*(self._journal.record_intent(_intent_again(record)) for record in records))
             await asyncio.gather(*(self._journal.retract_intent(record.index) for record in records))
             self._tracker.reopened(len(records))
+
+
+def _caused(text: str, cause: Exception) -> BatchError:
+    error = BatchError(text)
+    error.__cause__ = cause
+    return error
 
 
 class _EarlierRecords:

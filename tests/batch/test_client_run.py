@@ -1,14 +1,16 @@
 """`AsyncOneLLM.run` does from Python what the command does."""
 
 import asyncio
+import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, RateState, RetryPolicy
+from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, OneLLMError, RateState, RetryPolicy
 from onellm_async.batch import JournalReader
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.server import Faults, LocalServer, ServerSettings
@@ -248,3 +250,60 @@ async def test_opening_a_pipe_whose_writer_never_comes_ends_with_stop(tmp_path: 
         report = await one.run(tmp_path / "pipe", tmp_path / "out.jsonl", stop=stop)
     assert report.interrupted
     os.close(os.open(tmp_path / "pipe", os.O_WRONLY))  # ends the thread that opens it
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"template": 5}, "template is 5; it must be a string."),
+        ({"force": "no"}, "force is 'no'; it must be a bool."),
+        ({"journal": 5}, "journal is 5; it must be a path."),
+        ({"cache": [5]}, r"cache is \[5\]; it must be a sequence of paths."),
+        ({"cache": 5}, "cache is 5; it must be a sequence of paths."),
+        ({"limit": "5"}, r"limit|first"),
+        ({"output_format": "xml"}, "output format is 'xml'"),
+        ({"max_failure_share": 2}, "max_failure_share is 2"),
+    ],
+)
+async def test_an_option_of_another_kind_is_refused_by_its_name(tmp_path: Path, options: dict, named: str) -> None:
+    (tmp_path / "in.txt").write_text("one\n")
+    async with server() as local, client(local) as one:
+        with pytest.raises(OneLLMError, match=named):
+            await one.run(tmp_path / "in.txt", tmp_path / "out.jsonl", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.parametrize("output", [5, None, io.BytesIO()])
+async def test_an_output_that_cannot_be_awaited_is_refused_before_anything_is_sent(output: object) -> None:
+    async with server() as local, client(local) as one:
+        with pytest.raises(ConfigurationError, match=r"output is .*; it must be a path"):
+            await one.run(["one"], output)  # type: ignore[arg-type]
+        assert local.ledger.billed == 0
+
+
+async def test_an_output_that_raises_stops_the_run_and_the_answers_in_flight_are_kept(tmp_path: Path) -> None:
+    class Broken:
+        async def write(self, lines: bytes) -> None:
+            raise ZeroDivisionError
+
+    async with server(latency=0.2) as local, client(local) as one:
+        report = await one.run([f"p {n}" for n in range(100)], Broken(), journal=tmp_path / "run.journal")
+    assert str(report.stopped_by) == "The output cannot be written: ZeroDivisionError()."
+    assert (report.counts.answered, report.counts.in_flight) == (local.ledger.billed, 0)
+
+
+async def test_a_source_that_raises_stops_the_run_gracefully_and_it_can_be_resumed(tmp_path: Path) -> None:
+    def prompts() -> Iterator[str]:
+        yield from ("one", "two", "three")
+        raise ZeroDivisionError
+
+    async with server(latency=0.1) as local, client(local) as one:
+        report = await one.run(prompts(), tmp_path / "out.jsonl")
+        assert str(report.stopped_by) == "The input cannot be read any further: ZeroDivisionError()."
+        assert isinstance(report.stopped_by.__cause__, ZeroDivisionError)
+        assert not report.complete
+        assert report.counts.in_flight == 0
+        assert report.counts.answered == local.ledger.billed
+        again = await one.run(["one", "two", "three", "four"], tmp_path / "out.jsonl")
+    assert again.complete
+    assert local.ledger.billed == 4
