@@ -30,8 +30,9 @@ def shell(script):
 
 
 def write_prompts(folder, count, *, bad=0):
-    """Prompts ``p0`` and so on; as many lines before them are no JSON."""
-    lines = ["not JSON"] * bad + [json.dumps(f"p{number}") for number in range(count)]
+    """Prompts ``p0`` and so on; as many lines behind the first of them are no JSON."""
+    first, *others = [json.dumps(f"p{number}") for number in range(count)]
+    lines = [first, *["not JSON"] * bad, *others]
     (folder / "in.jsonl").write_text("".join(line + "\n" for line in lines))
     (folder / "in.txt").write_text("".join(f"p{number}\n" for number in range(count)))
 
