@@ -333,7 +333,7 @@ def check_headers(headers: object) -> dict[str, str]:
 _positive = Checks(ConfigurationError, "Timeout.").number(0, above=True)
 
 
-@frozen
+@frozen(kw_only=True)
 class Timeout:
     """How long one attempt may take. Time spent in the queue does not count; see ``deadline`` for that.
 

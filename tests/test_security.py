@@ -109,7 +109,7 @@ async def test_the_key_shows_nowhere_whatever_happens(url: str, caplog: pytest.L
         hooks=[clumsy_hook],
         limits=Limits.unlimited(),
         retry=RetryPolicy(max_attempts=2, backoff_base=0.0, breaker_failures=0),
-        timeout=Timeout(5, 5),
+        timeout=Timeout(connect=5, total=5),
     )
     shown = [repr(client), str(client), repr(vars(client)), repr(Conversation(client, model="GPT-5"))]
     async with client:
@@ -362,7 +362,7 @@ async def test_no_local_variable_of_a_traceback_shows_the_key(name: str, *, give
             session=session if given else None,
             limits=Limits.unlimited(),
             retry=RetryPolicy(max_attempts=2, backoff_base=0.0, breaker_failures=0),
-            timeout=Timeout(5, 0.2 if name == "timed out" else 5),
+            timeout=Timeout(connect=5, total=0.2 if name == "timed out" else 5),
         )
         chat = asyncio.create_task(client.chat("x", model="GPT-5", deadline=0.2 if name == "deadline" else None))
         await asyncio.sleep(0.05)

@@ -343,7 +343,7 @@ def test_an_unusable_setting_is_refused_when_the_client_is_made(options: dict[st
 
 def test_the_dialects_are_accepted_as_words_and_as_members() -> None:
     for dialect in ("backend", "documented", *Dialect):
-        AsyncOneLLM("key", base_url="http://127.0.0.1:9/", dialect=dialect, timeout=Timeout(1, 2))
+        AsyncOneLLM("key", base_url="http://127.0.0.1:9/", dialect=dialect, timeout=Timeout(connect=1, total=2))
 
 
 async def test_cancellations_at_any_moment_leave_no_slot_taken() -> None:

@@ -15,7 +15,7 @@ HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 
 
 def transport_at(url: str, session: aiohttp.ClientSession | None = None) -> AiohttpTransport:
-    return AiohttpTransport(url, ApiKey("key"), Timeout(5, 5), session, HEADERS)
+    return AiohttpTransport(url, ApiKey("key"), Timeout(connect=5, total=5), session, HEADERS)
 
 
 @pytest.mark.parametrize("path", ["/api", "/", "", "/a%20b/ü?x=1&y=%26#part", "/a?b=c%2Fd&e=%3F&f=g+h&i=%E4"])

@@ -51,7 +51,7 @@ async def test_a_live_connection_notices_within_a_minute_that_the_other_side_is_
     listening = await asyncio.start_server(server._serve, "127.0.0.1" if host == "localhost" else host, 0)
     port = listening.sockets[0].getsockname()[1]
     name = f"[{host}]" if ":" in host else host
-    transport = AiohttpTransport(f"http://{name}:{port}/api", ApiKey("key"), Timeout(5, 5))
+    transport = AiohttpTransport(f"http://{name}:{port}/api", ApiKey("key"), Timeout(connect=5, total=5))
     assert (await transport.post(b"{}")).status == 200
     found = live_socket(transport)
     assert found.family is (socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -74,7 +74,7 @@ async def test_one_address_of_two_that_does_not_listen_is_passed_over(monkeypatc
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two_addresses)
     async with FaultServer(answers()) as server:
-        transport = AiohttpTransport(f"http://localhost:{server.port}/api", ApiKey("key"), Timeout(5, 5))
+        transport = AiohttpTransport(f"http://localhost:{server.port}/api", ApiKey("key"), Timeout(connect=5, total=5))
         assert (await transport.post(b"{}")).status == 200
         assert options_of(live_socket(transport)).items() <= EXPECTED.items()
         await transport.aclose()

@@ -26,6 +26,7 @@ async def main(client: AsyncOneLLM) -> None:
     RetryPolicy(ambiguous="sometimes")  # type: ignore[arg-type]
     Limits(max_concurency=3)  # type: ignore[call-arg]
     Timeout(total="5")  # type: ignore[arg-type]
+    Timeout(5)  # type: ignore[call-arg]
     Limits(40)  # type: ignore[call-arg]
     client.limits = Limits()  # type: ignore[misc]
     await client.chat("x", model="GPT-5", lane="fast")  # type: ignore[arg-type]

@@ -230,9 +230,9 @@ def test_a_timeout_that_would_mean_none_at_all_is_refused(name: str, seconds: ob
 
 
 def test_timeouts_are_frozen_values() -> None:
-    assert Timeout() == Timeout(10, 600)
-    assert hash(Timeout(1, 2)) == hash(Timeout(1.0, 2.0))
-    assert pickle.loads(pickle.dumps(Timeout(1, 2))) == Timeout(1, 2)
+    assert Timeout() == Timeout(connect=10, total=600)
+    assert hash(Timeout(connect=1, total=2)) == hash(Timeout(connect=1.0, total=2.0))
+    assert pickle.loads(pickle.dumps(Timeout(connect=1, total=2))) == Timeout(connect=1, total=2)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Timeout().total = 5  # type: ignore[misc]
 
