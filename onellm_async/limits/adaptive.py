@@ -358,6 +358,8 @@ class AdaptiveRate:
             knock_at = max(now, evidence.windows.earliest(evidence.ack))
         else:
             knock_at = now + self.FIRST_KNOCK
+            if now + evidence.ack < evidence.reset_at:
+                knock_at = min(knock_at, evidence.reset_at)
         silence = Silence(
             phase,
             sent_at,
@@ -432,7 +434,7 @@ class AdaptiveRate:
     def advise(
         self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
     ) -> None:
-        """Changes nothing yet."""
+        self._evidence.reset_at = now + reset if reset is not None and remaining == 0 else -_NEVER
 
     def move_clock(self, now: float) -> None:
         self._evidence.move_clock(now)

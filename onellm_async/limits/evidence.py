@@ -28,6 +28,7 @@ class Evidence:
         peak: Highest pace that was reached at startup, in requests per second.
         known_at: When the newest 429 arrived. What was sent before it was sent without that knowledge.
         rate_limited: Number of 429s.
+        reset_at: When the service accepts again, as the headers of a reply said; in the past if they did not.
     """
 
     START_ACK = 0.2
@@ -46,6 +47,7 @@ class Evidence:
         self.peak: float = 10.0
         self.known_at: float = -_NEVER
         self.rate_limited: int = 0
+        self.reset_at: float = -_NEVER
 
     @property
     def ack(self) -> float:
@@ -63,4 +65,4 @@ class Evidence:
         self.windows.move_clock()
         self.slots.move_clock()
         self.burst_at = self.origin = now
-        self.known_at = -_NEVER
+        self.known_at = self.reset_at = -_NEVER

@@ -157,6 +157,8 @@ class Silence(Phase):
             ),
             default=now + wait,
         )
+        if now + gap <= evidence.reset_at < at:
+            at = evidence.reset_at  # as the service advertises: a hint that may end the silence sooner, never later
         self._knock_at = at
         self.honor(now, retry_after)
 

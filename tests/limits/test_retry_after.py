@@ -40,3 +40,20 @@ def test_more_than_a_second_or_than_the_rate_would_wait_is_honored(retry_after: 
 def test_a_declared_rate_honors_every_second(adaptive: str) -> None:
     limits = Limits(requests_per_minute=FAST * 60, adaptive=adaptive)  # type: ignore[arg-type]
     assert wait_after(limits, 1.0) == pytest.approx(1.0)
+
+
+def test_an_advertised_reset_may_end_a_silence_sooner_and_never_later() -> None:
+    def knock_after(reset: float | None, remaining: float = 0.0) -> float:
+        rate = control_for(Limits(requests_per_minute="auto"), 0.0, Random(1))
+        for number in range(20):
+            rate.take(number / 20)
+        rate.take(1.0)
+        rate.advise(1.02, limit=20.0, remaining=remaining, reset=reset, window=None)
+        rate.rate_limited(1.0, 1.02)
+        return rate.time_until(1, 1.02)
+
+    usual = knock_after(None)
+    assert knock_after(0.7) == pytest.approx(0.7)
+    assert knock_after(0.7, remaining=3.0) == usual, "there is no reason to wait for it"
+    assert knock_after(3600.0) == usual
+    assert knock_after(0.0) == usual
