@@ -51,6 +51,8 @@ class Step(Enum):
     RETRACT = "retract_intent"
 
 
+_INTENT, _OUTCOME = Step.INTENT, Step.OUTCOME  # members of a class are looked up slowly
+
 # Values as SQLite can bind them, and back.
 
 
@@ -180,9 +182,21 @@ def summed(name: str, unit: Literal["count", "usd"] = "count", *, label: str | N
     return Total(name, lambda record: value(record) or 0, unit, label=label or name.replace("_", " "))
 
 
-def _attempts_at_risk(record: "JournalRecord", *, unknown: bool) -> int:
-    """Attempts whose bill is unknown; with `unknown` also that of the answer."""
-    return record.possibly_billed + (unknown and record.state is RecordState.ANSWERED and record.copy_of is None)
+def _usd_at_risk(record: "JournalRecord") -> float:
+    """USD that attempts without a bill may have cost: all that are possibly billed, and an answer without a price."""
+    if not record.reserved:
+        return 0
+    unknown = record.cost is None and record.state is RecordState.ANSWERED and record.copy_of is None
+    return record.reserved * (record.possibly_billed + unknown)
+
+
+def _tokens_at_risk(record: "JournalRecord") -> int:
+    """The same in tokens."""
+    if not record.reserved_tokens:
+        return 0
+    unknown = record.input_tokens is None and record.output_tokens is None
+    unknown = unknown and record.state is RecordState.ANSWERED and record.copy_of is None
+    return record.reserved_tokens * (record.possibly_billed + unknown)
 
 
 @frozen
@@ -221,32 +235,12 @@ class JournalRecord:
     reserved: float | None = field(
         default=None,
         converter=bind_number,
-        metadata=column(
-            INTENTS,
-            "REAL",
-            Total(
-                "at_risk",
-                lambda record: (
-                    record.reserved * _attempts_at_risk(record, unknown=record.cost is None) if record.reserved else 0
-                ),
-                "usd",
-            ),
-        ),
+        metadata=column(INTENTS, "REAL", Total("at_risk", _usd_at_risk, "usd")),
     )
     reserved_tokens: int | None = field(
         default=None,
         converter=_bind_count,
-        metadata=column(
-            INTENTS,
-            "INTEGER",
-            Total(
-                "at_risk_tokens",
-                lambda record: (
-                    (record.reserved_tokens or 0)
-                    * _attempts_at_risk(record, unknown=record.input_tokens is None and record.output_tokens is None)
-                ),
-            ),
-        ),
+        metadata=column(INTENTS, "INTEGER", Total("at_risk_tokens", _tokens_at_risk)),
     )
     sent_at: float | None = field(default=None, metadata=column(INTENTS, "REAL"))
     possibly_billed: int = field(
@@ -333,11 +327,11 @@ def after_step(step: Step, before: JournalRecord | None, record: JournalRecord |
     Raises:
         UnstorableRowError: If the entry has an answer, and another attempt is announced.
     """
-    if step is Step.INTENT:
+    if step is _INTENT:
         if before is not None and before.state is RecordState.ANSWERED:
             raise UnstorableRowError(f"Entry {before.index} has an answer already, and is not sent again.")
         return record
-    if step is Step.OUTCOME:
+    if step is _OUTCOME:
         return before if before is not None and before.state is RecordState.ANSWERED else record
     if before is None or before.completed:
         return before

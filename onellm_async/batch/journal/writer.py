@@ -7,7 +7,7 @@ every statement, not with every row.
 
 For each batch the thread looks up the records that its steps replace, applies the steps (`after_step`), writes what has
 changed, and folds the changes into the totals: records and totals are in one transaction. It keeps the records of what
-is in flight in memory, so that an outcome needs no look-up on the disk.
+is in flight in memory, and knows the last entry of the journal, so that most look-ups need no read.
 """
 
 import asyncio
@@ -124,6 +124,7 @@ class JournalWriter:
         self._reserve = reserve
         self._ledger = ledger
         self._in_flight: dict[int, JournalRecord] = {}
+        self._last_entry = -1
         self._full: BatchError | None = None
         self._queue: SimpleQueue[tuple[Sequence[Change], Sequence[Statement], Answer] | Answer] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="onellm-async-journal", daemon=True)
@@ -170,6 +171,7 @@ class JournalWriter:
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // page}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
         connection.execute("PRAGMA cache_size = -16000")
+        (self._last_entry,) = connection.execute("SELECT coalesce(max(entry), -1) FROM intents").fetchone()
         return connection
 
     def _commit_with_reserve(
@@ -200,7 +202,7 @@ class JournalWriter:
         write: "Callable[[_Transaction, Sequence[Change], Sequence[Statement]], None]",
     ) -> dict[int, UnstorableRowError]:
         execute = connection.execute
-        transaction = _Transaction(execute, self._ledger, self._in_flight)
+        transaction = _Transaction(execute, self._ledger, self._in_flight, self._last_entry)
         execute("BEGIN IMMEDIATE")
         try:
             write(transaction, changes, statements)
@@ -211,6 +213,7 @@ class JournalWriter:
                 connection.rollback()
             raise
         self._ledger = transaction.ledger
+        self._last_entry = max(self._last_entry, *transaction.written, -1)
         for index, record in transaction.written.items():
             if record is None or record.completed:
                 self._in_flight.pop(index, None)
@@ -259,11 +262,14 @@ class _Transaction:
         unstorable: As `Written.unstorable`.
     """
 
-    def __init__(self, execute: Execute, ledger: Ledger, in_flight: Mapping[int, JournalRecord]) -> None:
+    def __init__(
+        self, execute: Execute, ledger: Ledger, in_flight: Mapping[int, JournalRecord], last_entry: int
+    ) -> None:
         self.execute = execute
         self.ledger = ledger
         self.written: dict[int, JournalRecord | None] = {}
         self._in_flight = in_flight
+        self._last_entry = last_entry
         self.unstorable: dict[int, UnstorableRowError] = {}
 
     def apply(self, changes: Sequence[Change], first: int = 0) -> None:
@@ -294,7 +300,7 @@ class _Transaction:
                 found[index] = self.written[index]
             else:
                 found[index] = record = self._in_flight.get(index)
-                if record is None:
+                if record is None and index <= self._last_entry:
                     unknown.append(index)
         for statement, values in _in_pieces(unknown, 1, _SELECT):
             for record in records_from(self.execute(statement, values).fetchall()):
