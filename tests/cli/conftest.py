@@ -123,12 +123,13 @@ def journal_has(tmp_path):
 
 
 class HeldBackend:
-    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails."""
+    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails with `status`."""
 
     def __init__(self):
         self.asked = []
         self.held = set()
         self.failing = set()
+        self.status = 500
         self.changed = asyncio.Condition()
 
     async def complete(self, job):
@@ -138,7 +139,7 @@ class HeldBackend:
             self.changed.notify_all()
             await self.changed.wait_for(lambda: prompt not in self.held)
         if prompt in self.failing:
-            raise BackendError("It fails.")
+            raise BackendError("It fails.", status=self.status)
         return echo(job)
 
     async def until_asked(self, count):

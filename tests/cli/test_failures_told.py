@@ -1,7 +1,11 @@
 """Why prompts failed, what a run waits for and which answers want a look: on the terminal, in `status` and `report`."""
 
+import asyncio
 import json
+import os
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 from attrs import evolve
@@ -10,6 +14,7 @@ from onellm_async.cli.status import _text
 from onellm_async.server import LocalServer, ServerSettings
 from onellm_async.server.backends import echo
 
+ROOT = Path(__file__).parents[2]
 FAST = ("--rpm", 60_000, "--burst", 1000)
 
 
@@ -101,19 +106,32 @@ async def test_a_dead_address_ends_with_exit_code_3_and_its_cause(onellm, tmp_pa
     assert ".." not in page.partition("</header>")[0].partition("<header>")[2]
 
 
+QUICK_TRIALS = """\
+from onellm_async.batch import health
+from onellm_async.cli import main
+health._TRIAL_WAIT = 0.2  # seconds instead of a quarter of a minute
+raise SystemExit(main())
+"""
+
+
 async def test_half_of_a_run_failing_ends_it_with_exit_code_3_and_keep_going_makes_the_failures_outcomes(
     onellm, at, tmp_path, backend
 ):
     lines = prompts(tmp_path, 40)
     backend.failing = set(lines[::2])
-    ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
-    assert ended.code == 3, ended.err
-    assert "failed alike: 500 It fails. Fix the cause and run the same command again" in ended.err
-    assert "20 answered, 0 failed" in ended.err
+    backend.status = 422  # is not retried, so nothing waits for a backoff
+    command = [sys.executable, "-c", QUICK_TRIALS, "run", "in.txt", "-o", "out.jsonl", *map(str, FAST)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **at}
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe)
+    err = (await process.communicate())[1].decode()
+    assert process.returncode == 3, err
+    assert "failed alike: 422 It fails. Fix the cause and run the same command again" in err
+    assert "20 answered, 0 failed" in err
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--keep-going", *FAST, **at)
     assert ended.code == 1
-    assert "20 failed: 20 × 500 It fails." in ended.err
+    assert "20 failed: 20 × 422 It fails." in ended.err
 
 
 async def test_a_stall_tells_in_seconds_what_it_waited_for(start, at, tmp_path, backend):
