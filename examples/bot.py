@@ -7,9 +7,10 @@
     bob: Tell me a joke.
     ada: Is 51 one?
 
-A line is ``name: text``. Each reply is printed when it arrives. ``name: /forget`` clears that person's history. The end
-of the input (Ctrl-D) waits for requests in flight, Ctrl-C does not. A bot for a real chat network has the same parts:
-`Bot.reply` for one message, a task for each message, and one client for all users.
+A line is ``name: text``. Each reply is printed when it arrives. As texts, ``/forget`` clears that person's history,
+``/undo`` takes the last turn back, ``/retry`` asks again, and ``/cancel`` ends the turn in flight. The end of the input
+(Ctrl-D) waits for requests in flight, Ctrl-C does not. A bot for a real chat network has the same parts: `Bot.reply`
+for one message, a task for each message, and one client for all users.
 """
 
 import asyncio
@@ -25,15 +26,17 @@ from onellm_async import (
     CircuitOpenError,
     Conversation,
     DeadlineExceededError,
+    InvalidRequestError,
     Limits,
     OneLLMError,
     QueueFullError,
+    RequestCancelledError,
 )
 
 LIMITS = Limits(max_pending=10)
 DEADLINE = 60.0
-MOST_PEOPLE = 1000
-MOST_OPEN_QUESTIONS = 3
+MAX_PEOPLE = 1000
+MAX_OPEN_QUESTIONS = 3
 
 
 @define
@@ -58,18 +61,21 @@ class Bot:
     async def reply(self, name: str, text: str) -> str:
         """Returns the reply to a message. Turns of one person are sent one after the other."""
         person = self._person(name)
-        if text == "/forget":
-            person.conversation.forget()
-            return "Forgotten. What shall we talk about?"
-        if person.open_questions >= MOST_OPEN_QUESTIONS:
+        if (done := command(person.conversation, text)) is not None:
+            return done
+        if person.open_questions >= MAX_OPEN_QUESTIONS:
             return "One moment, let me answer your other questions first."
         person.open_questions += 1
         try:
-            reply = await person.conversation.say(text)
+            reply = await (person.conversation.retry() if text == "/retry" else person.conversation.say(text))
         except (QueueFullError, CircuitOpenError) as error:
             return f"Many people are asking just now. Please try again in {max(1, math.ceil(error.retry_after))} s."
         except DeadlineExceededError:
             return "Sorry, I cannot answer that in good time. Please ask again later."
+        except RequestCancelledError:
+            return "Cancelled. Say /retry to ask again."
+        except InvalidRequestError as error:
+            return error.message
         except OneLLMError as error:
             print(error, file=sys.stderr)
             return "Sorry, something went wrong. I have told my operator."
@@ -85,13 +91,28 @@ class Bot:
                 model="GPT-5-Nano",
                 system=f"You talk with {name}. Be brief.",
                 max_messages=20,
+                max_history_tokens=4_000,
                 deadline=DEADLINE,
             )
             self._people[name] = Person(conversation)
-            if len(self._people) > MOST_PEOPLE:
+            if len(self._people) > MAX_PEOPLE:
                 self._people.popitem(last=False)
         self._people.move_to_end(name)
         return self._people[name]
+
+
+def command(conversation: Conversation, text: str) -> str | None:
+    """Obeys a command that needs no answer of the model; returns None for any other text."""
+    if text == "/forget":
+        conversation.forget()
+        return "Forgotten. What shall we talk about?"
+    if text == "/undo":
+        question = conversation.undo()
+        return f"Taken back: {question}" if question else "There is nothing to take back."
+    if text == "/cancel":
+        conversation.cancel()
+        return "I stop."
+    return None
 
 
 async def main() -> None:

@@ -249,6 +249,21 @@ async def ended(process: asyncio.subprocess.Process, text: str | None = None) ->
     return process.returncode, out.decode(), err.decode()
 
 
+async def test_the_bot_takes_back_repeats_and_cancels_turns(server: LocalServer) -> None:
+    async with AsyncOneLLM() as client:
+        bot = loaded("bot").Bot(client)
+        assert await bot.reply("ada", "/retry") == "There is no turn to retry."
+        assert await bot.reply("ada", "/undo") == "There is nothing to take back."
+        first = await bot.reply("ada", "Hello")
+        assert await bot.reply("ada", "/retry") == first
+        assert await bot.reply("ada", "/undo") == "Taken back: Hello"
+        turn = asyncio.create_task(bot.reply("ada", "Hello"))
+        await asyncio.sleep(0)
+        assert await bot.reply("ada", "/cancel") == "I stop."
+        assert await turn == "Cancelled. Say /retry to ask again."
+        assert await bot.reply("ada", "/retry") == first
+
+
 async def test_the_bot_answers_everybody_and_ends_with_its_input(server: LocalServer) -> None:
     bot = await started(EXAMPLES / "bot.py", feed=True)
     code, out, err = await ended(bot, "ada: Was ist eine Primzahl? 🙂\nbob: Hello\nada: /forget\nwhat\n")
