@@ -166,7 +166,7 @@ def _waits_for_a_writer(paths: Sequence[str | PathLike[str]]) -> bool:
 
 def _open_files(paths: Sequence[str | PathLike[str]], options: RunOptions, config: RunConfig) -> InputFile:
     shape, reading = options.get("input_format"), _parser_options(options, config)
-    return open_source(
+    opened = open_source(
         [os.fspath(each) for each in paths],
         forced_format=None if shape is None else input_format_named(shape),
         field=reading.prompt_field,
@@ -175,6 +175,12 @@ def _open_files(paths: Sequence[str | PathLike[str]], options: RunOptions, confi
         id_field=reading.id_field,
         keep=reading.keep,
     )
+    try:
+        opened.begin()
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
 def _parser_options(options: RunOptions, config: RunConfig) -> ParserOptions:
@@ -211,6 +217,8 @@ async def _scan(source: RunInput, config: RunConfig) -> InputScan | None:
         raise BatchError(f"{config.output} is the input itself.", advice="Name another output.")
     # A daemon thread: a second Ctrl-C need not wait until a large file is read.
     scan = await in_daemon_thread(lambda: source.scan(strict=config.policy.strict))
+    if scan is not None and not scan.lines:
+        raise BatchError(f"{source.name} holds no prompts.")
     if scan is not None and scan.first_error is not None:
         raise BatchError(str(scan.first_error), advice="Nothing was sent (--strict).")
     return scan

@@ -339,12 +339,29 @@ async def test_an_automatic_rate_and_the_backend_dialect_work_with_the_local_ser
     assert contents(ended.out) == ["one"]
 
 
-async def test_an_empty_input_is_answered_completely(onellm, at, tmp_path):
+async def test_an_empty_input_is_refused_and_replaces_no_output(onellm, at, tmp_path):
     (tmp_path / "in.txt").write_text("\n\n")
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", **at)
+    await onellm("run", "-", "-o", "piped.jsonl", *FAST, stdin="one\n", **at)
+    before = (tmp_path / "piped.jsonl").read_bytes()
+    failed = await onellm("run", "-", "-o", "piped.jsonl", *FAST, stdin="", **at)
 
-    assert ended.code == 0
-    assert (tmp_path / "out.jsonl").read_text() == ""
+    assert (ended.code, ended.err) == (2, "onellm-async: in.txt holds no prompts.\n")
+    assert (failed.code, failed.err) == (2, "onellm-async: <stdin> holds no prompts.\n")
+    assert not (tmp_path / "out.jsonl.journal").exists()
+    assert (tmp_path / "piped.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("text", "shape"), [("id,prompt\n1,Hi\n", "csv"), ('["one",\n"two"]\n', "json")])
+async def test_a_pipe_that_looks_like_another_format_is_refused_before_anything_is_opened(
+    onellm, at, tmp_path, text, shape
+):
+    refused = await onellm("run", "-", "-o", "out.jsonl", *FAST, stdin=text, **at)
+    told = await onellm("run", "-", "--format", shape, "-o", "out.jsonl", *FAST, stdin=text, **at)
+
+    assert refused.code == 2
+    assert f"Say --format {shape}; or --format text" in refused.err
+    assert told.code == 0, told.err
 
 
 def test_ctrl_c_ends_the_wait_for_the_writer_of_a_named_pipe(tmp_path):

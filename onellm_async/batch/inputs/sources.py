@@ -77,6 +77,7 @@ class OpenFile:
         self.opened: EntryParser | None = None
         self.first_index: int = 0
         self._pieces: Iterator[bytes] = iter(())
+        self._begun = False
 
     @property
     def field(self) -> str | None:
@@ -95,6 +96,9 @@ class OpenFile:
 
     def recognized(self, watch: Callable[[bytes], object] | None = None) -> InputFormat:
         """The format, for which the first line may have to be read."""
+        if self.shape is not None and self._begun:
+            self._begun = False
+            return self.shape
         pieces = self._read_pieces(watch)
         if self.shape is not None and self.shape.is_binary:
             self._pieces = pieces
@@ -110,6 +114,15 @@ class OpenFile:
             for _ in pieces:
                 """Read for its digest; the format has a reader of its own."""
         return self.shape
+
+    def begin(self) -> bool:
+        """Reads the first line of a pipe. Returns whether there is any."""
+        shape = self.recognized()
+        if not shape.is_binary:
+            self._pieces, first_line = _with_first_line(self._pieces)
+            self._begun = True
+            return bool(first_line)
+        return True
 
     def pieces(self) -> Iterator[bytes]:
         """Its text from here to the end."""
@@ -275,6 +288,15 @@ class InputFile:
             line: The entry's line; 0 where it is not known.
         """
         self.ids.add(custom_id, 0, line)
+
+    def begin(self) -> None:
+        """Reads the first line of a pipe, so that what cannot be used is refused before anything is opened. Blocks.
+
+        Raises:
+            BatchError: If its format is not known, or it ends without a prompt.
+        """
+        if len(self._files) == 1 and not self._files[0].regular and not self._files[0].begin():
+            raise BatchError(f"{self.name} holds no prompts.")
 
     def scan(self, *, strict: bool = False) -> InputScan | None:
         """Counts the entries, and with `strict` checks each of them, without consuming the input. Blocks: use a thread.
