@@ -41,7 +41,8 @@ class SaturationClock:
         self._before = (self.seconds, self._full_at, self._accepted) if refilled <= self.MAX_GAP else None
         level = self._level + refilled
         if level > self._capacity:
-            self.seconds += (level - self._capacity) / self._rate
+            if self._rate:  # else tokens that were given back, before anything is known of the refill
+                self.seconds += (level - self._capacity) / self._rate
             self._full_at, self._accepted = now, 0
             level = self._capacity
         else:

@@ -1,7 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onellm_async.limits.adaptive import AdaptiveRate
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.saturation import SaturationClock
 
 INFINITE = float("inf")
@@ -90,3 +92,22 @@ def test_no_refill_that_was_lost_goes_unseen_and_every_bound_is_true(rate, capac
             overflow.restart(now, rate * believed, capacity)
         level, last = bucket.level_at(now), now
     assert overflow.seconds * rate >= lost - 1e-6 * (1 + lost)
+
+
+def test_requests_that_were_not_sent_before_any_429_are_no_refill():
+    clock = SaturationClock(0.0)
+    clock.take(1.0)
+    clock.give_back()
+    clock.give_back()  # of two attempts that never reached the service
+    clock.take(2.0)
+    assert clock.seconds == 0
+
+
+def test_a_restored_rate_survives_attempts_that_never_reach_the_service():
+    rate = AdaptiveRate(0.0, RateState(5.0, 10.0))
+    for number in range(3):
+        rate.take(float(number))
+        rate.take(number + 0.1)
+        rate.give_back(number + 0.2)
+        rate.give_back(number + 0.3)
+    assert rate.time_until(1, 4.0) >= 0
