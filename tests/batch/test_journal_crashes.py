@@ -225,7 +225,7 @@ async def test_a_missing_log_is_noticed_and_an_empty_lock_accepts_the_loss(path:
     lock = crash.with_name(crash.name + ".lock")
     if not with_lock:
         lock.unlink()
-    found = r"holds \d+ of 60 rows .* -wal file is missing or cut" if with_lock else "its last session was killed, and"
+    found = r"holds \d+ of 60 steps .* -wal file is missing or cut" if with_lock else "its last session was killed, and"
     for _ in range(2):
         with pytest.raises(BatchError, match=rf"\.journal lacks answers: .*{found}") as caught:
             Journal.open(crash, IDENTITY)
