@@ -185,3 +185,12 @@ async def test_readers_do_not_keep_the_log_from_being_emptied(path: Path) -> Non
 )
 def test_the_journal_of_an_output_lies_beside_it(name: str, found: str) -> None:
     assert journal_path(f"d/{name}") == Path("d", found)
+
+
+async def test_bad_lines_of_several_files_with_one_number_are_told_apart(tmp_path):
+    async with Journal.open(tmp_path / "out.journal", IDENTITY) as journal:
+        journal.bad_line(LineError("a.jsonl", 2, "x"))
+        journal.bad_line(LineError("b.jsonl", 2, "y"))
+        journal.bad_line(LineError("a.jsonl", 2, "z"))
+    with JournalReader.open(tmp_path / "out.journal") as reader:
+        assert reader.bad_lines(5) == [LineError("a.jsonl", 2, "z"), LineError("b.jsonl", 2, "y")]

@@ -193,7 +193,8 @@ def test_an_overlong_row_is_reported_and_not_kept_and_the_others_come():
     long = b"x" * 60
     text = b'h,i\n1,"a\nb ' + long + b'\n"" , ' + long + b'\nend"\n2,c\n3,' + long * 2 + b"\n4,d\n"
     message = "The row is longer than 16 MiB."
-    expected = [(1, ["h", "i"]), (2, message), (6, ["2", "c"]), (7, message), (8, ["4", "d"])]
+    quoted = f"{message} A quoted field begins in it, and all lines to the next quote are in that."
+    expected = [(1, ["h", "i"]), (2, quoted), (6, ["2", "c"]), (7, message), (8, ["4", "d"])]
 
     assert split([text], longest=100) == expected
     for size in (1, 7, 50):

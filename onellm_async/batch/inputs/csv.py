@@ -92,7 +92,7 @@ class CsvSplitter:
         else:
             self._tail += rest
         if self._size + len(self._tail) > self._longest:
-            rows.append((self._line + 1, too_long("row")))
+            rows.append((self._line + 1, _too_long(in_quotes=bool(self._pending))))
             self._quoted = bool(self._pending)
             self._line += len(self._pending)
             self._pending, self._size = [], 0
@@ -159,7 +159,7 @@ class CsvSplitter:
             except _NeedMoreError:
                 break
             if long and sum(map(len, lines[used + start : used + reader.line_num])) > self._longest:
-                fields = too_long("row")
+                fields = _too_long(in_quotes=reader.line_num - start > 1)
             if isinstance(fields, str) or any(map(str.strip, fields)):
                 rows.append((first + start, fields))
             start = reader.line_num
@@ -183,6 +183,11 @@ class CsvSplitter:
             self._dialect = dialect_of(line)
             break
         return 0
+
+
+def _too_long(*, in_quotes: bool) -> str:
+    text = too_long("row")
+    return f"{text} A quoted field begins in it, and all lines to the next quote are in that." if in_quotes else text
 
 
 def split_csv(source: ByteSource, delimiter: str | None) -> Iterator[list[Entry]]:

@@ -139,8 +139,8 @@ class Journal:
         self._bad_lines += 1
         if self._bad_lines <= _BAD_LINES_KEPT:
             self._commits.write_later(
-                "INSERT INTO bad_lines (line, source, message) VALUES (?, ?, ?) ON CONFLICT (line) DO UPDATE SET "
-                "source = excluded.source, message = excluded.message",
+                "INSERT INTO bad_lines (line, source, message) VALUES (?, ?, ?) ON CONFLICT (source, line) DO UPDATE "
+                "SET message = excluded.message",
                 (error.line, bind_text(error.source), bind_text(error.message)),
             )
 

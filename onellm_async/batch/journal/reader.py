@@ -295,7 +295,7 @@ class JournalReader:
 
     def bad_lines(self, number: int) -> list[LineError]:
         """The first lines of the input without a usable prompt."""
-        found = self._all("SELECT source, line, message FROM bad_lines ORDER BY line LIMIT ?", number)
+        found = self._all("SELECT source, line, message FROM bad_lines ORDER BY rowid LIMIT ?", number)
         return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
     def records(self) -> Iterator[JournalRecord]:

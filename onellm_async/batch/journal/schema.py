@@ -30,7 +30,7 @@ CREATE TABLE sessions (
     version TEXT NOT NULL,
     settings TEXT NOT NULL                      -- JSON
 );
-CREATE TABLE bad_lines (line INTEGER PRIMARY KEY, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE bad_lines (source TEXT NOT NULL, line INTEGER NOT NULL, message TEXT NOT NULL, PRIMARY KEY (source, line));
 CREATE TABLE samples (id INTEGER PRIMARY KEY, at REAL NOT NULL, sample TEXT NOT NULL);  -- id 0: the latest
 CREATE TABLE commands (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
