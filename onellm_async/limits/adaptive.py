@@ -120,6 +120,11 @@ class AdaptiveRate:
     """A silence is unexplained if it is longer than so many requests at the rate."""
     SURE_SAMPLES = 4
     """Samples that agree, from which a silence is no sign of other clients."""
+    WHOLE_HISTORY = 0.95
+    """Share of all accepted requests from which a window explains nothing."""
+    SINGLE_WITHIN = 1.0
+    """Seconds within which a second accepted request means one request in any time, where the first 429 came after one.
+    It is spaced most evenly as a window of one."""
     FIRST_KNOCK = 2.0
     """Seconds until the first knock, where neither a line nor a window nor an answer says when."""
 
@@ -254,7 +259,8 @@ class AdaptiveRate:
         evidence.log.remove(sent_at)
         evidence.line.observe_round_trip(now - sent_at)
         evidence.rate_limited += 1
-        if sent_at <= evidence.known_at:
+        is_knock = isinstance(phase, Silence) and phase.knocked_at == sent_at  # perhaps sent when the last 429 arrived
+        if sent_at <= evidence.known_at and not is_knock:
             evidence.line.correct_samples(sent_at)
             if isinstance(phase, Silence):
                 phase.refused_at = max(phase.refused_at, sent_at)
@@ -339,10 +345,9 @@ class AdaptiveRate:
         """After a small burst, a silence that the line does not explain means other clients."""
         evidence, line = self._evidence, self._evidence.line
         burst = silence.inner.burst if line.first is None else line.first.accepted
-        is_certain = line.bounds.agreeing >= self.SURE_SAMPLES and line.bounds.high < line.MAX_SPREAD * line.bounds.low
         if silence.doubtful_after is None or silence.vain < 2 or evidence.windows or burst >= line.LARGE_BURST:
             return silence
-        if is_certain:
+        if self._is_line_certain:
             return silence
         line.contention += 2
         bucket = line.empty_bucket(max(line.MIN_RATE, silence.inner.rate / 2), burst, now, retry_after)
@@ -355,7 +360,7 @@ class AdaptiveRate:
         if is_line_known:
             knock_at = now + phase.time_until(1, now, 0.0, evidence)
         elif evidence.windows:
-            knock_at = max(now, evidence.windows.earliest(evidence.ack))
+            knock_at = max(now + evidence.ack, evidence.windows.earliest(evidence.ack))
         else:
             knock_at = now + self.FIRST_KNOCK
             if now + evidence.ack < evidence.reset_at:
@@ -402,6 +407,10 @@ class AdaptiveRate:
         pattern_at = evidence.burst_at
         if silence.vain or proven > 0:
             evidence.burst_at = at
+        line = evidence.line
+        is_single = line.first is not None and line.first.accepted == 1 and len(line.samples) == 1
+        if is_single and at - line.started < self.SINGLE_WITHIN and evidence.windows.add_single(silence.refused_at, at):
+            return Windowed(at)
         if self._is_opened_by(silence, at):
             return Opening(silence, at, pattern_at, self._mean_pace(), evidence)
         if silence.blamed is not None and not silence.vain:
@@ -428,8 +437,18 @@ class AdaptiveRate:
         if not evidence.log.times or evidence.log.times[0] > opening.since:
             evidence.line.samples.clear()  # nothing was accepted before the silence: the service was down
             return Windowed(now)
-        evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
+        earlier = evidence.log.accepted_until(opening.since) - evidence.log.dropped
+        window = evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
+        if self._is_line_certain and window.count >= self.WHOLE_HISTORY * earlier:
+            # The line was kept to for long, and no window explains the silence: it is another limit now.
+            evidence.forget(opening.since)
+            return Windowed(now)
         return opening.inner if evidence.line.bounds.known else Windowed(now)
+
+    @property
+    def _is_line_certain(self) -> bool:
+        line = self._evidence.line
+        return line.bounds.agreeing >= self.SURE_SAMPLES and line.bounds.high < line.MAX_SPREAD * line.bounds.low
 
     def advise(
         self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None

@@ -58,6 +58,12 @@ class Evidence:
         latency = self.slots.latency
         return self.START_ACK if latency is None else min(self.START_ACK, latency)
 
+    def forget(self, until: float) -> None:
+        """Drops what requests until then have told: the limit is another one."""
+        self.log.forget(until)
+        self.line.restart()
+        self.windows.all.clear()
+
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: times are dropped."""
         self.line.move_clock(now)

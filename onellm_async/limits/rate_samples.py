@@ -138,7 +138,7 @@ class RateEvidence:
     """Minimum of every estimate in requests per second; only bounds may be lower."""
     FIRST_CRUISE = 4
     """Requests in a cruise once there is a lower bound, at least."""
-    CRUISES = ((37, 40, 0.03), (55, 300, 0.01), (200, 50, 0.03), (320, 220, 0.02))
+    CRUISES = ((37, 40, 0.03), (55, 300, 0.01), (200, 50, 0.03), (320, 240, 0.02))
     """Below so many requests per minute, a cruise has so many requests at most, and a probe so large a step at least:
     a limit that rises is used within three minutes at 20 a minute and within one from 60 on, for at most one 429 in 40
     requests. Around 40 a minute, the limit that OneLLM publishes, probes are rarer."""
@@ -152,6 +152,8 @@ class RateEvidence:
     """Relative step of the first probes after a smaller initial burst, which saves less."""
     MIN_GAIN = 0.01
     """Relative step of a probe between tight bounds."""
+    MAX_PACE = 10_000.0
+    """Requests per second that are believed, at most."""
     MAX_GAIN = 0.2
     """Relative step of a probe while the limit rises."""
     MAX_SAMPLES = 24
@@ -318,6 +320,11 @@ class RateEvidence:
         self.cruise_length = min(self.FIRST_CRUISE, self._probe_every)
         return (bounds.low + bounds.high) / 2
 
+    def restart(self) -> None:
+        """Drops all samples, with what followed from them."""
+        self.samples.clear()
+        self.identify_again()
+
     def identify_again(self) -> None:
         """Drops all samples but the last, with what followed from them."""
         while len(self.samples) > 1:
@@ -362,6 +369,7 @@ class RateEvidence:
             retry_after: Seconds that the service asked to wait; None if it did not.
         """
         burst = self.burst(capacity)
+        rate = min(rate, self.MAX_PACE)
         # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
         silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
         self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)

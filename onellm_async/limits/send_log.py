@@ -12,21 +12,23 @@ class SendLog:
 
     Args:
         size: Maximum number of times that are kept; the oldest are dropped.
+
+    Attributes:
+        times: When accepted requests were sent, in order.
+        dropped: Number of older ones.
     """
 
-    __slots__ = ("_dropped", "_size", "regime_at", "times")
+    __slots__ = ("_size", "dropped", "times")
 
     def __init__(self, size: int = 4096) -> None:
         self._size = size
-        self._dropped = 0
+        self.dropped: int = 0
         self.times: list[float] = []
-        self.regime_at: float = float("-inf")
-        """Since when the limit is the same, as far as that is known."""
 
     @property
     def total(self) -> int:
         """Number of accepted requests."""
-        return self._dropped + len(self.times)
+        return self.dropped + len(self.times)
 
     def sent(self, now: float) -> None:
         """Records that a request is sent."""
@@ -35,7 +37,7 @@ class SendLog:
         if len(times) > self._size:
             cut = self._size // 4
             del times[:cut]
-            self._dropped += cut
+            self.dropped += cut
 
     def remove(self, sent_at: float) -> bool:
         """Removes a request that was not accepted. Returns whether it was there."""
@@ -48,7 +50,7 @@ class SendLog:
 
     def accepted_until(self, at: float) -> int:
         """Number of accepted requests that were sent until `at`, those sent then included."""
-        return self._dropped + bisect_right(self.times, at)
+        return self.dropped + bisect_right(self.times, at)
 
     def count(self, until: float, seconds: float) -> int:
         """Number of accepted requests in the `seconds` before `until`."""
@@ -59,21 +61,24 @@ class SendLog:
         return self.times[-number] if 0 < number <= len(self.times) else None
 
     def max_count(self, seconds: float, until: float) -> int:
-        """The most requests that were accepted within `seconds`, of those sent in this regime until `until`."""
-        return _max_count(
-            self.times, bisect_right(self.times, self.regime_at), bisect_right(self.times, until), seconds
-        )
+        """The most requests that were accepted within `seconds`, of those sent until `until`."""
+        return _max_count(self.times, bisect_right(self.times, until), seconds)
+
+    def forget(self, until: float) -> None:
+        """Drops the times until then."""
+        cut = bisect_right(self.times, until)
+        del self.times[:cut]
+        self.dropped += cut
 
     def move_clock(self) -> None:
         """Drops the times: the clock may have been set back."""
-        self._dropped += len(self.times)
+        self.dropped += len(self.times)
         self.times.clear()
-        self.regime_at = float("-inf")
 
 
-def _max_count(times: Sequence[float], start: int, end: int, seconds: float) -> int:
-    most, first = 0, start
-    for index in range(start, end):
+def _max_count(times: Sequence[float], end: int, seconds: float) -> int:
+    most = first = 0
+    for index in range(end):
         at = times[index] - seconds
         while times[first] < at:
             first += 1

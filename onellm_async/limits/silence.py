@@ -279,7 +279,7 @@ class Opening(Phase):
         """It was no window: the new sample counts for the line."""
         line = evidence.line
         capacity = line.burst(1.0)
-        rate = line.estimate(self.inner.rate, capacity, self._pace)
+        rate = line.estimate(min(self.inner.rate, self._accepted / max(self.silence, 1e-3)), capacity, self._pace)
         if self.proven >= self.LONG and line.first is not None and line.first.accepted < line.LARGE_BURST:
             line.contention += 2
             rate = max(rate, 1 / self.LONG / 2)

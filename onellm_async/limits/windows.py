@@ -50,6 +50,8 @@ class Window:
     """Requests between two trials of a larger count, at least; twice the count if that is more."""
     MAX_PATIENCE = 8
     """Factor of that number after refused trials, at most; it doubles with each."""
+    EARLY = 0.995
+    """A request that is sent sooner than this share of the length is one more than `count`."""
     SPREAD = 0.05
     """A length whose bounds are closer than this share needs no trial."""
 
@@ -57,6 +59,7 @@ class Window:
         "_asked",
         "_extra",
         "_is_bold",
+        "_is_extra_sure",
         "_patience",
         "_sent_in_round",
         "_tried_at",
@@ -80,6 +83,7 @@ class Window:
         self._sent_in_round = 0
         self._tried_at: float | None = None
         self._is_bold = False
+        self._is_extra_sure = False
         self._extra = 0
         self._asked = 0
         self._patience = 1
@@ -102,8 +106,8 @@ class Window:
         """Records that a request is sent; `log` does not know of it yet."""
         if self._extra and self.extra_at is None:
             first = log.last(self.count + self._extra - 1)
-            if first is not None and now - first < self.shortest:
-                self.extra_at = now
+            if first is not None and now - first < self.EARLY * self.seconds:
+                self.extra_at, self._is_extra_sure = now, now - first < self.shortest
         if self.trial is not None:
             first = log.last(self.count)
             limit = min(1.05 * self.trial, 0.99 * self.seconds)
@@ -153,9 +157,10 @@ class Window:
             assert self.trial is not None  # noqa: S101  # it is what was tried
             self.seconds, self.trial, self._tried_at = self.trial, None, None
         if self.extra_at is not None and now >= self.extra_at + ack - 1e-9:
-            self.count += self._extra
-            self._extra = max(1, min(2 * self._extra, self.count // 4))
-            self.extra_at, self._patience = None, 1
+            if self._is_extra_sure:  # else it may have been the length that was shorter
+                self.count += self._extra
+                self._extra, self._patience = max(1, min(2 * self._extra, self.count // 4)), 1
+            self.extra_at = None
 
     def refute_extra(self) -> None:
         """More than `count` are not accepted."""
@@ -309,6 +314,19 @@ class Windows:
         window.try_round_number()
         self.all = [*self.all[-self.MAX_WINDOWS + 1 :], window]
         return window
+
+    def add_single(self, shortest_at: float, end: float) -> bool:
+        """Adds a window of one request, if none is known. Returns whether it did.
+
+        Args:
+            shortest_at: When the last request was sent that got a 429.
+            end: When the second request was sent that was accepted.
+        """
+        first = self._log.last(2)
+        if self.all or first is None or not first < shortest_at < end:
+            return False
+        self.all = [Window(1, shortest_at - first, end - first)]
+        return True
 
     def _nth_before(self, number: int, total: int) -> float:
         """When the `number`-th last of the first `total` requests was sent."""

@@ -39,6 +39,10 @@ MET = [
     "240/min -> 600/min, after 60 s",
     "bucket 40/min -> sliding 40/60",
     "sliding 40/60 -> bucket 60/min",
+    "bucket 60/min -> sliding 30/60",
+    "bucket 5/s b1",
+    "bucket 10/s b20 + sliding 300/60",
+    "sliding 10/1 + sliding 200/60",
     "sliding 150/60 -> 300/60, after 180 s",
 ]
 """Cases of the laboratory that are met on unseen seeds, of each kind some."""

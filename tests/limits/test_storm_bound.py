@@ -73,6 +73,23 @@ class Storm(RuleBasedStateMachine):
         for accept in pattern:
             self.service.send(accept=accept)
 
+    @rule(
+        count=st.integers(1, 60),
+        seconds=st.sampled_from([1, 4, 10, 60]),
+        requests=st.integers(1, 200),
+        pace=st.floats(0, 2),
+    )
+    def counts_in_a_window(self, count, seconds, requests, pace):
+        accepted = []
+        for _ in range(requests):
+            now = self.service.now
+            accepted = [at for at in accepted if at > now - seconds]
+            accept = len(accepted) < count
+            self.service.send(accept=accept)
+            if accept:
+                accepted.append(self.service.now)
+            self.has_nothing_to_do(pace)
+
     @rule(seconds=st.floats(0.01, 100))
     def has_nothing_to_do(self, seconds):
         service = self.service
