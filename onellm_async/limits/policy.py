@@ -125,8 +125,8 @@ class Rate:
         return cls(int(count) if count.is_integer() else count, per, window=found["window"] is not None)
 
 
-def _as_rates(value: object) -> object:
-    return tuple(value) if isinstance(value, list | tuple) else value
+def _as_rates(value: Sequence[Rate]) -> tuple[Rate, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else value  # type: ignore[return-value]  # to be refused
 
 
 def _rates(_: object, attribute: object, value: object) -> None:
@@ -209,7 +209,7 @@ class Limits:
     max_concurrency: int | Literal["auto"] = field(default=48, validator=_max_concurrency)
     requests_per_second: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))
     requests_per_day: int | None = field(default=None, validator=_check.integer(1, optional=True))
-    rates: Sequence[Rate] = field(default=(), converter=_as_rates, validator=_rates)
+    rates: tuple[Rate, ...] = field(default=(), converter=_as_rates, validator=_rates)
     requests_per_minute: float | Literal["auto"] | None = field(validator=_requests_per_minute)
     burst: int = field(validator=_check.integer(1))
     tokens_per_minute: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))

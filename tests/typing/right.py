@@ -14,11 +14,13 @@ from onellm_async import (
     Dialect,
     Event,
     FanoutProgress,
+    Lane,
     Limits,
     Message,
     OneLLM,
     OneLLMError,
     Prompt,
+    Rate,
     RequestGroup,
     RetryPolicy,
     Timeout,
@@ -108,6 +110,10 @@ async def prompts() -> AsyncIterator[str]:
 
 
 async def main() -> None:
+    several = Limits(max_concurrency="auto", requests_per_day=1000, rates=[Rate(40, per=60), Rate(9, 1, window=True)])
+    assert_type(several.declared_rates, tuple[Rate, ...])
+    lane: Lane = "batch"
+    print(several, lane)
     client = AsyncOneLLM(
         "key",
         base_url="https://llm.example/api",

@@ -27,6 +27,8 @@ async def main(client: AsyncOneLLM) -> None:
     Limits(max_concurency=3)  # type: ignore[call-arg]
     Timeout(total="5")  # type: ignore[arg-type]
     Timeout(5)  # type: ignore[call-arg]
+    Limits(rates=40)  # type: ignore[arg-type]
+    Limits(max_concurrency="all")  # type: ignore[arg-type]
     Limits(40)  # type: ignore[call-arg]
     client.limits = Limits()  # type: ignore[misc]
     await client.chat("x", model="GPT-5", lane="fast")  # type: ignore[arg-type]
