@@ -15,10 +15,9 @@ The numbers under which violations are reported:
 10. Every run ends.
 11. Nothing is sent while the client is paused.
 12. No more tokens are used than the limit allows, and the client's account of them is right.
-13. The service is not stormed: while it accepts nothing, a client gets no more 429s in a second than it has slots, and
-    one. The first ten seconds do not count, nor a client whose rate 429s may not change.
-
-The limits in force count: they may change during a run. Requests in flight at a change continue.
+13. The service is not stormed: while it accepts nothing, a client that discovers the rate gets at most 34 429s in a
+    second; with a declared rate no more than it has slots, and one. The first ten seconds do not count, nor a client
+    whose rate 429s may not change.
 """
 
 from bisect import bisect_right
@@ -49,6 +48,8 @@ _ROUNDED_RETRY_AFTER = 1.0
 """Seconds. While a rate is being discovered, a Retry-After this short may be a rounded one."""
 _STARTUP = 10.0
 """Seconds from a client's first request in which it may still search for the limit."""
+_MAX_429S = 34
+"""429s in a second without an accepted request: the 32 requests that may be unconfirmed, and two knocks."""
 _MAX_OF_EACH = 3
 """Violations of each invariant that are reported."""
 
@@ -282,6 +283,8 @@ def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
     if any(limits.mode in {"off", "unlimited"} for limits in in_force):
         return
     bound = max(limits.max_concurrency for limits in in_force) + 1
+    if all(limits.mode == "discover" for limits in in_force):
+        bound = min(bound, _MAX_429S)
     sent_at = next((event.at for event in trace.events if isinstance(event, RequestSent)), 0.0)
     recent: deque[tuple[float, int]] = deque()
     for event in trace.events:
