@@ -1,0 +1,85 @@
+import pytest
+
+from onellm_async.limits.send_log import SendLog
+from onellm_async.limits.slots import Slots
+from onellm_async.limits.windows import Window, Windows
+
+
+def log_of(times):
+    log = SendLog()
+    for at in times:
+        log.sent(at)
+    return log
+
+
+def test_a_log_counts_what_was_accepted_and_drops_the_oldest():
+    log = SendLog(size=8)
+    for at in range(20):
+        log.sent(float(at))
+    assert log.total == 20
+    assert log.last(1) == 19
+    assert log.last(9) is None
+    assert log.accepted_until(18.0) == 19
+    assert log.remove(18.0)
+    assert not log.remove(18.0)
+    assert log.total == 19
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.5, 3), (1.0, 4), (10.0, 6)])
+def test_the_most_that_was_accepted_in_any_time_is_a_lower_bound_of_the_limit(seconds, most):
+    assert log_of([0.0, 3.0, 3.2, 3.4, 4.0, 9.0]).max_count(seconds, 100.0) == most
+
+
+def test_a_silence_gives_the_smallest_window_that_nothing_contradicts():
+    burst = [number / 100 for number in range(40)]
+    windows = Windows(log_of([*burst, 60.1]))
+    window = windows.add(start=0.4, shortest_at=50.0, end=60.1, burst_at=0.0)
+    assert (window.count, window.seconds, window.shortest) == (40, 60.1, 50.0)
+    assert window.describe() == "40 requests in any 60 s"
+    assert windows.rate == pytest.approx(40 / 60.1)
+
+
+def test_a_window_opens_when_its_oldest_request_has_left():
+    log = log_of([0.0, 1.0, 2.0])
+    window = Window(3, 9.0, 10.0)
+    assert window.earliest(log, 0.1) == 10.0
+    assert [window.expected(number, log, 5.0) for number in (1, 2, 3, 4)] == [10.0, 11.0, 12.0, 20.0]
+    assert window.earliest(log_of([0.0]), 0.1) < 0
+
+
+def test_a_refused_trial_proves_the_length_and_a_smaller_count_begins_anew():
+    window = Window(40, 2.0, 5.0)
+    window.trial = 4.0
+    window.refute_trial(4.0)
+    assert (window.shortest, window.trial) == (4.0, None)
+    window.rounds = 3
+    window.shrink(20)
+    assert (window.count, window.rounds) == (20, 0)
+
+
+def test_a_429_at_a_record_of_requests_in_flight_suggests_a_limit_and_an_answer_beyond_refutes_it():
+    slots = Slots()
+    for at in (0.0, 0.1, 0.2):
+        slots.sent(at)
+    assert not slots.rate_limited(slots.refused(0.2)), "it may be another limit as well"
+    assert slots.limit == 2
+    slots.answered(0.0, 0.5)
+    slots.answered(0.1, 0.6)
+    for at in (1.0, 1.1, 1.2):
+        slots.sent(at)
+    slots.answered(1.2, 1.5)
+    assert slots.limit == float("inf")
+
+
+def test_429s_below_the_limit_take_its_support_away():
+    slots = Slots()
+    for at in (0.0, 0.1, 0.2):
+        slots.sent(at)
+    slots.rate_limited(slots.refused(0.2))
+    for at in (0.0, 0.1):
+        slots.answered(at, 0.5)
+    slots.sent(1.0)
+    slots.sent(1.1)
+    slots.rate_limited(slots.refused(1.1))
+    assert slots.limit == float("inf")
+    assert slots.in_flight == 1
