@@ -146,6 +146,7 @@ class AdaptiveRate:
         self._unconfirmed = self.START_UNCONFIRMED
         self._growth = 1
         self._confirmed_from = 0
+        self._is_confirmed = False
         self._earliest = -_NEVER
         self._trusted_from = -_NEVER
         self._phase: Phase = SharedStartup() if is_shared else Startup()
@@ -251,7 +252,8 @@ class AdaptiveRate:
         phase.answered(sent_at, now, evidence)
         if isinstance(phase, Silence) and phase.knocked_at is not None and sent_at >= phase.knocked_at:
             self._phase = self._after_silence(phase, phase.knocked_at)
-        self._update(now)
+        if phase is not self._phase or evidence.slots.limit < _NEVER or not evidence.line.round_trip:
+            self._update(now)
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         evidence, phase = self._evidence, self._phase
@@ -267,6 +269,7 @@ class AdaptiveRate:
         else:
             evidence.known_at = now
             self._confirmed_from = evidence.log.total
+            self._is_confirmed = False
             self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2) if evidence.line.bounds.tight else (1, 1)
             self._phase = self._after_429(phase, sent_at, now, before, retry_after)
         self._update(now)
@@ -289,9 +292,12 @@ class AdaptiveRate:
         earliest = -_NEVER
         if evidence.windows and phase.obeys_windows:
             earliest = evidence.windows.earliest(ack)
-        confirmed = log.accepted_until(now - ack) - self._confirmed_from
-        allowed = self._unconfirmed + self._growth * max(0, confirmed)
-        last = log.last(min(allowed, self.MAX_UNCONFIRMED))
+        allowed = self.MAX_UNCONFIRMED
+        if not self._is_confirmed:
+            confirmed = log.accepted_until(now - ack) - self._confirmed_from
+            allowed = min(allowed, self._unconfirmed + self._growth * max(0, confirmed))
+            self._is_confirmed = allowed == self.MAX_UNCONFIRMED
+        last = log.last(allowed)
         if last is not None:
             earliest = max(earliest, last + ack)
         self.max_in_flight = slots.limit

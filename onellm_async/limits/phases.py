@@ -3,7 +3,6 @@
 A phase owns its pacing. It judges by the evidence that it is given, and returns the phase to continue with.
 """
 
-from abc import ABC, abstractmethod
 from random import Random
 
 from onellm_async.limits.binomial import BinomialRate
@@ -12,15 +11,15 @@ from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.rate_state import RateState
 
 
-class Phase(ABC):
+class Phase:
     """What all phases have in common."""
 
     __slots__ = ()
 
     @property
-    @abstractmethod
     def rate(self) -> float:
         """Requests per second that it keeps up."""
+        raise NotImplementedError
 
     @property
     def name(self) -> str:
@@ -37,36 +36,36 @@ class Phase(ABC):
         """Whether it waits for the windows that are known."""
         return True
 
-    @abstractmethod
     def state(self, evidence: Evidence) -> RateState | None:
         """What another control can start from; None if nothing is known."""
+        raise NotImplementedError
 
     def confidence(self, evidence: Evidence) -> float:
         """How narrow the bounds are, from 0 to 1."""
         return evidence.line.bounds.confidence
 
-    @abstractmethod
     def time_until(self, requests: float, now: float, reserve: float, evidence: Evidence) -> float:
         """Seconds until `requests` more may be sent beside `reserve` tokens; 0 or less if they may be sent now."""
+        raise NotImplementedError
 
-    @abstractmethod
     def take(self, now: float, evidence: Evidence) -> "Phase":
         """Records that a request is sent."""
+        raise NotImplementedError
 
-    @abstractmethod
     def give_back(self, now: float, evidence: Evidence) -> None:
         """Records that a request was not sent after all."""
+        raise NotImplementedError
 
-    def answered(self, sent_at: float, now: float, evidence: Evidence) -> None:  # noqa: B027  # most learn nothing
+    def answered(self, sent_at: float, now: float, evidence: Evidence) -> None:
         """Records an accepted request."""
 
-    @abstractmethod
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> "Phase":
         """Records a 429 that is a new sample."""
+        raise NotImplementedError
 
-    @abstractmethod
     def move_clock(self, now: float) -> "Phase":
         """Continues with a clock that may have been set back."""
+        raise NotImplementedError
 
 
 class Startup(Phase):
