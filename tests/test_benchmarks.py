@@ -48,7 +48,7 @@ def test_a_peer_that_is_not_installed_is_reported_as_absent(monkeypatch):
 def test_the_journal_is_measured_beside_a_commit_for_each_row(tmp_path):
     output = tmp_path / "results.md"
     command = [sys.executable, "-m", "benchmarks", "--quick", "journal", "--output", output]
-    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=110, check=True)
     report = output.read_text(encoding="utf-8")
     for name in ("journal, 200 tasks", "a commit for each row, 1 task"):
         assert re.search(rf"^\| {name} +\|( +[\d,.]+ \|){{5}}$", report, re.MULTILINE), name
@@ -57,7 +57,7 @@ def test_the_journal_is_measured_beside_a_commit_for_each_row(tmp_path):
 def test_costs_are_measured_as_lists_queues_and_paces_grow(tmp_path):
     output = tmp_path / "results.md"
     command = [sys.executable, "-m", "benchmarks", "--quick", "bulk", "latency", "scaling", "imports"]
-    subprocess.run([*command, "--output", output], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    subprocess.run([*command, "--output", output], cwd=ROOT, capture_output=True, timeout=110, check=True)
     report = output.read_text(encoding="utf-8")
     for name in (
         "aiohttp, a pool of workers",

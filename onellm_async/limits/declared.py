@@ -37,7 +37,7 @@ class DeclaredRate:
         per: Seconds over which the rate was declared, to find it again when limits change.
     """
 
-    max_in_flight = float("inf")
+    max_in_flight: float = float("inf")
     """A declared rate says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another. The margin is what is refilled in this time."""
@@ -246,7 +246,7 @@ class DeclaredWindow:
 
     found: str | None = None
     """It discovers nothing."""
-    max_in_flight = float("inf")
+    max_in_flight: float = float("inf")
     """A declared window says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
     """Seconds by which one request may travel faster than another. The window is longer by so much."""
@@ -419,7 +419,7 @@ class BackoffOnly:
 
     found: str | None = None
     """It discovers nothing."""
-    max_in_flight = float("inf")
+    max_in_flight: float = float("inf")
     """Nothing is known of concurrency."""
     BASE = 0.5
     """Half the longest wait after the first 429, in seconds; it doubles with each further one."""

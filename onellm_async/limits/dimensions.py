@@ -81,7 +81,7 @@ class Concurrency(Dimension):
 
     __slots__ = ("control", "declared", "grows", "in_flight", "of_model", "overload", "size")
 
-    NAME = "concurrency"
+    NAME: ClassVar[Bottleneck] = "concurrency"
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.in_flight: int = 0
@@ -140,7 +140,7 @@ class Requests(Dimension):
 
     __slots__ = ("counted_from", "rate")
 
-    NAME = "rate"
+    NAME: ClassVar[Bottleneck] = "rate"
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.rate: RateControl
@@ -163,7 +163,7 @@ class Requests(Dimension):
 
     def reconfigure(self, limits: Limits, now: float) -> None:
         # Without a rate to correct, what delays a request after a 429 is backoff.
-        self.name = "backoff" if limits.mode == "unlimited" else "rate"
+        self.name: Bottleneck = "backoff" if limits.mode == "unlimited" else "rate"
 
 
 class Tokens(Dimension):
@@ -176,7 +176,7 @@ class Tokens(Dimension):
 
     __slots__ = ("bucket", "taken_from")
 
-    NAME = "tokens"
+    NAME: ClassVar[Bottleneck] = "tokens"
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.bucket: TokenBucket | None = None
@@ -187,7 +187,7 @@ class Tokens(Dimension):
     def use(self, bucket: TokenBucket | None, taken_from: float) -> None:
         """Continues with another bucket, see the attributes."""
         self.bucket, self.taken_from = bucket, taken_from
-        self.is_limited = bucket is not None
+        self.is_limited: bool = bucket is not None
 
     def time_until(self, ticket: Ticket, now: float) -> float:
         bucket = self.bucket

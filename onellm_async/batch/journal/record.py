@@ -538,7 +538,7 @@ def _binder(table: Table) -> Callable[[JournalRecord], Sequence[object]]:
     return bound
 
 
-intent_values = _binder("intents")
+intent_values: Callable[[JournalRecord], Sequence[object]] = _binder("intents")
 """The values of the row of ``intents`` for a record."""
 _outcome_values = _binder("outcomes")
 
@@ -549,7 +549,9 @@ def outcome_values(record: JournalRecord) -> Sequence[object]:
     return found if record.copy_of is None else [*found[:-1], b""]
 
 
-same_intent_fields = attrgetter(*(column.field for column in COLUMNS if column.tables == INTENTS))
+same_intent_fields: Callable[[JournalRecord], tuple[object, ...]] = attrgetter(
+    *(column.field for column in COLUMNS if column.tables == INTENTS)
+)
 """The values that are in ``intents`` alone."""
 
 
