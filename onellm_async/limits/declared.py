@@ -182,7 +182,10 @@ class DeclaredRate:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
-        self._forget(sent_at, now)
+        if self._guess is not None:
+            self._guess.forget(sent_at)
+        elif self._window is not None:
+            self._window.rate_limited(sent_at, now)
         if self._last_429 is not None and sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
         previous, self._last_429 = self._last_429, now
@@ -192,7 +195,6 @@ class DeclaredRate:
             return
         if self._window is not None:
             if previous is None or now - previous > 2 * self._window.per:
-                self._window.rate_limited(sent_at, now)
                 return
             self._window = self.found = None  # two 429s that it does not explain: it was none
         if retry_after is not None and self._consecutive_429s > 1:
@@ -231,8 +233,8 @@ class DeclaredRate:
 class DeclaredWindow:
     """Keeps to a declared window: never more than `count` requests in any `per` seconds.
 
-    It remembers when requests were sent. The next one is sent when the `count`-th last one has left the window. A send
-    counts even if it gets a 429, because the service may count it, too.
+    It remembers when requests were sent. The next one is sent when the `count`-th last one has left the window. A
+    request that gets a 429 does not count, or it would make the last request of a day wait for the next day.
 
     A 429 says that another client uses the window, or an earlier process did. The count is then no help until the
     service accepts again, and single requests find out when it does: soon at first, then less often. If the headers of
@@ -380,6 +382,7 @@ class DeclaredWindow:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
+        self.give_back(now, sent_at)
         if sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
         self._last_429 = now

@@ -61,7 +61,7 @@ class Rate:
         per: Seconds.
         burst: Requests that a bucket holds. Default 40, or `count` if that is less, but at least 1.
         window: Whether the service counts in windows. Never are more than `count` requests then sent in any `per`
-            seconds: evenly spaced or at once.
+            seconds, 429s aside: evenly spaced or at once.
 
     Raises:
         ConfigurationError: If a value is out of range or contradicts another one; the message names it.

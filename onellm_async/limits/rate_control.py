@@ -158,6 +158,9 @@ class SeveralRates:
             if cause.time_until(2, now) <= 0:
                 cause = self._shortest
         cause.rate_limited(sent_at, now, retry_after=retry_after)
+        for part in self.parts:
+            if part is not cause and isinstance(part, DeclaredWindow):
+                part.give_back(now, sent_at)
 
     def advise(
         self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None

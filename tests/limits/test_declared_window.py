@@ -39,7 +39,7 @@ def test_never_are_more_than_count_sent_in_any_per_seconds(count: int, per: floa
         if end == "answered" and sent:
             window.answered(sent[-1], now)
         elif end == "rate_limited" and sent:
-            window.rate_limited(sent[-1], now)
+            window.rate_limited(sent.pop(), now)
         elif end == "give_back" and sent:
             window.give_back(now, sent.pop(len(sent) // 2))
         assert busiest(sent, per) <= count

@@ -194,6 +194,15 @@ def test_a_429_counts_against_the_rate_that_is_nearest_to_its_end() -> None:
     assert minute.time_until(1, 1.8) >= 6
 
 
+def test_a_429_counts_in_no_window() -> None:
+    control = control_for(Limits(rates=[Rate(100, 1), Rate(5, DAY), Rate(4, 3600, window=True)]), 0.0, Random(1))
+    assert isinstance(control, SeveralRates)
+    for number in range(20):
+        control.take(float(number))
+        control.rate_limited(float(number), number + 0.1)
+    assert [part.used(20.0) for part in control.parts if isinstance(part, DeclaredWindow)] == [0, 0]
+
+
 # What a change keeps.
 
 
