@@ -33,7 +33,8 @@ from onellm_async.testing import ThreadedServer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = "command-line.md"  # from the flags, when the documents are built
+DOCUMENTS = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != GENERATED)]
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 # What the recipes use beside the package: their snippets run where it is installed, and are compiled elsewhere.

@@ -19,7 +19,7 @@ def expected(undisturbed):
 
 async def test_the_second_on_a_journal_is_told_who_has_it_and_the_first_is_unharmed(expected, tmp_path):
     source, output = prompts_file(tmp_path, PROMPTS), tmp_path / "answers.jsonl"
-    async with quick_server(faults=Faults(latency=4.0)) as server:
+    async with quick_server(faults=Faults(latency=10.0)) as server:
         first = await start_run(source, output, server)
         await received(server, 1, first)
         second = await start_run(source, output, server)
