@@ -323,6 +323,7 @@ class RateEvidence:
     def restart(self) -> None:
         """Drops all samples, with what followed from them."""
         self.samples.clear()
+        self.first = None
         self.identify_again()
 
     def identify_again(self) -> None:
