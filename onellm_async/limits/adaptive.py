@@ -248,7 +248,7 @@ class AdaptiveRate:
 
     def answered(self, sent_at: float, now: float) -> None:
         evidence, phase = self._evidence, self._phase
-        evidence.slots.answered(sent_at, now, evidence.ack if evidence.line.round_trip else 0.0)
+        evidence.slots.answered(sent_at, now, evidence.ack)
         phase.answered(sent_at, now, evidence)
         if isinstance(phase, Silence) and phase.knocked_at is not None and sent_at >= phase.knocked_at:
             self._phase = self._after_silence(phase, phase.knocked_at)
