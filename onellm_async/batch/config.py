@@ -1,5 +1,6 @@
 """All arguments of `onellm_async.AsyncOneLLM.run`, checked."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -44,6 +45,11 @@ class RunOptions(TypedDict, total=False):
         system: Instruction beside each prompt.
         max_tokens: Maximum number of tokens to generate.
         temperature: 0 to 2.
+        top_p: 0 to 1.
+        stop_sequences: Texts at which the model stops.
+        seed: For repeatable sampling, where the provider has it.
+        response_format: For example ``{"type": "json_object"}``.
+        extra: Further fields of every request, sent as they are.
         fallback_model: Model of prompts that name none, where lines may name one; without `model`.
         field: Field of each JSON object, or column of each row, that holds the prompt.
         template: Jinja2 template that makes the prompt: a file, or the text itself.
@@ -69,6 +75,11 @@ class RunOptions(TypedDict, total=False):
     system: str | None
     max_tokens: int | None
     temperature: float | None
+    top_p: float | None
+    stop_sequences: Sequence[str] | None
+    seed: int | None
+    response_format: Mapping[str, JSON] | None
+    extra: Mapping[str, JSON] | None
     fallback_model: str
     field: str | None
     template: str | None
@@ -216,6 +227,7 @@ class RunConfig:
                 system=options.get("system"),
                 max_tokens=options.get("max_tokens"),
                 temperature=options.get("temperature"),
+                more=_further_fields(options),
                 least_max_tokens=budget.capped,
             ),
             base_url=base_url,
@@ -269,6 +281,7 @@ class RunConfig:
             system_digest=None if defaults.system is None else _digest(defaults.system),
             max_tokens=defaults.max_tokens,
             temperature=defaults.temperature,
+            request_fields=_json_text(defaults.more),
             keep=source.keep,
             columns=source.kept_columns or None,
             base_url=self.base_url,
@@ -301,6 +314,21 @@ def _check_kinds(output: object, options: RunOptions) -> None:
         raise _run_check.error("cache", cache, "it must be a sequence of paths")
     if not isinstance(output, str | PathLike) and not iscoroutinefunction(getattr(output, "write", None)):
         raise _run_check.error("output", output, "it must be a path, or have an async method write")
+
+
+def _further_fields(options: RunOptions) -> Mapping[str, JSON]:
+    """The request fields that have no place of their own in `RequestDefaults`."""
+    given = {
+        "top_p": options.get("top_p"),
+        "stop_sequences": options.get("stop_sequences"),
+        "seed": options.get("seed"),
+        "response_format": options.get("response_format"),
+    }
+    return {**(options.get("extra") or {}), **{name: value for name, value in given.items() if value is not None}}
+
+
+def _json_text(value: Mapping[str, JSON]) -> str | None:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False) if value else None
 
 
 def _digest(text: str) -> str:

@@ -71,6 +71,7 @@ class RunIdentity:
         system_digest: Digest of the instruction beside each prompt.
         max_tokens: Most tokens to generate per prompt.
         temperature: 0 to 2.
+        request_fields: Further fields of every request, as JSON in a fixed order; None for none.
         keep: The fields of the input that go beside the answer, as a text; None for what is usual.
         columns: Their names in an output that has columns; not compared, because they follow from the others.
         base_url: Where the requests go, as `redact_url` shows it.
@@ -94,6 +95,7 @@ class RunIdentity:
     system_digest: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    request_fields: str | None = None
     keep: str | None = None
     columns: Sequence[str] | None = None
     base_url: str | None = attrs.field(default=None, converter=optional(redact_url))
@@ -158,6 +160,7 @@ _PARTS = {
     "system_digest": ("the system prompt", True),
     "max_tokens": ("max_tokens", False),
     "temperature": ("temperature", False),
+    "request_fields": ("the request options", False),
     "keep": ("the kept fields", False),
     "base_url": ("the base URL", False),
     "dialect": ("the dialect", False),

@@ -38,6 +38,7 @@ def defaults_from(asking: RequestFlags) -> RequestDefaults:
         system=asking.system,
         max_tokens=asking.max_tokens,
         temperature=asking.temperature,
+        more=asking.further_fields(),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from attrs import fields
+
 from onellm_async.chat import ChatResponse
 from onellm_async.cli.connection import connected, defaults_from
 from onellm_async.cli.flag_words import told_in_flags
@@ -108,14 +110,17 @@ def converse(asking: RequestFlags, connecting: ConnectionFlags, ask: Callable[[s
         import readline  # noqa: F401
 
     first = defaults_from(asking).request("x")
-    options = {"system": first.system, "max_tokens": first.max_tokens, "temperature": first.temperature}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        field.name: value
+        for field in fields(type(first))
+        if field.name not in {"model", "messages"} and (value := getattr(first, field.name)) is not None
+    }
     with asyncio.Runner() as runner:
         connection = connected(connecting)
         client = runner.run(connection.__aenter__())
         try:
             talk = Talk(
-                Conversation(client, model=first.model, **given),  # type: ignore[arg-type]  # they are of a request
+                Conversation(client, model=first.model, **given),
                 lambda saved: Conversation.from_dict(client, saved),
             )
             say(f"{first.model}. /help lists the commands.")

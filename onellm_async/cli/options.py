@@ -1,5 +1,6 @@
 """The flags that several commands share, in the words of the field."""
 
+import json
 import os
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
@@ -9,6 +10,7 @@ from cyclopts import Group, Parameter
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from onellm_async.chat import JSON
     from onellm_async.limits.policy import Limits
 
 __all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
@@ -21,6 +23,19 @@ DialectName = Literal["documented", "backend"]
 Concurrency = int | Literal["auto"]
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
+
+
+_OWN_FLAGS = {
+    "model": "model",
+    "messages": "field",
+    "system": "system",
+    "max_tokens": "max-tokens",
+    "temperature": "temperature",
+    "top_p": "top-p",
+    "stop_sequences": "stop",
+    "seed": "seed",
+    "response_format": "response-format",
+}
 
 
 @Parameter(name="*", group=_ASKING)
@@ -38,6 +53,55 @@ class RequestFlags:
     system: Annotated[str | None, Parameter(help="Instruction to the model, beside the prompt.")] = None
     max_tokens: Annotated[int | None, Parameter(help="Most tokens to generate.")] = None
     temperature: Annotated[float | None, Parameter(help="0 to 2.")] = None
+    top_p: Annotated[float | None, Parameter(help="0 to 1.")] = None
+    stop: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", show_default=False, help="Text at which the model stops; repeatable."),
+    ] = ()
+    seed: Annotated[int | None, Parameter(help="For repeatable sampling, where the provider has it.")] = None
+    response_format: Annotated[
+        Literal["json_object", "text"] | None, Parameter(help="What the answer has to be, where the provider has it.")
+    ] = None
+    option: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="KEY=JSON: a further field of the request, as top_k=40; repeatable. What is no JSON is a text.",
+        ),
+    ] = ()
+
+    @property
+    def extra(self) -> "dict[str, JSON] | None":
+        """The fields that ``--option`` sets; None if there are none.
+
+        Raises:
+            ConfigurationError: If one is not KEY=JSON, or names a field that has a flag of its own.
+        """
+        found: dict[str, JSON] = {}
+        for given in self.option:
+            name, equals, value = given.partition("=")
+            if not equals or not name.strip():
+                raise ConfigurationError(f"--option {given!r} is not KEY=JSON.")
+            if name in _OWN_FLAGS:
+                raise ConfigurationError(f"--option {given!r} sets a field that has a flag: use --{_OWN_FLAGS[name]}.")
+            if name in found:
+                raise ConfigurationError(f"--option sets {name} twice.")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found or None
+
+    def further_fields(self) -> "dict[str, JSON]":
+        """All fields but model, system, max_tokens and temperature, by their names in a request."""
+        given: dict[str, JSON] = {
+            "top_p": self.top_p,
+            "stop_sequences": self.stop or None,
+            "seed": self.seed,
+            "response_format": None if self.response_format is None else {"type": self.response_format},
+        }
+        return {**(self.extra or {}), **{name: value for name, value in given.items() if value is not None}}
 
     def fallback_model(self) -> str:
         """The model for prompts that name none, where no flag names one either."""

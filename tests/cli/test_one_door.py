@@ -42,6 +42,12 @@ SCENES = {
         {"template": "{{ name }} of {{ city }}", "max_tokens": 40, "system": "Be brief.", "max_cost": 1},
         0,
     ),
+    "options of every request": (
+        *("in.txt", TEXT, "out.jsonl"),
+        ["--top-p", 0.5, "--stop", "END", "--stop", ".", "--seed", 7, "--option", "top_k=40", "--option", "user=ada"],
+        {"top_p": 0.5, "stop_sequences": ["END", "."], "seed": 7, "extra": {"top_k": 40, "user": "ada"}},
+        1,
+    ),
     "a strict run": ("in.jsonl", JSONL, "out.jsonl", ["--strict"], {"strict": True}, 2),
     "a cap that is reached": (
         *("in.txt", TEXT, "out.jsonl"),
@@ -99,7 +105,13 @@ async def test_both_give_the_same_journal_the_same_output_and_the_same_exit(onel
 
 def test_the_flags_have_the_names_and_defaults_of_the_options():
     flags = {name for group in (READING, WRITING, SPENDING, GOING_ON, ASKING) for name in asdict(group)}
-    spelled = {"format": "input_format", "keep_going": "max_failure_share", "preflight": "limit"}
+    spelled = {
+        "stop": "stop_sequences",
+        "option": "extra",
+        "format": "input_format",
+        "keep_going": "max_failure_share",
+        "preflight": "limit",
+    }
     beside = {"output", "estimate", "model"}
     only_in_python = {"output_format", "fallback_model"}  # the suffix of the output, and ONELLM_MODEL
     assert {spelled.get(flag, flag) for flag in flags - beside} == RunOptions.__annotations__.keys() - only_in_python

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import field, fields, frozen
 
 from onellm_async.batch.inputs.request_fields import RECORD_FIELDS, request_fields
 from onellm_async.chat import JSON, ChatRequest, Prompt
@@ -17,6 +17,7 @@ _BODY_ONLY = frozenset({"extra", *_IN_EXTRA})
 """Fields that a body of an OpenAI batch sends as they are."""
 _BODY_FIELDS = {name: field for name, field in RECORD_FIELDS.items() if name not in _BODY_ONLY}
 _FLAGS = ("model", "system", "max_tokens", "temperature")
+_REQUEST_FIELDS = frozenset(each.name for each in fields(ChatRequest))
 
 
 @frozen
@@ -31,6 +32,7 @@ class RequestDefaults:
         system: An instruction beside each prompt.
         max_tokens: Maximum number of tokens to generate per prompt.
         temperature: 0 to 2.
+        more: Further request fields, such as ``top_p``; what a `ChatRequest` has no name for goes into ``extra``.
         least_max_tokens: Whether of two limits, here and in the line, the smaller one counts, as under a cost cap.
 
     Raises:
@@ -42,6 +44,7 @@ class RequestDefaults:
     system: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    more: Mapping[str, JSON] = field(factory=dict, hash=False)
     least_max_tokens: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -59,9 +62,9 @@ class RequestDefaults:
         """
         if isinstance(prompt, ChatRequest):
             return prompt
-        if fields:
-            merged = self._merged(fields)
-            if extra := {name: merged.pop(name) for name in _IN_EXTRA if name in merged}:
+        if fields or self.more:
+            merged = self._merged(fields or {})
+            if extra := {name: merged.pop(name) for name in sorted(merged.keys() - _REQUEST_FIELDS)}:
                 merged["extra"] = extra | dict(merged.get("extra") or {})
             return ChatRequest(merged.pop("model"), prompt, **merged)
         return ChatRequest(
@@ -85,11 +88,12 @@ class RequestDefaults:
     @property
     def sets_anything(self) -> bool:
         """Whether any value of a line may be replaced."""
-        return any(getattr(self, name) is not None for name in _FLAGS)
+        return bool(self.more) or any(getattr(self, name) is not None for name in _FLAGS)
 
     def replaced(self, fields: Mapping[str, JSON]) -> list[str]:
         """The fields of a line whose values are replaced by those that are set here."""
-        return [name for name in _FLAGS if name in fields and self._merged(fields)[name] != fields[name]]
+        merged = self._merged(fields)
+        return [name for name in (*_FLAGS, *self.more) if name in fields and merged[name] != fields[name]]
 
     def _merged(self, fields: Mapping[str, JSON]) -> dict[str, JSON]:
         merged = {"model": self.fallback_model, **fields}
@@ -101,4 +105,5 @@ class RequestDefaults:
             if name == "max_tokens" and self.least_max_tokens and isinstance(own, int) and own < value:
                 continue
             merged[name] = value
+        merged.update(self.more)
         return merged
