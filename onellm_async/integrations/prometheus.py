@@ -19,9 +19,14 @@ from itertools import accumulate
 from typing import TypeAlias, get_args
 
 from attrs import Factory, define
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from onellm_async import AsyncOneLLM, Snapshot
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+except ModuleNotFoundError as missing:
+    missing.add_note("Install it with: pip install 'onellm-async[prometheus]'")
+    raise
+
+from onellm_async import AsyncOneLLM, CircuitOpenError, DeadlineExceededError, QueueFullError, Snapshot
 from onellm_async.catalog import lookup
 from onellm_async.events import Answered, Cancelled, Event, Failed, Granted, RateLimited, Retrying
 from onellm_async.limits import Bottleneck
@@ -79,7 +84,10 @@ class _Totals:
                 self.tokens["output", model] += event.output_tokens or 0
                 self.cost[(model,)] += event.cost or 0.0  # type: ignore[assignment]  # a Counter takes floats
             case Failed():
-                self._end("failed", event.model, event.elapsed)
+                shed = isinstance(event.error, QueueFullError | CircuitOpenError) or (
+                    isinstance(event.error, DeadlineExceededError) and not event.attempts
+                )
+                self._end("shed" if shed else "failed", event.model, event.elapsed)
                 self.possibly_billed += event.error.possibly_billed
             case Cancelled():
                 self._end("cancelled", event.model, event.elapsed)

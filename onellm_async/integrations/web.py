@@ -15,11 +15,13 @@ from onellm_async import (
     BudgetExceededError,
     CircuitOpenError,
     ClientClosedError,
+    ConfigurationError,
     DeadlineExceededError,
     InvalidRequestError,
     OneLLMError,
     QueueFullError,
     RequestCancelledError,
+    StructureError,
 )
 
 __all__ = ["HttpError", "drain", "readiness", "to_http"]
@@ -33,6 +35,8 @@ _STATUS: tuple[tuple[type[OneLLMError], int, str | None], ...] = (
     (ClientClosedError, 503, "The service is shutting down. Please retry."),
     (RequestCancelledError, 503, "The request was stopped before it was sent. Please retry."),
     (BudgetExceededError, 503, "The budget is used up."),
+    (ConfigurationError, 500, "The service is set up wrongly."),
+    (StructureError, 502, "The language model gave an answer of another form than was asked for."),
     (DeadlineExceededError, 504, "There was no answer in time."),
     (OneLLMError, 502, "The language model did not answer."),
 )
@@ -47,7 +51,7 @@ class HttpError:
     """The answer to a request whose chat failed.
 
     Attributes:
-        status: The HTTP status: 422, 502, 503 or 504.
+        status: The HTTP status: 422, 500, 502, 503 or 504.
         detail: One sentence for the user.
         retry_after: Whole seconds until a retry can succeed, rounded up; None if that is not known.
     """
@@ -63,7 +67,7 @@ class HttpError:
 
 
 def to_http(error: OneLLMError) -> HttpError:
-    """Translates the error of a chat into an HTTP answer. A failure of the service (502) is logged.
+    """Translates the error of a chat into an HTTP answer. What is no fault of the user (500, 502) is logged.
 
     Args:
         error: What `AsyncOneLLM.chat` raised.
@@ -73,8 +77,8 @@ def to_http(error: OneLLMError) -> HttpError:
         HttpError(status=422, detail='temperature is 3.0; it must be at most 2.', retry_after=None)
     """
     status, told = next((status, told) for kind, status, told in _STATUS if isinstance(error, kind))
-    if status == 502:
-        _log.error("A chat failed: %s", error)
+    if status in {500, 502}:
+        _log.error("A chat failed: %s", error, exc_info=error if status == 500 else None)
     wait = getattr(error, "retry_after", None) if status == 503 else None
     seconds = max(1, math.ceil(wait)) if isinstance(wait, int | float) and math.isfinite(wait) else None
     return HttpError(status, error.message if told is None else told, seconds)
@@ -104,7 +108,7 @@ async def drain(client: AsyncOneLLM, seconds: float) -> None:
 
     Args:
         client: The client that is about to be closed.
-        seconds: At most so long.
+        seconds: At most so long; what is in flight then may be billed without an answer.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -82,6 +82,20 @@ def test_failures_429s_retries_cancellations_and_possible_bills_are_counted_and_
                 assert later[key] >= value, key
 
 
+def test_what_is_shed_is_no_failure():
+    async def measured():
+        registry = CollectorRegistry()
+        limits = Limits(requests_per_minute=1, burst=1, max_pending=0)
+        async with AsyncOneLLM(transport=FakeTransport(), limits=limits) as client:
+            registry.register(OneLLMCollector(client))
+            chats = [client.chat("x", model=MODEL, deadline=30), client.chat("y", model=MODEL)]
+            await asyncio.gather(*chats, return_exceptions=True)
+            return samples(registry)
+
+    seen = run_in_virtual_time(measured())
+    assert (seen["onellm_requests_total", MODEL, "answered"], seen["onellm_requests_total", MODEL, "shed"]) == (1, 1)
+
+
 def test_two_clients_have_labels_of_their_own_in_one_registry():
     async def both():
         registry = CollectorRegistry()

@@ -4,7 +4,7 @@ from math import inf
 
 import pytest
 
-from onellm_async import AsyncOneLLM, Limits, errors
+from onellm_async import AsyncOneLLM, ChatResponse, Limits, errors
 from onellm_async.integrations.web import HttpError, drain, readiness, to_http
 from onellm_async.simulation.clock import run_in_virtual_time
 from onellm_async.testing import FakeTransport, answer
@@ -22,6 +22,8 @@ from onellm_async.testing import FakeTransport, answer
         (errors.RequestCancelledError("cancelled"), 503, None),
         (errors.BudgetExceededError("spent"), 503, None),
         (errors.DeadlineExceededError("late"), 504, None),
+        (errors.ConfigurationError("lane is 'interactiv'"), 500, None),
+        (errors.StructureError("unfit", response=ChatResponse("no"), problems=("$: no",)), 502, None),
         (errors.APITimeoutError("slow"), 502, None),
         (errors.RateLimitError("429", status_code=429), 502, None),
         (errors.AuthenticationError("401 key 17 is unknown", status_code=401), 502, None),
