@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, ChatResponse, Message, Usage
 from onellm_async.errors import ConfigurationError, OneLLMError, StructureError
+from onellm_async.formatting import pluralize
 from onellm_async.validation import Checks, truncated_repr
 
 T = TypeVar("T")
@@ -237,7 +238,7 @@ def _sum_usage(before: Usage | None, after: Usage | None) -> Usage | None:
 
 
 def _error(response: ChatResponse, faults: Sequence[str], why: str, advice: str) -> StructureError:
-    turns = "" if not response.corrections else f" after {response.corrections} corrective turns"
+    turns = "" if not response.corrections else f" after {pluralize(response.corrections, 'corrective turn')}"
     message = f"The answer does not conform to the schema{turns}. {why}: {'; '.join(faults)}"
     return StructureError(message, response=response, problems=tuple(faults), advice=advice)
 

@@ -193,6 +193,13 @@ def test_an_answer_that_never_fits_fails_with_the_answer_and_its_cost(correction
     assert error.response.cost > 0
 
 
+def test_the_corrective_turns_of_an_error_are_counted_in_words():
+    one, _ = error_of(answer("no"), response_model=Order, corrections=1)
+    two, _ = error_of(answer("no"), response_model=Order, corrections=2)
+    assert "after 1 corrective turn." in str(one)
+    assert "after 2 corrective turns." in str(two)
+
+
 @pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
 def test_what_is_cut_off_or_filtered_is_not_sent_back(reason):
     reply = {"content": '{"customer": "A', "finish_reason": reason}
