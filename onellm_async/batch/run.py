@@ -11,7 +11,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence, Sized, ValuesView
+from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from itertools import takewhile
 from os import PathLike
@@ -144,6 +145,7 @@ async def _open_unless_stopped(
     paths = _paths(source)
     if paths is None:
         check_source(source)
+        _refuse_file_names(source)
         given = sorted(options.keys() & {"field", "template", "input_format", "id_field", "keep"})
         if given:
             raise InvalidRequestError(f"{given[0]} says how a file is read, but the prompts are in memory.")
@@ -203,6 +205,30 @@ def _paths(source: Prompts) -> Sequence[str | PathLike[str]] | None:
     if isinstance(source, Sequence) and source and all(isinstance(each, PathLike) for each in source):
         return source
     return None
+
+
+def _refuse_file_names(source: object) -> None:
+    """Refuses texts that all name files: they would be sent, and billed, as prompts.
+
+    Raises:
+        InvalidRequestError: With the first of them.
+    """
+    listed = isinstance(source, AbstractSet | ValuesView) or hasattr(source, "__getitem__")  # may be read twice
+    if not (listed and isinstance(source, Sized) and isinstance(source, Iterable)) or not len(source):
+        return
+    if all(isinstance(each, str) and _is_file_name(each) for each in source):
+        first = truncated_repr(next(iter(source)))
+        raise InvalidRequestError(
+            f"The prompts are texts that all name files, such as {first}. Nothing was sent.",
+            advice="A list of Path is read as files: [Path(name) for name in names]. So is a pattern: 'data/*.jsonl'.",
+        )
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return False
 
 
 async def _scan(source: RunInput, config: RunConfig) -> InputScan | None:
