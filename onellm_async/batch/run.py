@@ -44,11 +44,11 @@ from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink
 from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.output_place import demand_free
 from onellm_async.batch.progress import ProgressTracker, RunProgress
-from onellm_async.batch.run_report import RunReport, resuming_text
+from onellm_async.batch.run_report import ENDED_AT_CAP, RunReport, resuming_text
 from onellm_async.batch.work_list import WorkList
 from onellm_async.chat import Prompt
 from onellm_async.daemon_thread import in_daemon_thread
-from onellm_async.errors import BatchError, ConfigurationError, InvalidRequestError
+from onellm_async.errors import BatchError, BudgetExceededError, ConfigurationError, InvalidRequestError
 from onellm_async.fanout import check_source
 from onellm_async.limits.rate_state import RateState
 from onellm_async.sender import Sender
@@ -460,6 +460,8 @@ def _end_reason(report: RunReport) -> str:
         return f"with {report.progress.held:,} held back, which may be billed"
     if report.complete:
         return "complete"
+    if isinstance(report.stopped_by, BudgetExceededError):
+        return f"{ENDED_AT_CAP}{report.stopped_by}"
     if report.stopped_by is not None:
         return f"stopped: {report.stopped_by}"
     if report.strict_error is not None:

@@ -13,6 +13,9 @@ from onellm_async.chat import JSON
 from onellm_async.errors import OneLLMError
 from onellm_async.formatting import format_usd
 
+ENDED_AT_CAP = "stopped at its cap: "
+"""How the end of a session begins in the journal where a cap ended it: the same command alone cannot resume it."""
+
 
 @frozen
 class StopReason:

@@ -19,7 +19,7 @@ Examples:
   watch -n 5 onellm-async status answers.jsonl
 
 It works on an active run and after its end. Exit code 0: complete; 1: not
-complete, or some prompts failed.
+complete, or some prompts failed, or some lines of the input were bad.
 """
 
 
@@ -43,7 +43,7 @@ def status(
         put(dump_json(found).decode() if json else _text(found))
         if journal.warning is not None:
             print_error(journal.warning)
-        complete = journal.complete and not found["counts"]["failed"]
+        complete = journal.complete and not found["counts"]["failed"] and not found["bad_lines"]
     return ExitCode.OK if complete else ExitCode.FAILED
 
 
@@ -52,6 +52,7 @@ status_command: App = command(status, _EXAMPLES)
 
 def _found(journal: "JournalReader") -> "dict[str, JSON]":
     sessions, sample = journal.sessions(), journal.latest_sample()
+    first_bad_line = next(iter(journal.bad_lines(1)), None)
     return {
         "input": journal.identity.input,
         "lines": journal.identity.lines,
@@ -61,6 +62,8 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
         "sessions": len(sessions),
         "counts": journal.counts().to_dict(),
         "failures": dict(journal.failure_causes()),
+        "bad_lines": journal.bad_line_count(),
+        "first_bad_line": None if first_bad_line is None else str(first_bad_line),
         "sampled_at": None if sample is None else sample.at,
         "sample": None if sample is None else sample.sample,
     }
@@ -89,6 +92,7 @@ def _text(found: "dict[str, JSON]") -> str:
         _row("answered", f"{counts['answered']:,}"),
         _row("failed", f"{max(counts['failed'], progress.get('failed', 0) if running else 0):,}"),
         *(_row("", line) for line in outcome_lines(found["failures"], progress.get("notable") or {})),
+        *_bad_lines(found),
         *_in_flight(counts, limiter, running=running),
         _row("spent", format_usd(counts["cost"])),
         _row("tokens", f"{counts['input_tokens']:,} input + {counts['output_tokens']:,} output"),
@@ -103,11 +107,26 @@ def _text(found: "dict[str, JSON]") -> str:
             rows.append(_row("time left", format_duration(progress["eta"])))
     elif found["state"] == "interrupted":
         if lines is not None:
-            rows.append(_row("remaining", f"{max(0, lines - completed):,}"))
-        end_reason = found["end_reason"] or "killed"
-        resume = "" if end_reason.endswith(".") else ". Run its `run` command again to resume."
-        rows.append(_row("ended", f"{end_reason}{resume}"))
+            rows.append(_row("remaining", f"{max(0, lines - completed - found['bad_lines']):,}"))
+        rows.append(_row("ended", _ending(found["end_reason"] or "killed")))
     return "\n".join(rows)
+
+
+def _ending(reason: str) -> str:
+    """How the last session ended, with the next step; an error has its own advice, except that of a reached cap."""
+    from onellm_async.batch.run_report import ENDED_AT_CAP
+
+    if reason.startswith(ENDED_AT_CAP):
+        return f"{reason}. Run its `run` command with a higher cost cap to resume."
+    return reason if reason.endswith(".") else f"{reason}. Run its `run` command again to resume."
+
+
+def _bad_lines(found: "dict[str, JSON]") -> list[str]:
+    """The number of bad lines, and the first one; nothing where there are none."""
+    if not found["bad_lines"]:
+        return []
+    first = found["first_bad_line"]
+    return [_row("bad lines", f"{found['bad_lines']:,}"), *([] if first is None else [_row("", first)])]
 
 
 def _row(label: str, value: str) -> str:
@@ -142,7 +161,8 @@ def _in_flight(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
             rows.append(_row("to be retried", f"{waiting:,}"))
         known = evolve(known, in_flight=in_flight)
     else:
-        rows = [_row("in flight", f"{known.in_flight:,}" + (" (possibly billed)" if known.in_flight else ""))]
+        rows = [_row("in flight", "0")]
     attempts = known.possibly_billed + (0 if running else known.in_flight)
+    at_its_end = f" ({known.in_flight:,} in flight at its end)" if known.in_flight and not running else ""
     risk = f", {money_at_risk(known)}" if attempts or known.in_flight else ""
-    return [*rows, _row("possibly billed", f"{attempts:,}{risk}")]
+    return [*rows, _row("possibly billed", f"{attempts:,}{at_its_end}{risk}")]

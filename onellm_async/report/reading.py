@@ -18,7 +18,6 @@ _BAD_LINES = 50
 """Rows of the lists: enough to find the reason, few enough to read."""
 _ACTIVITY_PARTS = 2000
 """Parts of a run's time; the last one with an outcome tells when a killed session ended."""
-_ALL_BAD_LINES = 1_000_000
 
 
 def read_report(journal: JournalReader, *, now: float) -> Report:
@@ -153,7 +152,7 @@ def _totals(
             rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         ),
         total=total,
-        bad_lines=max(len(journal.bad_lines(_ALL_BAD_LINES)), *(sample.bad_lines for sample in samples[-1:]), 0),
+        bad_lines=max(journal.bad_line_count(), *(sample.bad_lines for sample in samples[-1:]), 0),
         budget=_number(budget.get("max_cost")),
         retries=max(journal.retried(), sum(part.retries for part in slices)),
         allowed=allowed_answers(sessions, slices),

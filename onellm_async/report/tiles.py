@@ -5,6 +5,7 @@ from datetime import tzinfo
 from attrs import frozen
 
 from onellm_async.batch.causes import outcome_lines
+from onellm_async.batch.run_report import ENDED_AT_CAP
 from onellm_async.formatting import (
     format_count,
     format_duration,
@@ -52,7 +53,9 @@ def describe_status(report: Report, zone: tzinfo) -> str:
             sentences.append(f"It ended: {end_reason.removesuffix('.')}.")
         if remaining:
             sentences.append(f"{format_count(remaining)} of {format_count(report.totals.total or 0)} prompts remain.")
-        sentences.append("Run the same command again to resume.")
+        at_cap = end_reason is not None and end_reason.startswith(ENDED_AT_CAP)
+        again = "with a higher cost cap" if at_cap else "again"
+        sentences.append(f"Run the same command {again} to resume.")
     if report.warning is not None:
         sentences.append(report.warning)
     return " ".join(sentences)

@@ -184,7 +184,7 @@ def found(**changes):
     }  # fmt: skip
     usual = {
         "input": "in.txt", "lines": 10, "state": "running", "end_reason": None, "sessions": 1, "counts": counts,
-        "failures": {"500 boom.": 1}, "sample": None,
+        "failures": {"500 boom.": 1}, "sample": None, "bad_lines": 0, "first_bad_line": None,
     }  # fmt: skip
     return usual | changes
 
@@ -212,6 +212,19 @@ def test_status_of_a_running_run_tells_retries_from_what_is_in_flight_and_what_i
 
 def test_status_of_an_interrupted_run_tells_how_many_attempts_are_at_risk_and_how_it_ended():
     text = _text(found(state="interrupted", end_reason="stopped: No answer for 8 s."))
-    assert "  in flight        5 (possibly billed)\n  possibly billed  8, about $0.80 at risk" in text
+    assert "  in flight        0\n  possibly billed  8 (5 in flight at its end), about $0.80 at risk" in text
     assert text.endswith("  ended            stopped: No answer for 8 s.")
     assert _text(found(state="interrupted")).endswith("ended            killed. Run its `run` command again to resume.")
+
+
+async def test_status_of_a_complete_run_with_bad_lines_counts_them_and_tells_the_first(onellm, at, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"question": "a"}\n{"x": 1}\n{"question": "b"}\n{"y": 1}\n')
+    ran = await onellm("run", "in.jsonl", "-o", "out.jsonl", "--field", "question", "--rpm", 6000, **at)
+    status = await onellm("status", "out.jsonl")
+    found = json.loads((await onellm("status", "out.jsonl", "--json")).out)
+
+    assert (ran.code, status.code) == (1, 1)
+    assert (
+        "  bad lines        2\n                   in.jsonl:2: It has no field 'question' (fields: 'x').\n" in status.out
+    )
+    assert (found["state"], found["bad_lines"], found["first_bad_line"][:11]) == ("complete", 2, "in.jsonl:2:")

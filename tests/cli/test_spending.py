@@ -29,6 +29,11 @@ async def test_a_budget_ends_the_run_and_a_larger_one_goes_on(onellm, at, backen
     status = json.loads((await onellm("status", "out.jsonl", "--json")).out)
     assert 0 < status["counts"]["cost"] <= 0.01
     assert (status["counts"]["in_flight"], status["counts"]["at_risk"]) == (0, 0)
+    told = (await onellm("status", "out.jsonl")).out
+    assert told.endswith("Run its `run` command with a higher cost cap to resume.\n")
+    assert (await onellm("report", "out.jsonl")).code == 0
+    page = (tmp_path / "out.jsonl.report.html").read_text()
+    assert "Run the same command with a higher cost cap to resume." in page
 
     ended = await onellm(*run, "--max-cost", 1, **at)
     assert ended.code == 0, ended.err

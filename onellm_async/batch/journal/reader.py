@@ -298,6 +298,13 @@ class JournalReader:
         found = self._all("SELECT source, line, message FROM bad_lines ORDER BY rowid LIMIT ?", number)
         return [LineError(read_text(source) or "", line, read_text(message) or "") for source, line, message in found]
 
+    def bad_line_count(self) -> int:
+        """The number of lines of the input without a usable prompt; a running session adds its own every second."""
+        kept, sample = int(self._one("SELECT count(*) FROM bad_lines")), self.latest_sample()
+        progress = sample.sample.get("progress") if sample is not None and isinstance(sample.sample, dict) else None
+        met = progress.get("bad_lines") if isinstance(progress, dict) else None
+        return max(kept, met if isinstance(met, int) else 0)
+
     def records(self) -> Iterator[JournalRecord]:
         """All records in the order of the input, a piece at a time."""
         with translate_errors(self.path):
