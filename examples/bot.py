@@ -8,9 +8,9 @@
     ada: Is 51 one?
 
 A line is ``name: text``. Each reply is printed when it arrives. As texts, ``/forget`` clears that person's history,
-``/undo`` takes the last turn back, ``/retry`` asks again, and ``/cancel`` ends the turn in flight. The end of the input
-(Ctrl-D) waits for requests in flight, Ctrl-C does not. A bot for a real chat network has the same parts: `Bot.reply`
-for one message, a task for each message, and one client for all users.
+``/undo`` takes the last question back, ``/retry`` asks it again, and ``/cancel`` ends the turns in flight. The end of
+the input (Ctrl-D) waits for requests in flight, Ctrl-C does not. A bot for a real chat network has the same parts:
+`Bot.reply` for one message, a task for each message, and one client for all users.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Bot:
         except DeadlineExceededError:
             return "Sorry, I cannot answer that in good time. Please ask again later."
         except RequestCancelledError:
-            return "Cancelled. Say /retry to ask again."
+            return "Cancelled. /retry asks the last question again."
         except InvalidRequestError as error:
             return error.message
         except OneLLMError as error:
@@ -108,7 +108,7 @@ def command(conversation: Conversation, text: str) -> str | None:
         return "Forgotten. What shall we talk about?"
     if text == "/undo":
         question = conversation.undo()
-        return f"Taken back: {question}" if question else "There is nothing to take back."
+        return f"Taken back: {question}" if question is not None else "There is nothing to take back."
     if text == "/cancel":
         conversation.cancel()
         return "I stop."

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import takewhile
 from typing import Unpack, cast
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from onellm_async import serialization
 from onellm_async.catalog import Model
@@ -26,6 +26,10 @@ _check = Checks(ConfigurationError)
 _BYTES_PER_MESSAGE = 16
 """What the role and the separators of a message count for, as bytes of its text: about four tokens."""
 
+_MAX_UNANSWERED = 10
+"""Maximum number of failed texts that are kept for `retry` and `undo`. The oldest are dropped, so that an outage does
+not fill the memory."""
+
 _MIN_LEARNED_BYTES = 400
 """Size from which the usage of a turn is learned. That of a shorter one shows the overhead of the service."""
 
@@ -41,14 +45,33 @@ class _Saved:
     lane: str = "interactive"
     deadline: float | None = None
     options: Mapping[str, JSON] = field(factory=dict)
+    unanswered: tuple[str, ...] | None = None
+
+
+@define(eq=False)
+class _Said:
+    """A text that was said. Its identity counts: the same words may be said twice."""
+
+    text: str
+    answered: bool = False
+    undone: bool = False
+
+
+@define(eq=False)
+class _Turn:
+    """A call of `say` or `retry` that has not ended."""
+
+    said: _Said
+    scope: asyncio.Timeout
+    in_flight: bool = False
 
 
 class Conversation:
     """Turns that build on each other.
 
     The history holds complete turns only. A turn that fails, is cancelled or brings an answer without text leaves it as
-    it was, because many services refuse a history with an empty message. Turns that are said at the same time are sent
-    one after the other.
+    it was, because many services refuse a history with an empty message. Its text is kept for `retry` and `undo`, also
+    by `to_dict`, until a later text is answered. Turns that are said at the same time are sent one after the other.
 
     Args:
         client: Sends the requests.
@@ -107,12 +130,11 @@ class Conversation:
         self._messages = _checked(history)
         self._leading = sum(1 for _ in takewhile(lambda message: message.role == "system", self._messages))
         self._before: list[Message] | None = None
-        self._failed: str | None = None
-        self._asking: str | None = None
-        self._changes = 0
+        self._unanswered: list[_Said] = []
+        self._last_answered: _Said | None = None
         self._tokens = TokenEstimator()
-        self._turn = asyncio.Lock()
-        self._scopes: list[asyncio.Timeout] = []
+        self._lock = asyncio.Lock()
+        self._turns: list[_Turn] = []
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -137,18 +159,23 @@ class Conversation:
 
         Raises:
             InvalidRequestError: If `text` is empty, no string, or too long for `max_history_tokens`; nothing was sent.
-            RequestCancelledError: If `cancel` was called.
+                It is nevertheless the last text, so that `retry` does not repeat an earlier one.
+            RequestCancelledError: If `cancel` was called, or `undo` or `forget` before the text was sent.
             OneLLMError: As `AsyncOneLLM.chat`; the history is then unchanged.
         """
+        said = _Said(_text_or_blank(text))
+        self._unanswered.append(said)
+        self._drop_oldest_failed()
         _check_text(text)
-        async with self._taking_turn(deadline) as left:
-            return await self._ask(self._messages, text, model, left, options)
+        async with self._taking_turn(said, deadline) as (turn, left):
+            return await self._ask(turn, self._messages, model, left, options)
 
     async def retry(
         self, *, model: Model | None = None, deadline: float | None = None, **options: Unpack[RequestOptions]
     ) -> ChatResponse:
         """Says the last text again, after a turn that failed or was cancelled, or to get another answer.
 
+        The last text is the one of the latest call of `say`, even if it was rejected or is still being answered.
         Another answer replaces the one before. If there is none, the history stays as it was.
 
         Args:
@@ -157,51 +184,66 @@ class Conversation:
             **options: As for `say`.
 
         Raises:
-            InvalidRequestError: If nothing has been said yet.
+            InvalidRequestError: If nothing has been said yet, or the last text was rejected and still is.
             OneLLMError: As `say`.
         """
-        async with self._taking_turn(deadline) as left:
-            history, text = self._messages, self._failed
-            if text is None:
-                history, text = self._without_last_turn()
-            if text is None:
-                raise InvalidRequestError("There is no turn to retry.", advice="Use say first.")
-            return await self._ask(history, text, model, left, options)
+        said = self._last_said()
+        if said is None:
+            raise InvalidRequestError("There is no turn to retry.", advice="Use say first.")
+        _check_text(said.text)
+        async with self._taking_turn(said, deadline) as (turn, left):
+            history = self._without_last_turn()[0] if said.answered else self._messages
+            return await self._ask(turn, history, model, left, options)
 
     def cancel(self) -> None:
         """Cancels the turn that is being answered, and those that wait for it.
 
         They end with `RequestCancelledError`, and the history stays as it was. A request in flight may be billed.
         """
-        for scope in self._scopes:
-            if not scope.expired():
-                scope.reschedule(asyncio.get_running_loop().time())
+        for turn in self._turns:
+            _end(turn.scope)
 
     def undo(self) -> str | None:
-        """Forgets the last turn: the question and its answer.
+        """Takes back the last text that was said, with its answer. Each call takes back one more, the latest first.
 
-        While a turn is being answered, that is the last one: it continues, but does not join the history.
+        - A text that is being answered continues, and its answer does not join the history.
+        - A text that waits for earlier turns is not sent. It ends with `RequestCancelledError`.
+        - A text that failed is no longer the one that `retry` says.
+        - Then the turns of the history are forgotten, the latest first.
 
         Returns:
-            The question; None if there is no turn.
+            The text; None if there is none.
         """
-        self._changes += 1
-        self._failed = None
-        if self._asking is not None:
-            return self._asking
+        while self._unanswered:
+            said = self._unanswered.pop()
+            self._take_back(said)
+            if not _is_blank(said.text):  # an empty one was rejected, so nothing was said
+                return said.text
+        if self._last_answered is not None:
+            self._take_back(self._last_answered)
         self._messages, question = self._without_last_turn()
-        self._before = None
+        self._before = self._last_answered = None
         return question
 
     def forget(self) -> None:
-        """Starts over with an empty history. A turn that is being answered does not join it."""
+        """Starts over with an empty history.
+
+        A turn that is being answered does not join it. Turns that wait are not sent and end with
+        `RequestCancelledError`.
+        """
+        for said in (*self._unanswered, *([self._last_answered] if self._last_answered else [])):
+            self._take_back(said)
         self._messages = []
+        self._unanswered.clear()
         self._leading = 0
-        self._before = self._failed = None
-        self._changes += 1
+        self._before = self._last_answered = None
 
     def to_dict(self) -> dict[str, JSON]:
-        """Returns the conversation, without its client, as a dict that JSON can hold. A turn in flight is not in it."""
+        """Returns the conversation, without its client, as a dict that JSON can hold.
+
+        Texts without an answer are in it, those in flight included: `retry` says the last one again, also after a
+        restart.
+        """
         return serialization.to_dict(
             _Saved(
                 self._model,
@@ -211,6 +253,7 @@ class Conversation:
                 self._lane,
                 self._deadline,
                 {name: value for name, value in self._options.items() if value is not None},
+                tuple(said.text for said in self._unanswered) or None,
             )
         )
 
@@ -227,7 +270,7 @@ class Conversation:
         """
         read = serialization.from_dict(_Saved, saved, name="conversation", error=ConfigurationError)
         try:
-            return cls(
+            conversation = cls(
                 client,
                 model=read.model,
                 max_messages=read.max_messages,
@@ -239,59 +282,90 @@ class Conversation:
             )
         except InvalidRequestError as error:
             raise ConfigurationError(f"conversation cannot be read: {error.message}", advice=error.advice) from None
+        conversation._unanswered = [_Said(text) for text in read.unanswered or ()]
+        return conversation
 
     @asynccontextmanager
-    async def _taking_turn(self, deadline: float | None) -> AsyncIterator[float | None]:
-        """Waits for the earlier turns. Yields the seconds that are left for this one; None without a deadline."""
+    async def _taking_turn(self, said: _Said, deadline: float | None) -> AsyncIterator[tuple[_Turn, float | None]]:
+        """Waits for the earlier turns. Yields this one and the seconds left for it; None without a deadline."""
         _check_deadline(deadline)
         deadline = self._deadline if deadline is None else deadline
         loop = asyncio.get_running_loop()
         began = loop.time()
         scope = asyncio.timeout(None)
+        turn = _Turn(said, scope)
         try:
             async with scope:
-                self._scopes.append(scope)
+                self._turns.append(turn)
                 await self._my_turn(deadline)
                 try:
+                    if said.undone:  # by the time the lock was free
+                        raise _taken_back()
                     left = None if deadline is None else deadline - (loop.time() - began)
                     if left is not None and left <= 0:  # the lock came in time, but the loop was busy until too late
                         raise _too_late()
-                    yield left
+                    yield turn, left
                 finally:
-                    self._turn.release()
+                    self._lock.release()
         except TimeoutError as error:
             if not scope.expired() or type(error) is not TimeoutError:
                 raise
+            if said.undone and not turn.in_flight:
+                raise _taken_back() from None
             raise RequestCancelledError(
                 "The turn was cancelled.", advice="It may be billed if it was in flight. Say it again with retry."
             ) from None
         finally:
-            self._scopes.remove(scope)
+            self._turns.remove(turn)
 
     async def _my_turn(self, deadline: float | None) -> None:
         try:
             async with asyncio.timeout(deadline):
-                await self._turn.acquire()
+                await self._lock.acquire()
         except TimeoutError:
             raise _too_late() from None
 
     async def _ask(
-        self, history: list[Message], text: str, model: str | None, deadline: float | None, options: RequestOptions
+        self,
+        turn: _Turn,
+        history: list[Message],
+        model: str | None,
+        deadline: float | None,
+        options: RequestOptions,
     ) -> ChatResponse:
+        said = turn.said
         model, merged = model or self._model, cast("RequestOptions", {**self._options, **options})
-        asked = [*history, Message.user(text)]
+        asked = [*history, Message.user(said.text)]
         size = self._forget_oldest(asked, model, merged.get("system"))
-        changes, self._failed, self._asking = self._changes, text, text
-        try:
-            reply = await self._client.chat(asked, model=model, lane=self._lane, deadline=deadline, **merged)
-        finally:
-            self._asking = None
+        turn.in_flight = True
+        reply = await self._client.chat(asked, model=model, lane=self._lane, deadline=deadline, **merged)
         if reply.usage is not None and size >= _MIN_LEARNED_BYTES:
             self._tokens.learn(model, size, reply.usage.input_tokens, 0)
-        if changes == self._changes and not _is_blank(reply.content):
-            self._before, self._failed = history, None
+        if not said.undone and not _is_blank(reply.content):
+            self._before, self._last_answered, said.answered = history, said, True
             self._messages = [*asked, Message.assistant(reply.content)]
+            if said in self._unanswered:  # what failed before it is out of date
+                del self._unanswered[: self._unanswered.index(said) + 1]
         return reply
+
+    def _last_said(self) -> _Said | None:
+        if self._unanswered:
+            return self._unanswered[-1]
+        if self._last_answered is None and (text := self._without_last_turn()[1]) is not None:
+            self._last_answered = _Said(text, answered=True)
+        return self._last_answered
+
+    def _take_back(self, said: _Said) -> None:
+        said.undone = True
+        for turn in self._turns:
+            if turn.said is said and not turn.in_flight:
+                _end(turn.scope)
+
+    def _drop_oldest_failed(self) -> None:
+        waiting = {id(turn.said) for turn in self._turns}
+        failed = [said for said in self._unanswered if id(said) not in waiting]
+        for said in failed[:-_MAX_UNANSWERED]:
+            self._unanswered.remove(said)
 
     def _forget_oldest(self, asked: list[Message], model: str, system: str | None) -> int:
         """Drops the oldest turns from `asked` until it is small enough. Returns its size in bytes."""
@@ -360,8 +434,23 @@ def _check_deadline(deadline: float | None) -> None:
         _check.check_number("deadline", deadline, 0, above=True)
 
 
+def _end(scope: asyncio.Timeout) -> None:
+    if not scope.expired():
+        scope.reschedule(asyncio.get_running_loop().time())
+
+
+def _taken_back() -> RequestCancelledError:
+    return RequestCancelledError(
+        "The turn was taken back before it was sent.", advice="Nothing was billed. Say the text again if you need it."
+    )
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text_or_blank(text: object) -> str:
+    return text if isinstance(text, str) else ""
 
 
 def _is_blank(text: object) -> bool:

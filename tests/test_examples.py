@@ -260,7 +260,7 @@ async def test_the_bot_takes_back_repeats_and_cancels_turns(server: LocalServer)
         turn = asyncio.create_task(bot.reply("ada", "Hello"))
         await asyncio.sleep(0)
         assert await bot.reply("ada", "/cancel") == "I stop."
-        assert await turn == "Cancelled. Say /retry to ask again."
+        assert await turn == "Cancelled. /retry asks the last question again."
         assert await bot.reply("ada", "/retry") == first
 
 

@@ -277,7 +277,7 @@ async def test_cancelling_ends_the_turn_in_flight_and_those_that_wait(
     conversation.cancel()
     transport.set_replies("there")
     assert (await conversation.retry()).content == "there"
-    assert [message.content for message in conversation.messages] == ["a", "1", "hang", "there"]
+    assert [message.content for message in conversation.messages] == ["a", "1", "b", "there"], "b was said last"
 
 
 async def test_cancelling_the_task_of_a_turn_is_a_cancellation(client: AsyncOneLLM, transport: FakeTransport) -> None:
@@ -390,3 +390,149 @@ async def test_what_is_no_saved_conversation_is_refused_by_name(client: AsyncOne
 async def test_a_history_with_an_empty_message_is_refused(client: AsyncOneLLM) -> None:
     with pytest.raises(ConfigurationError, match=r"history\[1\] is empty"):
         Conversation(client, model="GPT-5", history=[Message.user("a"), Message.assistant(" ")])
+
+
+async def in_flight(transport: FakeTransport) -> None:
+    while not transport.in_flight:
+        await asyncio.sleep(0)
+
+
+def contents(conversation: Conversation) -> list[str]:
+    return [message.content for message in conversation.messages]
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled", "in flight"])
+async def test_a_text_without_answer_is_saved_and_retry_says_it_after_a_restart(
+    client: AsyncOneLLM, transport: FakeTransport, end: str
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    turn = asyncio.create_task(conversation.say("fail" if end == "failed" else "hang"))
+    await in_flight(transport)
+    saved = conversation.to_dict()
+    conversation.cancel() if end == "cancelled" else None
+    if end != "in flight":
+        await asyncio.gather(turn, return_exceptions=True)
+        saved = conversation.to_dict()
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    restored = Conversation.from_dict(client, json.loads(json.dumps(saved)))
+    assert restored.to_dict() == saved
+    transport.set_replies("there")
+    await restored.retry()
+    assert contents(restored) == ["a", "1", "fail" if end == "failed" else "hang", "there"]
+    assert "unanswered" not in restored.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", " ", 5, "word " * 1000])
+async def test_retry_after_a_rejected_text_never_replaces_the_answer_of_another(
+    client: AsyncOneLLM, transport: FakeTransport, text: str
+) -> None:
+    conversation = Conversation(client, model="GPT-5", max_history_tokens=100)
+    await conversation.say("a")
+    before = conversation.messages
+    for attempt in (lambda: conversation.say(text), conversation.retry, conversation.retry):
+        with pytest.raises(InvalidRequestError, match=r"text|must be a string"):
+            await attempt()
+    restored = Conversation.from_dict(client, json.loads(json.dumps(conversation.to_dict())))
+    with pytest.raises(InvalidRequestError, match="text"):
+        await restored.retry()
+    assert (conversation.messages, len(transport.requests)) == (before, 1)
+    assert conversation.undo() == ("a" if len(str(text)) < 5 else text)
+    conversation.forget()
+    with pytest.raises(InvalidRequestError, match="no turn"):
+        await conversation.retry()
+
+
+async def test_retry_says_a_text_whose_options_or_deadline_were_rejected(client: AsyncOneLLM) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    with pytest.raises(InvalidRequestError):
+        await conversation.say("b", temperature=3)
+    await conversation.retry(temperature=1)
+    with pytest.raises(ConfigurationError):
+        await conversation.say("c", deadline=-1)
+    await conversation.retry()
+    assert contents(conversation) == ["a", "1", "b", "3", "c", "5"]
+
+
+async def test_a_failed_retry_is_retried_in_place_of_the_first_answer(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    transport.set_replies([500, "better"])
+    with pytest.raises(InternalServerError):
+        await conversation.retry()
+    await conversation.retry()
+    assert contents(conversation) == ["a", "better"]
+
+
+async def test_undo_takes_back_each_text_once_the_latest_first(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    for text in "ab":
+        await conversation.say(text)
+    with pytest.raises(InternalServerError):
+        await conversation.say("fail")
+    transport.set_replies(lambda request: answer("late", delay=0.001))
+    flying, waiting = (asyncio.create_task(conversation.say(text)) for text in ("c", "d"))
+    await in_flight(transport)
+    assert [conversation.undo() for _ in range(7)] == ["d", "c", "fail", "b", "a", None, None]
+    with pytest.raises(RequestCancelledError, match="taken back before it was sent"):
+        await waiting
+    assert (await flying).content == "late"
+    assert (conversation.messages, len(transport.requests)) == ((), 4)
+
+
+async def test_a_text_that_is_taken_back_while_it_waits_leaves_the_one_in_flight(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    turns = [asyncio.create_task(conversation.say(text)) for text in ("a", "b")]
+    await in_flight(transport)
+    assert conversation.undo() == "b"
+    await asyncio.gather(*turns, return_exceptions=True)
+    assert contents(conversation) == ["a", "1"]
+    await conversation.say("c")
+    again = asyncio.create_task(conversation.retry())
+    await in_flight(transport)
+    assert conversation.undo() == "c"
+    await again
+    assert contents(conversation) == ["a", "1"]
+
+
+async def test_a_retry_that_waits_for_a_text_ends_when_the_text_is_taken_back(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    await conversation.say("a")
+    turns = [asyncio.create_task(turn) for turn in (conversation.say("b"), conversation.retry())]
+    await in_flight(transport)
+    assert conversation.undo() == "b"
+    _, retried = await asyncio.gather(*turns, return_exceptions=True)
+    assert isinstance(retried, RequestCancelledError)
+    assert contents(conversation) == ["a", "1"]
+
+
+async def test_forget_ends_the_turns_that_wait(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    conversation = Conversation(client, model="GPT-5")
+    turns = [asyncio.create_task(conversation.say(text)) for text in "ab"]
+    await in_flight(transport)
+    conversation.forget()
+    _, waiting = await asyncio.gather(*turns, return_exceptions=True)
+    assert isinstance(waiting, RequestCancelledError)
+    assert (conversation.messages, conversation.undo()) == ((), None)
+
+
+async def test_an_outage_keeps_only_the_latest_failed_texts(client: AsyncOneLLM, transport: FakeTransport) -> None:
+    transport.set_replies(500)
+    conversation = Conversation(client, model="GPT-5")
+    for number in range(30):
+        with pytest.raises(InternalServerError):
+            await conversation.say(str(number))
+    assert conversation.to_dict()["unanswered"] == [str(number) for number in range(20, 30)]
+    transport.set_replies("there")
+    await conversation.retry()
+    assert contents(conversation) == ["29", "there"]
+    assert conversation.undo() == "29"
+    assert conversation.undo() is None
