@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from onellm_async import AsyncOneLLM
+    from onellm_async.server import ServerSettings
     from onellm_async.testing import FakeReply, FakeTransport, ThreadedServer
 
 _KEY = "test-key"
@@ -63,29 +64,27 @@ def onellm_server(
 ) -> "Iterator[ThreadedServer]":
     """A local OneLLM, to which ``ONELLM_API_KEY`` and ``ONELLM_BASE_URL`` point; see `ThreadedServer`.
 
-    It echoes the last user message, or answers as ``onellm_answers`` says. The marker ``onellm`` sets its settings.
+    It echoes the last user message, or answers as ``onellm_answers`` says. The marker ``onellm`` sets its settings. The
+    key is ``test-key``, or the first one of ``keys`` if that does not contain it.
     """
-    from onellm_async.server import ServerSettings
     from onellm_async.testing import ThreadedServer
 
-    settings: dict[str, object] = {"requests_per_minute": None}
-    for marker in reversed(list(request.node.iter_markers("onellm"))):  # the closest one last
-        settings |= marker.kwargs
-    with ThreadedServer(ServerSettings(**settings), answers=onellm_answers) as server:  # type: ignore[arg-type]
-        monkeypatch.setenv("ONELLM_API_KEY", _KEY)
+    settings = _settings(request)
+    with ThreadedServer(settings, answers=onellm_answers) as server:
+        monkeypatch.setenv("ONELLM_API_KEY", _key(settings))
         monkeypatch.setenv("ONELLM_BASE_URL", server.url)
         yield server
 
 
 @pytest.fixture
-def onellm_client(onellm_server: "ThreadedServer") -> "AsyncOneLLM":
-    """An `AsyncOneLLM` for ``onellm_server``, without limits. It may be used in one event loop or in several in turn.
+def onellm_client(request: pytest.FixtureRequest, onellm_server: "ThreadedServer") -> "AsyncOneLLM":
+    """An `AsyncOneLLM` for ``onellm_server`` with its key, without limits.
 
-    Its connections are closed with the event loop of the test.
+    It may be used in one event loop or in several in turn. Its connections are closed with the event loop of the test.
     """
     from onellm_async import AsyncOneLLM, Limits
 
-    return AsyncOneLLM(_KEY, base_url=onellm_server.url, limits=Limits.unlimited())
+    return AsyncOneLLM(_key(_settings(request)), base_url=onellm_server.url, limits=Limits.unlimited())
 
 
 @pytest.fixture
@@ -97,3 +96,17 @@ def onellm_transport() -> "FakeTransport":
     from onellm_async.testing import FakeTransport
 
     return FakeTransport()
+
+
+def _settings(request: pytest.FixtureRequest) -> "ServerSettings":
+    from onellm_async.server import ServerSettings
+
+    settings: dict[str, object] = {"requests_per_minute": None}
+    for marker in reversed(list(request.node.iter_markers("onellm"))):  # the closest one last
+        settings |= marker.kwargs
+    return ServerSettings(**settings)  # type: ignore[arg-type]
+
+
+def _key(settings: "ServerSettings") -> str:
+    keys = settings.keys
+    return _KEY if keys is None or _KEY in keys else next(iter(keys), _KEY)

@@ -78,6 +78,8 @@ def test_another_program(onellm_server):
 ANSWERS = """
 import pytest
 
+import onellm_async
+
 
 @pytest.fixture
 def onellm_answers():
@@ -88,6 +90,23 @@ def onellm_answers():
 async def test_answers(onellm_client):
     assert (await onellm_client.chat("2 + 2?", model="GPT-5-Nano")).content == "4"
     assert (await onellm_client.chat("Hello?", model="GPT-5-Nano")).content == "Hello?"
+
+
+@pytest.mark.asyncio
+@pytest.mark.onellm(keys={"poor": 0.0, "rich": 1.0})
+async def test_the_first_key_is_used(onellm_client):
+    with pytest.raises(onellm_async.InsufficientBalanceError):
+        await onellm_client.chat("Hello?", model="GPT-5-Nano")
+    async with onellm_async.AsyncOneLLM() as client:
+        with pytest.raises(onellm_async.InsufficientBalanceError):
+            await client.chat("Hello?", model="GPT-5-Nano")
+
+
+@pytest.mark.asyncio
+@pytest.mark.onellm(keys={})
+async def test_a_server_may_know_no_key(onellm_client):
+    with pytest.raises(onellm_async.AuthenticationError):
+        await onellm_client.chat("Hello?", model="GPT-5-Nano")
 
 
 @pytest.mark.onellm(keys={"another": 1.0})
@@ -175,7 +194,7 @@ def test_tests_of_every_kind_pass_with_all_warnings_as_errors(mode: str, tmp_pat
 
 def test_answers_and_settings_are_chosen_by_the_test(tmp_path: Path) -> None:
     run = pytest_of(ANSWERS, tmp_path, "-W", "error")
-    assert "2 passed" in run.stdout, run.stdout + run.stderr
+    assert "4 passed" in run.stdout, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize("mode", ["auto", "without pytest-asyncio"])
