@@ -88,7 +88,7 @@ class Monitor:
         progress = self._tracker.snapshot(self._clock())
         in_trouble = progress.trouble is not None or snapshot.last_error is not None
         point: JSON = {
-            "progress": asdict(progress),
+            "progress": asdict(progress) | {"counts": progress.counts.to_dict()},
             "snapshot": asdict(snapshot),
             "rate_state": None if learned is None else learned.to_dict(),
             "waits_for": self._why(snapshot) if in_trouble else None,

@@ -99,7 +99,7 @@ class RunProgress:
 
     def to_dict(self) -> dict[str, JSON]:
         """Returns the progress as a dict that JSON can hold, without what is not set."""
-        return serialization.to_dict(self)
+        return serialization.to_dict(self) | {"counts": self.counts.to_dict()}
 
 
 class ProgressTracker:

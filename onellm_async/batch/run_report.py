@@ -63,7 +63,8 @@ class RunReport:
 
     def to_dict(self) -> dict[str, JSON]:
         """Returns the report as a dict that JSON can hold, without what is not set."""
-        return {"complete": self.complete} | serialization.to_dict(self)
+        found = {"complete": self.complete} | serialization.to_dict(self)
+        return found | {"counts": self.counts.to_dict(), "progress": self.progress.to_dict()}
 
     @property
     def complete(self) -> bool:
@@ -79,10 +80,10 @@ class RunReport:
 def money_at_risk(counts: RunCounts) -> str:
     """What attempts without an answer may have cost: at most, where ``max_tokens`` bounds them, else by experience."""
     lost = counts.in_flight + counts.possibly_billed
-    if counts.at_risk or not lost:
+    if not lost or counts.usd_at_risk is not None:
         return f"at most {format_usd(counts.at_risk)} at risk"
     if not counts.answered or not counts.cost:
-        return "the amount at risk is unknown without --max-tokens"
+        return f"the amount at risk is unknown without {'a list price' if counts.at_risk_tokens else '--max-tokens'}"
     return f"about {format_usd(lost * counts.cost / counts.answered)} at risk, as answers cost so far"
 
 

@@ -86,7 +86,7 @@ class ShardResult(TypedDict):
         failed: Prompts that failed for good.
         possibly_billed: Attempts that may have been billed without an answer, over all sessions.
         cost: USD by list price.
-        at_risk: USD that may have been spent beyond it.
+        at_risk: USD that may have been spent beyond it at most; None if unknown.
         input_tokens: Of all answers.
         output_tokens: Of all answers.
         error: What stopped it early; "" if nothing did.
@@ -99,7 +99,7 @@ class ShardResult(TypedDict):
     failed: int
     possibly_billed: int
     cost: float
-    at_risk: float
+    at_risk: float | None
     input_tokens: int
     output_tokens: int
     error: str
@@ -478,7 +478,7 @@ def _result(shard: Path, output: Path, counts: RunCounts, *, complete: bool, err
         failed=counts.failed,
         possibly_billed=counts.possibly_billed + counts.in_flight,
         cost=float(counts.cost),
-        at_risk=float(counts.at_risk),
+        at_risk=counts.usd_at_risk,
         input_tokens=counts.input_tokens,
         output_tokens=counts.output_tokens,
         error=error,

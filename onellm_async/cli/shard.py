@@ -216,9 +216,9 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
         {
             "entries": sum(each.entries for each in statuses),
             "complete": sum(each.state == "complete" for each in statuses),
-            "counts": asdict(sum_counts(statuses)),
+            "counts": sum_counts(statuses).to_dict(),
             "failures": sum_failures(statuses),
-            "shards": [asdict(each) for each in statuses],
+            "shards": [asdict(each) | {"counts": each.counts.to_dict()} for each in statuses],
         }
     ).decode()
 
@@ -226,6 +226,7 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
 def _as_text(statuses: "list[ShardStatus]") -> str:
     from collections import Counter
 
+    from onellm_async.batch.run_report import money_at_risk
     from onellm_async.batch.shards import sum_counts, sum_failures
     from onellm_async.formatting import format_duration, format_usd
 
@@ -243,7 +244,7 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
     if totals.possibly_billed or totals.in_flight:
         lines.append(
             f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
-            f"(at most {format_usd(totals.at_risk)} at risk)"
+            f"({money_at_risk(totals)})"
         )
     for cause, number in sum_failures(statuses).items():
         lines.append(f"  failed           {number:,} × {cause}")

@@ -152,7 +152,7 @@ def _in_flight(counts: "JSON", limiter: "JSON", *, running: bool) -> list[str]:
     from onellm_async.batch import RunCounts
     from onellm_async.batch.run_report import money_at_risk
 
-    known = RunCounts(**counts)
+    known = RunCounts(**counts | {"at_risk": counts["at_risk"] or 0.0})  # None where it is unknown
     if running:
         # The journal has every request of the run; after a 500 one waits for a retry, neither in flight nor billed.
         in_flight = min(known.in_flight, limiter.get("in_flight", known.in_flight))

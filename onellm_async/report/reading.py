@@ -148,6 +148,7 @@ def _totals(
     return RunTotals(
         counts=evolve(
             counts,
+            in_flight=counts.in_flight if running else 0,
             possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
             rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         ),

@@ -5,7 +5,7 @@ from datetime import tzinfo
 from attrs import frozen
 
 from onellm_async.batch.causes import outcome_lines
-from onellm_async.batch.run_report import ENDED_AT_CAP
+from onellm_async.batch.run_report import ENDED_AT_CAP, money_at_risk
 from onellm_async.formatting import (
     format_count,
     format_duration,
@@ -118,13 +118,12 @@ def make_tiles(report: Report) -> tuple[StatTile, ...]:
 def _possibly_billed(report: Report) -> StatTile:
     counts = report.totals.counts
     if report.status is RunStatus.RUNNING:
-        beside = f"{format_usd(counts.at_risk)} reserved or at risk"
-        return StatTile(label="In flight", value=format_count(counts.in_flight), beside=beside)
+        return StatTile(label="In flight", value=format_count(counts.in_flight), beside=money_at_risk(counts))
     return StatTile(
         label="Possibly billed",
         value=format_count(counts.possibly_billed),
         unit="attempts" if counts.possibly_billed != 1 else "attempt",
-        beside=f"{format_usd(counts.at_risk)} at risk" if counts.at_risk else "nothing at risk",
+        beside=money_at_risk(counts) if counts.possibly_billed or counts.at_risk else "nothing at risk",
         tone="warn" if counts.possibly_billed else "",
     )
 

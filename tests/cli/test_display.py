@@ -141,6 +141,8 @@ def test_the_money_at_risk_is_bounded_by_max_tokens_or_told_by_experience():
     assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2, at_risk=0.05)) == "at most $0.05 at risk"
     assert money_at_risk(RunCounts(answered=4, cost=0.4, in_flight=2)) == "about $0.20 at risk, as answers cost so far"
     assert money_at_risk(RunCounts(in_flight=2)) == "the amount at risk is unknown without --max-tokens"
+    unpriced = RunCounts(in_flight=2, at_risk_tokens=60)
+    assert money_at_risk(unpriced) == "the amount at risk is unknown without a list price"
     assert money_at_risk(RunCounts(answered=4, cost=0.4)) == "at most $0.00 at risk"
 
 

@@ -64,6 +64,8 @@ async def test_status_of_a_killed_run_says_what_may_be_billed_and_how_to_go_on(r
     assert ended.code == 1
     assert ended.out.startswith("in.txt: interrupted, 8 of 10 completed in 1 session\n")
     assert "  in flight        0\n  possibly billed  2 (2 in flight at its end), " in ended.out
+    assert "at most $" in ended.out  # --max-tokens bounds it
+    assert (await status())["counts"]["at_risk"] > 0
     assert "  ended            killed. Run its `run` command again to resume." in ended.out
     assert (await status())["state"] == "interrupted"
 

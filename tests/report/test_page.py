@@ -60,7 +60,7 @@ def test_the_page_tells_how_the_run_stands_and_its_figures() -> None:
         "Started 2026-01-01 09:00:00 UTC, resumed once, finished 2026-01-01 21:32:27 UTC.",
         "Answered 1,307 of 1,321 prompts",
         "Failed 12 and 2 bad lines",
-        "Possibly billed 3 attempts $0.00042 at risk",
+        "Possibly billed 3 attempts at most $0.00042 at risk",
         "Duration 32 min 27 s active in 2 sessions, 12 h 32 min from start to end",
         "Goodput 94.8 % of what the limit allowed; 40.3 answers/min",
         "Cost $0.42 of $0.50 budget",
@@ -85,7 +85,14 @@ def test_an_interrupted_run_says_what_is_left_and_how_to_go_on() -> None:
     assert "last activity 2026-01-01 09:01:00 UTC" in text
     assert "It ended: interrupted by Ctrl-C." in text
     assert "59 of 100 prompts remain. Run the same command again to resume." in text
-    assert "Possibly billed 2 attempts $0.01 at risk" in text
+    assert "Possibly billed 2 attempts at most $0.01 at risk" in text
+
+
+def test_money_that_may_be_owed_and_has_no_bound_is_not_told_as_nothing() -> None:
+    counts = RunCounts(answered=4, cost=0.4, possibly_billed=2)
+    text = read(a_report(totals=RunTotals(counts=counts, total=6))).text
+    assert "Possibly billed 2 attempts about $0.20 at risk, as answers cost so far" in text
+    assert counts.to_dict()["at_risk"] is None
 
 
 def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
@@ -96,7 +103,7 @@ def test_a_running_run_shows_what_is_under_way_and_not_as_lost() -> None:
         )
     ).text
     assert "still running when this report was created" in text
-    assert "In flight 7 $0.02 reserved or at risk" in text
+    assert "In flight 7 at most $0.02 at risk" in text
     assert "Possibly billed" not in text.partition("Failed prompts")[0]
 
 

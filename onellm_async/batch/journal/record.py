@@ -384,7 +384,8 @@ class RunCounts:
         input_tokens: As far as known.
         output_tokens: As far as known.
         at_risk: USD that may be spent beyond `cost`: the reserved cost of every attempt without an outcome, those
-            in flight included, and of every answer whose cost is unknown.
+            in flight included, and of every answer whose cost is unknown. What has no bound adds nothing here:
+            `usd_at_risk` tells it from nothing at risk.
         at_risk_tokens: The same in tokens.
     """
 
@@ -429,9 +430,20 @@ class RunCounts:
             sums[place] = round(sums[place], _USD_DIGITS)
         return RunCounts(*sums)  # type: ignore[arg-type]  # those of whole numbers are whole
 
+    @property
+    def usd_at_risk(self) -> float | None:
+        """`at_risk`; None if something may be owed and no ``max_tokens`` and list price say how much at most.
+
+        Example:
+            >>> RunCounts(possibly_billed=20).usd_at_risk is None
+            True
+        """
+        may_be_owed = self.in_flight or self.possibly_billed or self.unpriced
+        return None if may_be_owed and not self.at_risk else self.at_risk
+
     def to_dict(self) -> dict[str, JSON]:
-        """Every total by its name."""
-        return asdict(self)
+        """Every total by its name; ``at_risk`` is `usd_at_risk`, which may be None."""
+        return asdict(self) | {"at_risk": self.usd_at_risk}
 
 
 COUNTS = tuple(each.name for each in fields(RunCounts))
