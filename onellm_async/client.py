@@ -569,7 +569,8 @@ class AsyncOneLLM:
         Args:
             source: A file of prompts in any input format, a pattern such as ``"data/*.jsonl"``, or a list of paths; a
                 table, such as a DataFrame of polars or pandas, a relation of duckdb or a ``datasets.Dataset``; or
-                prompts: texts, messages, requests, or pairs of a ``custom_id`` and one of these.
+                prompts: texts, messages, requests, pairs of a ``custom_id`` and one of these, or mappings, which are
+                read like the objects of JSON lines.
             output: File for the answers; its suffix says how they are written. ``"-"`` is standard output, where
                 nothing can be resumed. Or an object with an async method ``write``, which takes whole lines of bytes in
                 input order; with ``journal=`` its run can be resumed, and it is given all lines again.

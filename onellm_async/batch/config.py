@@ -57,7 +57,8 @@ class RunOptions(TypedDict, total=False):
         keep: Fields of each line or row that go beside its answer: ``"all"``, or their names; None for all of a
             table and none of others.
         input_format: How the input is written; None to tell from its name and its first line.
-        strict: Send nothing if a line of the input is bad.
+        strict: Send nothing if a line of a file, a row of a table or an entry of a list is bad. What can be read only
+            once, such as a pipe or a generator, ends the run at its first bad entry: `RunReport.strict_error`.
         limit: Send only the first N entries; the report then has an `RunReport.estimate` of the others.
         output_format: How answers are written; None to tell from the name of the output.
         journal: File that remembers what was sent; None for ``OUTPUT.journal``.

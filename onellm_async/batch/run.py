@@ -11,7 +11,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence, Sized, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized, ValuesView
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from itertools import takewhile
@@ -32,7 +32,7 @@ from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions
 from onellm_async.batch.inputs.formats import input_format_named
-from onellm_async.batch.inputs.memory import InMemoryInput, NamedPrompt, entries_from
+from onellm_async.batch.inputs.memory import InMemoryInput, MemoryPrompts, entries_from
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
 from onellm_async.batch.inputs.table import ArrowStream, TableInput, is_table
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -46,7 +46,6 @@ from onellm_async.batch.outputs.output_place import demand_free
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.run_report import ENDED_AT_CAP, RunReport, resuming_text
 from onellm_async.batch.work_list import WorkList
-from onellm_async.chat import Prompt
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BatchError, BudgetExceededError, ConfigurationError, InvalidRequestError
 from onellm_async.fanout import check_source
@@ -54,9 +53,9 @@ from onellm_async.limits.rate_state import RateState
 from onellm_async.sender import Sender
 from onellm_async.validation import truncated_repr
 
-InMemory = Iterable[Prompt | NamedPrompt] | AsyncIterable[Prompt | NamedPrompt]
-Prompts = str | PathLike[str] | Sequence[PathLike[str]] | InMemory | ArrowStream
-"""A path, several, a table, or prompts in memory: texts, messages, requests, or pairs of a ``custom_id`` and one."""
+Prompts = str | PathLike[str] | Sequence[PathLike[str]] | MemoryPrompts | ArrowStream
+"""A path, several, a table, or prompts in memory: texts, messages, requests, pairs of a ``custom_id`` and one, or
+mappings with the fields of JSON lines."""
 
 _PROGRESS_INTERVAL = 0.25
 """Seconds between two calls of ``on_progress``."""
@@ -118,7 +117,8 @@ async def run(
             await stack.enter_async_context(opened)
         scan = await _scan(opened, config)
         _check_budget(config.budget, opened, scan)
-        tracker.total = None if scan is None else scan.lines
+        known = scan.lines if scan is not None else None if isinstance(opened, InputFile) else opened.count
+        tracker.total = known
         if (learned := await asyncio.to_thread(discovered_rate, config)) is not None:
             sender.restore_rate(learned)
         sender.add_hook(tracker)
@@ -141,15 +141,23 @@ async def _open_unless_stopped(
     if is_table(source):
         if options.get("input_format") is not None:
             raise InvalidRequestError("input_format says how a file is read, but the prompts are a table in memory.")
-        return TableInput(source, _parser_options(options, config))
+        table = TableInput(source, _parser_options(options, config))
+        await table.begin(strict=config.policy.strict)
+        return table
     paths = _paths(source)
     if paths is None:
         check_source(source)
         _refuse_file_names(source)
-        given = sorted(options.keys() & {"field", "template", "input_format", "id_field", "keep"})
-        if given:
-            raise InvalidRequestError(f"{given[0]} says how a file is read, but the prompts are in memory.")
-        return entries_from(cast("InMemory", source), defaults=config.defaults)
+        texts = isinstance(source, Sequence) and not any(isinstance(each, Mapping) for each in source)
+        for option in ("input_format", "field", "template", "id_field", "keep"):
+            if options.get(option) is not None and (texts or option == "input_format"):
+                raise InvalidRequestError(
+                    f"{option} says how a file is read, but the prompts are in memory.",
+                    advice="" if option == "input_format" else f"{option} works for files, tables and lists of dicts.",
+                )
+        prompts = entries_from(cast("MemoryPrompts", source), options=_parser_options(options, config))
+        await prompts.begin(strict=config.policy.strict)
+        return prompts
     opening = asyncio.ensure_future(in_daemon_thread(lambda: _open_files(paths, options, config)))
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -258,7 +266,7 @@ def _check_budget(budget: Budget, source: RunInput, scan: InputScan | None) -> N
     Raises:
         InvalidRequestError: If there is no upper bound for what a request can cost.
     """
-    requests = scan.sample if scan is not None else ()
+    requests = scan.sample if scan is not None else source.sample if isinstance(source, InMemoryInput) else ()
     if not requests:
         if not isinstance(source, InMemoryInput) and (scan is None or scan.lines):
             return

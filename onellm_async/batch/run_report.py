@@ -41,7 +41,8 @@ class RunReport:
         counts: What the journal has, all sessions together.
         interrupted: Whether `stop` ended it before its input.
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
-        strict_error: The bad line that ended it, where the run was strict.
+        strict_error: The bad entry that ended a strict run whose input can be read only once, such as a pipe or a
+            generator. A file, a table or a list with a bad entry is refused with `BatchError` instead.
         limit_reached: Whether only the first entries were to be sent, and were.
         already_complete: Whether an earlier session had completed the run, so that this one had nothing to do.
         estimate: What the rest of the run costs and takes, where `limit_reached`; None where that is unknown.

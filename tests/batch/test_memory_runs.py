@@ -1,8 +1,11 @@
 """Prompts in memory: what is no prompt is refused or told, as it is for a file."""
 
+import json
+
 import pytest
 
 from onellm_async import AsyncOneLLM, InvalidRequestError, Limits
+from onellm_async.errors import BatchError
 from onellm_async.testing import FakeTransport
 
 
@@ -58,3 +61,96 @@ async def test_texts_of_which_one_names_a_file_are_prompts(tmp_path):
     report, _ = await run([str(file), "What is a file?", "x" * 9999, "\0"], tmp_path / "out.jsonl")
 
     assert report.counts.answered == 4
+
+
+async def later(values):
+    for value in values:
+        yield value
+
+
+async def test_a_list_of_dicts_is_read_like_json_lines(tmp_path):
+    records = [
+        {"id": 1, "prompt": "Hi", "model": "GPT-5", "score": float("nan")},
+        {"id": 2, "messages": [{"role": "user", "content": "Ho"}], "max_tokens": 7},
+        {"id": 3, "prompt": None},
+    ]
+    bad = []
+    report, transport = await run(records, tmp_path / "out.jsonl", keep="all", on_bad_line=bad.append)
+    one, two = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+
+    assert (one["custom_id"], one["input"]["score"], two["custom_id"]) == ("1", None, "2")
+    bodies = {each.prompt: json.loads(each.body) for each in transport.requests}
+    assert (bodies["Hi"]["model"], bodies["Ho"]["max_tokens"]) == ("GPT-5", 7)
+    assert [error.line for error in bad] == [3]
+    assert report.progress.total == 3
+
+
+@pytest.mark.parametrize("given", [list, iter, later])
+async def test_field_and_template_make_the_prompt_of_a_dict(tmp_path, given):
+    records = [{"text": "Hi", "n": 1}, {"text": "Ho", "n": 2}]
+    _, transport = await run(given(records), tmp_path / "a.jsonl", field="text")
+    assert {each.prompt for each in transport.requests} == {"Hi", "Ho"}
+    _, transport = await run(given(records), tmp_path / "b.jsonl", template="{{ n }}: {{ text }}")
+    assert {each.prompt for each in transport.requests} == {"1: Hi", "2: Ho"}
+
+
+@pytest.mark.parametrize("given", [list, tuple, iter])
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        ([], "prompts holds no prompts"),
+        (["", None], "prompts:1: The prompt is empty. All prompts are bad"),
+        ([{"question": "Hi"}], "neither prompt nor messages.*All prompts are bad"),
+        ([""] * 20 + ["Hi"], "The first 20 prompts are all bad"),
+    ],
+)
+async def test_prompts_that_cannot_be_sent_are_refused_and_leave_nothing(tmp_path, given, prompts, told):
+    with pytest.raises(BatchError, match=told):
+        await run(given(prompts), tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_an_async_source_without_usable_prompts_stops_the_run(tmp_path):
+    empty, _ = await run(later([]), tmp_path / "empty.jsonl")
+    bad, transport = await run(later([None] * 20 + ["Hi"]), tmp_path / "bad.jsonl")
+
+    assert not empty.complete
+    assert "holds no prompts" in str(empty.stopped_by)
+    assert "The first 20 prompts are all bad" in str(bad.stopped_by)
+    assert not transport.requests
+
+
+async def test_a_generator_is_read_only_up_to_its_first_usable_prompt_before_the_run(tmp_path):
+    read = []
+
+    def prompts():
+        for prompt in ["", "Hi", "Ho"]:
+            read.append(prompt)
+            yield prompt
+        raise ValueError("gone")
+
+    report, transport = await run(prompts(), tmp_path / "out.jsonl")
+
+    assert {each.prompt for each in transport.requests} <= {"Hi", "Ho"}
+    assert "gone" in str(report.stopped_by)
+    assert read == ["", "Hi", "Ho"]
+
+
+@pytest.mark.parametrize("bad", ["", None, {"prompt": ""}])
+async def test_a_strict_run_refuses_a_list_with_a_bad_entry(tmp_path, bad):
+    with pytest.raises(BatchError, match=r"^prompts:3: .*Nothing was sent \(strict\)"):
+        await run(["Hi", "Ho", bad], tmp_path / "out.jsonl", strict=True)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_strict_run_of_a_generator_stops_at_a_bad_entry(tmp_path):
+    report, _ = await run(iter(["Hi", "", "Ho"]), tmp_path / "out.jsonl", strict=True)
+    assert report.strict_error.line == 2
+    assert not report.complete
+
+
+async def test_a_list_gives_the_progress_a_total(tmp_path):
+    seen = []
+    await run(["Hi", "", "Ho"], tmp_path / "out.jsonl", on_progress=seen.append)
+    assert {each.total for each in seen} == {3}
+    assert seen[-1].eta == 0

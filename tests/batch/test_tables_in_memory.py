@@ -144,3 +144,26 @@ async def test_columns_of_bytes_are_left_out_wherever_they_are(tmp_path):
 
     assert json.loads((tmp_path / "out.jsonl").read_text())["input"] == {"prompt": "a", "n": 1}
     assert PromptTemplate("{{ prompt }}").fields == {"prompt"}
+
+
+async def test_a_table_without_usable_rows_is_refused(tmp_path):
+    with pytest.raises(BatchError, match="holds no prompts"):
+        await run(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "out.jsonl")
+    with pytest.raises(BatchError, match=r"^Table:1: .*All rows are bad, so nothing was sent"):
+        await run(pa.table({"prompt": ["", None]}), tmp_path / "out.jsonl")
+    with pytest.raises(BatchError, match="The first 20 rows are all bad"):
+        await run(pa.table({"prompt": [None] * 20 + ["Hi"]}), tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_strict_run_refuses_a_table_with_a_bad_row(tmp_path):
+    table = pa.table({"prompt": ["Hi", "", "Ho"]})
+    with pytest.raises(BatchError, match=r"^Table:2: .*Nothing was sent \(strict\)"):
+        await run(table, tmp_path / "out.jsonl", strict=True)
+    report, _ = await run(table.to_reader(), tmp_path / "out.jsonl", strict=True)
+    assert report.strict_error.line == 2
+
+
+async def test_a_table_gives_the_progress_a_total(tmp_path):
+    report, _ = await run(pa.table({"prompt": ["Hi", "Ho"]}), tmp_path / "out.jsonl")
+    assert (report.progress.total, report.progress.eta) == (2, 0)

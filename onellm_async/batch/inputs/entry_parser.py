@@ -60,8 +60,10 @@ ParseFunction: TypeAlias = "Callable[[EntryParser, bytes], Parsed]"
 
 ALL = "all"
 """Keep all fields of an entry beside its answer."""
+WHOLE = ("*",)
+"""All fields of each record, whatever their names are."""
 
-_HOPELESS = 20
+HOPELESS = 20
 """Entries from the beginning of which all are bad before the input is refused."""
 
 
@@ -212,7 +214,7 @@ class EntryParser:
             return
         self._bad = self._bad or complaint
         self._tried += 1
-        if self._tried >= _HOPELESS:
+        if self._tried >= HOPELESS:
             self.hopeless = self._bad
 
     def _refuse_repeated(self, found: Parsed, first: str) -> None:
@@ -334,11 +336,60 @@ class EntryParser:
         return dump_json({name: record[name] for name in self._keep if name in record}) if self._keep else None
 
 
+class FirstEntries:
+    """Refuses an input in memory, or from a program, of which none of the first entries can be sent.
+
+    Args:
+        source: Name of the input.
+        noun: What its entries are called.
+
+    Attributes:
+        usable: Whether an entry can be sent, so that there is nothing more to check.
+    """
+
+    def __init__(self, source: str, noun: str) -> None:
+        self.usable: bool = False
+        self._source = source
+        self._noun = noun
+        self._bad = 0
+        self._complaint: LineError | None = None
+
+    def add(self, item: ParsedEntry | LineError) -> None:
+        """Takes the next entry.
+
+        Raises:
+            BatchError: If all so far are bad, and they are enough.
+        """
+        if not isinstance(item, LineError):
+            self.usable = True
+        elif not self.usable:
+            self._complaint = self._complaint or item
+            self._bad += 1
+            if self._bad >= HOPELESS:
+                raise BatchError(f"{self._told}. The first {HOPELESS} {self._noun}s are all bad, so nothing was sent.")
+
+    def end(self) -> None:
+        """Takes the end of the input.
+
+        Raises:
+            BatchError: If there was no entry, or no usable one.
+        """
+        if self.usable:
+            return
+        if self._complaint is None:
+            raise BatchError(f"{self._source} holds no prompts.")
+        raise BatchError(f"{self._told}. All {self._noun}s are bad, so nothing was sent.")
+
+    @property
+    def _told(self) -> str:
+        return str(self._complaint).rstrip(".")
+
+
 class SeenIds:
     """The ids of a run, and where they were used first; about 40 bytes each."""
 
-    def __init__(self) -> None:
-        self._keys = SeenKeys()
+    def __init__(self, keys: SeenKeys | None = None) -> None:
+        self._keys = SeenKeys() if keys is None else keys
         self._names: dict[int, str] = {}
 
     def name(self, number: int, source: str) -> None:

@@ -22,7 +22,7 @@ from attrs import frozen
 from onellm_async.batch.inputs.decoding import decoded_pieces
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.inputs.entry_parser import ALL, EntryParser, ParserOptions, SeenIds
+from onellm_async.batch.inputs.entry_parser import ALL, WHOLE, EntryParser, ParserOptions, SeenIds
 from onellm_async.batch.inputs.formats import (
     TEXT,
     InputFormat,
@@ -41,8 +41,6 @@ from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
 
 _PIECE = 256 * 1024
-WHOLE = ("*",)
-"""All fields of each record, whatever their names are."""
 _SAMPLE = 20
 """Entries of a file that are parsed before anything is sent."""
 

@@ -1,11 +1,12 @@
 """Tables in memory as the entries of a run: anything that hands out an Arrow stream, and `datasets.Dataset`."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence, Sized
+from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Entry
-from onellm_async.batch.inputs.entry_parser import EntryParser, ParserOptions, SeenIds
+from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.inputs.entry_parser import EntryParser, FirstEntries, ParserOptions, SeenIds
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.notes import InputNotes
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -61,6 +62,7 @@ class TableInput:
         format: What the output follows where its name tells nothing.
         notes: What is to be said of it once per run.
         kept_columns: The columns that go beside the answers.
+        count: Number of its rows; None if it is not known beforehand.
 
     Raises:
         BatchError: If pyarrow is not installed, the table cannot be read, or it has no column for the prompt.
@@ -77,7 +79,10 @@ class TableInput:
         self.template: PromptTemplate | None = options.template
         self.notes: InputNotes = InputNotes()
         self._ids = SeenIds()
+        self._table = table
+        self.count: int | None = _rows_of(table)
         self._reader = _reader_of(self.name, table)
+        self._batches: Iterator[list[Entry]] | None = None
         self._check_columns(self._reader.schema.names)
         keep = options.keep
         names = [name for name in self._reader.schema.names if name != "custom_id" or options.id_field is not None]
@@ -102,15 +107,57 @@ class TableInput:
         """Takes note of the id of a row that need not be parsed, so that no later one may use it again."""
         self._ids.add(custom_id, 0, line)
 
+    async def begin(self, *, strict: bool = False) -> None:
+        """Refuses a table of whose first rows none can be sent; with `strict`, one that has any bad row.
+
+        What can be read only once, such as a reader, is not read to its end for `strict`.
+
+        Raises:
+            BatchError: Naming the first bad row, or if there are no rows or they cannot be read.
+        """
+        if strict and not hasattr(self._table, "read_next_batch"):
+            await in_daemon_thread(TableInput(self._table, self.options).refuse_bad_rows)
+        await in_daemon_thread(self._refuse_unusable)
+
+    def refuse_bad_rows(self) -> None:
+        """Reads all rows, after which nothing is left to iterate over. Blocks.
+
+        Raises:
+            BatchError: Naming the first bad row, or if the table cannot be read.
+        """
+        from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # as below
+
+        for entries in split_reader(self, self._reader):
+            for entry in entries:
+                if isinstance(item := entry.item(), LineError):
+                    raise BatchError(str(item), advice="Nothing was sent (strict).")
+
+    def _refuse_unusable(self) -> None:
+        from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # as below
+
+        batches, read = split_reader(self, self._reader), list[list[Entry]]()
+        first, parser = FirstEntries(self.name, "row"), EntryParser(self.name, self.format.parse, self.options)
+        for entries in batches:
+            read.append(entries)
+            for entry in entries:
+                first.add(parser.read(entry.raw, line=entry.line, index=entry.index))
+                if first.usable:
+                    break
+            if first.usable:
+                break
+        else:
+            first.end()
+        self._batches = chain(read, batches)
+
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """The rows in their order.
 
         Raises:
-            BatchError: If the table cannot be read any further, or has nothing but bad rows at its beginning.
+            BatchError: If the table cannot be read any further.
         """
         from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # the record batches need pyarrow
 
-        batches = split_reader(self, self._reader)
+        batches = split_reader(self, self._reader) if self._batches is None else self._batches
         while (entries := await in_daemon_thread(lambda: next(batches, None))) is not None:
             for entry in entries:
                 yield entry
@@ -133,6 +180,14 @@ class TableInput:
 
     def _check_columns(self, columns: Sequence[str]) -> None:
         self.options.check_columns(self.name, columns)
+
+
+def _rows_of(table: object) -> int | None:
+    """How many rows `table` has, where that costs nothing to know: a relation would run its query for it."""
+    rows = getattr(table, "num_rows", None)
+    if isinstance(rows, int):
+        return rows
+    return len(table) if isinstance(table, Sized) and not hasattr(table, "fetchall") else None
 
 
 def _reader_of(name: str, table: object) -> "RecordBatchReader":
