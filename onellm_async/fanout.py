@@ -118,6 +118,7 @@ class FanOut(Generic[Parsed]):
         self._started = clock()
         self._drawn = self._done = self._failed = 0
         self._cost = 0.0
+        self._progress_errors = 0
         self._leaving = False
         self._finished: deque[ChatOutcome[Parsed]] = deque()
         self._news = asyncio.Event()
@@ -148,6 +149,9 @@ class FanOut(Generic[Parsed]):
                 await close_iterator(self._async)
             if isinstance(self._sync, GeneratorType):
                 self._sync.close()
+            if self._progress_errors > 1:
+                times = self._progress_errors
+                _log.error("on_progress raised %d times in this fan-out; the first is logged above.", times)
 
     def __aiter__(self) -> AsyncIterator[ChatOutcome[Parsed]]:
         return self
@@ -263,7 +267,9 @@ class FanOut(Generic[Parsed]):
         try:
             on_progress(FanoutProgress(self._done, self._failed, self._total, elapsed, self._cost))
         except Exception:
-            _log.exception("on_progress raised; the fan-out goes on.")
+            self._progress_errors += 1
+            if self._progress_errors == 1:
+                _log.exception("on_progress raised; the fan-out goes on.")
 
 
 def _task_cancelled() -> RequestCancelledError:

@@ -24,7 +24,7 @@ from attrs import evolve, frozen
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
-from onellm_async.batch.callbacks import guarded
+from onellm_async.batch.callbacks import GuardedCallback, guarded
 from onellm_async.batch.config import RunConfig, RunInput, RunOptions
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.estimate import Capacity, RunEstimate, estimate_run
@@ -68,9 +68,9 @@ def _ignore(_: object) -> None: ...
 class _Callbacks:
     """What a caller wants to hear. What its functions raise is logged and ends no run."""
 
-    on_progress: Callable[[RunProgress], None]
-    on_bad_line: Callable[[LineError], None]
-    on_message: Callable[[str], None]
+    on_progress: GuardedCallback[RunProgress]
+    on_bad_line: GuardedCallback[LineError]
+    on_message: GuardedCallback[str]
     stop: asyncio.Event
 
 
@@ -107,6 +107,18 @@ async def run(
         on_message=guarded(on_message or _ignore, "on_message"),
         stop=stop or asyncio.Event(),
     )
+    try:
+        report = await _run_session(sender, source, config, options, callbacks)
+        callbacks.on_progress(report.progress)
+    finally:
+        for callback in (callbacks.on_progress, callbacks.on_bad_line, callbacks.on_message):
+            callback.log_count()
+    return report
+
+
+async def _run_session(
+    sender: Sender, source: Prompts, config: RunConfig, options: RunOptions, callbacks: _Callbacks
+) -> RunReport:
     rate = sender.limits.declared_rate
     tracker = ProgressTracker(monotonic(), ceiling=None if rate is None else rate / 60)
     async with AsyncExitStack() as stack:
@@ -127,7 +139,6 @@ async def run(
     if report.limit_reached and isinstance(scan, InputScan):
         estimate = await _estimate_rest(sender, source, options, config)
         report = evolve(report, estimate=estimate)
-    callbacks.on_progress(report.progress)
     return report
 
 

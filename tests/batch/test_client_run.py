@@ -145,6 +145,18 @@ async def test_a_progress_callback_that_raises_ends_no_run(tmp_path: Path) -> No
     assert report.complete
 
 
+async def test_what_a_callback_raises_is_logged_once_and_then_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = ["a", *[""] * 4]
+    async with server() as local, client(local) as one:
+        await one.run(prompts, tmp_path / "out.jsonl", on_bad_line=lambda error: 1 / 0)
+    first, last = caplog.records
+    assert (first.getMessage(), bool(first.exc_info)) == ("on_bad_line raised; the run continues.", True)
+    assert last.getMessage() == "on_bad_line raised 4 times in this run; the first is logged above."
+    assert not last.exc_info
+
+
 async def test_what_cannot_be_run_is_refused_by_name_and_unsent(people: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     async with server() as local, client(local) as one:
