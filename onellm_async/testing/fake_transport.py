@@ -68,6 +68,9 @@ class FakeReply:
         raw: The HTTP reply as it is.
         error: Raised instead of a reply.
         delay: Seconds until then; None for the delay of the transport.
+        finish_reason: Why the answer ended; None leaves it out.
+        model: Model of the answer; None for the requested one.
+        provider: Its provider; None for that of the model in the catalog.
     """
 
     content: str | None = None
@@ -75,6 +78,9 @@ class FakeReply:
     raw: RawReply | None = None
     error: BaseException | type[BaseException] | None = None
     delay: float | None = None
+    finish_reason: str | None = "stop"
+    model: str | None = None
+    provider: str | None = None
 
 
 Reply: TypeAlias = (
@@ -95,15 +101,38 @@ Handler: TypeAlias = Callable[[FakeRequest], Reply | Awaitable[Reply]]
 """Decides on the reply to one request; may be a coroutine function."""
 
 
-def answer(content: str, *, usage: Usage | None = None, delay: float | None = None) -> FakeReply:
+def answer(
+    content: str,
+    *,
+    usage: Usage | None = None,
+    finish_reason: str | None = "stop",
+    model: str | None = None,
+    provider: str | None = None,
+    delay: float | None = None,
+) -> FakeReply:
     """A successful reply.
 
     Args:
-        content: Text of the answer.
+        content: Text of the answer; "" for an answer without text.
         usage: Its tokens; None for an estimate.
+        finish_reason: Why it ended, such as ``"length"`` or ``"content_filter"``; None leaves it out.
+        model: Model that answered; None for the requested one.
+        provider: Its provider; None for that of the model in the catalog.
         delay: Seconds until the reply.
+
+    Raises:
+        TypeError: If one of the texts is no string.
+
+    Example:
+        >>> answer("The first ten pri", finish_reason="length").finish_reason
+        'length'
     """
-    return FakeReply(content, usage, delay=delay)
+    if not isinstance(content, str):
+        raise TypeError(f'The content of an answer is {content!r}; it must be a string, "" for an answer without text.')
+    for name, value in (("finish_reason", finish_reason), ("model", model), ("provider", provider)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} of an answer is {value!r}; it must be a string or None.")
+    return FakeReply(content, usage, delay=delay, finish_reason=finish_reason, model=model, provider=provider)
 
 
 def failure(
@@ -190,7 +219,7 @@ class FakeTransport:
         if reply.error is not None:
             raise reply.error
         if reply.content is not None:
-            return _answered(_complete_response(request, reply.content, reply.usage))
+            return _answered(_complete_response(request, reply, reply.content))
         if reply.raw is not None:
             return reply.raw
         await asyncio.get_running_loop().create_future()
@@ -248,21 +277,27 @@ def fake_reply(reply: object) -> FakeReply:
     )
 
 
-def _complete_response(request: FakeRequest, content: str, usage: Usage | None) -> ChatResponse:
+def provider_of(model: str) -> str | None:
+    """The provider of a model in the catalog; None for another model."""
+    entry = catalog.lookup(model)
+    return None if entry is None else catalog.PROVIDERS[entry.provider]
+
+
+def _complete_response(request: FakeRequest, reply: FakeReply, content: str) -> ChatResponse:
     """An answer with all the fields that the service sends."""
+    usage, model = reply.usage, reply.model or request.model
     if usage is None:
         read, written = (
             ceil(len(text) / _BYTES_PER_TOKEN) for text in (request.body, content.encode(errors="replace"))
         )
         usage = Usage(read, written, read + written)
-    entry = catalog.lookup(request.model)
     return ChatResponse(
         content,
-        model=request.model or None,
-        provider=None if entry is None else catalog.PROVIDERS[entry.provider],
+        model=model or None,
+        provider=reply.provider or provider_of(model),
         role="assistant",
         usage=usage,
-        finish_reason="stop",
+        finish_reason=reply.finish_reason,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Self, TypeAlias
 from onellm_async.chat import Usage
 from onellm_async.server import Backend, BackendError, Completion, EchoBackend, Job, Ledger, LocalServer, ServerSettings
 from onellm_async.server.backends import count_input_tokens, count_tokens, last_user_message
-from onellm_async.testing.fake_transport import FakeReply, fake_reply
+from onellm_async.testing.fake_transport import FakeReply, fake_reply, provider_of
 from onellm_async.transport import RawReply
 from onellm_async.wire import parse_json, parse_retry_after
 
@@ -180,7 +180,15 @@ class _AnswerBackend:
             await asyncio.get_running_loop().create_future()
         text = reply.content or ""
         read, written = count_input_tokens(job.request), count_tokens(text)
-        return Completion(text, reply.usage or Usage(read, written, read + written))
+        # Without a model the server derives both from the request, so a provider alone needs the requested model.
+        model = reply.model or (job.request.model.lower() if reply.provider else None)
+        return Completion(
+            text,
+            reply.usage or Usage(read, written, read + written),
+            reply.finish_reason,
+            model,
+            provider=reply.provider or (provider_of(model) if model else None),
+        )
 
     async def aclose(self) -> None:
         pass

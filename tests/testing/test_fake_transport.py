@@ -198,3 +198,24 @@ async def test_what_is_no_reply_is_rejected_with_what_may_be_one(wrong: Any) -> 
 def test_an_empty_script_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one reply"):
         FakeTransport([])
+
+
+async def test_an_answer_may_be_cut_off_or_empty_and_name_its_model() -> None:
+    transport = FakeTransport(
+        [
+            answer("The fir", finish_reason="length"),
+            answer("", finish_reason="content_filter"),
+            answer("Hi", model="Mistral-Large", provider="Elsewhere", finish_reason=None),
+        ]
+    )
+    async with client_on(transport) as client:
+        cut, empty, named = [await chat(client) for _ in range(3)]
+    assert (cut.content, cut.finish_reason, cut.model) == ("The fir", "length", "GPT-5-Nano")
+    assert (empty.content, empty.finish_reason) == ("", "content_filter")
+    assert (named.model, named.provider, named.finish_reason) == ("Mistral-Large", "Elsewhere", None)
+
+
+@pytest.mark.parametrize("wrong", [{"content": None}, {"content": 5}, {"finish_reason": 5}, {"model": b"x"}])
+async def test_an_answer_of_other_types_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="it must be a string"):
+        answer(**{"content": "a", **wrong})

@@ -130,3 +130,18 @@ def test_a_server_with_a_backend_takes_no_other_answers() -> None:
     server = ThreadedServer(backend=EchoBackend())
     with pytest.raises(ValueError, match="has a backend"):
         server.set_answers(["x"])
+
+
+async def test_an_answer_of_the_server_may_be_cut_off_or_empty_and_name_its_model() -> None:
+    script = [
+        answer("The fir", finish_reason="length"),
+        answer("", finish_reason="content_filter", model="other", provider="Elsewhere"),
+        answer("a", provider="Elsewhere"),
+    ]
+    with ThreadedServer(answers=script) as server:
+        async with AsyncOneLLM("any", base_url=server.url) as client:
+            cut, empty, moved = [await client.chat("a", model="GPT-5-Nano") for _ in range(3)]
+    assert (cut.content, cut.finish_reason, cut.model) == ("The fir", "length", "gpt-5-nano")
+    assert (empty.content, empty.finish_reason) == ("", "content_filter")
+    assert (empty.model, empty.provider) == ("other", "Elsewhere")
+    assert (moved.model, moved.provider) == ("gpt-5-nano", "Elsewhere")
