@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
+from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, read_input, require_output, say
@@ -69,7 +70,15 @@ def chat(
     return 0
 
 
-chat_command: App = command(chat, _EXAMPLES)
+chat_command: App = command(
+    chat,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "the prompt was answered",
+        ExitCode.FAILED: "the prompt was not answered",
+        ExitCode.STOPPED: "wrong key, spent balance, or the answer cannot be written",
+    },
+)
 
 
 async def _send(request: "ChatRequest", connecting: ConnectionFlags) -> "ChatResponse":

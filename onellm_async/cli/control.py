@@ -33,6 +33,11 @@ _EXAMPLES = {
 }
 """The epilogue of each command, its own example first."""
 
+_CODES = {
+    ExitCode.OK: "the run has the command",
+    ExitCode.USAGE: "flags cannot be used, no such run is active, or it refuses",
+}
+
 _MAX_REPLY_TIME = 5.0
 """Seconds to wait for the reply of a run, which checks for commands once per second."""
 _POLL_INTERVAL = 0.05
@@ -112,10 +117,10 @@ def retune(run: RunPath, /, *, limits: NewLimitFlags = NewLimitFlags()) -> int:
     return _send(run, "retune", changes, f"Limits updated: {_in_words(changes)}.")
 
 
-pause_command: App = command(pause, _EXAMPLES["pause"])
-resume_command: App = command(resume, _EXAMPLES["resume"])
-retune_command: App = command(retune, _EXAMPLES["retune"])
-stop_command: App = command(stop, _EXAMPLES["stop"])
+pause_command: App = command(pause, _EXAMPLES["pause"], _CODES)
+resume_command: App = command(resume, _EXAMPLES["resume"], _CODES)
+retune_command: App = command(retune, _EXAMPLES["retune"], _CODES)
+stop_command: App = command(stop, _EXAMPLES["stop"], _CODES)
 
 
 def _send(run: str, name: str, argument: "JSON", done: str) -> int:

@@ -26,7 +26,7 @@ Examples:
   onellm-async doctor --no-call            # sends no chat, so it costs nothing
   onellm-async doctor --local              # of the local server
 
-Prints a line for each check. The exit code is 1 if one of them failed.
+Prints a line for each check.
 """
 _SECONDS = 10.0
 """For each step in the network."""
@@ -82,7 +82,14 @@ def doctor(
     return ExitCode.FAILED if asyncio.run(examine()) else ExitCode.OK
 
 
-doctor_command: App = command(doctor, _EXAMPLES)
+doctor_command: App = command(
+    doctor,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "no check failed",
+        ExitCode.FAILED: "a check failed",
+    },
+)
 
 
 async def findings(asking: RequestFlags, connecting: ConnectionFlags, *, call: bool) -> AsyncIterator[Finding]:

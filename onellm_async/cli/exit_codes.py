@@ -1,5 +1,6 @@
 """What the command line's exit codes mean, and which one an error gets."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 from onellm_async.errors import (
@@ -10,7 +11,7 @@ from onellm_async.errors import (
     InvalidRequestError,
 )
 
-__all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code_of", "reader_left"]
+__all__ = ["EXIT_CODES_HELP", "ExitCode", "exit_code_of", "exit_codes_help", "reader_left"]
 
 
 class ExitCode(IntEnum):
@@ -39,7 +40,11 @@ class ExitCode(IntEnum):
     """Stopped by SIGTERM; what had been sent was awaited and written."""
 
 
-EXIT_CODES_HELP = """\
+_KEY_HELP = """\
+The key is read from the environment variable ONELLM_API_KEY and from nowhere
+else: a flag would show it to all users who can list processes."""
+
+EXIT_CODES_HELP = f"""\
 Exit codes:
   0    everything was answered
   1    some prompts failed or some lines were bad; the rest was answered
@@ -51,8 +56,26 @@ Exit codes:
        requests in flight were awaited, and their answers written
   141  the program that reads standard output has ended
 
-The key is read from the environment variable ONELLM_API_KEY and from nowhere
-else: a flag would show it to all users who can list processes."""
+{_KEY_HELP}"""
+"""Of commands that send the prompts of a file."""
+
+_OF_EVERY_COMMAND = {
+    ExitCode.USAGE: "flags, files or configuration cannot be used",
+    ExitCode.STOPPED: "the result cannot be written, as to a full disk",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
+    ExitCode.BROKEN_PIPE: "the program that reads standard output has ended",
+}
+
+
+def exit_codes_help(own: Mapping[ExitCode, str]) -> str:
+    """What the codes of one command mean, for the end of its help.
+
+    Args:
+        own: Meanings that are its own, in place of or beside those that every command has.
+    """
+    codes = sorted((_OF_EVERY_COMMAND | dict(own)).items())
+    lines = [f"  {code.value:<4} {meaning}" for code, meaning in codes]
+    return "\n".join(["Exit codes:", *lines, "", _KEY_HELP])
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

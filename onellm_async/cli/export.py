@@ -72,7 +72,13 @@ def export(
     return ExitCode.OK
 
 
-export_command: App = command(export, _EXAMPLES)
+export_command: App = command(
+    export,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "the outcomes so far were written, failures included",
+    },
+)
 
 
 async def _write(journal: "JournalReader", output: str | None, shape: str | None, *, force: bool, failed: bool) -> int:

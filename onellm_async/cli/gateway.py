@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from attrs import frozen
 from cyclopts import App, Group, Parameter
 
-from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
+from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
 from onellm_async.cli.options import CONNECTING, ConnectionFlags
 from onellm_async.cli.terminal import print_error, put, require_output, say
 from onellm_async.errors import BatchError, ConfigurationError
@@ -207,7 +207,14 @@ def list_(
     return ExitCode.OK
 
 
-gateway_command: App = App(name="gateway", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
+_CODES = exit_codes_help(
+    {
+        ExitCode.OK: "stopped by Ctrl-C or SIGTERM",
+        ExitCode.INTERRUPTED: "ended at once by a second Ctrl-C",
+        ExitCode.TERMINATED: "ended at once by a second SIGTERM",
+    }
+)
+gateway_command: App = App(name="gateway", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{_CODES}")
 gateway_command.default(gateway)
 _keys_command: App = App(
     name="keys",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
+from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.terminal import put
 from onellm_async.errors import ConfigurationError
 
@@ -58,7 +59,13 @@ def models(
     return 0
 
 
-models_command: App = command(models, _EXAMPLES)
+models_command: App = command(
+    models,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "the models were listed",
+    },
+)
 
 
 def _row(entry: "CatalogEntry") -> tuple[str | float | None, ...]:

@@ -39,6 +39,10 @@ against a simulated service, several times. INPUT is read as `run` reads it.
 Input tokens are estimated as one per four bytes; prices are OneLLM's list
 prices. The least cost is that of the input alone, the highest that of answers
 of --max-tokens each.
+
+It writes no file and has no -o. `onellm-async run ... -o OUTPUT --estimate`
+makes the same plan of the run itself: it takes every flag of `run`, and what
+the journal of OUTPUT already has is not counted again.
 """
 
 _EXPECTING = Group.create_ordered("Assumptions")
@@ -129,7 +133,14 @@ def estimate(
     return ExitCode.FAILED if work.bad_lines else ExitCode.OK
 
 
-plan_command: App = command(plan, _EXAMPLES)
+plan_command: App = command(
+    plan,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "the plan was made",
+        ExitCode.FAILED: "the plan was made, without lines of the input that were bad",
+    },
+)
 
 
 def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits, ExpectedService]":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
+from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import ConfigurationError
 
@@ -61,13 +61,16 @@ def status(
     return ExitCode.OK
 
 
+_EPILOGUE = f"""{_EXAMPLES}
+{exit_codes_help({ExitCode.OK: "the board was shown", ExitCode.FAILED: "no client has used this key and URL"})}"""
+
 quota_command: App = App(
     name="quota",
     help="Show the board on which the processes of a key share its rate.",
     help_format="plaintext",
-    help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}",
+    help_epilogue=_EPILOGUE,
 )
-quota_command.command(status, help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
+quota_command.command(status, help_epilogue=_EPILOGUE)
 
 
 def _quota(text: str | None) -> "Quota":

@@ -51,7 +51,13 @@ def report(
     return ExitCode.OK
 
 
-report_command: App = command(report, _EXAMPLES)
+report_command: App = command(
+    report,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "the report was written, however the run went",
+    },
+)
 
 
 def _check_jinja() -> None:

@@ -33,8 +33,9 @@ Examples:
   onellm-async run openai-batch.jsonl -o results.jsonl --rpm 600 --burst 100
   generate-prompts | onellm-async run - | jq -r .response.content
 
-Run the same command again to resume, after an interrupt, a kill or a reached
-cost cap: OUTPUT.journal keeps the answers, and nothing is sent twice.
+Run the same command again to resume after an interrupt or a kill, and with a
+higher --max-cost after a reached cap: OUTPUT.journal keeps the answers, and
+nothing answered is sent twice.
 
 Input: one prompt a line, blank lines are skipped.
   text          the line is the prompt

@@ -192,7 +192,13 @@ def serve(
     return ExitCode.OK
 
 
-serve_command: App = command(serve, _EXAMPLES)
+serve_command: App = command(
+    serve,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "stopped by Ctrl-C, SIGTERM or SIGHUP",
+    },
+)
 
 
 def _parse_keys(given: tuple[str, ...]) -> dict[str, float] | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode
+from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_codes_help
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.reading import READING, InputFlags
 from onellm_async.cli.run import (
@@ -126,7 +126,7 @@ def status(
     *,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print it as JSON.")] = False,
 ) -> int:
-    """Show the progress and cost of all shards. Exit code 0: all are complete; 1: some are not.
+    """Show the progress and cost of all shards.
 
     Args:
         directory: The shards.
@@ -175,8 +175,10 @@ def merge(
 
 shard_command: App = App(name="shard", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
 shard_command.default(split)
-for _command in (run, status, merge):
-    shard_command.command(_command, help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
+_STATUS_CODES = exit_codes_help({ExitCode.OK: "all shards are complete", ExitCode.FAILED: "some are not complete"})
+_MERGE_CODES = exit_codes_help({ExitCode.OK: "the answers were written, failures included"})
+for _command, _codes in ((run, EXIT_CODES_HELP), (status, _STATUS_CODES), (merge, _MERGE_CODES)):
+    shard_command.command(_command, help_epilogue=f"{_EXAMPLES}\n{_codes}")
 
 
 async def _run(

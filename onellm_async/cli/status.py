@@ -18,8 +18,7 @@ Examples:
   onellm-async status answers.jsonl --json | jq .counts.answered
   watch -n 5 onellm-async status answers.jsonl
 
-It works on an active run and after its end. Exit code 0: complete; 1: not
-complete, or some prompts failed, or some lines of the input were bad.
+It works on an active run and after its end.
 """
 
 
@@ -47,7 +46,14 @@ def status(
     return ExitCode.OK if complete else ExitCode.FAILED
 
 
-status_command: App = command(status, _EXAMPLES)
+status_command: App = command(
+    status,
+    _EXAMPLES,
+    {
+        ExitCode.OK: "complete, and everything was answered",
+        ExitCode.FAILED: "not complete, or some prompts failed, or some lines were bad",
+    },
+)
 
 
 def _found(journal: "JournalReader") -> "dict[str, JSON]":

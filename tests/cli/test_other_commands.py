@@ -15,6 +15,21 @@ from onellm_async import cli
 from onellm_async.cli import main
 from onellm_async.cli.app import app
 
+MEANINGS = {
+    "chat": "the prompt was answered",
+    "plan": "the plan was made\n  1    the plan was made, without lines of the input that were bad",
+    "status": "complete, and everything was answered\n  1    not complete, or some prompts failed, or",
+    **dict.fromkeys(("pause", "resume", "retune", "stop"), "the run has the command\n  2    "),
+    "export": "the outcomes so far were written, failures included\n  2    ",
+    "report": "the report was written, however the run went\n  2    ",
+    "quota": "the board was shown\n  1    no client",
+    "gateway": "stopped by Ctrl-C or SIGTERM\n  2    ",
+    "serve": "stopped by Ctrl-C, SIGTERM or SIGHUP\n  2    ",
+    "doctor": "no check failed\n  1    a check failed",
+    "models": "the models were listed\n  2    ",
+}
+"""What the first codes of a command that sends no prompts of a file mean."""
+
 
 @pytest.mark.parametrize("command", [name for name in app if not name.startswith("-")])
 async def test_the_help_of_each_command_has_examples_and_exit_codes(onellm, command):
@@ -22,7 +37,9 @@ async def test_the_help_of_each_command_has_examples_and_exit_codes(onellm, comm
 
     assert ended.code == 0
     assert f"Examples:\n  onellm-async {command}" in ended.out
-    assert "Exit codes:\n  0    everything was answered" in ended.out
+    meaning = "everything was answered" if command in {"run", "shard"} else MEANINGS[command]
+    assert f"Exit codes:\n  0    {meaning}" in ended.out
+    assert ("next prompt could pass the budget" in ended.out) == (command in {"run", "shard"})
     assert "ONELLM_API_KEY" in ended.out
     assert max(map(len, ended.out.splitlines())) <= 80
 

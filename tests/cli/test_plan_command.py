@@ -192,3 +192,7 @@ async def test_an_estimate_asks_the_journal_what_is_left(onellm, at, backend, tm
     other = await onellm(*run, "--estimate", "--max-tokens", 5, **at)
     assert (other.code, other.out) == (2, "")
     assert "out.jsonl.journal belongs to another run: max_tokens was not given and is now 5." in other.err
+
+
+async def test_the_help_of_plan_names_the_command_that_takes_an_output(onellm):
+    assert "-o OUTPUT --estimate`" in (await onellm("plan", "--help", COLUMNS=80)).out
