@@ -258,27 +258,43 @@ class Conversation:
         )
 
     @classmethod
-    def from_dict(cls, client: AsyncOneLLM, saved: Mapping[str, JSON]) -> "Conversation":
+    def from_dict(
+        cls,
+        client: AsyncOneLLM,
+        saved: Mapping[str, JSON],
+        *,
+        model: Model | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> "Conversation":
         """Returns the conversation that `to_dict` wrote.
 
         Args:
             client: Sends the requests from now on.
             saved: The dict, perhaps read from JSON.
+            model: Another model than the saved one.
+            **options: Fields of `ChatRequest`, such as ``system``. They replace the saved ones; None unsets one.
 
         Raises:
             ConfigurationError: If a field is missing, unknown or out of range; the message names it.
+            InvalidRequestError: If `model` or one of `options` is out of range.
+
+        Example:
+            ::
+
+                conversation = Conversation.from_dict(client, saved, system="You are a strict tutor.")
         """
+        build_request("", "unset" if model is None else model, options)
         read = serialization.from_dict(_Saved, saved, name="conversation", error=ConfigurationError)
         try:
             conversation = cls(
                 client,
-                model=read.model,
+                model=read.model if model is None else model,
                 max_messages=read.max_messages,
                 max_history_tokens=read.max_history_tokens,
                 history=read.messages,
                 lane=cast("Lane", read.lane),
                 deadline=read.deadline,
-                **cast("RequestOptions", dict(read.options)),
+                **cast("RequestOptions", {**read.options, **options}),
             )
         except InvalidRequestError as error:
             raise ConfigurationError(f"conversation cannot be read: {error.message}", advice=error.advice) from None

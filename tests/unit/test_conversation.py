@@ -536,3 +536,28 @@ async def test_an_outage_keeps_only_the_latest_failed_texts(client: AsyncOneLLM,
     assert contents(conversation) == ["29", "there"]
     assert conversation.undo() == "29"
     assert conversation.undo() is None
+
+
+async def test_a_restored_conversation_takes_another_model_and_other_options(
+    client: AsyncOneLLM, transport: FakeTransport
+) -> None:
+    conversation = Conversation(client, model="GPT-5", system="Be brief.", temperature=1, seed=3)
+    await conversation.say("a")
+    saved = json.loads(json.dumps(conversation.to_dict()))
+    restored = Conversation.from_dict(client, saved, model="GPT-5-Nano", system="Be long.", temperature=None)
+    await restored.say("b")
+    sent = transport.requests[-1].fields
+    assert (sent["model"], sent["system"], sent["seed"], "temperature" in sent) == ("GPT-5-Nano", "Be long.", 3, False)
+    assert len(sent["messages"]) == 3
+    again = restored.to_dict()
+    assert (again["model"], again["options"]) == ("GPT-5-Nano", {"system": "Be long.", "seed": 3})
+
+
+@pytest.mark.parametrize("options", [{"temperature": 3}, {"model": ""}, {"sytem": "a"}, {"model": 5}])
+async def test_options_for_a_restored_conversation_are_checked_as_those_of_a_new_one(
+    client: AsyncOneLLM, options: dict
+) -> None:
+    saved = Conversation(client, model="GPT-5").to_dict()
+    with pytest.raises(InvalidRequestError) as caught:
+        Conversation.from_dict(client, saved, **options)
+    assert "conversation" not in caught.value.message
