@@ -4,6 +4,9 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from math import floor, isfinite, log10
 
+_NOISE = 1.1
+"""How far answers per second exceed a limit of requests without a burst: those of some moments come together."""
+
 
 def format_usd(amount: float, *, exact: bool = False) -> str:
     """An amount of USD.
@@ -120,6 +123,24 @@ def format_time(at: float, zone: tzinfo) -> str:
 def format_clock(at: float, zone: tzinfo) -> str:
     """A moment, in Unix seconds, as the time of day."""
     return f"{datetime.fromtimestamp(at, zone):%H:%M:%S}"
+
+
+def format_rate(rate: float, limit: float | None) -> str:
+    """Requests per second against what the limit allows in the long run, which a first burst may exceed.
+
+    Args:
+        rate: Achieved.
+        limit: Allowed; None without a limit.
+
+    Example:
+        >>> format_rate(2.0, 2.5), format_rate(314.1, 100.0)
+        ('2.0 of 2.5 requests/s', '314.1 requests/s (burst; limit 100.0)')
+    """
+    if limit is None:
+        return f"{rate:.1f} requests/s"
+    if rate > limit * _NOISE:
+        return f"{rate:.1f} requests/s (burst; limit {limit:.1f})"
+    return f"{rate:.1f} of {limit:.1f} requests/s"
 
 
 def pluralize(number: int, noun: str) -> str:

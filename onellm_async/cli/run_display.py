@@ -29,7 +29,7 @@ from onellm_async.cli.terminal import print_error, printable, say
 from onellm_async.client import AsyncOneLLM
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BudgetExceededError
-from onellm_async.formatting import format_usd, pluralize
+from onellm_async.formatting import format_rate, format_usd, pluralize
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 from onellm_async.limits.snapshot import Snapshot
 
@@ -66,8 +66,7 @@ def _tokens(progress: RunProgress, budget: Budget | None) -> str:
 
 def _rate(progress: RunProgress, limiter: Snapshot) -> str:
     """Achieved against possible."""
-    possible = "" if limiter.rate is None else f" of {limiter.rate / 60:.1f}"
-    return f"{progress.rate:.1f}{possible} requests/s"
+    return format_rate(progress.rate, None if limiter.rate is None else limiter.rate / 60)
 
 
 def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:

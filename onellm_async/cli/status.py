@@ -85,7 +85,7 @@ _HIDDEN = frozenset(("at_risk_tokens",))
 
 def _text(found: "dict[str, JSON]") -> str:
     from onellm_async.batch.causes import outcome_lines
-    from onellm_async.formatting import format_duration, format_usd, pluralize
+    from onellm_async.formatting import format_duration, format_rate, format_usd, pluralize
     from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
 
     counts, lines, sample = found["counts"], found["lines"], found["sample"] or {}
@@ -105,8 +105,8 @@ def _text(found: "dict[str, JSON]") -> str:
         *_other_totals(counts),
     ]
     if running and limiter:
-        limit = "" if limiter["rate"] is None else f" of {limiter['rate'] / 60:.1f}"
-        rows.append(_row("rate", f"{progress['rate']:.1f}{limit} requests/s"))
+        limit = None if limiter["rate"] is None else limiter["rate"] / 60
+        rows.append(_row("rate", format_rate(progress["rate"], limit)))
         bottleneck = sample.get("waits_for") or BOTTLENECK_LABELS.get(limiter["bottleneck"], limiter["bottleneck"])
         rows.append(_row("bottleneck", "pause; continue with `resume`" if limiter["paused"] else bottleneck))
         if progress.get("eta") is not None:

@@ -64,6 +64,10 @@ def test_a_plain_line_tells_everything():
     )
 
 
+def test_a_burst_is_not_told_as_a_share_of_the_limit():
+    assert "314.1 requests/s (burst; limit 2.5), 12 in flight" in plain_line(progress(rate=314.1), limiter())
+
+
 def test_money_and_tokens_are_set_against_the_budget():
     line = plain_line(progress(), limiter(), Budget(max_cost=5.0, max_tokens=10_000))
 
