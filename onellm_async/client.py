@@ -576,7 +576,8 @@ class AsyncOneLLM:
                 input order; with ``journal=`` its run can be resumed, and it is given all lines again.
             model: Asked of every prompt that is no complete request.
             on_progress: Called several times a second and at the end. The first error it raises is logged.
-            on_bad_line: Called for each line that is no prompt. Errors are logged likewise.
+            on_bad_line: Called for each line that is no prompt. Errors are logged likewise. Without it, `on_message`
+                is given ten of each reason and then their number; without both, the logger ``onellm_async`` is.
             on_message: Called with what a user should know while the run is active, in a sentence: that it resumes,
                 pauses, or waits, and for what. Errors are logged likewise.
             stop: Set it to end the run gracefully: nothing more is sent, requests in flight finish.

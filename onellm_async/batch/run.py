@@ -10,6 +10,7 @@
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized, ValuesView
 from collections.abc import Set as AbstractSet
@@ -33,6 +34,7 @@ from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions
 from onellm_async.batch.inputs.formats import input_format_named
 from onellm_async.batch.inputs.memory import InMemoryInput, MemoryPrompts, entries_from
+from onellm_async.batch.inputs.notes import Complaints
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
 from onellm_async.batch.inputs.table import ArrowStream, TableInput, is_table
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -57,11 +59,16 @@ Prompts = str | PathLike[str] | Sequence[PathLike[str]] | MemoryPrompts | ArrowS
 """A path, several, a table, or prompts in memory: texts, messages, requests, pairs of a ``custom_id`` and one, or
 mappings with the fields of JSON lines."""
 
+_log = logging.getLogger("onellm_async")
 _PROGRESS_INTERVAL = 0.25
 """Seconds between two calls of ``on_progress``."""
 
 
 def _ignore(_: object) -> None: ...
+
+
+def _log_warning(text: str) -> None:
+    _log.warning("%s", text)
 
 
 @frozen(kw_only=True)
@@ -93,7 +100,7 @@ async def run(
         config: What is to be done.
         options: How a file is read.
         on_progress: Called several times a second, and at the end.
-        on_bad_line: Called for each bad line.
+        on_bad_line: Called for each bad line; without it, they are told by `on_message`, or in the log.
         on_message: Called with what a user should know, in a sentence.
         stop: Set it to end the run gracefully.
 
@@ -101,16 +108,25 @@ async def run(
         BatchError: If the input, the journal or the output cannot be used.
         InvalidRequestError: If no prompt can keep the cost cap.
     """
+    saying = guarded(on_message or _ignore, "on_message")
+    complaints, tell = Complaints(), _log_warning if on_message is None else saying
+
+    def tell_bad_line(error: LineError) -> None:
+        if (text := complaints.heard(error)) is not None:
+            tell(f"Bad line, not sent: {text}")
+
     callbacks = _Callbacks(
         on_progress=guarded(on_progress or _ignore, "on_progress"),
-        on_bad_line=guarded(on_bad_line or _ignore, "on_bad_line"),
-        on_message=guarded(on_message or _ignore, "on_message"),
+        on_bad_line=guarded(on_bad_line or tell_bad_line, "on_bad_line"),
+        on_message=saying,
         stop=stop or asyncio.Event(),
     )
     try:
         report = await _run_session(sender, source, config, options, callbacks)
         callbacks.on_progress(report.progress)
     finally:
+        for text in complaints.rest():
+            tell(f"Bad lines, not sent: {text}")
         for callback in (callbacks.on_progress, callbacks.on_bad_line, callbacks.on_message):
             callback.log_count()
     return report

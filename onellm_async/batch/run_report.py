@@ -69,8 +69,16 @@ class RunReport:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole input was read and every prompt in it has an outcome."""
+        """Whether the whole input was read and every prompt in it has an outcome: an answer or a failure.
+
+        It does not say that all went well: see `failures`, and `bad_lines`, which hold no prompt.
+        """
         return self.input_ended and not self.progress.held
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines, rows or entries that held no usable prompt, so that nothing was sent for them in this session."""
+        return self.progress.bad_lines
 
     @property
     def input_ended(self) -> bool:

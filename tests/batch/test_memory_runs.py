@@ -154,3 +154,23 @@ async def test_a_list_gives_the_progress_a_total(tmp_path):
     await run(["Hi", "", "Ho"], tmp_path / "out.jsonl", on_progress=seen.append)
     assert {each.total for each in seen} == {3}
     assert seen[-1].eta == 0
+
+
+async def test_bad_entries_are_logged_ten_of_each_reason_and_then_counted(tmp_path, caplog):
+    report, _ = await run(["Hi", *[""] * 14, None], tmp_path / "out.jsonl")
+
+    *told, last = caplog.messages
+    assert told[:10] == [f"Bad line, not sent: prompts:{line}: The prompt is empty." for line in range(2, 12)]
+    assert told[10].startswith("Bad line, not sent: prompts:16: ")
+    assert last == "Bad lines, not sent: 4 further lines: The prompt is empty."
+    assert {(record.name, record.levelname) for record in caplog.records} == {("onellm_async", "WARNING")}
+    assert (report.complete, report.bad_lines, report.counts.answered) == (True, 15, 1)
+
+
+async def test_bad_entries_are_told_by_on_message_or_on_bad_line_if_given(tmp_path, caplog):
+    said, bad = [], []
+    await run(["Hi", ""], tmp_path / "a.jsonl", on_message=said.append)
+    assert said == ["Bad line, not sent: prompts:2: The prompt is empty."]
+    await run(["Hi", ""], tmp_path / "b.jsonl", on_message=said.append, on_bad_line=bad.append)
+    assert ([error.line for error in bad], len(said)) == ([2], 1)
+    assert not caplog.messages
