@@ -145,10 +145,19 @@ def failure(
         text: Text of the error; None for the name of the status.
         headers: Headers of the reply, such as ``{"Retry-After": "3"}``.
         delay: Seconds until the reply.
+
+    Raises:
+        ValueError: If `status` is no integer from 100 to 999.
     """
+    if not _is_status(status):
+        raise ValueError(f"status is {status!r}; it must be an HTTP status, an integer from 100 to 999.")
     if text is None:
         text = _PHRASES.get(status, f"Status {status}")
     return FakeReply(raw=RawReply(status, headers or {}, dump_json({"error": text})), delay=delay)
+
+
+def _is_status(status: object) -> bool:
+    return isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 999
 
 
 def hang() -> FakeReply:

@@ -13,6 +13,7 @@ from onellm_async.server import Backend, BackendError, Completion, EchoBackend, 
 from onellm_async.server.backends import count_input_tokens, count_tokens, last_user_message
 from onellm_async.testing.fake_transport import FakeReply, fake_reply, provider_of
 from onellm_async.transport import RawReply
+from onellm_async.validation import truncated_repr
 from onellm_async.wire import parse_json, parse_retry_after
 
 
@@ -30,7 +31,7 @@ class ThreadedServer:
         backend: Makes whole completions, instead of `answers`. Its coroutines run in the thread of the server.
 
     Raises:
-        ValueError: If both `answers` and `backend` are given.
+        ValueError: If both `answers` and `backend` are given, or a number is not the status of an error, 400 to 599.
 
     Example:
         ::
@@ -81,7 +82,8 @@ class ThreadedServer:
             answers: As for `ThreadedServer`; a list starts at its first reply.
 
         Raises:
-            ValueError: If the server has a `backend`.
+            ValueError: If the server has a `backend`, or a number is not the status of an error, 400 to 599. The
+                answers are then as before.
         """
         if self._answers is None:
             raise ValueError("The server has a backend, which decides on its answers.")
@@ -155,6 +157,8 @@ class _AnswerBackend:
         if answers is None:
             self._reply = None
         elif isinstance(answers, Mapping):
+            for prompt, value in answers.items():
+                _check_step(fake_reply(value), f"answers[{truncated_repr(prompt)}]")
             self._reply = lambda prompt: fake_reply(answers.get(prompt, prompt))
         elif callable(answers):
             self._reply = lambda prompt: fake_reply(answers(prompt))
@@ -162,15 +166,15 @@ class _AnswerBackend:
             script = [fake_reply(each) for each in answers] if isinstance(answers, list | tuple) else []
             if not script:
                 raise ValueError("answers must be a mapping, a function, or a list with at least one reply.")
-            for step in script:
-                _check_step(step)
+            for number, step in enumerate(script):
+                _check_step(step, f"answers[{number}]")
             self._reply = lambda prompt: script.pop(0) if len(script) > 1 else script[0]
 
     async def complete(self, job: Job) -> Completion:
         if self._reply is None:
             return await self._echo.complete(job)
         reply = self._reply(last_user_message(job.request))
-        _check_step(reply)
+        _check_step(reply, "The answer")
         if reply.delay:
             await asyncio.sleep(reply.delay)
         if reply.raw is not None:
@@ -194,9 +198,14 @@ class _AnswerBackend:
         pass
 
 
-def _check_step(step: FakeReply) -> None:
-    if step.error is not None or (step.raw is not None and step.raw.status < 400):
-        raise ValueError("A server answers with texts and with the statuses of errors; use FakeTransport for the rest.")
+def _check_step(step: FakeReply, name: str) -> None:
+    if step.error is not None:
+        raise ValueError(f"{name} is an exception; a server gives texts and errors, FakeTransport raises exceptions.")
+    if step.raw is not None and not 400 <= step.raw.status <= 599:
+        raise ValueError(
+            f"{name} has the status {step.raw.status}; it must be that of an error, 400 to 599. "
+            "FakeTransport takes any other."
+        )
 
 
 def _text_of(reply: RawReply) -> str:

@@ -219,3 +219,12 @@ async def test_an_answer_may_be_cut_off_or_empty_and_name_its_model() -> None:
 async def test_an_answer_of_other_types_is_refused_when_it_is_made(wrong: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="it must be a string"):
         answer(**{"content": "a", **wrong})
+
+
+@pytest.mark.parametrize("status", [0, 5, 99, 1000, -500, True, "500", 500.0])
+async def test_a_number_that_is_no_status_is_refused_when_it_is_given(status: Any) -> None:
+    with pytest.raises(ValueError, match="must be an HTTP status"):
+        failure(status)
+    if type(status) is int:
+        with pytest.raises(ValueError, match="must be an HTTP status"):
+            FakeTransport(["a", status])

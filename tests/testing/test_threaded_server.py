@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from typing import Any
 
 import pytest
 
@@ -145,3 +146,13 @@ async def test_an_answer_of_the_server_may_be_cut_off_or_empty_and_name_its_mode
     assert (empty.content, empty.finish_reason) == ("", "content_filter")
     assert (empty.model, empty.provider) == ("other", "Elsewhere")
     assert (moved.model, moved.provider) == ("gpt-5-nano", "Elsewhere")
+
+
+@pytest.mark.parametrize("answers", [["a", 999], ["a", 200], [5], {"b": 399}, {"b": failure(304)}, ["a", OSError()]])
+def test_what_is_no_error_is_refused_before_any_request_and_changes_nothing(answers: Any) -> None:
+    with ThreadedServer(answers=["one"]) as server:
+        with pytest.raises(ValueError, match=r"status|exception"):
+            server.set_answers(answers)
+        assert asyncio.run(ask(server, "a")) == ["one"]
+    with pytest.raises(ValueError, match=r"status|exception"):
+        ThreadedServer(answers=answers)
