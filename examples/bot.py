@@ -2,10 +2,14 @@
 
 ::
 
+    export ONELLM_API_KEY=...
     python examples/bot.py
     ada: What is a prime?
     bob: Tell me a joke.
     ada: Is 51 one?
+
+It needs a key. Without one, use a local server, which echoes: ``onellm-async serve`` in another terminal, and here
+``export ONELLM_BASE_URL=http://127.0.0.1:8080/api ONELLM_API_KEY=any``.
 
 A line is ``name: text``. Each reply is printed when it arrives. As texts, ``/forget`` clears that person's history,
 ``/undo`` takes the last question back, ``/retry`` asks it again, and ``/cancel`` ends the turns in flight. The end of
