@@ -337,8 +337,23 @@ def _unknown_options(options: Mapping[str, object], unknown: list[str]) -> Inval
     if "stream" in unknown:
         return _no_stream(f"stream is {truncated_repr(options['stream'])}")
     return InvalidRequestError(
-        " ".join(f"There is no request field called {name}; {_instead_of(name)}" for name in unknown)
+        " ".join(
+            f"{name} is an option of run: use client.run."
+            if name in _OPTIONS_OF_RUN
+            else f"There is no request field called {name}; {_instead_of(name)}"
+            for name in unknown
+        )
     )
+
+
+_OPTIONS_OF_RUN = frozenset(
+    {
+        *("fallback_model", "field", "template", "id_field", "keep", "input_format", "output_format", "strict"),
+        *("limit", "journal", "force", "max_cost", "max_tokens_total", "ambiguous", "retry_failed", "deduplicate"),
+        *("cache", "max_failure_share", "stall_after", "on_bad_line", "on_message"),
+    }
+)
+"""What only `AsyncOneLLM.run` has; as a request field the service would ignore it, a cost cap included."""
 
 
 def _instead_of(name: str) -> str:

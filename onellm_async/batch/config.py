@@ -206,6 +206,11 @@ class RunConfig:
             ConfigurationError: If a value is out of range.
         """
         unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
+        if unknown and unknown[0] in {"response_model", "corrections"}:
+            raise InvalidRequestError(
+                f"run has no {unknown[0]}.",
+                advice="Use gather_chats or iter_chats for answers as values, or response_format for JSON.",
+            )
         if unknown:
             raise InvalidRequestError(
                 f"run has no option {truncated_repr(unknown[0])}.",

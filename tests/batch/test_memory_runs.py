@@ -174,3 +174,9 @@ async def test_bad_entries_are_told_by_on_message_or_on_bad_line_if_given(tmp_pa
     await run(["Hi", ""], tmp_path / "b.jsonl", on_message=said.append, on_bad_line=bad.append)
     assert ([error.line for error in bad], len(said)) == ([2], 1)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["response_model", "corrections"])
+async def test_a_run_says_where_answers_as_values_are(tmp_path, name):
+    with pytest.raises(InvalidRequestError, match=f"run has no {name}.*Use gather_chats"):
+        await run(["Hi"], tmp_path / "out.jsonl", **{name: 1})

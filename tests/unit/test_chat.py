@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onellm_async.batch.config import RunOptions
 from onellm_async.chat import (
     ChatOutcome,
     ChatRequest,
@@ -262,6 +263,16 @@ def test_what_other_services_call_a_field_is_understood(name: str, meant: str) -
 def test_a_field_that_is_no_other_one_goes_into_extra(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f'called {name}; use extra for it: extra=.*"{name}"'):
         build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
+
+
+ONLY_OF_RUN = sorted(RunOptions.__annotations__.keys() - RequestOptions.__annotations__.keys())
+
+
+@pytest.mark.parametrize("name", [*ONLY_OF_RUN, "on_bad_line", "on_message"])
+def test_an_option_of_run_alone_is_named_as_one(name: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
+    assert str(caught.value) == f"{name} is an option of run: use client.run."
 
 
 def test_messages_belong_into_the_prompt() -> None:
