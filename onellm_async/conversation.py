@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 from typing import Unpack, cast
 
@@ -375,7 +375,8 @@ class Conversation:
         said.undone = True
         for turn in self._turns:
             if turn.said is said and not turn.in_flight:
-                _end(turn.scope)
+                with suppress(RuntimeError):  # no loop runs just now: the turn ends when it gets the lock
+                    _end(turn.scope)
 
     def _drop_oldest_failed(self) -> None:
         waiting = {id(turn.said) for turn in self._turns}

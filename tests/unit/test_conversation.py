@@ -561,3 +561,25 @@ async def test_options_for_a_restored_conversation_are_checked_as_those_of_a_new
     with pytest.raises(InvalidRequestError) as caught:
         Conversation.from_dict(client, saved, **options)
     assert "conversation" not in caught.value.message
+
+
+@pytest.mark.parametrize("change", ["undo", "forget"])
+def test_texts_are_taken_back_also_while_no_loop_runs(change: str) -> None:
+    async def begin() -> tuple[Conversation, list[asyncio.Task[ChatResponse]]]:
+        transport = FakeTransport(answer("there", delay=0.01))
+        client = AsyncOneLLM(transport=transport, limits=Limits.unlimited())
+        conversation = Conversation(client, model="GPT-5")
+        turns = [asyncio.create_task(conversation.say(text)) for text in "ab"]
+        await in_flight(transport)
+        return conversation, turns
+
+    async def end(turns: list[asyncio.Task[ChatResponse]]) -> list[ChatResponse | BaseException]:
+        return await asyncio.gather(*turns, return_exceptions=True)
+
+    with asyncio.Runner() as runner:
+        conversation, turns = runner.run(begin())
+        assert getattr(conversation, change)() == ("b" if change == "undo" else None)
+        first, second = runner.run(end(turns))
+    assert isinstance(first, ChatResponse)
+    assert isinstance(second, RequestCancelledError)
+    assert contents(conversation) == (["a", "there"] if change == "undo" else [])
