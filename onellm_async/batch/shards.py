@@ -84,6 +84,7 @@ class ShardResult(TypedDict):
         complete: Whether every prompt in it has an outcome.
         answered: Prompts with an answer.
         failed: Prompts that failed for good.
+        bad_lines: Lines without a usable prompt.
         possibly_billed: Attempts that may have been billed without an answer, over all sessions.
         cost: USD by list price.
         at_risk: USD that may have been spent beyond it at most; None if unknown.
@@ -97,6 +98,7 @@ class ShardResult(TypedDict):
     complete: bool
     answered: int
     failed: int
+    bad_lines: int
     possibly_billed: int
     cost: float
     at_risk: float | None
@@ -116,6 +118,7 @@ class ShardStatus:
         counts: Totals of its journal.
         failures: Failed prompts by cause, the most frequent first.
         time_span: When it was first and last active, in Unix seconds; None if it never was.
+        bad_lines: Lines without a usable prompt, as far as it was read.
     """
 
     name: str
@@ -124,6 +127,7 @@ class ShardStatus:
     counts: RunCounts
     failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     time_span: tuple[float, float] | None = None
+    bad_lines: int = 0
 
 
 class ShardClient(Protocol):
@@ -302,7 +306,8 @@ async def run_shard(
             return _result(path, target, RunCounts(), complete=False, error=str(error))
         else:
             stopped = "" if report.stopped_by is None else str(report.stopped_by)
-            return _result(path, target, report.counts, complete=report.complete, error=stopped)
+            bad_lines = report.progress.bad_lines
+            return _result(path, target, report.counts, bad_lines, complete=report.complete, error=stopped)
 
 
 def run_shard_sync(
@@ -365,8 +370,17 @@ def read_shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
             continue
         with JournalReader.open(output) as journal:
             state = "complete" if journal.complete else "running" if journal.running else "interrupted"
-            failures = dict(journal.failure_causes())
-            statuses.append(ShardStatus(name, entries, state, journal.counts(), failures, journal.time_span()))
+            statuses.append(
+                ShardStatus(
+                    name,
+                    entries,
+                    state,
+                    journal.counts(),
+                    failures=dict(journal.failure_causes()),
+                    time_span=journal.time_span(),
+                    bad_lines=journal.bad_line_count(),
+                )
+            )
     return statuses
 
 
@@ -469,13 +483,16 @@ async def _wait_until_free(journal: Path, deadline: float, stop: asyncio.Event |
         return
 
 
-def _result(shard: Path, output: Path, counts: RunCounts, *, complete: bool, error: str) -> ShardResult:
+def _result(
+    shard: Path, output: Path, counts: RunCounts, bad_lines: int = 0, *, complete: bool, error: str
+) -> ShardResult:
     return ShardResult(
         shard=str(shard),
         output=str(output),
         complete=complete,
         answered=counts.answered,
         failed=counts.failed,
+        bad_lines=bad_lines,
         possibly_billed=counts.possibly_billed + counts.in_flight,
         cost=float(counts.cost),
         at_risk=counts.usd_at_risk,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Group, Parameter
 
-from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_codes_help
+from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.reading import READING, InputFlags
 from onellm_async.cli.run import (
@@ -117,7 +117,8 @@ def run(
     if result["error"]:
         say(result["error"])
         return ExitCode.STOPPED
-    return ExitCode.OK if result["complete"] and not result["failed"] else ExitCode.FAILED
+    flawless = result["complete"] and not result["failed"] and not result["bad_lines"]
+    return ExitCode.OK if flawless else ExitCode.FAILED
 
 
 def status(
@@ -173,11 +174,22 @@ def merge(
     return ExitCode.OK
 
 
-shard_command: App = App(name="shard", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{EXIT_CODES_HELP}")
-shard_command.default(split)
+_SPLIT_CODES = exit_codes_help({ExitCode.OK: "the shards were written; each subcommand has its own codes"})
+_RUN_CODES = exit_codes_help(
+    {
+        ExitCode.OK: "everything was answered",
+        ExitCode.FAILED: "some prompts failed or some lines were bad, or it is not complete",
+        ExitCode.STOPPED: "stopped early, as the message says: also at its budget",
+        ExitCode.HANGUP: "terminal closed (SIGHUP)",
+        ExitCode.TERMINATED: "terminated",
+    }
+)
 _STATUS_CODES = exit_codes_help({ExitCode.OK: "all shards are complete", ExitCode.FAILED: "some are not complete"})
 _MERGE_CODES = exit_codes_help({ExitCode.OK: "the answers were written, failures included"})
-for _command, _codes in ((run, EXIT_CODES_HELP), (status, _STATUS_CODES), (merge, _MERGE_CODES)):
+
+shard_command: App = App(name="shard", help_format="plaintext", help_epilogue=f"{_EXAMPLES}\n{_SPLIT_CODES}")
+shard_command.default(split)
+for _command, _codes in ((run, _RUN_CODES), (status, _STATUS_CODES), (merge, _MERGE_CODES)):
     shard_command.command(_command, help_epilogue=f"{_EXAMPLES}\n{_codes}")
 
 
@@ -218,6 +230,7 @@ def _as_json(statuses: "list[ShardStatus]") -> str:
         {
             "entries": sum(each.entries for each in statuses),
             "complete": sum(each.state == "complete" for each in statuses),
+            "bad_lines": sum(each.bad_lines for each in statuses),
             "counts": sum_counts(statuses).to_dict(),
             "failures": sum_failures(statuses),
             "shards": [asdict(each) | {"counts": each.counts.to_dict()} for each in statuses],
@@ -230,7 +243,7 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
 
     from onellm_async.batch.run_report import money_at_risk
     from onellm_async.batch.shards import sum_counts, sum_failures
-    from onellm_async.formatting import format_duration, format_usd
+    from onellm_async.formatting import format_duration, format_usd, pluralize
 
     totals, states = sum_counts(statuses), Counter(each.state for each in statuses)
     entries = sum(each.entries for each in statuses)
@@ -243,6 +256,8 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
     if spans := [each.time_span for each in statuses if each.time_span is not None]:
         seconds = max(end for _, end in spans) - min(start for start, _ in spans)
         lines.append(f"  time             {format_duration(seconds)} from the first activity to the last")
+    if bad_lines := sum(each.bad_lines for each in statuses):
+        lines.append(f"  bad lines        {bad_lines:,}")
     if totals.possibly_billed or totals.in_flight:
         lines.append(
             f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
@@ -251,7 +266,9 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
     for cause, number in sum_failures(statuses).items():
         lines.append(f"  failed           {number:,} × {cause}")
     for each in statuses:
-        if each.state != "complete" or each.counts.failed:
+        if each.state != "complete" or each.counts.failed or each.bad_lines:
             failed = f", {each.counts.failed:,} failed" if each.counts.failed else ""
-            lines.append(f"  {each.name}  {each.state}: {each.counts.answered:,} of {each.entries:,} answered{failed}")
+            bad = f", {pluralize(each.bad_lines, 'bad line')}" if each.bad_lines else ""
+            answered = f"{each.counts.answered:,} of {each.entries:,} answered"
+            lines.append(f"  {each.name}  {each.state}: {answered}{failed}{bad}")
     return "\n".join(lines)

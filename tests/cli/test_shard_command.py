@@ -49,6 +49,21 @@ async def test_the_status_sums_up_costs_and_causes_of_all_shards(onellm, backend
     assert [shard["counts"]["failed"] for shard in found["shards"]] == [1, 1]
 
 
+def test_bad_lines_of_a_shard_are_counted_and_end_it_as_they_end_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"x": 1}\n')
+    assert main(["shard", "in.jsonl", "-d", "shards", "--prompts", "2"]) == 0
+    for _ in range(2):  # the second time nothing is left to do
+        capsys.readouterr()
+        assert main(["shard", "run", "shards/shard-00000.jsonl", "--local"]) == 1
+        row = json.loads(capsys.readouterr().out)
+        assert (row["complete"], row["answered"], row["failed"], row["bad_lines"]) == (True, 1, 0, 1)
+    assert main(["shard", "status", "shards"]) == 0
+    shown = capsys.readouterr().out
+    assert "  bad lines        1\n" in shown
+    assert "  shard-00000.jsonl  complete: 1 of 2 answered, 1 bad line" in shown
+
+
 def test_a_cap_that_is_reached_stops_a_shard_and_is_told(shards, capsys):
     assert main(["shard", "run", shards[0], "--local", "--max-tokens", "100000", "--max-cost", "0.001"]) == 3
     shown = capsys.readouterr()
