@@ -7,7 +7,8 @@
 
 `install` opens one client for the process and closes it at the end, and turns its errors into statuses. No user waits
 longer than `DEADLINE`. A full queue sheds load: it answers 503 with ``Retry-After`` at once. A user who leaves is taken
-out of the queue and not paid for. With ``ONELLM_QUOTA=host``, several workers (``--workers 4``) share the rate limit.
+out of the queue and not paid for. With ``ONELLM_QUOTA=host``, several workers (``--workers 4``) share the rate limit;
+divide ``max_pending`` by their number.
 """
 
 from fastapi import FastAPI, Request
