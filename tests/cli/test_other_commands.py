@@ -217,7 +217,7 @@ def terminal(*arguments, until, stdin=None, **environment):
 
 
 def test_chat_on_a_terminal_tells_tokens_cost_and_time_and_obeys_no_control_characters():
-    code, shown = terminal("chat", "--local", until="Type the prompt", stdin=b"a\x16\x1b[31mb\n\x04\x04")
+    code, shown = terminal("chat", "-", "--local", until="Type the prompt", stdin=b"a\x16\x1b[31mb\n\x04\x04")
 
     assert code == 0
     assert "a�[31mb" in shown
