@@ -12,7 +12,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack
 from itertools import takewhile
@@ -31,7 +31,7 @@ from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.estimate import Capacity, RunEstimate, estimate_run
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions
+from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions, length_of
 from onellm_async.batch.inputs.formats import input_format_named
 from onellm_async.batch.inputs.memory import InMemoryInput, MemoryPrompts, entries_from
 from onellm_async.batch.inputs.notes import Complaints
@@ -175,6 +175,7 @@ async def _open_unless_stopped(
     if paths is None:
         check_source(source)
         _refuse_file_names(source)
+        _refuse_history(source, options)
         texts = isinstance(source, Sequence) and not any(isinstance(each, Mapping) for each in source)
         for option in ("input_format", "field", "template", "id_field", "keep"):
             if options.get(option) is not None and (texts or option == "input_format"):
@@ -249,13 +250,28 @@ def _refuse_file_names(source: object) -> None:
         InvalidRequestError: With the first of them.
     """
     listed = isinstance(source, AbstractSet | ValuesView) or hasattr(source, "__getitem__")  # may be read twice
-    if not (listed and isinstance(source, Sized) and isinstance(source, Iterable)) or not len(source):
+    if not (listed and isinstance(source, Iterable) and length_of(source)):
         return
     if all(isinstance(each, str) and _is_file_name(each) for each in source):
         first = truncated_repr(next(iter(source)))
         raise InvalidRequestError(
             f"The prompts are texts that all name files, such as {first}. Nothing was sent.",
             advice="A list of Path is read as files: [Path(name) for name in names]. So is a pattern: 'data/*.jsonl'.",
+        )
+
+
+def _refuse_history(source: object, options: RunOptions) -> None:
+    """Refuses the messages of one history, which would be records without a prompt.
+
+    Raises:
+        InvalidRequestError: With the cure.
+    """
+    if not (isinstance(source, Sequence) and source) or options.get("field") or options.get("template"):
+        return
+    if all(isinstance(each, Mapping) and each.keys() == {"role", "content"} for each in source):
+        raise InvalidRequestError(
+            "The prompts are the messages of a single history. Nothing was sent.",
+            advice="Pass a list of histories: [messages].",
         )
 
 

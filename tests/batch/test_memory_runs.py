@@ -1,10 +1,11 @@
 """Prompts in memory: what is no prompt is refused or told, as it is for a file."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
-from onellm_async import AsyncOneLLM, InvalidRequestError, Limits
+from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, Message
 from onellm_async.errors import BatchError
 from onellm_async.testing import FakeTransport
 
@@ -180,3 +181,44 @@ async def test_bad_entries_are_told_by_on_message_or_on_bad_line_if_given(tmp_pa
 async def test_a_run_says_where_answers_as_values_are(tmp_path, name):
     with pytest.raises(InvalidRequestError, match=f"run has no {name}.*Use gather_chats"):
         await run(["Hi"], tmp_path / "out.jsonl", **{name: 1})
+
+
+async def test_a_source_whose_length_is_unknown_when_asked_has_no_total(tmp_path):
+    class Bar:  # as tqdm is, around a generator
+        def __init__(self):
+            self.opened = 0
+
+        def __len__(self):
+            raise TypeError("object of type 'generator' has no len()")
+
+        def __iter__(self):
+            self.opened += 1
+            yield from ["Hi", "Ho"]
+
+    bar = Bar()
+    report, _ = await run(bar, tmp_path / "out.jsonl", strict=True)
+    assert (report.progress.total, report.counts.answered, bar.opened) == (None, 2, 1)
+
+
+async def test_values_that_json_lacks_are_text_and_missing_ones_are_null(tmp_path):
+    class NaTType: ...  # as pandas calls it
+
+    class Scalar:  # as those of numpy are
+        def tolist(self):
+            return 7
+
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    record = {"prompt": [Message.user("Hi")], "at": moment, "gone": NaTType(), "n": Scalar(), "raw": b"x"}
+    await run([{**record, "messages": record["prompt"], "prompt": None}], tmp_path / "out.jsonl", keep="all")
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    kept = json.loads(line)["input"]
+
+    assert (kept["at"], kept["gone"], kept["n"], "raw" in kept) == (str(moment), None, 7, False)
+
+
+async def test_a_single_history_is_refused_and_a_list_of_one_is_sent(tmp_path):
+    history = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(InvalidRequestError, match=r"a single history.*Pass a list of histories"):
+        await run(history, tmp_path / "out.jsonl")
+    report, _ = await run([history], tmp_path / "out.jsonl")
+    assert report.counts.answered == 1

@@ -167,3 +167,10 @@ async def test_a_strict_run_refuses_a_table_with_a_bad_row(tmp_path):
 async def test_a_table_gives_the_progress_a_total(tmp_path):
     report, _ = await run(pa.table({"prompt": ["Hi", "Ho"]}), tmp_path / "out.jsonl")
     assert (report.progress.total, report.progress.eta) == (2, 0)
+
+
+async def test_a_strict_run_of_a_relation_stops_at_a_bad_row(tmp_path):
+    module = pytest.importorskip("duckdb")
+    relation = module.connect().sql("select * from (values ('Hi'), (''), ('Ho')) as prompts(prompt)")
+    report, _ = await run(relation, tmp_path / "out.jsonl", strict=True)
+    assert report.strict_error.line == 2

@@ -1,6 +1,6 @@
 """The bytes of one entry → one prompt, or what is wrong with them. Pure: no file is touched here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import NamedTuple, TypeAlias
 
 from attrs import field, frozen
@@ -334,6 +334,14 @@ class EntryParser:
             return None if self._keep is None else dump_json(found.record)
         record = found.record
         return dump_json({name: record[name] for name in self._keep if name in record}) if self._keep else None
+
+
+def length_of(source: object) -> int | None:
+    """The length of a source; None where it has none, as a progress bar around a generator says only when asked."""
+    try:
+        return len(source) if isinstance(source, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class FirstEntries:

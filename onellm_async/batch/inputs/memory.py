@@ -1,7 +1,7 @@
 """Prompts that are in memory, or come from a program, as the entries of a run."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TypeAlias
 
@@ -9,7 +9,7 @@ from attrs import evolve
 
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
-from onellm_async.batch.inputs.entry_parser import WHOLE, EntryParser, FirstEntries, ParserOptions, SeenIds
+from onellm_async.batch.inputs.entry_parser import WHOLE, EntryParser, FirstEntries, ParserOptions, SeenIds, length_of
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.notes import InputNotes
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -62,7 +62,7 @@ class InMemoryInput:
         self.keep: str | None = options.kept_text
         kept = options.keep
         self.kept_columns: tuple[str, ...] = kept if isinstance(kept, tuple) else () if kept is None else WHOLE
-        self.count: int | None = len(prompts) if isinstance(prompts, Sized) else None
+        self.count: int | None = length_of(prompts)
         self.notes: InputNotes = InputNotes()
         self._ids = SeenKeys()
         self.sample: tuple[ChatRequest, ...] = ()
@@ -86,8 +86,7 @@ class InMemoryInput:
         if isinstance(self._prompts, AsyncIterable):
             self._first = first
             return
-        again = not isinstance(self._prompts, Iterator) and iter(self._prompts) is not self._prompts
-        whole = strict and again and isinstance(self._prompts, Sized)
+        whole = strict and self.count is not None and not isinstance(self._prompts, Iterator)
         scratch, read = InMemoryInput((), self.options, self.name), list[Prompt | NamedPrompt | Mapping[str, object]]()
         prompts = iter(self._prompts)
         while whole or not first.usable:

@@ -1,12 +1,12 @@
 """Tables in memory as the entries of a run: anything that hands out an Arrow stream, and `datasets.Dataset`."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence, Sized
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError
-from onellm_async.batch.inputs.entry_parser import EntryParser, FirstEntries, ParserOptions, SeenIds
+from onellm_async.batch.inputs.entry_parser import EntryParser, FirstEntries, ParserOptions, SeenIds, length_of
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.notes import InputNotes
 from onellm_async.batch.inputs.template import PromptTemplate
@@ -110,12 +110,12 @@ class TableInput:
     async def begin(self, *, strict: bool = False) -> None:
         """Refuses a table of whose first rows none can be sent; with `strict`, one that has any bad row.
 
-        What can be read only once, such as a reader, is not read to its end for `strict`.
+        What can be read only once, such as a reader or a relation, is not read to its end for `strict`.
 
         Raises:
             BatchError: Naming the first bad row, or if there are no rows or they cannot be read.
         """
-        if strict and not hasattr(self._table, "read_next_batch"):
+        if strict and not _is_read_once(self._table):
             await in_daemon_thread(TableInput(self._table, self.options).refuse_bad_rows)
         await in_daemon_thread(self._refuse_unusable)
 
@@ -182,12 +182,17 @@ class TableInput:
         self.options.check_columns(self.name, columns)
 
 
+def _is_read_once(table: object) -> bool:
+    """Whether `table` is a reader, or a relation, which has no second result while one is open."""
+    return hasattr(table, "read_next_batch") or hasattr(table, "fetchall")
+
+
 def _rows_of(table: object) -> int | None:
     """How many rows `table` has, where that costs nothing to know: a relation would run its query for it."""
     rows = getattr(table, "num_rows", None)
     if isinstance(rows, int):
         return rows
-    return len(table) if isinstance(table, Sized) and not hasattr(table, "fetchall") else None
+    return None if hasattr(table, "fetchall") else length_of(table)
 
 
 def _reader_of(name: str, table: object) -> "RecordBatchReader":
