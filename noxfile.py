@@ -81,7 +81,8 @@ def tests(session: nox.Session) -> None:
     first = session.python == FOUND[0]
     mode = [] if first and FOUND[1:] else ["-X", "dev"]
     chosen = session.posargs or ([] if first else ON_EVERY_PYTHON)
-    session.run("python", *mode, "-m", "pytest", "-q", "-n", str((os.cpu_count() or 1) + 1), *chosen)
+    workers = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]
+    session.run("python", *mode, "-m", "pytest", "-q", *workers, *chosen)
 
 
 @nox.session(python=FOUND[0])
