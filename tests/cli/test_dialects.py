@@ -137,6 +137,6 @@ async def test_plain_http_elsewhere_names_its_flag(onellm, tmp_path):
     assert ended.code == 2
     assert "--allow-insecure" in ended.err
 
-    (tmp_path / "in.txt").write_text("\n")
-    ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--allow-insecure", **at)
+    (tmp_path / "in.txt").write_text("Hi\n")
+    ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--allow-insecure", "--estimate", **at)
     assert ended.code == 0, ended.err
