@@ -88,8 +88,10 @@ class Talk:
                 text = json.dumps(self._conversation.to_dict(), ensure_ascii=False, indent=2)
                 with path.open("x", encoding="utf-8") as file:
                     file.write(f"{text}\n")
+                say(f"Saved: {path}")
             else:
                 self._conversation = self._load(json.loads(path.read_text("utf-8")))
+                say(f"Loaded: {path}, {len(self._conversation.messages)} messages")
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}.") from None
         except ValueError as error:

@@ -70,7 +70,7 @@ def chat(tmp_path):
 
 def test_a_terminal_holds_a_conversation_with_its_history(chat, tmp_path):
     talk = chat("--system", "Be brief.")
-    talk.until("> ")
+    talk.until("/help lists the commands.")
     talk.type("What is a prime?")
     talk.until("\nWhat is a prime?")
     talk.type("Is 51 one?")
@@ -78,7 +78,7 @@ def test_a_terminal_holds_a_conversation_with_its_history(chat, tmp_path):
     talk.type("/undo")
     talk.until("Forgotten: Is 51 one?")
     talk.type("/save talk.json")
-    talk.until("> ")
+    talk.until("Saved: talk.json")
     talk.type("/nonsense")
     talk.until("/help lists them")
     talk.type("/save talk.json")
@@ -89,9 +89,9 @@ def test_a_terminal_holds_a_conversation_with_its_history(chat, tmp_path):
     assert chat.server.ledger.received == 2
 
     again = chat()
-    again.until("> ")
+    again.until("/help lists the commands.")
     again.type("/load talk.json")
-    again.until("> ")
+    again.until("Loaded: talk.json, 2 messages")
     again.type("/retry")
     again.until("\nWhat is a prime?")
     again.type("/quit")
