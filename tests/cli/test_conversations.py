@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from onellm_async.cli.converse import converse
+from onellm_async.cli.options import ConnectionFlags, RequestFlags
 from onellm_async.server import ServerSettings
 from onellm_async.testing import ThreadedServer
 
@@ -37,9 +39,6 @@ class Terminal:
                 raise AssertionError(self.seen) from None
         self.seen = self.seen.partition(text)[2]
 
-    def type(self, line):
-        os.write(self.master, f"{line}\n".encode())
-
     def close(self):
         self.process.kill()
         self.process.wait()
@@ -68,35 +67,51 @@ def chat(tmp_path):
             terminal.close()
 
 
-def test_a_terminal_holds_a_conversation_with_its_history(chat, tmp_path):
-    talk = chat("--system", "Be brief.")
-    talk.until("/help lists the commands.")
-    talk.type("What is a prime?")
-    talk.until("\nWhat is a prime?")
-    talk.type("Is 51 one?")
-    talk.until("\nIs 51 one?")
-    talk.type("/undo")
-    talk.until("Forgotten: Is 51 one?")
-    talk.type("/save talk.json")
-    talk.until("Saved: talk.json")
-    talk.type("/nonsense")
-    talk.until("/help lists them")
-    talk.type("/save talk.json")
-    talk.until("File exists")
-    talk.type("\x04")
-    talk.until("2 answers, $")
-    assert talk.process.wait(20) == 0
-    assert chat.server.ledger.received == 2
+def test_a_terminal_without_a_prompt_holds_a_conversation(chat):
+    talk = chat()
+    talk.until("GPT-5-Nano. /help lists the commands.")
+    end = time.monotonic() + 20
+    while talk.process.poll() is None and time.monotonic() < end:
+        os.write(talk.master, b"\x04")  # again: what is typed before the line can be edited is lost
+        time.sleep(0.2)
+    assert talk.process.poll() == 0
+    assert chat.server.ledger.received == 0
 
-    again = chat()
-    again.until("/help lists the commands.")
-    again.type("/load talk.json")
-    again.until("Loaded: talk.json, 2 messages")
-    again.type("/retry")
-    again.until("\nWhat is a prime?")
-    again.type("/quit")
-    assert again.process.wait(20) == 0
+
+def test_lines_are_questions_with_a_history_or_commands(chat, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ONELLM_API_KEY", "local")
+    monkeypatch.setenv("ONELLM_BASE_URL", chat.server.url)
+
+    def talk(*lines, **asking):
+        left = iter(lines)
+
+        def ask(prompt):
+            line = next(left, None)
+            if line is None:
+                raise EOFError
+            if isinstance(line, type):
+                raise line
+            return line
+
+        flags = ConnectionFlags(rpm=60_000, burst=1000)
+        assert converse(RequestFlags(**asking), flags, ask) == 0
+        return capsys.readouterr()
+
+    first = talk("What is a prime?", "", "Is 51 one?", "/undo", "/save talk.json", system="Be brief.")
+    assert first.out.splitlines() == ["What is a prime?", "Is 51 one?"]
+    assert "Forgotten: Is 51 one?\nSaved: talk.json\n2 answers, $" in first.err
+    again = talk("/load talk.json", "/retry", KeyboardInterrupt, "/forget", "/retry", "/quit", "never asked")
+    assert again.out.splitlines() == ["What is a prime?"]
+    assert "Loaded: talk.json, 2 messages" in again.err
+    assert "There is no turn to retry" in again.err
+    wrong = talk("/nonsense", "/save talk.json", "/load nowhere.json", "/help")
+    assert "/help lists them" in wrong.err
+    assert "talk.json: File exists." in wrong.err
+    assert "nowhere.json: No such file or directory." in wrong.err
+    assert "/undo         forget the last question" in wrong.err
     assert "Be brief." in (tmp_path / "talk.json").read_text()
+    assert chat.server.ledger.received == 3
 
 
 def test_an_image_is_refused_in_words(chat):
