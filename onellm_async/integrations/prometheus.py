@@ -22,8 +22,8 @@ from attrs import Factory, define
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-except ModuleNotFoundError as missing:
-    missing.add_note("Install it with: pip install 'onellm-async[prometheus]'")
+except ModuleNotFoundError as _missing:
+    _missing.add_note("Install it with: pip install 'onellm-async[prometheus]'")
     raise
 
 from onellm_async import AsyncOneLLM, CircuitOpenError, DeadlineExceededError, QueueFullError, Snapshot
