@@ -7,8 +7,8 @@ that is being read is in memory.
 import re
 from collections.abc import Iterator
 
-from onellm_async.batch.inputs.entry import ByteSource, Entry, InvalidEntry, LineError
-from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
+from onellm_async.batch.inputs.entry import ByteSource, Entry
+from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, split_with, too_long
 from onellm_async.errors import BatchError
 
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},]|[^\s\[\]{},"]+|"', re.DOTALL)
@@ -131,20 +131,4 @@ def split_json(source: ByteSource) -> Iterator[list[Entry]]:
     Raises:
         BatchError: If it is not JSON.
     """
-    splitter, parser, count = JsonSplitter(source.name), None, source.first_index
-    for records in _records(source, splitter):
-        if records and parser is None:
-            parser = source.parser()
-        yield [
-            Entry(index, line, raw, parser)
-            if raw is not None and parser is not None
-            else InvalidEntry(index, b"", LineError(source.name, line, too_long("record")))
-            for index, (line, raw) in enumerate(records, count)
-        ]
-        count += len(records)
-
-
-def _records(source: ByteSource, splitter: JsonSplitter) -> Iterator[list[tuple[int, bytes | None]]]:
-    for piece in source.pieces():
-        yield splitter.feed(piece)
-    yield splitter.finish()
+    return split_with(JsonSplitter(source.name), source, "record")

@@ -1,6 +1,7 @@
 """Pieces of bytes → numbered lines → entries. Pure."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from onellm_async.batch.inputs.entry import ByteSource, Entry, InvalidEntry, LineError
 
@@ -76,22 +77,43 @@ class LineSplitter:
             lines.append((self._line, line))
 
 
+class Splitter(Protocol):
+    """Cuts pieces of bytes into numbered texts of entries; None stands for one that is too long to be kept."""
+
+    def feed(self, piece: bytes) -> list[tuple[int, bytes | None]]:
+        """The texts that `piece` completes, each with the number of its line."""
+
+    def finish(self) -> list[tuple[int, bytes | None]]:
+        """The last texts, when there are no more pieces."""
+
+
 def split_lines(source: ByteSource) -> Iterator[list[Entry]]:
     """The entries of an input that has one a line."""
-    splitter, reader, count = LineSplitter(), None, source.first_index
-    for lines in _lines(source, splitter):
-        if reader is None and any(raw is not None for _, raw in lines):
+    return split_with(LineSplitter(), source, "line")
+
+
+def split_with(splitter: Splitter, source: ByteSource, what: str) -> Iterator[list[Entry]]:
+    """The entries of an input.
+
+    Args:
+        splitter: Cuts it.
+        source: The input. Its parser is made for the first text that is there.
+        what: What a text is called in the message on one that is too long.
+    """
+    reader, count = None, source.first_index
+    for texts in _texts(source, splitter):
+        if reader is None and any(raw is not None for _, raw in texts):
             reader = source.parser()
         yield [
             Entry(index, line, raw, reader)
             if raw is not None and reader is not None
-            else InvalidEntry(index, b"", LineError(source.name, line, too_long("line")))
-            for index, (line, raw) in enumerate(lines, count)
+            else InvalidEntry(index, b"", LineError(source.name, line, too_long(what)))
+            for index, (line, raw) in enumerate(texts, count)
         ]
-        count += len(lines)
+        count += len(texts)
 
 
-def _lines(source: ByteSource, splitter: LineSplitter) -> Iterator[list[tuple[int, bytes | None]]]:
+def _texts(source: ByteSource, splitter: Splitter) -> Iterator[list[tuple[int, bytes | None]]]:
     for piece in source.pieces():
         yield splitter.feed(piece)
     yield splitter.finish()
