@@ -163,7 +163,8 @@ class ServiceWatch:
             self._timer = None
         remaining = self._outage.remaining(self._limiter.time())
         loop = self._loop
-        if remaining is not None and self.groups and not self._closed and loop is not None and not loop.is_closed():
+        patient = any(group.wait_for_ready for group in self.groups)
+        if remaining is not None and patient and not self._closed and loop is not None and not loop.is_closed():
             self._timer = loop.call_later(remaining, self._on_timer)
 
     def _on_timer(self) -> None:

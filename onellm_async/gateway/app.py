@@ -31,6 +31,7 @@ from onellm_async.gateway.settings import GatewaySettings
 from onellm_async.gateway.spending import KeySpending, SpendingLedger
 from onellm_async.gateway.status_page import GatewayStatus, render_status
 from onellm_async.gateway.translation import InboundChat, to_chat_request
+from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import LANES, Lane
 from onellm_async.wire import dump_json, parse_json
 
@@ -78,6 +79,7 @@ class Gateway:
         self._ledger = None if path is None else SpendingLedger(path)
         self._total_cap = None if settings.max_cost is None else to_units(settings.max_cost)
         self._caps: dict[str, int | None] = {}
+        self._groups: dict[str, RequestGroup] = {}
         pending = client.limits.max_pending
         self._budget = BudgetQueue(self._accounts, max_waiting=_MAX_WAITING if pending is None else pending)
         self._metrics = Metrics()
@@ -188,9 +190,9 @@ class Gateway:
     async def _answer(self, chat: InboundChat, key: InboundKey, lane: Lane) -> ChatResponse:
         if self.draining:
             raise RequestRejectedError(_SHUTTING_DOWN)
-        wait, ledger = self._settings.max_wait, self._ledger
+        wait, ledger, group = self._settings.max_wait, self._ledger, self._group(key)
         if ledger is None:
-            return await self._client.send(chat.request, lane=lane, deadline=wait)
+            return await self._client.send(chat.request, lane=lane, deadline=wait, group=group)
         cap = None if key.max_cost is None else to_units(key.max_cost)
         self._caps[key.name] = cap
         capped = cap is not None or self._total_cap is not None
@@ -205,7 +207,7 @@ class Gateway:
             )
             try:
                 response = await self._client.send(
-                    chat.request, lane=lane, deadline=max(left, 0.001), attempt_hooks=paid
+                    chat.request, lane=lane, deadline=max(left, 0.001), group=group, attempt_hooks=paid
                 )
             except BaseException as error:
                 paid.failed(error)
@@ -215,6 +217,15 @@ class Gateway:
         finally:
             if capped:
                 ledger.call_after_writes(partial(self._budget.release, key.name, worst.units))
+
+    def _group(self, key: InboundKey) -> RequestGroup | None:
+        """Makes the keys of a lane take turns; None without keys."""
+        if self._keys is None:
+            return None
+        group = self._groups.get(key.name)
+        if group is None:
+            group = self._groups[key.name] = RequestGroup(wait_for_ready=False, take_turns=True)
+        return group
 
     async def _reserve(self, name: str, units: int) -> None:
         try:

@@ -4,6 +4,8 @@ A ticket goes QUEUED → GRANTED → RELEASED, or from QUEUED to CANCELLED. A gr
 request of the rate, the estimated tokens), all or none.
 """
 
+from collections import Counter
+from collections.abc import Hashable
 from operator import itemgetter
 
 from onellm_async.errors import DeadlineExceededError, QueueFullError
@@ -20,6 +22,9 @@ _NEVER = float("inf")
 INTERACTIVE_RESERVE = 3.0
 """Tokens that the other lanes leave in the bucket once there was an interactive request. So many interactive requests
 may come at the same moment and be sent at once. They are saved once, which delays a batch by three refills."""
+FLOW_SHARE = 8
+"""Tickets that a flow may have pending for each free place in the queue, as with the dynamic thresholds of packet
+switches. So one flow alone fills 8/9 of it, two fill 8/17 each, and there is always room for another."""
 MAX_ROUNDED = 1.0
 """Seconds of a Retry-After that may have been rounded up."""
 
@@ -47,6 +52,7 @@ class Admission:
         self.queue: Queue = Queue(LANES)
         self.waiting: int = 0
         self.pending: int = 0
+        self._pending_of: Counter[Hashable] = Counter()
         self.answers: int = 0
         self.rate_limited_requests: int = 0
         self.unanswered: int = 0
@@ -145,6 +151,8 @@ class Admission:
         self.queue.push(ticket, requeued=requeued)
         self.waiting += 1
         self.pending += ticket.pending
+        if ticket.flow is not None:
+            self._pending_of[ticket.flow] += ticket.pending
 
     def _number(self, ticket: Ticket) -> None:
         if ticket.lane == RESERVED_LANE:
@@ -154,19 +162,25 @@ class Admission:
 
     def _shed(self, ticket: Ticket, now: float) -> None:
         """Sheds a ticket if the queue is full or its deadline cannot be met."""
-        max_pending = self.limits.max_pending
-        full = max_pending is not None and ticket.pending and self.pending >= max_pending
+        full = ticket.pending and self._is_full(ticket.flow)
         deadline = ticket.deadline
         if not full and deadline is None:
             return
         usual = self.latency.of(ticket.model, now)
         wait = self._estimated_wait(ticket, now, usual)
         if full:
-            raise self._queue_full(wait)
+            raise self._queue_full(ticket.flow, wait)
         if deadline is None or now + wait + (usual or 0.0) <= deadline:
             return
         if not self.gate.paused or self.gate.retry_at >= deadline:
             raise self._too_late(deadline, wait, usual, now)
+
+    def _is_full(self, flow: Hashable) -> bool:
+        max_pending = self.limits.max_pending
+        if max_pending is None:
+            return False
+        free = max_pending - self.pending
+        return free <= 0 if flow is None else self._pending_of[flow] >= FLOW_SHARE * free
 
     def _too_late(self, deadline: float, wait: float, usual: float | None, now: float) -> DeadlineExceededError:
         cause = f"the queue takes about {wait:.1f} s"
@@ -180,11 +194,13 @@ class Admission:
             advice="Allow more time, or ask less at once.",
         )
 
-    def _queue_full(self, wait: float) -> QueueFullError:
+    def _queue_full(self, flow: Hashable, wait: float) -> QueueFullError:
         outlook = "The client is paused." if self.gate.paused else f"Estimated wait: {wait:.1f} s."
         cause = "1 request is queued" if self.pending == 1 else f"{self.pending} requests are queued"
         if not self.pending:
             cause = "no request may wait"
+        elif flow is not None:
+            cause += f", {self._pending_of[flow]} of them of this group"
         return QueueFullError(
             f"Queue full: {cause} (Limits.max_pending). {outlook}",
             pending=self.pending,
@@ -200,7 +216,7 @@ class Admission:
             now: The current time.
             usual: Usual latency of its model in seconds; None if not known.
         """
-        ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane)
+        ahead = 0 if ticket.order >= 0 else self.queue.ahead_of_newcomer(ticket.lane, ticket.flow)
         wait = max(self._rate_wait(ahead + 1, ticket.lane, now), self.gate.expected_at - now, 0.0)
         if not self.in_flight:  # requests in flight may give tokens back
             wait = max(wait, self._certain_wait(ticket, now))
@@ -274,11 +290,16 @@ class Admission:
     def _count_removed(self, ticket: Ticket) -> None:
         self.waiting -= 1
         self.pending -= ticket.pending
+        if ticket.flow is not None:
+            self._pending_of[ticket.flow] -= ticket.pending
+            if self._pending_of[ticket.flow] <= 0:
+                del self._pending_of[ticket.flow]
 
     def drain(self) -> list[Ticket]:
         """Removes and returns all queued tickets."""
         drained = list(self.queue.drain())
         self.waiting = self.pending = 0
+        self._pending_of.clear()
         return drained
 
     def next_wake(self, now: float) -> float | None:

@@ -273,6 +273,8 @@ class Limiter:
             home = self.home
             assert home is not None  # noqa: S101  # set by `bind`
         permit.home = home
+        if group is not None and group.take_turns:
+            permit.flow = group
         core, now = home.core, loop.time()
         if permit.lane not in _LANES:
             core.queue.check_lane(permit.lane)

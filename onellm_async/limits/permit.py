@@ -107,12 +107,15 @@ class RequestGroup:
         answered: Whether the service is known to have answered, for example in an earlier session. A service that
             never answered is not waited for.
         retry_ambiguous: False never retries an attempt that may have been billed, whatever the client's policy says.
+        take_turns: See the attribute.
 
     Attributes:
         wait_for_ready: Whether requests wait while the circuit is open, instead of failing at once. They then do not
             count toward `Limits.max_pending`.
         answered: As given.
         retry_ambiguous: As given.
+        take_turns: Whether its requests take turns with those of other such groups in the same lane, so that the many
+            requests of one do not delay the few of another. All other requests are first in, first out.
 
     Example:
         ::
@@ -123,12 +126,29 @@ class RequestGroup:
                     tasks.create_task(client.send(request, lane="batch", group=group))
     """
 
-    __slots__ = ("__weakref__", "answered", "ended", "owner", "retry_ambiguous", "wait_for_ready", "waiting")
+    __slots__ = (
+        "__weakref__",
+        "answered",
+        "ended",
+        "owner",
+        "retry_ambiguous",
+        "take_turns",
+        "wait_for_ready",
+        "waiting",
+    )
 
-    def __init__(self, *, wait_for_ready: bool = True, answered: bool = False, retry_ambiguous: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        wait_for_ready: bool = True,
+        answered: bool = False,
+        retry_ambiguous: bool = True,
+        take_turns: bool = False,
+    ) -> None:
         self.wait_for_ready: bool = wait_for_ready
         self.answered: bool = answered
         self.retry_ambiguous: bool = retry_ambiguous
+        self.take_turns: bool = take_turns
         self.waiting: set[Permit] = set()
         """Permits of the group that are queued."""
         self.ended: Callable[[], OneLLMError] | None = None

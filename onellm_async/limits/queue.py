@@ -3,14 +3,17 @@
 Lanes share by weight, with stride scheduling. Each lane has a pass value that advances by 1/weight with every ticket it
 sends. The lane with queued tickets and the lowest pass value is next. That interleaves lanes smoothly, where deficit
 round robin would serve them in blocks, and no lane starves: a pass value stands still until it is the lowest. A lane
-that was empty starts at the common pass value, so that it saves nothing up. Within a lane the order is first in, first
-out.
+that was empty starts at the common pass value, so that it saves nothing up.
+
+Within a lane the order is first in, first out, unless tickets have a *flow*, for example their user. The flows of a
+lane are served round robin, one ticket each; tickets without one are another flow together. A flow that had nothing
+queued starts at the end of the round.
 """
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import chain, islice, zip_longest
 
 from onellm_async.errors import ConfigurationError
 
@@ -27,6 +30,7 @@ class Ticket:
         lane: The lane it waits in.
         tokens: Estimated tokens of the request and its reply.
         model: The model of the request; None if the host does not say.
+        flow: What takes turns with other flows of the lane; None is first in, first out with all others of None.
         deadline: Latest time of the grant on the limiter's clock; None without a deadline.
         order: Position among all tickets, assigned once; -1 until then. A requeued or retried request keeps it.
         pending: Whether it counts toward `Limits.max_pending` while queued. A requeued or retried one never does.
@@ -40,6 +44,7 @@ class Ticket:
     __slots__ = (
         "answers_before",
         "deadline",
+        "flow",
         "lane",
         "model",
         "order",
@@ -62,6 +67,7 @@ class Ticket:
         self.lane: str = lane
         self.tokens: float = tokens
         self.model: str | None = model
+        self.flow: Hashable = None
         self.deadline: float | None = deadline
         self.order: int = order
         self.pending: bool = True
@@ -76,38 +82,82 @@ class Ticket:
 
 
 class _Lane:
-    __slots__ = ("arrivals", "pass_value", "requeued", "size", "stride")
+    __slots__ = ("entries", "flows", "pass_value", "requeued", "size", "stride")
 
     def __init__(self, weight: float) -> None:
         self.stride = 1 / weight
         self.pass_value = 0.0
         self.size = 0
-        self.arrivals: deque[Ticket] = deque()
+        self.flows: OrderedDict[Hashable, deque[Ticket]] = OrderedDict()  # the first is next
+        self.entries = 0  # in the flows, cancelled ones included
         self.requeued: list[Ticket] = []  # a heap by order: these were sent before, so they go first
 
+    def push(self, ticket: Ticket) -> None:
+        self.entries += 1
+        arrivals = self.flows.get(ticket.flow)
+        if arrivals is None:
+            self.flows[ticket.flow] = deque((ticket,))
+        else:
+            arrivals.append(ticket)
+
     def head(self) -> Ticket | None:
-        requeued, arrivals = self.requeued, self.arrivals
+        requeued, flows = self.requeued, self.flows
         while requeued and requeued[0].state != QUEUED:
             heappop(requeued)
-        while arrivals and arrivals[0].state != QUEUED:
-            arrivals.popleft()
-        return requeued[0] if requeued else arrivals[0] if arrivals else None
+        if requeued:
+            return requeued[0]
+        while flows:
+            flow, arrivals = next(iter(flows.items()))
+            while arrivals and arrivals[0].state != QUEUED:
+                arrivals.popleft()
+                self.entries -= 1
+            if arrivals:
+                return arrivals[0]
+            del flows[flow]
+        return None
+
+    def in_turn(self) -> Iterator[Ticket]:
+        """The queued tickets that were never sent, in the order in which they will be."""
+        queued = ((ticket for ticket in flow if ticket.state == QUEUED) for flow in self.flows.values())
+        return (ticket for ticket in chain.from_iterable(zip_longest(*queued)) if ticket is not None)
 
     def waiting_since(self) -> float:
         """Enqueue time of the longest-waiting ticket. A 429 or a retry restarts the wait."""
-        return min(ticket.since for ticket in (*self.requeued[:1], *islice(self.arrivals, 1)))
+        first = (next((ticket for ticket in flow if ticket.state == QUEUED), None) for flow in self.flows.values())
+        return min(ticket.since for ticket in (*self.requeued[:1], *first) if ticket is not None)
 
     def pop(self) -> None:
+        """Removes the head."""
         self.size -= 1
         if self.requeued:
             heappop(self.requeued)
-        else:
-            self.arrivals.popleft()
+            return
+        flow, arrivals = next(iter(self.flows.items()))
+        arrivals.popleft()
+        self.entries -= 1
+        if not arrivals:
+            del self.flows[flow]
+        elif len(self.flows) > 1:
+            self.flows.move_to_end(flow)
+
+    def ahead_of(self, newcomer: Hashable) -> int:
+        """Number of queued tickets that are sent before a new one of a flow."""
+        if self.flows.keys() <= {newcomer}:
+            return self.size
+        own = len(self.flows.get(newcomer, ()))
+        ahead = sum(min(len(arrivals), own + (flow != newcomer)) for flow, arrivals in self.flows.items())
+        return min(self.size, len(self.requeued) + ahead)
 
     def compact(self) -> None:
         """Drops cancelled tickets once they are the majority, which keeps `cancel` O(1) on average."""
-        if len(self.arrivals) > _MIN_COMPACTED and len(self.arrivals) > 2 * self.size:
-            self.arrivals = deque(ticket for ticket in self.arrivals if ticket.state == QUEUED)
+        if self.entries > _MIN_COMPACTED and self.entries > 2 * self.size:
+            for flow, arrivals in list(self.flows.items()):
+                queued = deque(ticket for ticket in arrivals if ticket.state == QUEUED)
+                self.entries -= len(arrivals) - len(queued)
+                if queued:
+                    self.flows[flow] = queued
+                else:
+                    del self.flows[flow]
         if len(self.requeued) > _MIN_COMPACTED and len(self.requeued) > 2 * self.size:
             self.requeued = [ticket for ticket in self.requeued if ticket.state == QUEUED]
             heapify(self.requeued)
@@ -141,10 +191,10 @@ class Queue:
         return {name: head for name, lane in self._lanes.items() if (head := lane.head()) is not None}
 
     def upcoming(self, name: str, count: int) -> list[Ticket]:
-        """The next tickets of a lane, at most `count`; cancelled ones among them leave it shorter."""
+        """The next tickets of a lane, at most `count`."""
         lane = self._lanes[name]
-        first = lane.requeued[:count] + list(islice(lane.arrivals, count))
-        return [ticket for ticket in first if ticket.state == QUEUED][:count]
+        first = [ticket for ticket in lane.requeued[:count] if ticket.state == QUEUED]
+        return first + list(islice(lane.in_turn(), count - len(first)))
 
     def waiting_since(self) -> dict[str, float]:
         """Enqueue time of the longest-waiting ticket of each lane that is not empty."""
@@ -160,7 +210,7 @@ class Queue:
             raise ConfigurationError(f"lane is {name!r}; it must be one of {', '.join(self._lanes)}.")
 
     def push(self, ticket: Ticket, *, requeued: bool = False) -> None:
-        """Queues a ticket at the end of its lane.
+        """Queues a ticket at the end of its flow.
 
         Args:
             ticket: The ticket.
@@ -174,7 +224,7 @@ class Queue:
         if requeued:
             heappush(lane.requeued, ticket)
         else:
-            lane.arrivals.append(ticket)
+            lane.push(ticket)
         if ticket.deadline is not None:
             heappush(self._deadlines, (ticket.deadline, ticket.order, ticket))
 
@@ -212,11 +262,11 @@ class Queue:
             ]
             heapify(self._deadlines)
 
-    def ahead_of_newcomer(self, name: str) -> float:
-        """Number of tickets that would be sent before a new one in lane `name`, by the shares of the lanes."""
+    def ahead_of_newcomer(self, name: str, flow: Hashable = None) -> float:
+        """Number of tickets that would be sent before a new one of `flow` in lane `name`, by the lanes' shares."""
         own = self._lanes[name]
         competing = sum(1 / lane.stride for lane in self._lanes.values() if lane.size or lane is own)
-        return min(own.size * competing * own.stride, float(len(self)))
+        return min(own.ahead_of(flow) * competing * own.stride, float(len(self)))
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of a queued ticket."""

@@ -117,6 +117,42 @@ async def test_the_number_that_waits_is_bounded_and_one_who_leaves_makes_room():
     await queue.reserve("a", 100)
 
 
+async def test_keys_take_turns_and_one_that_floods_leaves_room_for_others():
+    queue, admitted = BudgetQueue(Books(total_cap=100), max_waiting=18), []
+
+    async def reserve(name):
+        await queue.reserve(name, 100)
+        admitted.append(name)
+
+    await queue.reserve("a", 100)
+    flood = [asyncio.create_task(reserve("a")) for _ in range(30)]
+    await asyncio.sleep(0)
+    single = asyncio.create_task(reserve("b"))
+    await asyncio.sleep(0)
+    assert queue.waiting == 17
+    for _ in range(2):
+        queue.release("a", 100)
+        await asyncio.sleep(0)
+    assert admitted == ["a", "b"]
+    for task in (*flood, single):
+        task.cancel()
+    results = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(each, QueueFullError) for each in results) == 14
+    assert queue.waiting == 0
+
+
+async def test_one_who_left_in_the_same_moment_is_passed_over():
+    queue = BudgetQueue(Books(cap=100), max_waiting=9)
+    await queue.reserve("a", 100)
+    first, second = (asyncio.create_task(queue.reserve("a", 100)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    queue.release("a", 100)
+    await second
+    assert first.cancelled()
+    assert queue.waiting == 0
+
+
 # The ledger.
 
 

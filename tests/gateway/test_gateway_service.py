@@ -17,6 +17,7 @@ from onellm_async.gateway.spending import read_spending
 from onellm_async.testing import FakeTransport, answer, hang
 
 ONE_A_MINUTE = Limits(requests_per_minute=1, burst=1)
+SINGLE = {**QUESTION, "messages": [{"role": "user", "content": "single"}]}
 CAPPED = {**QUESTION, "max_tokens": 10}
 
 
@@ -181,6 +182,19 @@ async def test_requests_take_the_lane_of_their_key_or_a_lower_one(serving, key_f
         await asyncio.wait(waiting)
     assert refused.status == 400
     assert "can only lower it" in refused.error["message"]
+
+
+async def test_keys_of_a_lane_take_turns(serving, key_file):
+    transport, settings = FakeTransport(), GatewaySettings(keys=key_file(flood={}, single={}))
+    async with serving(transport, limits=Limits(requests_per_minute=6000, burst=1), settings=settings) as visitor:
+        visitor.client.pause()
+        asked = [asyncio.create_task(visitor.ask(key="key-of-flood")) for _ in range(9)]
+        await until(lambda: visitor.client.snapshot().queued["default"] == 9)
+        asked.append(asyncio.create_task(visitor.ask(SINGLE, key="key-of-single")))
+        await until(lambda: visitor.client.snapshot().queued["default"] == 10)
+        visitor.client.resume()
+        await asyncio.gather(*asked)
+    assert transport.prompts.index("single") == 1
 
 
 async def test_only_listed_keys_are_let_in_and_none_is_repeated(serving, key_file, caplog):

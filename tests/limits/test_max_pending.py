@@ -130,3 +130,70 @@ async def test_where_none_may_wait_the_error_says_so():
     with pytest.raises(QueueFullError, match=r"Queue full: no request may wait \(Limits\.max_pending\)\. "):
         await slots.acquire()
     held.answered()
+
+
+# Groups that take turns
+
+
+def group():
+    return RequestGroup(wait_for_ready=False, take_turns=True)
+
+
+async def test_the_single_request_of_a_group_does_not_wait_for_the_flood_of_another():
+    slots, flood, single = limiter(requests_per_minute=60, burst=1), group(), group()
+    waiting = wait(slots, 100, group=flood)
+    await asyncio.sleep(0.5)
+    begun = asyncio.get_running_loop().time()
+    permit = await slots.acquire(group=single)
+    assert asyncio.get_running_loop().time() - begun <= 2.1
+    permit.answered()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_groups_with_much_to_do_share_a_lane_equally():
+    slots, sent = limiter(requests_per_minute=60, burst=1), []
+
+    async def ask(name, own):
+        (await slots.acquire(group=own)).answered()
+        sent.append(name)
+
+    groups = {name: group() for name in "abc"}
+    tasks = [asyncio.create_task(ask(name, own)) for name, own in groups.items() for _ in range(50)]
+    await asyncio.sleep(60)
+    assert {sent.count(name) for name in "abc"} <= {19, 20}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_group_alone_leaves_a_ninth_of_the_queue_to_others():
+    slots, flood = limiter(requests_per_minute=6, burst=1, max_pending=90), group()
+    results = asyncio.gather(*wait(slots, 200, group=flood), return_exceptions=True)
+    await asyncio.sleep(1)
+    assert slots.snapshot().pending == 80
+    late = wait(slots, 5, group=group())
+    await asyncio.sleep(25)
+    assert sum(task.done() and task.exception() is None for task in late) == 1
+    slots.close()
+    full = [each for each in await results if isinstance(each, QueueFullError)]
+    assert len(full) == 119
+    assert "80 requests are queued, 80 of them of this group" in str(full[-1])
+    await asyncio.gather(*late, return_exceptions=True)
+
+
+async def test_the_retry_after_of_a_group_is_the_wait_of_its_own_turn():
+    slots, flood = limiter(requests_per_minute=60, burst=1, max_pending=9), group()
+    waiting = wait(slots, 9, group=flood)
+    await asyncio.sleep(0)
+    waiting += wait(slots, 1, group=group())
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as of_another:
+        await slots.acquire(group=group())
+    with pytest.raises(QueueFullError) as of_the_flood:
+        await slots.acquire(group=flood)
+    assert of_another.value.retry_after == pytest.approx(3, abs=0.3)
+    assert of_the_flood.value.retry_after == pytest.approx(10, abs=0.6)
+    slots.close()
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -77,12 +77,73 @@ def test_returned_ticket_goes_before_all_that_came_later():
     assert [ticket.order - first.order for ticket in served(queue, 5)] == [0, 1, 2, 3, 4]
 
 
+# Flows
+
+
+def flowing(queue, flows, lane="default"):
+    for flow in flows:
+        ticket = numbered(lane)
+        ticket.flow = flow
+        queue.push(ticket)
+
+
+def test_flows_of_a_lane_take_turns_and_each_is_first_in_first_out():
+    queue = Queue(LANES)
+    flowing(queue, "aaaaabbc")
+    tickets = served(queue, 8)
+    assert "".join(ticket.flow for ticket in tickets) == "abcabaaa"
+    for flow in "abc":
+        orders = [ticket.order for ticket in tickets if ticket.flow == flow]
+        assert orders == sorted(orders)
+
+
+def test_a_flow_that_comes_again_and_again_gets_no_more_than_its_share():
+    queue, counts = Queue(LANES), Counter()
+    flowing(queue, ["flood"] * 100 + ["single"])
+    for _ in range(40):
+        (ticket,) = served(queue, 1)
+        counts[ticket.flow] += 1
+        if ticket.flow == "single":
+            flowing(queue, ["single"])
+    assert counts == {"flood": 20, "single": 20}
+
+
+def test_tickets_without_a_flow_take_turns_as_one_with_the_flows():
+    queue = Queue(LANES)
+    flowing(queue, [None, None, None, "a", "a"])
+    assert [ticket.flow for ticket in served(queue, 5)] == [None, "a", None, "a", None]
+
+
+def test_upcoming_tickets_are_listed_in_the_order_in_which_they_are_sent():
+    queue = Queue(LANES)
+    flowing(queue, "aaabbc")
+    queue.cancel(queue.upcoming("default", 2)[1])
+    expected = queue.upcoming("default", 9)
+    assert served(queue, 5) == expected
+
+
+def test_a_newcomer_of_an_idle_flow_is_behind_one_ticket_of_each_other():
+    queue = Queue(LANES)
+    flowing(queue, ["a"] * 50 + ["b"] * 3)
+    assert [queue.ahead_of_newcomer("default", flow) for flow in ("c", "b", "a")] == [2, 7, 53]
+
+
+def test_the_longest_wait_is_that_of_any_flow():
+    queue = Queue(LANES)
+    flowing(queue, "aabb")
+    for ticket, since in zip(queue.upcoming("default", 4), (3.0, 1.0, 4.0, 2.0), strict=True):
+        ticket.since = since
+    queue.cancel(queue.upcoming("default", 2)[1])
+    assert queue.waiting_since() == {"default": 2.0}
+
+
 @given(st.lists(st.sampled_from(["push", "pop", "withdraw", "return"]), max_size=200), st.randoms())
 def test_length_counts_exactly_the_queued_tickets_whatever_happens(acts, random):
     queue, waiting, out = Queue(LANES), [], []
     for act in acts:
         if act == "push":
             ticket = numbered(random.choice(list(LANES)), random.choice([None, 1.0]))
+            ticket.flow = random.choice([None, None, "a", "b"])
             queue.push(ticket)
             waiting.append(ticket)
         elif act == "pop" and waiting:
@@ -113,7 +174,8 @@ def test_withdrawing_thousands_in_any_order_keeps_the_queue_small():
         queue.push(ticket)
     for ticket in tickets[::-1][:4900]:
         queue.cancel(ticket)
-    assert len(queue._lanes["batch"].arrivals) <= 250
+    assert queue._lanes["batch"].entries <= 250
+    assert sum(map(len, queue._lanes["batch"].flows.values())) <= 250
     assert len(queue._deadlines) <= 250
     assert queue.head() is tickets[0]
 
