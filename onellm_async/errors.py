@@ -234,16 +234,31 @@ class StructureError(OneLLMError):
     Attributes:
         response: The last answer, with attempts, tokens and cost of all turns. It is paid for.
         problems: What does not fit, each with the path of the value.
+        correction_error: Why the last corrective turn got no answer; None where all turns were answered.
     """
 
     kind = FailureKind.UNFIT_ANSWER
 
     def __init__(
-        self, message: str, *, response: "ChatResponse[object]", problems: tuple[str, ...], advice: str = ""
+        self,
+        message: str,
+        *,
+        response: "ChatResponse[object]",
+        problems: tuple[str, ...],
+        advice: str = "",
+        correction_error: OneLLMError | None = None,
     ) -> None:
         super().__init__(message, advice=advice)
         self.response: ChatResponse[object] = response
         self.problems: tuple[str, ...] = problems
+        self.correction_error: OneLLMError | None = correction_error
+        self.attempts: int = response.attempts
+        self.rate_limited: int = response.rate_limited
+        self.possibly_billed: int = response.possibly_billed
+        if correction_error is not None:
+            self.attempts += correction_error.attempts
+            self.rate_limited += correction_error.rate_limited
+            self.possibly_billed += correction_error.possibly_billed
 
 
 class BatchError(OneLLMError):

@@ -8,9 +8,9 @@ The published backend forwards no schema to any provider, so the schema is alway
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from attrs import evolve, frozen
 
@@ -28,6 +28,8 @@ _MAX_FAULTS = 20
 """Faults that one corrective turn names."""
 _MAX_FAULT = 300
 """Characters of one fault: jsonschema repeats the value that does not fit."""
+MAX_CORRECTION = 2048
+"""Bytes of the text of a corrective turn, so that its price has a bound."""
 _INSTRUCTION = (
     "Answer with one JSON value that conforms to the following JSON Schema, and with nothing else: "
     "no explanation, no Markdown.\n{schema}"
@@ -50,7 +52,7 @@ class UnfitReplyError(ValueError):
 
 
 @frozen
-class _Shape(Generic[T]):
+class Shape(Generic[T]):
     """What a reply has to be.
 
     Attributes:
@@ -79,7 +81,7 @@ def schema_for(response_model: type[T] | Mapping[str, JSON]) -> Mapping[str, JSO
         >>> schema_for(City)["required"]
         ['name', 'people']
     """
-    return _shape_of(response_model).schema
+    return shape_of(response_model).schema
 
 
 def structure(text: str, response_model: type[T] | Mapping[str, JSON]) -> T:
@@ -97,7 +99,7 @@ def structure(text: str, response_model: type[T] | Mapping[str, JSON]) -> T:
         >>> structure('Here you are: {"name": "Oslo", "people": 700000}', dict)["name"]
         'Oslo'
     """
-    value: T = _shape_of(response_model).parse(json_in(text))
+    value: T = shape_of(response_model).parse(json_in(text))
     return value
 
 
@@ -117,10 +119,19 @@ def json_in(text: str) -> str:
         if len(fenced) == 1:
             found = fenced[0].removeprefix("json").removeprefix("JSON").strip()
     try:
-        json.loads(found)
+        _value_of(found)
     except (ValueError, RecursionError):
         return _only_value(found)
     return found
+
+
+def _refuse_constant(name: str) -> JSON:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _value_of(text: str) -> JSON:
+    """The value of a JSON text, without the NaN and Infinity that Python would take."""
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
 def _only_value(text: str) -> str:
@@ -128,7 +139,7 @@ def _only_value(text: str) -> str:
     if not starts:
         raise UnfitReplyError(["There is no JSON value in it."])
     try:
-        _, end = json.JSONDecoder().raw_decode(text, min(starts))
+        _, end = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text, min(starts))
     except (ValueError, RecursionError) as error:
         raise UnfitReplyError([f"The JSON value cannot be read: {error}."]) from None
     if set(text[end:]) & set("{["):
@@ -142,12 +153,27 @@ async def answer_as(
     response_model: type[T] | Mapping[str, JSON],
     corrections: int,
 ) -> ChatResponse[T]:
-    """Sends a request until its answer fits, at most ``1 + corrections`` times.
+    """Sends a request, with its schema, until its answer fits; see `fitting_answer`.
 
     Args:
         send: Sends a request; each call is paid for.
         request: What to ask.
         response_model: What the answer has to be; as for `schema_for`.
+        corrections: How many corrective turns may follow.
+    """
+    shape = shape_of(response_model)
+    return await fitting_answer(send, request_with_schema(request, shape.schema), shape, corrections)
+
+
+async def fitting_answer(
+    send: Callable[[ChatRequest], Awaitable[ChatResponse]], asked: ChatRequest, shape: Shape[T], corrections: int
+) -> ChatResponse[T]:
+    """Sends a request until its answer fits, at most ``1 + corrections`` times.
+
+    Args:
+        send: Sends a request; each call is paid for.
+        asked: What to ask, with the schema in its instruction.
+        shape: What the answer has to be.
         corrections: How many corrective turns may follow.
 
     Returns:
@@ -158,29 +184,41 @@ async def answer_as(
             answer, which is paid for.
         OneLLMError: As `send` for the first turn.
     """
-    shape = _shape_of(response_model)
-    asked = request_with_schema(request, shape.schema)
     total = await send(asked)
     reply: ChatResponse = total
     for correction in range(corrections + 1):
         try:
-            return cast("ChatResponse[T]", evolve(total, parsed=shape.parse(json_in(reply.content))))
+            parsed: Any = shape.parse(json_in(reply.content))
         except UnfitReplyError as misfit:
             if reply.finish_kind == "length":
-                _give_up(total, misfit.faults, "It is cut off", "Raise max_tokens.")
+                raise _error(total, misfit.faults, "It is cut off", "Raise max_tokens.") from None
             if reply.finish_kind == "content_filter":
-                _give_up(total, misfit.faults, "It was filtered", "")
+                raise _error(total, misfit.faults, "It was filtered") from None
             if correction == corrections:
-                _give_up(total, misfit.faults, "It does not fit", "")
-            faults = "\n".join(f"- {fault}" for fault in misfit.faults)
-            turns = (Message.assistant(reply.content), Message.user(_CORRECTION.format(faults=faults)))
+                raise _error(total, misfit.faults, "It does not fit") from None
+            turns = (Message.assistant(reply.content), Message.user(_correction_of(misfit.faults)))
             asked = evolve(asked, messages=(*asked.messages, *turns))
             try:
                 reply = await send(asked)
             except OneLLMError as error:
-                raise _error(total, misfit.faults, f"Its correction failed: {error.message}", error.advice) from error
+                why = f"Its correction failed: {error.message}"
+                raise _error(total, misfit.faults, why, error.advice, error) from error
             total = _sum(total, reply)
+        else:
+            return cast("ChatResponse[T]", evolve(total, parsed=parsed))
     raise AssertionError("unreachable")
+
+
+def _correction_of(faults: Sequence[str]) -> str:
+    """The text of a corrective turn: all faults, or as many as fit."""
+    room, lines = MAX_CORRECTION - len(_CORRECTION), list[str]()
+    for fault in faults:
+        lines.append(f"- {fault}")
+        room -= len(lines[-1].encode(errors="surrogatepass")) + 1
+        if room < 0:
+            lines.pop()
+            break
+    return _CORRECTION.format(faults="\n".join(lines))
 
 
 def check_corrections(corrections: object) -> None:
@@ -237,22 +275,30 @@ def _sum_usage(before: Usage | None, after: Usage | None) -> Usage | None:
     )
 
 
-def _error(response: ChatResponse, faults: Sequence[str], why: str, advice: str) -> StructureError:
+def _error(
+    response: ChatResponse, faults: Sequence[str], why: str, advice: str = "", correction: OneLLMError | None = None
+) -> StructureError:
     turns = "" if not response.corrections else f" after {pluralize(response.corrections, 'corrective turn')}"
     message = f"The answer does not conform to the schema{turns}. {why}: {'; '.join(faults)}"
-    return StructureError(message, response=response, problems=tuple(faults), advice=advice)
-
-
-def _give_up(response: ChatResponse, faults: Sequence[str], why: str, advice: str) -> NoReturn:
-    raise _error(response, faults, why, advice) from None
+    return StructureError(
+        message, response=response, problems=tuple(faults), advice=advice, correction_error=correction
+    )
 
 
 # What a reply has to be.
 
 
-def _shape_of(response_model: Any) -> _Shape[Any]:
+def shape_of(response_model: Any) -> Shape[Any]:
+    """Returns what a reply has to be.
+
+    Args:
+        response_model: As for `schema_for`.
+
+    Raises:
+        ConfigurationError: As `schema_for`.
+    """
     if isinstance(response_model, Mapping):
-        return _shape_of_schema(response_model)
+        return Shape(response_model, _complaining(_parser_by_schema(response_model)))
     try:
         return _shape_of_class(response_model)
     except TypeError as error:  # not hashable, or a type that has no schema
@@ -263,51 +309,84 @@ def _shape_of(response_model: Any) -> _Shape[Any]:
 
 
 @lru_cache(64)
-def _shape_of_class(cls: Any) -> _Shape[Any]:
+def _shape_of_class(cls: Any) -> Shape[Any]:
     if hasattr(cls, "model_json_schema") and hasattr(cls, "model_validate_json"):
-        return _Shape(cls.model_json_schema(), lambda text: _by_pydantic(cls, text))
+        return Shape(cls.model_json_schema(), _complaining(lambda text: _by_pydantic(cls, text)))
     msgspec = _installed("msgspec")
     schema = _with_root_in_place(msgspec.json.schema(cls))
-    faults = _faults_by(schema)
+    parse_by_schema = _parser_by_schema(schema)
     decoder = msgspec.json.Decoder(cls)
 
     def parse(text: str) -> Any:
-        if found := faults(json.loads(text)):
-            raise UnfitReplyError(found)
+        parse_by_schema(text)
         try:
             return decoder.decode(text)
-        except msgspec.ValidationError as error:  # of a validator of the class
+        except msgspec.DecodeError as error:  # of a validator of the class, or half a character
             raise UnfitReplyError([str(error)]) from None
 
-    return _Shape(schema, parse)
+    return Shape(schema, _complaining(parse))
 
 
-def _shape_of_schema(schema: Mapping[str, JSON]) -> _Shape[JSON]:
-    faults = _faults_by(schema)
+def _complaining(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """`parse`, with whatever the code of a class raises as a fault of the answer, which is paid for."""
 
-    def parse(text: str) -> JSON:
-        value = json.loads(text)
-        if found := faults(value):
-            raise UnfitReplyError(found)
-        return value
+    def complaining(text: str) -> T:
+        try:
+            return parse(text)
+        except (UnfitReplyError, ConfigurationError):
+            raise
+        except Exception as error:  # RecursionError, too
+            raise UnfitReplyError([f"{type(error).__name__}: {error}"[:_MAX_FAULT]]) from error
 
-    return _Shape(schema, parse)
+    return complaining
 
 
-def _faults_by(schema: Mapping[str, JSON]) -> Callable[[JSON], list[str]]:
+def _parser_by_schema(schema: Mapping[str, JSON]) -> Callable[[str], JSON]:
     jsonschema = _installed("jsonschema")
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ConfigurationError(f"response_model is no JSON Schema: {error.json_path}: {error.message}") from None
-    validator = kind(schema)
+    # The registry has the published metaschemas and fetches nothing.
+    registry, referencing = _installed("jsonschema_specifications").REGISTRY, _installed("referencing.jsonschema")
+    root = referencing.jsonschema.specification_with(kind.META_SCHEMA["$schema"]).create_resource(schema)
+    resolver = registry.resolver_with_root(root)
+    for reference in _references(schema):
+        try:
+            resolver.lookup(reference)
+        except referencing.exceptions.Unresolvable:
+            raise ConfigurationError(
+                f"response_model refers to {truncated_repr(reference)}, which is not in it.",
+                advice="Write what it refers to into the $defs of the schema; nothing is fetched.",
+            ) from None
+    validator = kind(schema, registry=registry)
 
-    def faults(value: JSON) -> list[str]:
+    def parse(text: str) -> JSON:
+        value = _value_of(text)
         found = sorted(validator.iter_errors(value), key=lambda error: error.json_path)
-        return [f"{error.json_path}: {error.message}"[:_MAX_FAULT] for error in found[:_MAX_FAULTS]]
+        if found:
+            raise UnfitReplyError([f"{each.json_path}: {each.message}"[:_MAX_FAULT] for each in found[:_MAX_FAULTS]])
+        return value
 
-    return faults
+    return parse
+
+
+_DATA = frozenset({"const", "default", "enum", "examples"})
+"""Keywords of a schema whose value is data and no schema."""
+
+
+def _references(schema: JSON) -> Iterator[str]:
+    """The references in a schema; those below an ``$id`` of their own start from there, and are left out."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
+    elif isinstance(schema, Mapping):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for name, inner in schema.items():
+            if name not in _DATA and not (isinstance(inner, Mapping) and "$id" in inner):
+                yield from _references(inner)
 
 
 def _by_pydantic(cls: Any, text: str) -> Any:

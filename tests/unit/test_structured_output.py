@@ -22,7 +22,14 @@ from onellm_async import (
     StructureError,
 )
 from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.structured_output import UnfitReplyError, json_in, request_with_schema, schema_for, structure
+from onellm_async.structured_output import (
+    MAX_CORRECTION,
+    UnfitReplyError,
+    json_in,
+    request_with_schema,
+    schema_for,
+    structure,
+)
 from onellm_async.testing import FakeReply, FakeTransport, answer, failure
 from onellm_async.transport import RawReply
 
@@ -254,6 +261,71 @@ def test_json_mode_is_asked_for_where_the_provider_has_one_and_the_value_is_an_o
     assert request_with_schema(ChatRequest("Sonnet-4", "Hi"), schema_for(Point)).response_format is None
     own = ChatRequest(MODEL, "Hi", response_format={"type": "text"})
     assert request_with_schema(own, schema_for(Point)).response_format == {"type": "text"}
+
+
+@pytest.mark.parametrize("text", ['{"x": NaN}', '{"x": -Infinity}', '{"x": 1, "name": "\\ud800"}', '{"x": 1e999}'])
+def test_what_python_takes_for_json_and_no_other_reader_does_is_unfit(text):
+    @attrs.frozen
+    class Place:
+        x: float
+        name: str = ""
+
+    with pytest.raises(UnfitReplyError):
+        structure(text, Place)
+
+
+def test_whatever_the_code_of_a_class_raises_is_a_fault_of_the_answer():
+    @attrs.frozen
+    class Moody:
+        number: int = attrs.field()
+
+        @number.validator
+        def _check(self, attribute, value):
+            raise KeyError("mood")
+
+    with pytest.raises(UnfitReplyError, match="KeyError: 'mood'"):
+        structure('{"number": 1}', Moody)
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/Itm", "item.json", "http://localhost:1/item.json"])
+def test_a_reference_to_nothing_is_refused_unsent_and_never_fetched(reference):
+    schema = {"type": "object", "properties": {"item": {"$ref": reference}}, "$defs": {"Item": {}}}
+    error, requests = error_of(answer("{}"), response_model=schema)
+    assert isinstance(error, ConfigurationError)
+    assert f"refers to {reference!r}" in error.message
+    assert requests == []
+
+
+def test_references_that_lead_somewhere_are_followed():
+    schema = {
+        "$defs": {
+            "Item": {"type": "string"},
+            "other": {"$id": "other", "$defs": {"a": {}}, "items": {"$ref": "#/$defs/a"}},
+        },
+        "properties": {"item": {"$ref": "#/$defs/Item"}, "schema": {"$ref": "http://json-schema.org/draft-07/schema#"}},
+        "enum": [{"item": "a"}, {"$ref": "nowhere"}],
+    }
+    assert structure('{"item": "a"}', schema) == {"item": "a"}
+    with pytest.raises(UnfitReplyError, match="item"):
+        structure('{"item": 1}', schema)
+
+
+def test_the_text_of_a_correction_is_bounded_and_names_as_many_faults_as_fit():
+    wrong = json.dumps({f"{number:03} {'ä' * 200}": 1 for number in range(20)})
+    schema = {"type": "object", "additionalProperties": {"type": "string"}}
+    replies = [answer(wrong), answer("{}")]
+    reply, (_, second) = chats(replies, response_model=schema)
+    assert reply.parsed == {}
+    assert len(second.messages[-1]["content"].encode()) <= MAX_CORRECTION
+    assert second.messages[-1]["content"].count("is not of type 'string'") >= 3
+
+
+def test_an_error_counts_the_attempts_of_all_turns_and_says_why_the_last_got_no_answer():
+    error, _ = error_of([answer("no"), failure(422)], response_model=Order)
+    assert (error.attempts, error.correction_error.attempts, error.response.attempts) == (2, 1, 1)
+    assert error.correction_error.status_code == 422
+    error, _ = error_of(answer("no"), response_model=Order)
+    assert (error.attempts, error.correction_error) == (2, None)
 
 
 def test_a_fan_out_has_a_value_or_an_error_for_each_prompt():
