@@ -249,6 +249,25 @@ def request_with_schema(request: ChatRequest, schema: Mapping[str, JSON]) -> Cha
     return evolve(request, system=instruction if request.system is None else f"{request.system}\n\n{instruction}")
 
 
+def schema_in(request: ChatRequest) -> Mapping[str, JSON] | None:
+    """Returns the schema that `request_with_schema` put into a request; None where there is none.
+
+    Args:
+        request: As a service sees it.
+    """
+    texts = [message.content for message in request.messages if message.role == "system"]
+    before, _, after = _INSTRUCTION.partition("{schema}")
+    for text in texts if request.system is None else [request.system, *texts]:
+        if before in text:
+            try:
+                found, _ = json.JSONDecoder().raw_decode(text.partition(before)[2].removesuffix(after))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, Mapping):
+                return found
+    return None
+
+
 def _sum(before: ChatResponse, reply: ChatResponse) -> ChatResponse:
     return evolve(
         reply,

@@ -141,6 +141,9 @@ class FaultFlags:
     reset_before_rate: Annotated[float, Parameter(help="Share reset before they are processed.")] = 0.0
     reset_after_rate: Annotated[float, Parameter(help="Share reset after they are processed and billed.")] = 0.0
     truncate_rate: Annotated[float, Parameter(help="Share processed and billed whose reply is truncated.")] = 0.0
+    unfit_rate: Annotated[
+        float, Parameter(help="Share processed and billed whose answer is no JSON, of requests with a schema.")
+    ] = 0.0
     html_502_rate: Annotated[float, Parameter(help="Share answered with a gateway's 502 HTML page.")] = 0.0
     server_error_text: Annotated[
         str | None, Parameter(help="Text of each 500. [default: the self-hosted backend's if a provider fails]")

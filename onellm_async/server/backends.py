@@ -6,6 +6,8 @@ from typing import Protocol
 from onellm_async.chat import ChatRequest, Usage
 from onellm_async.failure_kinds import Billing
 from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job
+from onellm_async.server.json_answers import conforming_text
+from onellm_async.structured_output import schema_in
 
 _CHARACTERS_PER_TOKEN = 4
 
@@ -71,10 +73,14 @@ class Backend(Protocol):
 
 
 class EchoBackend:
-    """Answers every chat with its last user message. It needs no model, and a test knows each answer beforehand."""
+    """Answers every chat with its last user message. It needs no model, and a test knows each answer beforehand.
+
+    A request with the schema of a ``response_model`` gets a JSON value that conforms, with the first user message in
+    its strings.
+    """
 
     async def complete(self, job: Job) -> Completion:
-        """Returns the last user message."""
+        """Returns the last user message, or a value of the schema."""
         return echo(job)
 
     async def aclose(self) -> None:
@@ -82,12 +88,13 @@ class EchoBackend:
 
 
 def echo(job: Job) -> Completion:
-    """Returns the last user message, cut at the first stop sequence and at the token limit.
+    """Returns the last user message, or a value of the schema, cut at the first stop sequence and at the token limit.
 
     ``finish_reason`` is ``"length"`` if the token limit cut the message, else ``"stop"``. With ``n``, all answers are
     billed, and one is returned.
     """
-    content = last_user_message(job.request)
+    schema = schema_in(job.request)
+    content = last_user_message(job.request) if schema is None else conforming_text(schema, _first_user(job.request))
     cuts = [content.find(stop) for stop in job.request.stop_sequences or () if stop]
     content = content[: min((cut for cut in cuts if cut >= 0), default=len(content))]
     finish_reason = "stop"
@@ -105,6 +112,10 @@ def last_user_message(request: ChatRequest) -> str:
         if message.role == "user":
             return message.content
     return request.messages[-1].content
+
+
+def _first_user(request: ChatRequest) -> str:
+    return next((message.content for message in request.messages if message.role == "user"), "")
 
 
 def count_input_tokens(request: ChatRequest) -> int:

@@ -27,6 +27,7 @@ from onellm_async.server.accounts import DEFAULT_ANSWER_TOKENS, EMPTY_BALANCE, M
 from onellm_async.server.backends import count_input_tokens, last_user_message
 from onellm_async.server.connection_pool import POOL_TIMED_OUT, ConnectionPool
 from onellm_async.server.jobs import MAX_TOKEN_COUNT, Completion, Job, ServerReply
+from onellm_async.server.json_answers import unfit_text
 from onellm_async.server.ledger import MAX_PROMPT_CHARACTERS, Ledger, LedgerRow, Outcome
 from onellm_async.server.request_validation import (
     MAX_BODY_BYTES,
@@ -37,6 +38,7 @@ from onellm_async.server.request_validation import (
 )
 from onellm_async.server.service_limits import BucketLimit, ServiceLimit, WindowLimit
 from onellm_async.server.settings import Fault, FaultPlan, ServerSettings
+from onellm_async.structured_output import schema_in
 from onellm_async.transport import RawReply
 from onellm_async.wire import Dialect, parse_json
 
@@ -195,7 +197,9 @@ class Service:
             completion: The backend's answer.
             disconnected: Whether the client has disconnected. The reply is lost, and billed all the same.
         """
-        lost = disconnected or job.plan.fault is not None
+        if job.plan.fault is Fault.UNFIT and schema_in(job.request) is not None:
+            completion = evolve(completion, content=unfit_text(completion.content, job.number))
+        lost = disconnected or job.plan.fault not in (None, Fault.UNFIT)
         self._end(job, Outcome.LOST if lost else Outcome.ANSWERED, completion)
         if job.plan.fault is Fault.RESET_AFTER:
             return ServerReply(None)

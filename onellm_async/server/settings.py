@@ -41,6 +41,7 @@ class Fault(Enum):
     GATEWAY_ERROR = "an HTML page with status 502 from a gateway, not billed"
     RESET_AFTER = "processed and billed, then the connection is reset"
     TRUNCATED = "processed and billed, but the body is truncated"
+    UNFIT = "processed and billed, but the answer does not conform to the schema of its request"
 
 
 @frozen
@@ -110,6 +111,7 @@ class Faults:
         html_502_rate: Share of requests answered with a gateway's HTML page and status 502; not processed.
         reset_after_rate: Share of requests processed and billed whose connection is then reset.
         truncate_rate: Share of requests processed and billed whose reply is truncated.
+        unfit_rate: Share of requests whose answer is no JSON, if they have the schema of a ``response_model``; billed.
         retry_after: What each 429 says of the wait. None: nothing, like the real service. A number: that many seconds
             in ``Retry-After``, whatever the limit. A `RetryAfterForm`: the time until the limit has room, in that
             form; nothing where it is not known, as with a limit of concurrency.
@@ -133,6 +135,7 @@ class Faults:
     html_502_rate: float = field(default=0.0, validator=_share)
     reset_after_rate: float = field(default=0.0, validator=_share)
     truncate_rate: float = field(default=0.0, validator=_share)
+    unfit_rate: float = field(default=0.0, validator=_share)
     retry_after: float | RetryAfterForm | None = field(default=None, validator=_check_retry_after)
     server_error_text: str = field(default=PROVIDER_ERROR, validator=_faults.kind(str, "it must be a text"))
     failing_models: Mapping[str, str] = field(
@@ -154,6 +157,7 @@ class Faults:
             (Fault.GATEWAY_ERROR, self.html_502_rate),
             (Fault.RESET_AFTER, self.reset_after_rate),
             (Fault.TRUNCATED, self.truncate_rate),
+            (Fault.UNFIT, self.unfit_rate),
         )
 
     def plan(self, random: Random, model: str = "") -> FaultPlan:

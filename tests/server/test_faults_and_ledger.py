@@ -166,6 +166,7 @@ def test_kind_of_fault_does_not_shift_what_happens_to_later_requests():
         {"latency": float("inf")},
         {"latency_sigma": 6},
         {"truncate_rate": 1.1},
+        {"unfit_rate": 1.1},
         {"reset_before_rate": -0.1},
         {"server_error_rate": "often"},
         {"reset_after_rate": 0.6, "truncate_rate": 0.6},
