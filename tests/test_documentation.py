@@ -14,10 +14,12 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import aiohttp
 import pytest
 import uvicorn
+from aiohttp.test_utils import TestClient, TestServer
 from fastapi import FastAPI
 from sybil import Sybil
 from sybil.example import Example
@@ -29,7 +31,7 @@ from onellm_async.cli.app import app
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
 from onellm_async.server import ServerSettings
-from onellm_async.testing import ThreadedServer
+from onellm_async.testing import FakeTransport, ThreadedServer
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -38,7 +40,8 @@ DOCUMENTS = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if p
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 # What the recipes use beside the package: their snippets run where it is installed, and are compiled elsewhere.
-MISSING = [name for name in ("pandas", "vcr", "tqdm") if find_spec(name) is None]
+OPTIONAL = ("pandas", "vcr", "tqdm", "slack_bolt", "telegram", "nio")
+MISSING = [name for name in OPTIONAL if find_spec(name) is None]
 FAST = {"requests_per_minute": 60_000, "burst": 1000}
 
 
@@ -108,6 +111,7 @@ def test_every_snippet_of_the_documentation_runs(
     path: Path, runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "examples")
     document = Sybil([CodeBlockParser("python", evaluator(runner))]).parse(path)
 
     async def open_client() -> AsyncOneLLM:
@@ -125,6 +129,47 @@ def test_every_snippet_of_the_documentation_runs(
 async def settled(client: AsyncOneLLM) -> None:
     await client.aclose()
     await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+def function_of_the_bot_guide(name: str) -> Any:
+    source = next(block for block in blocks(ROOT / "docs/how-to/bot.md", "python") if f"def {name}(" in block)
+    namespace: dict[str, object] = {}
+    exec(compile(source, name, "exec"), namespace)  # noqa: S102  # our own documentation
+    return namespace[name]
+
+
+async def test_the_bot_of_the_guide_answers_over_irc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    serve_irc, chats = function_of_the_bot_guide("serve_irc"), importlib.import_module("chats")
+    received = asyncio.Queue[bytes]()
+
+    async def network(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b":ada!a@host PRIVMSG bot :One\r\nPING :beat\r\n:bob!b@host PRIVMSG bot :Two\r\n")
+        for _ in range(4):
+            received.put_nowait(await reader.readline())
+        writer.close()
+
+    transport = FakeTransport(lambda request: f"{request.prompt}\n\nâ" if request.prompt == "One" else "2")
+    async with (
+        await asyncio.start_server(network, "127.0.0.1", 0) as server,
+        AsyncOneLLM(transport=transport, limits=Limits(**FAST)) as client,
+    ):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await serve_irc(reader, writer, chats.Chats(client, longest=120))
+        writer.close()
+    lines = {received.get_nowait().decode() for _ in range(4)}
+    assert lines == {"PRIVMSG ada :One\r\n", "PRIVMSG ada :â\r\n", "PONG :beat\r\n", "PRIVMSG bob :2\r\n"}
+
+
+async def test_the_bot_of_the_guide_answers_a_webhook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    make_webhook, chats = function_of_the_bot_guide("make_webhook"), importlib.import_module("chats")
+    async with (
+        AsyncOneLLM(transport=FakeTransport("x" * 15), limits=Limits(**FAST)) as client,
+        TestClient(TestServer(make_webhook(chats.Chats(client, longest=10)))) as platform,
+    ):
+        response = await platform.post("/message", json={"chat": "ada", "text": "Hello"})
+        assert await response.json() == {"texts": ["x" * 10, "x" * 5]}
 
 
 DOCTESTS = [path for path in (ROOT / "onellm_async").rglob("*.py") if ">>> " in path.read_text("utf-8")]

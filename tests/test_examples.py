@@ -10,20 +10,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 import pytest
 import uvicorn
 from aiohttp.test_utils import TestServer
 
-from onellm_async import AsyncOneLLM, ClientClosedError, Limits, OneLLMError
+from onellm_async import AsyncOneLLM, ClientClosedError, ConfigurationError, Limits, OneLLMError
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server import LocalServer, ServerSettings
 from onellm_async.simulation.clock import run_in_virtual_time
 from onellm_async.testing import FakeTransport, answer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.append(str(EXAMPLES))  # where a program finds the modules beside it
 ONE_A_MINUTE = Limits(requests_per_minute=1, burst=1)
 NO_QUEUE = Limits(requests_per_minute=1, burst=1, max_pending=0)
 
@@ -217,17 +218,27 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_the_bot_says_kindly_that_it_is_busy(server: LocalServer) -> None:
+async def reply_of(chats: Any, chat: str, text: str, **message: object) -> str:
+    pieces: list[str] = []
+
+    async def send(piece: str) -> None:
+        pieces.append(piece)
+
+    await chats.answer(chat, text, send, **message)
+    return "|".join(pieces)
+
+
+async def test_a_bot_says_kindly_that_it_is_busy(server: LocalServer) -> None:
     async with AsyncOneLLM(limits=NO_QUEUE) as client:
-        bot = loaded("bot").Bot(client)
-        assert "Hello" in await bot.reply("ada", "Hello")
-        assert re.search(r"try again in (5\d|6[01]) s", await bot.reply("bob", "Hello"))
+        chats = loaded("chats").Chats(client)
+        assert await reply_of(chats, "ada", "Hello") == "Hello"
+        assert re.search(r"try again in (5\d|6[01]) s", await reply_of(chats, "bob", "Hello"))
 
 
-async def test_the_bot_takes_a_few_questions_of_one_person_at_a_time(server: LocalServer) -> None:
+async def test_a_bot_takes_a_few_questions_of_one_person_at_a_time(server: LocalServer) -> None:
     async with AsyncOneLLM() as client:
-        bot = loaded("bot").Bot(client)
-        replies = await asyncio.gather(*(bot.reply("ada", f"Question {n}") for n in range(5)))
+        chats = loaded("chats").Chats(client)
+        replies = await asyncio.gather(*(reply_of(chats, "ada", f"Question {n}") for n in range(5)))
     assert ["One moment" in reply for reply in replies] == [False, False, False, True, True]
 
 
@@ -249,24 +260,69 @@ async def ended(process: asyncio.subprocess.Process, text: str | None = None) ->
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_the_bot_takes_back_repeats_and_cancels_turns(server: LocalServer) -> None:
+async def test_a_bot_takes_back_repeats_and_cancels_turns(server: LocalServer) -> None:
     async with AsyncOneLLM() as client:
-        bot = loaded("bot").Bot(client)
-        assert await bot.reply("ada", "/retry") == "There is no turn to retry."
-        assert await bot.reply("ada", "/undo") == "There is nothing to take back."
-        first = await bot.reply("ada", "Hello")
-        assert await bot.reply("ada", "/retry") == first
-        assert await bot.reply("ada", "/undo") == "Taken back: Hello"
-        turn = asyncio.create_task(bot.reply("ada", "Hello"))
+        chats = loaded("chats").Chats(client)
+        assert await reply_of(chats, "ada", "/retry") == "There is no turn to retry."
+        assert await reply_of(chats, "ada", "/undo") == "There is nothing to take back."
+        first = await reply_of(chats, "ada", "Hello")
+        assert await reply_of(chats, "ada", "/retry") == first
+        assert await reply_of(chats, "ada", "/undo") == "Taken back: Hello"
+        turn = asyncio.create_task(reply_of(chats, "ada", "Hello"))
         await asyncio.sleep(0)
-        assert await bot.reply("ada", "/cancel") == "I stop."
-        assert await turn == "Cancelled. /retry asks the last question again."
-        assert await bot.reply("ada", "/retry") == first
+        assert await reply_of(chats, "ada", "/stop") == "Stopped. /retry asks the last question again."
+        assert not await turn
+        assert await reply_of(chats, "ada", "/retry") == first
+
+
+async def test_an_edit_replaces_the_latest_question_of_a_bot_whether_it_waits_or_is_answered() -> None:
+    transport = FakeTransport(lambda request: answer(request.prompt, delay=0 if request.prompt == "b" else 60))
+    async with AsyncOneLLM(transport=transport, limits=Limits.unlimited()) as client:
+        chats = loaded("chats").Chats(client)
+        first = asyncio.create_task(reply_of(chats, "ada", "a", message=1))
+        waiting = asyncio.create_task(reply_of(chats, "ada", "typo", message=2))
+        await until(lambda: len(transport.requests) == 1)
+        assert not await reply_of(chats, "ada", "an old one", message=1, edited=True)
+        changed = asyncio.create_task(reply_of(chats, "ada", "b", message=2, edited=True))
+        assert not await waiting
+        assert await reply_of(chats, "ada", "/stop") == "Stopped. /retry asks the last question again."
+        assert [await first, await changed] == ["", ""]
+        assert await reply_of(chats, "ada", "b", message=3) == "b"
+        assert await reply_of(chats, "ada", "b", message=3, edited=True) == "b"
+    assert [request.prompt for request in transport.requests] == ["a", "b", "b"]
+    assert len(transport.requests[-1].messages) == 1
+
+
+async def test_a_bot_never_overwrites_a_file_of_chats_that_it_cannot_read(server: LocalServer, tmp_path: Path) -> None:
+    path = tmp_path / "chats.json"
+    path.write_text('{"ada": {"messages": 5}}')
+    async with AsyncOneLLM() as client:
+        with pytest.raises(ConfigurationError, match=r"chats\.json cannot be read: .*Move it away"):
+            loaded("chats").Chats(client, path)
+    assert path.read_text() == '{"ada": {"messages": 5}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", []),
+        (" \n", []),
+        ("12345", ["12345"]),
+        ("ab\n\ncd", ["ab", "cd"]),
+        ("ab cd\nef", ["ab cd", "ef"]),
+        ("ab cd ef", ["ab cd", "ef"]),
+        ("1234567", ["12345", "67"]),
+        ("🙂🙂🙂", ["🙂🙂", "🙂"]),
+        ("a\ud800b", ["a?b"]),
+    ],
+)
+def test_a_text_is_split_where_a_reader_pauses(text: str, pieces: list[str]) -> None:
+    assert loaded("chats").split_text(text, 5) == pieces
 
 
 async def test_the_bot_answers_everybody_and_ends_with_its_input(server: LocalServer) -> None:
     bot = await started(EXAMPLES / "bot.py", feed=True)
-    code, out, err = await ended(bot, "ada: Was ist eine Primzahl? 🙂\nbob: Hello\nada: /forget\nwhat\n")
+    code, out, err = await ended(bot, "ada: Was ist eine Primzahl? 🙂\nbob: Hello\nada: /new\nwhat\n")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert any(line.startswith("bot to ada: ") and "Primzahl? 🙂" in line for line in lines)
