@@ -116,29 +116,34 @@ class FanOut(Generic[Parsed]):
         self._on_progress = on_progress
         self._clock = clock
         self._started = clock()
-        self._drawn = self._done = self._failed = 0
+        self._done = self._failed = 0
         self._cost = 0.0
         self._progress_errors = 0
         self._leaving = False
         self._finished: deque[ChatOutcome[Parsed]] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        # What is in a list may be read ahead; other sources are read only when a worker is idle.
+        # A source is read only when a worker is idle.
         self._pool: WorkerPool[tuple[int, Prompt]] = WorkerPool(
-            self._work, capacity=0 if self._total is None else window(), on_worker_end=self._worker_ended
+            self._work,
+            capacity=0,
+            source=self._numbered(source) if isinstance(source, Iterable) else None,
+            on_worker_end=self._worker_ended,
         )
         self.stopped_by: Exception | None = None
         """Why nothing more is read although the source has more; None if the source has ended."""
 
     async def __aenter__(self) -> Self:
-        self._pool.feed(self._feed() if self._sync is None else self._feed_from(self._sync))
+        if self._async is not None:
+            self._pool.feed(self._feed(self._async))
         self._resize()
         return self
 
     def _resize(self) -> None:
         if self._leaving or self._pool.has_ended:
             return
-        self._pool.resize(self._window() if self._total is None else min(self._window(), self._total - self._done))
+        # Even an empty list needs a worker, which finds its end.
+        self._pool.resize(self._window() if self._total is None else min(self._window(), self._total or 1))
 
     async def __aexit__(self, *_: object) -> None:
         self._leaving = True
@@ -161,15 +166,13 @@ class FanOut(Generic[Parsed]):
         # Only the consumer starts workers: a worker that started others would recurse under an eager task factory, and
         # while the loop shuts down, which cancels all tasks, nothing may be started.
         while not self._finished:
-            self._resize()
+            self._resize()  # the window may have grown, or other code may have cancelled a worker
             if self._finished:
                 break
             if self._pool.has_ended and not self._pool.size:
                 raise StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        if self._pool.size < self._window():
-            self._resize()  # the window has grown, or other code cancelled a worker
         outcome = self._finished.popleft()
         self._room.set()
         return outcome
@@ -188,39 +191,32 @@ class FanOut(Generic[Parsed]):
             self._pool.close()
             self._withdraw()
 
-    async def _feed_from(self, source: Iterator[Prompt]) -> None:
-        pool = self._pool
+    def _numbered(self, source: Iterable[Prompt]) -> Iterator[tuple[int, Prompt]]:
         try:
-            for prompt in source:
-                pool.put_nowait((self._drawn, prompt))
-                self._drawn += 1
-                if not pool.has_room:
-                    await pool.wait_for_room()
+            yield from enumerate(source)
         except Exception as error:  # whatever the source raises ends the iteration
             self._end_source(error)
         finally:
             self._end_input()
 
-    async def _feed(self) -> None:
-        assert self._async is not None  # noqa: S101  # see __aenter__
+    async def _feed(self, source: AsyncIterator[Prompt]) -> None:
+        pool, drawn = self._pool, 0
         try:
-            await self._pool.wait_for_room()
-            async for prompt in self._async:
-                self._put(prompt)
-                await self._pool.wait_for_room()
+            await pool.wait_for_room()
+            async for prompt in source:
+                pool.put_nowait((drawn, prompt))
+                drawn += 1
+                if not pool.has_room:
+                    await pool.wait_for_room()
         except asyncio.CancelledError as error:
             if self._leaving or self.stopped_by is not None:
                 raise
             # Something inside the source was cancelled, or this task by other code: the source cannot go on.
-            self._end_source(_source_cancelled(self._drawn, error))
+            self._end_source(_source_cancelled(drawn, error))
         except Exception as error:  # whatever the source raises ends the iteration
             self._end_source(error)
         finally:
             self._end_input()
-
-    def _put(self, prompt: Prompt) -> None:
-        self._drawn += 1
-        self._pool.put_nowait((self._drawn - 1, prompt))
 
     def _end_source(self, error: Exception) -> None:
         """Reads no more prompts after a failure of the source; those already read get their answers."""

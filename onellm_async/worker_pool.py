@@ -1,7 +1,8 @@
 """One feeder and a number of workers: the tasks of a fan-out and of a run.
 
-The feeder alone reads the source, so a worker that is cancelled never ends it. A cancelled worker is replaced at the
-next `WorkerPool.resize`; one that ends with an exception is an error of the whole pool.
+The feeder alone waits for the source, so a worker that is cancelled never ends it. A source that is never waited for
+needs no feeder: each worker that is idle takes the next item from it. A cancelled worker is replaced at the next
+`WorkerPool.resize`; one that ends with an exception is an error of the whole pool.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ class WorkerPool(Generic[T]):
     Args:
         work: Awaited with one item after another by each worker.
         capacity: Items that may wait for a worker. With 0 the feeder waits until a worker is idle.
+        source: Items that need no feeder; None if there is one. It closes the pool at its end.
         on_worker_end: Called when a worker has ended, with its error if it is not a cancellation.
 
     Attributes:
@@ -44,12 +46,14 @@ class WorkerPool(Generic[T]):
         work: Callable[[T], Awaitable[object]],
         *,
         capacity: int,
+        source: Iterator[T] | None = None,
         on_worker_end: Callable[[BaseException | None], None] = lambda error: None,
     ) -> None:
         self.capacity: int = capacity
         self.input_ended: bool = False
         self.busy: int = 0
         self._work = work
+        self._source = source
         self._on_worker_end = on_worker_end
         self._size = 0
         self._waiting: deque[T] = deque()
@@ -153,7 +157,7 @@ class WorkerPool(Generic[T]):
         while True:
             if self._waiting and not self._paused:  # as `take` does, without another coroutine
                 item = self._take_first()
-            elif (taken := await self.take()) is None:
+            elif (taken := await self.take() if self._source is None else self._draw(self._source)) is None:
                 return
             else:
                 item = taken
@@ -224,6 +228,12 @@ class WorkerPool(Generic[T]):
                 self.busy -= 1
                 self.put_back(handed)  # handed out and cancelled at once
             raise
+
+    def _draw(self, source: Iterator[T]) -> T | None:
+        if self._closed or (item := next(source, None)) is None:
+            return None
+        self.busy += 1
+        return item
 
     def _take_first(self) -> T:
         item = self._waiting.popleft()

@@ -32,7 +32,7 @@ ADVICE = (
 
 IN_MEMORY = 95
 """Calls of a warm chat without its transport."""
-LIMITED = 45
+LIMITED = 40
 """More of them where requests and tokens per minute are declared."""
 HOOKED = 25
 """More of them where somebody listens."""

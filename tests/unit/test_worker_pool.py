@@ -201,3 +201,26 @@ async def test_an_item_that_was_handed_out_is_not_idle():
     taking.cancel()
     await asyncio.wait({taking})
     assert (len(pool), pool.busy) == (1, 0)
+
+
+async def test_idle_workers_take_from_a_source_without_a_feeder_and_nothing_once_it_is_closed():
+    done = []
+
+    async def work(item):
+        await asyncio.sleep(0)
+        done.append(item)
+
+    def source():
+        yield from range(10)
+        pool.close()
+
+    pool = WorkerPool(work, capacity=0, source=source())
+    pool.resize(3)
+    await pool.wait_until_ended()
+    assert (done, pool.is_idle, pool.has_ended) == (list(range(10)), True, True)
+    endless = WorkerPool(work, capacity=0, source=iter(int, 1))
+    endless.resize(3)
+    await asyncio.sleep(0)
+    endless.close()
+    await endless.wait_until_ended()
+    assert done[10:] == [0] * 3
