@@ -22,7 +22,7 @@ from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.outputs.formats import OutputFormat, output_format, output_format_named
 from onellm_async.batch.outputs.ordered_writer import LineSink
-from onellm_async.chat import JSON
+from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.limits.policy import Limits
 from onellm_async.validation import Checks, truncated_repr
@@ -59,6 +59,7 @@ class RunOptions(TypedDict, total=False):
         input_format: How the input is written; None to tell from its name and its first line.
         strict: Send nothing if a line of a file, a row of a table or an entry of a list is bad. What can be read only
             once, such as a pipe or a generator, ends the run at its first bad entry: `RunReport.strict_error`.
+        samples: How often each prompt is asked; each record then has its ``sample``, from 1.
         limit: Send only the first N entries; the report then has an `RunReport.estimate` of the others.
         output_format: How answers are written; None to tell from the name of the output.
         journal: File that remembers what was sent; None for ``OUTPUT.journal``.
@@ -67,8 +68,9 @@ class RunOptions(TypedDict, total=False):
         max_tokens_total: Cap on input and output tokens together over all sessions.
         ambiguous: Prompts that may have been billed without an answer: ``"retry"`` or ``"hold"``.
         retry_failed: Retry prompts that failed in an earlier session.
-        deduplicate: Send identical requests once.
-        cache: Outputs or journals of earlier runs, whose answers to the same requests are used.
+        deduplicate: Whether identical requests are sent once and share the answer; None: only those of temperature 0.
+        cache: Outputs or journals of earlier runs, whose answers to the same requests are used, whatever the
+            temperature.
         max_failure_share: Share of the last 50 prompts that may fail with the same error; 1 is ``--keep-going``.
         stall_after: Seconds of waiting for the service without an outcome after which the run stops.
     """
@@ -88,6 +90,7 @@ class RunOptions(TypedDict, total=False):
     keep: str | Sequence[str] | None
     input_format: InputFormatName | None
     strict: bool
+    samples: int
     limit: int | None
     output_format: OutputFormatName | None
     journal: str | PathLike[str] | None
@@ -96,7 +99,7 @@ class RunOptions(TypedDict, total=False):
     max_tokens_total: int | None
     ambiguous: Literal["retry", "hold"]
     retry_failed: bool
-    deduplicate: bool
+    deduplicate: bool | None
     cache: Sequence[str | PathLike[str]]
     max_failure_share: float
     stall_after: float
@@ -115,9 +118,11 @@ class RunPolicy:
         ambiguous: What a later session does with a prompt that was sent and whose answer never came, as after a crash:
             ``"retry"`` sends it again, which may bill it twice; ``"hold"`` leaves it without an answer.
         retry_failed: Retry prompts that failed in an earlier session.
-        deduplicate: Send identical requests once, and give all of them the same answer.
+        deduplicate: Whether identical requests are sent once and share the answer. None: only those of temperature 0,
+            because at any other one each answer is a sample of its own.
         strict: End the run at the first bad line.
-        first: Send only the entries before this index; None for all. What comes after is left to a later session.
+        samples: How often each prompt is asked.
+        first: Send only so many entries of the input; None for all. What comes after is left to a later session.
 
     Raises:
         ConfigurationError: If a value is out of range.
@@ -125,9 +130,21 @@ class RunPolicy:
 
     ambiguous: Literal["retry", "hold"] = field(default="retry", validator=_one_of_ambiguous)
     retry_failed: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
-    deduplicate: bool = field(default=True, validator=_check.kind(bool, "it must be a bool"))
+    deduplicate: bool | None = field(
+        default=None, validator=_check.kind(bool, "it must be a bool or None", optional=True)
+    )
     strict: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
+    samples: int = field(default=1, validator=_check.integer(1))
     first: int | None = field(default=None, validator=_check.integer(0, optional=True))
+
+    @property
+    def end(self) -> int | None:
+        """The position before which entries are sent, samples counted; None for all."""
+        return None if self.first is None else self.first * self.samples
+
+    def deduplicates(self, request: ChatRequest) -> bool:
+        """Whether a request is sent once, and requests identical to it share its answer."""
+        return request.temperature == 0 if self.deduplicate is None else self.deduplicate
 
     def is_complete(self, record: JournalRecord) -> bool:
         """Whether the prompt of a record of an earlier session is not sent."""
@@ -244,8 +261,9 @@ class RunConfig:
             policy=RunPolicy(
                 ambiguous=options.get("ambiguous", "retry"),
                 retry_failed=options.get("retry_failed", False),
-                deduplicate=options.get("deduplicate", True),
+                deduplicate=options.get("deduplicate"),
                 strict=options.get("strict", False),
+                samples=options.get("samples", 1),
                 first=options.get("limit"),
             ),
             budget=budget,
@@ -270,7 +288,8 @@ class RunConfig:
 
     def format_named(self, source: RunInput) -> OutputFormat:
         """The same without columns for kept fields."""
-        return self.output_format or output_format(self.output, source.format.name)
+        found = self.output_format or output_format(self.output, source.format.name)
+        return found.sampling(self.policy.samples)
 
     def identity(self, source: RunInput, scan: InputScan | None) -> RunIdentity:
         """What its answers depend on."""
@@ -290,6 +309,7 @@ class RunConfig:
             request_fields=_json_text(defaults.more),
             keep=source.keep,
             columns=source.kept_columns or None,
+            samples=None if self.policy.samples == 1 else self.policy.samples,
             base_url=self.base_url,
             dialect=self.dialect,
             endpoints=endpoints_text(self.endpoints),

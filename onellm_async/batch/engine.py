@@ -24,6 +24,7 @@ from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.deduplication import Deduplicator
 from onellm_async.batch.health import HealthMonitor, HealthPolicy
 from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError
+from onellm_async.batch.inputs.samples import sampled
 from onellm_async.batch.journal.null_journal import NullJournal, RunJournal
 from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts, UnstorableRowError
 from onellm_async.batch.monitor import Monitor
@@ -107,11 +108,11 @@ class RunEngine:
         self.pool: WorkerPool[WorkItem] = WorkerPool(self._work, capacity=_slots_of(sender))
         self.in_flight: set[WorkItem] = set()
         self._sender = sender
-        self._source = source
         self._journal = journal
         self._cache = cache
         self._budget = budget or Budget()
         self._policy = policy or RunPolicy()
+        self._source = sampled(source, self._policy.samples)
         self._hold_ambiguous = self._policy.ambiguous == "hold"
         self._stop_requested = stop or asyncio.Event()
         self._tracker = tracker or ProgressTracker(clock())
@@ -290,7 +291,7 @@ class RunEngine:
         earlier, entries = _EarlierRecords(self._journal), aiter(self._source)
         try:
             async for entry in entries:
-                if self._policy.first is not None and entry.index >= self._policy.first:
+                if self._policy.end is not None and entry.index >= self._policy.end:
                     self._limit_reached = True
                     break
                 await self._writer.wait_for_space(entry.index)
@@ -311,7 +312,7 @@ class RunEngine:
 
     def _replay(self, record: JournalRecord) -> None:
         """Delivers an outcome of an earlier session."""
-        if record.state is RecordState.ANSWERED and self._policy.deduplicate:
+        if record.state is RecordState.ANSWERED and self._policy.deduplicate is not False:
             self._deduplicator.answered(record)
         self._tracker.resumed(record, held=record.state is RecordState.IN_FLIGHT)
         self._writer.put(record.index, self._encode(record))
@@ -337,7 +338,7 @@ class RunEngine:
             journal=self._journal,
             clock=self._clock,
         )
-        if not self._policy.deduplicate or not self._deduplicator.claim(work_item):
+        if not (self._policy.deduplicates(item.request) and self._deduplicator.claim(work_item)):
             if self._cache is not None:
                 work_item.cached_answer = self._cache.answer_to(item.request_digest)
             self._deduplicator.register(work_item)
@@ -352,6 +353,9 @@ class RunEngine:
 
     def _skip(self, entry: Entry, error: LineError) -> None:
         """Passes over a line that holds no usable prompt."""
+        if entry.sample is not None and entry.sample > 1:  # the first sample has told it
+            self._writer.put(entry.index, b"")
+            return
         line = b"" if self._encode_bad_line is None else self._encode_bad_line(entry.index, entry.raw, str(error))
         if line:
             if len(self._bad_lines) >= _BAD_LINES:
@@ -582,6 +586,7 @@ def _intent_again(record: JournalRecord) -> JournalRecord:
         line_digest=record.line_digest,
         request_digest=record.request_digest,
         custom_id=record.custom_id,
+        sample=record.sample,
         kept=record.kept,
         reserved=record.reserved,
         reserved_tokens=record.reserved_tokens,

@@ -74,6 +74,7 @@ class RunIdentity:
         request_fields: Further fields of every request, as JSON in a fixed order; None for none.
         keep: The fields of the input that go beside the answer, as a text; None for what is usual.
         columns: Their names in an output that has columns; not compared, because they follow from the others.
+        samples: How often each prompt is asked; None for once.
         base_url: Where the requests go, as `redact_url` shows it.
         dialect: How they are written.
         endpoints: Where a self-hosted backend forwards them to, as `endpoints_text` shows it.
@@ -98,9 +99,15 @@ class RunIdentity:
     request_fields: str | None = None
     keep: str | None = None
     columns: Sequence[str] | None = None
+    samples: int | None = None
     base_url: str | None = attrs.field(default=None, converter=optional(redact_url))
     dialect: str | None = None
     endpoints: str | None = None
+
+    @property
+    def answers(self) -> int | None:
+        """How many answers a complete run has where no line is bad: one for each sample; None if that is not known."""
+        return None if self.lines is None else self.lines * (self.samples or 1)
 
     def as_json(self) -> dict[str, JSON]:
         """Its parts as a JSON object."""
@@ -162,6 +169,7 @@ _PARTS = {
     "temperature": ("temperature", False),
     "request_fields": ("the request options", False),
     "keep": ("the kept fields", False),
+    "samples": ("samples", False),
     "base_url": ("the base URL", False),
     "dialect": ("the dialect", False),
     "endpoints": ("the endpoints", False),

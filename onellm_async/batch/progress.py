@@ -33,7 +33,7 @@ class RunProgress:
         completed_before: Of these, outcomes of earlier sessions.
         held: Of the failures, prompts that were sent in an earlier session, may be billed, and are not sent again.
         bad_lines: Lines of the input that held no usable prompt.
-        total: Lines of the input that are not blank; None if unknown.
+        total: Prompts of the input, each counted as often as it is asked; None if unknown.
         in_flight: Requests sent and not answered yet.
         rate_limited: How often a request was answered 429 in this session (not billed).
         retries: How often a request was sent again after a failure in this session.
@@ -116,12 +116,13 @@ class ProgressTracker:
 
     def __init__(self, started: float, *, ceiling: float | None = None) -> None:
         self.total: int | None = None
-        """Lines of the input that are not blank, once known."""
+        """Prompts of the input, each counted as often as it is asked, once known."""
         self.started: float = started
         self.failing: int = 0
         """Prompts whose failure is not settled yet, as they may be retried. They count as failed for now."""
         self.trial_at: float | None = None
         """When the next single prompt is tried in a pause; None while one is."""
+        self._samples = 1
         self._ceiling = ceiling
         self._totals = RunningCounts()
         self._completed_before = self._held = self._bad_lines = 0
@@ -141,6 +142,11 @@ class ProgressTracker:
             self._in_flight.discard(event.request)
             self._rate_limited += isinstance(event, RateLimited)
             self._retries += isinstance(event, Retrying)
+
+    def expect(self, lines: int | None, samples: int) -> None:
+        """The input has so many lines, and each is asked as often as it is sampled."""
+        self._samples = samples
+        self.total = None if lines is None else lines * samples
 
     def asked(self, model: str, failure: str | None) -> bool:
         """Takes note of how a prompt of this session ended.
@@ -226,11 +232,15 @@ class ProgressTracker:
         self._notable = Counter(notable)
         self._totals = RunningCounts(evolve(counts, in_flight=0))
         self._completed_before = self._completed
-        self._bad_lines = 0 if self.total is None else max(0, self.total - self._completed - counts.in_flight)
+        if self.total is not None:
+            for _ in range(max(0, self.total - self._completed - counts.in_flight) // self._samples):
+                self.bad_line()
 
     def bad_line(self) -> None:
         """Counts a line that held no usable prompt."""
         self._bad_lines += 1
+        if self.total is not None:
+            self.total -= self._samples - 1  # a bad line is one, however often it would be asked
 
     def snapshot(self, now: float) -> RunProgress:
         """The run as it stands `now`."""

@@ -146,7 +146,7 @@ async def _run_session(
         scan = await _scan(opened, config)
         _check_budget(config.budget, opened, scan)
         known = scan.lines if scan is not None else None if isinstance(opened, InputFile) else opened.count
-        tracker.total = known
+        tracker.expect(known, config.policy.samples)
         if (learned := await asyncio.to_thread(discovered_rate, config)) is not None:
             sender.restore_rate(learned)
         sender.add_hook(tracker)
@@ -541,8 +541,8 @@ def earlier_records(config: RunConfig, identity: RunIdentity) -> JournalReader |
 
 async def _estimate_rest(sender: Sender, source: Prompts, options: RunOptions, config: RunConfig) -> RunEstimate | None:
     """What the rest of a limited run costs and takes, by what its first prompts did."""
-    place, limit, paths = config.journal_place, config.policy.first, _paths(source)
-    if place is None or limit is None or paths is None:
+    place, end, paths = config.journal_place, config.policy.end, _paths(source)
+    if place is None or end is None or paths is None:
         return None
     snapshot = sender.snapshot()
     capacity = Capacity(
@@ -553,7 +553,7 @@ async def _estimate_rest(sender: Sender, source: Prompts, options: RunOptions, c
     opened = await in_daemon_thread(lambda: _open_files(paths, options, config))
     async with opened:
         with JournalReader.open(place) as journal, AnswerCache(config.caches, base_url=config.base_url) as cache:
-            sample = list(takewhile(lambda record: record.index < limit, journal.records()))
+            sample = list(takewhile(lambda record: record.index < end, journal.records()))
             work = WorkList(opened, evolve(config.policy, first=None), journal=journal, cache=cache)
             async for _ in work:
                 pass

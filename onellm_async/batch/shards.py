@@ -435,7 +435,8 @@ async def merge_shards(
         )
     encoding = output_format(output, found.format) if format is None else output_format_named(format)
     started = [default_output(Path(directory) / each.name) for each in statuses if each.state != "not started"]
-    encoding = encoding.keeping(_kept_columns(started))
+    samples = _samples(started)
+    encoding = encoding.keeping(_kept_columns(started)).sampling(samples)
     written, offset = 0, 0
     async with open_sink(output, encoding, force=force) as sink:
         for status in statuses:
@@ -444,7 +445,7 @@ async def merge_shards(
                     for lines in _encoded(journal, encoding.encode, offset):
                         await sink.write(b"".join(lines))
                         written += len(lines)
-            offset += status.entries
+            offset += status.entries * samples
     return written
 
 
@@ -455,6 +456,22 @@ def _kept_columns(outputs: Sequence[Path]) -> tuple[str, ...]:
         with JournalReader.open(output) as journal:
             columns.update(dict.fromkeys(journal.identity.columns or ()))
     return tuple(columns)
+
+
+def _samples(outputs: Sequence[Path]) -> int:
+    """How often each prompt of the shards was asked.
+
+    Raises:
+        BatchError: If that differs between shards.
+    """
+    found: dict[int, Path] = {}
+    for output in outputs:
+        with JournalReader.open(output) as journal:
+            found.setdefault(journal.identity.samples or 1, output)
+    if len(found) > 1:
+        numbers = " and ".join(f"{number} in {output}" for number, output in found.items())
+        raise BatchError(f"The shards have different numbers of samples: {numbers}.", advice="Run them with the same.")
+    return next(iter(found), 1)
 
 
 def _encoded(journal: JournalReader, encode: "Callable[..., bytes]", offset: int) -> Iterator[list[bytes]]:

@@ -219,6 +219,7 @@ class WorkItem:
             line_digest=self.entry.digest,
             request_digest=self.item.request_digest,
             custom_id=self.item.custom_id,
+            sample=self.item.sample,
             reserved=reserved,
             reserved_tokens=reserved_tokens,
             sent_at=self._sent_at,

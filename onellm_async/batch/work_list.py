@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError
+from onellm_async.batch.inputs.samples import sampled
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.seen_keys import SeenKeys
@@ -44,7 +45,7 @@ class WorkList:
         self.duplicates: int = 0
         self.cached: int = 0
         self.bad_lines: int = 0
-        self._source = source
+        self._source = sampled(source, policy.samples)
         self._policy = policy
         self._journal = journal
         self._cache = cache
@@ -63,10 +64,10 @@ class WorkList:
             BatchError: If the input or the journal cannot be read.
         """
         records = _Merged(iter(()) if self._journal is None else self._journal.records())
-        entries, limit = aiter(self._source), self._policy.first
+        entries, end = aiter(self._source), self._policy.end
         try:
             async for entry in entries:
-                if limit is not None and entry.index >= limit:
+                if end is not None and entry.index >= end:
                     break
                 if (request := self._request_of(entry, records.at(entry.index))) is not None:
                     self.requests += 1
@@ -82,10 +83,11 @@ class WorkList:
             return None
         item = entry.item()
         if isinstance(item, LineError):
-            self.bad_lines += 1
-            self._on_bad_line(item)
+            if entry.sample in {None, 1}:
+                self.bad_lines += 1
+                self._on_bad_line(item)
             return None
-        if self._policy.deduplicate and self._seen.add(item.request_digest, entry.index) is not None:
+        if self._policy.deduplicates(item.request) and self._seen.add(item.request_digest, entry.index) is not None:
             self.duplicates += 1
             return None
         if self._cache is not None and self._cache.answer_to(item.request_digest) is not None:

@@ -88,7 +88,7 @@ async def _write(journal: "JournalReader", output: str | None, shape: str | None
         encoding = output_format(output, journal.identity.format or "jsonl")
     else:
         encoding = output_format_named(shape)
-    encoding = encoding.keeping(tuple(journal.identity.columns or ()))
+    encoding = encoding.keeping(tuple(journal.identity.columns or ())).sampling(journal.identity.samples or 1)
     written = 0
     async with open_sink(output, encoding, force=force) as sink:
         records: Iterator[JournalRecord] = journal.records()

@@ -11,7 +11,7 @@ from cyclopts import App, Group, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.options import ASKING, LimitFlags, RequestFlags
-from onellm_async.cli.reading import READING, InputFlags, open_input
+from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags, open_input
 from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import BatchError, ConfigurationError
 
@@ -78,6 +78,7 @@ def plan(
     /,
     *more: Annotated[str, Parameter(name="INPUT", show=False)],
     reading: InputFlags = READING,
+    selecting: SelectionFlags = SELECTING,
     asking: RequestFlags = ASKING,
     limiting: LimitFlags = LIMITING,
     expecting: AssumptionFlags = AssumptionFlags(),
@@ -89,12 +90,22 @@ def plan(
         source: File of prompts, or several as one run; `-` is standard input.
         more: Further files.
         reading: How it is read.
+        selecting: Which prompts are sent, and how often.
         asking: What is asked of every prompt.
         limiting: How much of the service may be used.
         expecting: What the service is expected to do.
         json: Print the plan as JSON.
     """
-    return estimate((source, *more), reading, asking, limiting, expecting, json=json)
+    from onellm_async.batch.config import RunConfig, RunPolicy
+
+    policy = RunPolicy(
+        strict=reading.strict,
+        first=selecting.limit,
+        samples=selecting.samples,
+        deduplicate=selecting.deduplicate,
+    )
+    config = RunConfig(output=None, caches=selecting.cache, policy=policy)
+    return estimate((source, *more), reading, asking, limiting, expecting, json=json, config=config)
 
 
 def estimate(
@@ -105,7 +116,7 @@ def estimate(
     expecting: AssumptionFlags | None = None,
     *,
     json: bool = False,
-    config: "RunConfig | None" = None,
+    config: "RunConfig",
 ) -> int:
     """Estimates a run by simulation and prints the plan. Returns the exit code.
 
@@ -116,18 +127,16 @@ def estimate(
         limiting: How much of the service may be used.
         expecting: What the service is expected to do.
         json: Print the plan as JSON.
-        config: The run, whose journal and caches have answers that it would not ask for; None for a new one.
+        config: The run, whose journal and caches have answers that it would not ask for.
     """
     import asyncio
 
-    from onellm_async.batch.config import RunConfig
     from onellm_async.simulation.plan import plan as make_plan
 
     expecting = expecting or AssumptionFlags()
     limits, service = _settings(limiting, expecting)
-    capped = config is not None and config.budget.capped
-    opened = open_input(sources, reading, asking, capped=capped)
-    work, workload = asyncio.run(_measured(opened, expecting, config or RunConfig(output=None), strict=reading.strict))
+    opened = open_input(sources, reading, asking, capped=config.budget.capped)
+    work, workload = asyncio.run(_measured(opened, expecting, config, strict=reading.strict))
     made = make_plan(workload, limits, service, seeds=expecting.seeds)
     _print(made, opened.name, work, json=json)
     return ExitCode.FAILED if work.bad_lines else ExitCode.OK

@@ -12,7 +12,7 @@ from onellm_async.cli.stream import STREAM
 if TYPE_CHECKING:
     from onellm_async.batch import InputFile
 
-__all__ = ["READING", "InputFlags", "open_input"]
+__all__ = ["READING", "SELECTING", "InputFlags", "SelectionFlags", "open_input"]
 
 
 @Parameter(name="*", group=Group.create_ordered("Input"))
@@ -60,7 +60,35 @@ class InputFlags:
         return [] if self.keep == "none" else [name.strip() for name in self.keep.split(",") if name.strip()]
 
 
+@Parameter(name="*", group=Group.create_ordered("Selection"))
+@frozen
+class SelectionFlags:
+    """Which prompts of the input are sent, and how often."""
+
+    limit: Annotated[
+        int | None,
+        Parameter(help="Send only the first N prompts. A run without it continues with the others. [default: all]"),
+    ] = None
+    samples: Annotated[int, Parameter(help="Send each prompt N times. Each answer has its `sample`, 1 to N.")] = 1
+    deduplicate: Annotated[
+        bool | None,
+        Parameter(
+            help="Send identical requests once; with --no-deduplicate send each. [default: once those with temperature "
+            "0, each of the others]"
+        ),
+    ] = None
+    cache: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Output or journal of an earlier run, whose answers to the same requests are used; repeatable.",
+        ),
+    ] = ()
+
+
 READING = InputFlags()
+SELECTING = SelectionFlags()
 """Nothing but defaults."""
 
 

@@ -10,7 +10,7 @@ from cyclopts import App, Group, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
-from onellm_async.cli.reading import READING, InputFlags
+from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import print_error, require_output, say
 from onellm_async.errors import BudgetExceededError, ConfigurationError
@@ -120,17 +120,6 @@ class ResumeFlags:
     retry_failed: Annotated[
         bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
     ] = False
-    cache: Annotated[
-        tuple[str, ...],
-        Parameter(
-            negative="",
-            show_default=False,
-            help="Output or journal of an earlier run, whose answers to the same requests are used; repeatable.",
-        ),
-    ] = ()
-    deduplicate: Annotated[bool, Parameter(show_default=False, help="Send identical requests once. [default: yes]")] = (
-        True
-    )
     keep_going: Annotated[
         bool,
         Parameter(
@@ -155,6 +144,7 @@ def run(
     /,
     *more: Annotated[str, Parameter(name="INPUT", show=False)],
     reading: InputFlags = READING,
+    selecting: SelectionFlags = SELECTING,
     writing: OutputFlags = WRITING,
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
@@ -167,6 +157,7 @@ def run(
         source: File of prompts, or several as one run; `-` is standard input.
         more: Further files.
         reading: How it is read.
+        selecting: Which prompts are sent, and how often.
         writing: Where answers go.
         spending: What may be spent.
         going_on: Which prompts of earlier sessions are sent again, and when the run stops.
@@ -177,7 +168,7 @@ def run(
 
     sources = ["-" if each in STREAM else each for each in (source, *more)]
     output = "-" if writing.output is None or writing.output in STREAM else writing.output
-    options = options_from(reading, writing, spending, going_on, asking)
+    options = options_from(reading, selecting, writing, spending, going_on, asking)
     if spending.estimate:
         from onellm_async.cli.plan import estimate
 
@@ -200,7 +191,12 @@ run_command: App = command(run, _EXAMPLES)
 
 
 def options_from(
-    reading: InputFlags, writing: OutputFlags, spending: BudgetFlags, going_on: ResumeFlags, asking: RequestFlags
+    reading: InputFlags,
+    selecting: SelectionFlags,
+    writing: OutputFlags,
+    spending: BudgetFlags,
+    going_on: ResumeFlags,
+    asking: RequestFlags,
 ) -> "RunOptions":
     """The flags as the options of `AsyncOneLLM.run`."""
     options: RunOptions = {
@@ -219,14 +215,16 @@ def options_from(
         "keep": reading.kept,
         "input_format": cast("InputFormatName | None", reading.format),
         "strict": reading.strict,
+        "limit": selecting.limit,
+        "samples": selecting.samples,
+        "deduplicate": selecting.deduplicate,
+        "cache": selecting.cache,
         "journal": writing.journal,
         "force": writing.force,
         "max_cost": spending.max_cost,
         "max_tokens_total": spending.max_tokens_total,
         "ambiguous": going_on.ambiguous,
         "retry_failed": going_on.retry_failed,
-        "deduplicate": going_on.deduplicate,
-        "cache": going_on.cache,
         "stall_after": going_on.stall_after,
     }
     if going_on.keep_going:
@@ -312,6 +310,9 @@ class _Session:
 
         async with connected(self.connecting, retry=RetryPolicy(max_outage=_max_outage(self.options))) as client:
             if self.preflight is None:
+                return await self._run(client, stop, self.options)
+            limit = self.options.get("limit")
+            if limit is not None and limit <= self.preflight:  # the preflight is the run
                 return await self._run(client, stop, self.options)
             report = await self._run(client, stop, {**self.options, "limit": self.preflight})
             if not report.limit_reached:

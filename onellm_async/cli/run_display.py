@@ -292,6 +292,8 @@ def tell(report: RunReport, output: str | None) -> None:
 def _how_to_go_on(report: RunReport) -> str:
     if isinstance(report.stopped_by, BudgetExceededError):
         return "Run the same command with a higher cost cap to resume."
+    if report.limit_reached:
+        return "Run the same command with a higher --limit, or without it, to send them."
     return "Run the same command again to resume."
 
 

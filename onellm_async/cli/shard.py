@@ -7,7 +7,7 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
-from onellm_async.cli.reading import READING, InputFlags
+from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.run import (
     GOING_ON,
     SPENDING,
@@ -77,6 +77,7 @@ def run(
         float, Parameter(group=_SHARD, help="Seconds to wait for an earlier attempt at the shard that is still alive.")
     ] = 600.0,
     reading: InputFlags = READING,
+    selecting: SelectionFlags = SELECTING,
     writing: OutputFlags = WRITING,
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
@@ -89,6 +90,7 @@ def run(
         shard: The shard.
         lock_wait: Seconds to wait for an earlier attempt.
         reading: How it is read.
+        selecting: Which prompts are sent, and how often.
         writing: Where answers go; by default beside the shard.
         spending: What may be spent.
         going_on: What is done with doubtful, failed and repeated prompts.
@@ -103,7 +105,7 @@ def run(
         raise ConfigurationError("A shard takes no --preflight, no --estimate, and no standard output.")
     if not shard.exists():
         raise ConfigurationError(f"{shard} does not exist.", advice="Split an input first: onellm-async shard.")
-    options = options_from(reading, writing, spending, going_on, asking)
+    options = options_from(reading, selecting, writing, spending, going_on, asking)
     if reading.format is None:
         del options["input_format"]  # that of the shards
     output = None if writing.output is None else Path(writing.output)

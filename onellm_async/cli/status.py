@@ -62,6 +62,7 @@ def _found(journal: "JournalReader") -> "dict[str, JSON]":
     return {
         "input": journal.identity.input,
         "lines": journal.identity.lines,
+        "samples": journal.identity.samples or 1,
         "state": "complete" if journal.complete else "running" if journal.running else "interrupted",
         "log_missing": journal.log_missing,
         "end_reason": sessions[-1].end_reason if sessions else None,
@@ -92,7 +93,7 @@ def _text(found: "dict[str, JSON]") -> str:
     progress, limiter = sample.get("progress", {}), sample.get("snapshot", {})
     running = found["state"] == "running"
     completed = counts["answered"] + counts["failed"]
-    of = "" if lines is None else f" of {lines:,}"
+    of = "" if lines is None else f" of {lines * found['samples']:,}"
     rows = [
         f"{found['input']}: {found['state']}, {completed:,}{of} completed in {pluralize(found['sessions'], 'session')}",
         _row("answered", f"{counts['answered']:,}"),
@@ -113,7 +114,7 @@ def _text(found: "dict[str, JSON]") -> str:
             rows.append(_row("time left", format_duration(progress["eta"])))
     elif found["state"] == "interrupted":
         if lines is not None:
-            rows.append(_row("remaining", f"{max(0, lines - completed - found['bad_lines']):,}"))
+            rows.append(_row("remaining", f"{max(0, (lines - found['bad_lines']) * found['samples'] - completed):,}"))
         rows.append(_row("ended", _ending(found["end_reason"] or "killed")))
     return "\n".join(rows)
 

@@ -6,6 +6,7 @@ from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.chat import JSON
 from onellm_async.report.bottlenecks import analyze_sessions
 from onellm_async.report.latency import build_histogram
@@ -51,8 +52,8 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
             ((each.low, each.high, each.count) for each in journal.latency_histogram()),
             journal.latency_percentiles([0.5, 0.9, 0.99]),
         ),
-        slowest=tuple(journal.slowest(_SLOWEST)),
-        failures=tuple(journal.failed(_FAILED)),
+        slowest=_with_input_index(journal.slowest(_SLOWEST), journal.identity),
+        failures=_with_input_index(journal.failed(_FAILED), journal.identity),
         bad_lines=tuple(journal.bad_lines(_BAD_LINES)),
         causes=tuple(journal.failure_causes()),
         notable=_notable(raw),
@@ -142,8 +143,13 @@ def _totals(
 ) -> RunTotals:
     counts = journal.counts()
     budget = _part(sessions[-1].session.settings, "budget") if sessions else {}
-    total = journal.identity.lines
-    if total is None:
+    total, bad_lines = (
+        journal.identity.answers,
+        max(journal.bad_line_count(), *(each.bad_lines for each in samples[-1:]), 0),
+    )
+    if total is not None:
+        total -= bad_lines * ((journal.identity.samples or 1) - 1)  # a bad line is one, however often it would be asked
+    else:
         total = next((sample.total for sample in reversed(samples) if sample.total is not None), None)
     return RunTotals(
         counts=evolve(
@@ -153,11 +159,17 @@ def _totals(
             rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         ),
         total=total,
-        bad_lines=max(journal.bad_line_count(), *(sample.bad_lines for sample in samples[-1:]), 0),
+        bad_lines=bad_lines,
         budget=_number(budget.get("max_cost")),
         retries=max(journal.retried(), sum(part.retries for part in slices)),
         allowed=allowed_answers(sessions, slices),
     )
+
+
+def _with_input_index(records: Sequence[JournalRecord], identity: RunIdentity) -> tuple[JournalRecord, ...]:
+    """The records with the index of their prompt in the input, as the output has it."""
+    samples = identity.samples or 1
+    return tuple(evolve(record, index=record.index // samples) for record in records)
 
 
 def _subtitle(identity: RunIdentity) -> str:
@@ -175,6 +187,7 @@ _NAMES = {
     "model": "Model",
     "fallback_model": "Fallback model",
     "system_digest": "Digest of the system prompt",
+    "samples": "Samples of each prompt",
     "base_url": "API URL",
     "dialect": "Dialect",
     "endpoints": "Endpoints",

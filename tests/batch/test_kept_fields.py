@@ -55,7 +55,7 @@ async def test_a_table_keeps_all_columns_in_a_table_and_a_taken_name_gets_a_pref
 
     assert (one["custom_id"], one["id"], one["prompt"], one["note"]) == ("7", "7", "Hi", "=1+1")
     assert (one["content"], one["input_content"]) == ("Hi", "mine")
-    assert list(one)[:3] == ["index", "custom_id", "content"]
+    assert list(one)[:4] == ["index", "custom_id", "sample", "content"]
     assert (two["note"], two["input_content"]) == ("", "")
 
 

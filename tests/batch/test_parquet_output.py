@@ -163,4 +163,4 @@ async def test_a_csv_file_begins_with_its_header(tmp_path, capfd):
         await sink.write(writer.encode(answered()))
 
     assert (tmp_path / "answers.csv").read_bytes() == writer.header(()) + writer.encode(answered())
-    assert capfd.readouterr().out.startswith("index,custom_id,content,")
+    assert capfd.readouterr().out.startswith("index,custom_id,sample,content,")

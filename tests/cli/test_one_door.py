@@ -12,7 +12,7 @@ from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import JournalReader, RunOptions
 from onellm_async.batch.config import RunConfig
 from onellm_async.cli.options import ASKING
-from onellm_async.cli.reading import READING
+from onellm_async.cli.reading import READING, SELECTING
 from onellm_async.cli.run import GOING_ON, SPENDING, WRITING, exit_code, options_from
 from onellm_async.errors import BatchError
 
@@ -54,6 +54,12 @@ SCENES = {
         ["--max-tokens-total", 50, "--max-tokens", 5],
         {"max_tokens_total": 50, "max_tokens": 5},
         4,
+    ),
+    "samples of the first prompts": (
+        *("in.jsonl", JSONL, "out.csv"),
+        ["--samples", 3, "--limit", 4, "--deduplicate"],
+        {"samples": 3, "limit": 4, "deduplicate": True},
+        0,
     ),
     "nothing shared and a cap of failures": (
         *("in.txt", TEXT, "out.jsonl"),
@@ -104,7 +110,7 @@ async def test_both_give_the_same_journal_the_same_output_and_the_same_exit(onel
 
 
 def test_the_flags_have_the_names_and_defaults_of_the_options():
-    flags = {name for group in (READING, WRITING, SPENDING, GOING_ON, ASKING) for name in asdict(group)}
+    flags = {name for group in (READING, SELECTING, WRITING, SPENDING, GOING_ON, ASKING) for name in asdict(group)}
     spelled = {
         "stop": "stop_sequences",
         "option": "extra",
@@ -121,4 +127,4 @@ def test_the_flags_have_the_names_and_defaults_of_the_options():
             "out.jsonl", None, options, limits=Limits(), base_url=None, dialect="documented", endpoints={}
         )
 
-    assert config(options_from(READING, WRITING, SPENDING, GOING_ON, ASKING)) == config({})
+    assert config(options_from(READING, SELECTING, WRITING, SPENDING, GOING_ON, ASKING)) == config({})

@@ -160,7 +160,7 @@ async def test_the_estimate_of_a_run_counts_identical_prompts_once(onellm, tmp_p
     (tmp_path / "many.txt").write_text("the same\n" * 200)
     costs = []
     for name in ("one.txt", "many.txt"):
-        ended = await onellm("run", name, "--max-tokens", 100, "--estimate")
+        ended = await onellm("run", name, "--max-tokens", 100, "--temperature", 0, "--estimate")
         assert ended.code == 0, ended.err
         costs.append(next(line for line in ended.out.splitlines() if line.startswith("cost")))
     assert costs[0] == costs[1]
@@ -172,7 +172,7 @@ async def test_an_estimate_leaves_out_what_the_run_would_not_send(onellm, at, ba
     (tmp_path / "first.txt").write_text("\n".join(lines[20:25]))
     fast = ("--rpm", 60_000, "--burst", 1000)
     assert (await onellm("run", "first.txt", "-o", "first.jsonl", *fast, **at)).code == 0
-    run = ("run", "in.txt", "-o", "out.jsonl", "--cache", "first.jsonl", *fast)
+    run = ("run", "in.txt", "-o", "out.jsonl", "--cache", "first.jsonl", "--deduplicate", *fast)
     before = await onellm(*run, "--estimate", **at)
     assert lines_of(before.out)["prompts"].startswith("25 prompts in in.txt")
     assert lines_of(before.out)["not sent"] == "2 identical to another, 5 answered from a cache"

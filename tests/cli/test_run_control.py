@@ -154,7 +154,7 @@ async def test_export_replaces_a_file_only_by_force(running, onellm, tmp_path):
     assert (tmp_path / "there.csv").read_text() == "precious"
 
     assert (await onellm("export", "out.jsonl", "-o", "there.csv", "--force")).code == 0
-    assert (tmp_path / "there.csv").read_text().startswith("index,custom_id,content")
+    assert (tmp_path / "there.csv").read_text().startswith("index,custom_id,sample,content")
 
 
 @pytest.mark.parametrize("command", ["status", "pause", "resume", "stop", "export"])

@@ -78,13 +78,13 @@ async def test_a_budget_needs_a_bound_and_a_price(onellm, at, prompts, backend):
 
 async def test_identical_requests_are_sent_once_unless_each_is_wanted(onellm, at, backend, tmp_path):
     (tmp_path / "in.txt").write_text("same\nother\nsame\nsame\n")
-    ended = await onellm("run", "in.txt", "-o", "once.jsonl", *FAST, **at)
+    ended = await onellm("run", "in.txt", "-o", "once.jsonl", "--temperature", 0, *FAST, **at)
     assert sorted(backend.asked) == ["other", "same"]
     assert "4 answered (2 copied from identical ones), 0 failed" in ended.err
     assert contents(tmp_path / "once.jsonl") == ["same", "other", "same", "same"]
 
     backend.asked.clear()
-    await onellm("run", "in.txt", "-o", "each.jsonl", "--no-deduplicate", *FAST, **at)
+    await onellm("run", "in.txt", "-o", "each.jsonl", *FAST, **at)
     assert sorted(backend.asked) == ["other", "same", "same", "same"]
     assert contents(tmp_path / "each.jsonl") == ["same", "other", "same", "same"]
     once, each = (

@@ -26,6 +26,7 @@ class ParsedEntry:
         request: What to send.
         custom_id: The caller's own name of it, None where the line has none.
         kept: The fields that go beside the answer, as a JSON object; None where none do.
+        sample: Which of several samples of the prompt this is, from 1; None where each prompt is asked once.
     """
 
     index: int
@@ -33,11 +34,19 @@ class ParsedEntry:
     request: ChatRequest
     custom_id: str | None = None
     kept: bytes | None = None
+    sample: int | None = None
 
     @cached_property
     def request_digest(self) -> bytes:
-        """16 bytes that two items share exactly where they ask the same: BLAKE2b of the request as it is encoded."""
-        return blake2b(encode_request(self.request, Dialect.DOCUMENTED), digest_size=16).digest()
+        """16 bytes that two items share exactly where one answer is for both: BLAKE2b of the request as it is encoded.
+
+        The second sample of a prompt shares them with second samples of identical prompts only, as a copy of the first
+        would be no sample. The first one shares them with a prompt that is asked once.
+        """
+        encoded = encode_request(self.request, Dialect.DOCUMENTED)
+        if self.sample is not None and self.sample > 1:
+            encoded += b"%d" % self.sample  # behind the end of the JSON object
+        return blake2b(encoded, digest_size=16).digest()
 
 
 @frozen
@@ -148,6 +157,11 @@ class Entry:
     def source(self) -> str:
         """Name of the input."""
         return self._reader.source
+
+    @property
+    def sample(self) -> int | None:
+        """Which of several samples of its prompt it is, from 1; None where each prompt is asked once."""
+        return None
 
     @property
     def digest(self) -> int:

@@ -224,6 +224,7 @@ class JournalRecord:
         latency: Seconds that the last attempt took; None where nothing was sent.
         copy_of: Index of an identical request whose answer this is, too. A duplicate of a failure has its own text.
         kept: Fields of the line or row that go beside the answer, as a JSON object; None where none do.
+        sample: Which of several samples of its prompt it is, from 1; None where each prompt is asked once.
         result: The answer or the failure, as a JSON object; b"" without one.
     """
 
@@ -296,6 +297,7 @@ class JournalRecord:
         metadata=column(OUTCOMES, "INTEGER", Total("deduplicated", lambda record: record.copy_of is not None)),
     )
     kept: bytes | None = field(default=None, metadata=column(INTENTS, "BLOB"))
+    sample: int | None = field(default=None, metadata=column(INTENTS, "INTEGER"))
     # Last, so that nothing else lies behind a long answer.
     result: bytes = field(default=b"", metadata=column(OUTCOMES, "BLOB NOT NULL", missing="x''"))
 

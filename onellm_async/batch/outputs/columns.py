@@ -10,6 +10,7 @@ from onellm_async.wire import dump_json, parse_json
 COLUMNS: dict[str, type] = {
     "index": int,
     "custom_id": str,
+    "sample": int,
     "content": str,
     "error_type": str,
     "error_message": str,
@@ -24,7 +25,8 @@ COLUMNS: dict[str, type] = {
     "copy_of": int,
     "extra": str,
 }
-"""Names in their order, and what is in them; everything but ``index`` may be missing. ``cost`` is in USD, and 0 for an
+"""Names in their order, and what is in them; everything but ``index`` may be missing. ``sample`` counts the answers to one
+prompt, from 1, where each is asked several times. ``cost`` is in USD, and 0 for an
 answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
 
 WHOLE = ("*",)
@@ -73,11 +75,12 @@ def values_of(record: JournalRecord) -> list[JSON]:
     result = parse_json(text)
     if not answered:
         failure = [result["type"], result["message"], result["status_code"]]
-        return [record.index, record.custom_id, None, *failure, *[None] * (len(COLUMNS) - 6)]
+        return [record.index, record.custom_id, record.sample, None, *failure, *[None] * (len(COLUMNS) - 7)]
     usage, extra = result["usage"] or {}, result.get("extra")
     return [
         record.index,
         record.custom_id,
+        record.sample,
         result["content"],
         None,
         None,

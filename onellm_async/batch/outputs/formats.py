@@ -72,6 +72,7 @@ class OutputFormat:
         encode_row: Makes an encoder of rows that also have columns for fields of the input; None where a record holds
             kept fields in itself.
         columns: The fields of the input that follow the answer in each row; see `keeping`.
+        samples: How often each prompt is asked; see `sampling`.
     """
 
     name: str
@@ -82,16 +83,30 @@ class OutputFormat:
     encode_bad_line: Callable[[int, bytes, str], bytes] | None = None
     encode_row: Callable[[tuple[str, ...]], Callable[[JournalRecord], bytes]] | None = None
     columns: tuple[str, ...] = ()
+    samples: int = 1
 
     def bad_line(self, index: int, raw: bytes, message: str) -> bytes:
         """The record of a bad line; b"" where bad lines have none."""
-        return b"" if self.encode_bad_line is None else self.encode_bad_line(index, raw, message)
+        return b"" if self.encode_bad_line is None else self.encode_bad_line(index // self.samples, raw, message)
 
     def keeping(self, columns: tuple[str, ...]) -> "OutputFormat":
         """The same with columns for kept fields of the input, where records are rows."""
         if not columns or self.encode_row is None:
             return self
-        return evolve(self, encode=self.encode_row(columns), columns=columns)
+        plain = evolve(self, encode=self.encode_row(columns), columns=columns, samples=1)
+        return plain.sampling(self.samples)
+
+    def sampling(self, samples: int) -> "OutputFormat":
+        """The same where each prompt is asked several times: records have the index of their prompt in the input."""
+        if samples == self.samples:
+            return self
+        encode = self.encode
+
+        def encode_sample(record: JournalRecord) -> bytes:
+            copy_of = None if record.copy_of is None else record.copy_of // samples
+            return encode(evolve(record, index=record.index // samples, copy_of=copy_of))
+
+        return evolve(self, encode=encode_sample, samples=samples)
 
     def __str__(self) -> str:
         return self.name

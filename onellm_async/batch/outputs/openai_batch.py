@@ -2,10 +2,11 @@
 
 An HTTP error is a response, and ``error`` is for what never got an HTTP answer::
 
-    {"id", "custom_id", "input", "response": {"status_code", "request_id", "body"} or null,
+    {"id", "custom_id", "sample", "input", "response": {"status_code", "request_id", "body"} or null,
      "error": null or {"code", "message"}}
 
-``input`` has the kept fields of the line, and is there only if there are such.
+``sample`` counts the answers to one prompt, and is there only where each is asked several times. ``input`` has the kept
+fields of the line, and is there only if there are such.
 """
 
 from onellm_async.batch.journal.record import JournalRecord
@@ -16,8 +17,10 @@ from onellm_async.wire import dump_json, parse_json
 
 def encode_openai_batch(record: JournalRecord) -> bytes:
     """A JSON line as OpenAI's batch service writes it."""
-    name = f"batch_req_{record.index}"
+    name = f"batch_req_{_number(record)}"
     line: dict[str, JSON] = {"id": name, "custom_id": record.custom_id, "response": None, "error": None}
+    if record.sample is not None:
+        line["sample"] = record.sample
     if record.kept is not None:
         line["input"] = parse_json(record.kept)
     answered, text = outcome_of(record)
@@ -30,6 +33,10 @@ def encode_openai_batch(record: JournalRecord) -> bytes:
     else:
         line["error"] = {"code": result["type"], "message": result["message"]}
     return dump_json(line) + b"\n"
+
+
+def _number(record: JournalRecord) -> str:
+    return f"{record.index}" if record.sample is None else f"{record.index}_{record.sample}"
 
 
 def encode_bad_line(index: int, raw: bytes, message: str) -> bytes:
@@ -71,7 +78,7 @@ def _completion(record: JournalRecord, result: dict[str, JSON]) -> dict[str, JSO
         "logprobs": extra.pop("logprobs", None),
     }
     completion = {
-        "id": f"chatcmpl-{record.index}",
+        "id": f"chatcmpl-{_number(record)}",
         "object": "chat.completion",
         "created": int(record.completed_at or 0),
         "model": result["model"],
