@@ -76,7 +76,9 @@ class Prompts:
         if text == "?":
             return LineError(self.source, line, "no prompt")
         custom_id, _, prompt = text.rpartition(":")
-        return ParsedEntry(index, line, ChatRequest("GPT-5", prompt, max_tokens=self.max_tokens, temperature=0), custom_id or None)
+        return ParsedEntry(
+            index, line, ChatRequest("GPT-5", prompt, max_tokens=self.max_tokens, temperature=0), custom_id or None
+        )
 
     async def __aiter__(self):
         for index, prompt in enumerate(self.prompts):

@@ -19,6 +19,7 @@ from onellm_async.batch import (
     entries_from,
     output_format_named,
 )
+from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.journal.record import RecordState, UnstorableRowError, bind_number, bind_text, read_text
 from onellm_async.testing import FakeTransport
@@ -161,6 +162,7 @@ async def run_with(journal, *prompts):
             sink=sink,
             encode=JSONL.encode,
             on_bad_line=bad.append,
+            policy=RunPolicy(deduplicate=True),
         ).run()
     return report, service, sink.lines, bad
 

@@ -7,6 +7,7 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ChatRequest, Limits
 from onellm_async.batch import Entry, Journal, JournalReader, ParsedEntry, RunIdentity, output_format_named
+from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.outputs.formats import FORMATS as OUTPUT_FORMATS
 from onellm_async.testing import FakeTransport
@@ -74,7 +75,13 @@ def run(tmp_path):
             Journal.open(tmp_path / "out.journal", RunIdentity(input="prompts")) as journal,
         ):
             report = await RunEngine(
-                client, Prompts(prompts), journal=journal, sink=sink, encode=shape.encode, stop=service.stop
+                client,
+                Prompts(prompts),
+                journal=journal,
+                sink=sink,
+                encode=shape.encode,
+                stop=service.stop,
+                policy=RunPolicy(deduplicate=True),
             ).run()
         return report, sink.text
 
