@@ -25,9 +25,9 @@ COLUMNS: dict[str, type] = {
     "copy_of": int,
     "extra": str,
 }
-"""Names in their order, and what is in them; everything but ``index`` may be missing. ``sample`` counts the answers to one
-prompt, from 1, where each is asked several times. ``cost`` is in USD, and 0 for an
-answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
+"""Names in their order, and what is in them; everything but ``index`` may be missing. ``sample`` counts the answers to
+one prompt, from 1, where each is asked several times. ``cost`` is in USD, and 0 for an answer that was copied from the
+prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
 
 WHOLE = ("*",)
 """Kept fields of which the names are not known before the first record: one column ``input`` has them, as JSON."""

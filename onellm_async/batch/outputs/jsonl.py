@@ -2,8 +2,8 @@
 
 ::
 
-    {"index": 0, "custom_id": "a", "sample": 1, "copy_of": 3, "response": {"content", "role", "model", "provider", "usage",
-     "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
+    {"index": 0, "custom_id": "a", "sample": 1, "copy_of": 3, "response": {"content", "role", "model", "provider",
+     "usage", "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
 
 ``sample`` counts the answers to one prompt, where each is asked several times. ``copy_of`` is the index of an identical
 prompt whose answer this is, too; its ``cost`` is then 0. ``extra`` holds the further fields of the reply, and ``input``
