@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 import nox
@@ -113,6 +115,32 @@ def wheel(session: nox.Session) -> None:
         session.error(f"{answered} answers for {asked} prompts")
 
 
+@nox.session(python=FOUND)
+def sdist(session: nox.Session) -> None:
+    """The published archives pass the tests outside of the checkout. Takes as long as the tests, for each Python.
+
+    The wheel is built from the sdist. Each is installed into an environment of its own, and the tests are those of the
+    sdist, where it was unpacked. Arguments go to pytest.
+    """
+    session.install("build")
+    with tempfile.TemporaryDirectory(prefix="onellm-async-") as folder:
+        place = Path(folder)
+        session.run("python", "-m", "build", "--outdir", folder, silent=True)
+        (source,), (package,) = place.glob("*.tar.gz"), place.glob("*.whl")
+        for number, archive in enumerate([source, package]):
+            python = place / f"empty-{number}" / ("Scripts" if os.name == "nt" else "bin") / "python"
+            session.run("python", "-m", "venv", str(python.parents[1]))
+            session.run(str(python), "-m", "pip", "install", "-q", str(archive), external=True)
+            session.chdir(folder)
+            session.run(str(python), "-c", "from onellm_async import AsyncOneLLM", external=True)
+        with tarfile.open(source) as files:
+            files.extractall(folder, filter="data")
+        session.chdir(place / source.name.removesuffix(".tar.gz"))
+        session.install(*group("tests"), f"{package}[cli,report]")
+        workers = ["-n", str(os.cpu_count() or 1), "--dist", "worksteal"]
+        session.run("python", "-m", "pytest", "-q", *workers, *session.posargs)
+
+
 @nox.session(python=FOUND[0])
 def integrations(session: nox.Session) -> None:
     """Adapters against the contract of their library; arguments go to pytest."""
@@ -152,9 +180,12 @@ def ray(session: nox.Session) -> None:
 
 @nox.session(python=FOUND[0])
 def docs(session: nox.Session) -> None:
-    """The documentation, built without warnings."""
+    """The documentation, built without warnings; search and llms.txt have what people look for."""
     session.install(*group("docs"), *group("tests"), ".[cli,report,redis,langchain,pydantic-ai]")
-    session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")
+    for kind in ("html", "text"):
+        session.run("sphinx-build", "-W", "-b", kind, "docs", f"docs/_build/{kind}")
+    session.run("python", "docs/llms_txt.py", "docs/_build/html", "docs/_build/text")
+    session.run("python", "tests/check_site.py", "docs/_build/html")
 
 
 @nox.session(python=FOUND[0])

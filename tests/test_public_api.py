@@ -2,8 +2,10 @@ import ast
 import inspect
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 
 import pytest
+from packaging.requirements import Requirement
 
 import onellm_async
 from onellm_async import errors
@@ -81,6 +83,46 @@ def test_importing_the_package_imports_only_what_a_chat_needs() -> None:
         "fastapi",
         "redis",
     }
+
+
+DIRECT = {"aiohttp", "attrs", "cattrs", "orjson", "tenacity"}
+NEEDS_AN_EXTRA = ("cli", "integrations", "report", "testing.pytest_plugin", "__main__")
+WITHOUT_EXTRAS = """
+import asyncio, importlib, pkgutil, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import onellm_async
+for module in pkgutil.walk_packages(onellm_async.__path__, "onellm_async."):
+    if not module.name.removeprefix("onellm_async.").startswith({skipped!r}):
+        try:
+            importlib.import_module(module.name)
+        except onellm_async.OneLLMError as error:
+            assert "pip install 'onellm-async[" in str(error)
+
+async def main():
+    from onellm_async.testing import FakeTransport
+    async with onellm_async.AsyncOneLLM(transport=FakeTransport()) as client:
+        print((await client.chat("Hello", model="GPT-5-Nano")).content)
+
+asyncio.run(main())
+"""
+
+
+def test_the_package_needs_five_others_and_works_without_any_extra() -> None:
+    wanted = [Requirement(text) for text in requires("onellm-async") or []]
+    extras = {wanted.name for wanted in wanted if wanted.marker is not None}
+    assert {wanted.name for wanted in wanted if wanted.marker is None} == DIRECT
+    owners = packages_distributions()
+    absent = {name for name, owner in owners.items() if extras & {one.lower() for one in owner}} - DIRECT
+    assert {"cyclopts", "rich"} <= absent
+    script = WITHOUT_EXTRAS.format(absent=absent, skipped=NEEDS_AN_EXTRA)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout == "Hello\n", run.stderr
 
 
 def test_the_signature_of_the_client_is_stable() -> None:
