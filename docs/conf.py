@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.writers import text as text_writer
 
 project = "onellm-async"
 author = "The onellm-async authors"
@@ -18,6 +19,8 @@ smartquotes = False  # they turn the dashes of flags into one
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"onellm-async {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
@@ -60,5 +63,8 @@ def _write_command_line(_: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    # For llms.txt: names and flags are not broken at their hyphens.
+    text_writer.MAXWIDTH = 100
+    text_writer.TextWrapper.wordsep_re = re.compile(r"(\s+)")
     app.connect("builder-inited", _write_command_line)
     app.connect("autodoc-process-signature", _shorten)

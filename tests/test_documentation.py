@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -58,16 +59,18 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-async def run_as_program(source: str) -> str:
+async def run_as_program(source: str, folder: Path = ROOT) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         source,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=folder,
     )
-    output, _ = await process.communicate()
+    output, _ = await process.communicate(b"What is a prime?\n\n")
     assert process.returncode == 0, output.decode()
     return output.decode()
 
@@ -86,11 +89,11 @@ async def run_tests_of(sources: list[str], folder: Path) -> str:
     return output.decode()
 
 
-def evaluator(runner: asyncio.Runner) -> Callable[[Example], None]:
+def evaluator(runner: asyncio.Runner, folder: Path) -> Callable[[Example], None]:
     def evaluate(example: Example) -> None:
         source = str(example.parsed)
         if "asyncio.run(" in source:
-            runner.run(run_as_program(source))
+            runner.run(run_as_program(source, folder))
             return
         lines = "\n" * (example.line + example.parsed.line_offset)
         code = compile(lines + source, example.path, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -112,7 +115,7 @@ def test_every_snippet_of_the_documentation_runs(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "examples")
-    document = Sybil([CodeBlockParser("python", evaluator(runner))]).parse(path)
+    document = Sybil([CodeBlockParser("python", evaluator(runner, tmp_path))]).parse(path)
 
     async def open_client() -> AsyncOneLLM:
         return await AsyncOneLLM(limits=Limits(**FAST)).__aenter__()
@@ -267,6 +270,27 @@ def test_the_figures_in_the_readme_are_those_of_the_benchmarks() -> None:
     assert f"openai-python's is {shares['openai-python over httpx']} times" in quoted
     assert f"litellm's {shares['litellm']}" in quoted
     assert f"took {memory['onellm-async, iter_chats'][2]} MB" in quoted
+
+
+def test_the_figures_beside_other_clients_are_those_of_the_benchmarks() -> None:
+    results = (ROOT / "benchmarks/RESULTS.md").read_text("utf-8")
+    measured = set(re.findall(r"[\d,]*\d(?:\.\d+)?", results))
+    for path in (ROOT / "docs/comparison.md", *(ROOT / "docs/how-to").glob("from-*.md")):
+        quoted = re.findall(r"(?<![\d.])(?:0\.\d\d+|\d{1,3},\d{3}|\d+(?= µs))(?![\d.]\d)", path.read_text("utf-8"))
+        assert [figure for figure in quoted if figure not in measured] == [], path.name
+
+
+def test_the_picture_of_the_goodput_is_drawn_from_the_benchmarks() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs/goodput.py"))
+    results = (ROOT / "benchmarks/RESULTS.md").read_text("utf-8")
+    shown = (ROOT / "docs/_static/goodput.svg").read_text("utf-8")
+    assert shown == drawing["picture"](results), "python docs/goodput.py draws it anew"
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if "```py\n" in path.read_text("utf-8")], ids=named)
+def test_code_for_other_clients_is_valid_python(path: Path) -> None:
+    for source in blocks(path, "py"):
+        compile(source, str(path), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
