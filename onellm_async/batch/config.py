@@ -24,7 +24,7 @@ from onellm_async.batch.outputs.formats import OutputFormat, output_format, outp
 from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import ConfigurationError, InvalidRequestError
-from onellm_async.limits.policy import Limits
+from onellm_async.limits.policy import LANES, Lane, Limits
 from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "RunPolicy.")
@@ -73,6 +73,8 @@ class RunOptions(TypedDict, total=False):
             temperature.
         max_failure_share: Share of the last 50 prompts that may fail with the same error; 1 is ``--keep-going``.
         stall_after: Seconds of waiting for the service without an outcome after which the run stops.
+        max_time: Seconds after which nothing more is sent; None for no limit. `RunReport.out_of_time` tells.
+        lane: Where the requests of the run wait: ``"interactive"``, ``"default"`` or ``"batch"``.
     """
 
     system: str | None
@@ -103,11 +105,18 @@ class RunOptions(TypedDict, total=False):
     cache: Sequence[str | PathLike[str]]
     max_failure_share: float
     stall_after: float
+    max_time: float | None
+    lane: Lane
 
 
 def _one_of_ambiguous(_: object, attribute: object, value: object) -> None:
     if value not in _AMBIGUOUS:
         raise _check.error("ambiguous", value, "it must be 'retry' or 'hold'")
+
+
+def _known_lane(_: object, attribute: object, value: object) -> None:
+    if value not in LANES:
+        raise _run_check.error("lane", value, f"it must be one of {', '.join(LANES)}")
 
 
 @frozen(kw_only=True)
@@ -122,6 +131,8 @@ class RunPolicy:
             because at any other one each answer is a sample of its own.
         strict: End the run at the first bad line.
         samples: How often each prompt is asked.
+        max_time: Seconds after which nothing more is sent; None for no limit.
+        lane: Where the requests wait.
         first: Send only so many entries of the input; None for all. What comes after is left to a later session.
 
     Raises:
@@ -134,7 +145,9 @@ class RunPolicy:
         default=None, validator=_check.kind(bool, "it must be a bool or None", optional=True)
     )
     strict: bool = field(default=False, validator=_check.kind(bool, "it must be a bool"))
-    samples: int = field(default=1, validator=_check.integer(1))
+    samples: int = field(default=1, validator=_run_check.integer(1))
+    max_time: float | None = field(default=None, validator=_run_check.number(0, above=True, optional=True))
+    lane: Lane = field(default="batch", validator=_known_lane)
     first: int | None = field(default=None, validator=_check.integer(0, optional=True))
 
     @property
@@ -264,6 +277,8 @@ class RunConfig:
                 deduplicate=options.get("deduplicate"),
                 strict=options.get("strict", False),
                 samples=options.get("samples", 1),
+                max_time=options.get("max_time"),
+                lane=options.get("lane", "batch"),
                 first=options.get("limit"),
             ),
             budget=budget,

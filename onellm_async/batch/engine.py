@@ -146,7 +146,8 @@ class RunEngine:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._write())
-            beside = [tasks.create_task(self._stop_when_requested()), tasks.create_task(self._monitor.run())]
+            ends = (self._stop_when_requested(), self._stop_when_time_is_over(), self._monitor.run())
+            beside = [tasks.create_task(each) for each in ends]
             try:
                 self._count_earlier_sends()
                 self.pool.feed(self._feed())
@@ -210,6 +211,11 @@ class RunEngine:
         await self._stop_requested.wait()
         self.stop(StopReason(interrupted=True))
 
+    async def _stop_when_time_is_over(self) -> None:
+        if self._policy.max_time is not None:
+            await asyncio.sleep(self._tracker.started + self._policy.max_time - self._clock())
+            self.stop(StopReason(out_of_time=True))
+
     async def _finish(self) -> None:
         """Returns when every prompt that was read has an outcome, or the run is stopping."""
         if not (self._input_ended or self.is_stopping):
@@ -229,15 +235,17 @@ class RunEngine:
     def _report(self) -> RunReport:
         reason = self._stop_reason
         # Told to stop when there was nothing left to stop: that is a run like any other.
-        interrupted = reason.interrupted and (self._unfinished or not self._input_ended)
+        something_left = self._unfinished or not self._input_ended
+        interrupted, out_of_time = reason.interrupted and something_left, reason.out_of_time and something_left
         error = reason.error
         if self._unfinished and not self.is_stopping:
             error = BatchError("A prompt has no outcome, as other code cancelled its task.")
-        ended_early = interrupted or error is not None or reason.bad_line is not None
+        ended_early = interrupted or out_of_time or error is not None or reason.bad_line is not None
         return RunReport(
             progress=self._tracker.snapshot(self._clock()),
             counts=self._journal.counts(),
             interrupted=interrupted,
+            out_of_time=out_of_time,
             stopped_by=error,
             strict_error=reason.bad_line,
             limit_reached=self._limit_reached and not ended_early,
@@ -436,7 +444,7 @@ class RunEngine:
         self.in_flight.add(work_item)
         try:
             response = await self._sender.send(
-                work_item.item.request, lane="batch", deadline=None, group=group, attempt_hooks=work_item
+                work_item.item.request, lane=self._policy.lane, deadline=None, group=group, attempt_hooks=work_item
             )
         except OneLLMError as error:
             return await self._failed(work_item, error, group)

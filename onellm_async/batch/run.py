@@ -517,6 +517,8 @@ def _end_reason(report: RunReport) -> str:
         return f"stopped: {report.stopped_by}"
     if report.strict_error is not None:
         return f"stopped at a bad line: {report.strict_error}"
+    if report.out_of_time:
+        return "stopped when its time was over (max_time)"
     return "stopped by a signal or a command" if report.interrupted else "stopped after the first prompts, as requested"
 
 

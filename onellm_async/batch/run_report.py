@@ -25,11 +25,13 @@ class StopReason:
         error: An error that affects every prompt; None for any other reason.
         bad_line: The bad line at which a strict run ends.
         interrupted: Whether a user ended it.
+        out_of_time: Whether its time was over.
     """
 
     error: OneLLMError | None = None
     bad_line: LineError | None = None
     interrupted: bool = False
+    out_of_time: bool = False
 
 
 @frozen
@@ -43,6 +45,7 @@ class RunReport:
         stopped_by: The error that ended it before its input: a spent budget, an unknown key, a full disk; else None.
         strict_error: The bad entry that ended a strict run whose input can be read only once, such as a pipe or a
             generator. A file, a table or a list with a bad entry is refused with `BatchError` instead.
+        out_of_time: Whether ``max_time`` ended it before its input. A later session continues it.
         limit_reached: Whether only the first entries were to be sent, and were.
         already_complete: Whether an earlier session had completed the run, so that this one had nothing to do.
         estimate: What the rest of the run costs and takes, where `limit_reached`; None where that is unknown.
@@ -56,6 +59,7 @@ class RunReport:
     interrupted: bool = False
     stopped_by: OneLLMError | None = None
     strict_error: LineError | None = None
+    out_of_time: bool = False
     limit_reached: bool = False
     already_complete: bool = False
     estimate: RunEstimate | None = None
@@ -83,7 +87,8 @@ class RunReport:
     @property
     def input_ended(self) -> bool:
         """Whether the whole input was read and every prompt in it has an outcome, or is held back without one."""
-        return not (self.interrupted or self.limit_reached or self.stopped_by or self.strict_error)
+        ended_early = self.interrupted or self.out_of_time or self.limit_reached
+        return not (ended_early or self.stopped_by or self.strict_error)
 
 
 def money_at_risk(counts: RunCounts) -> str:

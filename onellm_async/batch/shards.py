@@ -305,7 +305,7 @@ async def run_shard(
         except BatchError as error:
             return _result(path, target, RunCounts(), complete=False, error=str(error))
         else:
-            stopped = "" if report.stopped_by is None else str(report.stopped_by)
+            stopped = "The time of the run is over (max_time)." if report.out_of_time else str(report.stopped_by or "")
             bad_lines = report.progress.bad_lines
             return _result(path, target, report.counts, bad_lines, complete=report.complete, error=stopped)
 

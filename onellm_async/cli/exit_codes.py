@@ -30,6 +30,8 @@ class ExitCode(IntEnum):
     """Stopped early: an error that affects every prompt (key, URL, balance, disk), an outage, half of them failed."""
     BUDGET = 4
     """Stopped early because the next prompt could pass the budget."""
+    TIME_OVER = 5
+    """Stopped early because the time of --max-time was over."""
     HANGUP = 129
     """Stopped by SIGHUP: the terminal was closed. Requests in flight were awaited and their answers written."""
     INTERRUPTED = 130
@@ -52,6 +54,7 @@ Exit codes:
   3    stopped early: an error that affects every prompt (key, URL, balance,
        disk), an outage, or half of the prompts failing with the same error
   4    stopped early because the next prompt could pass the budget
+  5    stopped early because the time of --max-time was over
   129  terminal closed (SIGHUP), 130 interrupted (Ctrl-C), 143 terminated:
        requests in flight were awaited, and their answers written
   141  the program that reads standard output has ended

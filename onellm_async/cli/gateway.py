@@ -3,13 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
 from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
-from onellm_async.cli.options import CONNECTING, ConnectionFlags
+from onellm_async.cli.options import CONNECTING, ConnectionFlags, LaneName
 from onellm_async.cli.terminal import print_error, put, require_output, say
 from onellm_async.errors import BatchError, ConfigurationError
 
@@ -44,7 +44,6 @@ removed; to raise its cap, change max-cost in the file.
 """
 
 _GATEWAY = Group.create_ordered("Gateway")
-LaneName = Literal["interactive", "default", "batch"]
 KeysFlag = Annotated[
     Path | None,
     Parameter(name="--keys", help="File of the inbound keys (TOML). [env: ONELLM_GATEWAY_KEYS] [default: none]"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from attrs import frozen
@@ -20,9 +21,31 @@ _LIMITING = Group.create_ordered("Limits")
 _CONNECTING = Group.create_ordered("Connection")
 
 DialectName = Literal["documented", "backend"]
+LaneName = Literal["interactive", "default", "batch"]
 Concurrency = int | Literal["auto"]
 Rate = float | Literal["auto"]
 """Requests per minute, or ``auto``: not known, to be found out."""
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)?")
+_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_from(flag: str, text: str) -> float:
+    """The seconds of a duration such as ``90``, ``90s``, ``10m`` or ``1.5h``.
+
+    Raises:
+        ConfigurationError: If it is none, or not above 0.
+
+    Example:
+        >>> seconds_from("--max-time", "10m")
+        600.0
+    """
+    found = _DURATION.fullmatch(text.strip())
+    seconds = 0.0 if found is None else float(found[1]) * _SECONDS[found[2] or "s"]
+    if not seconds:
+        raise ConfigurationError(f"{flag} is {text!r}; it must be seconds above 0, or a duration such as 90s, 10m, 2h.")
+    return seconds
 
 
 _OWN_FLAGS = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from attrs import frozen
@@ -9,7 +10,7 @@ from cyclopts import App, Group, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode, reader_left
-from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
+from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, LaneName, RequestFlags, seconds_from
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import print_error, require_output, say
@@ -111,7 +112,7 @@ class BudgetFlags:
 @Parameter(name="*", group=Group.create_ordered("Resuming"))
 @frozen
 class ResumeFlags:
-    """Which prompts of earlier sessions are sent again, and when a run stops."""
+    """Which prompts of earlier sessions are sent again."""
 
     ambiguous: Annotated[
         Literal["retry", "hold"],
@@ -120,6 +121,23 @@ class ResumeFlags:
     retry_failed: Annotated[
         bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
     ] = False
+
+
+@Parameter(name="*", group=Group.create_ordered("Session"))
+@frozen
+class SessionFlags:
+    """How this session shares the rate limit, and when it ends early."""
+
+    lane: Annotated[
+        LaneName,
+        Parameter(help="Lane of its requests. A batch leaves most of a shared rate limit to the other lanes."),
+    ] = "batch"
+    max_time: Annotated[
+        str | None,
+        Parameter(
+            help="Stop after this time: seconds, or 90s, 10m, 2h. Requests in flight finish. [default: no limit]"
+        ),
+    ] = None
     keep_going: Annotated[
         bool,
         Parameter(
@@ -136,6 +154,7 @@ class ResumeFlags:
 WRITING = OutputFlags()
 SPENDING = BudgetFlags()
 GOING_ON = ResumeFlags()
+SESSION = SessionFlags()
 """Nothing but defaults."""
 
 
@@ -148,6 +167,7 @@ def run(
     writing: OutputFlags = WRITING,
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
+    session: SessionFlags = SESSION,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
 ) -> int:
@@ -160,7 +180,8 @@ def run(
         selecting: Which prompts are sent, and how often.
         writing: Where answers go.
         spending: What may be spent.
-        going_on: Which prompts of earlier sessions are sent again, and when the run stops.
+        going_on: Which prompts of earlier sessions are sent again.
+        session: How this session shares the rate limit, and when it ends early.
         asking: What is asked of every prompt.
         connecting: Where the service is.
     """
@@ -168,7 +189,7 @@ def run(
 
     sources = ["-" if each in STREAM else each for each in (source, *more)]
     output = "-" if writing.output is None or writing.output in STREAM else writing.output
-    options = options_from(reading, selecting, writing, spending, going_on, asking)
+    options = options_from(reading, selecting, writing, spending, going_on, session, asking)
     if spending.estimate:
         from onellm_async.cli.plan import estimate
 
@@ -183,8 +204,8 @@ def run(
 
     from onellm_async.cli.run_display import RunDisplay
 
-    session = _Session(sources, output, asking.model, options, connecting, RunDisplay(), spending.preflight)
-    return asyncio.run(session.ended())
+    invocation = _Session(sources, output, asking.model, options, connecting, RunDisplay(), spending.preflight)
+    return asyncio.run(invocation.ended())
 
 
 run_command: App = command(run, _EXAMPLES)
@@ -196,6 +217,7 @@ def options_from(
     writing: OutputFlags,
     spending: BudgetFlags,
     going_on: ResumeFlags,
+    session: SessionFlags,
     asking: RequestFlags,
 ) -> "RunOptions":
     """The flags as the options of `AsyncOneLLM.run`."""
@@ -225,9 +247,11 @@ def options_from(
         "max_tokens_total": spending.max_tokens_total,
         "ambiguous": going_on.ambiguous,
         "retry_failed": going_on.retry_failed,
-        "stall_after": going_on.stall_after,
+        "stall_after": session.stall_after,
+        "max_time": None if session.max_time is None else seconds_from("--max-time", session.max_time),
+        "lane": session.lane,
     }
-    if going_on.keep_going:
+    if session.keep_going:
         options["max_failure_share"] = 1.0
     return options
 
@@ -309,6 +333,7 @@ class _Session:
         from onellm_async.retry import RetryPolicy
 
         async with connected(self.connecting, retry=RetryPolicy(max_outage=_max_outage(self.options))) as client:
+            started = monotonic()
             if self.preflight is None:
                 return await self._run(client, stop, self.options)
             limit = self.options.get("limit")
@@ -320,7 +345,11 @@ class _Session:
             self.display.tell_estimate(report, self.options.get("max_cost"))
             if not await self.display.confirm(stop):
                 return evolve(report, interrupted=True) if stop.is_set() else None
-            return await self._run(client, stop, {**self.options, "force": False})
+            return await self._run(client, stop, {**self.options, "force": False, "max_time": self._time_left(started)})
+
+    def _time_left(self, started: float) -> float | None:
+        max_time = self.options["max_time"]
+        return None if max_time is None else max(0.001, max_time - (monotonic() - started))
 
     async def _run(self, client: "AsyncOneLLM", stop: "asyncio.Event", options: "RunOptions") -> "RunReport":
         display = self.display
@@ -359,6 +388,8 @@ def exit_code(report: "RunReport", signal_number: int | None) -> int:
         return ExitCode.BUDGET
     if report.stopped_by is not None:
         return ExitCode.BROKEN_PIPE if reader_left(report.stopped_by) else ExitCode.STOPPED
+    if report.out_of_time:
+        return ExitCode.TIME_OVER
     if report.interrupted:
         return ExitCode.INTERRUPTED if signal_number is None else 128 + signal_number
     return ExitCode.FAILED if report.progress.failed or report.progress.bad_lines else ExitCode.OK

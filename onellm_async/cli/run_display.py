@@ -279,6 +279,8 @@ def tell(report: RunReport, output: str | None) -> None:
         print_error(f"stopped at a bad line (--strict): {report.strict_error}")
     if report.stopped_by is not None:
         print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
+    if report.out_of_time:
+        print_error("stopped early: the time of --max-time is over.")
     if report.progress.held:
         held = pluralize(report.progress.held, "prompt")
         print_error(f"held, because they may have been billed: {held}. --ambiguous retry sends them again.")

@@ -10,11 +10,13 @@ from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, Reques
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.run import (
     GOING_ON,
+    SESSION,
     SPENDING,
     WRITING,
     BudgetFlags,
     OutputFlags,
     ResumeFlags,
+    SessionFlags,
     options_from,
 )
 from onellm_async.cli.stream import STREAM
@@ -81,6 +83,7 @@ def run(
     writing: OutputFlags = WRITING,
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
+    session: SessionFlags = SESSION,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
 ) -> int:
@@ -93,7 +96,8 @@ def run(
         selecting: Which prompts are sent, and how often.
         writing: Where answers go; by default beside the shard.
         spending: What may be spent.
-        going_on: What is done with doubtful, failed and repeated prompts.
+        going_on: Which prompts of earlier sessions are sent again.
+        session: How this session shares the rate limit, and when it ends early.
         asking: What is asked of every prompt.
         connecting: Where the service is.
     """
@@ -105,7 +109,7 @@ def run(
         raise ConfigurationError("A shard takes no --preflight, no --estimate, and no standard output.")
     if not shard.exists():
         raise ConfigurationError(f"{shard} does not exist.", advice="Split an input first: onellm-async shard.")
-    options = options_from(reading, selecting, writing, spending, going_on, asking)
+    options = options_from(reading, selecting, writing, spending, going_on, session, asking)
     if reading.format is None:
         del options["input_format"]  # that of the shards
     output = None if writing.output is None else Path(writing.output)

@@ -13,7 +13,7 @@ from onellm_async.batch import JournalReader, RunOptions
 from onellm_async.batch.config import RunConfig
 from onellm_async.cli.options import ASKING
 from onellm_async.cli.reading import READING, SELECTING
-from onellm_async.cli.run import GOING_ON, SPENDING, WRITING, exit_code, options_from
+from onellm_async.cli.run import GOING_ON, SESSION, SPENDING, WRITING, exit_code, options_from
 from onellm_async.errors import BatchError
 
 TEXT = "\n".join([*(f"p{number}" for number in range(12)), "p3", "bad", "bad"])
@@ -110,7 +110,9 @@ async def test_both_give_the_same_journal_the_same_output_and_the_same_exit(onel
 
 
 def test_the_flags_have_the_names_and_defaults_of_the_options():
-    flags = {name for group in (READING, SELECTING, WRITING, SPENDING, GOING_ON, ASKING) for name in asdict(group)}
+    flags = {
+        name for group in (READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING) for name in asdict(group)
+    }
     spelled = {
         "stop": "stop_sequences",
         "option": "extra",
@@ -127,4 +129,4 @@ def test_the_flags_have_the_names_and_defaults_of_the_options():
             "out.jsonl", None, options, limits=Limits(), base_url=None, dialect="documented", endpoints={}
         )
 
-    assert config(options_from(READING, SELECTING, WRITING, SPENDING, GOING_ON, ASKING)) == config({})
+    assert config(options_from(READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING)) == config({})
