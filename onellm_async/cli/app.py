@@ -107,6 +107,13 @@ app.command(
 )
 
 
+app.command(
+    "onellm_async.cli.completion:completion_command",
+    name="--install-completion",
+    help="Install completion of commands and flags in your shell: bash, zsh or fish.",
+)
+
+
 def run_app(arguments: list[str]) -> int:
     """Runs the command that `arguments` name; every expected error becomes a message and an exit code."""
     dash, unlike_an_option = STREAM

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import put, read_input, require_output, say
@@ -35,6 +36,7 @@ def chat(
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the complete reply as JSON.")] = False,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Runs ``onellm-async chat``.
 
@@ -44,14 +46,20 @@ def chat(
         json: Print the complete reply as JSON.
         asking: The request flags.
         connecting: The connection flags.
+        general: The environment, and how much is said.
     """
+    if image:
+        raise InvalidRequestError(f"--image {image[0]} cannot be sent: OneLLM takes text only.")
+    with general.applied():
+        return _chat(prompt, asking, connecting, json=json)
+
+
+def _chat(prompt: str | None, asking: RequestFlags, connecting: ConnectionFlags, *, json: bool) -> int:
     import asyncio
 
     from onellm_async.cli.connection import defaults_from
     from onellm_async.wire import dump_json
 
-    if image:
-        raise InvalidRequestError(f"--image {image[0]} cannot be sent: OneLLM takes text only.")
     if prompt is None and not json and sys.stdin.isatty():
         from onellm_async.cli.converse import converse
 

@@ -9,15 +9,18 @@ from onellm_async.cli.exit_codes import EXIT_CODES_HELP, ExitCode, exit_codes_he
 __all__ = ["command"]
 
 
-def command(function: Callable[..., int], examples: str, codes: Mapping[ExitCode, str] | None = None) -> App:
-    """A function as a command of the same name.
+def command(
+    function: Callable[..., int], examples: str, codes: Mapping[ExitCode, str] | None = None, *, name: str | None = None
+) -> App:
+    """A function as a command.
 
     Args:
         function: What runs; its parameters are the flags.
         examples: What stands at the end of its help, before the exit codes.
         codes: What its exit codes mean; None for those of a run.
+        name: Of the command; None for that of the function.
     """
     help_of_codes = EXIT_CODES_HELP if codes is None else exit_codes_help(codes)
-    made: App = App(name=function.__name__, help_epilogue=f"{examples}\n{help_of_codes}")
+    made: App = App(name=name or function.__name__, help_epilogue=f"{examples}\n{help_of_codes}")
     made.default(function)
     return made

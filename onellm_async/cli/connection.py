@@ -1,5 +1,6 @@
 """From flags to a client: the one place where the command line makes `AsyncOneLLM`."""
 
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from attrs import evolve
 
 from onellm_async.batch import RequestDefaults
 from onellm_async.cli.options import ConnectionFlags, RequestFlags
+from onellm_async.cli.request_log import log_request
 from onellm_async.client import AsyncOneLLM
 from onellm_async.events import Hook
 from onellm_async.limits.rate_state import RateState
@@ -16,6 +18,7 @@ from onellm_async.settings import Timeout, trust_only
 
 __all__ = ["connected", "defaults_from"]
 
+_log = logging.getLogger("onellm_async")
 _LOCAL_KEY = "local"
 _LOCAL_LATENCY = 0.25
 """Median seconds of an answer with --local."""
@@ -102,7 +105,8 @@ async def connected(
             proxy="" if connecting.local else connecting.proxy,
             ssl=None if connecting.ca_file is None else trust_only(connecting.ca_file, "--ca-file"),
             trust_env=connecting.trust_env,
-            hooks=hooks,
+            headers=connecting.headers,
+            hooks=(log_request, *hooks) if _log.isEnabledFor(logging.DEBUG) else hooks,
             retry=retry,
             rate_state=rate_state,
             quota=quota,

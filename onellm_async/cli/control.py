@@ -4,8 +4,9 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import asdict, frozen
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.options import Concurrency
@@ -46,7 +47,7 @@ _POLL_INTERVAL = 0.05
 RunPath = Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")]
 
 
-@Parameter(name="*", group=Group.create_ordered("Limits"))
+@Parameter(name="*", group=groups.LIMITS)
 @frozen
 class NewLimitFlags:
     """The limits to change. All others stay."""

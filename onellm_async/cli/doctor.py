@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.flag_words import told_in_flags
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.terminal import put
 from onellm_async.errors import OneLLMError
@@ -63,6 +64,7 @@ def doctor(
     ] = True,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Runs ``onellm-async doctor``.
 
@@ -70,6 +72,7 @@ def doctor(
         call: Whether to send a chat.
         asking: The request flags.
         connecting: The connection flags.
+        general: The environment, and how much is said.
     """
 
     async def examine() -> bool:
@@ -79,7 +82,8 @@ def doctor(
             failed = failed or finding.outcome == "failed"
         return failed
 
-    return ExitCode.FAILED if asyncio.run(examine()) else ExitCode.OK
+    with general.applied():
+        return ExitCode.FAILED if asyncio.run(examine()) else ExitCode.OK
 
 
 doctor_command: App = command(

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import CONNECTING, ConnectionFlags, LaneName
 from onellm_async.cli.terminal import print_error, put, require_output, say
 from onellm_async.errors import BatchError, ConfigurationError
@@ -43,14 +45,13 @@ gateway follows the file. What a key has spent stays counted after it is
 removed; to raise its cap, change max-cost in the file.
 """
 
-_GATEWAY = Group.create_ordered("Gateway")
 KeysFlag = Annotated[
     Path | None,
-    Parameter(name="--keys", help="File of the inbound keys (TOML). [env: ONELLM_GATEWAY_KEYS] [default: none]"),
+    Parameter(name="--keys", help="File of the inbound keys (TOML). [env: ONELLMGATEWAY_KEYS] [default: none]"),
 ]
 
 
-@Parameter(name="*", group=_GATEWAY)
+@Parameter(name="*", group=groups.GATEWAY)
 @frozen
 class GatewayFlags:
     """Where the gateway listens, for whom, and for how much."""
@@ -77,13 +78,24 @@ class GatewayFlags:
     port: Annotated[int, Parameter(help="Port to listen on; 0 takes a free one.")] = 8787
 
 
-def gateway(*, flags: GatewayFlags = GatewayFlags(), connecting: ConnectionFlags = CONNECTING) -> int:
+def gateway(
+    *,
+    flags: GatewayFlags = GatewayFlags(),
+    connecting: ConnectionFlags = CONNECTING,
+    general: GeneralFlags = GENERAL,
+) -> int:
     """Serve an OpenAI-compatible API in front of one key, for clients in any language.
 
     Args:
         flags: Address, keys and caps.
         connecting: The connection flags.
+        general: The environment, and how much is said.
     """
+    with general.applied():
+        return _gateway(flags, connecting)
+
+
+def _gateway(flags: GatewayFlags, connecting: ConnectionFlags) -> int:
     import asyncio
 
     from onellm_async.gateway import GatewaySettings
@@ -235,7 +247,7 @@ def _announce(url: str) -> None:
 
 
 def _keys_path(given: Path | None) -> Path | None:
-    if given is None and (named := os.environ.get("ONELLM_GATEWAY_KEYS")):
+    if given is None and (named := os.environ.get("ONELLMGATEWAY_KEYS")):
         return Path(named)
     return given
 
@@ -243,7 +255,7 @@ def _keys_path(given: Path | None) -> Path | None:
 def _required(given: Path | None) -> Path:
     path = _keys_path(given)
     if path is None:
-        raise ConfigurationError("No key file was named.", advice="Pass --keys FILE or set ONELLM_GATEWAY_KEYS.")
+        raise ConfigurationError("No key file was named.", advice="Pass --keys FILE or set ONELLMGATEWAY_KEYS.")
     return path
 
 

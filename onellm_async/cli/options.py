@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from attrs import frozen
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
+from onellm_async.cli import groups
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
 
-_ASKING = Group.create_ordered("Request")
-_LIMITING = Group.create_ordered("Limits")
-_CONNECTING = Group.create_ordered("Connection")
 
 DialectName = Literal["documented", "backend"]
 LaneName = Literal["interactive", "default", "batch"]
@@ -48,6 +46,8 @@ def seconds_from(flag: str, text: str) -> float:
     return seconds
 
 
+_first_separator = re.compile("([:=])")
+
 _OWN_FLAGS = {
     "model": "model",
     "messages": "field",
@@ -61,7 +61,7 @@ _OWN_FLAGS = {
 }
 
 
-@Parameter(name="*", group=_ASKING)
+@Parameter(name="*", group=groups.REQUEST)
 @frozen
 class RequestFlags:
     """What is asked of every prompt."""
@@ -133,7 +133,7 @@ class RequestFlags:
         return os.environ.get("ONELLM_MODEL") or DEFAULT_MODEL
 
 
-@Parameter(name="*", group=_LIMITING)
+@Parameter(name="*", group=groups.LIMITS)
 @frozen
 class LimitFlags:
     """How much of the service may be used."""
@@ -184,7 +184,7 @@ class LimitFlags:
         )
 
 
-@Parameter(name="*", group=_CONNECTING)
+@Parameter(name="*", group=groups.CONNECTION)
 @frozen
 class ConnectionFlags(LimitFlags):
     """Where the service is, and how much of it may be used."""
@@ -217,6 +217,14 @@ class ConnectionFlags(LimitFlags):
             show_default=False,
             help="PROVIDER=URL: where a self-hosted backend forwards to for the models of OpenAI, Anthropic, DeepSeek, "
             "Gemini or Mistral; repeatable.",
+        ),
+    ] = ()
+    header: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="",
+            show_default=False,
+            help="NAME=VALUE or 'NAME: VALUE': an HTTP header of each request, for a gateway in between; repeatable.",
         ),
     ] = ()
     proxy: Annotated[
@@ -253,6 +261,25 @@ class ConnectionFlags(LimitFlags):
     def __attrs_post_init__(self) -> None:
         if self.local and self.base_url is not None:
             raise ConfigurationError("--local and --base-url exclude each other: --local asks its own server.")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of each request.
+
+        Raises:
+            ConfigurationError: If a flag is no header, or names one that an earlier one has named. It shows no value.
+        """
+        found: dict[str, str] = {}
+        for number, given in enumerate(self.header, 1):
+            name, separator, value = (
+                _first_separator.split(given, maxsplit=1) if _first_separator.search(given) else (given, "", "")
+            )
+            if not separator or not name.strip():
+                raise ConfigurationError(f"--header number {number} is neither NAME=VALUE nor 'NAME: VALUE'.")
+            if name.strip().lower() in map(str.lower, found):
+                raise ConfigurationError(f"--header sets {name.strip()} twice.")
+            found[name.strip()] = value.strip()
+        return found
 
     @property
     def dialect_name(self) -> DialectName:

@@ -6,10 +6,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, LimitFlags, RequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags, open_input
 from onellm_async.cli.terminal import print_error, put, say
@@ -45,11 +47,10 @@ makes the same plan of the run itself: it takes every flag of `run`, and what
 the journal of OUTPUT already has is not counted again.
 """
 
-_EXPECTING = Group.create_ordered("Assumptions")
 _ERRORS_SHOWN = 10
 
 
-@Parameter(name="*", group=_EXPECTING)
+@Parameter(name="*", group=groups.ASSUMPTIONS)
 @frozen
 class AssumptionFlags:
     """What the service is expected to do."""
@@ -82,6 +83,7 @@ def plan(
     asking: RequestFlags = ASKING,
     limiting: LimitFlags = LIMITING,
     expecting: AssumptionFlags = AssumptionFlags(),
+    general: GeneralFlags = GENERAL,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the plan as JSON.")] = False,
 ) -> int:
     """Runs ``onellm-async plan``.
@@ -94,6 +96,7 @@ def plan(
         asking: What is asked of every prompt.
         limiting: How much of the service may be used.
         expecting: What the service is expected to do.
+        general: The environment, and how much is said.
         json: Print the plan as JSON.
     """
     from onellm_async.batch.config import RunConfig, RunPolicy
@@ -105,7 +108,8 @@ def plan(
         deduplicate=selecting.deduplicate,
     )
     config = RunConfig(output=None, caches=selecting.cache, policy=policy)
-    return estimate((source, *more), reading, asking, limiting, expecting, json=json, config=config)
+    with general.applied():
+        return estimate((source, *more), reading, asking, limiting, expecting, json=json, config=config)
 
 
 def estimate(

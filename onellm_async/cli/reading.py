@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import evolve, frozen
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.options import RequestFlags
 from onellm_async.cli.stream import STREAM
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["READING", "SELECTING", "InputFlags", "SelectionFlags", "open_input"]
 
 
-@Parameter(name="*", group=Group.create_ordered("Input"))
+@Parameter(name="*", group=groups.INPUT)
 @frozen
 class InputFlags:
     """How the input is read."""
@@ -60,7 +61,7 @@ class InputFlags:
         return [] if self.keep == "none" else [name.strip() for name in self.keep.split(",") if name.strip()]
 
 
-@Parameter(name="*", group=Group.create_ordered("Selection"))
+@Parameter(name="*", group=groups.SELECTION)
 @frozen
 class SelectionFlags:
     """Which prompts of the input are sent, and how often."""

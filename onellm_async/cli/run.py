@@ -6,10 +6,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from attrs import frozen
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode, reader_left
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, LaneName, RequestFlags, seconds_from
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.stream import STREAM
@@ -61,7 +63,7 @@ While it runs, another terminal may ask for `onellm-async status OUTPUT`, and
 """
 
 
-@Parameter(name="*", group=Group.create_ordered("Output"))
+@Parameter(name="*", group=groups.OUTPUT)
 @frozen
 class OutputFlags:
     """Where answers go."""
@@ -86,7 +88,7 @@ class OutputFlags:
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Budget"))
+@Parameter(name="*", group=groups.BUDGET)
 @frozen
 class BudgetFlags:
     """What may be spent; all sessions of a run count together."""
@@ -109,7 +111,7 @@ class BudgetFlags:
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Resuming"))
+@Parameter(name="*", group=groups.RESUMING)
 @frozen
 class ResumeFlags:
     """Which prompts of earlier sessions are sent again."""
@@ -123,7 +125,7 @@ class ResumeFlags:
     ] = False
 
 
-@Parameter(name="*", group=Group.create_ordered("Session"))
+@Parameter(name="*", group=groups.SESSION)
 @frozen
 class SessionFlags:
     """How this session shares the rate limit, and when it ends early."""
@@ -170,6 +172,7 @@ def run(
     session: SessionFlags = SESSION,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Runs ``onellm-async run``.
 
@@ -184,12 +187,26 @@ def run(
         session: How this session shares the rate limit, and when it ends early.
         asking: What is asked of every prompt.
         connecting: Where the service is.
+        general: The environment, and how much is said.
     """
+    with general.applied():
+        sources = ["-" if each in STREAM else each for each in (source, *more)]
+        output = "-" if writing.output is None or writing.output in STREAM else writing.output
+        options = options_from(reading, selecting, writing, spending, going_on, session, asking)
+        return _run(sources, output, options, reading, spending, asking, connecting)
+
+
+def _run(
+    sources: Sequence[str],
+    output: str,
+    options: "RunOptions",
+    reading: InputFlags,
+    spending: BudgetFlags,
+    asking: RequestFlags,
+    connecting: ConnectionFlags,
+) -> int:
     import asyncio
 
-    sources = ["-" if each in STREAM else each for each in (source, *more)]
-    output = "-" if writing.output is None or writing.output in STREAM else writing.output
-    options = options_from(reading, selecting, writing, spending, going_on, session, asking)
     if spending.estimate:
         from onellm_async.cli.plan import estimate
 

@@ -25,7 +25,7 @@ from onellm_async.batch.progress import RunProgress
 from onellm_async.batch.run_report import RunReport, money_at_risk
 from onellm_async.cli.flag_words import in_flags, told_in_flags
 from onellm_async.cli.standard_streams import is_behind
-from onellm_async.cli.terminal import print_error, printable, say
+from onellm_async.cli.terminal import is_quiet, print_error, printable, say
 from onellm_async.client import AsyncOneLLM
 from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.errors import BudgetExceededError
@@ -330,7 +330,7 @@ class RunDisplay:
     """All that the command prints on standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=is_quiet())
         self._progress: RunProgress | None = None
         self._complaints = Complaints()
         self._resumed = False
@@ -349,7 +349,9 @@ class RunDisplay:
             lambda: self._progress,
             client.snapshot,
             budget=Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total")),
-            live=self._console.is_terminal and (live or not sys.stdout.isatty()),
+            live=self._console.is_terminal
+            and not _log.isEnabledFor(logging.DEBUG)
+            and (live or not sys.stdout.isatty()),
         )
 
     def note(self, text: str) -> None:

@@ -6,10 +6,12 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from attrs import asdict, frozen
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.terminal import print_error, put
 from onellm_async.errors import BatchError, ConfigurationError
 
@@ -36,11 +38,8 @@ Answers of an upstream cost no balance, because its prices are not known.
 Ctrl-C, SIGTERM and SIGHUP stop the server, with exit code 0.
 """
 
-_SERVER = Group.create_ordered("Server")
-_FAULTS = Group.create_ordered("Faults")
 
-
-@Parameter(name="*", group=_SERVER)
+@Parameter(name="*", group=groups.SERVER)
 @frozen
 class ServerFlags:
     """Flags for limits, keys, dialect and upstream of the server."""
@@ -128,7 +127,7 @@ class ServerFlags:
         return limits
 
 
-@Parameter(name="*", group=_FAULTS)
+@Parameter(name="*", group=groups.FAULTS)
 @frozen
 class FaultFlags:
     """Flags for faults."""
@@ -171,13 +170,20 @@ def serve(
     *,
     flags: ServerFlags = ServerFlags(),
     faults: FaultFlags = FaultFlags(),
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Runs ``onellm-async serve``.
 
     Args:
         flags: Limits, keys, dialect and upstream.
         faults: Faults.
+        general: The environment, and how much is said.
     """
+    with general.applied():
+        return _run(flags, faults)
+
+
+def _run(flags: ServerFlags, faults: FaultFlags) -> int:
     import asyncio
 
     from onellm_async.server import Faults, ServerSettings

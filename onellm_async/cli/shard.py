@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
+from onellm_async.cli import groups
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.run import (
@@ -36,7 +38,6 @@ Examples:
 Each shard is a run of its own, with a journal. The same `shard run` again, on
 any machine that reaches the files, resumes it; nothing answered is sent again.
 """
-_SHARD = Group.create_ordered("Shard")
 
 
 def split(
@@ -76,7 +77,8 @@ def run(
     /,
     *,
     lock_wait: Annotated[
-        float, Parameter(group=_SHARD, help="Seconds to wait for an earlier attempt at the shard that is still alive.")
+        float,
+        Parameter(group=groups.SHARD, help="Seconds to wait for an earlier attempt at the shard that is still alive."),
     ] = 600.0,
     reading: InputFlags = READING,
     selecting: SelectionFlags = SELECTING,
@@ -86,6 +88,7 @@ def run(
     session: SessionFlags = SESSION,
     asking: RequestFlags = ASKING,
     connecting: ConnectionFlags = CONNECTING,
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Run a shard, or resume it, with the flags of `run`. Print how it stands as JSON.
 
@@ -100,6 +103,7 @@ def run(
         session: How this session shares the rate limit, and when it ends early.
         asking: What is asked of every prompt.
         connecting: Where the service is.
+        general: The environment, and how much is said.
     """
     import asyncio
 
@@ -109,11 +113,12 @@ def run(
         raise ConfigurationError("A shard takes no --preflight, no --estimate, and no standard output.")
     if not shard.exists():
         raise ConfigurationError(f"{shard} does not exist.", advice="Split an input first: onellm-async shard.")
-    options = options_from(reading, selecting, writing, spending, going_on, session, asking)
-    if reading.format is None:
-        del options["input_format"]  # that of the shards
-    output = None if writing.output is None else Path(writing.output)
-    found = asyncio.run(_run(shard, output, asking.model, lock_wait, options, connecting))
+    with general.applied():
+        options = options_from(reading, selecting, writing, spending, going_on, session, asking)
+        if reading.format is None:
+            del options["input_format"]  # that of the shards
+        output = None if writing.output is None else Path(writing.output)
+        found = asyncio.run(_run(shard, output, asking.model, lock_wait, options, connecting))
     if isinstance(found, int):
         return found
     result, signal = found

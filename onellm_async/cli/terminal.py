@@ -8,7 +8,7 @@ import sys
 from onellm_async.descriptors import check_writable, read_piece
 from onellm_async.errors import BatchError
 
-__all__ = ["print_error", "printable", "put", "read_input", "require_output", "say"]
+__all__ = ["is_quiet", "print_error", "printable", "put", "read_input", "require_output", "say", "set_quiet"]
 
 _PIECE = 256 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -19,14 +19,29 @@ def printable(text: str) -> str:
     return _CONTROL.sub("�", text)
 
 
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Prints only errors from now on, or everything."""
+    global _quiet  # noqa: PLW0603  # like the stream that it is about
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether only errors are printed on standard error."""
+    return _quiet
+
+
 def say(text: str) -> None:
-    """Prints a line on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Prints a line on standard error, unless the command is quiet."""
+    if not _quiet:
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_error(text: str) -> None:
     """Prints an error on standard error."""
-    say(f"onellm-async: {text}")
+    print(printable(f"onellm-async: {text}"), file=sys.stderr, flush=True)
 
 
 def put(text: str) -> None:
