@@ -68,6 +68,8 @@ class RunOptions(TypedDict, total=False):
         max_tokens_total: Cap on input and output tokens together over all sessions.
         ambiguous: Prompts that may have been billed without an answer: ``"retry"`` or ``"hold"``.
         retry_failed: Retry prompts that failed in an earlier session.
+        accept_removed: Take an input that lost prompts since earlier sessions. Their answers leave the output and stay
+            in the journal.
         deduplicate: Whether identical requests are sent once and share the answer; None: only those of temperature 0.
         cache: Outputs or journals of earlier runs, whose answers to the same requests are used, whatever the
             temperature.
@@ -101,6 +103,7 @@ class RunOptions(TypedDict, total=False):
     max_tokens_total: int | None
     ambiguous: Literal["retry", "hold"]
     retry_failed: bool
+    accept_removed: bool
     deduplicate: bool | None
     cache: Sequence[str | PathLike[str]]
     max_failure_share: float
@@ -183,6 +186,7 @@ class RunConfig:
         dialect: How they are written; likewise.
         endpoints: Where a self-hosted backend forwards them to, by provider; likewise.
         force: Start over, whatever is there.
+        accept_removed: Take an input that lost prompts since earlier sessions.
         caches: Outputs or journals of earlier runs, whose answers are used.
         policy: Which prompts are sent.
         budget: What all sessions together may spend.
@@ -202,6 +206,7 @@ class RunConfig:
     dialect: str | None = None
     endpoints: Mapping[str, str] = field(factory=dict)
     force: bool = False
+    accept_removed: bool = False
     caches: tuple[str, ...] = ()
     policy: RunPolicy = field(factory=RunPolicy)
     budget: Budget = field(factory=Budget)
@@ -270,6 +275,7 @@ class RunConfig:
             dialect=dialect,
             endpoints=endpoints,
             force=options.get("force", False),
+            accept_removed=options.get("accept_removed", False),
             caches=tuple(os.fspath(each) for each in ([cache] if isinstance(cache, str | PathLike) else cache)),
             policy=RunPolicy(
                 ambiguous=options.get("ambiguous", "retry"),
@@ -312,7 +318,7 @@ class RunConfig:
         return RunIdentity(
             input=source.name,
             input_digest=None if scan is None else scan.digest,
-            lines=None if scan is None else scan.lines,
+            lines=scan.lines if scan is not None else None if isinstance(source, InputFile) else source.count,
             format=None if scan is None else source.format.name,
             field=source.field,
             template_digest=None if template is None else template.digest,
@@ -344,7 +350,7 @@ def _check_kinds(output: object, options: RunOptions) -> None:
     for name in _TEXTS:
         if not isinstance(given.get(name, ""), str | None):
             raise _run_check.error(name, given[name], "it must be a string")
-    for name in ("strict", "force"):
+    for name in ("strict", "force", "accept_removed"):
         if not isinstance(given.get(name, False), bool):
             raise _run_check.error(name, given[name], "it must be a bool")
     if not isinstance(given.get("journal"), str | PathLike | None):

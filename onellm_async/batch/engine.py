@@ -296,12 +296,13 @@ class RunEngine:
 
     async def _feed(self) -> None:
         """Reads all entries, or as many as the policy allows."""
-        earlier, entries = _EarlierRecords(self._journal), aiter(self._source)
+        earlier, entries, count = _EarlierRecords(self._journal), aiter(self._source), 0
         try:
             async for entry in entries:
                 if self._policy.end is not None and entry.index >= self._policy.end:
                     self._limit_reached = True
                     break
+                count = entry.index + 1
                 await self._writer.wait_for_space(entry.index)
                 await self._deduplicator.wait_for_space()
                 record = earlier.of(entry)
@@ -309,6 +310,8 @@ class RunEngine:
                     await self._take(entry, record)
                     continue
                 self._replay(record)
+            if not self._limit_reached:
+                self._refuse_shorter(count)
             self._input_ended = True
         except BatchError as error:
             self.stop(StopReason(error))
@@ -317,6 +320,22 @@ class RunEngine:
             self.stop(StopReason(_caused(f"The input cannot be read any further: {error!r}.", error)))
         finally:
             await close_iterator(entries)
+
+    def _refuse_shorter(self, count: int) -> None:
+        """Refuses the end of a pipe that came too early: what was there of the output stays.
+
+        Raises:
+            BatchError: With the number of its entries, and how to insist.
+        """
+        samples = self._policy.samples
+        if count <= self._journal.last_entry:
+            before = self._journal.last_entry // samples + 1
+            raise BatchError(
+                f"The input ended after {count // samples:,} of the {before:,} prompts that it had. "
+                "The output was not replaced.",
+                advice="If its producer failed, run the same command again. If this is meant, save it to a file (or "
+                "make it a list) and add --accept-removed.",
+            )
 
     def _replay(self, record: JournalRecord) -> None:
         """Delivers an outcome of an earlier session."""
@@ -576,7 +595,8 @@ class _EarlierRecords:
         if record is not None and record.line_digest != entry.digest:
             raise BatchError(
                 f"{entry.source}:{entry.line} is not what it was when this run began.",
-                advice="Give the run its old input back, or begin another one with another output.",
+                advice="A pipe or a generator is compared with the journal while it is read. Save it to a file, or "
+                "make it a list: then only what is new is sent.",
             )
         return record
 

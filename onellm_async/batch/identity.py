@@ -136,6 +136,18 @@ class RunIdentity:
                 phrases.append(self._changed_input(earlier))
         elif self.input != earlier.input or self.input_digest != earlier.input_digest:
             phrases.append(f"the input was {earlier.input} and is now {self.input}{self._kinds(earlier)}")
+        if self.format != earlier.format:
+            phrases.append(f"the format {_change(earlier.format, self.format, secretive=False)}")
+        return phrases + self.changed_options(earlier)
+
+    def has_input_of(self, earlier: "RunIdentity") -> bool:
+        """Whether the input is certainly that of `earlier`. One that has no digest may be another one."""
+        known = self.input_digest is not None and self.input_digest == earlier.input_digest
+        return known and self.format == earlier.format
+
+    def changed_options(self, earlier: "RunIdentity") -> list[str]:
+        """What has changed beside the input since `earlier`, a phrase for each part."""
+        phrases = []
         mine, theirs = asdict(self), asdict(earlier)
         for name, (noun, secretive) in _PARTS.items():
             before, now = theirs[name], mine[name]
@@ -159,7 +171,6 @@ class RunIdentity:
 
 
 _PARTS = {
-    "format": ("the format", False),
     "field": ("the field of the prompt", False),
     "template_digest": ("the template", True),
     "model": ("the model", False),

@@ -12,8 +12,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, ValuesView
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from itertools import takewhile
 from os import PathLike
@@ -27,13 +26,14 @@ from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.callbacks import GuardedCallback, guarded
 from onellm_async.batch.config import RunConfig, RunInput, RunOptions
+from onellm_async.batch.earlier_sessions import following
 from onellm_async.batch.engine import RunEngine
 from onellm_async.batch.estimate import Capacity, RunEstimate, estimate_run
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.inputs.entry_parser import ALL, ParserOptions, length_of
 from onellm_async.batch.inputs.formats import input_format_named
-from onellm_async.batch.inputs.memory import InMemoryInput, MemoryPrompts, entries_from
+from onellm_async.batch.inputs.memory import InMemoryInput, MemoryPrompts, can_be_read_twice, entries_from
 from onellm_async.batch.inputs.notes import Complaints
 from onellm_async.batch.inputs.sources import InputFile, InputScan, open_source
 from onellm_async.batch.inputs.table import ArrowStream, TableInput, is_table
@@ -249,8 +249,7 @@ def _refuse_file_names(source: object) -> None:
     Raises:
         InvalidRequestError: With the first of them.
     """
-    listed = isinstance(source, AbstractSet | ValuesView) or hasattr(source, "__getitem__")  # may be read twice
-    if not (listed and isinstance(source, Iterable) and length_of(source)):
+    if not (can_be_read_twice(source) and isinstance(source, Iterable) and length_of(source)):
         return
     if all(isinstance(each, str) and _is_file_name(each) for each in source):
         first = truncated_repr(next(iter(source)))
@@ -374,8 +373,11 @@ class _Session:
                 progress=progress, counts=finished.counts, failures=finished.failures, already_complete=True
             )
         cache = await asyncio.to_thread(AnswerCache, config.caches, base_url=config.base_url)
-        journal, sink = await asyncio.to_thread(_open, place, identity, self.source, config)
+        changes = list[str]()
+        journal, sink = await asyncio.to_thread(_open, place, identity, self.source, config, changes.append)
         async with journal:
+            for text in changes:
+                self.callbacks.on_message(text)
             if journal.resumed:
                 self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
             with cache:
@@ -473,7 +475,8 @@ def _finished(place: Path, identity: RunIdentity, config: RunConfig) -> _Finishe
     with JournalReader.open(place) as journal:
         counts, policy = journal.counts(), config.policy
         redo = (counts.in_flight and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
-        same = journal.complete and not journal.running and not identity.differences(journal.identity)
+        same = journal.complete and not journal.running and identity.has_input_of(journal.identity)
+        same = same and not identity.changed_options(journal.identity)
         if redo or not same:
             return None
         sample = journal.latest_sample()
@@ -482,24 +485,28 @@ def _finished(place: Path, identity: RunIdentity, config: RunConfig) -> _Finishe
         return _Finished(counts, dict(journal.failure_causes()), dict(notable or {}))
 
 
-def _open(place: Path, identity: RunIdentity, source: RunInput, config: RunConfig) -> tuple[Journal, Sink | None]:
+def _open(
+    place: Path, identity: RunIdentity, source: RunInput, config: RunConfig, say: Callable[[str], None]
+) -> tuple[Journal, Sink | None]:
     """The journal and the sink. Neither is touched before it is certain that it is ours.
 
     The journal's lock decides between two that start at once, so it comes first: the files of the output belong to
     the process that has it.
     """
     shape, output = config.format_for(source), None if config.output is None else Path(config.output)
-    if output is not None and not place.exists() and not config.force:
+    found = place.exists()  # then the output is that of its run
+    if output is not None and not found and not config.force:
         try:
             demand_free(output)
         except BatchError:
             if not place.exists():  # otherwise it is taken by a run that began just now
                 raise
-    journal = Journal.open(place, identity, force=config.force, settings=config.settings)
+    reconcile = following(source, identity, config, say)
+    journal = Journal.open(place, identity, force=config.force, settings=config.settings, reconcile=reconcile)
     if output is None:
         return journal, None
     try:
-        replace = config.force or journal.resumed
+        replace = config.force or journal.resumed or found
         return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace)
     except BaseException:
         journal.close(discard=not journal.resumed)
@@ -525,22 +532,6 @@ def _end_reason(report: RunReport) -> str:
 # What is left.
 
 
-def earlier_records(config: RunConfig, identity: RunIdentity) -> JournalReader | None:
-    """The journal of earlier sessions of the run; None where there are none. Blocks for the disk.
-
-    Raises:
-        BatchError: If it cannot be read, or is of another run.
-    """
-    place = config.journal_place
-    if config.force or place is None or not place.exists():
-        return None
-    journal = JournalReader.open(place)
-    if differences := identity.differences(journal.identity):
-        journal.close()
-        raise BatchError(f"{place} belongs to another run: {'; '.join(differences)}.")
-    return journal
-
-
 async def _estimate_rest(sender: Sender, source: Prompts, options: RunOptions, config: RunConfig) -> RunEstimate | None:
     """What the rest of a limited run costs and takes, by what its first prompts did."""
     place, end, paths = config.journal_place, config.policy.end, _paths(source)
@@ -556,7 +547,7 @@ async def _estimate_rest(sender: Sender, source: Prompts, options: RunOptions, c
     async with opened:
         with JournalReader.open(place) as journal, AnswerCache(config.caches, base_url=config.base_url) as cache:
             sample = list(takewhile(lambda record: record.index < end, journal.records()))
-            work = WorkList(opened, evolve(config.policy, first=None), journal=journal, cache=cache)
+            work = WorkList(opened, evolve(config.policy, first=None), earlier=journal, cache=cache)
             async for _ in work:
                 pass
     return estimate_run(sample, work.requests, capacity, left=work.left)

@@ -1,16 +1,23 @@
 """What a run would send: the one list from which `plan` and the estimate after a preflight both start."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Protocol
 
 from onellm_async.batch.answer_cache import AnswerCache
 from onellm_async.batch.config import RunPolicy
 from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError
 from onellm_async.batch.inputs.samples import sampled
-from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.seen_keys import SeenKeys
 from onellm_async.chat import ChatRequest
 from onellm_async.fanout import close_iterator
+
+
+class EarlierRecords(Protocol):
+    """What earlier sessions of a run have left."""
+
+    def records(self) -> Iterator[JournalRecord]:
+        """The records, in input order."""
 
 
 class WorkList:
@@ -19,7 +26,7 @@ class WorkList:
     Args:
         source: The entries.
         policy: Which prompts are sent.
-        journal: Outcomes of earlier sessions of the run; None where there are none.
+        earlier: Outcomes of earlier sessions of the run; None where there are none.
         cache: Answers of earlier runs.
         on_bad_line: Called for each line that holds no usable prompt.
 
@@ -36,7 +43,7 @@ class WorkList:
         source: EntrySource,
         policy: RunPolicy,
         *,
-        journal: JournalReader | None = None,
+        earlier: EarlierRecords | None = None,
         cache: AnswerCache | None = None,
         on_bad_line: Callable[[LineError], None] = lambda error: None,
     ) -> None:
@@ -47,7 +54,7 @@ class WorkList:
         self.bad_lines: int = 0
         self._source = sampled(source, policy.samples)
         self._policy = policy
-        self._journal = journal
+        self._earlier = earlier
         self._cache = cache
         self._on_bad_line = on_bad_line
         self._seen = SeenKeys()
@@ -63,7 +70,7 @@ class WorkList:
         Raises:
             BatchError: If the input or the journal cannot be read.
         """
-        records = _Merged(iter(()) if self._journal is None else self._journal.records())
+        records = _Merged(iter(()) if self._earlier is None else self._earlier.records())
         entries, end = aiter(self._source), self._policy.end
         try:
             async for entry in entries:

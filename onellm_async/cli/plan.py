@@ -185,7 +185,7 @@ async def _measured(
     from contextlib import ExitStack
 
     from onellm_async.batch import AnswerCache
-    from onellm_async.batch.run import earlier_records
+    from onellm_async.batch.earlier_sessions import earlier_sessions
     from onellm_async.batch.work_list import WorkList
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 
@@ -200,11 +200,11 @@ async def _measured(
 
     async with source:
         with ExitStack() as stack:
-            journal = earlier_records(config, config.identity(source, source.scan()))
-            if journal is not None:
-                stack.enter_context(journal)
+            earlier = earlier_sessions(source, config.identity(source, source.scan()), config, say)
+            if earlier is not None:
+                stack.enter_context(earlier)
             cache = stack.enter_context(AnswerCache(config.caches, base_url=config.base_url))
-            work = WorkList(source, config.policy, journal=journal, cache=cache, on_bad_line=on_bad_line)
+            work = WorkList(source, config.policy, earlier=earlier, cache=cache, on_bad_line=on_bad_line)
             async for request in work:
                 meter.add(request)
     return work, meter.workload()

@@ -38,7 +38,7 @@ Examples:
 
 Run the same command again to resume after an interrupt or a kill, and with a
 higher --max-cost after a reached cap: OUTPUT.journal keeps the answers, and
-nothing answered is sent twice.
+nothing answered is sent twice. If INPUT has changed, only what is new is sent.
 
 Input: one prompt a line, blank lines are skipped.
   text          the line is the prompt
@@ -122,6 +122,14 @@ class ResumeFlags:
     ] = "retry"
     retry_failed: Annotated[
         bool, Parameter(negative="", show_default=False, help="Retry prompts that failed in an earlier session.")
+    ] = False
+    accept_removed: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Take an input that lost prompts since the last session; their answers leave the output.",
+        ),
     ] = False
 
 
@@ -264,6 +272,7 @@ def options_from(
         "max_tokens_total": spending.max_tokens_total,
         "ambiguous": going_on.ambiguous,
         "retry_failed": going_on.retry_failed,
+        "accept_removed": going_on.accept_removed,
         "stall_after": session.stall_after,
         "max_time": None if session.max_time is None else seconds_from("--max-time", session.max_time),
         "lane": session.lane,

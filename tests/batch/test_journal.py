@@ -283,13 +283,21 @@ def test_symbolic_links_are_not_followed(path: Path, ending: str) -> None:
     assert not target.exists()
 
 
-def test_another_run_is_refused_naming_each_difference(path: Path) -> None:
-    Journal.open(path, IDENTITY).close()
+async def test_another_run_is_refused_naming_each_difference(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.record_intent(intent(0))
     with pytest.raises(BatchError) as caught:
         Journal.open(path, evolve(IDENTITY, max_tokens=200, input_digest="bb"))
     assert "the input has changed; max_tokens was 100 and is now 200" in str(caught.value)
     assert "--force" in str(caught.value)
     assert "another output" in str(caught.value)
+
+
+async def test_a_journal_without_an_answer_or_money_at_risk_binds_no_later_run(path: Path) -> None:
+    async with Journal.open(path, IDENTITY) as journal:
+        await journal.record_outcome(failure(0, possibly_billed=0))
+    async with Journal.open(path, evolve(IDENTITY, max_tokens=200)) as journal:
+        assert (journal.resumed, journal.counts()) == (False, RunCounts())
 
 
 async def test_force_begins_anew(path: Path) -> None:

@@ -45,12 +45,29 @@ async def test_another_question_is_another_run(onellm, at, prompts, backend, tmp
     assert contents(tmp_path / "out.jsonl") == prompts
 
 
+async def test_a_grown_input_is_a_larger_run_and_a_shorter_one_is_refused(onellm, at, prompts, backend, tmp_path):
+    await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
+    backend.asked.clear()
+    (tmp_path / "in.txt").write_text("first\n" + (tmp_path / "in.txt").read_text())
+    run = ("run", "in.txt", "-o", "out.jsonl", *FAST)
+    plan, grown = await onellm(*run, "--estimate", **at), await onellm(*run, **at)
+    for ended in (plan, grown):
+        assert "The input has changed: 1 of 11 prompts is new; 10 keep their answers." in ended.err
+    assert (grown.code, backend.asked, contents(tmp_path / "out.jsonl")) == (0, ["first"], ["first", *prompts])
+
+    (tmp_path / "in.txt").write_text("\n".join(prompts[:6]))
+    shorter = await onellm(*run, **at)
+    assert (shorter.code, backend.asked, len(contents(tmp_path / "out.jsonl"))) == (2, ["first"], 11)
+    assert "in.txt is shorter than in the last session (it had 11 lines and has 6)." in shorter.err
+    assert "--accept-removed" in shorter.err
+
+
 async def test_another_input_is_refused_and_force_begins_anew(onellm, at, prompts, backend, tmp_path):
     await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     (tmp_path / "in.txt").write_text("one\ntwo\n")
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     assert ended.code == 2
-    assert "the input has changed (it had 10 lines and has 2)" in ended.err
+    assert "the input has changed (it had 10 lines and has 2), and lacks 10 of the 10 prompts" in ended.err
 
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", "--force", *FAST, **at)
     assert ended.code == 0, ended.err

@@ -4,7 +4,7 @@ A run that is resumed passes over a million finished entries by position and dig
 and who can read them.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import BinaryIO, Protocol
@@ -134,6 +134,19 @@ class EntrySource(Protocol):
 
     def reserve_custom_id(self, custom_id: str) -> None:
         """Takes note of an id that was used in an entry that was not parsed."""
+
+
+@frozen
+class SecondLook:
+    """All entries of an input, before its own iteration or beside it, which stays where it is.
+
+    Attributes:
+        entries: In the order of the input. Each step may block.
+        reserve_custom_id: Takes note of an id that was used in an entry that is not parsed in this look.
+    """
+
+    entries: Iterator["Entry"]
+    reserve_custom_id: Callable[[str], None]
 
 
 class Entry:

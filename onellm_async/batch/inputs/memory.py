@@ -1,14 +1,15 @@
 """Prompts that are in memory, or come from a program, as the entries of a run."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import TypeAlias
 
 from attrs import evolve
 
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry
+from onellm_async.batch.inputs.entry import Entry, LineError, ParsedEntry, SecondLook
 from onellm_async.batch.inputs.entry_parser import WHOLE, EntryParser, FirstEntries, ParserOptions, SeenIds, length_of
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.notes import InputNotes
@@ -54,7 +55,7 @@ class InMemoryInput:
 
     def __init__(self, prompts: "MemoryPrompts", options: ParserOptions, name: str) -> None:
         self.name: str = name
-        self._prompts: MemoryPrompts = prompts
+        self._given = self._prompts = prompts
         self.options: ParserOptions = options
         self.defaults: RequestDefaults = options.defaults
         self.field: str | None = options.prompt_field
@@ -126,6 +127,16 @@ class InMemoryInput:
             index += 1
         if first is not None:
             first.end()
+
+    def look_through(self) -> SecondLook | None:
+        """Its entries, made once more; None for what can be read only once, such as a generator."""
+        given = self._given
+        if not (isinstance(given, Iterable) and can_be_read_twice(given)):
+            return None
+        again = InMemoryInput((), self.options, self.name)
+        return SecondLook(
+            (again.entry_of(prompt, index) for index, prompt in enumerate(given)), again.reserve_custom_id
+        )
 
     def entry_of(self, prompt: Prompt | NamedPrompt | Mapping[str, object], index: int) -> Entry:
         """The entry of the prompt at `index`."""
@@ -212,6 +223,11 @@ def entries_from(
     """
     options = options or ParserOptions()
     return InMemoryInput(prompts, options if defaults is None else evolve(options, defaults=defaults), name)
+
+
+def can_be_read_twice(prompts: object) -> bool:
+    """Whether prompts are a collection, and no stream that is used up."""
+    return isinstance(prompts, AbstractSet | ValuesView) or hasattr(prompts, "__getitem__")
 
 
 def _plain(value: object) -> JSON:

@@ -3,17 +3,35 @@
 Sample 2 of entry 7 in a run of 5 samples has the position 7 × 5 + 1. The output has the entry's own index again.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from attrs import evolve
 
-from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError, ParsedEntry
+from onellm_async.batch.inputs.entry import Entry, EntrySource, LineError, ParsedEntry, SecondLook
 from onellm_async.fanout import close_iterator
 
 
 def sampled(source: EntrySource, samples: int) -> EntrySource:
     """The entries of `source`, each as often as it is sampled."""
     return source if samples == 1 else _SampledSource(source, samples)
+
+
+def sampled_look(look: SecondLook, samples: int) -> SecondLook:
+    """The same of a second look at an input."""
+    if samples == 1:
+        return look
+    reserved = list[str]()
+
+    def entries() -> Iterator[Entry]:
+        for entry in look.entries:
+            once = _ParsedOnce(entry)
+            for sample in range(1, samples + 1):
+                yield _SampledEntry(once, entry.index * samples + sample - 1, sample)
+            if reserved and not once.is_parsed:
+                look.reserve_custom_id(reserved[-1])
+            reserved.clear()
+
+    return SecondLook(entries(), reserved.append)
 
 
 class _SampledSource:

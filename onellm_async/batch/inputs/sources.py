@@ -21,7 +21,7 @@ from attrs import frozen
 
 from onellm_async.batch.inputs.decoding import decoded_pieces
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError, SecondLook
 from onellm_async.batch.inputs.entry_parser import ALL, WHOLE, EntryParser, ParserOptions, SeenIds
 from onellm_async.batch.inputs.formats import (
     TEXT,
@@ -319,12 +319,35 @@ class InputFile:
                         found.lines = before + shape.count(each)
                         break
         finally:
-            for each, start in zip(self._files, starts, strict=True):
-                os.lseek(each.descriptor, start, os.SEEK_SET)
-            self.notes, self.ids = InputNotes(), SeenIds()  # they know the lines already
+            self._rewind(starts)
         if not strict:
             found.refuse_hopeless()
         return InputScan(found.lines, found.first_error, hasher.hexdigest(), tuple(found.requests))
+
+    def look_through(self) -> SecondLook | None:
+        """Its entries, without consuming the input; None for a pipe or a terminal, which can be read only once.
+
+        Raises:
+            BatchError: While it is iterated over, as in the input's own iteration.
+        """
+        if not all(each.regular for each in self._files):
+            return None
+        return SecondLook(self._looked_through(), self.reserve_custom_id)
+
+    def _looked_through(self) -> Iterator[Entry]:
+        starts = [os.lseek(each.descriptor, 0, os.SEEK_CUR) for each in self._files]
+        try:
+            for entries in self._batches():
+                for entry in entries:
+                    self._refuse_hopeless()
+                    yield entry
+        finally:
+            self._rewind(starts)
+
+    def _rewind(self, starts: Sequence[int]) -> None:
+        for each, start in zip(self._files, starts, strict=True):
+            os.lseek(each.descriptor, start, os.SEEK_SET)
+        self.notes, self.ids = InputNotes(), SeenIds()  # they know the lines already
 
     async def __aiter__(self) -> AsyncIterator[Entry]:
         """The entries in the order of the input; `Entry.item` tells whether one is good.

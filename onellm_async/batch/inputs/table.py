@@ -5,7 +5,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from onellm_async.batch.inputs.defaults import RequestDefaults
-from onellm_async.batch.inputs.entry import Entry, LineError
+from onellm_async.batch.inputs.entry import Entry, LineError, SecondLook
 from onellm_async.batch.inputs.entry_parser import EntryParser, FirstEntries, ParserOptions, SeenIds, length_of
 from onellm_async.batch.inputs.formats import InputFormat, input_format_named
 from onellm_async.batch.inputs.notes import InputNotes
@@ -125,12 +125,9 @@ class TableInput:
         Raises:
             BatchError: Naming the first bad row, or if the table cannot be read.
         """
-        from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # as below
-
-        for entries in split_reader(self, self._reader):
-            for entry in entries:
-                if isinstance(item := entry.item(), LineError):
-                    raise BatchError(str(item), advice="Nothing was sent (strict).")
+        for entry in self.rows():
+            if isinstance(item := entry.item(), LineError):
+                raise BatchError(str(item), advice="Nothing was sent (strict).")
 
     def _refuse_unusable(self) -> None:
         from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # as below
@@ -161,6 +158,20 @@ class TableInput:
         while (entries := await in_daemon_thread(lambda: next(batches, None))) is not None:
             for entry in entries:
                 yield entry
+
+    def look_through(self) -> SecondLook | None:
+        """Its entries, read once more; None for what can be read only once, such as a reader or a relation."""
+        if _is_read_once(self._table):
+            return None
+        again = TableInput(self._table, self.options)
+        return SecondLook(again.rows(), again.reserve_custom_id)
+
+    def rows(self) -> Iterator[Entry]:
+        """Its rows, after which nothing is left to iterate over. Blocks."""
+        from onellm_async.batch.inputs.arrow import split_reader  # noqa: PLC0415  # as below
+
+        for entries in split_reader(self, self._reader):
+            yield from entries
 
     def pieces(self) -> Iterator[bytes]:
         """Nothing: a table has no bytes."""

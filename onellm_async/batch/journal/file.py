@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -219,6 +219,7 @@ class JournalState:
         samples: Points of its time series.
         sample_interval: Seconds between two of them.
         last_command: Number of the last command to earlier sessions, which this one ignores.
+        last_entry: Index of the last entry with a record; -1 without one.
     """
 
     identity: RunIdentity
@@ -229,10 +230,29 @@ class JournalState:
     samples: int
     sample_interval: float
     last_command: int
+    last_entry: int
 
 
-def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force: bool, settings: JSON) -> JournalState:
+Reconcile = Callable[[sqlite3.Connection, RunIdentity], None]
+"""Has the records follow an input that may have changed since the journal of that identity was written."""
+
+
+class _NothingAtStakeError(Exception):
+    """Inside this file only: a journal without an answer and without money at risk."""
+
+
+def open_journal(
+    path: Path,
+    lock: JournalLock,
+    identity: RunIdentity,
+    *,
+    force: bool,
+    settings: JSON,
+    reconcile: Reconcile | None = None,
+) -> JournalState:
     """Creates a journal, or checks the existing one, and begins a session.
+
+    One that holds neither answers nor money at risk binds to nothing: it is replaced where it is of another run.
 
     Args:
         path: Of the journal.
@@ -240,9 +260,10 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
         identity: Of the run.
         force: Start over and discard an existing journal.
         settings: Of this session.
+        reconcile: Takes a changed input; without it, a journal of another input is of another run.
 
     Raises:
-        BatchError: If it is not one, or of another run, or damaged.
+        BatchError: If it is not one, or of another run, or damaged; and what `reconcile` raises.
         OSError: If the system cannot open or write it.
         sqlite3.Error: If SQLite cannot.
     """
@@ -257,7 +278,9 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
         begin = "INSERT INTO run (id, identity, started_at) VALUES (1, ?, ?)"
         create(path, ((begin, (dump_json(identity.as_json()).decode(), time.time())),))
     try:
-        return _begin(path, lock, identity, text, resumed=resumed, logged=logged)
+        return _begin(path, lock, identity, text, resumed=resumed, logged=logged, reconcile=reconcile)
+    except _NothingAtStakeError:
+        return open_journal(path, lock, identity, force=True, settings=settings)
     except BaseException:
         if not resumed:
             with suppress(OSError):
@@ -266,15 +289,25 @@ def open_journal(path: Path, lock: JournalLock, identity: RunIdentity, *, force:
 
 
 def _begin(
-    path: Path, lock: JournalLock, identity: RunIdentity, settings: str, *, resumed: bool, logged: bool
+    path: Path,
+    lock: JournalLock,
+    identity: RunIdentity,
+    settings: str,
+    *,
+    resumed: bool,
+    logged: bool,
+    reconcile: Reconcile | None,
 ) -> JournalState:
     with closing(connect(path)) as connection:
         migrate(connection, str(path))
         earlier = read_identity(connection, path)
         if resumed:
             _check_whole(connection, path, lock, logged=logged)
-            _check_same(path, earlier, identity)
+            _check_same(connection, path, earlier, identity, follows=reconcile is not None)
         make_durable(connection)
+        if resumed and reconcile is not None and not identity.has_input_of(earlier):
+            reconcile(connection, earlier)
+            earlier = identity
         session = connection.execute(
             "INSERT INTO sessions (started_at, version, settings) VALUES (?, ?, ?)", (time.time(), _version(), settings)
         ).lastrowid
@@ -282,11 +315,18 @@ def _begin(
         started_at, interval = connection.execute("SELECT started_at, sample_interval FROM run").fetchone()
         (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
         (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
+        (last_entry,) = connection.execute("SELECT coalesce(max(entry), -1) FROM intents").fetchone()
         ledger = read_ledger(connection)
         # The main file then shows that the session has not ended, even without its log.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(ledger.writes)
-    return JournalState(earlier, resumed, started_at, session or 0, ledger, samples, interval, last_command)
+    return JournalState(earlier, resumed, started_at, session or 0, ledger, samples, interval, last_command, last_entry)
+
+
+def write_identity(connection: sqlite3.Connection, identity: RunIdentity) -> None:
+    """Makes `identity` that of a journal. Bad lines belong to the input before, and are forgotten."""
+    connection.execute("UPDATE run SET identity = ?", (dump_json(identity.as_json()).decode(),))
+    connection.execute("DELETE FROM bad_lines")
 
 
 def read_identity(connection: sqlite3.Connection, path: Path) -> RunIdentity:
@@ -349,8 +389,12 @@ def _check_whole(connection: sqlite3.Connection, path: Path, lock: JournalLock, 
             raise damaged(path, verdict)
 
 
-def _check_same(path: Path, earlier: RunIdentity, identity: RunIdentity) -> None:
-    if differences := identity.differences(earlier):
+def _check_same(
+    connection: sqlite3.Connection, path: Path, earlier: RunIdentity, identity: RunIdentity, *, follows: bool
+) -> None:
+    if differences := identity.changed_options(earlier) if follows else identity.differences(earlier):
+        if not read_ledger(connection).counts.holds_value:
+            raise _NothingAtStakeError
         raise BatchError(
             f"{path} belongs to another run: {'; '.join(differences)}.",
             advice="Give the same input and options to resume that run. Or use another output, or --force to discard "

@@ -17,7 +17,7 @@ from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.commands import Command
 from onellm_async.batch.journal.disk_reserve import DiskReserve
 from onellm_async.batch.journal.downsampling import Downsampler
-from onellm_async.batch.journal.file import JournalState, connect, open_journal, translate_errors
+from onellm_async.batch.journal.file import JournalState, Reconcile, connect, open_journal, translate_errors
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.reader import failure_causes, records_between
 from onellm_async.batch.journal.record import JournalRecord, RunCounts, Step, bind_text
@@ -39,6 +39,7 @@ class Journal:
         identity: Of the run.
         resumed: Whether it was there before.
         started_at: When the run first began, in Unix seconds.
+        last_entry: Index of the last entry that earlier sessions have a record of; -1 without one.
 
     Example:
         .. code-block:: python
@@ -54,6 +55,7 @@ class Journal:
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
+        self.last_entry: int = opened.last_entry
         self._session = opened.session
         self._downsampler = Downsampler(opened.sample_interval, opened.samples)
         self._last_command = opened.last_command
@@ -70,6 +72,7 @@ class Journal:
         *,
         force: bool = False,
         settings: JSON = None,
+        reconcile: Reconcile | None = None,
     ) -> "Journal":
         """Creates a journal, or resumes the existing one. Blocks for the disk.
 
@@ -78,6 +81,7 @@ class Journal:
             identity: Of the run.
             force: Start over and discard an existing journal.
             settings: Limits and the like of this session, for the report. It is kept in the clear.
+            reconcile: Takes an input that has changed; without it, another input is another run.
 
         Raises:
             BatchError: If it belongs to another run, another process uses it, it is not a journal, was written by a
@@ -89,7 +93,7 @@ class Journal:
             try:
                 reserve = DiskReserve(where)
                 try:
-                    opened = open_journal(where, lock, identity, force=force, settings=settings)
+                    opened = open_journal(where, lock, identity, force=force, settings=settings, reconcile=reconcile)
                 except BaseException:
                     reserve.release()
                     raise

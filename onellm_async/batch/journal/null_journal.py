@@ -14,6 +14,7 @@ class NullJournal:
     """Stands in for a journal. It counts, and keeps the records of what is in flight alone."""
 
     resumed: bool = False
+    last_entry: int = -1
 
     def __init__(self) -> None:
         self._completed = RunningCounts()
@@ -83,6 +84,10 @@ class RunJournal(Protocol):
     @property
     def resumed(self) -> bool:
         """Whether it existed before."""
+
+    @property
+    def last_entry(self) -> int:
+        """Index of the last entry that earlier sessions have a record of; -1 without one."""
 
     async def record_intent(self, record: JournalRecord) -> None:
         """Returns when it is durable that a request is about to be sent."""

@@ -42,7 +42,7 @@ _PIECE = 2000
 """Records read at once: a reader that stays in one place keeps the log of a running writer from being emptied."""
 _BETWEEN = select_records("WHERE i.entry BETWEEN ? AND ? ORDER BY i.entry")
 _FROM = select_records("WHERE i.entry >= ? ORDER BY i.entry LIMIT ?")
-_CAUSES = """SELECT result, count(*) FROM outcomes WHERE state = 3
+_CAUSES = """SELECT result, count(*) FROM outcomes WHERE state = 3 AND entry >= 0
     GROUP BY failure_cause(result) ORDER BY 2 DESC LIMIT 1000"""
 
 
@@ -52,8 +52,8 @@ def records_between(connection: sqlite3.Connection, first: int, last: int) -> li
 
 
 def every_record(connection: sqlite3.Connection) -> Iterator[JournalRecord]:
-    """All records in the order of the input, a piece at a time."""
-    first = -(2**63)
+    """All records of the input in its order, a piece at a time."""
+    first = 0
     while found := records_from(connection.execute(_FROM, (first, _PIECE)).fetchall()):
         yield from found
         first = found[-1].index + 1
@@ -274,11 +274,11 @@ class JournalReader:
 
     def slowest(self, number: int) -> list[JournalRecord]:
         """The answers whose last attempts took longest, the slowest first."""
-        return self._records(f"WHERE {_TIMED} ORDER BY o.latency DESC, o.entry LIMIT ?", number)
+        return self._records(f"WHERE {_TIMED} AND o.entry >= 0 ORDER BY o.latency DESC, o.entry LIMIT ?", number)
 
     def failed(self, number: int) -> list[JournalRecord]:
         """The first failures in the order of the input."""
-        return self._records("WHERE o.state = 3 ORDER BY o.entry LIMIT ?", number)
+        return self._records("WHERE o.state = 3 AND o.entry >= 0 ORDER BY o.entry LIMIT ?", number)
 
     def failure_causes(self) -> list[tuple[str, int]]:
         """Causes of failures and their numbers, the most frequent cause first."""
@@ -287,7 +287,7 @@ class JournalReader:
 
     def possibly_billed(self, number: int) -> list[JournalRecord]:
         """The first entries that were sent and have no outcome."""
-        return self._records("WHERE o.entry IS NULL ORDER BY i.entry LIMIT ?", number)
+        return self._records("WHERE o.entry IS NULL AND i.entry >= 0 ORDER BY i.entry LIMIT ?", number)
 
     def retried(self) -> int:
         """Attempts beyond the first of each entry."""
@@ -305,8 +305,14 @@ class JournalReader:
         met = progress.get("bad_lines") if isinstance(progress, dict) else None
         return max(kept, met if isinstance(met, int) else 0)
 
+    def scratch(self) -> sqlite3.Connection:
+        """Its connection, from now on open for temporary tables beside it; nothing else may be written."""
+        with translate_errors(self.path):
+            self._connection.execute("PRAGMA query_only = 0")
+        return self._connection
+
     def records(self) -> Iterator[JournalRecord]:
-        """All records in the order of the input, a piece at a time."""
+        """All records of the input in its order, a piece at a time."""
         with translate_errors(self.path):
             yield from every_record(self._connection)
 

@@ -4,7 +4,9 @@
 of a run (`RunCounts`) and everything that shows these totals are derived from its fields. To add a counter, add a field
 with a total, and raise the version in `schema.py`.
 
-A journal is a map from entries to records. Three steps change a record, and `after_step` has their rules::
+A journal is a map from entries to records. A record below 0 is *set aside*: its entry is gone from the input, but what
+it cost is not. It counts in the totals of money alone, and gets its place back when the same request comes again. Three
+steps change a record, and `after_step` has their rules::
 
     record_intent    →  in flight; an answered entry refuses it, as its answer is paid for
     record_outcome   →  answered or failed; an answer stays, a failure gives way to a later outcome
@@ -204,7 +206,7 @@ class JournalRecord:
     """What the journal has of one entry.
 
     Attributes:
-        index: Its position among the entries of the input.
+        index: Its position among the entries of the input; below 0 where the input has it no more.
         line: Its line number, from 1.
         line_digest: 64 signed bits of the digest of the line.
         request_digest: Of what is sent, for deduplication.
@@ -249,7 +251,10 @@ class JournalRecord:
         metadata=column(
             BOTH,
             "INTEGER NOT NULL",
-            Total("possibly_billed", lambda record: record.possibly_billed - (record.state is RecordState.IN_FLIGHT)),
+            Total(
+                "possibly_billed",
+                lambda record: record.possibly_billed - (record.state is RecordState.IN_FLIGHT and record.index >= 0),
+            ),
         ),
     )
     state: RecordState = field(
@@ -257,9 +262,9 @@ class JournalRecord:
         metadata=column(
             OUTCOMES,
             "INTEGER NOT NULL",
-            Total("answered", lambda record: 1, state=RecordState.ANSWERED),
-            Total("failed", lambda record: 1, state=RecordState.FAILED),
-            Total("in_flight", lambda record: 1, state=RecordState.IN_FLIGHT),
+            Total("answered", lambda record: record.index >= 0, state=RecordState.ANSWERED),
+            Total("failed", lambda record: record.index >= 0, state=RecordState.FAILED),
+            Total("in_flight", lambda record: record.index >= 0, state=RecordState.IN_FLIGHT),
             missing="1",
             bind=int,
         ),
@@ -409,6 +414,11 @@ class RunCounts:
         """Entries with an outcome."""
         return self.answered + self.failed
 
+    @property
+    def holds_value(self) -> bool:
+        """Whether anything was answered, spent or put at risk, so that the journal must not be replaced."""
+        return bool(self.answered or self.in_flight or self.possibly_billed or self.cost or self.at_risk)
+
     def replacing(self, before: JournalRecord | None, after: JournalRecord | None) -> "RunCounts":
         """The totals when `after` takes the place of `before`; None stands for no record.
 
@@ -521,6 +531,7 @@ def create_tables() -> str:
     )
     made += [
         "CREATE INDEX failures ON outcomes (entry) WHERE state = 3;",
+        "CREATE INDEX copies ON outcomes (copy_of) WHERE copy_of IS NOT NULL;",
         # writes: steps ever written, which tells a journal from an older state of itself.
         f"CREATE TABLE totals (id INTEGER PRIMARY KEY CHECK (id = 1), {totals}, writes INTEGER NOT NULL DEFAULT 0);",
         "INSERT INTO totals (id) VALUES (1);",

@@ -5,10 +5,11 @@ writer updates the totals in the transaction of the records, so no reader has to
 """
 
 import sqlite3
+from collections.abc import Callable
 
-from attrs import frozen
+from attrs import astuple, frozen
 
-from onellm_async.batch.journal.record import BOTH, COUNTS, RunCounts, create_tables, table_names
+from onellm_async.batch.journal.record import BOTH, COUNTS, MAX_STORED, RunCounts, create_tables, table_names
 from onellm_async.errors import BatchError
 
 APPLICATION_ID = 0x4F6E4A6C
@@ -70,6 +71,14 @@ def read_ledger(connection: sqlite3.Connection) -> Ledger:
     """
     *counts, writes = connection.execute(f"SELECT {', '.join(COUNTS)}, writes FROM totals").fetchone()  # noqa: S608
     return Ledger(RunCounts(*counts), writes)
+
+
+_SET_TOTALS = f"UPDATE totals SET {', '.join(f'{name} = ?' for name in (*COUNTS, 'writes'))}"  # noqa: S608
+
+
+def write_ledger(execute: Callable[..., object], ledger: Ledger) -> None:
+    """Writes the ledger of a journal. A total beyond the integers of SQLite stays at the largest of them."""
+    execute(_SET_TOTALS, (*(min(count, MAX_STORED) for count in astuple(ledger.counts)), ledger.writes))
 
 
 def create_schema(connection: sqlite3.Connection) -> None:

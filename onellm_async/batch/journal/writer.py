@@ -19,14 +19,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from attrs import astuple, field, frozen
+from attrs import field, frozen
 
 from onellm_async.batch.journal.disk_reserve import DiskReserve, lacks_space
 from onellm_async.batch.journal.file import connect, make_durable, remove, to_batch_error
 from onellm_async.batch.journal.lock import JournalLock
 from onellm_async.batch.journal.record import (
-    COUNTS,
-    MAX_STORED,
     JournalRecord,
     Step,
     Table,
@@ -41,7 +39,7 @@ from onellm_async.batch.journal.record import (
     select_records,
     table_names,
 )
-from onellm_async.batch.journal.schema import Ledger
+from onellm_async.batch.journal.schema import Ledger, write_ledger
 from onellm_async.errors import BatchError
 
 _MAX_ROWS = 256
@@ -77,7 +75,6 @@ _INSERT_INTENTS, _INSERT_OUTCOMES = _inserts("intents"), _inserts("outcomes")
 _DELETE_INTENTS = _with_entries("DELETE FROM intents WHERE entry")
 _DELETE_OUTCOMES = _with_entries("DELETE FROM outcomes WHERE entry")
 _SELECT = _with_entries(select_records("WHERE i.entry", results=False))
-_SET_TOTALS = f"UPDATE totals SET {', '.join(f'{name} = ?' for name in (*COUNTS, 'writes'))}"  # noqa: S608
 
 Change: TypeAlias = tuple[Step, int, JournalRecord | None]
 """What happens, to which entry, and the record that comes with it."""
@@ -206,7 +203,7 @@ class JournalWriter:
         execute("BEGIN IMMEDIATE")
         try:
             write(transaction, changes, statements)
-            transaction.write_totals()
+            write_ledger(execute, transaction.ledger)
             execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -331,11 +328,6 @@ class _Transaction:
     def _execute_many(self, statements: dict[int, str], values: Sequence[object], width: int) -> None:
         for statement, piece in _in_pieces(values, width, statements):
             self.execute(statement, piece)
-
-    def write_totals(self) -> None:
-        """Writes the totals. One beyond the integers of SQLite stays at the largest of them."""
-        counts = astuple(self.ledger.counts)
-        self.execute(_SET_TOTALS, (*(min(count, MAX_STORED) for count in counts), self.ledger.writes))
 
 
 def _write_together(transaction: _Transaction, changes: Sequence[Change], statements: Sequence[Statement]) -> None:

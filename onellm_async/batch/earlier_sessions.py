@@ -1,0 +1,174 @@
+"""How a run meets the journal of its earlier sessions, if its input has changed meanwhile.
+
+Which record belongs to which entry is the subject of `onellm_async.batch.journal.changed_input`. Here is what is said
+of it, and when it is refused: an input that lost prompts replaces no output unless the user insists.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self
+
+from onellm_async.batch.config import RunConfig, RunInput
+from onellm_async.batch.identity import RunIdentity
+from onellm_async.batch.inputs.samples import sampled_look
+from onellm_async.batch.journal.changed_input import ChangedInput, InputChanges
+from onellm_async.batch.journal.file import Reconcile, write_identity
+from onellm_async.batch.journal.reader import JournalReader
+from onellm_async.batch.journal.record import JournalRecord
+from onellm_async.errors import BatchError
+
+_INSIST = "If this is meant, add --accept-removed: their answers leave the output and stay in the journal."
+
+
+def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: Callable[[str], None]) -> Reconcile:
+    """Has the records of a journal follow an input that has changed, in one transaction.
+
+    What can be read only once, such as a pipe, is compared while it is read.
+
+    Args:
+        source: The input.
+        identity: Of the run now.
+        config: Of the run.
+        say: Called with what has changed, in a sentence.
+    """
+
+    def reconcile(connection: sqlite3.Connection, earlier: RunIdentity) -> None:
+        changed = _matched(connection, source, config)
+        if changed is not None:
+            changes = changed.match(before=earlier.answers)
+            check_removed(changes, source.name, config)
+            if changes.changed:
+                say(changes_text(changes))
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            if changed is not None:
+                changed.apply()
+            write_identity(connection, identity)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+    return reconcile
+
+
+def _matched(connection: sqlite3.Connection, source: RunInput, config: RunConfig) -> ChangedInput | None:
+    look = source.look_through()
+    if look is None:
+        return None
+    look = sampled_look(look, config.policy.samples)
+    changed = ChangedInput(connection, config.policy.deduplicates)
+    changed.stage(look.entries, look.reserve_custom_id)
+    return changed
+
+
+def check_removed(changes: InputChanges, source: str, config: RunConfig) -> None:
+    """Refuses an input that lost prompts, or is another one altogether, unless the user insists.
+
+    Raises:
+        BatchError: With what is missing, and how to insist.
+    """
+    if config.accept_removed or not (changes.kept or changes.gone):
+        return
+    before, now = changes.before // config.policy.samples, changes.entries // config.policy.samples
+    if changes.gone > changes.kept:
+        raise BatchError(
+            f"{config.journal_place} belongs to another run: the input has changed (it had {before:,} lines and "
+            f"has {now:,}), and lacks {changes.gone:,} of the {changes.gone + changes.kept:,} prompts "
+            "that were answered.",
+            advice="Give the same input to resume that run. Or use another output, or --force to discard its answers. "
+            + _INSIST,
+        )
+    if changes.entries < changes.before:
+        raise BatchError(
+            f"{source} is shorter than in the last session (it had {before:,} lines and has "
+            f"{now:,}). Nothing was sent, and the output was not touched.",
+            advice=f"If lines were lost, restore them and run the same command again. {_INSIST}",
+        )
+
+
+def changes_text(changes: InputChanges) -> str:
+    """What has changed, in a sentence with counts."""
+    new, kept, gone = changes.new, changes.kept, changes.gone
+    are = "is new" if new == 1 else "are new"
+    if not changes.complete:
+        are += " or was not sent yet" if new == 1 else " or were not sent yet"
+    text = (
+        f"The input has changed: {new:,} of {changes.entries:,} prompts {are}; "
+        f"{kept:,} {'keeps its answer' if kept == 1 else 'keep their answers'}."
+    )
+    if gone == 1:
+        text += " 1 answer leaves the output and stays in the journal, as its prompt is gone."
+    elif gone:
+        text += f" {gone:,} answers leave the output and stay in the journal, as their prompts are gone."
+    return text
+
+
+class EarlierSessions:
+    """The records that a run would find, matched with its input as it is now. Nothing is changed.
+
+    Made by `earlier_sessions`; use it in one thread.
+    """
+
+    def __init__(self, journal: JournalReader, changed: ChangedInput | None) -> None:
+        self._journal = journal
+        self._changed = changed
+
+    def records(self) -> Iterator[JournalRecord]:
+        """The records in the order of the input."""
+        return self._journal.records() if self._changed is None else self._changed.records()
+
+    def close(self) -> None:
+        """Closes the journal."""
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def earlier_sessions(
+    source: RunInput, identity: RunIdentity, config: RunConfig, say: Callable[[str], None]
+) -> EarlierSessions | None:
+    """What earlier sessions of a run have left; None where there are none. Blocks for the disk.
+
+    Args:
+        source: The input; it is not consumed.
+        identity: Of the run now.
+        config: Of the run.
+        say: Called with what has changed, in a sentence.
+
+    Raises:
+        BatchError: If the journal cannot be read, is of another run, or the input lost prompts.
+    """
+    place = config.journal_place
+    if config.force or place is None or not place.exists():
+        return None
+    journal = JournalReader.open(place)
+    try:
+        if differences := identity.changed_options(journal.identity):
+            _check_stakes(journal, differences)
+            journal.close()
+            return None
+        changed = None
+        if not identity.has_input_of(journal.identity):
+            changed = _matched(journal.scratch(), source, config)
+            if changed is not None:
+                changes = changed.match(before=journal.identity.answers)
+                check_removed(changes, source.name, config)
+                if changes.changed:
+                    say(changes_text(changes))
+    except BaseException:
+        journal.close()
+        raise
+    return EarlierSessions(journal, changed)
+
+
+def _check_stakes(journal: JournalReader, differences: list[str]) -> None:
+    if journal.counts().holds_value:
+        raise BatchError(f"{journal.path} belongs to another run: {'; '.join(differences)}.")
