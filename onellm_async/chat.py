@@ -325,6 +325,11 @@ def build_request(prompt: Prompt, model: str | None, options: RequestOptions) ->
         return prompt
     if model is None:
         raise InvalidRequestError("model is missing; every prompt that is not a ChatRequest needs one.")
+    if isinstance(prompt, str) and not prompt.strip() and not options.get("extra"):
+        raise InvalidRequestError(
+            f"The prompt is empty ({truncated_repr(prompt)}), and its answer would be paid for.",
+            advice="Leave it out. ChatRequest(model, prompt) is sent as it is, whatever its text.",
+        )
     if not options:
         return ChatRequest(model, prompt)
     unknown = options.keys() - RequestOptions.__annotations__.keys()
@@ -350,7 +355,7 @@ _OPTIONS_OF_RUN = frozenset(
     {
         *("fallback_model", "field", "template", "id_field", "keep", "input_format", "output_format", "strict"),
         *("limit", "journal", "force", "max_cost", "max_tokens_total", "ambiguous", "retry_failed", "deduplicate"),
-        *("cache", "max_failure_share", "stall_after", "on_bad_line", "on_message"),
+        *("accept_removed", "cache", "max_failure_share", "stall_after", "on_bad_line", "on_message"),
     }
 )
 """What only `AsyncOneLLM.run` has; as a request field the service would ignore it, a cost cap included."""

@@ -476,8 +476,8 @@ class AsyncOneLLM:
         checked_text = False
         for index, prompt in enumerate(listed):
             if type(prompt) is str:
-                if checked_text:
-                    continue  # strings only differ in a text, and every text is valid
+                if checked_text and prompt and not prompt.isspace():
+                    continue  # strings only differ in a text, and every other text is valid
                 checked_text = True
             _check_prompt(index, prompt, model, options)
         outcomes: list[ChatOutcome[Parsed] | None] = [None] * len(listed)
@@ -631,7 +631,7 @@ class AsyncOneLLM:
             check_corrections(corrections)
             schema_for(response_model)
         if model is not None:
-            encode_request(build_request("", model, options), self._dialect, self._endpoints)
+            encode_request(build_request("any", model, options), self._dialect, self._endpoints)
 
     def _asker(
         self,

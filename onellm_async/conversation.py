@@ -119,7 +119,7 @@ class Conversation:
         if lane not in LANES:
             raise _check.error("lane", lane, f"it must be one of {', '.join(LANES)}")
         _check_deadline(deadline)
-        build_request("", model, options)
+        build_request("any", model, options)
         self._client = client
         self._model: str = model
         self._max_messages = max_messages
@@ -283,7 +283,7 @@ class Conversation:
 
                 conversation = Conversation.from_dict(client, saved, system="You are a strict tutor.")
         """
-        build_request("", "unset" if model is None else model, options)
+        build_request("any", "unset" if model is None else model, options)
         read = serialization.from_dict(_Saved, saved, name="conversation", error=ConfigurationError)
         try:
             conversation = cls(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onellm_async import AsyncOneLLM
 from onellm_async.batch.config import RunOptions
 from onellm_async.chat import (
     ChatOutcome,
@@ -21,6 +22,7 @@ from onellm_async.chat import (
     finish_kind,
 )
 from onellm_async.errors import AuthenticationError, InvalidRequestError, OneLLMError
+from onellm_async.testing import FakeTransport
 from onellm_async.validation import truncated_repr
 
 FULL = ChatRequest(
@@ -171,6 +173,21 @@ def test_a_string_stands_for_one_user_message() -> None:
 
 def test_an_empty_text_is_a_text() -> None:
     assert ChatRequest("GPT-5", "").messages[0].content == ""
+
+
+@pytest.mark.parametrize("prompt", ["", " \n"])
+async def test_an_empty_prompt_is_refused_unsent(prompt: str) -> None:
+    service = FakeTransport("Hello")
+    async with AsyncOneLLM(transport=service) as client:
+        with pytest.raises(InvalidRequestError, match="The prompt is empty"):
+            await client.chat(prompt, model="GPT-5")
+        with pytest.raises(InvalidRequestError, match="Prompt 1: The prompt is empty"):
+            await client.gather_chats(["a", prompt], model="GPT-5")
+        assert not service.requests
+        outcomes = [outcome async for outcome in client.iter_chats(iter(["a", prompt]), model="GPT-5")]
+        assert {outcome.index: type(outcome.error) for outcome in outcomes} == {0: type(None), 1: InvalidRequestError}
+        assert (await client.chat("", model="GPT-5", extra={"messages": [{"role": "tool"}]})).content == "Hello"
+    assert len(service.requests) == 2
 
 
 @pytest.mark.parametrize("value", [FULL, FULL.messages[0], Usage(1), ChatResponse("x"), ChatOutcome(0, "x")])
