@@ -101,7 +101,7 @@ class AdaptiveRate:
         probe_every: Maximum number of requests in a cruise, 1 or more. A limit that rises is noticed after so many
             requests at the latest, and costs one 429 for each.
         is_shared: Whether several clients share this control through a board. It then does not know what is in flight,
-            and a 429 arrives with the next visit, so it discovers a line alone.
+            and ages arrive in place of times, so it discovers a line alone.
 
     Attributes:
         max_in_flight: Requests that may be in flight at once, as far as a limit of concurrency is known; else infinite.
@@ -116,6 +116,8 @@ class AdaptiveRate:
     way."""
     SHARED_SIZE = 200
     """Accepted requests that a shared control remembers."""
+    SHARED_LATENESS = 0.05
+    """Seconds in which a board leaves a token to a participant that has not come yet."""
     LONG_SILENCE = 4.0
     """A silence is unexplained if it is longer than so many requests at the rate."""
     SURE_SAMPLES = 4
@@ -143,6 +145,7 @@ class AdaptiveRate:
         self._evidence = (
             Evidence(now, probe_every, state, self.SHARED_SIZE) if is_shared else Evidence(now, probe_every, state)
         )
+        self._evidence.lateness = self.SHARED_LATENESS if is_shared else 0.0
         self._unconfirmed = self.START_UNCONFIRMED
         self._growth = 1
         self._confirmed_from = 0
@@ -257,6 +260,8 @@ class AdaptiveRate:
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         evidence, phase = self._evidence, self._phase
+        if self._is_shared:
+            sent_at = evidence.log.nearest(sent_at)  # it is told as an age, so never to the digit
         before = evidence.slots.refused(sent_at)
         evidence.log.remove(sent_at)
         evidence.line.observe_round_trip(now - sent_at)
@@ -323,7 +328,8 @@ class AdaptiveRate:
             retry_after: Seconds that the service asked to wait.
         """
         evidence = self._evidence
-        if self._is_shared:
+        if self._is_shared:  # what the others have in flight still arrives: let the service's bucket have some for it
+            self._earliest = now + evidence.ack
             return self._add_sample(phase, sent_at, now, retry_after)
         if isinstance(phase, Silence):
             if phase.knocked_at == sent_at:

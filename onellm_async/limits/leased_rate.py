@@ -188,7 +188,8 @@ class LeasedRate:
     @property
     def has_reports(self) -> bool:
         """Whether something has to be reported at once."""
-        return self.is_redeclared or bool(self._rate_limited)
+        hurry = self.grant is not None and self.grant.answers_at_once and bool(self._answered)
+        return self.is_redeclared or bool(self._rate_limited) or hurry
 
     def demand(self, waiting: Sequence[int], ages: Sequence[float], tokens: Sequence[float], now: float) -> Demand:
         """The report of a visit at `now`. Clears nothing: the visit may fail.

@@ -137,7 +137,7 @@ class Startup(Phase):
 
 
 class SharedStartup(Startup):
-    """The startup of a control that several clients share: 429s come with their next visit, so the pace is lower."""
+    """The startup of a control that several clients share: 429s come through the board, so the pace is lower."""
 
     START_PACE = UNANSWERED_PACE = 8.0
     """Requests per second before the first answer."""
@@ -147,6 +147,12 @@ class SharedStartup(Startup):
     """Minimum number of requests in flight, once the first answer shows the round trip."""
 
     __slots__ = ()
+
+    def take(self, now: float, evidence: Evidence) -> Phase:
+        due = self._last + 1 / self._pace
+        super().take(now, evidence)
+        self._last = max(min(now, due), now - evidence.lateness)
+        return self
 
     def answered(self, sent_at: float, now: float, evidence: Evidence) -> None:
         """Raises the pace: each answer adds to the requests in flight."""
@@ -257,6 +263,8 @@ class Probe(Cruise):
 
     MAX_IN_FLIGHT = 2.0
     """Requests in flight when the 429 of a probe arrives, at most. It bounds the pace of a probe."""
+    MAX_UNBOUNDED_PACE = 4
+    """Maximum pace of a probe before an upper bound is known, as a multiple of the rate that is certain by then."""
     MAX_RESTORED_PACE = 4
     """Maximum pace of the early probe, as a multiple of the prior."""
 
@@ -281,10 +289,12 @@ class Probe(Cruise):
         max_pace = self.MAX_IN_FLIGHT / line.jitter
         if line.bounds.known:
             max_pace = max(max_pace, 1.02 * line.bounds.high + 0.25 / max(line.round_trip, 0.005))
+        else:  # otherwise a faster service than that would never be found
+            max_pace = max(max_pace, min(evidence.peak, self.MAX_UNBOUNDED_PACE * line.certain_rate(now)))
         if self._prior is not None:
             max_pace = self.MAX_RESTORED_PACE * bucket.rate
         pace = max(pacer.rate, min(pacer.rate * (1 + evidence.line.gain), max_pace))
-        pacer.retune(now, rate=pace)
+        pacer.retune(now, rate=pace, capacity=1 + evidence.lateness * pace)
         if self._prior is None and evidence.line.limit_rose(pace, now):
             bucket.retune(now, rate=pace)
         return self

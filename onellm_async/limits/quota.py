@@ -128,6 +128,7 @@ class Grant:
         participants: Clients on the board, the visitor included.
         share: Of the requests granted in the last minute, those of the visitor; None when there were none.
         wants_answers: Whether the board learns from answers now, so that they have to be reported.
+        answers_at_once: Whether they are to be reported at once, because nothing is known of the rate yet.
         retry_in: Seconds until the service accepts requests again, as it said by Retry-After; None when it did not.
         charged_tokens: Tokens that were taken from the board for these permits.
         tokens_level: Tokens that could be used at once; None without a limit.
@@ -150,6 +151,7 @@ class Grant:
     tokens_level: float | None = None
     low: float = 0.0
     high: float | None = None
+    answers_at_once: bool = False
 
 
 class QuotaMember(Protocol):

@@ -48,6 +48,12 @@ class SendLog:
         del times[index]
         return True
 
+    def nearest(self, at: float) -> float:
+        """The logged time that is nearest to `at`; `at` itself if there is none."""
+        times = self.times
+        index = bisect_right(times, at)
+        return min(times[max(0, index - 1) : index + 1], key=lambda time: abs(time - at), default=at)
+
     def accepted_until(self, at: float) -> int:
         """Number of accepted requests that were sent until `at`, those sent then included."""
         return self.dropped + bisect_right(self.times, at)

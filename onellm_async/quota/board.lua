@@ -402,11 +402,8 @@ local function ahead_of(lane, punctual)
   return ahead, mine, wanted
 end
 
-local function next_visit()
-  local punctual, best_ahead, best_wait = {}, nil, nil
-  for _, row in ipairs(others) do
-    if row[DUE] >= now - GRACE then punctual[#punctual + 1] = row end
-  end
+local function turn(punctual)
+  local best_ahead, best_wait
   local interactive_waits = me[WAITING] > 0 or waits(others, WAITING)
   local paced = not interactive_waits and me[WAITING + 1] == 0 and not waits(others, WAITING + 1)
   for lane = 0, 2 do
@@ -417,6 +414,22 @@ local function next_visit()
     end
   end
   return best_ahead, max(best_wait, MIN_WAIT)
+end
+
+local function next_visit()
+  local punctual = {}
+  for _, row in ipairs(others) do
+    if row[DUE] >= now - GRACE then punctual[#punctual + 1] = row end
+  end
+  while true do
+    local before, wait = turn(punctual)
+    local present = {}
+    for _, row in ipairs(punctual) do
+      if row[DUE] <= now + wait + GRACE then present[#present + 1] = row end
+    end
+    if #present == #punctual then return before, wait end
+    punctual = present
+  end
 end
 
 local minute = floor(now / 60)

@@ -265,6 +265,7 @@ class Board:
             tokens_level=None if self.tokens is None else self.tokens.at(own_time),
             low=0.0 if state is None else state.low,
             high=None if state is None else state.high,
+            answers_at_once=state is None,
         )
 
     # The clock
@@ -480,9 +481,22 @@ class Board:
     # Step 5: the next visit
 
     def _next_visit(self, me: Row, others: list[Row], now: float) -> tuple[int, float]:
-        """Requests of others before the visitor's next one, and seconds until that."""
-        own_time = now + self.offset
+        """Requests of others before the visitor's next one, and seconds until that.
+
+        A participant that will not be there by then is not waited for. So a rate that rises is used at once, although
+        others come only when the old one told them to.
+        """
         punctual = [row for row in others if row[DUE] >= now - GRACE]
+        while True:
+            ahead, wait = self._turn(me, punctual, others, now)
+            present = [row for row in punctual if row[DUE] <= now + wait + GRACE]
+            if len(present) == len(punctual):
+                return ahead, wait
+            punctual = present
+
+    def _turn(self, me: Row, punctual: list[Row], others: list[Row], now: float) -> tuple[int, float]:
+        """Requests of `punctual` before the visitor's next one, and seconds until that."""
+        own_time = now + self.offset
         interactive_waits = any(row[WAITING] for row in (me, *others))
         paced = not interactive_waits and not any(row[WAITING + 1] for row in (me, *others))
         best: tuple[int, float] | None = None

@@ -12,6 +12,14 @@ def log_of(times):
     return log
 
 
+def test_a_log_finds_the_time_that_is_nearest():
+    log = SendLog()
+    assert log.nearest(3.0) == 3.0
+    for at in (1.0, 2.0, 4.0):
+        log.sent(at)
+    assert [log.nearest(at) for at in (0.0, 1.4, 1.6, 2.9, 3.1, 9.0)] == [1, 1, 2, 2, 4, 4]
+
+
 def test_a_log_counts_what_was_accepted_and_drops_the_oldest():
     log = SendLog(size=8)
     for at in range(20):

@@ -96,6 +96,14 @@ def test_a_script_with_a_thousand_requests_does_not_starve_a_worker_with_one():
     assert grant.permits or grant.again_in <= 0.2
 
 
+def test_a_rate_that_rises_is_used_by_those_who_come_first():
+    board, players = new_board(Limits(requests_per_minute=60, burst=2)), busy(16)
+    play(board, players, 60)
+    board.visit("another", Demand(), 60.0, Declaration(Limits(requests_per_minute=6000), explicit=True), 0.0)
+    grant = visit(board, players[0], 60.1)
+    assert grant.again_in < 0.02
+
+
 def test_a_token_that_is_left_over_goes_to_the_next_visitor():
     board = new_board(PER_SECOND)
     first, second = busy(2)

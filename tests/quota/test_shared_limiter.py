@@ -276,6 +276,19 @@ async def test_tokens_per_minute_are_shared_by_two_clients():
         await client.aclose()
 
 
+async def test_answers_are_told_at_once_while_nothing_is_known_of_the_rate():
+    quota = MemoryQuota()
+    shared = [limiter(quota, Limits(requests_per_minute="auto")) for _ in range(8)]
+    permits = await asyncio.gather(*(each.acquire() for each in shared))
+    await asyncio.sleep(1)
+    (board,) = quota._boards.values()
+    rates = [board.control.rate]
+    for permit in permits:
+        permit.answered()
+        rates.append(board.control.rate)
+    assert rates == sorted(set(rates))
+
+
 async def test_a_discovered_rate_is_learned_once_for_all():
     quota, served = MemoryQuota(), service(requests_per_minute=600, burst=20)
     limits = Limits(requests_per_minute="auto")

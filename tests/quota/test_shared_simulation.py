@@ -62,6 +62,17 @@ def test_a_discovered_limit_is_learned_by_all_as_by_one(rate, clients):
     assert together.goodput >= alone.goodput - 0.02
 
 
+@pytest.mark.parametrize(
+    ("rate", "network", "clients", "least"),
+    [(20, 0.001, 16, 0.97), (20, 0.05, 16, 0.96), (100, 0.001, 16, 0.92), (100, 0.05, 4, 0.75)],
+)
+def test_a_high_limit_is_found_within_seconds_by_any_number_of_clients(rate, network, clients, least):
+    how = {"prompts": 5 * max(rate, 80) // clients, "latency": 0.1, "network_delay": network / 3}
+    result = simulate(scenario(rate, clients, declared=False, network_jitter=network, **how))
+    assert result.goodput >= least
+    assert result.rate_limited <= 40
+
+
 def test_one_that_has_nearly_all_the_work_uses_nearly_all_of_the_rate():
     gaps = {"deaths": {1: 1.0, 2: 1.0, 3: 1.0}}
     alone = simulate(scenario(5, 1, shared=False, prompts=200))
