@@ -41,7 +41,7 @@ DOCUMENTS = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if p
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 # What the recipes use beside the package: their snippets run where it is installed, and are compiled elsewhere.
-OPTIONAL = ("pandas", "vcr", "tqdm", "slack_bolt", "telegram", "nio")
+OPTIONAL = ("pandas", "vcr", "tqdm", "slack_bolt", "telegram", "nio", "pytest_recording")
 MISSING = [name for name in OPTIONAL if find_spec(name) is None]
 FAST = {"requests_per_minute": 60_000, "burst": 1000}
 
@@ -243,7 +243,7 @@ def test_the_functions_of_the_readme_give_answers(runner: asyncio.Runner) -> Non
 def test_the_tests_in_the_testing_guide_pass(runner: asyncio.Runner, tmp_path: Path) -> None:
     first, answers, script, time_travel, batch = blocks(ROOT / "docs/how-to/testing.md", "python")[:5]
     output = runner.run(run_tests_of([f"{first}\n\n{answers}", script, f"{time_travel}\n\n{batch}"], tmp_path))
-    assert "7 passed" in output, output
+    assert "8 passed" in output, output
 
 
 def test_the_figures_in_the_readme_are_those_of_the_benchmarks() -> None:
