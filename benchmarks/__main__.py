@@ -67,10 +67,10 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
     if {"overhead", "bulk", "latency", "memory", "durable"} & set(subjects):
         found |= _on_the_fast_server(chosen, subjects, repetitions)
     if "scaling" in subjects:
-        size = {"number": 500, "most": 1_000} if chosen.quick else {"number": 20_000, "most": 1_000_000}
+        size = {"number": 200, "most": 10} if chosen.quick else {"number": 20_000, "most": 1_000_000}
         found["scaling"] = scaling.run(repetitions=repetitions, **size)
     if "imports" in subjects:
-        found["imports"] = import_time.run(repetitions=repetitions)
+        found["imports"] = import_time.run(repetitions=1 if chosen.quick else max(5, repetitions))
     if "goodput" in subjects:
         number = 100 if chosen.quick else goodput.SCENE.number
         found["goodput"] = goodput.run(_wanted(chosen, goodput.CONTENDERS), repetitions=repetitions, number=number)
@@ -79,8 +79,8 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
         found["journal"] = journal.run(_wanted(chosen, journal.CONTENDERS), repetitions=repetitions, share=share)
     found |= _simulated(chosen, subjects)
     if "sockets" in subjects:
-        paces = sockets.QUICK if chosen.quick else sockets.PACES
-        found["sockets"] = sockets.run(repetitions=repetitions, paces=paces)
+        settings = sockets.QUICK if chosen.quick else sockets.SETTINGS
+        found["sockets"] = sockets.run(repetitions=repetitions, settings=settings)
     if "quota" in subjects:
         size = {"settings": quota.QUICK, "visits": 1_000} if chosen.quick else {}
         found["quota"] = quota.run(repetitions=repetitions, **size)
@@ -115,7 +115,11 @@ def _on_the_fast_server(chosen: argparse.Namespace, subjects: Sequence[str], rep
 def _simulated(chosen: argparse.Namespace, subjects: Sequence[str]) -> dict[str, Section]:
     found: dict[str, Section] = {}
     if "targets" in subjects:
-        sizes = {"seeds": 2, "long": 1000, "waiters": 5_000} if chosen.quick else {"seeds": chosen.seeds}
+        sizes = (
+            {"seeds": 2, "numbers": (50, 100, 250), "minutes": 2, "waiters": 1_000}
+            if chosen.quick
+            else {"seeds": chosen.seeds}
+        )
         found["targets"] = targets.run(**sizes)
     if "closed_loop" in subjects:
         size = {"seeds": 1, "prompts": 16} if chosen.quick else {}

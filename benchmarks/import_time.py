@@ -39,8 +39,7 @@ def _once(contender: Contender) -> Found:
 
 
 def run(*, repetitions: int) -> Section:
-    """Measures at least five times each, as it takes a second only."""
-    repetitions = max(5, repetitions)
+    """Measures each in turn."""
     for contender in CONTENDERS:
         _once(contender)  # compiles what is not compiled yet
     table = interleaved(CONTENDERS, repetitions, _once)

@@ -38,7 +38,6 @@ class Pace:
 
 
 PACES = (Pace(20, 400, 8), Pace(200, 2000, 2))
-QUICK = (Pace(200, 100, 2),)
 
 
 @frozen
@@ -65,6 +64,10 @@ class Setting:
         return {"requests_per_minute": "auto"}
 
 
+SETTINGS = tuple(Setting(*each) for each in product(PACES, ("documented", "backend"), (None, 1), (True, False)))
+QUICK = tuple(Setting(Pace(200, 50, 2), *each) for each in (("documented", None, True), ("backend", 1, False)))
+
+
 def _refused(root: str) -> int:
     with urllib.request.urlopen(f"{root}/ledger") as response:  # noqa: S310 - our own server
         return int(json.load(response)["rate_limited"])
@@ -84,11 +87,10 @@ async def measure(connect: Callable[[], AbstractAsyncContextManager[AnswerAll]],
         return {"elapsed": time.perf_counter() - started, "failed": errors.total()}
 
 
-def run(*, repetitions: int, paces: Sequence[Pace] = PACES) -> Section:
+def run(*, repetitions: int, settings: Sequence[Setting] = SETTINGS) -> Section:
     """Measures every setting, several at a time where the machine has room for it."""
-    settings = [Setting(*each) for each in product(paces, ("documented", "backend"), (None, 1), (True, False))]
     found: dict[Setting, list[Found]] = {setting: [] for setting in settings}
-    for pace in paces:
+    for pace in dict.fromkeys(setting.pace for setting in settings):
         rows = [setting for setting in settings if setting.pace == pace]
         with ThreadPoolExecutor(pace.beside) as beside:
             for _ in range(repetitions):

@@ -104,14 +104,14 @@ def seconds_until_back(result: SimulationResult, per_minute: float, changed_at: 
     return float("inf")
 
 
-def back_after(per_minute: float, seed: int) -> tuple[float]:
+def back_after(per_minute: float, number: int, seed: int) -> tuple[float]:
     """Seconds until a client that has to discover the limit is back after the limit became `per_minute`."""
     changes = [LimitChange(CHANGE_AT, per_minute)]
-    result = simulate(Scenario(prompts=1000, limits=UNDECLARED, changes=changes, seed=seed))
+    result = simulate(Scenario(prompts=number, limits=UNDECLARED, changes=changes, seed=seed))
     return (seconds_until_back(result, per_minute),)
 
 
-def interactive_wait(seed: int, minutes: int = 60) -> tuple[float]:
+def interactive_wait(minutes: int, seed: int) -> tuple[float]:
     """The 99th percentile of the waits of interactive chats while a batch saturates the key, in refill periods."""
     return (run_in_virtual_time(_waits_beside_a_batch(seed, minutes)) * RATE,)
 
@@ -193,11 +193,20 @@ def bytes_per_waiter(number: int = 100_000) -> float:
         tracemalloc.stop()
 
 
-def run(*, seeds: int, long: int = 4000, waiters: int = 100_000) -> Section:
-    """Measures every target. Simulations run beside each other; what is timed runs alone."""
+def run(
+    *, seeds: int, numbers: tuple[int, int, int] = (400, 4000, 1000), minutes: int = 60, waiters: int = 100_000
+) -> Section:
+    """Measures every target. Simulations run beside each other; what is timed runs alone.
+
+    Args:
+        seeds: Of each simulation.
+        numbers: Prompts of a short run, of a long one, and of one whose limit changes.
+        minutes: In which interactive chats come.
+        waiters: Requests whose memory is measured.
+    """
     rows: list[tuple[str, ...]] = []
     with ProcessPoolExecutor() as processes:
-        for targets, once in _simulated(long):
+        for targets, once in _simulated(*numbers, minutes):
             columns = zip(*processes.map(once, range(seeds), chunksize=1), strict=True)
             rows += [target.row(values) for target, values in zip(targets, columns, strict=True)]
     cost = Target("uncontended acquire and release", "µs", 5.0)
@@ -215,17 +224,19 @@ def run(*, seeds: int, long: int = 4000, waiters: int = 100_000) -> Section:
     )
 
 
-def _simulated(long: int) -> list[tuple[Sequence[Target], Callable[[int], tuple[float, ...]]]]:
+def _simulated(
+    short: int, long: int, changed: int, minutes: int
+) -> list[tuple[Sequence[Target], Callable[[int], tuple[float, ...]]]]:
     declared = Limits()
     return [
-        (_goodput_and_rate_limited("declared, N = 400", 0.985, 0.005), partial(goodput_of, declared, 400)),
+        (_goodput_and_rate_limited(f"declared, N = {short}", 0.985, 0.005), partial(goodput_of, declared, short)),
         (_goodput_and_rate_limited(f"declared, N = {long:,}", 0.985, 0.005), partial(goodput_of, declared, long)),
-        (_goodput_and_rate_limited("not declared, N = 400", 0.99, 0.015), partial(goodput_of, UNDECLARED, 400)),
+        (_goodput_and_rate_limited(f"not declared, N = {short}", 0.99, 0.015), partial(goodput_of, UNDECLARED, short)),
         (_goodput_and_rate_limited(f"not declared, N = {long:,}", 0.995, 0.005), partial(goodput_of, UNDECLARED, long)),
-        ((Target("hidden limit halves", "seconds until back", 40 / (RATE / 2)),), partial(back_after, 20)),
-        ((Target("hidden limit doubles", "seconds until back", 40 / (RATE * 2)),), partial(back_after, 80)),
+        ((Target("hidden limit halves", "seconds until back", 40 / (RATE / 2)),), partial(back_after, 20, changed)),
+        ((Target("hidden limit doubles", "seconds until back", 40 / (RATE * 2)),), partial(back_after, 80, changed)),
         (
             (Target("interactive beside a batch", "p99 wait in refill periods", 2.0, form="{:.2f}"),),
-            interactive_wait,
+            partial(interactive_wait, minutes),
         ),
     ]

@@ -14,7 +14,9 @@ from onellm_async.simulation.clock import VirtualClockLoop
 # nobody closes. Saying that there is none prevents it.
 asyncio.set_event_loop(None)
 
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("tests", UNTIMED, max_examples=40)
+settings.register_profile("thorough", UNTIMED, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
 
 

@@ -15,19 +15,19 @@ def test_every_key_is_found_where_it_was_first_seen(keys: list[bytes]) -> None:
     assert len(seen) == len(model)
 
 
-def test_a_hundred_thousand_keys_are_told_apart_and_found_again() -> None:
+def test_many_keys_are_told_apart_and_found_again() -> None:
     seen = SeenKeys()
-    keys = [str(number).encode() for number in range(100_000)]
+    keys = [str(number).encode() for number in range(20_000)]
     assert all(seen.add(key, position) is None for position, key in enumerate(keys))
-    assert [seen.add(key, -1) for key in keys] == list(range(100_000))
+    assert [seen.add(key, -1) for key in keys] == list(range(20_000))
 
 
 def test_a_key_takes_at_most_forty_bytes_on_average_while_they_grow() -> None:
     tracemalloc.start()
     seen, per_key = SeenKeys(), []
-    for position in range(200_000):
+    for position in range(40_000):
         seen.add(str(position).encode(), position)
-        if position % 1000 == 999:
+        if position % 500 == 499:
             per_key.append(tracemalloc.get_traced_memory()[0] / len(seen))
     tracemalloc.stop()
     assert sum(per_key) / len(per_key) < 40

@@ -21,6 +21,7 @@ from onellm_async.errors import BatchError
 from onellm_async.wire import dump_json
 
 ROOT = Path(__file__).parents[2]
+SESSIONS = 8
 CHILD = """
 import asyncio, sys
 from onellm_async.batch.journal.journal import Journal
@@ -72,7 +73,7 @@ def killed_after(path: Path, first: int, lines: int) -> list[tuple[str, int]]:
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> None:
     random, known = Random(4), dict[int, str]()
-    for session in range(20):
+    for session in range(SESSIONS):
         said = killed_after(path, 100_000 * session, random.randrange(1, 200))
         known |= {index: word for word, index in said}
         with JournalReader.open(path) as reader:
@@ -90,7 +91,7 @@ def test_whatever_was_said_to_be_durable_is_there_after_a_kill(path: Path) -> No
             counts.in_flight == sum(row.state is RecordState.IN_FLIGHT for row in rows.values()) <= 20 * (session + 1)
         )
     with JournalReader.open(path) as reader:
-        assert [session.ended_at for session in reader.sessions()] == [None] * 20
+        assert [session.ended_at for session in reader.sessions()] == [None] * SESSIONS
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
@@ -171,7 +172,7 @@ async def test_a_journal_cut_anywhere_after_a_crash_opens_whole_or_is_refused(pa
     size = crash.with_name(crash.name + ending).stat().st_size
     page = 16_384 if not ending else 16_384 + 24
     random = Random(7)
-    cuts = {*range(0 if not ending else 32, size, page), *(random.randrange(size) for _ in range(25)), 0, 1, 15, 16, 99}
+    cuts = {*range(0 if not ending else 32, size, page), *(random.randrange(size) for _ in range(10)), 0, 1, 15, 16, 99}
     outcomes = set()
     for cut in sorted(cuts):
         trial = copied(crash.parent, path.parent.with_name("trial"))
@@ -190,7 +191,7 @@ async def _ended_cleanly(path: Path) -> None:
 def test_a_journal_cut_after_a_clean_end_is_refused_wherever_it_is_cut(path: Path) -> None:
     asyncio.run(_ended_cleanly(path))
     size, random = path.stat().st_size, Random(7)
-    for cut in {*range(0, size, 4096), *(random.randrange(size) for _ in range(25)), 1, 15, 16, 99}:
+    for cut in {*range(0, size, 4096), *(random.randrange(size) for _ in range(10)), 1, 15, 16, 99}:
         trial = copied(path.parent, path.parent.with_name("trial"))
         os.truncate(trial, cut)
         for attempt in (partial(Journal.open, trial, IDENTITY), partial(JournalReader.open, trial)):
@@ -206,7 +207,7 @@ async def test_bytes_that_were_overwritten_open_whole_or_are_refused_but_never_a
     random = Random(3)
     for ending in ("", "-wal"):
         size = crash.with_name(crash.name + ending).stat().st_size
-        for _ in range(25):
+        for _ in range(10):
             trial = copied(crash.parent, path.parent.with_name("trial"))
             with trial.with_name(trial.name + ending).open("r+b") as file:
                 file.seek(random.randrange(size - 64))

@@ -88,13 +88,13 @@ def test_every_other_of_the_two_hundred_has_limits_of_another_kind():
 
 
 def test_a_seed_gives_the_same_run_again_to_the_last_digit():
-    for seed in (1, 2, 3, 5, 8, 13):
+    for seed in (1, 2, 3):
         assert random_scenario(seed) == random_scenario(seed)
         assert simulate(random_scenario(seed)) == simulate(random_scenario(seed))
 
 
 def test_observers_change_nothing():
-    for seed in (1, 2, 3, 5, 8, 13):
+    for seed in (1, 2, 3):
         scenario, moments = random_scenario(seed), []
         recorders = [Recorder(scenario.limits, scenario.deadline) for _ in range(scenario.clients)]
         tracing = [TracingRecorder(scenario, moments, number) for number in range(scenario.clients)]
