@@ -71,11 +71,12 @@ def make_dispatcher(chats: Chats) -> Dispatcher:
 
 
 async def main() -> None:
+    token = os.environ.get("TELEGRAM_TOKEN") or sys.exit("Set TELEGRAM_TOKEN; BotFather gives one.")
     logging.basicConfig(level=logging.INFO)
     logging.getLogger("aiogram.event").setLevel(logging.WARNING)
     async with AsyncOneLLM(limits=LIMITS) as client:
         dispatcher = make_dispatcher(Chats(client, SAVED, longest=LONGEST_MESSAGE))
-        await dispatcher.start_polling(Bot(os.environ["TELEGRAM_TOKEN"]))  # until SIGTERM or Ctrl-C
+        await dispatcher.start_polling(Bot(token))  # until SIGTERM or Ctrl-C
 
 
 if __name__ == "__main__":

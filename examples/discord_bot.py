@@ -83,11 +83,12 @@ class ChatBot(discord.Client):
 
 
 async def main() -> None:
+    token = os.environ.get("DISCORD_TOKEN") or sys.exit("Set DISCORD_TOKEN; the page of your application gives one.")
     discord.utils.setup_logging()
     async with AsyncOneLLM(limits=LIMITS) as client:
         chats = Chats(client, SAVED, prefix="!", longest=LONGEST_MESSAGE)
         async with ChatBot(chats) as bot:
-            await bot.start(os.environ["DISCORD_TOKEN"])  # until SIGTERM or Ctrl-C
+            await bot.start(token)  # until SIGTERM or Ctrl-C
 
 
 if __name__ == "__main__":
