@@ -37,6 +37,7 @@ def found() -> list[str]:
 
 
 FOUND = found() or SUPPORTED[:1]
+LOWEST = ["--resolution", "lowest-direct"]  # of uv
 CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
 ON_EVERY_PYTHON = [f"tests/{part}" for part in ("unit", "limits", "batch", "server", "faults", "test_public_api.py")]
 
@@ -141,13 +142,26 @@ def sdist(session: nox.Session) -> None:
         session.run("python", "-m", "pytest", "-q", *workers, *session.posargs)
 
 
+@nox.session(python=FOUND[0], venv_backend="uv")
+def lowest(session: nox.Session) -> None:
+    """The test suite with the oldest version of each direct dependency that pyproject.toml allows."""
+    extras = "cli,report,redis,prometheus,structured,otel"
+    session.install(*LOWEST, *group("tests"), "-e", f".[{extras}]")
+    session.run("python", "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *session.posargs)
+
+
 @nox.session(python=FOUND[0])
-def integrations(session: nox.Session) -> None:
-    """Adapters against the contract of their library; arguments go to pytest."""
-    session.install(
-        *group("integrations"), "mypy", "-e", ".[cli,structured,prometheus,otel,langchain,pydantic-ai]", "fastapi"
-    )
-    session.run("mypy", "-p", "onellm_async.integrations")
+@nox.parametrize("versions", ["newest", "lowest"])
+def integrations(session: nox.Session, versions: str) -> None:
+    """Adapters against the contract of their library, and bots on their platform; arguments go to pytest.
+
+    With the newest versions of the libraries, and with the oldest that pyproject.toml allows.
+    """
+    oldest = LOWEST if versions == "lowest" else []
+    extras = "cli,structured,prometheus,otel,langchain,pydantic-ai"
+    session.install(*oldest, *group("integrations"), "-e", f".[{extras}]")
+    if versions == "newest":
+        session.run("mypy", "-p", "onellm_async.integrations")
     # Neither the settings nor the fixtures of the other tests: the contracts have their own.
     options = ["-c", os.devnull, "--rootdir", ".", "--confcutdir", "tests/integrations", "-o", "asyncio_mode=auto"]
     checks = sorted(map(str, Path("tests/integrations").glob("check_*.py")))
