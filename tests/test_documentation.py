@@ -228,16 +228,34 @@ def test_the_service_of_the_readme_answers_and_sheds_load(runner: asyncio.Runner
 def test_the_functions_of_the_readme_give_answers(runner: asyncio.Runner) -> None:
     namespace: dict[str, object] = {}
     for block in blocks(README, "python")[1:]:
-        runner.run(executed(compile(block, str(README), "exec"), namespace))
-    answer_all, tutor = namespace["answer_all"], namespace["tutor"]
+        if "asyncio.run(" not in block:
+            runner.run(executed(compile(block, str(README), "exec"), namespace))
+    answer_all = namespace["answer_all"]
     assert callable(answer_all)
-    assert callable(tutor)
 
-    async def ask() -> tuple[object, object]:
+    async def ask() -> object:
         async with AsyncOneLLM(limits=Limits(**FAST)) as client:
-            return await answer_all(client, ["a", "b", "c"]), await tutor(client)
+            return await answer_all(client, ["a", "b", "c"])
 
-    assert runner.run(ask()) == ({0: "a", 1: "b", 2: "c"}, "Is 51 one?")
+    assert runner.run(ask()) == {0: "a", 1: "b", 2: "c"}
+
+
+def test_the_bot_of_the_readme_answers(runner: asyncio.Runner) -> None:
+    bot = next(block for block in blocks(README, "python") if "Conversation" in block)
+    assert runner.run(run_as_program(bot)) == "you: bot: What is a prime?\nyou: "
+
+
+def test_the_test_of_the_readme_passes(runner: asyncio.Runner, tmp_path: Path) -> None:
+    test = next(block for block in blocks(README, "python") if "def test_" in block)
+    output = runner.run(run_tests_of([test], tmp_path))
+    assert "1 passed" in output, output
+
+
+def test_the_picture_of_a_terminal_loads_nothing_from_elsewhere() -> None:
+    picture = (ROOT / "docs/_static/terminal.svg").read_text("utf-8")
+    assert set(re.findall(r"https?://[^\s\"')]+", picture)) == {"http://www.w3.org/2000/svg"}
+    assert len(picture) < 16_000
+    assert "run the same command" in picture.replace("&#160;", " ").lower()
 
 
 def test_the_tests_in_the_testing_guide_pass(runner: asyncio.Runner, tmp_path: Path) -> None:
