@@ -18,7 +18,7 @@ from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.errors import BatchError
 
-_INSIST = "If this is meant, add --accept-removed: their answers leave the output and stay in the journal."
+_INSIST = "If this is meant, add {}: their answers leave the output and stay in the journal."
 
 
 def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: Callable[[str], None]) -> Reconcile:
@@ -37,7 +37,7 @@ def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: C
         changed = _matched(connection, source, config)
         if changed is not None:
             changes = changed.match(before=earlier.answers)
-            check_removed(changes, source.name, config)
+            check_removed(changes, source, config)
             if changes.changed:
                 say(changes_text(changes))
         connection.execute("BEGIN IMMEDIATE")
@@ -63,7 +63,7 @@ def _matched(connection: sqlite3.Connection, source: RunInput, config: RunConfig
     return changed
 
 
-def check_removed(changes: InputChanges, source: str, config: RunConfig) -> None:
+def check_removed(changes: InputChanges, source: RunInput, config: RunConfig) -> None:
     """Refuses an input that lost prompts, or is another one altogether, unless the user insists.
 
     Raises:
@@ -71,6 +71,7 @@ def check_removed(changes: InputChanges, source: str, config: RunConfig) -> None
     """
     if config.accept_removed or not (changes.kept or changes.gone):
         return
+    insist = _INSIST.format("accept_removed=True" if source.options.in_memory else "--accept-removed")
     before, now = changes.before // config.policy.samples, changes.entries // config.policy.samples
     if changes.gone > changes.kept:
         raise BatchError(
@@ -78,13 +79,13 @@ def check_removed(changes: InputChanges, source: str, config: RunConfig) -> None
             f"has {now:,}), and lacks {changes.gone:,} of the {changes.gone + changes.kept:,} prompts "
             "that were answered.",
             advice="Give the same input to resume that run. Or use another output, or --force to discard its answers. "
-            + _INSIST,
+            + insist,
         )
     if changes.entries < changes.before:
         raise BatchError(
-            f"{source} is shorter than in the last session (it had {before:,} lines and has "
+            f"{source.name} is shorter than in the last session (it had {before:,} lines and has "
             f"{now:,}). Nothing was sent, and the output was not touched.",
-            advice=f"If lines were lost, restore them and run the same command again. {_INSIST}",
+            advice=f"If lines were lost, restore them and run the same command again. {insist}",
         )
 
 
@@ -160,7 +161,7 @@ def earlier_sessions(
             changed = _matched(journal.scratch(), source, config)
             if changed is not None:
                 changes = changed.match(before=journal.identity.answers)
-                check_removed(changes, source.name, config)
+                check_removed(changes, source, config)
                 if changes.changed:
                     say(changes_text(changes))
     except BaseException:

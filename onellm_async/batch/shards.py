@@ -25,8 +25,8 @@ from attrs import asdict, evolve, field, frozen
 from onellm_async.batch.config import RunOptions
 from onellm_async.batch.inputs.arrow import FILE_MAGIC
 from onellm_async.batch.inputs.entry import InvalidEntry
-from onellm_async.batch.inputs.formats import InputFormat, input_format_named
-from onellm_async.batch.inputs.lines import LineSplitter, too_long
+from onellm_async.batch.inputs.formats import BATCH_DOCUMENT, InputFormat, input_format_named
+from onellm_async.batch.inputs.lines import LineSplitter, split_lines, too_long
 from onellm_async.batch.inputs.sources import OpenFile, open_source
 from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.lock import JournalInUseError, lock_owner
@@ -542,11 +542,13 @@ def _write_shards(
     if shape.is_binary:
         return ("parquet", *_write_columns(files, shape, directory, prompts))
     name = "jsonl" if shape.name not in _SUFFIXES else shape.name  # the elements of a JSON document become lines
-    write = _write_table if name in _DELIMITERS else _write_lines if shape.name == name else _write_elements
+    by_lines = shape.splitter is split_lines
+    write = _write_table if name in _DELIMITERS else _write_lines if by_lines else _write_elements
     with _Writer(directory, _SUFFIXES[name], prompts) as writer:
         for each in files:
             write(each, shape, writer)
-        return (name, *writer.finish())
+        # The first element of a document tells whether it is a batch.
+        return ("openai-batch" if files[0].shape is BATCH_DOCUMENT else name, *writer.finish())
 
 
 def _write_lines(source: OpenFile, shape: InputFormat, writer: "_Writer") -> None:

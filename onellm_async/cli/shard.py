@@ -50,7 +50,7 @@ def split(
         str | None,
         Parameter(
             name="--format",
-            help="How the input is written: text, jsonl, openai-batch, csv, tsv, parquet. "
+            help="How the input is written: text, jsonl, json, openai-batch, csv, tsv, parquet, arrow. "
             "[default: as its name and its first line say]",
         ),
     ] = None,
@@ -159,7 +159,8 @@ def merge(
     shape: Annotated[
         str | None,
         Parameter(
-            name="--format", help="How it is written: jsonl, openai-batch, csv, parquet. [default: as its name says]"
+            name="--format",
+            help="How it is written: jsonl, openai-batch, csv, tsv, parquet. [default: as its name says]",
         ),
     ] = None,
     partial: Annotated[

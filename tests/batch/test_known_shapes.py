@@ -174,6 +174,38 @@ RUNS = {
         {},
         ["Why?"],
     ),
+    "a batch in an array": ("batch.json", document([BATCH, {**BATCH, "custom_id": "b"}]), {}, ["Why?", "Why?"]),
+    "a pretty batch in an array": ("batch.json", document([BATCH], indent=2), {}, ["Why?"]),
+    "an array that is said to be a batch": (
+        "requests",
+        document([BATCH], indent=2),
+        {"input_format": "openai-batch"},
+        ["Why?"],
+    ),
+    "prompts beside their histories": (
+        "ultrachat.jsonl",
+        lines({"prompt": "Why?", "prompt_id": "x", "messages": [TURN, {"role": "assistant", "content": "So."}]}),
+        {"field": "prompt", "id_field": "prompt_id"},
+        ["Why?"],
+    ),
+    "passages with questions": (
+        "squad.csv",
+        sheet(["id", "context", "question", "answers"], ["1", "Oslo is, well, a city.", "What?", "{'text': ['city']}"]),
+        {"template": "{{ context }}\n{{ question }}"},
+        ["Oslo is, well, a city.\nWhat?"],
+    ),
+    "pairs of sentences": (
+        "dev.tsv",
+        sheet(["index", "sentence1", "sentence2", "label"], ["0", 'He said "no".', "No.", "1"], delimiter="\t"),
+        {"template": "{{ sentence1 }} / {{ sentence2 }}"},
+        ['He said "no". / No.'],
+    ),
+    "choices as a struct": (
+        "arc.parquet",
+        parquet({"question": ["Which?"], "choices": [{"text": ["x", "y"], "label": ["A", "B"]}]}),
+        {"template": "{{ question }} {{ choices.text | join(', ') }}"},
+        ["Which? x, y"],
+    ),
     "requests of a well-known script": (
         "requests.jsonl",
         lines({"model": "GPT-5", "messages": [TURN], "metadata": {"row": 1}}),
@@ -228,6 +260,18 @@ REFUSED = {
         document([{"id": "1", "conversations": [{"from": "human", "value": "Hi"}]}]),
         {"field": "conversations"},
         r"Rename from to role",
+    ),
+    "prompts beside their histories, unnamed": (
+        "ultrachat.jsonl",
+        lines({"prompt": "Why?", "prompt_id": "x", "messages": [TURN]}),
+        {},
+        r"It has both prompt and messages; name one of them with --field",
+    ),
+    "an array that is no batch": (
+        "requests.json",
+        document([{"prompt": "Hi"}]),
+        {"input_format": "openai-batch"},
+        r"requests.json:1: It has no custom_id",
     ),
     "several turns to ask in turn": (
         "mt_bench.jsonl",
@@ -345,3 +389,18 @@ async def test_it_is_refused_unsent_with_the_cure(tmp_path, case):
     with pytest.raises(OneLLMError, match=message):
         raise error
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+async def test_a_batch_in_an_array_is_answered_as_its_lines_are(tmp_path):
+    bad = {"custom_id": "bad", "method": "POST", "url": "/v1/embeddings", "body": {}}
+    written = {}
+    for name, content in {"in.jsonl": lines(BATCH, bad), "in.json": document([BATCH, bad], indent=1)}.items():
+        (tmp_path / name).mkdir()
+        report, transport, _ = await run(tmp_path / name, name, content, {})
+        assert [request.model for request in transport.requests] == ["GPT-5"]
+        assert report.bad_lines == 1
+        written[name] = [json.loads(line) for line in (tmp_path / name / "out.jsonl").read_text().splitlines()]
+    for records in written.values():
+        assert [record["custom_id"] for record in records] == ["a", "bad"]
+        assert records[0]["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+        assert "url is '/v1/embeddings'; only" in records[1]["error"]["message"]

@@ -152,7 +152,8 @@ def test_the_output_format_follows_from_the_name_and_from_the_input(name, source
             r"no output format is called .xlsx \(known: .jsonl, .ndjson, .csv, .tsv, .tab, .parquet, .pq\). Write .csv",
         ),
         ("a.json", "jq -s"),
-        ("a.csv.gz", "compress it afterwards"),
+        ("a.csv.gz", "Write it without .gz and compress it afterwards: gzip a.csv"),
+        ("a.jsonl.gz", "compress it afterwards: gzip a.jsonl"),
         ("a.journal", "Name the output with one of these"),
     ],
 )

@@ -156,6 +156,27 @@ async def test_a_table_without_usable_rows_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (
+            pa.table({"q": ["Hi"]}),
+            {},
+            "Name the prompt's column with field=, or make the prompt of several with template=",
+        ),
+        (pa.table({"prompt": ["Hi"]}), {"keep": ["x"]}, "has no column 'x', which keep= names"),
+        (pa.table({"prompt": ["Hi"]}), {"id_field": "x"}, "has no column 'x', which id_field= names"),
+        (pa.table({"prompt": [1]}), {}, "Name another with field=, or make the prompt with template="),
+        ([{"q": "Hi"}], {}, "name its field with field=, or make the prompt with template="),
+    ],
+)
+async def test_messages_on_what_is_in_memory_name_arguments_and_no_flags(tmp_path, source, options, message):
+    with pytest.raises(BatchError) as caught:
+        await run(source, tmp_path / "out.jsonl", **options)
+    assert message in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
 async def test_a_strict_run_refuses_a_table_with_a_bad_row(tmp_path):
     table = pa.table({"prompt": ["Hi", "", "Ho"]})
     with pytest.raises(BatchError, match=r"^Table:2: .*Nothing was sent \(strict\)"):

@@ -101,6 +101,9 @@ class ByteSource(Protocol):
     def has_prompt(self) -> bool:
         """Whether a field or column holds the prompt, and no template makes it."""
 
+    def naming(self, option: str) -> str:
+        """What messages call an option: a flag, or an argument of Python."""
+
     def pieces(self) -> Iterator[bytes]:
         """Its bytes from here to the end.
 
@@ -115,11 +118,12 @@ class ByteSource(Protocol):
             BatchError: If it is a pipe.
         """
 
-    def parser(self, columns: Sequence[str] | None = None) -> EntryReader:
+    def parser(self, columns: Sequence[str] | None = None, *, first: bytes = b"") -> EntryReader:
         """The reader of its entries, known once the first of them is there.
 
         Args:
             columns: The names of the columns of a table.
+            first: The first entry of an input without columns.
 
         Raises:
             BatchError: If the table has no column for the prompt.

@@ -17,13 +17,16 @@ from onellm_async.validation import truncated_repr
 from onellm_async.wire import dump_json, parse_json
 
 
-def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None) -> None:
+def check_prompt_column(
+    source: str, columns: Sequence[str], wanted: str | None, naming: "Callable[[str], str]"
+) -> None:
     """Refuses a table that has no column for the prompt.
 
     Args:
         source: Name of the input.
         columns: The names of its columns.
         wanted: The column that the caller named; None for ``prompt`` or ``messages``.
+        naming: How messages call an option.
 
     Raises:
         BatchError: If there is none.
@@ -33,7 +36,8 @@ def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None)
     there = ", ".join(map(truncated_repr, columns[:8])) + (", …" if len(columns) > 8 else "")
     raise BatchError(
         f"{source} has no column {wanted or 'prompt'!r} (columns: {there}).",
-        advice="Name the prompt's column with --field, or make the prompt of several with --template.",
+        advice=f"Name the prompt's column with {naming('field')}, or make the prompt of several with "
+        f"{naming('template')}.",
     )
 
 
@@ -82,6 +86,7 @@ class ParserOptions:
         id_field: The field or column that holds the id of an entry; None for ``custom_id``, or ``id``
             where it is unique.
         keep: Fields to keep beside the answer: `ALL`, or their names; None for all of a table and none of others.
+        in_memory: Whether the entries come from Python, so that messages name arguments instead of flags.
     """
 
     prompt_field: str | None = None
@@ -89,6 +94,16 @@ class ParserOptions:
     defaults: RequestDefaults = field(factory=RequestDefaults)
     id_field: str | None = None
     keep: str | tuple[str, ...] | None = None
+    in_memory: bool = False
+
+    def naming(self, option: str) -> str:
+        """What messages call an option.
+
+        Example:
+            >>> ParserOptions().naming("id_field"), ParserOptions(in_memory=True).naming("id_field")
+            ('--id-field', 'id_field=')
+        """
+        return f"{option}=" if self.in_memory else f"--{option.replace('_', '-')}"
 
     @property
     def kept_text(self) -> str | None:
@@ -107,15 +122,17 @@ class ParserOptions:
             BatchError: If there is no column for the prompt, or none of a name that was given.
         """
         if self.template is None:
-            check_prompt_column(source, columns, self.prompt_field)
+            check_prompt_column(source, columns, self.prompt_field, self.naming)
         else:
             self.template.check_columns(source, columns)
-        wanted = {"--id-field": [self.id_field], "--keep": self.keep if isinstance(self.keep, tuple) else []}
-        for flag, names in wanted.items():
+        wanted = {"id_field": [self.id_field], "keep": self.keep if isinstance(self.keep, tuple) else []}
+        for option, names in wanted.items():
             for name in names:
                 if name is not None and name not in columns:
                     there = ", ".join(map(truncated_repr, columns[:8]))
-                    raise BatchError(f"{source} has no column {name!r}, which {flag} names (columns: {there}).")
+                    raise BatchError(
+                        f"{source} has no column {name!r}, which {self.naming(option)} names (columns: {there})."
+                    )
 
 
 class EntryParser:
@@ -156,6 +173,7 @@ class EntryParser:
         self.hopeless: LineError | None = None
         options = options or ParserOptions()
         self._parse = parse
+        self._options = options
         self._field = options.prompt_field
         self._template = options.template
         self._defaults = options.defaults
@@ -308,14 +326,17 @@ class EntryParser:
         prompt, messages = value.get("prompt"), value.get("messages")
         if messages is not None:
             if prompt is not None:
-                raise _BadLineError("It has both prompt and messages; one of them is needed.")
+                raise _BadLineError(
+                    f"It has both prompt and messages; name one of them with {self._options.naming('field')}."
+                )
             if not isinstance(messages, list | messages_as):
                 raise _BadLineError(f"messages is {_kind(messages)}, not an array.")
             return messages
         if prompt is None and "prompt" not in value:
             raise _BadLineError(
-                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with --field, or make "
-                "the prompt with --template." + _inner_records(value)
+                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with "
+                f"{self._options.naming('field')}, or make the prompt with {self._options.naming('template')}."
+                + _inner_records(value)
             )
         return _prompt("prompt", prompt, "a string")
 

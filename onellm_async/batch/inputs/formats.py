@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from onellm_async.batch.inputs.arrow import FILE_MAGIC, STREAM_MAGIC, split_arrow
 from onellm_async.batch.inputs.decoding import inner_name
@@ -55,7 +55,8 @@ def _object(first_line: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_batch_line(first_line: bytes) -> bool:
+def is_batch_line(first_line: bytes) -> bool:
+    """Whether a line, or an element of a JSON document, is a request of an OpenAI batch."""
     keys = _object(first_line).keys()
     return "custom_id" in keys and not keys.isdisjoint({"body", "params"})
 
@@ -91,7 +92,7 @@ def _split_tsv(source: ByteSource) -> Iterator[list[Entry]]:
 _LINES = (".jsonl", ".ndjson", ".json")
 
 FORMATS: tuple[InputFormat, ...] = (
-    InputFormat("openai-batch", _LINES, _is_batch_line, split_lines, EntryParser.parse_batch_line, has_requests=True),
+    InputFormat("openai-batch", _LINES, is_batch_line, split_lines, EntryParser.parse_batch_line, has_requests=True),
     InputFormat("json", _LINES, _is_document, split_json, EntryParser.parse_record),
     InputFormat("jsonl", _LINES, _is_object, split_lines, EntryParser.parse_record),
     InputFormat("csv", (".csv",), _never, _split_csv, EntryParser.parse_row, is_table=True),
@@ -120,6 +121,8 @@ FORMATS: tuple[InputFormat, ...] = (
 """All formats, in the order in which they are tried; the last is that of an input that no other recognizes."""
 
 TEXT = FORMATS[-1]
+BATCH_DOCUMENT = evolve(FORMATS[0], suffixes=(), splitter=split_json)
+"""An OpenAI batch whose requests are the elements of a JSON document: known by the first of them."""
 
 
 def input_format_named(name: str) -> InputFormat:

@@ -102,8 +102,8 @@ def split_with(splitter: Splitter, source: ByteSource, what: str) -> Iterator[li
     """
     reader, count = None, source.first_index
     for texts in _texts(source, splitter):
-        if reader is None and any(raw is not None for _, raw in texts):
-            reader = source.parser()
+        if reader is None and (first := next((raw for _, raw in texts if raw is not None), None)) is not None:
+            reader = source.parser(first=first)
         yield [
             Entry(index, line, raw, reader)
             if raw is not None and reader is not None

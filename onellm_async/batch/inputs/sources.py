@@ -24,10 +24,12 @@ from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, SecondLook
 from onellm_async.batch.inputs.entry_parser import ALL, WHOLE, EntryParser, ParserOptions, SeenIds
 from onellm_async.batch.inputs.formats import (
+    BATCH_DOCUMENT,
     TEXT,
     InputFormat,
     formats_of,
     input_format_named,
+    is_batch_line,
     recognize_binary,
     recognize_format,
 )
@@ -92,6 +94,10 @@ class OpenFile:
         """Whether a field or column holds the prompt."""
         return self._owner.template is None
 
+    def naming(self, option: str) -> str:
+        """What messages call an option."""
+        return self._owner.options.naming(option)
+
     def recognized(self, watch: Callable[[bytes], object] | None = None) -> InputFormat:
         """The format, for which the first line may have to be read."""
         if self.shape is not None and self._begun:
@@ -105,13 +111,20 @@ class OpenFile:
             if self.shape is None:
                 pieces, first_line = _with_first_line(pieces)
                 self.shape = recognize_format(self.name, first_line, pipe=not self.regular)
-                if self.shape.has_requests and self._owner.template is not None:
-                    raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
+                self._check_takes_no_template(self.shape)
+            elif self.shape.has_requests:
+                pieces, first_line = _with_first_line(pieces)
+                if first_line.startswith(b"["):
+                    self.shape = BATCH_DOCUMENT
             self._pieces = pieces
         if self.shape.is_binary and watch is not None:
             for _ in pieces:
                 """Read for its digest; the format has a reader of its own."""
         return self.shape
+
+    def _check_takes_no_template(self, shape: InputFormat) -> None:
+        if shape.has_requests and self._owner.template is not None:
+            raise BatchError(f"{self.name} is an OpenAI batch, whose requests are whole: it takes no template.")
 
     def begin(self) -> bool:
         """Reads the first line of a pipe. Returns whether there is any."""
@@ -141,12 +154,15 @@ class OpenFile:
         stream.seek(0)
         return stream
 
-    def parser(self, columns: Sequence[str] | None = None) -> EntryParser:
+    def parser(self, columns: Sequence[str] | None = None, *, first: bytes = b"") -> EntryParser:
         """The reader of its entries.
 
         Raises:
             BatchError: If the table lacks a column that is wanted.
         """
+        if self.shape is not None and self.shape.name == "json" and is_batch_line(first):
+            self._check_takes_no_template(BATCH_DOCUMENT)
+            self.shape = BATCH_DOCUMENT
         if columns is not None:
             self._owner.options.check_columns(self.name, columns)
             self._owner.columns = tuple(columns)

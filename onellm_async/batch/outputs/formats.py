@@ -169,15 +169,15 @@ FORMATS: tuple[OutputFormat, ...] = (
 
 _CURES = {
     ".json": "Write JSON lines (.jsonl); `jq -s . answers.jsonl` makes one document of them.",
-    ".gz": "Write it without .gz and compress it afterwards: gzip answers.jsonl",
-    ".zst": "Write it without .zst and compress it afterwards: zstd answers.jsonl",
+    ".gz": "Write it without .gz and compress it afterwards: gzip {stem}",
+    ".zst": "Write it without .zst and compress it afterwards: zstd {stem}",
     ".xlsx": "Write .csv, which spreadsheets open.",
     ".xls": "Write .csv, which spreadsheets open.",
     ".ods": "Write .csv, which spreadsheets open.",
     ".txt": "Write .jsonl; `jq -r .response.content answers.jsonl` gives the answers alone.",
     ".md": "Write .jsonl; `jq -r .response.content answers.jsonl` gives the answers alone.",
 }
-"""What to do instead of naming an output so."""
+"""What to do instead of naming an output so; ``{stem}`` is its name without that ending."""
 
 
 def output_format_named(name: str) -> OutputFormat:
@@ -208,7 +208,9 @@ def output_format(path: str | PathLike[str] | None, source_format: str = "jsonl"
         known = ", ".join(suffix for each in FORMATS for suffix in each.suffixes)
         raise BatchError(
             f"{path} cannot be written: no output format is called {suffix} (known: {known}).",
-            advice=_CURES.get(suffix, "Name the output with one of these, or with none for JSON lines."),
+            advice=_CURES.get(suffix, "Name the output with one of these, or with none for JSON lines.").replace(
+                "{stem}", PurePath(path or "").stem
+            ),
         )
     if source_format == "openai-batch" and (found is None or found is FORMATS[0]):
         return output_format_named("openai-batch")
