@@ -27,8 +27,8 @@ from itertools import islice
 
 from attrs import frozen
 
-from onellm_async.events import Granted, RateLimited, Retrying, Sent
-from onellm_async.failure_kinds import RULES
+from onellm_async.events import Failed, Granted, RateLimited, Retrying, Sent
+from onellm_async.failure_kinds import RULES, FailureKind
 from tests.fuzzing.queue_waits import QueueWait, queue_waits
 from tests.fuzzing.trace import (
     RESOLUTION,
@@ -204,13 +204,26 @@ def deadlines_and_retry_after_are_kept(trace: Trace) -> Iterator[Finding]:
 
 
 def attempts_keep_to_the_policy(trace: Trace) -> Iterator[Finding]:
-    """Counts attempts. A request of a fan-out waits for an unreachable service, however many attempts it takes."""
+    """Counts attempts. A request of a fan-out waits for an unreachable service, however many attempts it takes.
+
+    An overload counts only if the request was sent after the last overload before it, which took concurrency away.
+    """
+    sent_at: dict[int, float] = {}
+    uncounted: Counter[int] = Counter()
+    overloaded_at = float("-inf")
     for event in trace.events:
+        match event:
+            case Sent():
+                sent_at[event.request] = event.at
+            case Retrying() | Failed() if event.error.kind is FailureKind.OVERLOADED:
+                uncounted[event.request] += sent_at.get(event.request, 0.0) <= overloaded_at
+                overloaded_at = event.at
         match event:
             case Retrying():
                 waits = RULES[event.error.kind].retry == "wait for ready" and event.request not in trace.singles
-                if event.attempt >= trace.retry.max_attempts and not waits:
-                    yield Finding(event.at, f"retried after {event.attempt} attempts", event.request)
+                counted = event.attempt - uncounted[event.request]
+                if counted >= trace.retry.max_attempts and not waits:
+                    yield Finding(event.at, f"retried after {counted} attempts", event.request)
     yield from _unreported_bills(trace)
 
 

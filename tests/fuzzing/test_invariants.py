@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from onellm_async.chat import ChatOutcome, ChatResponse
-from onellm_async.errors import APIConnectionError
+from onellm_async.errors import APIConnectionError, APIStatusError, FailureKind
 from onellm_async.events import Granted, Queued, RateLimited, Retrying, Sent
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.policy import Limits
@@ -64,6 +64,10 @@ def failure():
     return APIConnectionError("reset")
 
 
+def overload():
+    return APIStatusError("529 Overloaded.", status_code=529, kind=FailureKind.OVERLOADED)
+
+
 def outcome(index, prompt, content):
     return ChatOutcome(index, prompt, ChatResponse(content))
 
@@ -93,6 +97,15 @@ BROKEN = {
     "a send within Retry-After": (7, trace(RateLimited(1, "m", 0.0, 30.0), *attempt(2, 29.0))),
     "a send after the deadline": (7, trace(*attempt(1, 5.0), deadlines={1: 4.0})),
     "one attempt too many": (8, trace(Retrying(1, "m", 0.0, 2, 0.1, failure()))),
+    "one attempt too many, after overloads": (
+        8,
+        trace(
+            *attempt(1, 0.0),
+            Retrying(1, "m", 0.1, 1, 0.1, overload()),
+            *attempt(1, 0.2),
+            Retrying(1, "m", 0.3, 2, 0.1, overload()),
+        ),
+    ),
     "an unreported bill": (
         8,
         trace(prompts=["a"], outcomes=[outcome(0, "a", "a")], billed={"a": 2}),
@@ -133,6 +146,20 @@ def test_nothing_is_wrong_with_a_good_run():
         *attempt(2, 1.1),
     )
     assert violations(trace(*events, prompts=["a"], outcomes=[outcome(0, "a", "a")], billed={"a": 1})) == []
+
+
+def test_overloads_of_requests_that_were_in_flight_at_an_overload_are_no_attempts():
+    events = [
+        *attempt(1, 0.0),
+        Sent(2, "m", 0.0, 1),
+        Retrying(1, "m", 0.1, 1, 0.1, overload()),
+        Retrying(2, "m", 0.2, 1, 0.1, overload()),
+        Sent(2, "m", 0.3, 2),
+        Retrying(2, "m", 0.4, 2, 0.1, overload()),
+    ]
+    assert not [found for found in violations(trace(*events)) if found.invariant == 8]
+    again = [Sent(2, "m", 0.5, 3), Retrying(2, "m", 0.6, 3, 0.1, overload())]
+    assert [found.at for found in violations(trace(*events, *again)) if found.invariant == 8] == [0.6]
 
 
 def test_429s_are_no_storm_while_a_client_searches_or_while_requests_are_accepted():

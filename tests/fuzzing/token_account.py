@@ -1,6 +1,7 @@
 """A second account of a client's tokens, kept from what can be observed of its requests. Pure."""
 
-from onellm_async.events import Answered, Event, Queued, RateLimited
+from onellm_async.events import Answered, Event, Failed, Queued, RateLimited, Retrying
+from onellm_async.failure_kinds import RULES
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.token_estimator import TokenEstimator
@@ -16,8 +17,9 @@ class TokenAccount:
     """Checks each request against `Limits.tokens_per_minute`.
 
     A request may be sent when its estimate, or a full bucket, is available. It takes its estimate. Its answer settles
-    what it used instead, which may leave a debt. A 429, or a request that never arrived, takes nothing. If the usage is
-    unknown, the estimate stands. The bucket holds the tokens of one minute.
+    what it used instead, which may leave a debt. A request that never arrived, or whose failure certainly used no tokens
+    (a 429, an overload), takes nothing. If the usage is unknown, the estimate stands. The bucket holds the tokens of
+    one minute.
 
     Args:
         limits: The client's limits at the start, at 0 s.
@@ -65,7 +67,10 @@ class TokenAccount:
             case Answered(request=request):
                 self._settle(event)
             case RateLimited(request=request) | ResponseReceived(request=request, arrived=False):
-                self._give_back(self._taken.get(request, 0.0), event.at)
+                self._give_all_back(request, event.at)
+            case Retrying(request=request, error=error) | Failed(request=request, error=error):
+                if RULES[error.kind].gives_back == "tokens":
+                    self._give_all_back(request, event.at)
             case Retuned():
                 self._retune(event.limits, event.at)
 
@@ -98,6 +103,10 @@ class TokenAccount:
             self._estimator.learn(answered.model, self._sizes[request], read, written)
         if read is not None and written is not None:
             self._give_back(self._taken[request] - read - written, answered.at)
+
+    def _give_all_back(self, request: int, now: float) -> None:
+        self._give_back(self._taken.get(request, 0.0), now)
+        self._taken[request] = 0.0
 
     def _give_back(self, tokens: float, now: float) -> None:
         if self._bucket is not None:
