@@ -197,7 +197,7 @@ class DeclaredRate:
             if previous is None or now - previous > 2 * self._window.per:
                 return
             self._window = self.found = None  # two 429s that it does not explain: it was none
-        if retry_after is not None and self._consecutive_429s > 1:
+        if retry_after and self._consecutive_429s > 1:
             pass  # nothing is accepted, and the service says for how long: the rate is not the cause
         elif not self._strict and previous is not None and (now - previous) * self._rate.value < self.COINCIDENCE:
             self._rate.decrease()

@@ -74,6 +74,15 @@ def test_gaps_are_random_only_while_the_rate_is_corrected():
     assert len(set(gaps(control, 110.05))) == 5
 
 
+@pytest.mark.parametrize(("retry_after", "lowered"), [(None, True), (0, True), (30, False)])
+def test_a_retry_after_of_zero_is_no_reason_to_keep_the_rate(retry_after, lowered):
+    control = DeclaredRate(14.0, 22, 0.0)
+    for number in range(6):
+        control.take(float(number))
+        control.rate_limited(float(number), number + 0.05, retry_after=retry_after)
+    assert (control.rate < 0.5 * 14) == lowered
+
+
 def test_backing_off_knows_nothing():
     control = BackoffOnly(Random(0))
     assert control.state is None
