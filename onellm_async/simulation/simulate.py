@@ -29,6 +29,8 @@ _GIVE_UP_FACTOR = 50
 """Multiple of the best makespan after which a run is given up."""
 _GIVE_UP_SECONDS = 3600.0
 """Seconds added to that multiple."""
+_MAX_GAP = 90.0
+"""Seconds between two requests of a client, at most, while 429s come at random: the slowest rate of a shared limit."""
 _UNKNOWN_TOKENS = 600
 """Tokens that the client books for a request of a model whose usual answers are not known yet, or for a lost one."""
 
@@ -237,7 +239,16 @@ def give_up_after(scenario: Scenario) -> float:
     requests = scenario.prompts + len(scenario.chats)
     given = scenario.faults.retry_after
     retry_after = 4 * (given if isinstance(given, int | float) else 0) * requests * scenario.clients
-    return _GIVE_UP_FACTOR * best_makespan(scenario) + _GIVE_UP_SECONDS + retry_after + _max_delay(scenario)
+    delays = retry_after + _max_delay(scenario) + _random_delay(scenario)
+    return _GIVE_UP_FACTOR * best_makespan(scenario) + _GIVE_UP_SECONDS + delays
+
+
+def _random_delay(scenario: Scenario) -> float:
+    """Seconds by which 429s at random may delay a client: it takes them for those of other clients, and slows down."""
+    limits = [*scenario.limits_at_start, *(limit for change in scenario.changes for limit in change.limits or ())]
+    share = max((limit.share for limit in limits if isinstance(limit, RandomLimit)), default=0.0)
+    requests = scenario.prompts + len(scenario.chats)
+    return requests * _MAX_GAP / (1 - share) if share else 0.0
 
 
 def _max_delay(scenario: Scenario) -> float:
