@@ -29,9 +29,11 @@ What the client does:
   because limits are round.
 - *Silence.* After a 429, nothing is sent but single *knocks*, until one is accepted: the first when the line, the
   window or an answer says so, then later and later, and rather just after a round number of seconds. No belief is
-  lowered meanwhile: a silence says nothing about the rate.
+  lowered meanwhile: a silence says nothing about the rate. Where there is nothing to send, there is no silence: a knock
+  that comes late begins another one.
 - *Opening.* After a silence that no evidence explains, the burst before it is repeated. If more is accepted than a
-  bucket can have saved that gave nothing for so long, there is a window. If not, the next 429 is a sample of the line.
+  bucket can have saved that gave nothing for so long, there is a window, unless it is more than ever before: then the
+  service was down. If not, the next 429 is a sample of the line. A rest ends the opening.
 - *Windowed.* Windows and slots limit the requests, and no line is known.
 - *Cruise.* It sends at the lower bound of the line, which the service certainly allows. The unused rest is not lost,
   because the service's bucket saves it.
@@ -52,6 +54,8 @@ Silence             the knock gets a 429                         Silence; after 
                                                                  explain: Contended
 Silence             the knock is accepted                        the phase inside; Opening if the silence is unexplained
 Opening             more accepted than a bucket can have saved   Windowed, or the phase inside if a line is known
+Opening             more accepted than any window explains       Windowed, or the phase inside if a line is known
+Opening             a rest                                       the phase inside
 Opening             429                                          Silence, inside it Cruise with bounds from this sample
 Windowed            429, a window is full                        Silence; a longer silence than expected: Opening
 Windowed            429, no window is full                       the fullest window becomes smaller; Silence
@@ -225,6 +229,8 @@ class AdaptiveRate:
 
     def take(self, now: float) -> None:
         evidence = self._evidence
+        if isinstance(self._phase, Windowed):
+            self._phase.rest(self._earliest, now, evidence)
         self._advance(now)
         if evidence.windows and not isinstance(self._phase, Silence):
             evidence.windows.sent(now)
@@ -451,6 +457,10 @@ class AdaptiveRate:
             return Windowed(now)
         earlier = evidence.log.accepted_until(opening.since) - evidence.log.dropped
         window = evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
+        if opening.accepted_until(now - evidence.ack, evidence) > window.count:
+            evidence.windows.all.remove(window)  # more at once than ever before: the service was down
+            evidence.line.samples.clear()
+            return opening.inner if evidence.line.bounds.known else Windowed(now)
         if self._is_line_certain and window.count >= self.WHOLE_HISTORY * earlier:
             # The line was kept to for long, and no window explains the silence: it is another limit now.
             evidence.forget(opening.since)

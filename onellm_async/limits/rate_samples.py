@@ -135,7 +135,7 @@ class RateEvidence:
     MAX_PERIOD = 60.0
     """Maximum time in seconds in which the first estimate assumes one refill."""
     MIN_RATE = 1 / 45
-    """Minimum of every estimate in requests per second; only bounds may be lower."""
+    """Minimum of every estimate in requests per second. The knocks of a silence find out about a lower rate."""
     FIRST_CRUISE = 4
     """Requests in a cruise once there is a lower bound, at least."""
     CRUISES = ((37, 40, 0.03), (55, 300, 0.01), (200, 50, 0.03), (320, 240, 0.02))
@@ -295,7 +295,7 @@ class RateEvidence:
         if not bounds.known:
             return rate
         if bounds.tight:
-            return bounds.low
+            return max(self.MIN_RATE, bounds.low)
         if bounds.low > 0:
             return max(self.MIN_RATE, (bounds.low + bounds.high) / 2)
         if probe_pace is not None and not self.samples[0].empty:  # it had risen: the pace of the last request but one

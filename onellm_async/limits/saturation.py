@@ -49,6 +49,12 @@ class SaturationClock:
             self._accepted += 1
         self._at, self._level = now, level - 1
 
+    def rest(self, seconds: float, now: float) -> None:
+        """Records that for `seconds` until now there was nothing to send: the bucket may have been full."""
+        self.seconds += seconds
+        self._at, self._level = now, self._capacity
+        self._full_at, self._before = None, None
+
     def give_back(self) -> None:
         """Records that the last request was not sent after all."""
         self._level += 1

@@ -41,6 +41,8 @@ class Silence(Phase):
     """Seconds between two knocks, at most, or a tenth of the silence if that is more."""
     MAX_GAP = 60.0
     """Seconds between two knocks, at most."""
+    MAX_LATE = 2.0
+    """Factor of the wait for a knock, beside `FIRST_GAP`, after which it is late: there was nothing to send."""
     FAST_UNTIL = 2.0
     """A shorter silence doubles with each knock. A longer one grows by half."""
 
@@ -111,6 +113,11 @@ class Silence(Phase):
         return wait
 
     def take(self, now: float, evidence: Evidence) -> Phase:
+        if now - self.refused_at > self.MAX_LATE * max(0.0, self._knock_at - self.refused_at) + self.FIRST_GAP:
+            # What was not sent proves nothing: as far as is known, the silence begins with this knock.
+            evidence.line.saturation.rest(now - self.refused_at, now)
+            self.since = self.refused_at = now
+            self.vain, self.told_until = 0, -_NEVER
         self.knocked_at = now
         if not self.vain:
             self._inner = self._inner.take(now, evidence)
@@ -207,6 +214,8 @@ class Opening(Phase):
     """Requests that may be accepted beside twice what a bucket can have saved."""
     MAX_PATTERN_GAP = 0.25
     """Seconds between two requests, at most, in the repeated pattern."""
+    MAX_REST = 10.0
+    """Seconds without a request after which an opening is over: a bucket has saved more than the silence tells."""
     LONG = 10.0
     """Seconds of a certain silence after which a single accepted request means that other clients use the key."""
 
@@ -255,6 +264,10 @@ class Opening(Phase):
         return log.times[index] - log.times[first] + self.opened_at
 
     def take(self, now: float, evidence: Evidence) -> Phase:
+        rest = now - self._last
+        if rest > max(self.MAX_REST, 2 / self._pace):
+            evidence.line.saturation.rest(rest, now)
+            return self.inner.take(now, evidence)
         self._accepted += 1
         self._last = now
         peak = evidence.peak
@@ -267,12 +280,15 @@ class Opening(Phase):
     def give_back(self, now: float, evidence: Evidence) -> None:
         self._accepted -= 1
 
+    def accepted_until(self, until: float, evidence: Evidence) -> int:
+        """Number of requests that were accepted since the silence."""
+        return evidence.log.accepted_until(until) - evidence.log.accepted_until(self.opened_at - 1e-9)
+
     def is_window(self, until: float, evidence: Evidence) -> bool:
         """Whether more was accepted until `until` than a bucket can have saved that gave nothing for so long."""
         if self.proven <= 0:
             return False
-        log = evidence.log
-        accepted = log.accepted_until(until) - log.accepted_until(self.opened_at - 1e-9)
+        accepted = self.accepted_until(until, evidence)
         saved = (until - self.opened_at + self.silence - self.proven) / self.proven
         return self._accepted > self.SURPLUS and accepted > self.SURPLUS + 2 * saved
 
@@ -315,6 +331,18 @@ class Windowed(Phase):
     def take(self, now: float, evidence: Evidence) -> Phase:
         self._last = now
         return self
+
+    def rest(self, allowed_at: float, now: float, evidence: Evidence) -> None:
+        """Counts the time until a request for which no limit was the cause: the service's bucket may be full since.
+
+        Args:
+            allowed_at: When windows and slots allowed the request.
+            now: The current time.
+            evidence: What is known.
+        """
+        seconds = now - max(self._last, allowed_at)
+        if seconds > Opening.MAX_REST:
+            evidence.line.saturation.rest(seconds, now)
 
     def give_back(self, now: float, evidence: Evidence) -> None:
         """A pace has nothing to give back."""

@@ -9,6 +9,9 @@ A window (n, w) lets the next request be sent no earlier than w seconds after th
 corrected: a 429 although the window should have opened makes w longer (a *fixed* window is found so: its period fits,
 whatever its phase); a 429 long before n requests makes n smaller. From time to time one request more is tried, and a
 shorter length while w is not certain. A refused trial costs one 429.
+
+One silence is little evidence: the service may have been down. So in its first wait, a window of more than a minute is
+doubted by single requests, and one that is accepted refutes it.
 """
 
 from onellm_async.limits.send_log import SendLog
@@ -52,6 +55,8 @@ class Window:
     """Factor of that number after refused trials, at most; it doubles with each."""
     EARLY = 0.995
     """A request that is sent sooner than this share of the length is one more than `count`."""
+    KNOCK_AFTER = 60.0
+    """Seconds after the last request in which a window is doubted that was concluded from one silence only."""
     SPREAD = 0.05
     """A length whose bounds are closer than this share needs no trial."""
 
@@ -60,6 +65,7 @@ class Window:
         "_extra",
         "_is_bold",
         "_is_extra_sure",
+        "_knocked_at",
         "_patience",
         "_sent_in_round",
         "_tried_at",
@@ -85,6 +91,7 @@ class Window:
         self._is_bold = False
         self._is_extra_sure = False
         self._extra = 0
+        self._knocked_at = -NEVER
         self._asked = 0
         self._patience = 1
 
@@ -94,16 +101,29 @@ class Window:
         if first is None:
             return -NEVER
         at = first + (self.trial if self.trial is not None and self._tried_at is None else self.seconds)
+        if self.rounds < 0:
+            at = min(at, self._next_knock(log))
         return at if self.extra_at is None else min(at, self.extra_at + ack)
+
+    def _next_knock(self, log: SendLog) -> float:
+        """When to knock in the first full wait: one silence is little evidence, the service may have been down."""
+        last = log.last(1) or 0.0
+        refused = max(last, self._knocked_at)
+        return refused + max(self.KNOCK_AFTER, 0.1 * (refused - last))
 
     def expected(self, number: int, log: SendLog, now: float) -> float:
         """When the `number`-th next request may be sent if all before it are sent as early as they may."""
         rounds, rest = divmod(number - 1, self.count)
         first = log.last(self.count - rest)
-        return (now if first is None else first + self.seconds) + rounds * self.seconds
+        at = now if first is None else first + self.seconds
+        if self.rounds < 0:
+            at = min(at, max(now, self._next_knock(log)))
+        return at + rounds * self.seconds
 
     def sent(self, now: float, log: SendLog) -> None:
         """Records that a request is sent; `log` does not know of it yet."""
+        if self.rounds < 0 and not self._extra and self._is_knock(now, log):
+            return
         if self._extra and self.extra_at is None:
             first = log.last(self.count + self._extra - 1)
             if first is not None and now - first < self.EARLY * self.seconds:
@@ -116,6 +136,14 @@ class Window:
         self._asked += 1
         if self._sent_in_round >= self.count:
             self._end_round(now)
+
+    def _is_knock(self, now: float, log: SendLog) -> bool:
+        first = log.last(self.count)
+        if first is None or now - first >= self.EARLY * (self.seconds if self.trial is None else self.trial):
+            return False
+        self._extra, self.extra_at, self._is_extra_sure = 1, now, now - first < self.shortest
+        self._knocked_at = now
+        return True
 
     def _end_round(self, now: float) -> None:
         self._sent_in_round, self.stretched = 0, 0
@@ -151,16 +179,19 @@ class Window:
         if not any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS):
             self.trial, self._is_bold = self._round_trial(), False
 
-    def advance(self, now: float, ack: float) -> None:
-        """Draws the conclusions from trials that no 429 has refuted by now."""
+    def advance(self, now: float, ack: float) -> bool:
+        """Draws the conclusions from trials that no 429 has refuted by now. Returns whether the window still holds."""
         if self._tried_at is not None and now >= self._tried_at + ack - 1e-9:
             assert self.trial is not None  # noqa: S101  # it is what was tried
             self.seconds, self.trial, self._tried_at = self.trial, None, None
         if self.extra_at is not None and now >= self.extra_at + ack - 1e-9:
+            if self.rounds < 0 and self._is_extra_sure:
+                return False
             if self._is_extra_sure:  # else it may have been the length that was shorter
                 self.count += self._extra
                 self._extra, self._patience = max(1, min(2 * self._extra, self.count // 4)), 1
             self.extra_at = None
+        return True
 
     def refute_extra(self) -> None:
         """More than `count` are not accepted."""
@@ -241,8 +272,7 @@ class Windows:
 
     def advance(self, now: float, ack: float) -> None:
         """Draws the conclusions from trials that no 429 has refuted by now."""
-        for window in self.all:
-            window.advance(now, ack)
+        self.all = [window for window in self.all if window.advance(now, ack)]
 
     @property
     def rate(self) -> float:

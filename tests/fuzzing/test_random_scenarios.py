@@ -15,7 +15,12 @@ from tests.fuzzing.recorder import Recorder
 from tests.fuzzing.trace_printer import TracingRecorder, phase_of
 
 KNOWN = (20, 209, 377, 474, 631, 778, 925, 1207, 1238, 1517, 1603, 1618)
-AFTER_SILENCE = (451, 645, 925)
+AFTER_SILENCE = (400, 451, 528, 645, 925, 10_233, 700_038)
+SINCE_MENDED = {
+    10_187: "a Retry-After of 0 tells nothing",
+    10_656: "429s at random slow a client down",
+    700_176: "overloads are no attempts, and use no tokens",
+}
 CHUNK = 20
 
 
@@ -38,6 +43,11 @@ def test_seeds_that_once_broke_an_invariant_never_do_again(seed):
 @pytest.mark.parametrize("seed", AFTER_SILENCE)
 def test_a_client_with_a_429_after_a_long_silence_does_not_fall_silent_itself(seed):
     assert not broken(seed)
+
+
+@pytest.mark.parametrize(("seed", "what"), SINCE_MENDED.items())
+def test_what_once_broke_an_invariant_never_does_again(seed, what):
+    assert not broken(seed), what
 
 
 def test_perturbations_leave_what_a_seed_means_without_them():

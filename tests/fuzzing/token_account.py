@@ -17,9 +17,9 @@ class TokenAccount:
     """Checks each request against `Limits.tokens_per_minute`.
 
     A request may be sent when its estimate, or a full bucket, is available. It takes its estimate. Its answer settles
-    what it used instead, which may leave a debt. A request that never arrived, or whose failure certainly used no tokens
-    (a 429, an overload), takes nothing. If the usage is unknown, the estimate stands. The bucket holds the tokens of
-    one minute.
+    what it used instead, which may leave a debt. A request that never arrived, or whose failure used no tokens (a 429,
+    an overload), takes nothing. If the usage is unknown, the estimate stands. The bucket holds the tokens of one
+    minute.
 
     Args:
         limits: The client's limits at the start, at 0 s.
