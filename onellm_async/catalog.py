@@ -5,19 +5,29 @@ The figures are those of the OneLLM documentation's model list, kept in ``catalo
 
 import csv
 import difflib
+import math
+import os
+from collections.abc import Mapping
 from functools import cache
+from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
 from onellm_async.chat import Usage
+from onellm_async.errors import ConfigurationError
+from onellm_async.validation import truncated_repr
 
 __all__ = [
+    "ANY_MODEL",
+    "LIST_PRICES",
     "PROVIDERS",
     "CatalogEntry",
     "KnownModel",
     "Model",
+    "PriceList",
+    "Prices",
     "closest_name",
     "cost",
     "entries",
@@ -167,10 +177,103 @@ def cost(model: str, usage: Usage | None) -> float | None:
         >>> cost("GPT-5", Usage(input_tokens=1_000_000, output_tokens=0))
         1.28
     """
-    if usage is None or usage.input_tokens is None or usage.output_tokens is None:
-        return None
-    entry = _index().get(model)
-    if entry is None or entry.input_price is None or entry.output_price is None:
-        return None
-    # Rounded to what prices in USD per million tokens can add up to: 4.7e-07, not 4.6999999999999995e-07.
-    return round((usage.input_tokens * entry.input_price + usage.output_tokens * entry.output_price) / 1_000_000, 10)
+    return LIST_PRICES.cost(model, usage)
+
+
+ANY_MODEL = "*"
+"""The model of a price that is that of all models without one of their own."""
+Prices: TypeAlias = Mapping[str, tuple[float, float]] | str | PathLike[str]
+"""USD per million input and output tokens by model, or a CSV file of them."""
+_PRICE_COLUMNS = ("model", "input_usd_per_million_tokens", "output_usd_per_million_tokens")
+
+
+@frozen
+class PriceList:
+    """The prices of a client: its own, and for other models the list prices.
+
+    Attributes:
+        own: USD per million input and output tokens, by model; `ANY_MODEL` stands for all that are not named.
+    """
+
+    own: Mapping[str, tuple[float, float]] = field(factory=dict[str, tuple[float, float]], hash=False)
+
+    @classmethod
+    def of(cls, prices: Prices | None) -> "PriceList":
+        """The prices that a caller gave; None for the list prices.
+
+        Raises:
+            ConfigurationError: If the file cannot be read, or a price is no finite number of at least 0.
+        """
+        if prices is None:
+            return LIST_PRICES
+        if isinstance(prices, Mapping):
+            return cls({str(model): _checked_price("prices", model, price) for model, price in prices.items()})
+        return cls(_read_prices(os.fspath(prices)))
+
+    def price(self, model: str) -> tuple[float, float] | None:
+        """USD per million input and output tokens of a model, under either of its names; None if unknown."""
+        entry = _index().get(model)
+        for name in (model, *(() if entry is None else (entry.name, entry.backend_name)), ANY_MODEL):
+            if name is not None and name in self.own:
+                return self.own[name]
+        if entry is None or entry.input_price is None or entry.output_price is None:
+            return None
+        return entry.input_price, entry.output_price
+
+    def cost(self, model: str, usage: Usage | None) -> float | None:
+        """USD for `usage` of `model`; None when either is unknown.
+
+        Example:
+            >>> PriceList.of({"my-model": (0.0, 0.0)}).cost("my-model", Usage(input_tokens=10, output_tokens=5))
+            0.0
+        """
+        if usage is None or usage.input_tokens is None or usage.output_tokens is None:
+            return None
+        if not self.own:  # the usual case, for each reply
+            entry = _index().get(model)
+            if entry is None or entry.input_price is None or entry.output_price is None:
+                return None
+            price = entry.input_price, entry.output_price
+        elif (found := self.price(model)) is None:
+            return None
+        else:
+            price = found
+        # Rounded to what prices in USD per million tokens can add up to: 4.7e-07, not 4.6999999999999995e-07.
+        return round((usage.input_tokens * price[0] + usage.output_tokens * price[1]) / 1_000_000, 10)
+
+
+LIST_PRICES = PriceList()
+"""OneLLM's list prices alone."""
+
+
+def _read_prices(path: str) -> dict[str, tuple[float, float]]:
+    try:
+        lines = Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigurationError(f"The prices in {path} cannot be read: {reason}.") from None
+    rows = csv.DictReader(lines)
+    if not set(_PRICE_COLUMNS) <= set(rows.fieldnames or ()):
+        raise ConfigurationError(f"{path} has no prices: its columns must be {', '.join(_PRICE_COLUMNS)}.")
+    found: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        model, *price = (row[name] for name in _PRICE_COLUMNS)
+        if not model or not all(price):  # the catalog, too, has models without a list price
+            continue
+        try:
+            numbers = float(price[0]), float(price[1])
+        except ValueError:
+            numbers = math.nan, math.nan
+        found[model] = _checked_price(f"{path}:{rows.line_num}", model, numbers)
+    return found
+
+
+def _checked_price(where: str, model: object, price: object) -> tuple[float, float]:
+    if isinstance(price, tuple | list) and len(price) == 2:
+        numbers = [float(each) for each in price if isinstance(each, int | float) and math.isfinite(each) and each >= 0]
+        if len(numbers) == 2:
+            return numbers[0], numbers[1]
+    raise ConfigurationError(
+        f"{where}: the price of {truncated_repr(model)} must be two numbers of at least 0, USD per million input "
+        "and output tokens."
+    )

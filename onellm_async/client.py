@@ -14,7 +14,7 @@ import aiohttp
 
 from onellm_async import catalog
 from onellm_async.call import AttemptHooks
-from onellm_async.catalog import Model
+from onellm_async.catalog import Model, PriceList, Prices
 from onellm_async.chat import (
     ChatOutcome,
     ChatRequest,
@@ -78,6 +78,7 @@ class ClientOptions(TypedDict, total=False):
     transport: Transport | None
     random: Random | None
     quota: "str | Quota | None"
+    prices: Prices | None
 
 
 class AsyncOneLLM:
@@ -114,6 +115,9 @@ class AsyncOneLLM:
         quota: Shares the rate limit with all other processes that use the same key: ``"host"`` for those of this host,
             ``"redis://HOST:PORT"`` for those of several hosts, ``"off"``, or a value of `onellm_async.quota`. Default
             ``ONELLM_QUOTA``, else off.
+        prices: USD per million input and output tokens by model, such as ``{"my-model": (0.0, 0.0)}``, or a CSV file
+            with the columns ``model``, ``input_usd_per_million_tokens`` and ``output_usd_per_million_tokens``. Model
+            ``"*"`` is any other one; without it others have the list prices.
 
     Raises:
         ConfigurationError: If the key, the address or another setting is missing or unusable.
@@ -148,6 +152,7 @@ class AsyncOneLLM:
         transport: Transport | None = None,
         random: Random | None = None,
         quota: "str | Quota | None" = None,
+        prices: Prices | None = None,
     ) -> None:
         _check_policies(limits=limits, rate_state=rate_state, retry=retry)
         attempt_timeout = _timeout_from(timeout)
@@ -190,6 +195,7 @@ class AsyncOneLLM:
             telemetry=telemetry,
             random=random if random is not None else Random(),
             quota=shared,
+            prices=PriceList.of(prices),
         )
 
     def __repr__(self) -> str:
@@ -219,6 +225,11 @@ class AsyncOneLLM:
     def limits(self) -> Limits:
         """The limits in force. `retune` changes them."""
         return self._sender.limits
+
+    @property
+    def prices(self) -> PriceList:
+        """The prices by which answers are billed."""
+        return self._sender.prices
 
     def snapshot(self) -> Snapshot:
         """Returns the state of the client: queued requests, their bottlenecks, and the current rate.
@@ -609,6 +620,7 @@ class AsyncOneLLM:
             base_url=self._base_url,
             dialect=self._dialect.value,
             endpoints=self._endpoints,
+            prices=self.prices,
         )
         return await run(
             self._sender,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from onellm_async.call import Attempt, AttemptHooks, Call
+from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import ChatRequest, ChatResponse
 from onellm_async.errors import (
     APIError,
@@ -99,6 +100,7 @@ class Sender:
         hooks: Hear of every event.
         random: Where jitter comes from.
         quota: What the rate is shared through, and the name of its board; None to share nothing.
+        prices: What tokens cost.
 
     Attributes:
         limits: The limits that it keeps to now.
@@ -118,8 +120,10 @@ class Sender:
         random: Random,
         quota: "tuple[Quota, str] | None" = None,
         telemetry: Telemetry | None = None,
+        prices: PriceList = LIST_PRICES,
     ) -> None:
         import_tenacity()
+        self.prices: PriceList = prices
         self._telemetry = telemetry
         self._transport = transport
         self._keys = keys
@@ -511,7 +515,7 @@ class Sender:
         now = time.time()
         if reply.headers:
             self._read_rate_headers(reply, now)
-        return decode_reply(
+        response = decode_reply(
             reply.status,
             reply.headers,
             reply.body,
@@ -520,6 +524,9 @@ class Sender:
             asked=call.body,
             warn=self._notices.warn_once,
         )
+        if not self.prices.own:
+            return response
+        return evolve(response, cost=self.prices.cost(call.model, response.usage))
 
     def _read_rate_headers(self, reply: RawReply, now: float) -> None:
         read = parse_rate_headers if reply.status == HTTPStatus.TOO_MANY_REQUESTS else self._rate_headers.read

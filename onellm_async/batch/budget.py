@@ -16,7 +16,7 @@ from math import ceil
 
 from attrs import evolve, field, frozen
 
-from onellm_async import catalog
+from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.errors import BudgetExceededError, ConfigurationError, InvalidRequestError
 from onellm_async.formatting import format_usd
@@ -84,16 +84,18 @@ class Bound:
         model: Whose price is taken.
         input_tokens: At most, of all answers together.
         output_tokens: Likewise.
+        prices: Of the tokens.
     """
 
     model: str
     input_tokens: int
     output_tokens: int
+    prices: PriceList = field(default=LIST_PRICES, repr=False)
 
     @property
     def charge(self) -> Cost:
-        """The same as money; without a list price it costs nothing."""
-        cost = catalog.cost(self.model, Usage(self.input_tokens, self.output_tokens))
+        """The same as money; without a price it costs nothing."""
+        cost = self.prices.cost(self.model, Usage(self.input_tokens, self.output_tokens))
         return Cost(cost or 0.0, self.input_tokens + self.output_tokens)
 
 
@@ -104,6 +106,7 @@ class Budget:
     Attributes:
         max_cost: USD by list price; None for no cap.
         max_tokens: Input and output tokens; None for no cap.
+        prices: Those of the client.
 
     Raises:
         ConfigurationError: If a value is not above 0.
@@ -115,6 +118,7 @@ class Budget:
 
     max_cost: float | None = field(default=None, validator=_check.number(0, above=True, optional=True))
     max_tokens: int | None = field(default=None, validator=_check.integer(1, optional=True))
+    prices: PriceList = field(default=LIST_PRICES, repr=False)
 
     @property
     def capped(self) -> bool:
@@ -134,8 +138,8 @@ class Budget:
             InvalidRequestError: If there is a cap, and the request does not say what it may bill at most.
         """
         try:
-            bound = _bound(request)
-            priced = catalog.cost(request.model, Usage(0, 0)) is not None
+            bound = evolve(_bound(request), prices=self.prices)
+            priced = self.prices.price(request.model) is not None
             if self.max_cost is not None:
                 _demand_price(request, priced=priced)
         except InvalidRequestError:
@@ -164,7 +168,7 @@ def _demand_price(request: ChatRequest, *, priced: bool) -> None:
     if not priced:
         raise InvalidRequestError(
             f"The price of {request.model!r} is not known, so a budget in USD cannot hold.",
-            advice="Cap the tokens instead (--max-tokens-total).",
+            advice="Give its price (--prices), or cap the tokens instead (--max-tokens-total).",
         )
 
 

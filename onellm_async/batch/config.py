@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, Self, TypedDict
 
 from attrs import asdict, field, frozen
+from attrs.filters import exclude
 
 from onellm_async.batch.budget import Budget
 from onellm_async.batch.health import HealthPolicy
@@ -22,6 +23,7 @@ from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.batch.outputs.formats import OutputFormat, output_format, output_format_named
 from onellm_async.batch.outputs.ordered_writer import LineSink
+from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.limits.policy import LANES, Lane, Limits
@@ -233,6 +235,7 @@ class RunConfig:
         base_url: str | None,
         dialect: str,
         endpoints: Mapping[str, str],
+        prices: PriceList = LIST_PRICES,
     ) -> Self:
         """The arguments of `onellm_async.AsyncOneLLM.run`, checked.
 
@@ -254,7 +257,7 @@ class RunConfig:
         _check_kinds(output, options)
         journal, shape, cache = options.get("journal"), options.get("output_format"), options.get("cache", ())
         place = os.fspath(output) if isinstance(output, str | PathLike) else None
-        budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"))
+        budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"), prices=prices)
         usual = HealthPolicy()
         stall_after = options.get("stall_after", usual.stall_after)
         return cls(
@@ -293,7 +296,7 @@ class RunConfig:
                 notify_after=min(usual.notify_after, stall_after),
                 stall_after=stall_after,
             ),
-            settings={"limits": asdict(limits), "budget": asdict(budget)},
+            settings={"limits": asdict(limits), "budget": asdict(budget, filter=exclude("prices"))},
         )
 
     @property

@@ -110,6 +110,7 @@ async def connected(
             retry=retry,
             rate_state=rate_state,
             quota=quota,
+            prices=connecting.prices,
         )
         if client.snapshot().quota != "off" and (
             connecting.rpm is not None or connecting.burst is not None or connecting.rate

@@ -162,6 +162,15 @@ class LimitFlags:
         Parameter(help="Maximum number of requests in flight; `auto` finds out how many the service accepts."),
     ] = 48
 
+    prices: Annotated[
+        str | None,
+        Parameter(
+            group=groups.BUDGET,
+            help="CSV file of own prices, with the columns model, input_usd_per_million_tokens and "
+            "output_usd_per_million_tokens; model * is any other one. [default: OneLLM's list prices]",
+        ),
+    ] = None
+
     @property
     def requests_per_minute(self) -> Rate | None:
         """Requests per minute; ``"auto"`` to discover the rate, None if other rates are given."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onellm_async.batch import InputFile, LineError
     from onellm_async.batch.config import RunConfig
     from onellm_async.batch.work_list import WorkList
+    from onellm_async.catalog import PriceList
     from onellm_async.limits.policy import Limits
     from onellm_async.simulation.plan import Plan
     from onellm_async.simulation.simulated_run import ExpectedService
@@ -135,12 +136,15 @@ def estimate(
     """
     import asyncio
 
+    from onellm_async.catalog import PriceList
     from onellm_async.simulation.plan import plan as make_plan
 
     expecting = expecting or AssumptionFlags()
     limits, service = _settings(limiting, expecting)
     opened = open_input(sources, reading, asking, capped=config.budget.capped)
-    work, workload = asyncio.run(_measured(opened, expecting, config, strict=reading.strict))
+    work, workload = asyncio.run(
+        _measured(opened, expecting, config, PriceList.of(limiting.prices), strict=reading.strict)
+    )
     made = make_plan(workload, limits, service, seeds=expecting.seeds)
     _print(made, opened.name, work, json=json)
     return ExitCode.FAILED if work.bad_lines else ExitCode.OK
@@ -179,7 +183,7 @@ def _settings(limiting: LimitFlags, expecting: AssumptionFlags) -> "tuple[Limits
 
 
 async def _measured(
-    source: "InputFile", expecting: AssumptionFlags, config: "RunConfig", *, strict: bool
+    source: "InputFile", expecting: AssumptionFlags, config: "RunConfig", prices: "PriceList", *, strict: bool
 ) -> "tuple[WorkList, Workload]":
     """What the run would send, and its sizes."""
     from contextlib import ExitStack
@@ -190,7 +194,7 @@ async def _measured(
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 
     given = expecting.output_tokens
-    meter = WorkloadMeter(output_tokens=TYPICAL_OUTPUT if given is None else given)
+    meter = WorkloadMeter(output_tokens=TYPICAL_OUTPUT if given is None else given, prices=prices)
 
     def on_bad_line(error: "LineError") -> None:
         if strict:

@@ -293,6 +293,7 @@ async def _check_input(sources: Sequence[str], reading: InputFlags, asking: Requ
 def _config(output: str, model: str | None, options: "RunOptions", connecting: ConnectionFlags) -> "RunConfig":
     """The run that the flags describe, without a client."""
     from onellm_async.batch.config import RunConfig
+    from onellm_async.catalog import PriceList
     from onellm_async.settings import resolve_base_url
     from onellm_async.wire import resolve_endpoints
 
@@ -305,6 +306,7 @@ def _config(output: str, model: str | None, options: "RunOptions", connecting: C
         base_url=url or "local",
         dialect=connecting.dialect_name,
         endpoints=resolve_endpoints(connecting.endpoints),
+        prices=PriceList.of(connecting.prices),
     )
 
 

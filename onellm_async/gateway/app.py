@@ -196,7 +196,9 @@ class Gateway:
         cap = None if key.max_cost is None else to_units(key.max_cost)
         self._caps[key.name] = cap
         capped = cap is not None or self._total_cap is not None
-        worst = bound_cost(chat.request, capped=capped, factor=ledger.factors.get(chat.request.model, 1.0))
+        worst = bound_cost(
+            chat.request, capped=capped, factor=ledger.factors.get(chat.request.model, 1.0), prices=self._client.prices
+        )
         started = time.monotonic()
         if capped:
             await self._reserve(key.name, worst.units)

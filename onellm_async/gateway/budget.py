@@ -10,16 +10,14 @@ from typing import Literal
 
 from attrs import frozen
 
-from onellm_async import catalog
 from onellm_async.batch import Budget
+from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import ChatRequest, Usage
 from onellm_async.errors import BudgetExceededError, InvalidRequestError
 from onellm_async.formatting import format_usd
 
 UNITS_PER_USD = 10_000_000_000
 """Prices are USD per million tokens with at most four decimals."""
-_ANY_CAP = Budget(max_cost=1.0)
-"""Only asks for the bound of a request, which depends on no amount."""
 
 _MOST_USD = 1e12
 """A cap beyond it is none, and a float of any size is a number of units."""
@@ -88,35 +86,38 @@ class WorstCase:
     output_tokens: int | None = None
 
 
-def bound_cost(request: ChatRequest, *, capped: bool, factor: float = 1.0) -> WorstCase:
+def bound_cost(
+    request: ChatRequest, *, capped: bool, factor: float = 1.0, prices: PriceList = LIST_PRICES
+) -> WorstCase:
     """The most that one attempt of `request` can cost.
 
     Args:
         request: What is asked.
         capped: Whether a cap applies, so that a bound is needed.
         factor: How many times its ``max_tokens`` a reply of this model has billed so far; models that think bill more.
+        prices: Those of the client.
 
     Raises:
         InvalidRequestError: If a cap applies, and the request has no bound or its model no list price.
     """
     try:
-        bound = _ANY_CAP.bound(request)
+        bound = Budget(max_cost=1.0, prices=prices).bound(request)
     except InvalidRequestError as error:
         if not capped:
             return WorstCase()
-        raise InvalidRequestError(_cap_needs(request, error)) from None
+        raise InvalidRequestError(_cap_needs(request, error, prices)) from None
     if bound is None:
         return WorstCase()
     output = bound.output_tokens * max(1.0, factor)
-    cost = catalog.cost(bound.model, Usage(bound.input_tokens, round(output)))
+    cost = prices.cost(bound.model, Usage(bound.input_tokens, round(output)))
     if capped and to_units(cost or 0.0) > MAX_UNITS:
         raise InvalidRequestError(f"max_tokens is {request.max_tokens}; the answer could cost more than 1,000 USD.")
     return WorstCase(attempt_units(cost or 0.0), bound.output_tokens)
 
 
-def _cap_needs(request: ChatRequest, error: InvalidRequestError) -> str:
-    if catalog.cost(request.model, Usage(0, 0)) is None:
-        return f"model {request.model!r} has no list price, so a key with a cost cap cannot use it."
+def _cap_needs(request: ChatRequest, error: InvalidRequestError, prices: PriceList) -> str:
+    if prices.price(request.model) is None:
+        return f"model {request.model!r} has no price, so a key with a cost cap cannot use it."
     if request.max_tokens is None:
         return "max_tokens is missing; a key with a cost cap needs it, because only it bounds the cost of an answer."
     return f"max_tokens is {request.max_tokens}; {error.message}"

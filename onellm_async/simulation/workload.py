@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from onellm_async import catalog
+from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import ChatRequest
 from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.wire import Dialect, encode_request
@@ -97,8 +97,9 @@ class WorkloadMeter:
 
     _MAX_MODELS = 100
 
-    def __init__(self, *, output_tokens: int = TYPICAL_OUTPUT) -> None:
+    def __init__(self, *, output_tokens: int = TYPICAL_OUTPUT, prices: PriceList = LIST_PRICES) -> None:
         self._output_tokens = output_tokens
+        self._list = prices
         self._estimator = TokenEstimator()
         self._prompts = 0
         self._input_tokens = 0.0
@@ -126,13 +127,13 @@ class WorkloadMeter:
         self._prompts += 1
 
     def _add_price(self, request: ChatRequest, input_tokens: float, output_tokens: int) -> None:
-        entry = catalog.lookup(request.model)
-        if entry is None or entry.input_price is None or entry.output_price is None:
+        price = self._list.price(request.model)
+        if price is None:
             self._unpriced += 1
             return
         self._unbounded += request.max_tokens is None
         for name, written in (("low", 0), ("typical", output_tokens), ("high", request.max_tokens or 0)):
-            self._prices[name] += (input_tokens * entry.input_price + written * entry.output_price) / 1_000_000
+            self._prices[name] += (input_tokens * price[0] + written * price[1]) / 1_000_000
 
     def workload(self) -> Workload:
         """The workload of all requests so far."""
