@@ -147,4 +147,5 @@ def test_the_signature_of_the_client_is_stable() -> None:
         "transport",
         "random",
         "quota",
+        "prices",
     ]
