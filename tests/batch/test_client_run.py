@@ -195,8 +195,8 @@ async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent
     lines = [*(f"p {n}" for n in range(60)), *["the same"] * 40]
     source.write_text("\n".join(lines), "utf-8")
     async with server() as local, client(local) as one:
-        await one.run(source, output, limit=24)
-        first = await one.run(source, output, limit=10)
+        await one.run(source, output, limit=24, deduplicate=True)
+        first = await one.run(source, output, limit=10, deduplicate=True)
         assert first.limit_reached
         assert local.ledger.billed == 24
         estimate = first.estimate
@@ -204,7 +204,7 @@ async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent
         assert (estimate.based_on, estimate.left, estimate.requests) == (10, 76, 37)
         assert estimate.cost is not None
         before = first.counts.cost
-        rest = await one.run(source, output)
+        rest = await one.run(source, output, deduplicate=True)
     assert rest.complete
     assert rest.estimate is None
     assert local.ledger.billed == 61
