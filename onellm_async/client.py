@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from inspect import iscoroutinefunction
 from os import PathLike
 from random import Random
 from ssl import SSLContext
@@ -215,7 +216,8 @@ class AsyncOneLLM:
 
     def add_hook(self, hook: Hook) -> None:
         """Calls `hook` with each event from now on, as those given to the client."""
-        self._sender.add_hook(hook)
+        (checked,) = _hooks_from((hook,))
+        self._sender.add_hook(checked)
 
     def remove_hook(self, hook: Hook) -> None:
         """Calls `hook` no more; one that is not there is ignored."""
@@ -750,6 +752,12 @@ def _hooks_from(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
         raise ConfigurationError(
             f"hooks is {truncated_repr(hooks)}; it must be a sequence of callables that take an event."
         )
+    for hook in listed:
+        if iscoroutinefunction(hook) or iscoroutinefunction(getattr(hook, "__call__", None)):  # noqa: B004
+            raise ConfigurationError(
+                f"The hook {truncated_repr(hook)} is asynchronous, and would never be awaited.",
+                advice="Make it a function that puts the event into an asyncio.Queue, or starts a task.",
+            )
     return listed
 
 

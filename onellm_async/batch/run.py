@@ -382,7 +382,8 @@ class _Session:
                 self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
             with cache:
                 report = await self._send_and_publish(journal, sink, cache)
-            journal.finish(_end_reason(report), report.complete)
+            size = _size_of(self.config.output) if report.complete else None
+            journal.finish(_end_reason(report), report.complete, size)
         return report
 
     async def _send_and_publish(self, journal: Journal, sink: Sink | None, cache: AnswerCache) -> RunReport:
@@ -477,12 +478,20 @@ def _finished(place: Path, identity: RunIdentity, config: RunConfig) -> _Finishe
         redo = (counts.in_flight and policy.ambiguous == "retry") or (counts.failed and policy.retry_failed)
         same = journal.complete and not journal.running and identity.has_input_of(journal.identity)
         same = same and not identity.changed_options(journal.identity)
-        if redo or not same:
+        # One that was cut or emptied is written again; one that is longer was edited.
+        if redo or not same or (_size_of(config.output) or 0) < journal.output_bytes:
             return None
         sample = journal.latest_sample()
         progress = sample.sample.get("progress") if sample is not None and isinstance(sample.sample, dict) else None
         notable = progress.get("notable") if isinstance(progress, dict) else None
         return _Finished(counts, dict(journal.failure_causes()), dict(notable or {}))
+
+
+def _size_of(output: str | None) -> int | None:
+    try:
+        return None if output is None else Path(output).stat().st_size
+    except OSError:
+        return None
 
 
 def _open(

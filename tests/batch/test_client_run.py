@@ -188,6 +188,20 @@ async def test_a_run_of_400_is_answered_by_a_service_with_four_places_in_its_dat
     assert answers(output) == [f"p {n}" for n in range(400)]
 
 
+@pytest.mark.parametrize("left", [0, 100])
+async def test_an_output_that_was_cut_is_written_again_without_asking(tmp_path: Path, left: int) -> None:
+    output, prompts = tmp_path / "out.jsonl", tmp_path / "in.txt"
+    prompts.write_text("".join(f"p {n}\n" for n in range(5)), "utf-8")
+    async with server() as local, client(local) as one:
+        await one.run(prompts, output)
+        before = output.read_bytes()
+        assert (await one.run(prompts, output)).already_complete
+        output.write_bytes(before[:left])
+        assert (await one.run(prompts, output)).complete
+        assert local.ledger.billed == 5
+    assert output.read_bytes() == before
+
+
 async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent(
     tmp_path: Path,
 ) -> None:

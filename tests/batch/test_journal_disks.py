@@ -202,3 +202,16 @@ def test_each_refusal_of_sqlite_says_what_happened_and_how_to_go_on(code: int, w
     assert words in error.message
     assert str(path) in error.message
     assert error.advice
+
+
+@pytest.mark.skipif(os.name != "posix", reason="flock")
+def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", without_locks)
+    with pytest.raises(BatchError, match=r"cannot be locked: No locks available\. .* has no locks\. .*--journal"):
+        Journal.open(path, IDENTITY)
+    assert not path.exists()

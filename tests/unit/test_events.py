@@ -3,9 +3,10 @@ import logging
 import attrs
 import pytest
 
-from onellm_async import events
-from onellm_async.errors import OneLLMError
+from onellm_async import AsyncOneLLM, events
+from onellm_async.errors import ConfigurationError, OneLLMError
 from onellm_async.events import Event, Granted, Queued, notify
+from onellm_async.testing import FakeTransport
 
 KINDS = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
 
@@ -42,6 +43,20 @@ def test_a_hook_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCapture
     assert seen == [event]
     assert "A hook raised on Granted; the request goes on." in caplog.text
     assert "hook trouble" in caplog.text
+
+
+def test_an_asynchronous_hook_is_refused() -> None:
+    class Hook:
+        async def __call__(self, event: object) -> None: ...
+
+    async def function(event: object) -> None: ...
+
+    client = AsyncOneLLM(transport=FakeTransport())
+    for hook in (function, Hook()):
+        with pytest.raises(ConfigurationError, match="asynchronous, and would never be awaited"):
+            AsyncOneLLM(transport=FakeTransport(), hooks=[hook])
+        with pytest.raises(ConfigurationError, match="asynchronous"):
+            client.add_hook(hook)
 
 
 def test_a_hook_may_stop_the_program() -> None:

@@ -233,19 +233,20 @@ class Journal:
         with translate_errors(self.path):
             return failure_causes(self._reader())
 
-    def finish(self, end_reason: str, complete: bool) -> None:
+    def finish(self, end_reason: str, complete: bool, output_bytes: int | None = None) -> None:
         """Records how the session ended; durable when the journal is closed.
 
         Args:
             end_reason: A few words.
             complete: Whether every entry of the input has an outcome.
+            output_bytes: Size of the output, where a file was written and is whole.
         """
         self._finished = True
         self._commits.write_later(
             "UPDATE sessions SET ended_at = ?, end_reason = ? WHERE id = ?",
             (time.time(), bind_text(end_reason), self._session),
         )
-        self._commits.write_later("UPDATE run SET complete = ?", (complete,))
+        self._commits.write_later("UPDATE run SET complete = ?, output_bytes = ?", (complete, output_bytes))
 
     async def aclose(self) -> None:
         """Writes the rest and closes the journal. Callers that still wait resume first.

@@ -4,6 +4,7 @@ The system's lock on ``NAME.lock`` decides, never the file's existence. Its text
 were written by then. After a crash the journal must hold as many.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -30,6 +31,8 @@ else:
 _log = logging.getLogger("onellm_async")
 _TRIES, _PAUSE = 10, 0.02
 """A process that checks the lock holds it for microseconds, which a single try could meet."""
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK, getattr(errno, "EDEADLOCK", errno.EDEADLK)}
+"""What the system says of a lock that another process has; anything else means that there are no locks."""
 _TEXT = 512
 """Bytes of the owner's text. On Windows the lock begins far behind it, as a locked range cannot be read."""
 
@@ -92,7 +95,15 @@ class JournalLock:
                 descriptor = os.open(self._path, flags, 0o600)
             except OSError as error:
                 raise BatchError(f"{self._path} cannot be written: {describe_os_error(error)}.") from None
-            if not _lock(descriptor):
+            try:
+                locked = _lock(descriptor)
+            except OSError as error:
+                os.close(descriptor)
+                raise BatchError(
+                    f"{self._path} cannot be locked: {describe_os_error(error)}.",
+                    advice="Its file system has no locks. Keep the journal on a local disk: --journal PATH.journal",
+                ) from None
+            if not locked:
                 holder = _read(descriptor)
                 os.close(descriptor)
             elif _still_there(descriptor, self._path):
@@ -157,6 +168,8 @@ def lock_owner(journal: Path) -> LockOwner | None:
         return None
     try:
         return None if _lock(descriptor) else _read(descriptor) or LockOwner()
+    except OSError:  # the file system has no locks
+        return None
     finally:
         os.close(descriptor)
 
@@ -168,8 +181,10 @@ def _lock(descriptor: int) -> bool:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         elif fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
     return True
 
 

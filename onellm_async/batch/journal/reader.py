@@ -195,6 +195,11 @@ class JournalReader:
         return bool(self._one("SELECT run.complete AND NOT totals.in_flight FROM run, totals"))
 
     @property
+    def output_bytes(self) -> int:
+        """Size of the output of a complete run; 0 where it is not known."""
+        return int(self._one("SELECT coalesce(output_bytes, 0) FROM run"))
+
+    @property
     def lock_owner(self) -> LockOwner | None:
         """The process that works on the run right now; None without one."""
         return lock_owner(self.path)
