@@ -1,7 +1,7 @@
 """Records the picture of the command line: ``python docs/terminal.py`` writes ``docs/_static/terminal.svg``.
 
-A real ``onellm-async run`` answers the example prompts on the local server, in a pseudo-terminal. It is interrupted by
-Ctrl-C, and resumed by the same command. What the terminal then shows is drawn by rich, without its fonts from elsewhere,
+A real ``onellm-async run`` answers the example prompts on the local server, in a pseudo-terminal. It is stopped by
+Ctrl-C, and resumed by the same command. rich draws what the terminal then shows, without its fonts from elsewhere,
 because a picture in a README loads nothing. Times differ from machine to machine, so no test compares the picture.
 """
 
