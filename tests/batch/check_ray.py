@@ -1,7 +1,7 @@
 """The Ray example with real Ray and two actors killed; ``nox -s ray``. Not collected by pytest.
 
 Every prompt is answered once in the output, at most the requests in flight at the kills are billed twice, and the limit
-is used from the first request to the last answer.
+is used from the first request to the last answer. ``nox -s ray -- --rate 200`` tries another limit.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from onellm_async.server.jobs import Job
 from onellm_async.testing import ThreadedServer
 
 ROOT = Path(__file__).parents[2]
-RATE, BURST = 50, 40
+BURST = 40
 LATENCY = 0.1
 TARGET = 0.97
 
@@ -36,6 +36,7 @@ class Service:
         self.billed: Counter[str] = Counter()
         self.in_flight = 0
         self.first = self.last = 0.0
+        self.answered_at: list[float] = []
 
     async def complete(self, job: Job) -> Completion:
         self.first = self.first or time.monotonic()
@@ -44,6 +45,7 @@ class Service:
         self.in_flight -= 1
         self.billed[job.request.messages[-1].content] += 1
         self.last = time.monotonic()
+        self.answered_at.append(self.last - self.first)
         return echo(job)
 
     async def aclose(self) -> None:
@@ -77,9 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=20_000)
     parser.add_argument("--shard", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=50, help="requests per second of the limit; default 50")
     given = parser.parse_args()
     service = Service()
-    settings = ServerSettings(requests_per_minute=RATE * 60, burst=BURST)
+    settings = ServerSettings(requests_per_minute=given.rate * 60, burst=BURST)
     with tempfile.TemporaryDirectory() as folder, ThreadedServer(settings, backend=service) as server:
         place = Path(folder)
         prompts = [f"prompt {number}" for number in range(given.prompts)]
@@ -88,7 +91,7 @@ def main() -> None:
             [
                 *(sys.executable, str(ROOT / "examples" / "ray_shards.py"), str(place / "prompts.jsonl")),
                 *(str(place / "shards"), "-o", str(place / "answers.jsonl"), "--quota", "host"),
-                *("--rpm", str(RATE * 60), "--burst", str(BURST), "--prompts-per-shard", str(given.shard)),
+                *("--rpm", str(given.rate * 60), "--burst", str(BURST), "--prompts-per-shard", str(given.shard)),
             ],
             env={
                 **os.environ,
@@ -110,9 +113,11 @@ def main() -> None:
         seconds = service.last - service.first
     texts = [answer["response"]["content"] for answer in answers]
     twice = sum(service.billed.values()) - len(service.billed)
-    share = (sum(service.billed.values()) - BURST) / RATE / seconds
+    share = (sum(service.billed.values()) - BURST) / given.rate / seconds
     refused = server.ledger.summary()["rate_limited"]
     print(f"{len(texts):,} answers in {seconds:.1f} s: {share:.3f} of the limit, {refused} × 429")
+    tenths = Counter(min(9, int(10 * at / seconds)) for at in service.answered_at)
+    print("of the limit in each tenth:", *(f"{tenths[n] * 10 / given.rate / seconds:.2f}" for n in range(10)))
     print(f"billed twice: {twice}; in flight at the kills: {at_kills}")
     assert texts == prompts
     assert [answer["index"] for answer in answers] == list(range(given.prompts))
