@@ -58,13 +58,13 @@ class NewLimitFlags:
         Parameter(
             negative="",
             show_default=False,
-            help="COUNT/DURATION or window:COUNT/DURATION, as of `run`; repeatable. In place of all rates so far.",
+            help="Rate limit as for `run`; repeatable. It replaces all rates so far.",
         ),
     ] = ()
-    burst: Annotated[int | None, Parameter(help="Requests the service takes at once after a pause.")] = None
+    burst: Annotated[int | None, Parameter(help="Requests that the service accepts at once after a pause.")] = None
     tpm: Annotated[float | None, Parameter(help="Tokens per minute.")] = None
     concurrency: Annotated[
-        Concurrency | None, Parameter(help="Maximum number of requests in flight; `auto` finds it out.")
+        Concurrency | None, Parameter(help="Maximum number of requests in flight; `auto` discovers it.")
     ] = None
 
 

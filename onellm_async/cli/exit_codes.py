@@ -43,8 +43,8 @@ class ExitCode(IntEnum):
 
 
 _KEY_HELP = """\
-The key is read from the environment variable ONELLM_API_KEY and from nowhere
-else: a flag would show it to all users who can list processes."""
+The key is read from the environment variable ONELLM_API_KEY, or from the file
+of --env-file. There is no flag for it, as all users can list processes."""
 
 EXIT_CODES_HELP = f"""\
 Exit codes:

@@ -70,27 +70,32 @@ class RequestFlags:
         str | None,
         Parameter(
             name=["--model", "-m"],
-            help="Model to ask; `onellm-async models` lists them. [env: ONELLM_MODEL] [default: GPT-5-Nano]",
+            help="Model to request; `onellm-async models` lists them. [env: ONELLM_MODEL] [default: GPT-5-Nano]",
         ),
     ] = None
-    system: Annotated[str | None, Parameter(help="Instruction to the model, beside the prompt.")] = None
-    max_tokens: Annotated[int | None, Parameter(help="Most tokens to generate.")] = None
-    temperature: Annotated[float | None, Parameter(help="0 to 2.")] = None
-    top_p: Annotated[float | None, Parameter(help="0 to 1.")] = None
+    system: Annotated[str | None, Parameter(help="System prompt: an instruction that goes with each prompt.")] = None
+    max_tokens: Annotated[
+        int | None, Parameter(help="Maximum number of tokens of each answer. [default: the provider's]")
+    ] = None
+    temperature: Annotated[float | None, Parameter(help="Sampling temperature, 0 to 2. [default: the provider's]")] = (
+        None
+    )
+    top_p: Annotated[float | None, Parameter(help="Nucleus sampling, 0 to 1. [default: the provider's]")] = None
     stop: Annotated[
         tuple[str, ...],
         Parameter(negative="", show_default=False, help="Text at which the model stops; repeatable."),
     ] = ()
-    seed: Annotated[int | None, Parameter(help="For repeatable sampling, where the provider has it.")] = None
+    seed: Annotated[int | None, Parameter(help="Seed for repeatable answers, if the provider supports it.")] = None
     response_format: Annotated[
-        Literal["json_object", "text"] | None, Parameter(help="What the answer has to be, where the provider has it.")
+        Literal["json_object", "text"] | None, Parameter(help="Format of the answer, if the provider supports it.")
     ] = None
     option: Annotated[
         tuple[str, ...],
         Parameter(
             negative="",
             show_default=False,
-            help="KEY=JSON: a further field of the request, as top_k=40; repeatable. What is no JSON is a text.",
+            help="Another field of the request as KEY=JSON, such as top_k=40; repeatable. A value that is not JSON is "
+            "sent as text.",
         ),
     ] = ()
 
@@ -140,26 +145,28 @@ class LimitFlags:
 
     rpm: Annotated[
         Rate | None,
-        Parameter(help="Requests per minute of your key; `auto` discovers it. [default: 40; 2400 for a --local run]"),
+        Parameter(help="Requests per minute of your key; `auto` discovers the rate. [default: 40; 2400 with --local]"),
     ] = None
     rate: Annotated[
         tuple[str, ...],
         Parameter(
             negative="",
             show_default=False,
-            help="COUNT/DURATION, as 40/60s or 1000/1d; repeatable. A limit of your key in place of the default: all "
-            "that are given hold at once. A rate per day is a window: never more in any 24 hours. "
+            help="Rate limit of your key as COUNT/DURATION, such as 40/60s; repeatable. It replaces the default, and "
+            "all given ones hold at once. A rate per day is a window: never more in any 24 hours. Write "
             "window:COUNT/DURATION for another window.",
         ),
     ] = ()
     burst: Annotated[
         int | None,
-        Parameter(help="Requests the service takes at once after a pause. [default: 40, or --rpm if that is less]"),
+        Parameter(
+            help="Requests that the service accepts at once after a pause. [default: 40, or --rpm if that is less]"
+        ),
     ] = None
-    tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no such limit]")] = None
+    tpm: Annotated[float | None, Parameter(help="Tokens per minute of your key. [default: no limit]")] = None
     concurrency: Annotated[
         Concurrency,
-        Parameter(help="Maximum number of requests in flight; `auto` finds out how many the service accepts."),
+        Parameter(help="Maximum number of requests in flight; `auto` discovers how many the service accepts."),
     ] = 48
 
     prices: Annotated[
@@ -200,23 +207,21 @@ class ConnectionFlags(LimitFlags):
 
     base_url: Annotated[
         str | None,
-        Parameter(
-            help="Address to post to; without a path it gets /api. [env: ONELLM_BASE_URL] [default: the documented one]"
-        ),
+        Parameter(help="API URL; without a path, /api is added. [env: ONELLM_BASE_URL] [default: the documented one]"),
     ] = None
     allow_insecure: Annotated[
         bool,
         Parameter(
             negative="",
             show_default=False,
-            help="Accept plain http to other machines: key and prompts then travel in the clear.",
+            help="Accept plain HTTP to other machines. Key and prompts can then be read on the way.",
         ),
     ] = False
     dialect: Annotated[
         DialectName | None,
         Parameter(
-            help="How requests are written: as documented, or as the self-hosted backend demands. "
-            "[env: ONELLM_DIALECT] [default: documented]"
+            help="API dialect: as documented, or that of the self-hosted backend. [env: ONELLM_DIALECT] "
+            "[default: documented]"
         ),
     ] = None
     endpoint: Annotated[
@@ -224,7 +229,7 @@ class ConnectionFlags(LimitFlags):
         Parameter(
             negative="",
             show_default=False,
-            help="PROVIDER=URL: where a self-hosted backend forwards to for the models of OpenAI, Anthropic, DeepSeek, "
+            help="PROVIDER=URL: API to which a self-hosted backend forwards requests for OpenAI, Anthropic, DeepSeek, "
             "Gemini or Mistral; repeatable.",
         ),
     ] = ()
@@ -233,7 +238,7 @@ class ConnectionFlags(LimitFlags):
         Parameter(
             negative="",
             show_default=False,
-            help="NAME=VALUE or 'NAME: VALUE': an HTTP header of each request, for a gateway in between; repeatable.",
+            help="HTTP header of each request, as NAME=VALUE or 'NAME: VALUE'; repeatable.",
         ),
     ] = ()
     proxy: Annotated[
@@ -247,23 +252,25 @@ class ConnectionFlags(LimitFlags):
     ca_file: Annotated[
         str | None,
         Parameter(
-            help="File of the certificate authorities to trust instead of the system's (PEM). [env: ONELLM_CA_FILE]"
+            help="PEM file of the certificate authorities to trust. [env: ONELLM_CA_FILE] [default: the system's]"
         ),
     ] = None
     quota: Annotated[
         str | None,
         Parameter(
-            help="Share the rate limit with all processes that use the same key: `host` with those of this host, "
-            "`redis://HOST:PORT` with those of several hosts, or `off`. [env: ONELLM_QUOTA] [default: off]"
+            help="Share the rate limit among all processes that use this key: `host` for those of this machine, "
+            "`redis://HOST:PORT` for those of several, or `off`. [env: ONELLM_QUOTA] [default: off]"
         ),
     ] = None
-    timeout: Annotated[float, Parameter(help="Seconds one attempt may take, not counting the queue.")] = 600.0
+    timeout: Annotated[
+        float, Parameter(help="Timeout of one attempt in seconds. Time in the queue does not count.")
+    ] = 600.0
     local: Annotated[
         bool,
         Parameter(
             negative="",
             show_default=False,
-            help="Ask a local server, started just for this command, that echoes: no key needed.",
+            help="Use a local server that echoes prompts, started for this command. Needs no key.",
         ),
     ] = False
 

@@ -56,18 +56,21 @@ _ERRORS_SHOWN = 10
 class AssumptionFlags:
     """What the service is expected to do."""
 
-    latency: Annotated[float, Parameter(help="Median seconds of an answer.")] = 6.0
+    latency: Annotated[float, Parameter(help="Expected median latency in seconds.")] = 6.0
     latency_sigma: Annotated[
-        float, Parameter(help="Spread of its logarithm; 0.3 puts the 95th percentile at 1.6 times the median.")
+        float, Parameter(help="Spread of the latency: with 0.3 its 95th percentile is 1.6 times the median.")
     ] = 0.3
-    failure_rate: Annotated[float, Parameter(help="Share of requests, 0 to 0.5, that end in a 500, unbilled.")] = 0.0
+    failure_rate: Annotated[
+        float, Parameter(help="Share of requests (0 to 0.5) answered with a 500, which is not billed.")
+    ] = 0.0
     output_tokens: Annotated[
-        int | None, Parameter(help="Tokens of a usual answer. [default: 512, or --max-tokens if that is less]")
+        int | None, Parameter(help="Expected tokens of an answer. [default: 512, or --max-tokens if that is less]")
     ] = None
     service_rpm: Annotated[
-        float | None, Parameter(help="What the service really allows. [default: --rpm; 40 with --rpm auto]")
+        float | None,
+        Parameter(help="Requests per minute that the service allows. [default: --rpm; 40 with --rpm auto]"),
     ] = None
-    seeds: Annotated[int, Parameter(help="Simulated runs.")] = 5
+    seeds: Annotated[int, Parameter(help="Number of simulated runs.")] = 5
 
 
 LIMITING = LimitFlags()

@@ -22,22 +22,25 @@ class InputFlags:
     """How the input is read."""
 
     field: Annotated[
-        str | None, Parameter(help="Field of each JSON object, or column of each row, that holds the prompt.")
+        str | None,
+        Parameter(
+            help="Field of a JSON object, or column of a table, that holds the prompt. [default: prompt or messages]"
+        ),
     ] = None
     template: Annotated[
         str | None,
-        Parameter(help="Jinja2 template that makes the prompt of the fields or columns: a file, or the text itself."),
+        Parameter(help="Jinja2 template that makes the prompt from fields or columns: a file, or the text itself."),
     ] = None
     format: Annotated[
         str | None,
         Parameter(
-            help="How the input is written: text, jsonl, json, openai-batch, csv, tsv, parquet, arrow. "
-            "[default: as its name and its first line say]"
+            help="Format of the input: text, jsonl, json, openai-batch, csv, tsv, parquet, arrow. "
+            "[default: by its name and first line]"
         ),
     ] = None
     id_field: Annotated[
         str | None,
-        Parameter(help="Field or column that holds the id of a prompt. [default: custom_id, or id where it is unique]"),
+        Parameter(help="Field or column with the id of each prompt. [default: custom_id, or id if it is unique]"),
     ] = None
     keep: Annotated[
         str | None,
@@ -49,7 +52,9 @@ class InputFlags:
     strict: Annotated[
         bool,
         Parameter(
-            negative="", help="Send nothing if a line of the file is bad; a pipe is stopped at the first bad line."
+            negative="",
+            show_default=False,
+            help="Send nothing if a line is bad. A pipe is read up to its first bad line.",
         ),
     ] = False
 
@@ -83,7 +88,7 @@ class SelectionFlags:
         Parameter(
             negative="",
             show_default=False,
-            help="Output or journal of an earlier run, whose answers to the same requests are used; repeatable.",
+            help="Output or journal of an earlier run; its answers to the same requests are used. Repeatable.",
         ),
     ] = ()
 

@@ -72,11 +72,11 @@ class OutputFlags:
         str | None,
         Parameter(
             name=["--output", "-o"],
-            help="File for the answers; `-` is standard output, which cannot be resumed. [default: standard output]",
+            help="File for the answers; `-` is standard output. Only a file can be resumed. [default: standard output]",
         ),
     ] = None
     journal: Annotated[
-        str | None, Parameter(help="File that remembers what was sent and answered. [default: OUTPUT.journal]")
+        str | None, Parameter(help="File that records what was sent and answered. [default: OUTPUT.journal]")
     ] = None
     force: Annotated[
         bool,
@@ -94,13 +94,11 @@ class BudgetFlags:
     """What may be spent; all sessions of a run count together."""
 
     max_cost: Annotated[
-        float | None, Parameter(help="Cost cap in USD over all sessions; needs --max-tokens. [default: no cap]")
+        float | None, Parameter(help="Cost cap in USD over all sessions. Needs --max-tokens. [default: no cap]")
     ] = None
     max_tokens_total: Annotated[
         int | None,
-        Parameter(
-            help="Cap on input and output tokens together over all sessions; needs --max-tokens. [default: no cap]"
-        ),
+        Parameter(help="Cap on input plus output tokens over all sessions. Needs --max-tokens. [default: no cap]"),
     ] = None
     preflight: Annotated[
         int | None,
@@ -140,12 +138,12 @@ class SessionFlags:
 
     lane: Annotated[
         LaneName,
-        Parameter(help="Lane of its requests. A batch leaves most of a shared rate limit to the other lanes."),
+        Parameter(help="Lane of the requests. `batch` leaves most of a shared rate limit to the other lanes."),
     ] = "batch"
     max_time: Annotated[
         str | None,
         Parameter(
-            help="Stop after this time: seconds, or 90s, 10m, 2h. Requests in flight finish. [default: no limit]"
+            help="Stop after this time, in seconds or as 90s, 10m, 2h. Requests in flight finish. [default: no limit]"
         ),
     ] = None
     keep_going: Annotated[
@@ -157,7 +155,7 @@ class SessionFlags:
         ),
     ] = False
     stall_after: Annotated[
-        float, Parameter(help="Seconds of waiting for the service without an outcome after which the run stops.")
+        float, Parameter(help="Stop after this many seconds of waiting for the service without an answer or a failure.")
     ] = 3600.0
 
 
