@@ -36,7 +36,7 @@ SIGTERM and Ctrl-C stop it gracefully, with exit code 0: queued requests get a
 """
 _KEYS_EXAMPLES = """\
 Examples:
-  onellm-async gateway keys add alice --keys keys.toml --max-cost 5 --lane interactive
+  onellm-async gateway keys add alice --keys keys.toml --lane interactive
   onellm-async gateway keys list --keys keys.toml
   onellm-async gateway keys remove alice --keys keys.toml
 

@@ -30,7 +30,8 @@ a hash of them is on the host or in Redis. Looking at it changes nothing.
 def status(
     *,
     quota: Annotated[
-        str | None, Parameter(help="host or redis://HOST:PORT. [env: ONELLM_QUOTA] [default: host]")
+        str | None,
+        Parameter(help="Place of the board: `host` or `redis://HOST:PORT`. [env: ONELLM_QUOTA] [default: host]"),
     ] = None,
     base_url: Annotated[
         str | None, Parameter(help="API URL. [env: ONELLM_BASE_URL] [default: the documented one]")

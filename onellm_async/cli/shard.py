@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 Examples:
   onellm-async shard prompts.jsonl -d shards --prompts 5000
-  onellm-async shard run shards/shard-00007.jsonl --max-tokens 300 --quota redis://10.0.0.5:6379
+  onellm-async shard run shards/shard-00007.jsonl --quota redis://10.0.0.5:6379
   onellm-async shard status shards
   onellm-async shard merge shards -o answers.jsonl
 
