@@ -209,3 +209,25 @@ def test_plan_counts_samples(tmp_path, lines, capsys):
 async def test_a_number_of_samples_that_is_none_is_refused(tmp_path, samples):
     with pytest.raises(ConfigurationError, match="samples"):
         await ask(Service(), ["a"], tmp_path / "out.jsonl", samples=samples)
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_only_the_samples_of_new_prompts_are_asked_when_the_input_has_grown(tmp_path, named):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def write(prompts):
+        records = ({"custom_id": name, "prompt": name} if named else {"prompt": name} for name in prompts)
+        source.write_text("\n".join(map(json.dumps, records)))
+
+    write("abc")
+    await ask(Service(), source, output, samples=2)
+    write("xabcd" if named else "abcd")
+    service = Service()
+    report = await ask(service, source, output, samples=2)
+    assert report.complete
+    assert service.prompts == list("xxdd" if named else "dd")
+    records = read(output)
+    assert [record["response"]["content"][0] for record in records] == list("xxaabbccdd" if named else "aabbccdd")
+    assert [(record["index"], record["sample"]) for record in records] == [
+        (index, sample) for index in range(len(records) // 2) for sample in (1, 2)
+    ]
