@@ -47,7 +47,7 @@ removed; to raise its cap, change max-cost in the file.
 
 KeysFlag = Annotated[
     Path | None,
-    Parameter(name="--keys", help="File of the inbound keys (TOML). [env: ONELLMGATEWAY_KEYS] [default: none]"),
+    Parameter(name="--keys", help="File of the inbound keys (TOML). [env: ONELLM_GATEWAY_KEYS] [default: none]"),
 ]
 
 
@@ -247,7 +247,7 @@ def _announce(url: str) -> None:
 
 
 def _keys_path(given: Path | None) -> Path | None:
-    if given is None and (named := os.environ.get("ONELLMGATEWAY_KEYS")):
+    if given is None and (named := os.environ.get("ONELLM_GATEWAY_KEYS")):
         return Path(named)
     return given
 
@@ -255,7 +255,7 @@ def _keys_path(given: Path | None) -> Path | None:
 def _required(given: Path | None) -> Path:
     path = _keys_path(given)
     if path is None:
-        raise ConfigurationError("No key file was named.", advice="Pass --keys FILE or set ONELLMGATEWAY_KEYS.")
+        raise ConfigurationError("No key file was named.", advice="Pass --keys FILE or set ONELLM_GATEWAY_KEYS.")
     return path
 
 

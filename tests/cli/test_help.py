@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ COMMANDS = [
     ("quota", "status"),
     ("--install-completion",),
 ]
-RUNS_FOR_EVER = {"serve", "gateway"}
+ROOT = Path(__file__).parents[2]
 LONGEST = 24
 """Words of a sentence in a help text."""
 
@@ -105,3 +106,11 @@ def test_the_examples_work(command, help_of, service, tmp_path, monkeypatch, cap
             for made in ("answers.jsonl", "letters.csv", "results.jsonl"):
                 (tmp_path / made).unlink(missing_ok=True)
         assert main(arguments) in ({0, 1} if "--failed" in arguments else {0}), (example, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_variables_of_a_help_are_those_of_the_documents(command, help_of):
+    text = " ".join(re.sub("[│\n]", " ", help_of(*command)).split())
+    documents = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    for name in re.findall(r"\[env: (\w+)\]", text):
+        assert f"{name}" in documents, name
