@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, cast
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from onellm_async import catalog
 from onellm_async.chat import JSON, ChatRequest, ChatResponse, Message, Usage
@@ -58,10 +58,33 @@ class Shape(Generic[T]):
     Attributes:
         schema: As JSON Schema.
         parse: Makes the value of a JSON text, or raises `UnfitReplyError`.
+        instruction: What the model is told, with the schema.
     """
 
     schema: Mapping[str, JSON]
     parse: Callable[[str], T]
+    instruction: str = field(init=False, repr=False)
+
+    @instruction.default
+    def _with_schema(self) -> str:
+        return _INSTRUCTION.format(schema=json.dumps(self.schema, ensure_ascii=False, separators=(",", ":")))
+
+    def asked_in(self, request: ChatRequest) -> ChatRequest:
+        """Returns the request with the schema in its instruction, and in JSON mode where the provider has one.
+
+        Args:
+            request: What to ask. Its own ``response_format`` stays.
+        """
+        if request.response_format is None and self.schema.get("type") == "object":
+            entry = catalog.lookup(request.model)
+            if entry is not None and entry.provider == "openai":
+                request = evolve(request, response_format={"type": "json_object"})
+        first = request.messages[0]
+        if request.system is None and first.role == "system":
+            joined = Message.system(f"{first.content}\n\n{self.instruction}")
+            return evolve(request, messages=(joined, *request.messages[1:]))
+        before = "" if request.system is None else f"{request.system}\n\n"
+        return evolve(request, system=f"{before}{self.instruction}")
 
 
 def schema_for(response_model: type[T] | Mapping[str, JSON]) -> Mapping[str, JSON]:
@@ -162,7 +185,7 @@ async def answer_as(
         corrections: How many corrective turns may follow.
     """
     shape = shape_of(response_model)
-    return await fitting_answer(send, request_with_schema(request, shape.schema), shape, corrections)
+    return await fitting_answer(send, shape.asked_in(request), shape, corrections)
 
 
 async def fitting_answer(
@@ -231,26 +254,8 @@ def check_corrections(corrections: object) -> None:
         raise _check.error("corrections", corrections, f"it must be an integer from 0 to {MAX_CORRECTIONS}")
 
 
-def request_with_schema(request: ChatRequest, schema: Mapping[str, JSON]) -> ChatRequest:
-    """Returns the request with the schema in its instruction, and in JSON mode where the provider has one.
-
-    Args:
-        request: What to ask. Its own ``response_format`` stays.
-        schema: What the answer has to conform to.
-    """
-    instruction = _INSTRUCTION.format(schema=json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
-    entry = catalog.lookup(request.model)
-    if request.response_format is None and schema.get("type") == "object" and entry and entry.provider == "openai":
-        request = evolve(request, response_format={"type": "json_object"})
-    first = request.messages[0]
-    if request.system is None and first.role == "system":
-        joined = Message.system(f"{first.content}\n\n{instruction}")
-        return evolve(request, messages=(joined, *request.messages[1:]))
-    return evolve(request, system=instruction if request.system is None else f"{request.system}\n\n{instruction}")
-
-
 def schema_in(request: ChatRequest) -> Mapping[str, JSON] | None:
-    """Returns the schema that `request_with_schema` put into a request; None where there is none.
+    """Returns the schema that `Shape.asked_in` put into a request; None where there is none.
 
     Args:
         request: As a service sees it.

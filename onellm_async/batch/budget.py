@@ -3,6 +3,10 @@
 Before an attempt is sent, the most that it should cost is *reserved*; afterwards the reservation becomes what it did
 cost. An attempt that may have been billed without an answer keeps its reservation for good: that money is *at risk*.
 
+A prompt whose answer may be sent back for a correction reserves that many *turns* before the first of them, each as
+costly as the last can be. Between two turns their money is *parked*. An attempt waits for money with a slot of the
+client in its hand, and a correction waits for a slot, so parked money is given away where nothing else can go on.
+
 So spent and reserved money together never pass the cap, as long as replies bill no more than their request allows.
 Some do: models that think bill tokens beyond ``max_tokens``. Each such reply is *learned*, and later reservations would
 have covered every reply so far. Until the first reply of a model has come, only so much is in flight that ten times the
@@ -20,6 +24,7 @@ from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.errors import BudgetExceededError, ConfigurationError, InvalidRequestError
 from onellm_async.formatting import format_usd
+from onellm_async.structured_output import MAX_CORRECTION
 from onellm_async.validation import Checks, truncated_repr
 from onellm_async.wire import dump_json
 
@@ -31,6 +36,8 @@ _TOKENS_AROUND_TOOLS = 1024
 """What a provider adds to a request with tools, generously: Anthropic's instruction has up to 530."""
 _MOST_TOKENS = 2**53
 """Beyond it sums are not exact any more, and no model answers so much."""
+_TOKENS_OF_A_CORRECTION = MAX_CORRECTION + 2 * _TOKENS_AROUND_A_MESSAGE
+"""What a corrective turn adds to the input beside the answer that it corrects; a token is at least one byte."""
 _UNKNOWN_FACTOR = 10
 """How many times its reservations what is in flight may bill before the first reply of a model has come."""
 
@@ -131,14 +138,18 @@ class Budget:
             self.max_tokens is None or charge.tokens <= self.max_tokens
         )
 
-    def bound(self, request: ChatRequest) -> Bound | None:
+    def bound(self, request: ChatRequest, corrections: int = 0) -> Bound | None:
         """The most that one attempt of `request` may bill; None where nothing bounds it, and no cap needs it to.
+
+        Args:
+            request: The request.
+            corrections: Corrective turns that may follow: each has all answers before it in its input.
 
         Raises:
             InvalidRequestError: If there is a cap, and the request does not say what it may bill at most.
         """
         try:
-            bound = evolve(_bound(request), prices=self.prices)
+            bound = evolve(_bound(request, corrections), prices=self.prices)
             priced = self.prices.price(request.model) is not None
             if self.max_cost is not None:
                 _demand_price(request, priced=priced)
@@ -172,7 +183,7 @@ def _demand_price(request: ChatRequest, *, priced: bool) -> None:
         )
 
 
-def _bound(request: ChatRequest) -> Bound:
+def _bound(request: ChatRequest, corrections: int) -> Bound:
     extra = request.extra or {}
     most = extra.get("max_tokens", request.max_tokens)
     if most is None:
@@ -188,7 +199,8 @@ def _bound(request: ChatRequest) -> Bound:
         for name in _CONVERSATIONS & extra.keys():
             if not _is_text(extra[name]):
                 raise _unbounded(name, extra[name], "give messages of text only")
-    bound = Bound(request.model, number * most_input_tokens(request), number * output)
+    read = most_input_tokens(request) + corrections * (output + _TOKENS_OF_A_CORRECTION)
+    bound = Bound(request.model, number * read, number * output)
     if bound.input_tokens + bound.output_tokens > _MOST_TOKENS:
         raise InvalidRequestError(
             f"Its answers may have {truncated_repr(bound.output_tokens)} tokens, so no budget can hold.",
@@ -320,14 +332,16 @@ class Account:
 
     Attributes:
         spent: What is gone, or may be: settled charges and those at risk.
-        reserved: The most that the attempts in flight can cost.
-        under_way: How many these are.
+        reserved: The most that the attempts in flight can cost, with the turns that may follow.
+        parked: The same of prompts between two turns.
+        under_way: Attempts in flight.
     """
 
     def __init__(self, budget: Budget, spent: Cost = NO_COST) -> None:
         self.budget: Budget = budget
         self.spent: Cost = spent
         self.reserved: Cost = NO_COST
+        self.parked: Cost = NO_COST
         self.under_way: int = 0
         self._of_all = _Experience()
         self._of_model: dict[str, _Experience] = {}
@@ -337,16 +351,17 @@ class Account:
         """What is to be reserved for an attempt: by the replies of its model so far, or of all before its first."""
         return self._of_model.get(bound.model, self._of_all).applied(bound).charge
 
-    def reserve(self, bound: Bound) -> Cost | None:
-        """Reserves what an attempt may cost. Returns it; None where that passes a cap, or could by far."""
+    def reserve(self, bound: Bound, turns: int = 1) -> Cost | None:
+        """Reserves what so many turns may cost. Returns that of one; None where all pass a cap, or could by far."""
         charge = self.expected(bound)
-        together = self.reserved + charge
+        reserved = self.reserved + charge * turns
+        together = reserved + self.parked
         if not self.budget.allows(self.spent + together):
             return None
         unknown = self.under_way and bound.model not in self._of_model
         if unknown and not self.budget.allows(self.spent + together * _UNKNOWN_FACTOR):
             return None
-        self.reserved = together
+        self.reserved = reserved
         self.under_way += 1
         return charge
 
@@ -356,10 +371,10 @@ class Account:
         self.reserved = self.reserved - reserved if self.under_way else NO_COST
         self.spent += actual
 
-    def lose(self, bound: Bound, reserved: Cost) -> None:
-        """An attempt is over, may have been billed, and its bill stays unknown."""
-        self.settle(reserved, reserved)
-        self._lost.append((bound, reserved))
+    def lose(self, bound: Bound, charge: Cost, turns: int = 1) -> None:
+        """An attempt is over, may have been billed, and its bill stays unknown. `turns` were reserved."""
+        self.settle(charge * turns, charge)
+        self._lost.append((bound, charge))
 
     def learn(self, bound: Bound, usage: Usage | None) -> None:
         """Takes note of what a reply did bill. Lost attempts may have billed as much."""
@@ -397,7 +412,8 @@ class BudgetGate:
         self._account = Account(budget, spent)
         self._say = say
         self._told = not budget.capped
-        self._queue: deque[tuple[Bound, asyncio.Future[Cost]]] = deque()
+        self._parked: dict[object, Cost] = {}
+        self._queue: deque[tuple[Bound, int, asyncio.Future[Cost]]] = deque()
 
     @property
     def spent(self) -> Cost:
@@ -413,24 +429,28 @@ class BudgetGate:
         """What is reserved for an attempt, by the replies so far."""
         return self._account.expected(bound)
 
-    async def reserve(self, bound: Bound) -> Cost:
-        """Returns when what an attempt may cost has been set aside, and how much that is.
+    async def reserve(self, bound: Bound, turns: int = 1) -> Cost:
+        """Returns when what so many turns may cost has been set aside, and how much one of them may.
 
         Safe to cancel: a cancelled wait sets nothing aside.
+
+        Args:
+            bound: The most that one turn may bill.
+            turns: How many there may be.
 
         Raises:
             BudgetExceededError: If it does not fit although nothing is in flight any more.
         """
-        if not self._queue and (charge := self._account.reserve(bound)) is not None:
+        if not self._queue and (charge := self._account.reserve(bound, turns)) is not None:
             return charge
         waker: asyncio.Future[Cost] = asyncio.get_running_loop().create_future()
-        self._queue.append((bound, waker))
+        self._queue.append((bound, turns, waker))
         self._serve()
         try:
             return await waker
         except asyncio.CancelledError:
             if waker.done() and not waker.cancelled() and waker.exception() is None:
-                self.settle(waker.result(), NO_COST)
+                self.settle(waker.result() * turns, NO_COST)
             else:
                 self._serve()
             raise
@@ -440,9 +460,42 @@ class BudgetGate:
         self._account.settle(reserved, actual)
         self._serve()
 
-    def lose(self, bound: Bound, reserved: Cost) -> None:
-        """An attempt is over, may have been billed, and its bill stays unknown."""
-        self._account.lose(bound, reserved)
+    def park(self, holder: object, reserved: Cost, actual: Cost, left: Cost) -> None:
+        """An attempt is over, and a turn may follow.
+
+        Args:
+            holder: Whose turn it is.
+            reserved: What was set aside for the attempt and all turns after it.
+            actual: What it did cost.
+            left: What to keep for the turns after it.
+        """
+        self._account.settle(reserved, actual)
+        self._parked[holder] = left
+        self._account.parked += left
+        self._serve()
+
+    def unpark(self, holder: object) -> bool:
+        """Takes what `holder` has parked for its next turn. Returns whether it is still there."""
+        if (parked := self._take_parked(holder)) is None:
+            return False
+        self._account.reserved += parked
+        self._account.under_way += 1
+        return True
+
+    def give_up(self, holder: object) -> None:
+        """No turn of `holder` follows."""
+        if self._take_parked(holder) is not None:
+            self._serve()
+
+    def _take_parked(self, holder: object) -> Cost | None:
+        parked = self._parked.pop(holder, None)
+        if parked is not None:
+            self._account.parked = self._account.parked - parked if self._parked else NO_COST
+        return parked
+
+    def lose(self, bound: Bound, charge: Cost, turns: int = 1) -> None:
+        """An attempt is over, may have been billed, and its bill stays unknown. `turns` were reserved."""
+        self._account.lose(bound, charge, turns)
         self._serve()
 
     def learn(self, bound: Bound, usage: Usage | None) -> None:
@@ -454,14 +507,17 @@ class BudgetGate:
 
     def _serve(self) -> None:
         while self._queue:
-            bound, waker = self._queue[0]
+            bound, turns, waker = self._queue[0]
             if not waker.done():
-                if (charge := self._account.reserve(bound)) is not None:
+                if (charge := self._account.reserve(bound, turns)) is not None:
                     waker.set_result(charge)
                 elif self._account.under_way:
                     return
+                elif self._parked:
+                    self._take_parked(next(iter(self._parked)))
+                    continue
                 else:
-                    waker.set_exception(self._exceeded(self._account.expected(bound)))
+                    waker.set_exception(self._exceeded(self._account.expected(bound) * turns))
             self._queue.popleft()
 
     def _exceeded(self, charge: Cost) -> BudgetExceededError:

@@ -27,6 +27,7 @@ from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import JSON, ChatRequest
 from onellm_async.errors import ConfigurationError, InvalidRequestError
 from onellm_async.limits.policy import LANES, Lane, Limits
+from onellm_async.structured_output import check_corrections, shape_of
 from onellm_async.validation import Checks, truncated_repr
 
 _check = Checks(ConfigurationError, "RunPolicy.")
@@ -52,6 +53,10 @@ class RunOptions(TypedDict, total=False):
         seed: For repeatable sampling, where the provider has it.
         response_format: For example ``{"type": "json_object"}``.
         extra: Further fields of every request, sent as they are.
+        response_model: A class, or a JSON Schema, that each answer has to conform to, as in `AsyncOneLLM.chat`. The
+            answer of a line has the value as ``parsed``. It replaces the ``response_format`` of lines.
+        corrections: How many times an answer that does not fit is sent back with its faults. Each is one more paid
+            request; under a cost cap all are reserved before the first is sent.
         fallback_model: Model of prompts that name none, where lines may name one; without `model`.
         field: Field of each JSON object, or column of each row, that holds the prompt.
         template: Jinja2 template that makes the prompt: a file, or the text itself.
@@ -89,6 +94,8 @@ class RunOptions(TypedDict, total=False):
     seed: int | None
     response_format: Mapping[str, JSON] | None
     extra: Mapping[str, JSON] | None
+    response_model: type[object] | Mapping[str, JSON] | None
+    corrections: int
     fallback_model: str
     field: str | None
     template: str | None
@@ -168,7 +175,7 @@ class RunPolicy:
         """Whether the prompt of a record of an earlier session is not sent."""
         hold = self.ambiguous == "hold"
         if record.state is RecordState.IN_FLIGHT:
-            return hold
+            return hold and record.possibly_billed > 0
         if record.state is RecordState.FAILED and self.retry_failed:
             return hold and record.possibly_billed > 0
         return True
@@ -193,6 +200,7 @@ class RunConfig:
         policy: Which prompts are sent.
         budget: What all sessions together may spend.
         health: When a run that gets nowhere pauses and ends.
+        corrections: How many times an answer that does not fit its schema is sent back.
         settings: Of this session, kept in the journal for the report.
 
     Raises:
@@ -213,9 +221,11 @@ class RunConfig:
     policy: RunPolicy = field(factory=RunPolicy)
     budget: Budget = field(factory=Budget)
     health: HealthPolicy = field(factory=HealthPolicy)
+    corrections: int = 1
     settings: JSON = None
 
     def __attrs_post_init__(self) -> None:
+        check_corrections(self.corrections)
         # Other commands are given the output or the journal, and tell them by their names.
         if self.journal is not None and journal_path(self.journal) != Path(self.journal):
             raise ConfigurationError(
@@ -244,11 +254,6 @@ class RunConfig:
             ConfigurationError: If a value is out of range.
         """
         unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
-        if unknown and unknown[0] in {"response_model", "corrections"}:
-            raise InvalidRequestError(
-                f"run has no {unknown[0]}.",
-                advice="Use gather_chats or iter_chats for answers as values, or response_format for JSON.",
-            )
         if unknown:
             raise InvalidRequestError(
                 f"run has no option {truncated_repr(unknown[0])}.",
@@ -258,6 +263,7 @@ class RunConfig:
         journal, shape, cache = options.get("journal"), options.get("output_format"), options.get("cache", ())
         place = os.fspath(output) if isinstance(output, str | PathLike) else None
         budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"), prices=prices)
+        response_model, corrections = options.get("response_model"), options.get("corrections", 1)
         usual = HealthPolicy()
         stall_after = options.get("stall_after", usual.stall_after)
         return cls(
@@ -273,6 +279,7 @@ class RunConfig:
                 temperature=options.get("temperature"),
                 more=_further_fields(options),
                 least_max_tokens=budget.capped,
+                shape=None if response_model is None else shape_of(response_model),
             ),
             base_url=base_url,
             dialect=dialect,
@@ -296,6 +303,7 @@ class RunConfig:
                 notify_after=min(usual.notify_after, stall_after),
                 stall_after=stall_after,
             ),
+            corrections=corrections,
             settings={"limits": asdict(limits), "budget": asdict(budget, filter=exclude("prices"))},
         )
 
@@ -330,6 +338,7 @@ class RunConfig:
             system_digest=None if defaults.system is None else _digest(defaults.system),
             max_tokens=defaults.max_tokens,
             temperature=defaults.temperature,
+            schema_digest=None if defaults.shape is None else _digest(_json_text(defaults.shape.schema) or ""),
             request_fields=_json_text(defaults.more),
             keep=source.keep,
             columns=source.kept_columns or None,

@@ -33,11 +33,20 @@ from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.recovery import Recovery
 from onellm_async.batch.run_report import RunReport, StopReason
 from onellm_async.batch.work_item import WorkItem
-from onellm_async.errors import APIError, BatchError, InvalidRequestError, OneLLMError, RequestCancelledError
+from onellm_async.chat import ChatRequest, ChatResponse
+from onellm_async.errors import (
+    APIError,
+    BatchError,
+    InvalidRequestError,
+    OneLLMError,
+    RequestCancelledError,
+    StructureError,
+)
 from onellm_async.fanout import close_iterator
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import AUTO
 from onellm_async.sender import Sender
+from onellm_async.structured_output import Shape, fitting_answer
 from onellm_async.worker_pool import WorkerPool
 
 _BAD_LINES = 10_000
@@ -73,6 +82,8 @@ class RunEngine:
         budget: What all sessions together may spend; by default anything.
         policy: What happens to possibly billed, failed and duplicate prompts.
         health: When a run that gets nowhere pauses and ends.
+        shape: What an answer has to be; the requests have its schema. None for any text.
+        corrections: How many times an answer that does not fit is sent back.
         stop: Set it to end the session gracefully.
         tracker: Counts; add it to the hooks of the client to count 429s and retries.
         say: Called with what a user should know while the run is active, in a sentence. What it raises is logged.
@@ -98,6 +109,8 @@ class RunEngine:
         budget: Budget | None = None,
         policy: RunPolicy | None = None,
         health: HealthPolicy | None = None,
+        shape: Shape[object] | None = None,
+        corrections: int = 0,
         stop: asyncio.Event | None = None,
         tracker: ProgressTracker | None = None,
         say: Callable[[str], None] = lambda text: None,
@@ -113,6 +126,8 @@ class RunEngine:
         self._budget = budget or Budget()
         self._policy = policy or RunPolicy()
         self._source = sampled(source, self._policy.samples)
+        self._shape = shape
+        self._corrections = 0 if shape is None else corrections
         self._hold_ambiguous = self._policy.ambiguous == "hold"
         self._stop_requested = stop or asyncio.Event()
         self._tracker = tracker or ProgressTracker(clock())
@@ -352,7 +367,7 @@ class RunEngine:
             self._take_bad_line(entry, item)
             return
         try:
-            bound = self._budget.bound(item.request)
+            bound = self._budget.bound(item.request, self._corrections)
         except InvalidRequestError as error:
             self._take_bad_line(entry, LineError(entry.source, entry.line, str(error)))
             return
@@ -364,6 +379,7 @@ class RunEngine:
             budget_gate=self._budget_gate,
             journal=self._journal,
             clock=self._clock,
+            corrections=None if self._shape is None else self._corrections,
         )
         if not (self._policy.deduplicates(item.request) and self._deduplicator.claim(work_item)):
             if self._cache is not None:
@@ -462,9 +478,7 @@ class RunEngine:
         group = self._group
         self.in_flight.add(work_item)
         try:
-            response = await self._sender.send(
-                work_item.item.request, lane=self._policy.lane, deadline=None, group=group, attempt_hooks=work_item
-            )
+            response = await self._ask(work_item, group)
         except OneLLMError as error:
             return await self._failed(work_item, error, group)
         finally:
@@ -476,8 +490,24 @@ class RunEngine:
         await self._recovery.release_old()
         return True
 
+    async def _ask(self, work_item: WorkItem, group: RequestGroup) -> ChatResponse[object]:
+        """Sends a prompt, and its corrections where the answer has to conform to a schema."""
+
+        async def send(request: ChatRequest) -> ChatResponse:
+            reply = await self._sender.send(
+                request, lane=self._policy.lane, deadline=None, group=group, attempt_hooks=work_item
+            )
+            work_item.turn_answered(reply)
+            return reply
+
+        if self._shape is None:
+            return await send(work_item.item.request)
+        return await fitting_answer(send, work_item.item.request, self._shape, self._corrections)
+
     async def _failed(self, work_item: WorkItem, error: OneLLMError, group: RequestGroup) -> bool | None:
         outcome = work_item.failed(error)
+        if isinstance(error, StructureError) and error.correction_error is not None:
+            error = error.correction_error  # it tells whose fault it is, as for every other request
         if isinstance(error, UnstorableRowError) and not work_item.intended:
             await self._leave_out(work_item, error)
             return None
@@ -545,7 +575,9 @@ class RunEngine:
         return record
 
     async def _retract(self, work_item: WorkItem, error: OneLLMError) -> None:
-        if work_item.intended and not work_item.lost:
+        if work_item.intended and work_item.has_paid:
+            await self._journal.record_intent(work_item.unfinished())
+        elif work_item.intended and not work_item.lost:
             await self._journal.retract_intent(work_item.entry.index)
         work_item.start_over(error.attempts)
 
@@ -567,6 +599,7 @@ class RunEngine:
             del failures[:_REOPENED_AT_ONCE]
             records = [record for index in some if (record := self._journal.record(index)) is not None]
             records = [record for record in records if not (self._hold_ambiguous and record.possibly_billed)]
+            records = [record for record in records if not record.is_paid]  # an answer that does not fit stands
             await asyncio.gather(*(self._journal.record_intent(_intent_again(record)) for record in records))
             await asyncio.gather(*(self._journal.retract_intent(record.index) for record in records))
             self._tracker.reopened(len(records))

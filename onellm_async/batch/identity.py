@@ -71,6 +71,7 @@ class RunIdentity:
         system_digest: Digest of the instruction beside each prompt.
         max_tokens: Most tokens to generate per prompt.
         temperature: 0 to 2.
+        schema_digest: Digest of the JSON Schema of each answer; None for any text.
         request_fields: Further fields of every request, as JSON in a fixed order; None for none.
         keep: The fields of the input that go beside the answer, as a text; None for what is usual.
         columns: Their names in an output that has columns; not compared, because they follow from the others.
@@ -96,6 +97,7 @@ class RunIdentity:
     system_digest: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    schema_digest: str | None = None
     request_fields: str | None = None
     keep: str | None = None
     columns: Sequence[str] | None = None
@@ -178,6 +180,7 @@ _PARTS = {
     "system_digest": ("the system prompt", True),
     "max_tokens": ("max_tokens", False),
     "temperature": ("temperature", False),
+    "schema_digest": ("the schema of the answers", True),
     "request_fields": ("the request options", False),
     "keep": ("the kept fields", False),
     "samples": ("samples", False),

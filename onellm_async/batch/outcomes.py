@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from onellm_async.batch.inputs.entry import ParsedEntry
 from onellm_async.batch.journal.record import JournalRecord, RecordState
 from onellm_async.chat import JSON, ChatResponse
-from onellm_async.errors import OneLLMError
+from onellm_async.errors import OneLLMError, StructureError
+from onellm_async.structured_output import json_in
 from onellm_async.wire import dump_json, parse_json
 
 __all__ = ["answer_json", "failure_json", "outcome_of"]
@@ -20,8 +21,14 @@ _UNKEPT = "It is nested too deeply to be kept."
 """Stands in the place of a field of a reply that no output could hold."""
 
 
-def answer_json(response: ChatResponse, item: ParsedEntry) -> bytes:
-    """An answer; ``extra`` is what the reply holds beyond the known fields, and is there only if it holds such."""
+def answer_json(response: ChatResponse[object], item: ParsedEntry, *, structured: bool = False) -> bytes:
+    """An answer; ``extra`` is what the reply holds beyond the known fields, and is there only if it holds such.
+
+    Args:
+        response: The answer.
+        item: What was asked.
+        structured: Whether it conforms to a schema, and its JSON value is ``parsed``.
+    """
     usage = response.usage
     answer: dict[str, JSON] = {
         "content": response.content,
@@ -38,6 +45,8 @@ def answer_json(response: ChatResponse, item: ParsedEntry) -> bytes:
         "finish_reason": response.finish_reason,
         "cost": response.cost,
     }
+    if structured:
+        answer["parsed"] = parse_json(json_in(response.content).encode(errors="surrogatepass"))
     if response.extra:
         answer["extra"] = {name: value if _is_flat(value) else _UNKEPT for name, value in response.extra.items()}
     return dump_json(answer)
@@ -58,12 +67,22 @@ def _is_flat(value: JSON) -> bool:
     return False
 
 
-def failure_json(error: OneLLMError) -> bytes:
-    """A failure; its message without the figures of this attempt, which another would not share."""
+def failure_json(error: OneLLMError, cost: float | None = None) -> bytes:
+    """A failure; its message without the figures of this attempt, which another would not share.
+
+    Args:
+        error: What happened. An answer that does not fit is there as ``content``.
+        cost: USD of that answer and of those before it.
+    """
     message = f"{error.message} {error.advice}".strip()
-    return dump_json(
-        {"type": type(error).__name__, "message": message, "status_code": getattr(error, "status_code", None)}
-    )
+    failure: dict[str, JSON] = {
+        "type": type(error).__name__,
+        "message": message,
+        "status_code": getattr(error, "status_code", None),
+    }
+    if isinstance(error, StructureError):
+        failure |= {"content": error.response.content, "cost": cost}
+    return dump_json(failure)
 
 
 _POSSIBLY_BILLED = dump_json(
@@ -74,12 +93,20 @@ _POSSIBLY_BILLED = dump_json(
     }
 )
 """The failure of a record without an outcome."""
+_UNFINISHED = dump_json(
+    {
+        "type": "Unfinished",
+        "message": "Its answer does not conform to the schema, and was not corrected. Run the same command again.",
+        "status_code": None,
+    }
+)
+"""The same where no attempt is open: all that was answered is paid for."""
 
 
 def outcome_of(row: JournalRecord) -> tuple[bool, bytes]:
     """Whether a record is an answer, and the answer or the failure as JSON, for an output."""
     if row.state is RecordState.IN_FLIGHT:
-        return False, _POSSIBLY_BILLED
+        return False, _UNFINISHED if row.is_paid and not row.possibly_billed else _POSSIBLY_BILLED
     if row.state is not RecordState.ANSWERED:
         return False, row.result
     return True, row.result if row.attempts else _free_of_charge(row.result)

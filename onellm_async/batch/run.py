@@ -421,6 +421,8 @@ class _Session:
             budget=self.config.budget,
             policy=self.config.policy,
             health=self.config.health,
+            shape=self.config.defaults.shape,
+            corrections=self.config.corrections,
             stop=self.callbacks.stop,
             tracker=self.tracker,
             say=self.callbacks.on_message,

@@ -15,6 +15,7 @@ from onellm_async.events import Hook
 from onellm_async.limits.rate_state import RateState
 from onellm_async.retry import RetryPolicy
 from onellm_async.settings import Timeout, trust_only
+from onellm_async.structured_output import shape_of
 
 __all__ = ["connected", "defaults_from"]
 
@@ -35,6 +36,7 @@ def defaults_from(asking: RequestFlags) -> RequestDefaults:
     Raises:
         InvalidRequestError: If a value is out of range.
     """
+    schema = asking.response_model
     return RequestDefaults(
         model=asking.model,
         fallback_model=asking.fallback_model(),
@@ -42,6 +44,7 @@ def defaults_from(asking: RequestFlags) -> RequestDefaults:
         max_tokens=asking.max_tokens,
         temperature=asking.temperature,
         more=asking.further_fields(),
+        shape=None if schema is None else shape_of(schema),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from attrs import frozen
@@ -12,10 +13,21 @@ from onellm_async.cli import groups
 from onellm_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onellm_async.chat import JSON
     from onellm_async.limits.policy import Limits
 
-__all__ = ["ASKING", "CONNECTING", "ConnectionFlags", "LimitFlags", "Rate", "RequestFlags"]
+__all__ = [
+    "ASKING",
+    "ASKING_EACH",
+    "CONNECTING",
+    "ConnectionFlags",
+    "LimitFlags",
+    "Rate",
+    "RequestFlags",
+    "RunRequestFlags",
+]
 
 
 DialectName = Literal["documented", "backend"]
@@ -131,11 +143,63 @@ class RequestFlags:
         }
         return {**(self.extra or {}), **{name: value for name, value in given.items() if value is not None}}
 
+    @property
+    def response_model(self) -> "Mapping[str, JSON] | None":
+        """The JSON Schema that each answer has to conform to; None for any text."""
+        return None
+
     def fallback_model(self) -> str:
         """The model for prompts that name none, where no flag names one either."""
         from onellm_async.batch.inputs.defaults import DEFAULT_MODEL
 
         return os.environ.get("ONELLM_MODEL") or DEFAULT_MODEL
+
+
+@Parameter(name="*", group=groups.REQUEST)
+@frozen
+class RunRequestFlags(RequestFlags):
+    """What is asked of every prompt of a run."""
+
+    schema: Annotated[
+        str | None,
+        Parameter(
+            help="File with a JSON Schema: each answer has to be a JSON value that conforms, and has it as `parsed`. "
+            "It replaces the response_format of lines."
+        ),
+    ] = None
+    corrections: Annotated[
+        int,
+        Parameter(
+            help="With --schema, how often an answer that does not conform is sent back, 0 to 5 times. Each is one "
+            "more paid request; --max-cost reserves all of them."
+        ),
+    ] = 1
+
+    @property
+    def response_model(self) -> "Mapping[str, JSON] | None":
+        """The JSON Schema in the file of ``--schema``; None without it.
+
+        Raises:
+            ConfigurationError: If it cannot be read, or holds none.
+        """
+        if self.schema is None:
+            return None
+        from onellm_async.structured_output import shape_of
+
+        try:
+            found = json.loads(Path(self.schema).read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"{self.schema} cannot be read: {error.strerror}.") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{self.schema} is no JSON Schema, because it is no JSON: {error}.") from None
+        if not isinstance(found, dict):
+            raise ConfigurationError(f"{self.schema} is no JSON Schema, because it holds no object.")
+        try:
+            shape_of(found)
+        except ConfigurationError as error:
+            text = error.message.replace("response_model", self.schema, 1)
+            raise ConfigurationError(text, advice=error.advice) from None
+        return found
 
 
 @Parameter(name="*", group=groups.LIMITS)
@@ -333,5 +397,6 @@ class ConnectionFlags(LimitFlags):
 
 
 ASKING = RequestFlags()
+ASKING_EACH = RunRequestFlags()
 CONNECTING = ConnectionFlags()
 """Nothing but defaults."""

@@ -12,7 +12,7 @@ from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.general import GENERAL, GeneralFlags
-from onellm_async.cli.options import ASKING, LimitFlags, RequestFlags
+from onellm_async.cli.options import ASKING_EACH, LimitFlags, RunRequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags, open_input
 from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import BatchError, ConfigurationError
@@ -41,7 +41,7 @@ Nothing is sent and no key is needed: the real client is run in virtual time
 against a simulated service, several times. INPUT is read as `run` reads it.
 Input tokens are estimated as one per four bytes; prices are OneLLM's list
 prices. The least cost is that of the input alone, the highest that of answers
-of --max-tokens each.
+of --max-tokens each, with --schema all of them corrected.
 
 It writes no file and has no -o. `onellm-async run ... -o OUTPUT --estimate`
 makes the same plan of the run itself: it takes every flag of `run`, and what
@@ -84,7 +84,7 @@ def plan(
     *more: Annotated[str, Parameter(name="INPUT", show=False)],
     reading: InputFlags = READING,
     selecting: SelectionFlags = SELECTING,
-    asking: RequestFlags = ASKING,
+    asking: RunRequestFlags = ASKING_EACH,
     limiting: LimitFlags = LIMITING,
     expecting: AssumptionFlags = AssumptionFlags(),
     general: GeneralFlags = GENERAL,
@@ -111,7 +111,7 @@ def plan(
         samples=selecting.samples,
         deduplicate=selecting.deduplicate,
     )
-    config = RunConfig(output=None, caches=selecting.cache, policy=policy)
+    config = RunConfig(output=None, caches=selecting.cache, policy=policy, corrections=asking.corrections)
     with general.applied():
         return estimate((source, *more), reading, asking, limiting, expecting, json=json, config=config)
 
@@ -119,7 +119,7 @@ def plan(
 def estimate(
     sources: Sequence[str],
     reading: InputFlags,
-    asking: RequestFlags,
+    asking: RunRequestFlags,
     limiting: LimitFlags,
     expecting: AssumptionFlags | None = None,
     *,
@@ -197,7 +197,11 @@ async def _measured(
     from onellm_async.simulation.workload import TYPICAL_OUTPUT, WorkloadMeter
 
     given = expecting.output_tokens
-    meter = WorkloadMeter(output_tokens=TYPICAL_OUTPUT if given is None else given, prices=prices)
+    meter = WorkloadMeter(
+        output_tokens=TYPICAL_OUTPUT if given is None else given,
+        corrections=0 if source.defaults.shape is None else config.corrections,
+        prices=prices,
+    )
 
     def on_bad_line(error: "LineError") -> None:
         if strict:

@@ -7,7 +7,7 @@ from attrs import evolve, frozen
 from cyclopts import Parameter
 
 from onellm_async.cli import groups
-from onellm_async.cli.options import RequestFlags
+from onellm_async.cli.options import RunRequestFlags
 from onellm_async.cli.stream import STREAM
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ SELECTING = SelectionFlags()
 
 
 def open_input(
-    sources: Sequence[str], reading: InputFlags, asking: RequestFlags, *, capped: bool = False
+    sources: Sequence[str], reading: InputFlags, asking: RunRequestFlags, *, capped: bool = False
 ) -> "InputFile":
     """Opens what a command was told to read.
 

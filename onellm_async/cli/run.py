@@ -12,7 +12,7 @@ from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode, reader_left
 from onellm_async.cli.general import GENERAL, GeneralFlags
-from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, LaneName, RequestFlags, seconds_from
+from onellm_async.cli.options import ASKING_EACH, CONNECTING, ConnectionFlags, LaneName, RunRequestFlags, seconds_from
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import print_error, require_output, say
@@ -33,6 +33,7 @@ Examples:
   onellm-async run people.csv -o letters.csv --template 'Write to {{ name }}.'
   onellm-async run prompts.txt -o answers.jsonl --max-cost 5 --max-tokens 300
   onellm-async run prompts.txt -o answers.jsonl --preflight 20
+  onellm-async run reviews.csv -o ratings.jsonl --schema rating.json
   onellm-async run openai-batch.jsonl -o results.jsonl --rpm 600 --burst 100
   generate-prompts | onellm-async run - | jq -r .response.content
 
@@ -176,7 +177,7 @@ def run(
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
     session: SessionFlags = SESSION,
-    asking: RequestFlags = ASKING,
+    asking: RunRequestFlags = ASKING_EACH,
     connecting: ConnectionFlags = CONNECTING,
     general: GeneralFlags = GENERAL,
 ) -> int:
@@ -208,7 +209,7 @@ def _run(
     options: "RunOptions",
     reading: InputFlags,
     spending: BudgetFlags,
-    asking: RequestFlags,
+    asking: RunRequestFlags,
     connecting: ConnectionFlags,
 ) -> int:
     import asyncio
@@ -241,7 +242,7 @@ def options_from(
     spending: BudgetFlags,
     going_on: ResumeFlags,
     session: SessionFlags,
-    asking: RequestFlags,
+    asking: RunRequestFlags,
 ) -> "RunOptions":
     """The flags as the options of `AsyncOneLLM.run`."""
     options: RunOptions = {
@@ -253,6 +254,8 @@ def options_from(
         "seed": asking.seed,
         "response_format": None if asking.response_format is None else {"type": asking.response_format},
         "extra": asking.extra,
+        "response_model": asking.response_model,
+        "corrections": asking.corrections,
         "fallback_model": asking.fallback_model(),
         "field": reading.field,
         "template": reading.template,
@@ -280,7 +283,7 @@ def options_from(
     return options
 
 
-async def _check_input(sources: Sequence[str], reading: InputFlags, asking: RequestFlags) -> None:
+async def _check_input(sources: Sequence[str], reading: InputFlags, asking: RunRequestFlags) -> None:
     """Refuses an input that cannot be used before a client is made, which needs a key."""
     from onellm_async.cli.reading import open_input
 

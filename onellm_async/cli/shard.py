@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli import groups
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
 from onellm_async.cli.general import GENERAL, GeneralFlags
-from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
+from onellm_async.cli.options import ASKING_EACH, CONNECTING, ConnectionFlags, RunRequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
 from onellm_async.cli.run import (
     GOING_ON,
@@ -86,7 +86,7 @@ def run(
     spending: BudgetFlags = SPENDING,
     going_on: ResumeFlags = GOING_ON,
     session: SessionFlags = SESSION,
-    asking: RequestFlags = ASKING,
+    asking: RunRequestFlags = ASKING_EACH,
     connecting: ConnectionFlags = CONNECTING,
     general: GeneralFlags = GENERAL,
 ) -> int:

@@ -7,6 +7,7 @@ from attrs import frozen
 from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import ChatRequest
 from onellm_async.limits.token_estimator import TokenEstimator
+from onellm_async.structured_output import MAX_CORRECTION
 from onellm_async.wire import Dialect, encode_request
 
 TYPICAL_OUTPUT = 512
@@ -42,7 +43,8 @@ class Price:
     Attributes:
         low: With empty answers.
         typical: With answers of the expected length.
-        high: With answers of ``max_tokens`` each; None if a request has no such bound.
+        high: With answers of ``max_tokens`` each, all of them corrected as often as they may be; None if a request has
+            no such bound.
         unpriced: Number of prompts whose model has no list price. They are in none of the sums.
     """
 
@@ -87,6 +89,7 @@ class WorkloadMeter:
 
     Args:
         output_tokens: Expected output tokens of an answer. A request's own ``max_tokens`` bounds it.
+        corrections: Corrective turns that may follow an answer. They count in the highest price alone.
 
     Example:
         >>> meter = WorkloadMeter(output_tokens=100)
@@ -97,8 +100,11 @@ class WorkloadMeter:
 
     _MAX_MODELS = 100
 
-    def __init__(self, *, output_tokens: int = TYPICAL_OUTPUT, prices: PriceList = LIST_PRICES) -> None:
+    def __init__(
+        self, *, output_tokens: int = TYPICAL_OUTPUT, corrections: int = 0, prices: PriceList = LIST_PRICES
+    ) -> None:
         self._output_tokens = output_tokens
+        self._corrections = corrections
         self._list = prices
         self._estimator = TokenEstimator()
         self._prompts = 0
@@ -134,6 +140,10 @@ class WorkloadMeter:
         self._unbounded += request.max_tokens is None
         for name, written in (("low", 0), ("typical", output_tokens), ("high", request.max_tokens or 0)):
             self._prices[name] += (input_tokens * price[0] + written * price[1]) / 1_000_000
+        for turn in range(1, self._corrections + 1):
+            written = request.max_tokens or 0
+            read = input_tokens + turn * (written + self._estimator.estimate(request.model, MAX_CORRECTION, 0))
+            self._prices["high"] += (read * price[0] + written * price[1]) / 1_000_000
 
     def workload(self) -> Workload:
         """The workload of all requests so far."""

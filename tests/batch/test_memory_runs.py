@@ -177,12 +177,6 @@ async def test_bad_entries_are_told_by_on_message_or_on_bad_line_if_given(tmp_pa
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("name", ["response_model", "corrections"])
-async def test_a_run_says_where_answers_as_values_are(tmp_path, name):
-    with pytest.raises(InvalidRequestError, match=f"run has no {name}.*Use gather_chats"):
-        await run(["Hi"], tmp_path / "out.jsonl", **{name: 1})
-
-
 async def test_a_source_whose_length_is_unknown_when_asked_has_no_total(tmp_path):
     class Bar:  # as tqdm is, around a generator
         def __init__(self):

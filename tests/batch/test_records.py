@@ -51,7 +51,7 @@ def test_how_often_it_was_tried_leaves_no_trace():
 
 @pytest.mark.parametrize("shape", OUTPUT_FORMATS, ids=str)
 def test_a_prompt_without_an_outcome_is_an_error_that_says_it_may_be_billed(shape):
-    line = shape.encode(row(RecordState.IN_FLIGHT, None))
+    line = shape.encode(evolve(row(RecordState.IN_FLIGHT, None), possibly_billed=1))
 
     assert b"PossiblyBilled" in line
     assert b"may be billed" in line

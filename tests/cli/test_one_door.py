@@ -11,7 +11,7 @@ from attrs import asdict, evolve
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import JournalReader, RunOptions
 from onellm_async.batch.config import RunConfig
-from onellm_async.cli.options import ASKING
+from onellm_async.cli.options import ASKING_EACH
 from onellm_async.cli.reading import READING, SELECTING
 from onellm_async.cli.run import GOING_ON, SESSION, SPENDING, WRITING, exit_code, options_from
 from onellm_async.errors import BatchError
@@ -111,7 +111,9 @@ async def test_both_give_the_same_journal_the_same_output_and_the_same_exit(onel
 
 def test_the_flags_have_the_names_and_defaults_of_the_options():
     flags = {
-        name for group in (READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING) for name in asdict(group)
+        name
+        for group in (READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING_EACH)
+        for name in asdict(group)
     }
     spelled = {
         "stop": "stop_sequences",
@@ -119,6 +121,7 @@ def test_the_flags_have_the_names_and_defaults_of_the_options():
         "format": "input_format",
         "keep_going": "max_failure_share",
         "preflight": "limit",
+        "schema": "response_model",
     }
     beside = {"output", "estimate", "model"}
     only_in_python = {"output_format", "fallback_model"}  # the suffix of the output, and ONELLM_MODEL
@@ -129,4 +132,4 @@ def test_the_flags_have_the_names_and_defaults_of_the_options():
             "out.jsonl", None, options, limits=Limits(), base_url=None, dialect="documented", endpoints={}
         )
 
-    assert config(options_from(READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING)) == config({})
+    assert config(options_from(READING, SELECTING, WRITING, SPENDING, GOING_ON, SESSION, ASKING_EACH)) == config({})

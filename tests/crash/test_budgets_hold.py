@@ -15,6 +15,7 @@ from onellm_async.errors import APIConnectionError, BudgetExceededError
 from onellm_async.failure_kinds import FailureKind
 from onellm_async.server import Faults, ServerSettings, Service
 from onellm_async.simulation import Network, ServiceTransport
+from onellm_async.structured_output import shape_of
 from onellm_async.testing import FakeTransport, failure
 
 MODELS = [entry.name for entry in catalog.entries() if entry.output_price is not None]
@@ -54,20 +55,22 @@ class Nowhere:
         pass
 
 
-def random_service(random):
+def random_service(random, *, certain=False, **settings):
     rates = ("reset_before_rate", "server_error_rate", "reset_after_rate", "truncate_rate")
-    faults = {rate: random.choice([0, 0.02, 0.1]) for rate in rates}
+    faults = {} if certain else {rate: random.choice([0, 0.02, 0.1]) for rate in rates}
     return Service(
         ServerSettings(
             requests_per_minute=1e6,
             burst=100_000,
             balance=1e6,
-            faults=Faults(seed=random.randrange(10**6), latency=0.002, latency_sigma=0.5, **faults),
+            faults=Faults(seed=random.randrange(10**6), latency=0.002, latency_sigma=0.5, **faults, **settings),
         )
     )
 
 
-async def sit(transport, prompts, budget, path, random, *, concurrency, until_the_end, say=lambda text: None):
+async def sit(
+    transport, prompts, budget, path, random, *, concurrency, until_the_end, say=lambda text: None, **options
+):
     """One session; one that is not until the end is told to stop, or cancelled, at a random moment."""
     limits, retry = (
         Limits.unlimited(max_concurrency=concurrency),
@@ -87,6 +90,7 @@ async def sit(transport, prompts, budget, path, random, *, concurrency, until_th
                 health=HealthPolicy(max_failure_share=1.0),
                 stop=stop,
                 say=say,
+                **options,
             ).run()
         )
         if not until_the_end:
@@ -126,6 +130,46 @@ async def test_what_is_billed_never_passes_the_cap_and_what_fits_is_used(seed, t
         assert tokens + max(charge.tokens for charge in worst) > max_tokens
     else:
         assert counts.cost + counts.at_risk + max(charge.cost for charge in worst) > max_cost
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("BUDGET_SEEDS", "20"))))
+async def test_the_cap_holds_for_answers_that_are_corrected_and_every_turn_is_counted(seed, tmp_path):
+    random = Random(seed)
+    prompts, path = RandomPrompts(random), tmp_path / "answers.journal"
+    shape = shape_of({"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]})
+    prompts.requests = [shape.asked_in(request) for request in prompts.requests]
+    corrections, certain = random.randint(0, 2), seed % 2
+    service = random_service(random, unfit_rate=random.choice([0.1, 0.5]), certain=certain)
+    worst = [
+        Budget(max_cost=1).bound(request, corrections).charge.cost * (1 + corrections) for request in prompts.requests
+    ]
+    max_cost = random.choice([0.02, 0.2, 0.5, 1.0]) * sum(worst)
+    ledger = service.ledger
+    for session in range(random.randint(0, 2), -1, -1):
+        transport = ServiceTransport(service, "any key", random=random, network=Network(delay=0.0, jitter=0.002))
+        report = await sit(
+            transport,
+            prompts,
+            Budget(max_cost=max_cost),
+            path,
+            random,
+            concurrency=random.randint(1, 20),
+            until_the_end=session == 0,
+            shape=shape,
+            corrections=corrections,
+        )
+        assert ledger.billed_usd <= max_cost + EXACT
+    counts = report.counts
+    assert ledger.billed_usd <= counts.cost + counts.at_risk + EXACT
+    assert counts.cost <= ledger.billed_usd + EXACT
+    if certain and not counts.possibly_billed + counts.in_flight:  # no session was cut off in flight
+        assert counts.cost == pytest.approx(ledger.billed_usd, abs=EXACT)
+        assert (counts.input_tokens, counts.output_tokens) == (ledger.input_tokens, ledger.output_tokens)
+    if report.complete:
+        assert counts.answered + counts.failed == len(prompts.requests)
+    else:
+        assert isinstance(report.stopped_by, BudgetExceededError), report
+        assert counts.cost + counts.at_risk + max(worst) > max_cost
 
 
 class BillingService(FakeTransport):

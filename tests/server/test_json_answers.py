@@ -11,7 +11,7 @@ import pytest
 from onellm_async import ChatRequest
 from onellm_async.server import Faults, Outcome, ServerSettings, Service, echo
 from onellm_async.server.json_answers import conforming_text, unfit_text
-from onellm_async.structured_output import UnfitReplyError, request_with_schema, schema_for, schema_in, structure
+from onellm_async.structured_output import UnfitReplyError, schema_for, schema_in, shape_of, structure
 from onellm_async.wire import Dialect, encode_request, parse_json
 
 
@@ -39,7 +39,7 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#"}, "n": {"type": "i
 def replies(number, **faults):
     """The contents of so many replies of a service, and its ledger."""
     service = Service(ServerSettings(requests_per_minute=1e9, burst=1e9, faults=Faults(**faults)))
-    request = request_with_schema(ChatRequest("GPT-5", "Ada Lovelace", max_tokens=900), schema_for(Order))
+    request = shape_of(schema_for(Order)).asked_in(ChatRequest("GPT-5", "Ada Lovelace", max_tokens=900))
     contents = []
     for _ in range(number):
         job = service.receive("POST", "/api", HEADERS, encode_request(request, Dialect.DOCUMENTED), 0.0)
@@ -90,7 +90,7 @@ def test_the_schema_of_a_request_is_found_and_others_have_none():
         ChatRequest("GPT-5", history),
     ):
         assert schema_in(plain) is None
-        assert schema_in(request_with_schema(plain, schema)) == schema
+        assert schema_in(shape_of(schema).asked_in(plain)) == schema
 
 
 def test_a_share_of_the_answers_is_unfit_billed_and_the_same_for_a_seed():

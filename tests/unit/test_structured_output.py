@@ -26,8 +26,8 @@ from onellm_async.structured_output import (
     MAX_CORRECTION,
     UnfitReplyError,
     json_in,
-    request_with_schema,
     schema_for,
+    shape_of,
     structure,
 )
 from onellm_async.testing import FakeReply, FakeTransport, answer, failure
@@ -245,22 +245,22 @@ def test_a_number_of_corrections_out_of_range_is_refused_unsent(corrections):
 
 def test_the_instruction_joins_the_system_message_that_is_there():
     schema = schema_for(Point)
-    plain = request_with_schema(ChatRequest(MODEL, "Hi"), schema)
+    plain = shape_of(schema).asked_in(ChatRequest(MODEL, "Hi"))
     assert plain.system.startswith("Answer with one JSON value")
-    field = request_with_schema(ChatRequest(MODEL, "Hi", system="Be brief."), schema)
+    field = shape_of(schema).asked_in(ChatRequest(MODEL, "Hi", system="Be brief."))
     assert field.system.startswith("Be brief.\n\nAnswer with")
     history = [Message.system("Be kind."), Message.user("Hi")]
-    message = request_with_schema(ChatRequest(MODEL, history), schema)
+    message = shape_of(schema).asked_in(ChatRequest(MODEL, history))
     assert message.system is None
     assert message.messages[0].content.startswith("Be kind.\n\nAnswer with")
 
 
 def test_json_mode_is_asked_for_where_the_provider_has_one_and_the_value_is_an_object():
-    assert request_with_schema(ChatRequest(MODEL, "Hi"), schema_for(Point)).response_format == {"type": "json_object"}
-    assert request_with_schema(ChatRequest(MODEL, "Hi"), schema_for(list[Point])).response_format is None
-    assert request_with_schema(ChatRequest("Sonnet-4", "Hi"), schema_for(Point)).response_format is None
+    assert shape_of(schema_for(Point)).asked_in(ChatRequest(MODEL, "Hi")).response_format == {"type": "json_object"}
+    assert shape_of(schema_for(list[Point])).asked_in(ChatRequest(MODEL, "Hi")).response_format is None
+    assert shape_of(schema_for(Point)).asked_in(ChatRequest("Sonnet-4", "Hi")).response_format is None
     own = ChatRequest(MODEL, "Hi", response_format={"type": "text"})
-    assert request_with_schema(own, schema_for(Point)).response_format == {"type": "text"}
+    assert shape_of(schema_for(Point)).asked_in(own).response_format == {"type": "text"}
 
 
 @pytest.mark.parametrize("text", ['{"x": NaN}', '{"x": -Infinity}', '{"x": 1, "name": "\\ud800"}', '{"x": 1e999}'])

@@ -6,6 +6,7 @@ from attrs import field, fields, frozen
 
 from onellm_async.batch.inputs.request_fields import RECORD_FIELDS, request_fields
 from onellm_async.chat import JSON, ChatRequest, Prompt
+from onellm_async.structured_output import Shape
 from onellm_async.wire import request_from_body
 
 DEFAULT_MODEL = "GPT-5-Nano"
@@ -34,6 +35,8 @@ class RequestDefaults:
         temperature: 0 to 2.
         more: Further request fields, such as ``top_p``; what a `ChatRequest` has no name for goes into ``extra``.
         least_max_tokens: Whether of two limits, here and in the line, the smaller one counts, as under a cost cap.
+        shape: What each answer has to be: its schema goes into every request, and replaces the ``response_format`` of a
+            line, but not that of a complete request or of ``more``.
 
     Raises:
         InvalidRequestError: If a value is out of range, once and for all prompts.
@@ -46,6 +49,7 @@ class RequestDefaults:
     temperature: float | None = None
     more: Mapping[str, JSON] = field(factory=dict, hash=False)
     least_max_tokens: bool = False
+    shape: Shape[object] | None = field(default=None, eq=False)
 
     def __attrs_post_init__(self) -> None:
         self.request("A probe: the values are refused here, not on every line.")
@@ -60,6 +64,10 @@ class RequestDefaults:
         Raises:
             InvalidRequestError: If the prompt or a field is unusable.
         """
+        request = self._plain_request(prompt, fields)
+        return request if self.shape is None else self.shape.asked_in(request)
+
+    def _plain_request(self, prompt: Prompt, fields: Mapping[str, JSON] | None) -> ChatRequest:
         if isinstance(prompt, ChatRequest):
             return prompt
         if fields or self.more:
@@ -83,17 +91,19 @@ class RequestDefaults:
         """
         own = request_fields(body, _BODY_FIELDS)
         others = {name: value for name, value in body.items() if value is not None and name not in _BODY_FIELDS}
-        return request_from_body(others | self._merged(own))
+        request = request_from_body(others | self._merged(own))
+        return request if self.shape is None else self.shape.asked_in(request)
 
     @property
     def sets_anything(self) -> bool:
         """Whether any value of a line may be replaced."""
-        return bool(self.more) or any(getattr(self, name) is not None for name in _FLAGS)
+        return self.shape is not None or bool(self.more) or any(getattr(self, name) is not None for name in _FLAGS)
 
     def replaced(self, fields: Mapping[str, JSON]) -> list[str]:
-        """The fields of a line whose values are replaced by those that are set here."""
+        """The fields of a line whose values are replaced by those that are set here; ``"schema"`` if that does it."""
         merged = self._merged(fields)
-        return [name for name in (*_FLAGS, *self.more) if name in fields and merged[name] != fields[name]]
+        found = [name for name in (*_FLAGS, *self.more) if name in fields and merged[name] != fields[name]]
+        return [*found, "schema"] if "response_format" in fields and "response_format" not in merged else found
 
     def _merged(self, fields: Mapping[str, JSON]) -> dict[str, JSON]:
         merged = {"model": self.fallback_model, **fields}
@@ -105,5 +115,7 @@ class RequestDefaults:
             if name == "max_tokens" and self.least_max_tokens and isinstance(own, int) and own < value:
                 continue
             merged[name] = value
+        if self.shape is not None:
+            merged.pop("response_format", None)
         merged.update(self.more)
         return merged

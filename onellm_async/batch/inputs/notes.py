@@ -45,9 +45,12 @@ class InputNotes:
     def sentences(self) -> list[str]:
         """All of it, a sentence each."""
         found = [
-            f"{name}=… (--{name.replace('_', '-')}) replaces the {name} of {_lines(count)}."
-            for name, count in self._replaced.items()
+            "response_model=… (--schema) replaces the response_format"
+            if name == "schema"
+            else f"{name}=… (--{name.replace('_', '-')}) replaces the {name}"
+            for name in self._replaced
         ]
+        found = [f"{text} of {_lines(count)}." for text, count in zip(found, self._replaced.values(), strict=True)]
         if self._unused:
             found.append(
                 f"Ignored in all lines: {_listed(self._unused)}. keep=… (--keep) carries fields into the output."

@@ -335,7 +335,7 @@ class ChangedInput:
 
 def _without_place(record: JournalRecord, index: int) -> JournalRecord | None:
     """What stays of a record whose entry is gone; None where nothing was paid, or may have been."""
-    if record.copy_of is None and (record.state is RecordState.ANSWERED or record.cost):
+    if record.copy_of is None and (record.state is RecordState.ANSWERED or record.is_paid):
         return evolve(record, index=index)
     if not record.possibly_billed:
         return None

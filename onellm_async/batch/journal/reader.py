@@ -292,7 +292,8 @@ class JournalReader:
 
     def possibly_billed(self, number: int) -> list[JournalRecord]:
         """The first entries that were sent and have no outcome."""
-        return self._records("WHERE o.entry IS NULL AND i.entry >= 0 ORDER BY i.entry LIMIT ?", number)
+        open_entries = "WHERE o.entry IS NULL AND i.entry >= 0 AND i.possibly_billed > 0"
+        return self._records(f"{open_entries} ORDER BY i.entry LIMIT ?", number)
 
     def retried(self) -> int:
         """Attempts beyond the first of each entry."""

@@ -11,6 +11,9 @@ steps change a record, and `after_step` has their rules::
     record_intent    →  in flight; an answered entry refuses it, as its answer is paid for
     record_outcome   →  answered or failed; an answer stays, a failure gives way to a later outcome
     retract_intent   →  the record without its last attempt, or none where that was the only one
+
+An answer that does not fit and is not corrected yet is paid for and no outcome: its cost is in the record in flight.
+Where no attempt is open any more, as after a graceful stop, that record has no possibly billed attempt.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -189,7 +192,7 @@ def _usd_at_risk(record: "JournalRecord") -> float:
     if not record.reserved:
         return 0
     unknown = record.cost is None and record.state is RecordState.ANSWERED and record.copy_of is None
-    return record.reserved * (record.possibly_billed + unknown)
+    return record.reserved * (record.possibly_billed + unknown * (1 + record.corrections))
 
 
 def _tokens_at_risk(record: "JournalRecord") -> int:
@@ -198,7 +201,12 @@ def _tokens_at_risk(record: "JournalRecord") -> int:
         return 0
     unknown = record.input_tokens is None and record.output_tokens is None
     unknown = unknown and record.state is RecordState.ANSWERED and record.copy_of is None
-    return record.reserved_tokens * (record.possibly_billed + unknown)
+    return record.reserved_tokens * (record.possibly_billed + unknown * (1 + record.corrections))
+
+
+def _is_open(record: "JournalRecord") -> bool:
+    """Whether an attempt is in flight, or was at the end of its session."""
+    return record.state is RecordState.IN_FLIGHT and record.possibly_billed > 0 and record.index >= 0
 
 
 @frozen
@@ -219,9 +227,11 @@ class JournalRecord:
         completed_at: When the outcome came, in Unix seconds.
         attempts: How often it was sent in its last session.
         rate_limited: How often these were answered 429, which is not billed.
-        cost: USD by list price; None if unknown. A duplicate costs 0.
-        input_tokens: Tokens of the prompt; None if unknown.
-        output_tokens: Tokens generated; None if unknown.
+        corrections: Corrective turns that were answered, over all sessions.
+        cost: USD by list price of all turns over all sessions; None if unknown, or nothing was answered. A duplicate
+            costs 0.
+        input_tokens: Tokens of the prompts of all turns; likewise.
+        output_tokens: Tokens generated in all turns; likewise.
         elapsed: Seconds from queueing to the end.
         latency: Seconds that the last attempt took; None where nothing was sent.
         copy_of: Index of an identical request whose answer this is, too. A duplicate of a failure has its own text.
@@ -251,10 +261,7 @@ class JournalRecord:
         metadata=column(
             BOTH,
             "INTEGER NOT NULL",
-            Total(
-                "possibly_billed",
-                lambda record: record.possibly_billed - (record.state is RecordState.IN_FLIGHT and record.index >= 0),
-            ),
+            Total("possibly_billed", lambda record: record.possibly_billed - _is_open(record)),
         ),
     )
     state: RecordState = field(
@@ -264,7 +271,7 @@ class JournalRecord:
             "INTEGER NOT NULL",
             Total("answered", lambda record: record.index >= 0, state=RecordState.ANSWERED),
             Total("failed", lambda record: record.index >= 0, state=RecordState.FAILED),
-            Total("in_flight", lambda record: record.index >= 0, state=RecordState.IN_FLIGHT),
+            Total("in_flight", _is_open, state=RecordState.IN_FLIGHT),
             missing="1",
             bind=int,
         ),
@@ -275,11 +282,14 @@ class JournalRecord:
         default=0,
         metadata=column(OUTCOMES, "INTEGER NOT NULL", summed("rate_limited", label="rate-limited"), missing="0"),
     )
+    corrections: int = field(
+        default=0, metadata=column(BOTH, "INTEGER NOT NULL", summed("corrections", label="corrective turns"))
+    )
     cost: float | None = field(
         default=None,
         converter=bind_number,
         metadata=column(
-            OUTCOMES,
+            BOTH,
             "REAL",
             summed("cost", "usd"),
             Total(
@@ -290,10 +300,10 @@ class JournalRecord:
         ),
     )
     input_tokens: int | None = field(
-        default=None, converter=_bind_count, metadata=column(OUTCOMES, "INTEGER", summed("input_tokens"))
+        default=None, converter=_bind_count, metadata=column(BOTH, "INTEGER", summed("input_tokens"))
     )
     output_tokens: int | None = field(
-        default=None, converter=_bind_count, metadata=column(OUTCOMES, "INTEGER", summed("output_tokens"))
+        default=None, converter=_bind_count, metadata=column(BOTH, "INTEGER", summed("output_tokens"))
     )
     elapsed: float | None = field(default=None, converter=bind_number, metadata=column(OUTCOMES, "REAL"))
     latency: float | None = field(default=None, converter=bind_number, metadata=column(OUTCOMES, "REAL"))
@@ -310,6 +320,11 @@ class JournalRecord:
     def completed(self) -> bool:
         """Whether it has an outcome."""
         return self.state is not RecordState.IN_FLIGHT
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether an answer was billed, as far as it said, be it one that does not fit."""
+        return bool(self.cost or self.input_tokens or self.output_tokens)
 
     def to_dict(self) -> dict[str, JSON]:
         """The record as JSON: digests as hexadecimal text, the result as the object that it holds."""
@@ -343,7 +358,8 @@ def after_step(step: Step, before: JournalRecord | None, record: JournalRecord |
     if before is None or before.completed:
         return before
     # Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent.
-    return evolve(before, possibly_billed=before.possibly_billed - 1) if before.possibly_billed > 1 else None
+    kept = before.possibly_billed > 1 or before.is_paid
+    return evolve(before, possibly_billed=max(0, before.possibly_billed - 1)) if kept else None
 
 
 def _columns() -> tuple[Column, ...]:
@@ -386,6 +402,7 @@ class RunCounts:
         deduplicated: Entries with the answer to an identical request.
         possibly_billed: Attempts that ended without an outcome and may have been billed, those in flight left out.
         rate_limited: How often a request was answered 429.
+        corrections: Corrective turns that were answered.
         cost: USD by list price, as far as known.
         unpriced: Answers whose cost is unknown.
         input_tokens: As far as known.
@@ -402,6 +419,7 @@ class RunCounts:
     deduplicated: int = 0
     possibly_billed: int = 0
     rate_limited: int = 0
+    corrections: int = 0
     cost: float = 0.0
     unpriced: int = 0
     input_tokens: int = 0
@@ -601,7 +619,7 @@ def _selected(column: Column, results: bool) -> str:
     if column.tables == INTENTS or column.field == "index":
         return f"i.{column.name}"
     if column.tables == BOTH:
-        return f"coalesce(o.{column.name}, i.{column.name})"
+        return f"CASE WHEN o.entry IS NULL THEN i.{column.name} ELSE o.{column.name} END"
     return f"coalesce(o.{column.name}, {column.missing})" if column.missing else f"o.{column.name}"
 
 

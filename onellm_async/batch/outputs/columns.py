@@ -1,6 +1,6 @@
 """The columns of a table of answers, and a record's values in them. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.outcomes import outcome_of
@@ -12,6 +12,7 @@ COLUMNS: dict[str, type] = {
     "custom_id": str,
     "sample": int,
     "content": str,
+    "parsed": str,
     "error_type": str,
     "error_message": str,
     "status_code": int,
@@ -26,8 +27,11 @@ COLUMNS: dict[str, type] = {
     "extra": str,
 }
 """Names in their order, and what is in them; everything but ``index`` may be missing. ``sample`` counts the answers to
-one prompt, from 1, where each is asked several times. ``cost`` is in USD, and 0 for an answer that was copied from the
-prompt with the index ``copy_of``. ``extra`` is what else the reply held, as JSON."""
+one prompt, from 1, where each is asked several times. ``parsed`` is the value of a schema, as JSON. ``cost`` is in USD,
+and 0 for an answer that was copied from the prompt with the index ``copy_of``. ``extra`` is what else the reply held,
+as JSON."""
+
+_FAILURE = ("error_type", "error_message", "status_code")
 
 WHOLE = ("*",)
 """Kept fields of which the names are not known before the first record: one column ``input`` has them, as JSON."""
@@ -75,13 +79,17 @@ def values_of(record: JournalRecord) -> list[JSON]:
     result = parse_json(text)
     if not answered:
         failure = [result["type"], result["message"], result["status_code"]]
-        return [record.index, record.custom_id, record.sample, None, *failure, *[None] * (len(COLUMNS) - 7)]
-    usage, extra = result["usage"] or {}, result.get("extra")
+        values: dict[str, JSON] = dict(zip(_FAILURE, failure, strict=True))
+        values |= {"index": record.index, "custom_id": record.custom_id, "sample": record.sample}
+        values["cost"] = result.get("cost")  # of an answer that does not fit
+        return [values.get(name) for name in COLUMNS]
+    usage = result["usage"] or {}
     return [
         record.index,
         record.custom_id,
         record.sample,
         result["content"],
+        _json(result, "parsed"),
         None,
         None,
         None,
@@ -93,8 +101,12 @@ def values_of(record: JournalRecord) -> list[JSON]:
         usage.get("total_tokens"),
         result["cost"],
         record.copy_of,
-        None if extra is None else dump_json(extra).decode(),
+        _json(result, "extra"),
     ]
+
+
+def _json(result: Mapping[str, JSON], name: str) -> str | None:
+    return dump_json(result[name]).decode() if name in result else None
 
 
 def encode_columns(record: JournalRecord, columns: Sequence[str] = ()) -> bytes:

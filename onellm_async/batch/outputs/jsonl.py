@@ -3,11 +3,13 @@
 ::
 
     {"index": 0, "custom_id": "a", "sample": 1, "copy_of": 3, "response": {"content", "role", "model", "provider",
-     "usage", "finish_reason", "cost", "extra"} or null, "error": null or {"type", "message", "status_code"}}
+     "usage", "finish_reason", "cost", "parsed", "extra"} or null, "error": null or {"type", "message", "status_code"}}
 
 ``sample`` counts the answers to one prompt, where each is asked several times. ``copy_of`` is the index of an identical
-prompt whose answer this is, too; its ``cost`` is then 0. ``extra`` holds the further fields of the reply, and ``input``
-after the id the kept fields of the line or row. All four are there only where there is something to say.
+prompt whose answer this is, too; its ``cost`` is then 0. ``parsed`` is the value of the schema that was asked for,
+``extra`` holds the further fields of the reply, and ``input`` after the id the kept fields of the line or row. All five
+are there only where there is something to say. An answer that does not conform to the schema is an error, which has it
+as ``content``, with its ``cost``.
 """
 
 from onellm_async.batch.journal.record import JournalRecord
