@@ -414,6 +414,38 @@ async def test_the_command_given_for_the_fastapi_service_serves_and_stops_cleanl
     assert "Unclosed" not in rest
 
 
+async def test_the_chain_with_a_real_model_reports_each_part(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = loaded("real_model_chain")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"question": "One?"}\n{"question": "Two?"}\n')
+
+    @asynccontextmanager
+    async def program(log: Path, *command: str) -> AsyncIterator[str]:
+        if "real_model_chain:make_service" in command:
+            async with fastapi_service(loaded("fastapi_service")) as url:
+                yield url.removesuffix("/chat")
+        else:
+            yield str(server.origin)
+
+    monkeypatch.setattr(module, "program", program)
+    monkeypatch.setattr(module, "MODEL", "GPT-5-Nano")
+    monkeypatch.setattr(module, "USERS", 3)
+    await module.main("model.gguf", prompts)
+    out = capsys.readouterr().out
+    assert "run: exit code 0, 2 of 2 answered" in out
+    assert "bot: 5 of 5 turns answered" in out
+    assert "service: 3 users at once: 3 × 200" in out
+    assert "ledger of serve: 10 answered" in out
+
+
+def test_the_problems_for_a_real_model_are_sixty(tmp_path: Path) -> None:
+    solutions = loaded("real_model_chain").make_prompts(tmp_path / "prompts.jsonl")
+    assert len(solutions) == 60
+    assert len((tmp_path / "prompts.jsonl").read_text("utf-8").splitlines()) == 60
+
+
 def test_the_prompts_are_many_and_all_different() -> None:
     lines = (EXAMPLES / "prompts.txt").read_text("utf-8").splitlines()
     assert len(lines) == len(set(lines)) >= 200
