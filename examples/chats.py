@@ -115,8 +115,9 @@ class Chats:
         return True
 
     async def close(self) -> None:
-        """Stops gracefully: requests in flight are answered for up to `GRACE` seconds, then all chats are saved."""
+        """Stops gracefully: requests in flight are answered for up to `GRACE` seconds, and all chats are saved."""
         self._closing = True
+        self.save()  # a supervisor may not have the patience
         try:
             async with asyncio.timeout(GRACE):
                 await self._client.drain()

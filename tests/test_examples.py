@@ -21,7 +21,7 @@ from onellm_async import AsyncOneLLM, ClientClosedError, ConfigurationError, Lim
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.server import LocalServer, ServerSettings
 from onellm_async.simulation.clock import run_in_virtual_time
-from onellm_async.testing import FakeTransport, answer
+from onellm_async.testing import FakeTransport, answer, hang
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.append(str(EXAMPLES))  # where a program finds the modules beside it
@@ -291,6 +291,21 @@ async def test_an_edit_replaces_the_latest_question_of_a_bot_whether_it_waits_or
         assert await reply_of(chats, "ada", "b", message=3, edited=True) == "b"
     assert [request.prompt for request in transport.requests] == ["a", "b", "b"]
     assert len(transport.requests[-1].messages) == 1
+
+
+async def test_a_bot_that_is_killed_while_it_closes_has_saved_its_chats(tmp_path: Path) -> None:
+    path = tmp_path / "chats.json"
+    async with AsyncOneLLM(transport=FakeTransport(["One.", hang()]), limits=Limits.unlimited()) as client:
+        chats = loaded("chats").Chats(client, path)
+        assert await reply_of(chats, "ada", "1?") == "One."
+        hanging = asyncio.create_task(reply_of(chats, "ada", "2?"))
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(chats.close())
+        await until(path.exists)
+        closing.cancel()
+        hanging.cancel()
+    (saved,) = json.loads(path.read_text()).values()
+    assert (saved["messages"][1]["content"], saved["unanswered"]) == ("One.", ["2?"])
 
 
 async def test_a_bot_never_overwrites_a_file_of_chats_that_it_cannot_read(server: LocalServer, tmp_path: Path) -> None:
