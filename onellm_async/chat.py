@@ -356,6 +356,7 @@ _OPTIONS_OF_RUN = frozenset(
         *("fallback_model", "field", "template", "id_field", "keep", "input_format", "output_format", "strict"),
         *("limit", "journal", "force", "max_cost", "max_tokens_total", "ambiguous", "retry_failed", "deduplicate"),
         *("accept_removed", "cache", "max_failure_share", "stall_after", "on_bad_line", "on_message"),
+        *("lane", "max_time", "samples"),
     }
 )
 """What only `AsyncOneLLM.run` has; as a request field the service would ignore it, a cost cap included."""
