@@ -78,7 +78,8 @@ def test_what_the_run_asks_of_every_prompt_is_in_each_request():
     ("line", "message"),
     [
         (b"\xff", "Not UTF-8: invalid start byte at byte 1 of the line."),
-        (b"{", "Not JSON: "),
+        (b'{"prompt": "b"', "Not JSON: Expecting ',' delimiter at column 15."),
+        (b'{\n"prompt" 1}', "Not JSON: Expecting ':' delimiter at column 10 of line 2 of the entry."),
         (b"[1]", "It is an array, not an object or a string."),
         (b"12", "It is a number, not"),
         (b"true", "It is a boolean, not"),

@@ -1,5 +1,6 @@
 """The bytes of one entry → one prompt, or what is wrong with them. Pure: no file is touched here."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import NamedTuple, TypeAlias
 
@@ -69,6 +70,8 @@ WHOLE = ("*",)
 
 HOPELESS = 20
 """Entries from the beginning of which all are bad before the input is refused."""
+
+_PLACE_IN_ENTRY = re.compile(r": line (\d+) column (\d+) \(char \d+\)")
 
 
 class _BadLineError(Exception):
@@ -498,7 +501,13 @@ def _json_value(raw: bytes) -> JSON:
     try:
         return parse_json(raw)
     except (ValueError, RecursionError) as error:
-        raise _BadLineError(f"Not JSON: {error}.") from None
+        # The message has the line of the input already; that of the parser counts within the entry.
+        raise _BadLineError(f"Not JSON: {_PLACE_IN_ENTRY.sub(_place_text, str(error))}.") from None
+
+
+def _place_text(found: "re.Match[str]") -> str:
+    line, column = found.groups()
+    return f" at column {column}" + (f" of line {line} of the entry" if line != "1" else "")
 
 
 def _id(record: Mapping[str, JSON], name: str) -> str | None:

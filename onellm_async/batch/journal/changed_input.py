@@ -71,7 +71,7 @@ _PAIRS = """INSERT INTO pairs SELECT new.entry, earlier.record FROM
             ORDER BY copied, state != 2, state = 1, record < 0, record) AS place
         FROM old WHERE record NOT IN (SELECT record FROM pairs) {known}) earlier
     USING ({same}, place)"""
-_HEIRS = """SELECT min(p.entry), o.copy_of FROM pairs p JOIN outcomes o ON o.entry = p.record
+_HEIRS = """SELECT o.copy_of, min(p.entry) FROM pairs p JOIN outcomes o ON o.entry = p.record
     WHERE o.copy_of IN (SELECT record FROM old) AND o.copy_of NOT IN (SELECT record FROM pairs) GROUP BY o.copy_of"""
 _COPIES = """INSERT INTO copies SELECT s.entry, answer.record, coalesce(p.entry, answer.record) FROM staged s
     JOIN (SELECT i.request_digest AS request_digest, min(i.entry) AS record
@@ -201,7 +201,7 @@ class ChangedInput:
             self._execute(_OLD.format(which), first)
         self._execute(_PAIRS.format(same="request_digest, custom_id", known="AND custom_id IS NOT NULL"))
         self._execute(_PAIRS.format(same="request_digest", known=""))
-        self._connection.executemany("UPDATE pairs SET record = ?2 WHERE entry = ?1", self._execute(_HEIRS).fetchall())
+        self._connection.executemany("UPDATE pairs SET record = ? WHERE entry = ?", self._execute(_HEIRS).fetchall())
         self._execute(_COPIES)
         self._execute(_GONE, first)
         return self._changes(before)
