@@ -24,7 +24,7 @@ from benchmarks import (
 from benchmarks.charts import draw
 from benchmarks.peers import Contender
 from benchmarks.processes import fast_server
-from benchmarks.report import Section, markdown
+from benchmarks.report import Section, markdown, with_parts
 
 SUBJECTS = (
     "overhead",
@@ -47,22 +47,22 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures this client beside its peers.")
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help=f"{', '.join(SUBJECTS)}; default all")
-    parser.add_argument("--repetitions", type=int, default=3, help="of each measurement; default 3")
+    parser.add_argument("--repetitions", type=int, help=f"of each measurement; default 3, of quota {quota.REPETITIONS}")
     parser.add_argument("--seeds", type=int, default=50, help="of each simulated target; default 50")
-    parser.add_argument("--quick", action="store_true", help="a smoke run of seconds, whose figures mean little")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of minutes, whose figures mean little")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="clients whose name starts so")
-    parser.add_argument("--output", type=Path, help=f"write the report there; a full run writes {RESULTS.name} anyway")
+    parser.add_argument("--output", type=Path, help=f"write the report there, in place of {RESULTS.name} or its parts")
     parsed = parser.parse_args(arguments)
     if unknown := set(parsed.subjects) - set(SUBJECTS):
         parser.error(f"no such subject: {', '.join(sorted(unknown))}")
-    if parsed.repetitions < 1 or parsed.seeds < 1:
+    if (parsed.repetitions is not None and parsed.repetitions < 1) or parsed.seeds < 1:
         parser.error("at least one repetition and one seed are needed")
     return parsed
 
 
 def _sections(chosen: argparse.Namespace) -> list[Section]:
     subjects = chosen.subjects or SUBJECTS
-    repetitions = 1 if chosen.quick else chosen.repetitions
+    repetitions = 1 if chosen.quick else chosen.repetitions or 3
     found: dict[str, Section | list[Section]] = {}
     if {"overhead", "bulk", "latency", "memory", "durable"} & set(subjects):
         found |= _on_the_fast_server(chosen, subjects, repetitions)
@@ -82,8 +82,9 @@ def _sections(chosen: argparse.Namespace) -> list[Section]:
         settings = sockets.QUICK if chosen.quick else sockets.SETTINGS
         found["sockets"] = sockets.run(repetitions=repetitions, settings=settings)
     if "quota" in subjects:
-        size = {"settings": quota.QUICK, "visits": 1_000} if chosen.quick else {}
-        found["quota"] = quota.run(repetitions=repetitions, **size)
+        size = {"settings": quota.QUICK} if chosen.quick else {}
+        few = repetitions if chosen.quick or chosen.repetitions else quota.REPETITIONS
+        found["quota"] = quota.run(repetitions=few, **size)
     ordered = [found[subject] for subject in SUBJECTS if subject in found]
     return [section for sections in ordered for section in (sections if isinstance(sections, list) else [sections])]
 
@@ -136,6 +137,9 @@ def main(arguments: Sequence[str]) -> None:
     print(text)
     if output := chosen.output or (RESULTS if whole else None):
         output.write_text(text, encoding="utf-8")
+    elif not (chosen.quick or chosen.only):
+        before = RESULTS.read_text(encoding="utf-8")
+        RESULTS.write_text(with_parts(before, sections, command), encoding="utf-8")
 
 
 if __name__ == "__main__":

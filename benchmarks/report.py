@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 _PACKAGES = (
     "onellm-async",
@@ -78,6 +78,28 @@ def markdown(sections: Sequence[Section], command: str, charts: Mapping[str, str
     )
     head = "# Benchmarks\n\n" + "\\\n".join(facts) + "\n"
     return "\n".join((head, *(section.markdown((charts or {}).get(section.title)) for section in sections)))
+
+
+def with_parts(report: str, sections: Sequence[Section], command: str) -> str:
+    """The report with some sections measured anew, in their places; those that it does not have are added.
+
+    Args:
+        report: The report so far.
+        sections: What was found.
+        command: That found it.
+    """
+    today = datetime.now(UTC).date().isoformat()
+    for section in sections:
+        part = evolve(section, text=f"Measured on {today} with `{command}`. {section.text}")
+        start = report.find(f"## {section.title}\n")
+        if start < 0:
+            report = f"{report.rstrip()}\n\n{part.markdown()}"
+            continue
+        end = report.find("\n## ", start + 1)
+        rest = "" if end < 0 else report[end:]
+        chart = re.search(r"^!\[.*\]\((.*)\)$", report[start:end] if rest else report[start:], re.MULTILINE)
+        report = report[:start] + part.markdown(None if chart is None else chart[1]) + rest
+    return report
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ from urllib.error import HTTPError
 
 from benchmarks import worker
 from benchmarks.processes import python_server
+from benchmarks.report import Section, with_parts
 from benchmarks.servers import capacity
 from benchmarks.servers.replies import PATHS
 
@@ -36,6 +37,22 @@ def test_a_quick_run_compares_us_with_plain_aiohttp_in_a_table(tmp_path):
     assert "requests/s to a client of next to no cost" in report
     for name in ("aiohttp", "onellm-async, chat", "onellm-async, gather_chats"):
         assert re.search(rf"^\| {name} +\| +[\d,]+ \| +\d+ \| +\d+\.\d\d \| +\d+\.\d\d \|$", report, re.MULTILINE), name
+
+
+def test_parts_that_are_measured_anew_take_their_places_in_the_report():
+    def part(title, value, charted=None):
+        return Section(title, "As before.", ("what", "figure"), [("x", value)], charted)
+
+    report = "# Benchmarks\n\n" + "\n".join(
+        (part("A", "1").markdown(), part("B", "2", "figure").markdown("charts/b.svg"), part("C", "3").markdown())
+    )
+    found = with_parts(report, [part("B", "20", "figure"), part("D", "4")], "python -m benchmarks b d")
+    assert re.findall(r"^## (\w)|^\| x +\| +(\d+) \|", found, re.MULTILINE) == [
+        *(("A", ""), ("", "1"), ("B", ""), ("", "20"), ("C", ""), ("", "3"), ("D", ""), ("", "4"))
+    ]
+    assert "](charts/b.svg)" in found
+    assert found.count("with `python -m benchmarks b d`. As before.") == 2
+    assert with_parts(found, [part("D", "4")], "python -m benchmarks b d") == found
 
 
 def test_a_peer_that_is_not_installed_is_reported_as_absent(monkeypatch):

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,8 @@ def fork(work: Callable[[], None]) -> int:
         try:
             work()
             status = 0
-        except BaseException as error:  # a child of a fork must not go on in its parent's code
-            print(repr(error), file=sys.stderr, flush=True)
+        except BaseException:  # a child of a fork must not go on in its parent's code
+            traceback.print_exc()
         finally:
             os._exit(status)
     CHILDREN.add(child)
@@ -214,7 +215,7 @@ def crash_processes(kills: int, seed: int) -> None:
     end(service.child)
 
 
-def wait_for_rows(read: Callable[[], Any], number: int, after: str) -> float:
+def wait_for_rows(read: Callable[[], Any], number: int, after: str, patience: float = PATIENCE) -> float:
     """Waits until so many participants have visited the board within the lease, and returns the seconds."""
     begun = time.monotonic()
     while True:
@@ -223,7 +224,7 @@ def wait_for_rows(read: Callable[[], Any], number: int, after: str) -> float:
         present = sum(row[SEEN] >= image["at"] - LEASE for row in rows.values()) if image and rows else 0
         if present == number:
             return time.monotonic() - begun
-        if time.monotonic() - begun > PATIENCE:
+        if time.monotonic() - begun > patience:
             fail(f"{present} participants on the board, not {number}, after: {after}")
         time.sleep(0.05)
 
@@ -284,49 +285,55 @@ def crash_redis(outages: int, seed: int) -> None:
     program = installed()
     if program is None:
         fail("no Redis is installed")
+    import redis.asyncio  # noqa: F401  # before the forks, or each of them imports it
+
     random, service = Random(seed), Service()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        redis = RedisServer(program, folder)
-        redis.start()
-        proxy = fork(lambda: slow_proxy(folder / "proxy.sock", redis.socket))
+        server = RedisServer(program, folder)
+        server.start()
+        proxy = fork(lambda: slow_proxy(folder / "proxy.sock", server.socket))
         while not (folder / "proxy.sock").exists():
             time.sleep(0.01)
         crowd = Crowd(service, f"unix://{folder}/proxy.sock", folder)
-        name, quota = board_name(service.url, f"Bearer {URL_KEY}"), RedisQuota(redis.url)
-        returns = [wait_for_rows(lambda: asyncio.run(quota.read(name)), WORKERS, "the start")]
+        name, quota = board_name(service.url, f"Bearer {URL_KEY}"), RedisQuota(server.url)
+        wait_for_rows(lambda: asyncio.run(quota.read(name)), WORKERS, "the start", 4 * PATIENCE)
+        returns: dict[str, list[float]] = {kind: [] for kind in OUTAGES}
         service.check("the start")
         for number in range(outages):
             kind = OUTAGES[number % len(OUTAGES)]
             what = f"outage {number + 1}, {kind}"
             if kind == "killed":
-                redis.kill()
+                server.kill()
                 time.sleep(random.uniform(0, 1.5))
-                redis.start()
+                server.start()
             elif kind == "stopped":
-                redis.signal(signal.SIGSTOP)
+                server.signal(signal.SIGSTOP)
                 time.sleep(random.uniform(0.2, 1.5))
-                redis.signal(signal.SIGCONT)
+                server.signal(signal.SIGCONT)
             elif kind == "emptied":
-                redis.command("FLUSHALL")
+                server.command("FLUSHALL")
             elif kind == "slow":
                 os.kill(proxy, signal.SIGUSR1)
                 service.check(what)
                 os.kill(proxy, signal.SIGUSR2)
             else:
-                redis.command("SCRIPT", "FLUSH")
-                redis.command("CLIENT", "KILL", "TYPE", "normal")
-            returns.append(wait_for_rows(lambda: asyncio.run(quota.read(name)), WORKERS, what))
+                server.command("SCRIPT", "FLUSH")
+                server.command("CLIENT", "KILL", "TYPE", "normal")
+            returns[kind].append(wait_for_rows(lambda: asyncio.run(quota.read(name)), WORKERS, what))
             service.check(what)
             crowd.check_errors(what)
             tell(number, outages, what, service)
         book = service.book()
         crowd.close()
         end(proxy)
-        redis.kill()
+        server.kill()
         print(f"{outages} outages of Redis: {', '.join(OUTAGES)}")
         print(f"  answered {book['answered']:,.0f}, beyond the limit {book['rate_limited']:.0f}")
-        print(f"  all on the board again: {spread(returns)}; until {MOVED_ON} answers: {spread(service.moments)}")
+        print(f"  until {MOVED_ON} answers: {spread(service.moments)}")
+        for kind, seconds in returns.items():
+            if seconds:
+                print(f"  {kind}: all on the board again, {spread(seconds)}")
     end(service.child)
 
 
