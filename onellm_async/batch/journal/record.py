@@ -16,6 +16,7 @@ An answer that does not fit and is not corrected yet is paid for and no outcome:
 Where no attempt is open any more, as after a graceful stop, that record has no possibly billed attempt.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
 from operator import attrgetter
@@ -119,7 +120,7 @@ class Total:
 
     Attributes:
         name: Of the field of `RunCounts`, and of the column of the table ``totals``.
-        of: What one record adds to it.
+        of: What one record adds to it; None for nothing.
         unit: ``usd``, or ``count`` for a whole number.
         state: The only state in which a record adds to it; None for any. A column of ``outcomes`` alone adds nothing
             while a record is in flight, whatever this says.
@@ -127,7 +128,7 @@ class Total:
     """
 
     name: str
-    of: Callable[["JournalRecord"], float]
+    of: Callable[["JournalRecord"], float | None]
     unit: Literal["count", "usd"] = "count"
     state: RecordState | None = None
     label: str = field()
@@ -183,8 +184,7 @@ def column(
 
 def summed(name: str, unit: Literal["count", "usd"] = "count", *, label: str | None = None) -> Total:
     """The sum of the known values of the field `name`."""
-    value = attrgetter(name)
-    return Total(name, lambda record: value(record) or 0, unit, label=label or name.replace("_", " "))
+    return Total(name, attrgetter(name), unit, label=label or name.replace("_", " "))
 
 
 def _usd_at_risk(record: "JournalRecord") -> float:
@@ -448,14 +448,19 @@ class RunCounts:
 
     def replacing_all(self, changes: "Iterable[tuple[JournalRecord | None, JournalRecord | None]]") -> "RunCounts":
         """`replacing`, for each pair of `changes`."""
-        sums = list(_all_counts(self))
+        added: dict[RecordState, list[JournalRecord]] = defaultdict(list)
+        removed: dict[RecordState, list[JournalRecord]] = defaultdict(list)
         for before, after in changes:
             if after is not None:
-                for place, share in _SHARES[after.state]:
-                    sums[place] += share(after)
+                added[after.state].append(after)
             if before is not None:
-                for place, share in _SHARES[before.state]:
-                    sums[place] -= share(before)
+                removed[before.state].append(before)
+        sums = list(_all_counts(self))
+        # Total by total, as loops over records are slower in Python than within `sum`.
+        for sign, records in ((1, added), (-1, removed)):
+            for state, of_state in records.items():
+                for place, share in _SHARES[state]:
+                    sums[place] += sign * sum(filter(None, map(share, of_state)))
         for place in _USD_PLACES:
             sums[place] = round(sums[place], _USD_DIGITS)
         return RunCounts(*sums)  # type: ignore[arg-type]  # those of whole numbers are whole
@@ -481,7 +486,7 @@ COUNTS = tuple(each.name for each in fields(RunCounts))
 _all_counts: Callable[[RunCounts], tuple[float, ...]] = attrgetter(*COUNTS)
 
 
-def _shares(state: RecordState) -> tuple[tuple[int, Callable[[JournalRecord], float]], ...]:
+def _shares(state: RecordState) -> tuple[tuple[int, Callable[[JournalRecord], float | None]], ...]:
     """The totals to which a record in `state` can add anything, by their places in `COUNTS`."""
     return tuple(
         (COUNTS.index(total.name), total.of)

@@ -46,6 +46,8 @@ _MAX_ROWS = 256
 """Rows of one statement. A batch is cut into powers of two, so that few statements need to be prepared."""
 _CHECKPOINT_BYTES = 16_000_000
 """The log goes into the main file so often. SQLite's own 1,000 pages of 4 KiB are full every few commits under load."""
+_CACHE_KIB = 4000
+"""Pages that SQLite keeps. Records are appended, so more of them only take memory."""
 _LOG_KEPT = 64 * 2**20
 """Bytes that the log may keep on the disk when it is empty again."""
 _ROW_ERRORS = (
@@ -167,7 +169,7 @@ class JournalWriter:
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // page}")
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_KEPT}")
-        connection.execute("PRAGMA cache_size = -16000")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         (self._last_entry,) = connection.execute("SELECT coalesce(max(entry), -1) FROM intents").fetchone()
         return connection
 
@@ -314,9 +316,10 @@ class _Transaction:
                     if before.completed:
                         reopened.append(before.index)
                 continue
-            if before is None or not after.completed or same_intent_fields(before) != same_intent_fields(after):
+            completed = after.completed
+            if before is None or not completed or same_intent_fields(before) != same_intent_fields(after):
                 intents += intent_values(after)
-            if after.completed:
+            if completed:
                 outcomes += outcome_values(after)
             elif before is not None and before.completed:
                 reopened.append(before.index)
