@@ -1,7 +1,14 @@
+# ruff: noqa: E402  # first it is said that compiled imports are kept
 import asyncio
 import inspect
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
+
+# Hundreds of processes are started. What was compiled once is kept, even where the environment asks for the contrary:
+# else each of them compiles all that it imports, which takes longer than the rest of its life.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import pytest_asyncio
