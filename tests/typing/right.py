@@ -27,6 +27,7 @@ from onellm_async import (
     Usage,
 )
 from onellm_async.events import Answered
+from onellm_async.structured_output import structure
 from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, failure, run_in_virtual_time
 
 
@@ -52,6 +53,10 @@ async def cities(client: AsyncOneLLM) -> None:
     assert_type(replies, list[ChatResponse[list[City]]])
     async for outcome in client.iter_chats(["Oslo"], model="GPT-5", response_model=City):
         assert_type(outcome, ChatOutcome[City])
+    assert_type((await client.run("in.txt", "out.jsonl", response_model=City, corrections=0)).counts.corrections, int)
+    await client.run("in.txt", "out.jsonl", response_model=list[City])
+    await client.run("in.txt", "out.jsonl", response_model={"type": "object"})
+    assert_type(structure("{}", City), City)
 
 
 async def chat_on(transport: FakeTransport) -> ChatResponse:

@@ -38,3 +38,5 @@ async def main(client: AsyncOneLLM) -> None:
         synchronous.chat("x", model="GPT-5", temprature=1)  # type: ignore[call-arg]
     Conversation(client, model="GPT-5", max_tokens_history=3)  # type: ignore[call-arg]
     await client.send(ChatRequest("GPT-5", "x"), group=3)  # type: ignore[arg-type]
+    await client.run("in.txt", "out.jsonl", response_model=5)  # type: ignore[arg-type]
+    await client.run("in.txt", "out.jsonl", corrections="1")  # type: ignore[arg-type]
