@@ -365,6 +365,8 @@ _OPTIONS_OF_RUN = frozenset(
 def _instead_of(name: str) -> str:
     if name in {"messages", "prompt", "input"}:
         return "messages are given as the prompt."
+    if name in {"response_model", "corrections"}:
+        return "it is an argument of chat, gather_chats, iter_chats and run."
     close = difflib.get_close_matches(name, RequestOptions.__annotations__, n=1, cutoff=0.8)
     meant = _MEANT.get(name) or (close[0] if close else None)
     if meant is not None:

@@ -282,7 +282,14 @@ def test_a_field_that_is_no_other_one_goes_into_extra(name: str) -> None:
         build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
 
 
-ONLY_OF_RUN = sorted(RunOptions.__annotations__.keys() - RequestOptions.__annotations__.keys())
+ARGUMENTS = ["corrections", "response_model"]
+ONLY_OF_RUN = sorted(RunOptions.__annotations__.keys() - RequestOptions.__annotations__.keys() - set(ARGUMENTS))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_what_is_no_field_but_an_argument_is_named_as_one(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"called {name}; it is an argument of chat, gather"):
+        build_request("x", "GPT-5", {name: 1})  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", [*ONLY_OF_RUN, "on_bad_line", "on_message"])
