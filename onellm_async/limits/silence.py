@@ -34,7 +34,7 @@ class Silence(Phase):
     """
 
     FIRST_GAP = 0.5
-    """Seconds between two knocks, at least, after `MANY_429S`; twice as many after the first knock."""
+    """Seconds between two knocks, at least, after `MANY_429S` or a late knock; twice as many after the first knock."""
     MANY_429S = 6
     """429s of the client after which knocks keep the distance of `FIRST_GAP`."""
     LONG_GAP = 15.0
@@ -46,7 +46,7 @@ class Silence(Phase):
     FAST_UNTIL = 2.0
     """A shorter silence doubles with each knock. A longer one grows by half."""
 
-    __slots__ = ("_inner", "_knock_at", "_on_answer", "blamed", "doubtful_after", "knocked_at", "refused_at", "since",
+    __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "knocked_at", "refused_at", "since",
                  "told_until", "vain")  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class Silence(Phase):
         self._inner = inner
         self._knock_at = knock_at
         self._on_answer = on_answer
+        self._was_late = False
         self.since: float = since
         self.refused_at: float = since
         self.knocked_at: float | None = None
@@ -117,7 +118,7 @@ class Silence(Phase):
             # What was not sent proves nothing: as far as is known, the silence begins with this knock.
             evidence.line.saturation.rest(now - self.refused_at, now)
             self.since = self.refused_at = now
-            self.vain, self.told_until = 0, -_NEVER
+            self.vain, self.told_until, self._was_late = 0, -_NEVER, True
         self.knocked_at = now
         if not self.vain:
             self._inner = self._inner.take(now, evidence)
@@ -144,7 +145,7 @@ class Silence(Phase):
     def plan_knock(self, now: float, retry_after: float | None, evidence: Evidence) -> None:
         """Decides when to knock next: later and later, and rather just after a round number of seconds."""
         silence = now - self.since
-        many = evidence.rate_limited > self.MANY_429S
+        many = evidence.rate_limited > self.MANY_429S or self._was_late
         gap = max(evidence.ack, (self.FIRST_GAP * (2 if self.vain else 1)) if many else 0.0, 0.1 * silence)
         if not self.vain and self.blamed is not None:
             gap = max(evidence.ack, min(1.0, 0.1 * self.blamed.seconds))

@@ -60,6 +60,14 @@ def test_a_silence_without_requests_is_not_taken_for_a_window():
     assert not sender.control._evidence.windows
 
 
+def test_single_requests_after_a_long_rest_keep_their_distance():
+    sender = Sender(lambda at: at > 14_010.0)
+    sender.control.take(0.0)
+    sender.control.rate_limited(0.0, ROUND_TRIP)
+    sender.send(not_before=14_000.0, until=14_001.0)
+    assert sender.refused <= 2
+
+
 def test_a_first_request_that_is_accepted_after_hours_does_not_make_the_next_one_wait_for_hours():
     sender = Sender(lambda at: at > 1.0)
     sender.control.take(0.0)
