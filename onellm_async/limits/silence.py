@@ -46,8 +46,8 @@ class Silence(Phase):
     FAST_UNTIL = 2.0
     """A shorter silence doubles with each knock. A longer one grows by half."""
 
-    __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "knocked_at", "refused_at", "since",
-                 "told_until", "vain")  # fmt: skip
+    __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "knocked_at",
+                 "refused_at", "since", "told_until", "vain")  # fmt: skip
 
     def __init__(
         self,
