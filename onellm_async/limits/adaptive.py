@@ -155,6 +155,7 @@ class AdaptiveRate:
         self._confirmed_from = 0
         self._is_confirmed = False
         self._earliest = -_NEVER
+        self._ack = self._evidence.ack
         self._trusted_from = -_NEVER
         self._phase: Phase = SharedStartup() if is_shared else Startup()
         if state is not None:
@@ -223,7 +224,7 @@ class AdaptiveRate:
             wait = max(wait, opening.time_until(requests, now, reserve, self._evidence))
         if self._earliest > now + wait:
             wait = self._earliest - now
-        if (reserve or requests > 1) and self._evidence.windows and self._phase.obeys_windows:
+        if (reserve or requests > 1) and self._evidence.windows.all and self._phase.obeys_windows:
             wait = max(wait, self._evidence.windows.expected(int(requests + reserve), now) - now)
         return wait if wait > 1e-9 else 0.0
 
@@ -232,7 +233,7 @@ class AdaptiveRate:
         if isinstance(self._phase, Windowed):
             self._phase.rest(self._earliest, now, evidence)
         self._advance(now)
-        if evidence.windows and not isinstance(self._phase, Silence):
+        if evidence.windows.all and not isinstance(self._phase, Silence):
             evidence.windows.sent(now)
         evidence.log.sent(now)
         if not self._is_shared:
@@ -261,7 +262,7 @@ class AdaptiveRate:
         phase.answered(sent_at, now, evidence)
         if isinstance(phase, Silence) and phase.knocked_at is not None and sent_at >= phase.knocked_at:
             self._phase = self._after_silence(phase, phase.knocked_at)
-        if phase is not self._phase or evidence.slots.limit < _NEVER or not evidence.line.round_trip:
+        if phase is not self._phase or evidence.slots.limit < _NEVER or evidence.ack != self._ack:
             self._update(now)
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
@@ -288,20 +289,24 @@ class AdaptiveRate:
     def _advance(self, now: float) -> None:
         """Draws the conclusions from requests that no 429 has answered by now."""
         phase, evidence = self._phase, self._evidence
-        ack = evidence.ack
-        if isinstance(phase, Silence) and phase.knocked_at is not None and now >= phase.knocked_at + ack - 1e-9:
+        if (
+            isinstance(phase, Silence)
+            and phase.knocked_at is not None
+            and now >= phase.knocked_at + evidence.ack - 1e-9
+        ):
             self._phase = self._after_silence(phase, phase.knocked_at)
-        if evidence.windows:
-            evidence.windows.advance(now, ack)
+        if evidence.windows.all:
+            evidence.windows.advance(now, evidence.ack)
 
     def _update(self, now: float) -> None:
         """Sets what the next request waits for beside its phase: windows, slots, and unconfirmed requests."""
         if self._is_shared:
             return
         evidence, phase = self._evidence, self._phase
-        log, slots, ack = evidence.log, evidence.slots, evidence.ack
+        log, slots = evidence.log, evidence.slots
+        ack = self._ack = evidence.ack
         earliest = -_NEVER
-        if evidence.windows and phase.obeys_windows:
+        if evidence.windows.all and phase.obeys_windows:
             earliest = evidence.windows.earliest(ack)
         allowed = self.MAX_UNCONFIRMED
         if not self._is_confirmed:
@@ -309,8 +314,8 @@ class AdaptiveRate:
             allowed = min(allowed, self._unconfirmed + self._growth * max(0, confirmed))
             self._is_confirmed = allowed == self.MAX_UNCONFIRMED
         last = log.last(allowed)
-        if last is not None:
-            earliest = max(earliest, last + ack)
+        if last is not None and last + ack > earliest:
+            earliest = last + ack
         self.max_in_flight = slots.limit
         if slots.limit < _NEVER:
             if isinstance(phase, Silence):

@@ -153,7 +153,7 @@ class DeclaredRate:
         if self._consecutive_429s > 1:  # one request at a time until one is accepted
             self._bucket.drain(now, 0.0)
         self._next_cost = 1.0
-        if self._random is not None and not self._rate.at_ceiling:
+        if self._random is not None and self._rate.value < self._rate.ceiling:
             self._next_cost = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
         if now < self._confirmed_at:
             self._pacer.try_take(1, now)  # requests that other lanes send at once do not delay a batch

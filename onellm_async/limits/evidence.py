@@ -58,7 +58,7 @@ class Evidence:
         if round_trip:
             return self.ACK_FACTOR * round_trip
         latency = self.slots.latency
-        return self.START_ACK if latency is None else min(self.START_ACK, latency)
+        return self.START_ACK if latency is None or latency > self.START_ACK else latency
 
     def forget(self, until: float) -> None:
         """Drops what requests until then have told: the limit is another one."""

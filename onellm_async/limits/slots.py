@@ -72,7 +72,8 @@ class Slots:
         before = group.pop()
         if not group:
             del self._before[sent_at]
-            self._freed.pop(sent_at, None)
+            if self._freed:
+                self._freed.pop(sent_at, None)
         self.in_flight -= 1
         return before
 
@@ -94,10 +95,11 @@ class Slots:
             round_trip: Seconds from sending a request to its 429. The service may have been done with a request before
                 it got those that were sent at most so long before the answer: they prove one slot less.
         """
-        freed = self._freed.get(sent_at, 0)
+        freed = self._freed.get(sent_at, 0) if self._freed else 0
         before = self.ended(sent_at)
+        since = max(sent_at, now - round_trip)
         for later in reversed(self._before):
-            if later <= now - round_trip or later <= sent_at:
+            if later <= since:
                 break
             self._freed[later] = self._freed.get(later, 0) + 1
         latency = now - sent_at
@@ -105,10 +107,11 @@ class Slots:
         if before is None:
             return
         before -= freed
-        self._record = max(self._record, before + 1)
-        if before + 1 > self.limit:
+        proven = before + 1
+        self._record = max(self._record, proven)
+        if proven > self.limit:
             self._drop()
-        elif before + 1 == self.limit:
+        elif proven == self.limit:
             self.support = min(self.MAX_SUPPORT, self.support + 1)
         self._answers += 1
 
