@@ -124,11 +124,12 @@ def check_version(
 
 
 def _has_every_column(connection: sqlite3.Connection) -> bool:
-    """Whether the tables of records are those of this version: unreleased layouts had the same number."""
-    return all(
-        {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")} == set(table_names(table))
-        for table in BOTH
-    )
+    """Whether the tables are those of this version: unreleased layouts had the same number."""
+
+    def columns(table: str) -> set[str]:
+        return {name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")}
+
+    return "output_bytes" in columns("run") and all(columns(table) == set(table_names(table)) for table in BOTH)
 
 
 def migrate(connection: sqlite3.Connection, name: str, migrations: tuple[str, ...] = _MIGRATIONS) -> None:
