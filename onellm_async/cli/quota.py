@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
+from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.terminal import put, say
 from onellm_async.errors import ConfigurationError
 
@@ -37,6 +38,7 @@ def status(
         str | None, Parameter(help="API URL. [env: ONELLM_BASE_URL] [default: the documented one]")
     ] = None,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print it as JSON.")] = False,
+    general: GeneralFlags = GENERAL,
 ) -> int:
     """Show the participants of a shared quota, their demand and shares, and the rate.
 
@@ -44,7 +46,13 @@ def status(
         quota: host or redis://HOST:PORT.
         base_url: API URL.
         json: Print it as JSON.
+        general: The environment, and how much is said.
     """
+    with general.applied():
+        return _status(quota, base_url, json=json)
+
+
+def _status(quota: str | None, base_url: str | None, *, json: bool) -> int:
     import asyncio
 
     from onellm_async.quota.names import board_name
