@@ -183,7 +183,8 @@ def found(**changes):
         "cost": 0.4, "unpriced": 0, "input_tokens": 1, "output_tokens": 2, "at_risk": 0.0, "at_risk_tokens": 0,
     }  # fmt: skip
     usual = {
-        "input": "in.txt", "lines": 10, "state": "running", "end_reason": None, "sessions": 1, "counts": counts,
+        "input": "in.txt", "lines": 10, "samples": 1, "state": "running", "end_reason": None, "sessions": 1,
+        "counts": counts,
         "failures": {"500 boom.": 1}, "sample": None, "bad_lines": 0, "first_bad_line": None,
     }  # fmt: skip
     return usual | changes
