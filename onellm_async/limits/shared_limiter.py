@@ -248,7 +248,7 @@ class SharedLimiter(Limiter):
         lease, core = self._lease, self.core
         if lease.is_visiting or now < lease.retry_at:
             return False
-        if lease.held or lease.has_reports:
+        if lease.held or lease.has_reports or lease.is_alone:  # a full client, too, returns to the board
             return True
         if not core.waiting:  # withdraw demand that is cancelled, and settle tokens
             return lease.again_at is not None or abs(lease.tokens.owed) > _TOKEN_NOISE

@@ -203,6 +203,24 @@ async def test_in_an_outage_each_client_sends_at_its_share_and_returns_after_it(
     assert {client.snapshot().quota for client in clients} == {"memory"}
 
 
+async def test_a_client_whose_slots_are_always_full_returns_after_an_outage_too():
+    quota = MemoryQuota(outages=[(2, 6)])
+    shared = limiter(quota, Limits(max_concurrency=2, requests_per_minute=6000, burst=40))
+
+    async def work():
+        while now() < 20:
+            permit = await shared.acquire()
+            await asyncio.sleep(0.7)
+            permit.answered()
+
+    working = [asyncio.ensure_future(work()) for _ in range(5)]
+    await asyncio.sleep(5)
+    assert shared.snapshot().quota == "alone"
+    await asyncio.sleep(3)
+    assert shared.snapshot().quota == "memory"
+    await asyncio.gather(*working)
+
+
 async def test_an_outage_is_told_once_with_its_cause(caplog):
     caplog.set_level(logging.INFO, "onellm_async")
     shared = limiter(MemoryQuota(outages=[(5, 20)]))
