@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -44,5 +45,8 @@ def test_the_nox_sessions_are_there() -> None:
 
 @pytest.mark.parametrize("arguments", commands("python"), ids=" ".join)
 def test_each_program_runs(arguments: list[str]) -> None:
-    assert arguments[:2] == ["-m", "tests.fuzzing"]
-    assert main(arguments[2:]) == 0
+    module = arguments[arguments.index("-m") + 1]
+    if module == "tests.fuzzing":
+        assert main(arguments[2:]) == 0
+    else:  # it takes longer than a test may
+        assert find_spec(module) is not None
