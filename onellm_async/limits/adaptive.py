@@ -229,16 +229,19 @@ class AdaptiveRate:
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
-        evidence = self._evidence
-        if isinstance(self._phase, Windowed):
-            self._phase.rest(self._earliest, now, evidence)
-        self._advance(now)
-        if evidence.windows.all and not isinstance(self._phase, Silence):
-            evidence.windows.sent(now)
+        evidence, phase = self._evidence, self._phase
+        if isinstance(phase, Windowed):
+            phase.rest(self._earliest, now, evidence)
+        elif isinstance(phase, Silence):
+            phase = self._after_knock(phase, now)
+        if evidence.windows.all:
+            evidence.windows.advance(now, evidence.ack)
+            if not isinstance(phase, Silence):
+                evidence.windows.sent(now)
         evidence.log.sent(now)
         if not self._is_shared:
             evidence.slots.sent(now)
-        phase = self._phase = self._phase.take(now, evidence)
+        phase = self._phase = phase.take(now, evidence)
         if isinstance(phase, Opening) and phase.is_window(now - evidence.ack, evidence):
             self._phase = self._after_window(phase, now)
         self._update(now)
@@ -286,17 +289,11 @@ class AdaptiveRate:
             self._phase = self._after_429(phase, sent_at, now, before, retry_after)
         self._update(now)
 
-    def _advance(self, now: float) -> None:
-        """Draws the conclusions from requests that no 429 has answered by now."""
-        phase, evidence = self._phase, self._evidence
-        if (
-            isinstance(phase, Silence)
-            and phase.knocked_at is not None
-            and now >= phase.knocked_at + evidence.ack - 1e-9
-        ):
-            self._phase = self._after_silence(phase, phase.knocked_at)
-        if evidence.windows.all:
-            evidence.windows.advance(now, evidence.ack)
+    def _after_knock(self, silence: Silence, now: float) -> Phase:
+        """Returns the phase in which a request is sent: the silence is over if no 429 has answered the knock by now."""
+        if silence.knocked_at is None or now < silence.knocked_at + self._evidence.ack - 1e-9:
+            return silence
+        return self._after_silence(silence, silence.knocked_at)
 
     def _update(self, now: float) -> None:
         """Sets what the next request waits for beside its phase: windows, slots, and unconfirmed requests."""
