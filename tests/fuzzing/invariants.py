@@ -16,8 +16,8 @@ The numbers under which violations are reported:
 11. Nothing is sent while the client is paused.
 12. No more tokens are used than the limit allows, and the client's account of them is right.
 13. The service is not stormed: while it accepts nothing, a client gets no more 429s in a second than it has slots, and
-    one. One that discovers the rate gets at most 34; with few slots it may get seven, because its first knocks are
-    quick. The first ten seconds do not count, nor a client whose rate 429s may not change.
+    one; nine if it has few slots; 34 if it discovers the rate and has many. The first ten seconds do not count, nor a
+    client whose rate 429s may not change.
 """
 
 from bisect import bisect_right
@@ -29,7 +29,6 @@ from attrs import frozen
 
 from onellm_async.events import Failed, Granted, RateLimited, Retrying, Sent
 from onellm_async.failure_kinds import RULES, FailureKind
-from onellm_async.limits.silence import Silence
 from tests.fuzzing.queue_waits import QueueWait, queue_waits
 from tests.fuzzing.trace import (
     RESOLUTION,
@@ -51,8 +50,9 @@ _STARTUP = 10.0
 """Seconds from a client's first request in which it may still search for the limit."""
 _MAX_429S = 34
 """429s in a second without an accepted request: the 32 requests that may be unconfirmed, and two knocks."""
-_QUICK_429S = Silence.MANY_429S + 1
-"""429s in a second of a client with few slots: as many knocks may follow each other quickly after its first 429."""
+_QUICK_429S = 9
+"""429s in a second of a client with few slots. A discovered rate knocks quickly until there were six 429s. A declared
+one of 50 per second needs eight, each of which takes three tenths of the rate, until the next is a second away."""
 _MAX_OF_EACH = 3
 """Violations of each invariant that are reported."""
 
@@ -298,9 +298,9 @@ def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
     in_force = [trace.limits, *(event.limits for event in trace.events if isinstance(event, Retuned))]
     if any(limits.mode in {"off", "unlimited"} for limits in in_force):
         return
-    bound = max(limits.max_concurrency for limits in in_force) + 1
+    bound = max(_QUICK_429S, 1 + max(limits.max_concurrency for limits in in_force))
     if all(limits.mode == "discover" for limits in in_force):
-        bound = min(max(bound, _QUICK_429S), _MAX_429S)
+        bound = min(bound, _MAX_429S)
     sent_at = next((event.at for event in trace.events if isinstance(event, RequestSent)), 0.0)
     recent: deque[tuple[float, int]] = deque()
     for event in trace.events:

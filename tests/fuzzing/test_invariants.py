@@ -124,7 +124,7 @@ BROKEN = {
             true_limit=None,
         ),
     ),
-    "a storm": (13, trace(RequestSent(1, "m", 0.0), *(RateLimited(n, "m", 11 + n / 9, None) for n in range(9)))),
+    "a storm": (13, trace(RequestSent(1, "m", 0.0), *(RateLimited(n, "m", 11 + n / 12, None) for n in range(12)))),
     "tokens that were not there": (12, trace(token_errors=[Finding(1.0, "sent without tokens", 1)])),
 }
 
@@ -177,7 +177,7 @@ def test_429s_are_no_storm_while_a_client_searches_or_while_requests_are_accepte
     storm = [RequestSent(1, "m", 0.0), *(RateLimited(number, "m", 20 + number / 50, None) for number in range(36))]
     assert [found.at for found in violations(trace(*storm, limits=many)) if found.invariant == 13] == [20.68, 20.7]
     few = Limits(max_concurrency=2, requests_per_minute="auto")
-    assert next(found.at for found in violations(trace(*storm, limits=few)) if found.invariant == 13) == 20.14
+    assert next(found.at for found in violations(trace(*storm, limits=few)) if found.invariant == 13) == 20.18
     declared = Limits(max_concurrency=50, requests_per_minute=60, burst=1)
     assert not [found for found in violations(trace(*storm, limits=declared)) if found.invariant == 13]
 
