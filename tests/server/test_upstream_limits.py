@@ -46,7 +46,7 @@ class LimitedUpstream:
     ids=["seconds", "fraction", "milliseconds"],
 )
 async def test_prompts_through_a_front_meet_the_limit_of_its_upstream_and_none_fails(upstream, announce):
-    limited = LimitedUpstream(upstream, rate=100, burst=10, announce=announce)
+    limited = LimitedUpstream(upstream, rate=60, burst=10, announce=announce)
     prompts = [f"prompt {number}" for number in range(40)]
     settings = ServerSettings(any_model=True, requests_per_minute=None)
     async with (
