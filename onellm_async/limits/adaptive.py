@@ -28,9 +28,9 @@ What the client does:
 - *Startup.* A growing pace until the first 429. Until the first answer, it pauses after round numbers of requests,
   because limits are round.
 - *Silence.* After a 429, nothing is sent but single *knocks*, until one is accepted: the first when the line, the
-  window or an answer says so, then later and later, and rather just after a round number of seconds. No belief is
-  lowered meanwhile: a silence says nothing about the rate. Where there is nothing to send, there is no silence: a knock
-  that comes late begins another one.
+  window or an answer says so, or after as long as the burst before took. Then later and later, and rather just after a
+  round number of seconds. No belief is lowered meanwhile: a silence says nothing about the rate. Where there is nothing
+  to send, there is no silence: a knock that comes late begins another one.
 - *Opening.* After a silence that no evidence explains, the burst before it is repeated. If more is accepted than a
   bucket can have saved that gave nothing for so long, there is a window, unless it is more than ever before: then the
   service was down. If not, the next 429 is a sample of the line. A rest ends the opening.
@@ -132,7 +132,8 @@ class AdaptiveRate:
     """Seconds within which a second accepted request means one request in any time, where the first 429 came after one.
     It is spaced most evenly as a window of one."""
     FIRST_KNOCK = 2.0
-    """Seconds until the first knock, where neither a line nor a window nor an answer says when."""
+    """Seconds until the first knock, at most, where neither a line nor a window nor an answer says when. Where answers
+    have come, it comes as soon as the burst took: what is emptied so fast may be filled again as fast."""
 
     def __init__(
         self,
@@ -382,7 +383,7 @@ class AdaptiveRate:
         elif evidence.windows:
             knock_at = max(now + evidence.ack, evidence.windows.earliest(evidence.ack))
         else:
-            knock_at = now + self.FIRST_KNOCK
+            knock_at = now + self._first_knock(sent_at)
             if now + evidence.ack < evidence.reset_at:
                 knock_at = min(knock_at, evidence.reset_at)
         silence = Silence(
@@ -394,6 +395,14 @@ class AdaptiveRate:
         )
         silence.honor(now, retry_after)
         return silence
+
+    def _first_knock(self, sent_at: float) -> float:
+        """Seconds until the first knock, where neither a line nor a window says when."""
+        evidence = self._evidence
+        burst, latency = sent_at - evidence.burst_at, evidence.slots.latency
+        if latency is None or burst <= 0:  # as far as is known, answers take long, or the service is closed
+            return self.FIRST_KNOCK
+        return min(self.FIRST_KNOCK, max(evidence.ack, burst, latency))
 
     def _blame_window(self, phase: Phase, sent_at: float, now: float, retry_after: float | None) -> Phase | None:
         """Blames a 429 on the fullest window. Returns the phase that follows; None if it is not the cause."""

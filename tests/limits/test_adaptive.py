@@ -125,7 +125,7 @@ def test_the_rate_is_not_underestimated_for_the_time_in_which_nothing_was_asked(
 def test_a_burst_that_saves_little_up_is_used_all_the_same(burst, share):
     through, refused = drive(AdaptiveRate(0.0), 400, burst=burst, level=1)
     assert goodput(through, burst) >= share
-    assert refused <= 12
+    assert refused <= 14
 
 
 def test_rarer_tests_cost_fewer_refusals():

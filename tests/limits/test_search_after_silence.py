@@ -7,6 +7,8 @@ import pytest
 from onellm_async.limits.adaptive import AdaptiveRate
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.windows import Windows
+from onellm_async.server import Faults
+from onellm_async.simulation import Scenario, simulate
 from tests.limits.test_windows import log_of
 
 ROUND_TRIP = 0.02
@@ -130,3 +132,14 @@ def test_what_is_tried_in_the_first_wait_of_a_window_refutes_it_if_it_is_accepte
     log.sent(knock_at)
     windows.advance(knock_at + 0.03, 0.03)
     assert not windows
+
+
+@pytest.mark.parametrize(("per_second", "burst", "prompts"), [(60, 10, 40), (60, 10, 100), (20, 20, 100), (10, 5, 40)])
+def test_a_short_run_finds_the_limit_of_a_service_that_answers_at_once(per_second, burst, prompts):
+    latency = Faults(latency=0.002, latency_sigma=0.3)
+    network = {"network_delay": 0.001, "network_jitter": 0.001}
+    for seed in range(3):
+        service = {"requests_per_minute": 60 * per_second, "burst": burst, "faults": latency, "seed": seed}
+        result = simulate(Scenario(prompts=prompts, **service, **network))
+        assert result.makespan < 1.2 * (prompts - burst) / per_second
+        assert result.rate_limited <= 8
