@@ -48,7 +48,7 @@ def test_a_run_ends_its_flood_and_says_what_a_flag_replaces(tmp_path, capfd):
 
 
 def test_the_most_common_first_mistake_is_refused_unsent_and_locks_nothing(tmp_path, capfd):
-    (tmp_path / "in.jsonl").write_text('{"question": "Why?"}\n' * 5000)
+    (tmp_path / "in.jsonl").write_text('{"question": "Why?"}\n' * 50)
     command = ["run", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--local"]
 
     assert main(command) == 2

@@ -54,7 +54,7 @@ def demand_advice_on_space(error: BatchError) -> None:
 
 async def test_a_full_disk_fails_what_awaits_and_after_there_is_space_the_run_goes_on(small_disk: Path) -> None:
     path = small_disk / "out.jsonl.journal"
-    (small_disk / "other").write_bytes(b"x" * 600_000)
+    (small_disk / "other").write_bytes(b"x" * 300_000)
     journal = Journal.open(path, IDENTITY)
     durable, error = await filled(journal)
     demand_advice_on_space(error)

@@ -1,4 +1,5 @@
 import pytest
+from attrs import evolve
 
 from onellm_async import APIConnectionError
 from onellm_async.batch import JournalRecord, ProgressTracker, RecordState, RunCounts
@@ -116,7 +117,7 @@ def test_outcomes_of_earlier_sessions_count_but_are_not_this_ones_speed():
     tracker = ProgressTracker(0.0)
     tracker.resumed(answer())
     tracker.resumed(FAILURE)
-    tracker.resumed(row(RecordState.IN_FLIGHT), held=True)
+    tracker.resumed(evolve(row(RecordState.IN_FLIGHT), possibly_billed=1), held=True)
     now = tracker.snapshot(10.0)
 
     assert (now.completed, now.answered, now.failed, now.completed_before, now.held) == (3, 1, 2, 3, 1)

@@ -77,6 +77,8 @@ FILES = {
     "prompts.txt": "one\ntwo\n",
     "questions.jsonl": '{"question": "one"}\n{"question": "two"}\n',
     "people.csv": "name\nAnn\nBob\n",
+    "reviews.csv": "prompt\nGood.\n",
+    "rating.json": '{"type": "object", "properties": {"stars": {"type": "integer"}}, "required": ["stars"]}',
     "openai-batch.jsonl": '{"custom_id": "a", "body": {"messages": [{"role": "user", "content": "x"}]}}\n',
 }
 
@@ -103,7 +105,7 @@ def test_the_examples_work(command, help_of, service, tmp_path, monkeypatch, cap
         if command == "run":  # each example is a run of its own
             for left in tmp_path.glob("*.jsonl.journal*"):
                 left.unlink()
-            for made in ("answers.jsonl", "letters.csv", "results.jsonl"):
+            for made in ("answers.jsonl", "letters.csv", "ratings.jsonl", "results.jsonl"):
                 (tmp_path / made).unlink(missing_ok=True)
         assert main(arguments) in ({0, 1} if "--failed" in arguments else {0}), (example, capsys.readouterr().err)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch.config import RunConfig
-from onellm_async.cli.options import LimitFlags, RequestFlags
+from onellm_async.cli.options import LimitFlags, RunRequestFlags
 from onellm_async.cli.plan import AssumptionFlags, estimate, plan
 from onellm_async.cli.reading import READING, SelectionFlags
 from onellm_async.cli.run import GOING_ON, SESSION, SPENDING, WRITING, options_from
@@ -35,7 +35,7 @@ SELECTIONS = st.builds(
     deduplicate=st.sampled_from([None, True, False]),
 )
 REQUESTS = st.builds(
-    RequestFlags,
+    RunRequestFlags,
     model=st.sampled_from([None, "GPT-5", "DeepSeek-Chat"]),
     temperature=st.sampled_from([None, 0.0, 1.0]),
     max_tokens=st.sampled_from([None, 20]),

@@ -67,7 +67,9 @@ def to_batch_error(error: Exception, path: Path) -> BatchError:
         return error
     if isinstance(error, OSError):
         return BatchError(f"{path} cannot be used: {describe_os_error(error)}.", advice=_ADVICE)
-    what, advice = _REFUSALS.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, ("cannot be used: {}", _ADVICE))
+    code = getattr(error, "sqlite_errorcode", 0)
+    primary = sqlite3.SQLITE_FULL if code == sqlite3.SQLITE_IOERR_SHMSIZE else code & 0xFF
+    what, advice = _REFUSALS.get(primary, ("cannot be used: {}", _ADVICE))
     return BatchError(f"{path} {what.format(error)}.", advice=advice)
 
 
