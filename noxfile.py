@@ -39,7 +39,8 @@ def found() -> list[str]:
 FOUND = found() or SUPPORTED[:1]
 LOWEST = ["--resolution", "lowest-direct"]  # of uv
 CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
-ON_EVERY_PYTHON = [f"tests/{part}" for part in ("unit", "limits", "batch", "server", "faults", "test_public_api.py")]
+ON_THE_LAST_PYTHON = [f"tests/{part}" for part in ("unit", "limits", "batch", "server", "faults", "test_public_api.py")]
+BETWEEN = ["tests/unit", "tests/test_public_api.py"]
 
 nox.options.sessions = ["lint", "types", "imports", "tests", "wheel"]
 
@@ -76,14 +77,15 @@ def imports(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite, where every warning is an error.
 
-    On the first Python everything; on the others what depends on the Python, which takes a quarter of the time. Only
-    there in development mode, which takes a third longer. Some tests wait for other processes rather than compute, so
-    there is one worker more than cores. Arguments go to pytest: ``nox -s tests-3.13 -- tests`` runs everything there.
+    On the first Python everything; on the last what depends on the Python, which takes a third of the time; between
+    them the unit tests. Only on these in development mode, which takes a third longer. Some tests wait for other
+    processes rather than compute, so there is one worker more than cores. Arguments go to pytest:
+    ``nox -s tests-3.13 -- tests`` runs everything there.
     """
     session.install(*group("tests"), "-e", ".[cli,report]")
     first = session.python == FOUND[0]
     mode = [] if first and FOUND[1:] else ["-X", "dev"]
-    chosen = session.posargs or ([] if first else ON_EVERY_PYTHON)
+    chosen = session.posargs or ([] if first else ON_THE_LAST_PYTHON if session.python == FOUND[-1] else BETWEEN)
     workers = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]
     session.run("python", *mode, "-m", "pytest", "-q", *workers, *chosen)
 
