@@ -6,8 +6,7 @@ of it, and when it is refused: an input that lost prompts replaces no output unl
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Self
+from contextlib import contextmanager
 
 from onellm_async.batch.config import RunConfig, RunInput
 from onellm_async.batch.identity import RunIdentity
@@ -15,7 +14,6 @@ from onellm_async.batch.inputs.samples import sampled_look
 from onellm_async.batch.journal.changed_input import ChangedInput, InputChanges
 from onellm_async.batch.journal.file import Reconcile, write_identity
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.errors import BatchError
 
 _INSIST = "If this is meant, add {}: their answers leave the output and stay in the journal."
@@ -34,12 +32,7 @@ def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: C
     """
 
     def reconcile(connection: sqlite3.Connection, earlier: RunIdentity) -> None:
-        changed = _matched(connection, source, config)
-        if changed is not None:
-            changes = changed.match(before=earlier.answers)
-            check_removed(changes, source, config)
-            if changes.changed:
-                say(changes_text(changes))
+        changed = _matched(connection, source, earlier, config, say)
         connection.execute("BEGIN IMMEDIATE")
         try:
             if changed is not None:
@@ -53,13 +46,24 @@ def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: C
     return reconcile
 
 
-def _matched(connection: sqlite3.Connection, source: RunInput, config: RunConfig) -> ChangedInput | None:
+def _matched(
+    connection: sqlite3.Connection,
+    source: RunInput,
+    earlier: RunIdentity,
+    config: RunConfig,
+    say: Callable[[str], None],
+) -> ChangedInput | None:
+    """The records matched with the input, after saying what has changed; None for what can be read only once."""
     look = source.look_through()
     if look is None:
         return None
     look = sampled_look(look, config.policy.samples)
     changed = ChangedInput(connection, config.policy.deduplicates)
     changed.stage(look.entries, look.reserve_custom_id)
+    changes = changed.match(before=earlier.answers)
+    check_removed(changes, source, config)
+    if changes.changed:
+        say(changes_text(changes))
     return changed
 
 
@@ -106,37 +110,13 @@ def changes_text(changes: InputChanges) -> str:
     return text
 
 
-class EarlierSessions:
-    """The records that a run would find, matched with its input as it is now. Nothing is changed.
-
-    Made by `earlier_sessions`; use it in one thread.
-    """
-
-    def __init__(self, journal: JournalReader, changed: ChangedInput | None) -> None:
-        self._journal = journal
-        self._changed = changed
-
-    def records(self) -> Iterator[JournalRecord]:
-        """The records in the order of the input."""
-        return self._journal.records() if self._changed is None else self._changed.records()
-
-    def close(self) -> None:
-        """Closes the journal."""
-        self._journal.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
+@contextmanager
 def earlier_sessions(
     source: RunInput, identity: RunIdentity, config: RunConfig, say: Callable[[str], None]
-) -> EarlierSessions | None:
-    """What earlier sessions of a run have left; None where there are none. Blocks for the disk.
+) -> Iterator[JournalReader | ChangedInput | None]:
+    """The records that a run would find, matched with its input as it is now; None where there are none.
+
+    Nothing is changed. Blocks for the disk; use it in one thread.
 
     Args:
         source: The input; it is not consumed.
@@ -149,27 +129,14 @@ def earlier_sessions(
     """
     place = config.journal_place
     if config.force or place is None or not place.exists():
-        return None
-    journal = JournalReader.open(place)
-    try:
+        yield None
+        return
+    with JournalReader.open(place) as journal:
         if differences := identity.changed_options(journal.identity):
-            _check_stakes(journal, differences)
-            journal.close()
-            return None
-        changed = None
-        if not identity.has_input_of(journal.identity):
-            changed = _matched(journal.scratch(), source, config)
-            if changed is not None:
-                changes = changed.match(before=journal.identity.answers)
-                check_removed(changes, source, config)
-                if changes.changed:
-                    say(changes_text(changes))
-    except BaseException:
-        journal.close()
-        raise
-    return EarlierSessions(journal, changed)
-
-
-def _check_stakes(journal: JournalReader, differences: list[str]) -> None:
-    if journal.counts().holds_value:
-        raise BatchError(f"{journal.path} belongs to another run: {'; '.join(differences)}.")
+            if journal.counts().holds_value:
+                raise BatchError(f"{journal.path} belongs to another run: {'; '.join(differences)}.")
+            yield None
+        elif identity.has_input_of(journal.identity):
+            yield journal
+        else:
+            yield _matched(journal.scratch(), source, journal.identity, config, say) or journal

@@ -189,8 +189,6 @@ async def _measured(
     source: "InputFile", expecting: AssumptionFlags, config: "RunConfig", prices: "PriceList", *, strict: bool
 ) -> "tuple[WorkList, Workload]":
     """What the run would send, and its sizes."""
-    from contextlib import ExitStack
-
     from onellm_async.batch import AnswerCache
     from onellm_async.batch.earlier_sessions import earlier_sessions
     from onellm_async.batch.work_list import WorkList
@@ -210,11 +208,10 @@ async def _measured(
             say(str(error))
 
     async with source:
-        with ExitStack() as stack:
-            earlier = earlier_sessions(source, config.identity(source, source.scan()), config, say)
-            if earlier is not None:
-                stack.enter_context(earlier)
-            cache = stack.enter_context(AnswerCache(config.caches, base_url=config.base_url))
+        with (
+            earlier_sessions(source, config.identity(source, source.scan()), config, say) as earlier,
+            AnswerCache(config.caches, base_url=config.base_url) as cache,
+        ):
             work = WorkList(source, config.policy, earlier=earlier, cache=cache, on_bad_line=on_bad_line)
             async for request in work:
                 meter.add(request)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,11 +65,8 @@ class Run:
             self.output, "GPT-5", options, limits=Limits(), base_url=None, dialect="documented", endpoints={}
         )
         async with open_source(str(self.source), defaults=config.defaults) as source:
-            with ExitStack() as stack:
-                identity = config.identity(source, source.scan())
-                earlier = earlier_sessions(source, identity, config, self.said.append)
-                if earlier is not None:
-                    stack.enter_context(earlier)
+            identity = config.identity(source, source.scan())
+            with earlier_sessions(source, identity, config, self.said.append) as earlier:
                 work = WorkList(source, config.policy, earlier=earlier)
                 return len([request async for request in work])
 
