@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from bots_at_work import faked, until
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, hang
@@ -84,12 +85,6 @@ async def telegram() -> AsyncIterator[tuple[Telegram, Bot]]:
         yield platform, Bot("7:token", session=AiohttpSession(api=api))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # of others, who set no event
-            await asyncio.sleep(0.01)
-
-
 class Running:
     """The bot at work, until it gets SIGTERM at the end of the block."""
 
@@ -106,11 +101,6 @@ class Running:
         async with asyncio.timeout(20):
             await self._polling
         await self._client.aclose()
-
-
-def faked(reply: object) -> tuple[FakeTransport, AsyncOneLLM]:
-    transport = FakeTransport(reply)
-    return transport, AsyncOneLLM(transport=transport, limits=Limits.unlimited())
 
 
 async def test_people_are_answered_with_their_history_while_the_bot_types(telegram: tuple[Telegram, Bot]) -> None:

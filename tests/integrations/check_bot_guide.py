@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from bots_at_work import until
 from nio import AsyncClient
 from slack_bolt.async_app import AsyncApp, AsyncBoltRequest
 from slack_sdk.signature import SignatureVerifier
@@ -61,12 +62,6 @@ class Platform:
 
     def got(self, method: str) -> list[dict[str, Any]]:
         return [body for body in self.sent if body["method"] == method]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # of others, who set no event
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

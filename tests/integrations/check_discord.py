@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import discord
@@ -14,6 +14,7 @@ import pytest
 import yarl
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from bots_at_work import faked, until
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
@@ -132,12 +133,6 @@ async def platform(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Discord]:
         yield platform
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # of others, who set no event
-            await asyncio.sleep(0.01)
-
-
 class Running:
     """The bot at work, until it gets SIGTERM at the end of the block."""
 
@@ -163,11 +158,6 @@ class Running:
         async with asyncio.timeout(20):
             await self._main
         await self._client.aclose()
-
-
-def faked(reply: object) -> tuple[FakeTransport, AsyncOneLLM]:
-    transport = FakeTransport(reply)
-    return transport, AsyncOneLLM(transport=transport, limits=Limits.unlimited())
 
 
 async def test_direct_messages_and_mentions_are_answered_with_their_history(platform: Discord) -> None:
