@@ -337,13 +337,19 @@ def test_a_text_is_split_where_a_reader_pauses(text: str, pieces: list[str]) -> 
 
 async def test_the_bot_answers_everybody_and_ends_with_its_input(server: LocalServer) -> None:
     bot = await started(EXAMPLES / "bot.py", feed=True)
-    code, out, err = await ended(bot, "ada: Was ist eine Primzahl? 🙂\nbob: Hello\nada: /new\nwhat\n")
+    assert bot.stdin is not None
+    assert bot.stdout is not None
+    bot.stdin.write("ada: Was ist eine Primzahl? 🙂\nbob: Hello\n".encode())
+    # Read before /new is sent, which takes back what is still in flight.
+    answers = [(await bot.stdout.readline()).decode() for _ in range(2)]
+    code, out, err = await ended(bot, "ada: /new\nwhat\n")
     assert (code, err) == (0, "")
-    lines = out.splitlines()
-    assert any(line.startswith("bot to ada: ") and "Primzahl? 🙂" in line for line in lines)
-    assert any(line.startswith("bot to bob: ") and "Hello" in line for line in lines)
-    assert "Please write a line as  name: text" in lines
-    assert len(lines) == 4
+    assert any(line.startswith("bot to ada: ") and "Primzahl? 🙂" in line for line in answers)
+    assert any(line.startswith("bot to bob: ") and "Hello" in line for line in answers)
+    assert sorted(out.splitlines()) == [
+        "Please write a line as  name: text",
+        "bot to ada: Forgotten. What shall we talk about?",
+    ]
 
 
 async def test_ctrl_c_ends_the_bot_while_it_waits_for_a_line(server: LocalServer) -> None:
