@@ -29,6 +29,7 @@ from onellm_async.batch.outputs.ordered_writer import LineSink
 from onellm_async.batch.outputs.sinks import FileSink, StreamSink
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.run_report import RunReport
+from onellm_async.batch.shard_split import split_input
 from onellm_async.batch.shards import (
     ShardResult,
     ShardStatus,
@@ -36,7 +37,6 @@ from onellm_async.batch.shards import (
     read_shard_statuses,
     run_shard,
     run_shard_sync,
-    split_input,
 )
 
 __all__ = [

@@ -17,7 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 from onellm_async.batch import JournalReader
-from onellm_async.batch.shards import default_output, read_manifest
+from onellm_async.batch.shard_split import read_manifest
+from onellm_async.batch.shards import default_output
 from onellm_async.server import Completion, ServerSettings
 from onellm_async.server.backends import echo
 from onellm_async.server.jobs import Job

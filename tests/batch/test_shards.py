@@ -10,7 +10,8 @@ import pytest
 from onellm_async import AsyncOneLLM, BatchError, ConfigurationError, Limits
 from onellm_async.batch import JournalReader, merge_shards, read_shard_statuses, run_shard, run_shard_sync, split_input
 from onellm_async.batch.journal.lock import JournalInUseError, JournalLock
-from onellm_async.batch.shards import MANIFEST, default_output, read_manifest, sum_counts
+from onellm_async.batch.shard_split import MANIFEST, read_manifest
+from onellm_async.batch.shards import default_output, sum_counts
 from onellm_async.testing import FakeTransport, hang
 
 FAST = Limits(requests_per_minute=600_000, burst=10_000)
