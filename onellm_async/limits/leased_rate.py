@@ -16,7 +16,8 @@ class LeasedRate:
     """A rate control whose permits come from visits to a board.
 
     It holds the permits of the last visit, the time of the next one, and what the next one has to report. While the
-    board is out of reach, it sends *alone*: at its fair share of the rate, from an empty bucket.
+    board is out of reach, it sends *alone*: at its fair share of the rate, from an empty bucket. The rate may be wrong
+    by then, and 429s of others are not known, so a 429 halves the pace, and answers bring the share back.
 
     Attributes:
         held: Permits that are not used yet.
@@ -31,10 +32,13 @@ class LeasedRate:
 
     __slots__ = (
         "_alone",
+        "_alone_share",
         "_alone_since",
         "_answered",
+        "_is_fixed",
         "_rate_limited",
         "_sent_alone",
+        "_slowed_at",
         "again_at",
         "grant",
         "granted_at",
@@ -54,6 +58,13 @@ class LeasedRate:
     """Answers and 429s that are kept for the next visit; the oldest are dropped."""
     SOON = 0.001
     """Seconds until a visit that is due."""
+    SLOWER = 0.5
+    """Factor of the pace of a client that sends alone, for a 429 to a request that it sent since the last one."""
+    FASTER = 1.1
+    """Factor for an answer, up to the fair share. Where the service takes less than the share, one in eight requests
+    is refused."""
+    MAX_GAP = 30.0
+    """Seconds between two requests of a client that sends alone, at most, unless its share is less."""
 
     def __init__(self) -> None:
         self.grant: Grant | None = None
@@ -73,8 +84,11 @@ class LeasedRate:
         self._answered: deque[tuple[float, float]] = deque(maxlen=self.MAX_REPORTS)
         self._rate_limited: deque[tuple[float, float, float | None]] = deque(maxlen=self.MAX_REPORTS)
         self._alone: TokenBucket | None = None
+        self._alone_share = 0.0
         self._alone_since = 0.0
+        self._is_fixed = False
         self._sent_alone = 0
+        self._slowed_at = -_NEVER
 
     # A rate control, as the admission core knows it
 
@@ -159,6 +173,8 @@ class LeasedRate:
         """Records an accepted request, if the board wants to know."""
         if self.grant is None or self.grant.wants_answers:
             self._answered.append((sent_at, now))
+        if self._alone is not None and self._alone.rate < self._alone_share:
+            self._alone.retune(now, rate=min(self._alone_share, self._alone.rate * self.FASTER))
 
     def released(self, sent_at: float, now: float) -> None:
         """Learns nothing."""
@@ -166,8 +182,13 @@ class LeasedRate:
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         """Records a 429, for a visit at once."""
         self._rate_limited.append((sent_at, now, retry_after))
-        if self._alone is not None:
-            self._alone.drain(now)
+        if self._alone is None:
+            return
+        self._alone.drain(now)
+        if sent_at >= self._slowed_at and not self._is_fixed:
+            slowest = min(self._alone_share, 1 / self.MAX_GAP)
+            self._alone.retune(now, rate=max(slowest, self._alone.rate * self.SLOWER))
+            self._slowed_at = now
 
     def advise(
         self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
@@ -245,7 +266,7 @@ class LeasedRate:
         """
         self.is_visiting, self.retry_at, self.again_at = False, retry_at, None
 
-    def send_alone(self, participants: int, now: float, rate: float, burst: float) -> None:
+    def send_alone(self, participants: int, now: float, rate: float, burst: float, *, fixed: bool = False) -> None:
         """Sends at a fair share of the rate from now on, beginning with an empty bucket.
 
         Args:
@@ -253,8 +274,10 @@ class LeasedRate:
             now: The current time.
             rate: Requests per second of the whole key.
             burst: Capacity of its bucket.
+            fixed: Whether 429s only empty the bucket, because the user wants the declared rate kept.
         """
         share = max(1, participants)
+        self._alone_share, self._is_fixed = rate / share, fixed
         self._alone = TokenBucket(rate / share, max(1.0, burst / share), level=0.0, updated_at=now)
         if not self._sent_alone:
             self._alone_since = now

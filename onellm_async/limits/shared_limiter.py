@@ -306,7 +306,7 @@ class SharedLimiter(Limiter):
             rate, burst, participants = grant.rate, grant.burst, grant.participants
         else:
             rate, burst, participants = (self.limits.declared_rate or 40) / 60, self.limits.burst, (rows or 0) + 1
-        lease.send_alone(participants, now, rate, burst)
+        lease.send_alone(participants, now, rate, burst, fixed=self.limits.mode == "off")
         _log.warning(
             "The quota in %s is out of reach: %s Requests are sent at 1/%d of the rate until it is back.",
             self._quota.place, _sentence(error), participants,

@@ -203,6 +203,41 @@ async def test_in_an_outage_each_client_sends_at_its_share_and_returns_after_it(
     assert {client.snapshot().quota for client in clients} == {"memory"}
 
 
+async def sent_while_refused(quota, limits, until):
+    """When a client sent whose service refuses everything from 5 s on, without a pause."""
+    shared, times = limiter(quota, limits), []
+    while now() < until:
+        permit = await shared.acquire()
+        times.append(now())
+        await asyncio.sleep(0.02)
+        permit.rate_limited(0.0) if now() > 5 else permit.answered()
+    await shared.aclose()
+    return [at for at in times if at > 5]
+
+
+@pytest.mark.parametrize("rate", [600, "auto"])
+async def test_a_client_that_is_refused_while_the_board_is_out_of_reach_slows_down(rate):
+    times = await sent_while_refused(MemoryQuota(outages=[(4, 300)]), Limits(requests_per_minute=rate, burst=10), 300)
+    assert len(times) <= 25
+    assert times[-1] > 200
+
+
+async def test_a_declared_rate_that_may_not_change_is_kept_while_the_board_is_out_of_reach():
+    limits = Limits(requests_per_minute=600, burst=10, adaptive="off")
+    times = await sent_while_refused(MemoryQuota(outages=[(4, 60)]), limits, 55)
+    assert len(times) >= 300
+
+
+async def test_a_client_that_was_refused_in_an_outage_of_the_board_gets_its_share_back_with_its_answers():
+    shared = limiter(MemoryQuota(outages=[(4, 300)]), Limits(requests_per_minute=600, burst=10))
+    while now() < 100:
+        permit = await shared.acquire()
+        await asyncio.sleep(0.02)
+        permit.rate_limited(0.0) if 10 < now() < 11 else permit.answered()
+        if now() > 90:
+            assert shared.snapshot().rate == pytest.approx(600)
+
+
 async def test_a_client_whose_slots_are_always_full_returns_after_an_outage_too():
     quota = MemoryQuota(outages=[(2, 6)])
     shared = limiter(quota, Limits(max_concurrency=2, requests_per_minute=6000, burst=40))

@@ -112,6 +112,14 @@ def violations(seed):
     return [f"seed {seed}: {each}" for each in observe(found).violations if each.invariant != TOKENS][:1]
 
 
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    {469: "429s in an outage of the board slow a client down", 515: "clients of a quota share the tokens"}.items(),
+)
+def test_what_once_broke_an_invariant_with_a_quota_never_does_again(seed, what):
+    assert not violations(seed), what
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_no_seed_breaks_an_invariant_with_a_quota(first):
