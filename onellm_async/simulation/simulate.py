@@ -254,12 +254,13 @@ def _random_delay(scenario: Scenario) -> float:
 def _max_delay(scenario: Scenario) -> float:
     """Seconds by which pauses, source gaps, few slots and few tokens may delay a client."""
     requests = scenario.prompts + len(scenario.chats)
+    sharing = requests * (scenario.clients if scenario.shared_quota else 1)  # a quota has one account of tokens
     pauses = sum(control.seconds for control in scenario.controls if isinstance(control, Pause))
     gaps = sum(gap.seconds for gap in scenario.source_gaps)
     last_chat = max((chat.at for chat in scenario.chats), default=0.0)
     slow = max(
         requests * scenario.faults.latency / (limits.max_in_flight if limits.max_concurrency != "auto" else 1)
-        + 60 * requests * (_UNKNOWN_TOKENS + scenario.max_prompt_length) / (limits.tokens_per_minute or float("inf"))
+        + 60 * sharing * (_UNKNOWN_TOKENS + scenario.max_prompt_length) / (limits.tokens_per_minute or float("inf"))
         for limits in scenario.all_limits
     )
     return pauses + gaps + last_chat + _GIVE_UP_FACTOR * slow / 10
