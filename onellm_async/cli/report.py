@@ -16,6 +16,7 @@ Examples:
   onellm-async report answers.jsonl
   onellm-async report answers.jsonl -o monday.html
   onellm-async report answers.jsonl.journal -o - > monday.html
+  onellm-async report shards
 
 It works on an active run, too. The file needs no network. It has charts,
 tables, and the errors and ids of failed prompts, but no prompts and no answers.
@@ -24,7 +25,7 @@ It replaces an earlier report, and no other file.
 
 
 def report(
-    run: Annotated[str, Parameter(name="RUN", help="Output of the run, or its journal.")],
+    run: Annotated[str, Parameter(name="RUN", help="Output of the run, its journal, or a directory of shards.")],
     /,
     *,
     output: Annotated[
@@ -35,7 +36,7 @@ def report(
     """Runs ``onellm-async report``.
 
     Args:
-        run: Output of the run, or its journal.
+        run: Output of the run, its journal, or a directory of shards.
         output: The HTML file.
     """
     _check_jinja()

@@ -3,6 +3,7 @@
 A report shows what the journal has: `RunCounts`, `RunSession`, `JournalRecord` and `LineError` are used as they are.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -11,6 +12,7 @@ from attrs import field, frozen
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.reader import RunSession
 from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.formatting import format_count
 from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis
 
 
@@ -179,6 +181,29 @@ class Latency:
 
 
 @frozen(kw_only=True)
+class ShardRow:
+    """A shard, where the run is one over shards.
+
+    Attributes:
+        name: File name of the shard.
+        state: ``"complete"``, ``"running"``, ``"interrupted"`` or ``"not started"``.
+        first: Index of its first prompt in the whole input.
+        entries: Entries in it.
+        bad_lines: Lines without a usable prompt.
+        counts: The totals of its journal.
+        duration: Seconds from its first request to its last outcome; None if there is neither.
+    """
+
+    name: str
+    state: str
+    first: int
+    entries: int
+    bad_lines: int = 0
+    counts: RunCounts = field(factory=RunCounts)
+    duration: float | None = None
+
+
+@frozen(kw_only=True)
 class Report:
     """A run at one moment.
 
@@ -200,6 +225,8 @@ class Report:
         causes: What failed prompts say and how many there are, the most frequent cause first.
         notable: What is unusual about answers, and how many there are: cut off, filtered or empty.
         waits_for: What a running run waits for, with the last error; None while all is well.
+        shards: The shards in the order of the input; empty for a run of its own. Its sessions are then the times in
+            which any of them was active.
     """
 
     name: str
@@ -219,6 +246,14 @@ class Report:
     causes: tuple[tuple[str, int], ...] = ()
     notable: tuple[tuple[str, int], ...] = ()
     waits_for: str | None = None
+    shards: tuple[ShardRow, ...] = ()
+
+    def place_of(self, record: JournalRecord) -> str:
+        """Where a record's prompt is: its line, and its shard if there are any."""
+        if not self.shards:
+            return format_count(record.line)
+        after = bisect_right(self.shards, record.index, key=lambda shard: shard.first)
+        return f"{self.shards[max(0, after - 1)].name}:{record.line}"
 
     @property
     def duration(self) -> float:

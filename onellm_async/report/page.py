@@ -144,7 +144,7 @@ def _json_for_script(value: JSON) -> str:
 
 
 def report_path(journal: Path) -> Path:
-    """The default path of the report of a journal: ``NAME.report.html`` beside ``NAME.journal``."""
+    """The default path of a report: ``NAME.report.html`` beside ``NAME.journal``, or beside the directory ``NAME``."""
     return journal.with_name(journal.name.removesuffix(".journal") + ".report.html")
 
 

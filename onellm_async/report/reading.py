@@ -1,21 +1,21 @@
 """The report of a run, from its journal. The journal's database sums: no record of a run is read by itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import asdict, evolve
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.reader import JournalReader
-from onellm_async.batch.journal.record import JournalRecord
+from onellm_async.batch.journal.record import JournalRecord, RunCounts
 from onellm_async.chat import JSON
 from onellm_async.report.bottlenecks import analyze_sessions
 from onellm_async.report.latency import build_histogram
 from onellm_async.report.model import ProgressSample, Report, RunStatus, RunTotals, SessionSpan, TimeSlice
 from onellm_async.report.timeline import allowed_answers, bucket_width, cut_slices
 
-_SLOWEST = 20
-_FAILED = 50
-_BAD_LINES = 50
+SLOWEST = 20
+FAILED = 50
+BAD_LINES = 50
 """Rows of the lists: enough to find the reason, few enough to read."""
 _ACTIVITY_PARTS = 2000
 """Parts of a run's time; the last one with an outcome tells when a killed session ended."""
@@ -32,18 +32,18 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         BatchError: If the journal cannot be read.
     """
     running = journal.running
-    raw = _samples(journal)
+    raw = read_samples(journal)
     samples = [parse_sample(at, sample) for at, sample in raw]
-    sessions = _sessions(journal, samples, running=running, now=now)
+    sessions = read_sessions(journal, samples, running=running, now=now)
     buckets = journal.throughput(bucket_width(sum(span.duration for span in sessions)))
-    slices = _with_final_totals(cut_slices(sessions, samples, buckets), journal)
+    slices = with_final_totals(cut_slices(sessions, samples, buckets), journal.counts())
     return Report(
         name=journal.path.name.removesuffix(".journal"),
         subtitle=_subtitle(journal.identity),
         created_at=now,
         status=_status(running=running, complete=journal.complete),
         warning=journal.warning,
-        parameters=tuple(_parameters(journal.identity)),
+        parameters=tuple(list_parameters(journal.identity)),
         sessions=sessions,
         totals=_totals(journal, samples, sessions, slices, running=running),
         bottlenecks=analyze_sessions(sessions, raw),
@@ -52,27 +52,29 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
             ((each.low, each.high, each.count) for each in journal.latency_histogram()),
             journal.latency_percentiles([0.5, 0.9, 0.99]),
         ),
-        slowest=_with_input_index(journal.slowest(_SLOWEST), journal.identity),
-        failures=_with_input_index(journal.failed(_FAILED), journal.identity),
-        bad_lines=tuple(journal.bad_lines(_BAD_LINES)),
+        slowest=with_input_index(journal.slowest(SLOWEST), journal.identity),
+        failures=with_input_index(journal.failed(FAILED), journal.identity),
+        bad_lines=tuple(journal.bad_lines(BAD_LINES)),
         causes=tuple(journal.failure_causes()),
-        notable=_notable(raw),
+        notable=read_notable(raw),
         waits_for=_waits_for(raw) if running else None,
     )
 
 
-def _notable(samples: Sequence[tuple[float, JSON]]) -> tuple[tuple[str, int], ...]:
+def read_notable(samples: Sequence[tuple[float, JSON]]) -> tuple[tuple[str, int], ...]:
+    """What is unusual about the answers, and how many are, the most frequent first."""
     counted = _part(_part(samples[-1][1], "progress"), "notable") if samples else {}
     whole = [(flaw, number) for flaw, number in counted.items() if isinstance(number, int)]
     return tuple(sorted(whole, key=lambda each: -each[1]))
 
 
 def _waits_for(samples: Sequence[tuple[float, JSON]]) -> str | None:
-    told = _object(samples[-1][1]).get("waits_for") if samples else None
+    told = json_object(samples[-1][1]).get("waits_for") if samples else None
     return told if isinstance(told, str) else None
 
 
-def _samples(journal: JournalReader) -> list[tuple[float, JSON]]:
+def read_samples(journal: JournalReader) -> list[tuple[float, JSON]]:
+    """The time series with its last point: Unix seconds and samples, in order."""
     latest = journal.latest_sample()
     found = {each.at: each.sample for each in (*journal.samples(), *([latest] if latest is not None else []))}
     return sorted(found.items(), key=lambda each: each[0])
@@ -84,9 +86,10 @@ def _status(*, running: bool, complete: bool) -> RunStatus:
     return RunStatus.COMPLETE if complete else RunStatus.INTERRUPTED
 
 
-def _sessions(
+def read_sessions(
     journal: JournalReader, samples: Sequence[ProgressSample], *, running: bool, now: float
 ) -> tuple[SessionSpan, ...]:
+    """The sessions of a journal with their ends. The last activity ends one that was killed."""
     found = journal.sessions()
     activity = _activity_times(journal, samples)
     spans = []
@@ -100,7 +103,7 @@ def _sessions(
         elif ended is None:
             ended = max((at for at in activity if session.started_at <= at < until), default=session.started_at)
         own = [sample for sample in samples if session.started_at <= sample.at <= ended]
-        limits = _part(session.settings, "limits") or _object(session.settings)
+        limits = _part(session.settings, "limits") or json_object(session.settings)
         spans.append(
             SessionSpan(
                 session=session,
@@ -122,11 +125,11 @@ def _activity_times(journal: JournalReader, samples: Sequence[ProgressSample]) -
     return times
 
 
-def _with_final_totals(slices: tuple[TimeSlice, ...], journal: JournalReader) -> tuple[TimeSlice, ...]:
+def with_final_totals(slices: tuple[TimeSlice, ...], counts: RunCounts) -> tuple[TimeSlice, ...]:
     """The last sample is up to a second older than the end, so the last slice gets the totals of the journal."""
     if not slices:
         return slices
-    counts, last = journal.counts(), slices[-1]
+    last = slices[-1]
     return (
         *slices[:-1],
         evolve(last, cost=counts.cost, input_tokens=counts.input_tokens, output_tokens=counts.output_tokens),
@@ -166,7 +169,7 @@ def _totals(
     )
 
 
-def _with_input_index(records: Sequence[JournalRecord], identity: RunIdentity) -> tuple[JournalRecord, ...]:
+def with_input_index(records: Sequence[JournalRecord], identity: RunIdentity) -> tuple[JournalRecord, ...]:
     """The records with the index of their prompt in the input, as the output has it."""
     samples = identity.samples or 1
     return tuple(evolve(record, index=record.index // samples) for record in records)
@@ -194,22 +197,23 @@ _NAMES = {
 }
 
 
-def _parameters(identity: RunIdentity) -> list[tuple[str, str]]:
+def list_parameters(identity: RunIdentity, omitted: Collection[str] = ()) -> list[tuple[str, str]]:
+    """What makes a run this run: names and values, but for fields that are to be omitted."""
     parts = asdict(identity).items()
     return [
         (_NAMES.get(name, name), f"{value:,}" if name == "lines" else str(value))
         for name, value in parts
-        if value is not None
+        if value is not None and name not in omitted
     ]
 
 
 def parse_sample(at: float, sample: JSON) -> ProgressSample:
     """The values of a sample: a client's snapshot, and the progress of the run. Another version may lack some."""
-    sample = _object(sample)
-    progress = _object(sample.get("progress"))
-    counts = _object(progress.get("counts"))
-    limiter = _object(sample.get("snapshot")) or sample
-    queued = {str(lane): count for lane, text in _object(limiter.get("queued")).items() if (count := _number(text))}
+    sample = json_object(sample)
+    progress = json_object(sample.get("progress"))
+    counts = json_object(progress.get("counts"))
+    limiter = json_object(sample.get("snapshot")) or sample
+    queued = {str(lane): count for lane, text in json_object(limiter.get("queued")).items() if (count := _number(text))}
     retries = _number(limiter.get("retried"))
     total = _number(progress.get("total", sample.get("total")))
     return ProgressSample(
@@ -229,12 +233,13 @@ def parse_sample(at: float, sample: JSON) -> ProgressSample:
     )
 
 
-def _object(value: JSON) -> Mapping[str, JSON]:
+def json_object(value: JSON) -> Mapping[str, JSON]:
+    """The value, if it is an object; otherwise an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def _part(value: JSON, name: str) -> Mapping[str, JSON]:
-    return _object(_object(value).get(name))
+    return json_object(json_object(value).get(name))
 
 
 def _number(value: JSON) -> float | None:

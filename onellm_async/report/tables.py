@@ -1,5 +1,6 @@
 """Tables, and the lists of a report: totals, slow and failed prompts, bad lines, sessions, parameters. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import tzinfo
 
@@ -20,6 +21,8 @@ from onellm_async.wire import parse_json
 
 _MAX_MESSAGE = 300
 """Characters of a message that are shown."""
+_MAX_SHARDS = 1000
+"""Rows of the list of shards."""
 
 
 @frozen(kw_only=True)
@@ -52,6 +55,7 @@ class TableSection:
 def make_tables(report: Report, zone: tzinfo) -> tuple[TableSection, ...]:
     """The lists that have something to show."""
     sections = (
+        _shards(report),
         _slowest(report),
         _failures(report),
         _bad_lines(report),
@@ -60,6 +64,47 @@ def make_tables(report: Report, zone: tzinfo) -> tuple[TableSection, ...]:
         _parameters(report),
     )
     return tuple(section for section in sections if section.table.rows)
+
+
+def _shards(report: Report) -> TableSection:
+    """The shards; those that need attention come first."""
+    shown = sorted(report.shards, key=lambda shard: shard.state == "complete" and not shard.counts.failed)[:_MAX_SHARDS]
+    states = Counter(shard.state for shard in report.shards)
+    return TableSection(
+        key="shards",
+        title="Shards",
+        summary=", ".join(f"{format_count(number)} {state}" for state, number in states.items())
+        + (f". The first {format_count(len(shown))} are listed." if len(shown) < len(report.shards) else "."),
+        table=Table(
+            caption="Shards",
+            headings=(
+                "Shard",
+                "State",
+                "Answered",
+                "Entries",
+                "Failed",
+                "Bad lines",
+                "Possibly billed",
+                "Cost",
+                "Time",
+            ),
+            rows=tuple(
+                (
+                    shard.name,
+                    shard.state,
+                    format_count(shard.counts.answered),
+                    format_count(shard.entries),
+                    format_count(shard.counts.failed),
+                    format_count(shard.bad_lines),
+                    format_count(shard.counts.possibly_billed + shard.counts.in_flight),
+                    format_usd(shard.counts.cost),
+                    "-" if shard.duration is None else format_duration(shard.duration),
+                )
+                for shard in shown
+            ),
+            words=frozenset({0, 1}),
+        ),
+    )
 
 
 def _totals(report: Report) -> TableSection:
@@ -87,7 +132,7 @@ def _slowest(report: Report) -> TableSection:
             headings=("Line", "Last attempt", "Total", "Attempts", "custom_id", "Index"),
             rows=tuple(
                 (
-                    format_count(record.line),
+                    report.place_of(record),
                     "-" if record.latency is None else format_seconds(record.latency),
                     format_seconds(record.elapsed or 0.0),
                     format_count(record.attempts),
@@ -109,18 +154,18 @@ def _failures(report: Report) -> TableSection:
         table=Table(
             caption="Failed prompts",
             headings=("Line", "Error", "Status", "Attempts", "Possibly billed", "custom_id", "Index"),
-            rows=tuple(map(_failure_row, report.failures)),
+            rows=tuple(_failure_row(record, report.place_of(record)) for record in report.failures),
             words=frozenset({1, 5}),
         ),
     )
 
 
-def _failure_row(record: JournalRecord) -> tuple[str, ...]:
+def _failure_row(record: JournalRecord, place: str) -> tuple[str, ...]:
     found: JSON = parse_json(record.result) if record.result else {}
     error = found if isinstance(found, Mapping) else {}
     status = error.get("status_code")
     return (
-        format_count(record.line),
+        place,
         f"{error.get('type') or 'Error'}: {_shortened(str(error.get('message') or ''))}",
         str(status) if isinstance(status, int) else "-",
         format_count(record.attempts),
@@ -138,7 +183,10 @@ def _bad_lines(report: Report) -> TableSection:
         table=Table(
             caption="Bad lines",
             headings=("Line", "What is wrong"),
-            rows=tuple((format_count(bad.line), _shortened(bad.message)) for bad in report.bad_lines),
+            rows=tuple(
+                (f"{bad.source}:{bad.line}" if report.shards else format_count(bad.line), _shortened(bad.message))
+                for bad in report.bad_lines
+            ),
             words=frozenset({1}),
         ),
     )
@@ -172,7 +220,7 @@ def _sessions(report: Report, zone: tzinfo) -> TableSection:
                     span.session.end_reason or ("running" if span.is_running else "killed; end = last activity"),
                     span.session.version or "-",
                 )
-                for place, span in enumerate(report.sessions, 1)
+                for place, span in enumerate(() if report.shards else report.sessions, 1)
             ),
             words=frozenset({1, 2, 5, 6}),
         ),

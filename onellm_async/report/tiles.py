@@ -44,7 +44,7 @@ def describe_status(report: Report, zone: tzinfo) -> str:
     sentences = []
     if report.sessions:
         first, last = report.sessions[0], report.sessions[-1]
-        resumed = f", resumed {_times(report.resumed)}" if report.resumed else ""
+        resumed = f", resumed {_times(report.resumed)}" if report.resumed and not report.shards else ""
         sentences.append(f"Started {format_time(first.started, zone)}{resumed}, {_end(report, last.ended, zone)}.")
     remaining = report.totals.remaining
     if report.status is RunStatus.INTERRUPTED:
@@ -55,7 +55,8 @@ def describe_status(report: Report, zone: tzinfo) -> str:
             sentences.append(f"{format_count(remaining)} of {format_count(report.totals.total or 0)} prompts remain.")
         at_cap = end_reason is not None and end_reason.startswith(ENDED_AT_CAP)
         again = "with a higher cost cap" if at_cap else "again"
-        sentences.append(f"Run the same command {again} to resume.")
+        same = "Run the shards that are not complete" if report.shards else f"Run the same command {again}"
+        sentences.append(f"{same} to resume.")
     if report.warning is not None:
         sentences.append(report.warning)
     return " ".join(sentences)
@@ -129,6 +130,8 @@ def _possibly_billed(report: Report) -> StatTile:
 
 
 def _sessions(report: Report) -> str:
+    if report.shards:
+        return f"in {pluralize(len(report.shards), 'shard')}, while any was active"
     if not report.resumed:
         return "in one session"
     whole = report.sessions[-1].ended - report.sessions[0].started

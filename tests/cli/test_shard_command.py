@@ -29,6 +29,8 @@ def test_an_input_is_split_run_and_merged(shards, tmp_path, capsys):
     assert main(["shard", "status", "shards", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["entries"], found["complete"], found["counts"]["answered"]) == (5, 2, 5)
+    assert main(["report", "shards"]) == 0
+    assert "2 complete." in (tmp_path / "shards.report.html").read_text()
     assert main(["shard", "merge", "shards", "-o", "all.jsonl"]) == 0
     answers = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
     assert [(each["index"], each["response"]["content"]) for each in answers] == [(n, f"p{n}") for n in range(5)]
