@@ -80,7 +80,8 @@ class RunOptions(TypedDict, total=False):
         deduplicate: Whether identical requests are sent once and share the answer; None: only those of temperature 0.
         cache: Outputs or journals of earlier runs, whose answers to the same requests are used, whatever the
             temperature.
-        max_failure_share: Share of the last 50 prompts that may fail with the same error; 1 is ``--keep-going``.
+        max_failure_share: Share of the last 50 prompts that may fail with the same error; 1 is ``--keep-going``,
+            which also allows any number of answers that do not conform to the schema.
         stall_after: Seconds of waiting for the service without an outcome after which the run stops.
         max_time: Seconds after which nothing more is sent; None for no limit. `RunReport.out_of_time` tells.
         lane: Where the requests of the run wait: ``"interactive"``, ``"default"`` or ``"batch"``.

@@ -474,7 +474,7 @@ class RunEngine:
             await self.send(work_item)
 
     async def send(self, work_item: WorkItem) -> bool | None:
-        """Sends a prompt. Returns whether it was answered; None if it has no outcome."""
+        """Sends a prompt. Returns whether it was answered, fit or unfit; None if it has no outcome."""
         group = self._group
         self.in_flight.add(work_item)
         try:
@@ -535,7 +535,7 @@ class RunEngine:
             await self.record_failure(work_item, outcome)
         self._recovery.review()
         await self._recovery.release_old()
-        return False
+        return isinstance(error, StructureError)
 
     # Outcomes.
 

@@ -6,6 +6,9 @@ tell: so the run pauses and sends one at a time, from places far apart. An answe
 After a pause the service is known to be up. Until the last 50 are in good health again the run is wary: it stops if
 half or more of those tried since fail alike, and pauses again only if nearly all of the last 50 do, as in an outage.
 
+Answers that do not conform to a schema are no failures of the service, and waiting mends nothing. They are paid for,
+so the run stops if nearly all of the last 50 are such, or half of 100 or more.
+
 | from | event | to |
 | --- | --- | --- |
 | running | more than `max_failure_share` of the last 50 failed alike, untried prompts are left | paused |
@@ -15,6 +18,7 @@ half or more of those tried since fail alike, and pauses again only if nearly al
 | paused | a trial is answered | running, wary; what failed meanwhile is retried once, the counts begin anew |
 | paused | no answer for `stall_after` | stopped |
 | running | everything was tried, and half or more of it failed alike | stopped |
+| running | too many answers do not conform, untried prompts are left | stopped |
 """
 
 from collections import Counter, deque
@@ -23,7 +27,7 @@ from enum import Enum
 from attrs import field, frozen
 
 from onellm_async.batch.causes import shortened
-from onellm_async.errors import ConfigurationError, OneLLMError
+from onellm_async.errors import ConfigurationError, OneLLMError, StructureError
 from onellm_async.validation import Checks
 
 __all__ = ["AlikeFailures", "HealthMonitor", "HealthPolicy", "Verdict"]
@@ -32,7 +36,10 @@ _check = Checks(ConfigurationError, "HealthPolicy.")
 OF_THE_LAST = 50
 """Outcomes among which failures that are alike are counted."""
 _NEARLY_ALL = 0.9
-"""Share of the last 50 that makes a wary run pause again."""
+"""Share of the last 50 that makes a wary run pause again, or one stop whose answers do not conform to its schema."""
+_ENOUGH_ANSWERS = 100
+"""Prompts after which half of their answers may not be unfit: where 40 % are, fewer would often stop the run by
+chance."""
 READ_AHEAD = 1000
 """Prompts from among which trials are taken."""
 FIRST_TRIAL = 1.0
@@ -54,7 +61,7 @@ class HealthPolicy:
 
     Attributes:
         max_failure_share: Share of the last 50 prompts that may fail with the same error before the run pauses; 1 for
-            any number.
+            any number, also of answers that do not conform to a schema.
         notify_after: Seconds without any outcome after which it is said what the run waits for.
         stall_after: Seconds without any outcome, or of a pause without an answer, after which the run ends. Only time
             counts in which something was in flight or waited for the service. The slowest prompt may take four attempts
@@ -77,14 +84,16 @@ class AlikeFailures:
         count: How many.
         among: Of which prompts, in words.
         text: What the latest one said.
+        verb: What they have in common.
     """
 
     count: int
     among: str
     text: str
+    verb: str = "failed alike"
 
     def __str__(self) -> str:
-        return f"{self.count:,} of {self.among} failed alike: {self.text}"
+        return f"{self.count:,} of {self.among} {self.verb}: {self.text}"
 
 
 class Verdict(Enum):
@@ -115,6 +124,8 @@ class HealthMonitor:
         self._alike: Counter[str] = Counter()
         self._texts: dict[str, str] = {}
         self._failed: Counter[str] = Counter()
+        self._latest_unfit: deque[bool] = deque(maxlen=OF_THE_LAST)
+        self._unfit = 0
         self._resumed_at: tuple[int, Counter[str]] | None = None
         self._wary = False
         self._trials = 0
@@ -146,8 +157,15 @@ class HealthMonitor:
         """A prompt failed that could not be sent, which says nothing about the service."""
         self._silence = self._said = 0.0
 
-    def _note(self, failure: str | None) -> None:
+    def unfit(self, error: StructureError) -> None:
+        """A prompt was answered, and its answer does not conform to the schema."""
+        self._unfit += 1
+        self._texts[_kind(error)] = shortened(error.message)
+        self._note(None, unfit=True)
+
+    def _note(self, failure: str | None, *, unfit: bool = False) -> None:
         self.outcomes += 1
+        self._latest_unfit.append(unfit)
         self._silence = self._said = 0.0
         if len(self._latest) == OF_THE_LAST and (oldest := self._latest[0]) is not None:
             self._alike[oldest] -= 1
@@ -221,6 +239,23 @@ class HealthMonitor:
         if count <= self._policy.max_failure_share * OF_THE_LAST or 2 * count < tried:
             return None
         return AlikeFailures(count, f"{tried:,} prompts", self._texts[failure])
+
+    def too_many_unfit(self, undecided: int) -> AlikeFailures | None:
+        """The latest answer that does not conform to the schema, if there are too many of them.
+
+        Args:
+            undecided: As for `alike`. A short answer that does not conform comes sooner than a long one that does.
+        """
+        latest, count = len(self._latest_unfit), sum(self._latest_unfit)
+        if not self.watches or count <= self._policy.max_failure_share * OF_THE_LAST:
+            return None
+        if count >= _NEARLY_ALL * latest and 2 * self._unfit >= latest + undecided:
+            among = f"the last {latest} answers"
+        elif self.outcomes >= _ENOUGH_ANSWERS and 2 * self._unfit >= self.outcomes + undecided:
+            count, among = self._unfit, f"{self.outcomes:,} answers"
+        else:
+            return None
+        return AlikeFailures(count, among, self._texts[StructureError.__name__], "do not conform to the schema")
 
     # The pause.
 

@@ -18,7 +18,7 @@ from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.progress import ProgressTracker
 from onellm_async.batch.run_report import StopReason
 from onellm_async.batch.work_item import WorkItem
-from onellm_async.errors import APIError, BatchError, OneLLMError
+from onellm_async.errors import APIError, BatchError, OneLLMError, StructureError
 from onellm_async.worker_pool import spread
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 _ADVICE = (
     "Fix the cause and run the same command again: it sends them once more. With --keep-going a failure is an outcome "
     "like any other, however many there are."
+)
+_UNFIT_ADVICE = (
+    "The output has these answers, with what is wrong. Change the schema, the model or the prompts and start another "
+    "run; or run the same command again with --retry-failed to send these prompts again, or with --keep-going to send "
+    "the others whatever comes."
 )
 
 
@@ -115,10 +120,16 @@ class Recovery:
     def failed(self, work_item: WorkItem, error: OneLLMError) -> None:
         """Counts a failure, and says so if it is the first of its cause."""
         index, text = work_item.entry.index, shortened(f"{error.message} {error.advice}")
-        if (first_failure := self._failed_before.get(index)) is not None:
+        if isinstance(error, StructureError):
+            self.answers += 1
+            if (first_failure := self._failed_before.pop(index, None)) is not None:
+                self._health.retried(first_failure, answered=True)
+            else:
+                self._health.unfit(error)
+        elif (first_failure := self._failed_before.get(index)) is not None:
             self._health.retried(first_failure, answered=False)
             return
-        if isinstance(error, APIError):
+        elif isinstance(error, APIError):
             self._failed_before[index] = error
             self._health.failed(error)
         else:
@@ -180,16 +191,18 @@ class Recovery:
     # Many failures that are alike.
 
     def review(self) -> None:
-        """Pauses or stops the run, if too many prompts failed alike."""
-        if self._health.paused or self._engine.is_stopping or self._health.alike() is None:
+        """Pauses or stops the run, if too many prompts failed alike, or too many answers do not conform."""
+        if self._health.paused or self._engine.is_stopping:
             return
-        untried = [item for item in self._engine.in_flight if self._is_untried(item)]
-        undecided = sum(item.intended for item in untried)
-        verdict = self._health.verdict(
-            undecided=undecided,
-            untried=undecided < len(untried) or not self._pool.input_ended or self._pool.has(self._is_untried),
-            others_answered=self._engine.answered > 0,
-        )
+        if self._health.alike() is None and self._health.too_many_unfit(0) is None:
+            return
+        in_flight = [item for item in self._engine.in_flight if self._is_untried(item)]
+        undecided = sum(item.intended for item in in_flight)
+        untried = undecided < len(in_flight) or not self._pool.input_ended or self._pool.has(self._is_untried)
+        if untried and (unfit := self._health.too_many_unfit(undecided)) is not None:
+            self._engine.stop(StopReason(BatchError(str(unfit), advice=_UNFIT_ADVICE)))
+            return
+        verdict = self._health.verdict(undecided=undecided, untried=untried, others_answered=self._engine.answered > 0)
         if verdict is Verdict.STOP and (alike := self._health.alike_since_resume(undecided)) is not None:
             self._stop_for(alike)
         elif verdict is Verdict.PAUSE and (alike := self._health.alike(undecided)) is not None:

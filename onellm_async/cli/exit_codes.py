@@ -52,7 +52,8 @@ Exit codes:
   1    some prompts failed or some lines were bad; the rest was answered
   2    flags, input, output or configuration cannot be used
   3    stopped early: an error that affects every prompt (key, URL, balance,
-       disk), an outage, or half of the prompts failing with the same error
+       disk), an outage, half of the prompts failing with the same error, or
+       most answers not conforming to the schema
   4    stopped early because the next prompt could pass the budget
   5    stopped early because the time of --max-time was over
   129  terminal closed (SIGHUP), 130 interrupted (Ctrl-C), 143 terminated:

@@ -152,7 +152,8 @@ class SessionFlags:
         Parameter(
             negative="",
             show_default=False,
-            help="Continue even if more than 20 % of the last 50 prompts fail with the same error.",
+            help="Continue even if more than 20 % of the last 50 prompts fail with the same error, or no answer "
+            "conforms to the schema.",
         ),
     ] = False
     stall_after: Annotated[

@@ -3,11 +3,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onellm_async.batch.health import HealthMonitor, HealthPolicy, Verdict
-from onellm_async.errors import APITimeoutError, BadRequestError, ConfigurationError, InternalServerError
+from onellm_async.chat import ChatResponse
+from onellm_async.errors import (
+    APITimeoutError,
+    BadRequestError,
+    ConfigurationError,
+    InternalServerError,
+    StructureError,
+)
 
 DOWN = InternalServerError("500 down.", status_code=500)
 BAD = BadRequestError("400 bad.", status_code=400)
 LATE = APITimeoutError("No answer within 600 s.")
+UNFIT = StructureError("It does not fit.", response=ChatResponse("no"), problems=("no JSON",))
 
 
 def after(outcomes, **policy):
@@ -21,6 +29,8 @@ def after(outcomes, **policy):
 def note(health, outcome):
     if outcome is None:
         health.answered()
+    elif outcome is UNFIT:
+        health.unfit(outcome)
     else:
         health.failed(outcome)
 
@@ -195,3 +205,43 @@ def test_a_pause_without_an_answer_ends_the_run_after_an_hour_although_trials_fa
 def test_a_policy_out_of_range_is_refused(name, value):
     with pytest.raises(ConfigurationError, match=f"HealthPolicy.{name} is"):
         HealthPolicy(**{name: value})
+
+
+def stops_for_unfit(outcomes, undecided=0, **policy):
+    return after(outcomes, **policy).too_many_unfit(undecided) is not None
+
+
+def test_answers_that_do_not_fit_stop_a_run_at_the_eleventh_if_none_fits():
+    assert not stops_for_unfit([UNFIT] * 10)
+    assert stops_for_unfit([UNFIT] * 11)
+    assert str(after([UNFIT] * 11).too_many_unfit(0)) == (
+        "11 of the last 11 answers do not conform to the schema: It does not fit."
+    )
+
+
+def test_a_part_of_answers_that_do_not_fit_stops_no_run_before_there_are_a_hundred():
+    assert not stops_for_unfit([UNFIT, None] * 49)
+    assert not stops_for_unfit([UNFIT, None, None] * 1000)
+    assert stops_for_unfit([None, UNFIT] * 50)
+    assert str(after([None, UNFIT] * 50).too_many_unfit(0)).startswith("50 of 100 answers do not conform")
+
+
+def test_a_service_that_answers_otherwise_late_in_a_run_stops_it():
+    assert not stops_for_unfit([None] * 5000 + [UNFIT] * 44)
+    assert stops_for_unfit([None] * 5000 + [UNFIT] * 45)
+
+
+def test_short_answers_that_do_not_fit_come_first_and_wait_for_the_longer_ones():
+    assert not stops_for_unfit([UNFIT] * 11, undecided=12)
+    assert stops_for_unfit([UNFIT] * 11, undecided=11)
+
+
+def test_an_answer_that_does_not_fit_is_no_failure_of_the_service():
+    health = after([DOWN] * 10 + [UNFIT] * 40)
+    assert verdict(health) is Verdict.GO_ON
+    assert health.outcomes == 50
+    assert verdict(after([UNFIT] * 40 + [DOWN] * 10)) is Verdict.GO_ON
+
+
+def test_whoever_allows_all_failures_is_never_stopped_by_answers_that_do_not_fit():
+    assert not stops_for_unfit([UNFIT] * 200, max_failure_share=1)

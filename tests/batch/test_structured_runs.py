@@ -14,6 +14,7 @@ import pytest
 from onellm_async import AsyncOneLLM, BatchError, ChatRequest, ConfigurationError, Limits
 from onellm_async.batch import (
     Budget,
+    HealthPolicy,
     JournalReader,
     JournalRecord,
     NullJournal,
@@ -391,6 +392,65 @@ def test_an_outage_between_two_turns_is_waited_for_and_no_failure():
     billed = [request for request in requests if len(request.messages) == 1]
     assert report.counts.input_tokens > 0
     assert len(billed) > 60, "prompts start over"
+
+
+@pytest.mark.parametrize("corrections", [0, 1])
+def test_where_no_answer_fits_a_run_stops_after_few_and_goes_on_when_told_to(corrections, tmp_path):
+    prompts, output = [f"p {n}" for n in range(2000)], tmp_path / "out.jsonl"
+    options = {"corrections": corrections, "limits": attrs.evolve(QUICK, max_concurrency=8)}
+    report, requests = run(answer("no"), prompts, output, **options)
+    assert not report.complete
+    assert "do not conform to the schema" in str(report.stopped_by)
+    assert "There is no JSON value in it" in str(report.stopped_by)
+    assert "--keep-going" in report.stopped_by.advice
+    assert 11 <= report.counts.failed <= 40
+    assert len(requests) <= 40 * (1 + corrections)
+    assert report.counts.possibly_billed == 0
+
+    mended, requests = run(answer(OSLO), prompts, output, retry_failed=True, **options)
+    assert (mended.complete, mended.counts.answered, len(requests)) == (True, 2000, 2000)
+
+
+def test_a_run_may_keep_going_although_no_answer_fits(tmp_path):
+    prompts = [f"p {n}" for n in range(60)]
+    report, _ = run(answer("no"), prompts, tmp_path / "out.jsonl", max_failure_share=1)
+    assert (report.complete, report.counts.failed) == (True, 60)
+
+
+def test_the_last_answers_of_a_run_may_all_be_unfit(tmp_path):
+    report, _ = run(answer("no"), [f"p {n}" for n in range(11)], tmp_path / "out.jsonl")
+    assert (report.complete, report.counts.failed) == (True, 11)
+
+
+def test_an_answer_that_does_not_fit_ends_a_pause_as_the_service_answers_again():
+    """A trial that is answered, and paid, proves that the service is up, whatever the answer says."""
+
+    def reply(request):
+        if request.at < 60:
+            return failure(500, "boom")
+        return answer("no" if int(request.prompt.split()[1]) % 3 else OSLO)
+
+    async def main():
+        loop, said, transport = asyncio.get_running_loop(), [], FakeTransport(reply)
+        shape = shape_of(City)
+        async with AsyncOneLLM(transport=transport, limits=QUICK) as client:
+            report = await RunEngine(
+                client,
+                entries_from([f"p {n}" for n in range(1, 90, 3)], defaults=RequestDefaults(model="GPT-5", shape=shape)),
+                journal=NullJournal(),
+                sink=Lines(),
+                encode=lambda record: b"\n",
+                shape=shape,
+                health=HealthPolicy(),
+                say=said.append,
+                clock=loop.time,
+            ).run()
+        return report, said
+
+    _, said = run_in_virtual_time(main())
+    resumed = [number for number, text in enumerate(said) if text.startswith("Resumed: ")]
+    assert len(resumed) == 1
+    assert not [text for text in said[resumed[0] :] if text.startswith("Still failing")]
 
 
 async def test_money_of_a_correction_is_set_aside_before_the_first_turn_and_given_away_where_nothing_else_can_go_on():
