@@ -10,9 +10,10 @@ repeated cheaply: its journal knows what was answered, so the repetition resumes
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypedDict, Unpack
 
@@ -23,11 +24,12 @@ from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.lock import JournalInUseError, lock_owner
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import RunCounts
-from onellm_async.batch.outputs.formats import open_sink, output_format, output_format_named
+from onellm_async.batch.outputs.formats import OutputFormat, open_sink, output_format, output_format_named
 from onellm_async.batch.run_report import RunReport
 from onellm_async.batch.shard_split import read_manifest
 from onellm_async.catalog import Model
 from onellm_async.errors import BatchError, ConfigurationError
+from onellm_async.files import describe_os_error
 from onellm_async.validation import Checks
 
 _POLL = 0.25
@@ -81,6 +83,7 @@ class ShardStatus:
         failures: Failed prompts by cause, the most frequent first.
         time_span: When it was first and last active, in Unix seconds; None if it never was.
         bad_lines: Lines without a usable prompt, as far as it was read.
+        samples: How often each prompt is asked.
     """
 
     name: str
@@ -90,6 +93,12 @@ class ShardStatus:
     failures: Mapping[str, int] = field(factory=dict[str, int], hash=False)
     time_span: tuple[float, float] | None = None
     bad_lines: int = 0
+    samples: int = 1
+
+    @property
+    def prompts(self) -> int:
+        """Answers that it is to have if no line is bad: its entries, each as often as it is asked."""
+        return self.entries * self.samples
 
 
 class ShardClient(Protocol):
@@ -242,6 +251,7 @@ def read_shard_statuses(directory: str | os.PathLike[str]) -> list[ShardStatus]:
                     failures=dict(journal.failure_causes()),
                     time_span=journal.time_span(),
                     bad_lines=journal.bad_line_count(),
+                    samples=journal.identity.samples or 1,
                 )
             )
     return statuses
@@ -304,12 +314,18 @@ async def merge_shards(
     async with open_sink(output, encoding, force=force) as sink:
         for status in statuses:
             if status.state != "not started":
-                with JournalReader.open(default_output(Path(directory) / status.name)) as journal:
-                    for lines in _encoded(journal, encoding.encode, offset):
+                shard = Path(directory) / status.name
+                with JournalReader.open(default_output(shard)) as journal:
+                    for lines in _portions(_encoded(journal, shard, encoding, offset)):
                         await sink.write(b"".join(lines))
                         written += len(lines)
             offset += status.entries * samples
     return written
+
+
+def _portions(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
+    while some := list(islice(lines, _ROWS)):
+        yield some
 
 
 def _kept_columns(outputs: Sequence[Path]) -> tuple[str, ...]:
@@ -337,16 +353,34 @@ def _samples(outputs: Sequence[Path]) -> int:
     return next(iter(found), 1)
 
 
-def _encoded(journal: JournalReader, encode: "Callable[..., bytes]", offset: int) -> Iterator[list[bytes]]:
-    lines: list[bytes] = []
+def _encoded(journal: JournalReader, shard: Path, encoding: OutputFormat, offset: int) -> Iterator[bytes]:
+    bad_lines = deque(_bad_lines(journal, shard, encoding, offset))
     for record in journal.records():
-        copy_of = None if record.copy_of is None else record.copy_of + offset
-        lines.append(encode(evolve(record, index=record.index + offset, copy_of=copy_of)))
-        if len(lines) == _ROWS:
-            yield lines
-            lines = []
-    if lines:
-        yield lines
+        index, copy_of = record.index + offset, None if record.copy_of is None else record.copy_of + offset
+        while bad_lines and bad_lines[0][0] < index:
+            yield bad_lines.popleft()[1]
+        yield encoding.encode(evolve(record, index=index, copy_of=copy_of))
+    for _, line in bad_lines:
+        yield line
+
+
+def _bad_lines(journal: JournalReader, shard: Path, encoding: OutputFormat, offset: int) -> list[tuple[int, bytes]]:
+    """The records of the bad lines of a shard with their indices, where bad lines have records; see `split_input`."""
+    if encoding.encode_bad_line is None:
+        return []
+    errors = {error.line: error for error in journal.bad_lines(journal.bad_line_count())}
+    if not errors:
+        return []
+    found, samples = [], encoding.samples
+    try:
+        with shard.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):  # a shard has no blank lines
+                if number in errors:
+                    index = offset + (number - 1) * samples
+                    found.append((index, encoding.bad_line(index, raw.removesuffix(b"\n"), str(errors[number]))))
+    except OSError as error:
+        raise BatchError(f"{shard} cannot be read: {describe_os_error(error)}.") from None
+    return found
 
 
 async def _wait_until_free(journal: Path, deadline: float, stop: asyncio.Event | None) -> None:

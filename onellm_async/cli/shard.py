@@ -258,10 +258,10 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
     from onellm_async.formatting import format_duration, format_usd, pluralize
 
     totals, states = sum_counts(statuses), Counter(each.state for each in statuses)
-    entries = sum(each.entries for each in statuses)
+    prompts = sum(each.prompts for each in statuses)
     lines = [
         f"{len(statuses):,} shards: " + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
-        f"  prompts          {totals.answered:,} of {entries:,} answered, {totals.failed:,} failed",
+        f"  prompts          {totals.answered:,} of {prompts:,} answered, {totals.failed:,} failed",
         f"  tokens           {totals.input_tokens:,} + {totals.output_tokens:,}",
         f"  cost             {format_usd(totals.cost)}",
     ]
@@ -281,6 +281,6 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
         if each.state != "complete" or each.counts.failed or each.bad_lines:
             failed = f", {each.counts.failed:,} failed" if each.counts.failed else ""
             bad = f", {pluralize(each.bad_lines, 'bad line')}" if each.bad_lines else ""
-            answered = f"{each.counts.answered:,} of {each.entries:,} answered"
+            answered = f"{each.counts.answered:,} of {each.prompts:,} answered"
             lines.append(f"  {each.name}  {each.state}: {answered}{failed}{bad}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -171,24 +172,37 @@ def test_a_description_cannot_name_files_elsewhere(tmp_path):
 
 
 TABLE = "id,prompt,label\r\n" + "".join(f'{number},p{number},"a, {number}"\r\n' for number in range(9))
-INPUTS = {"in.jsonl": lines(10) + b"not JSON\n" + lines(3), "in.csv": TABLE.encode()}
+BATCH = b"".join(
+    b'{"custom_id": "%d", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "GPT-5-Nano", "messages": '
+    b'[{"role": "user", "content": "p%d"}]}}\n' % (number, number)
+    for number in range(6)
+)
+INPUTS = {
+    "in.jsonl": lines(10) + b"not JSON\n" + lines(3),
+    "in.csv": TABLE.encode(),
+    "batch.jsonl": BATCH + b"not JSON\n" + BATCH.replace(b'custom_id": "', b'custom_id": "again-'),
+}
 
 
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 @pytest.mark.parametrize("name", INPUTS)
-async def test_merged_shards_are_byte_for_byte_what_one_run_writes(tmp_path, name, suffix):
+async def test_merged_shards_are_byte_for_byte_what_one_run_writes(tmp_path, name, suffix, samples):
     shards = split(tmp_path, INPUTS[name], name=name)
     whole, merged = tmp_path / f"whole{suffix}", tmp_path / f"all{suffix}"
+    how = {"deduplicate": False, "samples": samples} | ({} if name == "batch.jsonl" else HOW)
     async with client() as asking:
         for shard in reversed(shards):
-            result = await run_shard(asking, shard, **HOW)
+            result = await run_shard(asking, shard, **how)
             assert (result["complete"], result["error"]) == (True, "")
-        await asking.run(tmp_path / name, whole, **HOW)
+        await asking.run(tmp_path / name, whole, **how)
     await merge_shards(tmp_path / "shards", merged)
     if suffix == ".parquet":
         assert pq.read_table(merged).equals(pq.read_table(whole))
     else:
-        assert merged.read_bytes() == whole.read_bytes()
+        # When a request was answered, and where a bad line stands.
+        differs = re.compile(rb'"created":\d+|"message":"[^"]*/(batch|shard-00001)\.jsonl:\d+: ')
+        assert differs.sub(b"", merged.read_bytes()) == differs.sub(b"", whole.read_bytes())
 
 
 async def test_a_shard_is_resumed_and_nothing_that_was_answered_is_sent_again(tmp_path):
@@ -289,3 +303,32 @@ async def test_the_status_of_all_shards_is_that_of_their_journals(tmp_path):
     with pytest.raises(BatchError, match=r"2 of 3 shards are not complete; the first is shard-00001\.jsonl"):
         await merge_shards(tmp_path / "shards", tmp_path / "all.jsonl")
     assert await merge_shards(tmp_path / "shards", tmp_path / "all.jsonl", partial=True) == 6
+
+
+async def test_shards_of_which_each_prompt_is_asked_several_times_are_resumed_counted_and_merged(tmp_path):
+    shards = split(tmp_path, lines(6), prompts=4)
+    async with client() as asking:
+        assert (await run_shard(asking, shards[1], samples=3, **HOW))["answered"] == 6
+        await run_shard(asking, shards[0], samples=3, limit=1, **HOW)
+    first, second = read_shard_statuses(tmp_path / "shards")
+    assert [(each.state, each.entries, each.prompts) for each in (first, second)] == [
+        ("interrupted", 4, 12),
+        ("complete", 2, 6),
+    ]
+    assert (first.counts.answered, second.counts.answered) == (3, 6)
+    transport = FakeTransport()
+    async with client(transport) as asking:
+        assert (await run_shard(asking, shards[0], samples=3, **HOW))["answered"] == 12
+    assert sorted(transport.prompts) == sorted(["p1", "p2", "p3"] * 3)
+    assert await merge_shards(tmp_path / "shards", tmp_path / "all.jsonl") == 18
+    merged = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert [(each["index"], each["sample"]) for each in merged] == [(n, s) for n in range(6) for s in (1, 2, 3)]
+
+
+async def test_shards_with_different_numbers_of_samples_are_not_merged(tmp_path):
+    shards = split(tmp_path, lines(6), prompts=3)
+    async with client() as asking:
+        for samples, shard in enumerate(shards, 1):
+            await run_shard(asking, shard, samples=samples, **HOW)
+    with pytest.raises(BatchError, match=r"different numbers of samples: 1 in .* and 2 in"):
+        await merge_shards(tmp_path / "shards", tmp_path / "all.jsonl")
