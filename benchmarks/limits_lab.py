@@ -335,6 +335,7 @@ class Case:
         best: Shortest possible time; None: what the service says.
         measure: Computes the share of a run; None: shortest possible time divided by the time taken.
         since: From when on 429s count.
+        limits: What the client declares; None: nothing.
     """
 
     group: int
@@ -348,11 +349,19 @@ class Case:
     best: float | None = None
     measure: Share | None = None
     since: float = 0.0
+    limits: Limits | None = None
 
     def run(self, seed: int) -> tuple[float, float, int]:
         """Share of the best, 429s for each accepted request, and the most 429s in a dark second."""
         service = self.make(seed)
-        run = drive(service, self.requests, latency=self.latency, max_concurrency=self.max_concurrency, seed=seed)
+        run = drive(
+            service,
+            self.requests,
+            latency=self.latency,
+            max_concurrency=self.max_concurrency,
+            seed=seed,
+            limits=self.limits,
+        )
         if self.measure is not None:
             share = self.measure(run)
         else:
@@ -500,6 +509,26 @@ def _hard_cases() -> Iterator[Case]:
     yield Case(8, "120/min, out 200..800 s", out, 1500, measure=partial(_per_second, 860, 1100, 2))
 
 
+def _declared_cases() -> Iterator[Case]:
+    """A declared rate, and a service that also limits what is in flight, or that others use."""
+    limits = Limits(requests_per_minute=600, burst=20, max_concurrency=48)
+    for latency in (0.3, 2.0):
+        make: Make = lambda _: AllOf(BucketService(10, 20), ConcurrencyLimit(4))
+        name = f"declared 10/s b20 + concurrency 4, latency {latency:g}"
+        best = max(380 / 10 + latency, 100 * latency)
+        yield Case(9, name, make, 400, 0.85, 0.15, latency, best=best, limits=limits)
+    make = lambda _: ConcurrencyLimit(4)
+    yield Case(9, "declared 40/min + concurrency 4, latency 12", make, 200, 0.85, 0.15, 12, limits=Limits())
+    make = lambda _: ConcurrencyLimit(4)
+    yield Case(9, "no limit, concurrency 4", make, 400, 0.85, 0.15, 2, limits=Limits.unlimited(48))
+    make = lambda seed: Shared(BucketService(10, 20), 5, Random(seed + 50))
+    measure: Share = lambda run: run.rate_between(30, min(400, run.seconds - 1)) / 5
+    yield Case(9, "declared 10/s b20, half taken by others", make, 2000, 0.85, 0.15, measure=measure, limits=limits)
+    make = lambda seed: Shared(BucketService(40 / 60, 40), 20 / 60, Random(seed + 50))
+    measure = lambda run: run.rate_between(60, min(1500, run.seconds - 6)) / (20 / 60)
+    yield Case(9, "declared 40/min, half taken by others", make, 400, 0.85, 0.15, 6, measure=measure, limits=Limits())
+
+
 def cases() -> list[Case]:
     """All cases."""
     return [
@@ -509,6 +538,7 @@ def cases() -> list[Case]:
         *_changing_cases(),
         *_shared_cases(),
         *_hard_cases(),
+        *_declared_cases(),
     ]
 
 

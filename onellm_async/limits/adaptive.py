@@ -199,8 +199,8 @@ class AdaptiveRate:
         """What was found, in words; None if nothing is certain."""
         evidence = self._evidence
         parts = [window.describe() for window in evidence.windows.all]
-        if evidence.slots.support > 1:
-            parts.append(f"{evidence.slots.limit:.0f} requests at once")
+        if (at_once := evidence.slots.describe()) is not None:
+            parts.append(at_once)
         bounds = evidence.line.bounds
         if bounds.tight and not isinstance(self._phase, Contended):
             parts.append(f"{60 * self._phase.rate:.3g} requests per minute")

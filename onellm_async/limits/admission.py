@@ -122,6 +122,9 @@ class Admission:
         self.gate.restore_from(earlier.gate, now)
         self.slots.overload = earlier.slots.overload
         self.slots.overload.forget_times()
+        self.slots.found = earlier.slots.found
+        if self.slots.found is not None:
+            self.slots.found.move_clock()
         self.slots.resize()
         self._leave_out_unlimited()
 
@@ -395,6 +398,7 @@ class Admission:
         if ticket.state == GRANTED:
             for dimension in self._limited:
                 dimension.give_back(ticket, now)
+            self.slots.ended(ticket)
             self._end(ticket)
 
     def release(self, ticket: Ticket, now: float) -> None:
@@ -405,6 +409,7 @@ class Admission:
             self._settle(ticket, None, now)
 
     def _release_rate(self, ticket: Ticket, now: float) -> None:
+        self.slots.ended(ticket)
         if ticket.since >= self.requests.counted_from:
             self.rate.released(ticket.since, now)
 
@@ -423,6 +428,8 @@ class Admission:
         if ticket.since >= requests.counted_from:
             requests.rate.answered(ticket.since, now)
         self.latency.observe(ticket.model, now - ticket.since, now)
+        if slots.found is not None:
+            slots.answered(ticket, now)
         if slots.overload.ceiling is not None:
             slots.overload.record_answer(slots.declared, sent_at=ticket.since, in_flight=slots.in_flight)
             slots.resize()
@@ -453,6 +460,10 @@ class Admission:
             if retry_after is not None and self._is_rounded_up(retry_after):
                 retry_after = None
             if self._is_of_concurrency(ticket, now):
+                self.slots.ended(ticket)
+            elif self._asks_for_slots and self.slots.rate_limited(
+                ticket, now, is_rate_known=self.limits.mode != "unlimited"
+            ):
                 pass
             elif ticket.since >= self.requests.counted_from:
                 self.rate.rate_limited(ticket.since, now, retry_after=retry_after)
@@ -466,6 +477,17 @@ class Admission:
         Discovering a rate provokes 429s. At 200 requests per second, each second that is honored costs 200 requests.
         """
         return self.limits.mode == "discover" and retry_after <= MAX_ROUNDED and self.rate.rate * retry_after > 1
+
+    @property
+    def _asks_for_slots(self) -> bool:
+        """Whether a 429 may say how much is accepted at once, and the rate control does not ask for that itself."""
+        mode = self.limits.mode
+        return mode == "correct" or (mode == "unlimited" and not self.slots.grows)
+
+    @property
+    def limit_found(self) -> str | None:
+        """What 429s have shown of the limit, in words; None if nothing is certain."""
+        return ", ".join(filter(None, (self.rate.found, self.slots.limit_found))) or None
 
     def _is_of_concurrency(self, ticket: Ticket, now: float) -> bool:
         """Whether a 429 says that too much was in flight, so that it takes concurrency away.

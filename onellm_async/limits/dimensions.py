@@ -13,6 +13,7 @@ from onellm_async.limits.overload import Overload
 from onellm_async.limits.policy import AUTO, Limits
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.rate_control import RateControl
+from onellm_async.limits.slots import Slots
 
 _NEVER = float("inf")
 
@@ -77,17 +78,23 @@ class Concurrency(Dimension):
         of_model: Of these, the number for each model.
         overload: What the service allows while it is overloaded.
         control: The rate control, which may have found a limit of concurrency; None: nothing is found.
+        found: What 429s say of a limit of concurrency, where the rate control does not ask; None before the first one.
     """
 
-    __slots__ = ("control", "declared", "grows", "in_flight", "of_model", "overload", "size")
+    __slots__ = ("_last", "_round_trip", "control", "declared", "found", "grows", "in_flight", "of_model", "overload",
+                 "size")  # fmt: skip
 
     NAME: ClassVar[Bottleneck] = "concurrency"
+    ACK_FACTOR = 1.5
+    """A 429 that is to come has come after so many round trips."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         self.in_flight: int = 0
         self.of_model: defaultdict[str | None, int] = defaultdict(int)
         self.overload: Overload = Overload(grows=limits.max_concurrency == AUTO)
         self.control: RateControl | None = None
+        self.found: Slots | None = None
+        self._last = self._round_trip = 0.0
         self.size: int
         self.declared: int
         self.grows: bool = limits.max_concurrency == AUTO
@@ -96,16 +103,63 @@ class Concurrency(Dimension):
     def time_until(self, ticket: Ticket, now: float) -> float:
         if self.in_flight >= self.size or (self.control is not None and self.in_flight >= self.control.max_in_flight):
             return _NEVER
-        return 0.0
+        found = self.found
+        if found is None or found.in_flight < found.limit:
+            return 0.0
+        if not found.is_trial_due or found.in_flight > found.limit:
+            return _NEVER
+        return max(0.0, self._last + found.trial_gap - now)
 
     @property
     def allowed(self) -> int:
         """Maximum number of requests in flight now, as far as 429s have shown a limit."""
-        return self.size if self.control is None else int(min(self.size, self.control.max_in_flight))
+        found = _NEVER if self.found is None else self.found.limit
+        return int(min(self.size, found, _NEVER if self.control is None else self.control.max_in_flight))
+
+    @property
+    def limit_found(self) -> str | None:
+        """The limit of concurrency in words; None if nothing is certain."""
+        return None if self.found is None else self.found.describe()
 
     def take(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
         self.of_model[ticket.model] += 1
+        if self.found is not None:
+            self.found.sent(now)
+            self._last = now
+
+    def answered(self, ticket: Ticket, now: float) -> None:
+        """Records that a request was accepted."""
+        if self.found is not None:
+            self.found.answered(ticket.since, now, self.ACK_FACTOR * self._round_trip)
+
+    def ended(self, ticket: Ticket) -> None:
+        """Records that a request is over without a result that tells of a limit."""
+        if self.found is not None:
+            self.found.ended(ticket.since)
+
+    def rate_limited(self, ticket: Ticket, now: float, *, is_rate_known: bool) -> bool:
+        """Records a 429.
+
+        Args:
+            ticket: The ticket of the request.
+            now: The current time.
+            is_rate_known: Whether a declared rate may explain the 429. What was in flight before the first one was not
+                noted, so that 429 then suggests nothing.
+
+        Returns:
+            Whether the 429 was expected, so that it says nothing of a rate.
+        """
+        if self.found is None:
+            self.found, self._last = Slots(self.in_flight), now
+        found = self.found
+        self._round_trip = max(0.9 * self._round_trip, now - ticket.since)
+        before = found.refused(ticket.since)
+        if before is None and not is_rate_known:
+            before = found.in_flight
+        if before == 0:  # also the last of requests sent at once that all got a 429: none of them was in flight
+            found.refute()
+        return found.rate_limited(before)
 
     def settle(self, ticket: Ticket, used: float | None, now: float) -> None:
         self.in_flight -= 1
@@ -117,6 +171,8 @@ class Concurrency(Dimension):
         grows = limits.max_concurrency == AUTO
         if grows != self.grows:
             self.overload = Overload(grows=grows)
+        if limits.mode in {"off", "discover"}:
+            self.found = None
         self.grows = grows
         self.declared = limits.max_in_flight
         self.resize()

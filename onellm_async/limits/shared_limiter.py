@@ -56,6 +56,11 @@ class SharedAdmission(Admission):
         super().retune(limits, rate, now)
         self._share_tokens(taken_from)
 
+    @property
+    def _asks_for_slots(self) -> bool:
+        """No: the requests of the other participants are in flight, too."""
+        return False
+
     def _rate_wait(self, requests: float, lane: str, now: float) -> float:
         return self._lease.expected_wait(requests, now)
 

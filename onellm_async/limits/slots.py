@@ -12,10 +12,14 @@ NEVER = float("inf")
 class Slots:
     """Requests in flight, and the limit that they suggest.
 
+    Args:
+        unseen: Requests that are in flight already.
+
     Attributes:
         limit: Requests that the service accepts at once; infinite if nothing suggests a limit.
         in_flight: Requests in flight.
         latency: Usual seconds from sending a request to its answer; None if not known.
+        unseen: Requests in flight of which is not known how many were in flight before them.
         support: Accepted requests at the limit, at most `MAX_SUPPORT`, less `REFUTATION` for each 429 below it.
     """
 
@@ -34,11 +38,13 @@ class Slots:
     SMOOTHING = 0.1
     """Weight of a new latency in the usual one."""
 
-    __slots__ = ("_answers", "_before", "_freed", "_patience", "_record", "in_flight", "latency", "limit", "support")
+    __slots__ = ("_answers", "_before", "_freed", "_patience", "_record", "in_flight", "latency", "limit",
+                 "support", "unseen")  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, unseen: int = 0) -> None:
         self.limit: float = NEVER
-        self.in_flight: int = 0
+        self.in_flight: int = unseen
+        self.unseen: int = unseen
         self.latency: float | None = None
         self.support: int = 0
         self._before: dict[float, list[int]] = {}  # by time of sending: requests in flight before each
@@ -57,6 +63,10 @@ class Slots:
         """Seconds after the last request in which a trial rests."""
         return self.REST * (self.latency or 0.0) / self.limit
 
+    def describe(self) -> str | None:
+        """The limit in words; None if nothing is certain."""
+        return f"{self.limit:.0f} requests at once" if self.support > 1 else None
+
     def sent(self, now: float) -> None:
         """Records that a request is sent."""
         self._before.setdefault(now, []).append(self.in_flight)
@@ -68,6 +78,9 @@ class Slots:
         """Records that a request is over. Returns how many were in flight before it; None if it is not known."""
         group = self._before.get(sent_at)
         if group is None:
+            if self.unseen:
+                self.unseen -= 1
+                self.in_flight -= 1
             return None
         before = group.pop()
         if not group:
@@ -134,14 +147,18 @@ class Slots:
             self._patience = min(self.MAX_PATIENCE, 2 * self._patience) if expected else self.FIRST_PATIENCE
             self.limit, self._answers = before, 0
             return expected
+        self.refute()
+        return False
+
+    def refute(self) -> None:
+        """Records a 429 below the limit."""
         if self.limit < NEVER:
             self.support -= self.REFUTATION
             if self.support < 0:
                 self._drop()
-        return False
 
     def move_clock(self) -> None:
         """Continues in another event loop: what is in flight there is not known."""
         self._before.clear()
         self._freed.clear()
-        self.in_flight = 0
+        self.in_flight = self.unseen = 0

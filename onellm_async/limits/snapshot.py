@@ -153,7 +153,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         rate=rate.rate * 60 if limited else None,
         confidence=rate.confidence if limited else None,
         burst=declared_burst if state is None else state.burst,
-        limit_found=rate.found,
+        limit_found=core.limit_found,
         level=_sendable_now(core, now) if limited else None,
         tokens_per_minute=limits.tokens_per_minute,
         tokens_level=core.tokens.level_at(now) if core.tokens is not None else None,

@@ -44,6 +44,11 @@ MET = [
     "bucket 10/s b20 + sliding 300/60",
     "sliding 10/1 + sliding 200/60",
     "sliding 150/60 -> 300/60, after 180 s",
+    "declared 10/s b20 + concurrency 4, latency 0.3",
+    "declared 10/s b20 + concurrency 4, latency 2",
+    "declared 40/min + concurrency 4, latency 12",
+    "no limit, concurrency 4",
+    "declared 10/s b20, half taken by others",
 ]
 """Cases of the laboratory that are met on unseen seeds, of each kind some."""
 SEEDS = (1001, 1002, 1003)

@@ -239,7 +239,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_for_nothing(self):
         """Whoever waits does so for a reason that the model knows, or for a moment that is certain."""
-        if not self.everybody() or len(self.out) >= self.SLOTS or self.paused or self.probe is not None:
+        if not self.everybody() or len(self.out) >= self.core.concurrency or self.paused or self.probe is not None:
             return
         wake = self.core.next_wake(self.now)
         assert wake is not None, "(5) somebody waits, and nothing will ever wake the limiter"

@@ -34,3 +34,21 @@ def test_an_answer_after_a_round_trip_has_not():
     slots.answered(0.0, 3.2, round_trip=0.1)
     slots.answered(3.0, 4.0, round_trip=0.1)
     assert slots.limit == NEVER
+
+
+def test_a_429_with_nothing_in_flight_refutes_a_limit_that_was_never_kept():
+    slots = slots_with_limit_of_two()
+    slots.refute()
+    assert slots.limit == NEVER
+
+
+def test_requests_that_were_in_flight_before_are_counted_until_they_end():
+    slots = Slots(2)
+    slots.sent(1.0)
+    assert slots.ended(0.5) is None
+    assert slots.in_flight == 2
+    assert slots.ended(1.0) == 2
+    assert slots.ended(0.7) is None
+    assert slots.in_flight == 0
+    assert slots.ended(0.8) is None
+    assert slots.in_flight == 0
