@@ -3,7 +3,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 # Hundreds of processes are started. What was compiled once is kept, even where the environment asks for the contrary:
 # else each of them compiles all that it imports, which takes longer than the rest of its life.
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from onellm_async.server import LocalServer
 from onellm_async.simulation.clock import VirtualClockLoop
+from tests.forks import close_forks
 
 # After a test without a loop pytest-asyncio asks for "the current loop", and before Python 3.14 that makes one which
 # nobody closes. Saying that there is none prevents it.
@@ -31,6 +32,12 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     if item.get_closest_marker("virtual_time") is not None:
         return {"virtual": VirtualClockLoop}
     return {"real": asyncio.new_event_loop}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks_end_with_the_tests() -> Iterator[None]:
+    yield
+    close_forks()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import subprocess
-import sys
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -33,6 +32,7 @@ from onellm_async import (
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.journal.journal import Journal
 from onellm_async.batch.journal.record import JournalRecord
+from tests.forks import start_command
 
 CANARY = "sk-canary-0d9f5e"
 PASSWORD = "hunter2-5b1c"
@@ -403,9 +403,9 @@ async def test_a_key_that_the_service_echoes_gets_into_no_file_of_a_run(echo, tm
         ["status", "a.jsonl"],
         ["report", "a.jsonl"],
     ):
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "onellm_async", *command),
-            env=os.environ | {"ONELLM_API_KEY": CANARY, "PYTHONPATH": str(Path(__file__).parents[1])},
+        process = await start_command(
+            *command,
+            env=os.environ | {"ONELLM_API_KEY": CANARY},
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,6 @@
 import asyncio
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from onellm_async.batch import JournalReader
 from onellm_async.errors import BatchError
 from onellm_async.server import LocalServer, ServerSettings
 from onellm_async.server.backends import BackendError, echo
+from tests.forks import start_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +54,6 @@ async def start(tmp_path, monkeypatch):
     """Starts a command in an empty directory; whatever is left running is killed at the end."""
     started = []
     usual = {
-        "PYTHONPATH": str(ROOT),
         "ONELLM_API_KEY": "",
         "ONELLM_BASE_URL": "",
         "ONELLM_MODEL": "",
@@ -72,12 +71,9 @@ async def start(tmp_path, monkeypatch):
         without=(),
         **environment,
     ):
-        process = await asyncio.create_subprocess_exec(
-            *without,
-            sys.executable,
-            "-m",
-            "onellm_async",
+        process = await start_command(
             *map(str, arguments),
+            within=without,
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,

@@ -98,6 +98,7 @@ def test_the_examples_work(command, help_of, service, tmp_path, monkeypatch, cap
         (tmp_path / name).write_text(text)
     if command not in {"run", "plan", "models"}:
         assert main(["run", "prompts.txt", "-o", "answers.jsonl"]) == 0
+        assert main(["shard", "prompts.txt", "-d", "shards"]) == 0
     for example in examples_in(help_of(command)):
         arguments = arguments_of(example)
         if arguments is None or arguments[1:2] == ["-"] or example.startswith("watch"):

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +12,31 @@ from attrs import field, frozen
 from onellm_async.batch import JournalReader
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.server import Faults, LocalServer, ServerSettings
+from onellm_async.server.backends import echo
+from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Outcome
+from tests.forks import start_command
 
 KEY = "the-key-of-the-tests"
 BILLED = {Outcome.ANSWERED, Outcome.LOST}
 
 
-def quick_server(**settings) -> LocalServer:
+class HeldBackend:
+    """Echoes when it is released."""
+
+    def __init__(self) -> None:
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
+
+    async def complete(self, job: Job) -> Completion:
+        self.asked.set()
+        await self.released.wait()
+        return echo(job)
+
+    async def aclose(self) -> None:
+        self.released.set()
+
+
+def quick_server(backend: HeldBackend | None = None, **settings) -> LocalServer:
     return LocalServer(
         ServerSettings(
             **{
@@ -29,7 +46,8 @@ def quick_server(**settings) -> LocalServer:
                 "faults": Faults(latency=0.01, latency_sigma=0.3),
             }
             | settings
-        )
+        ),
+        backend=backend,
     )
 
 
@@ -56,12 +74,12 @@ async def start_run(
     terminal: int | None = None,
 ) -> asyncio.subprocess.Process:
     """Starts a run: as an argument of the command `within`, with a terminal as its standard streams if one is given."""
-    command = [sys.executable, "-m", "onellm_async", "run", str(source), "-o", str(output), "--base-url", server.url]
-    return await asyncio.create_subprocess_exec(
-        *within,
+    command = ["run", str(source), "-o", str(output), "--base-url", server.url]
+    return await start_command(
         *command,
         *limits,
         *flags,
+        within=within,
         stdin=asyncio.subprocess.DEVNULL if terminal is None else terminal,
         stdout=asyncio.subprocess.PIPE if terminal is None else terminal,
         stderr=asyncio.subprocess.PIPE if terminal is None else terminal,

@@ -3,17 +3,16 @@
 In the environment ``SCALE=1319`` asks as many prompts, and ``GSM8K=PATH`` takes those of such a file.
 """
 
-import asyncio
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from killing import Left, at_rest, billed_by_prompt, finish, kill_after, quick_server, start_run
 
 from onellm_async.server import Faults
+from tests.forks import start_command
 
 LIMITS = ("--rpm", "2400", "--burst", "40", "--concurrency", "16")
 
@@ -30,11 +29,7 @@ def questions(folder):
 
 
 async def asked_of(command, output, *flags):
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "onellm_async", command, str(output), *flags),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await start_command(command, str(output), *flags)
     out, err = await process.communicate()
     assert not err or process.returncode in (0, 1), err
     return out.decode()

@@ -5,7 +5,7 @@ import os
 from random import Random
 
 import pytest
-from killing import billed_by_prompt, finish, prompts_file, quick_server, received, start_run
+from killing import HeldBackend, billed_by_prompt, finish, prompts_file, quick_server, start_run
 
 from onellm_async.server import Faults
 
@@ -19,15 +19,17 @@ def expected(undisturbed):
 
 async def test_the_second_on_a_journal_is_told_who_has_it_and_the_first_is_unharmed(expected, tmp_path):
     source, output = prompts_file(tmp_path, PROMPTS), tmp_path / "answers.jsonl"
-    async with quick_server(faults=Faults(latency=10.0)) as server:
+    held = HeldBackend()
+    async with quick_server(held) as server:
         first = await start_run(source, output, server)
-        await received(server, 1, first)
+        await held.asked.wait()
         second = await start_run(source, output, server)
         forced = await start_run(source, output, server, "--force")
         for code, told in await asyncio.gather(finish(second), finish(forced)):
             assert code == 2
             assert f"is in use by process {first.pid}" in told
         assert first.returncode is None
+        held.released.set()
         code, told = await finish(first)
         assert code == 0, told
         assert (len(billed := billed_by_prompt(server)), billed.total()) == (PROMPTS, PROMPTS)

@@ -3,7 +3,6 @@ import asyncio
 import os
 import ssl
 import subprocess
-import sys
 import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from onellm_async import (
     RetryPolicy,
     Timeout,
 )
+from tests.forks import start_command
 
 FAST = RetryPolicy(backoff_base=0.0, breaker_failures=0)
 KEY = "sk-canary-of-the-client"
@@ -355,8 +355,8 @@ async def test_a_file_of_certificates_replaces_those_of_the_system(
 
 
 async def command(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "onellm_async", *arguments),
+    process = await start_command(
+        *arguments,
         env=os.environ | {"ONELLM_API_KEY": KEY} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

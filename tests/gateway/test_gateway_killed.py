@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from visitors import QUESTION
 from onellm_async.gateway.keys import InboundKey, hash_key, render_key
 from onellm_async.gateway.spending import read_spending
 from onellm_async.server import Faults, LocalServer, ServerSettings
+from tests.forks import start_command
 
 ROOT = Path(__file__).parents[2]
 CAPPED = {**QUESTION, "max_tokens": 10}
@@ -22,13 +22,10 @@ CAPPED = {**QUESTION, "max_tokens": 10}
 @asynccontextmanager
 async def gateway(server, *flags, cwd):
     """A gateway in a process of its own, and its URL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "onellm_async", "gateway", "--port", "0", "--rpm", "60000", "--burst", "1000", *flags),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    process = await start_command(
+        *("gateway", "--port", "0", "--rpm", "60000", "--burst", "1000", *map(str, flags)),
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ONELLM_API_KEY": "any", "ONELLM_BASE_URL": server.url},
+        env={**os.environ, "ONELLM_API_KEY": "any", "ONELLM_BASE_URL": server.url},
     )
     try:
         line = (await process.stdout.readline()).decode()
