@@ -215,6 +215,8 @@ async def _measured(
             work = WorkList(source, config.policy, earlier=earlier, cache=cache, on_bad_line=on_bad_line)
             async for request in work:
                 meter.add(request)
+    if not (work.left or work.completed or work.bad_lines):
+        raise BatchError(f"{source.name} holds no prompts.")
     return work, meter.workload()
 
 

@@ -276,3 +276,19 @@ def test_any_line_is_an_item_or_a_line_error(raw, shape):
     assert isinstance(entry, ParsedEntry | LineError)
     with contextlib.suppress(BatchError):
         assert isinstance(recognize_format("in", raw), InputFormat)
+
+
+@pytest.mark.parametrize("field", ["id", "custom_id"])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("7", "7"), ("7.0", "7"), ("-1", "-1"), ("18446744073709551615", "18446744073709551615")]
+)
+def test_numbers_are_ids_whether_or_not_a_program_wrote_them_as_floats(field, value, expected):
+    found = read(f'{{"{field}": {value}, "prompt": "Hi"}}'.encode())
+    assert found.custom_id == expected
+
+
+@pytest.mark.parametrize("value", ["1e300", "123456789012345678901234567890"])
+def test_a_number_that_was_rounded_while_it_was_read_is_no_id(value):
+    found = read(f'{{"custom_id": {value}, "prompt": "Hi"}}'.encode())
+    assert "too large a number to be read exactly; write it as a string" in found.message
+    assert read(f'{{"id": {value}, "prompt": "Hi"}}'.encode()).custom_id is None

@@ -315,6 +315,24 @@ REFUSED = {
         {},
         r"fields: 'recordId', 'modelInput'",
     ),
+    "a conversation of another export": (
+        "sharegpt.json",
+        document([{"id": "x", "conversations": [{"from": "human", "value": "Hi"}]}]),
+        {},
+        r"If conversations is its conversation: --field conversations",
+    ),
+    "the same, with its field": (
+        "sharegpt.json",
+        document([{"id": "x", "conversations": [{"from": "human", "value": "Hi"}]}]),
+        {"field": "conversations"},
+        r"Rename from to role",
+    ),
+    "a table in Markdown": (
+        "table.csv",
+        b"| id | prompt |\n|----|--------|\n| 1 | Why? |\n",
+        {},
+        r"table.csv:1: it looks like a Markdown table, .*sed ",
+    ),
     "a batch of embeddings": (
         "batch.jsonl",
         lines({**BATCH, "url": "/v1/embeddings"}),
@@ -348,7 +366,7 @@ REFUSED = {
         "in.csv",
         "question\nOù ?\nÇa ?\n".encode("cp1252"),
         {"field": "question"},
-        r"in.csv:2: Not UTF-8: column 'question'",
+        r"in.csv:2: Not UTF-8: column 'question'. Save the file as UTF-8.",
     ),
     "weather in a column": (
         "w.csv",

@@ -228,7 +228,7 @@ async def test_odd_bytes_are_bad_lines_or_part_of_a_prompt_and_never_the_end(tmp
     assert [entry.line for entry in found] == [1, 2, 3, 4, 5, 6, 8]
     assert texts([found[0], found[3], found[4], found[6]]) == ["one", "four\0", "five", "eight\u2028."]
     assert [error.message for error in (found[1], found[5])] == [
-        "Not UTF-8: invalid continuation byte at byte 16 of the line.",
+        "Not UTF-8: invalid continuation byte at byte 16 of the line. Save the file as UTF-8.",
         "custom_id 'x' was used in line 5 already.",
     ]
     assert found[2].message.startswith("Not JSON: ")

@@ -75,7 +75,7 @@ async def test_ragged_rows_are_bad_and_the_others_come(table):
 async def test_what_is_not_utf_8_is_named_with_its_column(table):
     found = texts(await items(table(b"id,prompt\n1,caf\xe9\n2,caf\xc3\xa9\n")))
 
-    assert found[0].endswith("in.csv:2: Not UTF-8: column 'prompt'.")
+    assert found[0].endswith("in.csv:2: Not UTF-8: column 'prompt'. Save the file as UTF-8.")
     assert found[1] == "café"
 
 

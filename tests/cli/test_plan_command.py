@@ -79,7 +79,7 @@ async def test_every_input_of_run_can_be_planned(onellm, tmp_path):
     assert named["prompts"] == 1
     (tmp_path / "empty.txt").write_text("")
     nothing = await onellm("plan", "empty.txt")
-    assert (nothing.code, nothing.out) == (0, "prompts  0 prompts in empty.txt\ntokens   about 0 of input\n")
+    assert (nothing.code, nothing.out, nothing.err) == (2, "", "onellm-async: empty.txt holds no prompts.\n")
 
 
 async def test_bad_lines_are_named_left_out_and_change_the_exit_code(onellm, tmp_path):

@@ -345,6 +345,9 @@ async def test_an_empty_input_is_refused_and_replaces_no_output(onellm, at, tmp_
     await onellm("run", "-", "-o", "piped.jsonl", *FAST, stdin="one\n", **at)
     before = (tmp_path / "piped.jsonl").read_bytes()
     failed = await onellm("run", "-", "-o", "piped.jsonl", *FAST, stdin="", **at)
+    for command in (["plan", "in.txt"], ["plan", "-"], ["run", "in.txt", "-o", "out.jsonl", "--estimate"]):
+        refused = await onellm(*command, stdin="", **at)
+        assert (refused.code, refused.err) in {(2, ended.err), (2, "onellm-async: <stdin> holds no prompts.\n")}
 
     assert (ended.code, ended.err) == (2, "onellm-async: in.txt holds no prompts.\n")
     assert (failed.code, failed.err) == (2, "onellm-async: <stdin> holds no prompts.\n")

@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from attrs import frozen
 
 from onellm_async.batch.inputs.entry import ByteSource, Entry, EntryReader, InvalidEntry, LineError
+from onellm_async.batch.inputs.entry_parser import SAVE_AS_UTF8
 from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
 from onellm_async.errors import BatchError
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import dump_json
 
 _DELIMITERS = ",;\t|"
+_MARKDOWN = (
+    "Take the bars at its ends and the row of dashes out: sed 's/ *| */|/g; s/^|//; s/|$//; /^[|: -]*$/d' FILE | "
+    "onellm-async run - --format csv"
+)
 _EXCEL_HINT = re.compile(r"sep=(.)\s*", re.IGNORECASE)
 """A first line that Excel writes and reads to tell the delimiter."""
 
@@ -74,6 +79,11 @@ class CsvSplitter:
         self._quoted = False  # while skipping: whether inside quotes
         # The module's own limit belongs to the whole process and is 128 KiB; it is only ever raised here.
         csv.field_size_limit(max(csv.field_size_limit(), longest))
+
+    @property
+    def delimiter(self) -> str | None:
+        """What separates columns; None while that is not known."""
+        return None if self._dialect is None else self._dialect.delimiter
 
     def feed(self, piece: bytes) -> list[tuple[int, list[str] | str]]:
         """The rows that `piece` completes, as (line number from 1, fields); or what is wrong with a row."""
@@ -259,8 +269,10 @@ class CsvEntries:
         if isinstance(header, str):
             raise BatchError(f"{where}: the header cannot be read. {header}")
         names = [name.strip() or f"column_{number}" for number, name in enumerate(header, 1)]
+        if self._splitter.delimiter == "|" and len(header) > 2 and not (header[0].strip() or header[-1].strip()):
+            raise BatchError(f"{where}: it looks like a Markdown table, whose second row is no data.", advice=_MARKDOWN)
         if (bad := _undecoded(names)) is not None:
-            raise BatchError(f"{where}: the header is not UTF-8 (column {bad + 1}).", advice="Save the table as UTF-8.")
+            raise BatchError(f"{where}: the header is not UTF-8 (column {bad + 1}).", advice=SAVE_AS_UTF8)
         for name in names:
             if names.count(name) > 1:
                 raise BatchError(f"{where}: the header names the column {truncated_repr(name)} twice.")
@@ -274,7 +286,9 @@ class CsvEntries:
         if len(row) != len(self._columns):
             return self._bad(index, line, raw, f"It has {len(row)} fields; the header names {len(self._columns)}.")
         if b"\\udc" in raw and (bad := _undecoded(row)) is not None:
-            return self._bad(index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}.")
+            return self._bad(
+                index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}. {SAVE_AS_UTF8}"
+            )
         if b"\\u0000" in raw and (column := _with_nul(self._columns, row)) is not None:
             return self._bad(index, line, raw, f"Column {truncated_repr(column)} holds a NUL, which no text does.")
         if self._reader is None:  # the header comes first

@@ -71,6 +71,7 @@ WHOLE = ("*",)
 HOPELESS = 20
 """Entries from the beginning of which all are bad before the input is refused."""
 
+SAVE_AS_UTF8 = "Save the file as UTF-8."
 _PLACE_IN_ENTRY = re.compile(r": line (\d+) column (\d+) \(char \d+\)")
 
 
@@ -349,7 +350,8 @@ class EntryParser:
         if (custom_id := _id(record, "custom_id")) is not None:
             return custom_id, "custom_id"
         value = record.get("id")
-        return (_id(record, "id") if isinstance(value, str | int) else None), "id"
+        is_usable = isinstance(value, str | int) or (isinstance(value, float) and _is_exact(value))
+        return (_id(record, "id") if is_usable else None), "id"
 
     def _kept(self, found: Parsed, raw: bytes) -> bytes | None:
         if self._keep is None or self._keep == ALL:
@@ -475,11 +477,17 @@ def _messages_in(prompt: JSON, name: str) -> JSON:
 
 
 def _inner_records(value: Mapping[str, JSON]) -> str:
-    """What to do with a document around a list of records."""
+    """What to do with a document around a list of records, or with a conversation of another name."""
     for name, inner in value.items():
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict) and not _TURN.isdisjoint(inner[0]):
+            return f" If {name} is its conversation: --field {name}"
         if isinstance(inner, list) and len(inner) > 1 and isinstance(inner[0], dict | str):
             return f" If its records are in {name}: jq -c '.{name}[]' FILE | onellm-async run - --format jsonl"
     return ""
+
+
+_TURN = frozenset({"role", "from", "content", "value"})
+"""Fields of a turn of a conversation, in the usual exports."""
 
 
 def _not_blank(prompt: str) -> str:
@@ -493,7 +501,9 @@ def decoded(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise _BadLineError(f"Not UTF-8: {error.reason} at byte {error.start + 1} of the line.") from None
+        raise _BadLineError(
+            f"Not UTF-8: {error.reason} at byte {error.start + 1} of the line. {SAVE_AS_UTF8}"
+        ) from None
 
 
 def _json_value(raw: bytes) -> JSON:
@@ -518,10 +528,17 @@ def _id(record: Mapping[str, JSON], name: str) -> str | None:
     if type(value) is str:
         return value
     if isinstance(value, float) and value.is_integer():
+        if not _is_exact(value):
+            raise _BadLineError(f"{name} is too large a number to be read exactly; write it as a string.")
         value = int(value)
     if isinstance(value, str | int) and not isinstance(value, bool):
         return str(value)
     raise _BadLineError(f"{name} is {_kind(value)}, not a string.")
+
+
+def _is_exact(value: float) -> bool:
+    """Whether `value` is an integer, and the only one that is read as this float."""
+    return value.is_integer() and abs(value) < 2**53
 
 
 def _names(value: Mapping[str, JSON]) -> str:

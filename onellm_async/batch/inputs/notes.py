@@ -58,7 +58,8 @@ class InputNotes:
         if self._passed_on:
             found.append(f"Sent as they are, although the API does not document them: {_listed(self._passed_on)}.")
         found += [
-            f"{name} is no unique id: {_lines(count)} with an earlier value have no custom_id."
+            f"{name} is no unique id: {_lines(count)} with an earlier value "
+            f"{'has' if count == 1 else 'have'} no custom_id."
             for name, count in self._ids.items()
         ]
         return found
