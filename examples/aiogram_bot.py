@@ -22,9 +22,10 @@ import sys
 from pathlib import Path
 
 from aiogram import Bot, Dispatcher, F
-from aiogram.exceptions import TelegramRetryAfter
+from aiogram.exceptions import TelegramNotFound, TelegramRetryAfter, TelegramUnauthorizedError
 from aiogram.types import Message
 from aiogram.utils.chat_action import ChatActionSender
+from aiogram.utils.token import TokenValidationError
 from chats import LIMITS, Chats
 
 from onellm_async import AsyncOneLLM, OneLLMError
@@ -84,3 +85,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except OneLLMError as error:
         sys.exit(str(error))
+    except (TokenValidationError, TelegramUnauthorizedError, TelegramNotFound) as error:
+        sys.exit(f"Telegram does not accept TELEGRAM_TOKEN ({error}). BotFather shows the right one.")

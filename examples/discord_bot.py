@@ -96,3 +96,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except OneLLMError as error:
         sys.exit(str(error))
+    except discord.LoginFailure as error:
+        sys.exit(f"Discord does not accept DISCORD_TOKEN ({error}) The page of your application gives another one.")

@@ -16,12 +16,12 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from bots_at_work import faked, until
+from bots_at_work import EXAMPLES, ended, faked, started, until
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, hang
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 from aiogram_bot import make_dispatcher
 from chats import Chats
 
@@ -56,6 +56,9 @@ class Telegram:
     async def handle(self, request: web.Request) -> web.Response:
         method, form = request.match_info["method"], await request.post()
         result: object = True
+        if request.match_info["token"] == "7:wrong":
+            refused = {"ok": False, "error_code": 401, "description": "Unauthorized"}
+            return web.json_response(refused, status=401)
         if method == "getMe":
             result = {"id": 7, "is_bot": True, "first_name": "Bot", "username": "a_bot"}
         elif method == "getUpdates":
@@ -98,7 +101,7 @@ class Running:
 
     async def __aexit__(self, *_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await self._polling
         await self._client.aclose()
 
@@ -245,3 +248,48 @@ async def test_sigterm_sends_the_answers_in_flight_and_a_restart_continues(
         await until(lambda: len(platform.sent) == 4)
     assert platform.seen_by(ADA)[-1] == "3"
     assert [request.prompt for request in transport.requests if len(request.messages) == 1] == ["queued"]
+
+
+def redirect_to(bot: Bot) -> str:
+    """Code that makes the stand-in the default of aiogram; `Bot` has no other way without an argument."""
+    base = bot.session.api.base
+    return f"from aiogram.client import telegram\nobject.__setattr__(telegram.PRODUCTION, 'base', {base!r})\n"
+
+
+async def test_the_program_answers_saves_its_chats_at_the_end_and_continues(
+    telegram: tuple[Telegram, Bot], tmp_path: Path
+) -> None:
+    platform, bot = telegram
+    with ThreadedServer() as server:
+        service = {"ONELLM_API_KEY": "local", "ONELLM_BASE_URL": server.url, "TELEGRAM_TOKEN": "7:token"}
+        for text, number in (("What is a prime?", signal.SIGTERM), ("Is 51 one?", signal.SIGINT)):
+            process = await started("aiogram_bot.py", tmp_path, redirect_to(bot), **service)
+            platform.say(ADA, text)
+            try:
+                await until(lambda text=text: text in platform.seen_by(ADA))
+            finally:
+                process.send_signal(number)
+                code, log = await ended(process)
+            assert (code, "Traceback" in log, "Unclosed" in log) == (0, False, False), log
+    (saved,) = json.loads((tmp_path / "telegram-chats.json").read_text("utf-8")).values()
+    questions = [message["content"] for message in saved["messages"] if message["role"] == "user"]
+    assert questions == ["What is a prime?", "Is 51 one?"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"ONELLM_API_KEY": "local", "TELEGRAM_TOKEN": ""}, "Set TELEGRAM_TOKEN"),
+        ({"ONELLM_API_KEY": "", "TELEGRAM_TOKEN": "7:token"}, "ONELLM_API_KEY"),
+        ({"ONELLM_API_KEY": "local", "TELEGRAM_TOKEN": "malformed"}, "TELEGRAM_TOKEN"),
+        ({"ONELLM_API_KEY": "local", "TELEGRAM_TOKEN": "7:wrong"}, "TELEGRAM_TOKEN"),
+    ],
+)
+async def test_the_program_says_which_key_is_missing_or_wrong(
+    telegram: tuple[Telegram, Bot], tmp_path: Path, environment: dict[str, str], sentence: str
+) -> None:
+    _, bot = telegram
+    code, log = await ended(await started("aiogram_bot.py", tmp_path, redirect_to(bot), **environment))
+    assert code == 1
+    assert sentence in log
+    assert "Traceback" not in log

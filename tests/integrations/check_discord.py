@@ -14,14 +14,14 @@ import pytest
 import yarl
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from bots_at_work import faked, until
+from bots_at_work import EXAMPLES, ended, faked, started, until
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, hang
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(EXAMPLES))
 from chats import Chats
 from discord_bot import ChatBot
 
@@ -110,7 +110,9 @@ class Discord:
         self.typing.append(request.match_info["channel"])
         return web.Response(status=204)
 
-    async def _me(self, _: web.Request) -> web.Response:
+    async def _me(self, request: web.Request) -> web.Response:
+        if request.headers["Authorization"] == "Bot wrong":
+            return web.json_response({"message": "401: Unauthorized", "code": 0}, status=401)
         return reply_with(BOT)
 
     async def _application(self, _: web.Request) -> web.Response:
@@ -155,7 +157,7 @@ class Running:
     async def __aexit__(self, *_: object) -> None:
         if not self._main.done():
             os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             await self._main
         await self._client.aclose()
 
@@ -265,3 +267,52 @@ async def test_sigterm_sends_the_answer_in_flight_and_a_restart_continues(platfo
         await until(lambda: len(platform.sent) == 4)
     assert platform.seen_in(DIRECT)[-1] == "3"
     assert [request.prompt for request in transport.requests if len(request.messages) == 1] == ["queued"]
+
+
+def redirected() -> str:
+    """Code that leads discord.py to the stand-in, as the fixture did here."""
+    gateway = str(DiscordWebSocket.DEFAULT_GATEWAY)
+    return (
+        "import yarl\n"
+        "from discord.gateway import DiscordWebSocket\n"
+        "from discord.http import Route\n"
+        f"Route.BASE = {Route.BASE!r}\n"
+        f"DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL({gateway!r})\n"
+    )
+
+
+async def test_the_program_answers_saves_its_chats_at_the_end_and_continues(platform: Discord, tmp_path: Path) -> None:
+    with ThreadedServer() as server:
+        service = {"ONELLM_API_KEY": "local", "ONELLM_BASE_URL": server.url, "DISCORD_TOKEN": "token"}
+        for text, number in (("What is a prime?", signal.SIGTERM), ("Is 51 one?", signal.SIGINT)):
+            platform.ready.clear()
+            process = await started("discord_bot.py", tmp_path, redirected(), **service)
+            try:
+                async with asyncio.timeout(90):
+                    await platform.ready.wait()
+                await platform.say(text)
+                await until(lambda text=text: text in platform.seen_in(DIRECT))
+            finally:
+                process.send_signal(number)
+                code, log = await ended(process)
+            assert (code, "Traceback" in log, "Unclosed" in log) == (0, False, False), log
+    (saved,) = json.loads((tmp_path / "discord-chats.json").read_text("utf-8")).values()
+    questions = [message["content"] for message in saved["messages"] if message["role"] == "user"]
+    assert questions == ["What is a prime?", "Is 51 one?"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"ONELLM_API_KEY": "local", "DISCORD_TOKEN": ""}, "Set DISCORD_TOKEN"),
+        ({"ONELLM_API_KEY": "", "DISCORD_TOKEN": "token"}, "ONELLM_API_KEY"),
+        ({"ONELLM_API_KEY": "local", "DISCORD_TOKEN": "wrong"}, "DISCORD_TOKEN"),
+    ],
+)
+async def test_the_program_says_which_key_is_missing_or_wrong(
+    platform: Discord, tmp_path: Path, environment: dict[str, str], sentence: str
+) -> None:
+    code, log = await ended(await started("discord_bot.py", tmp_path, redirected(), **environment))
+    assert code == 1
+    assert sentence in log
+    assert "Traceback" not in log
