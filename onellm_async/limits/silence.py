@@ -213,6 +213,9 @@ class Opening(Phase):
     each request."""
     SURPLUS = 4
     """Requests that may be accepted beside twice what a bucket can have saved."""
+    GROWTH = 1 / 16
+    """Growth of the pace with each request, once more was accepted than in the first burst, whose pace it had until
+    then. A bucket that was empty at the start would else be used at `MIN_PACE` for ever."""
     MAX_PATTERN_GAP = 0.25
     """Seconds between two requests, at most, in the repeated pattern."""
     MAX_REST = 10.0
@@ -275,6 +278,9 @@ class Opening(Phase):
         if self.proven > 0:
             self._pace = min(peak, self.FIRST_PACE / 2 * peak * (1 + self._accepted))
         else:
+            first = evidence.line.first
+            if first is not None and self._accepted > max(self.SURPLUS, first.accepted):
+                self._max_pace = min(peak, (1 + self.GROWTH) * self._max_pace)
             self._pace = min(self._max_pace if evidence.slots.limit == _NEVER else peak, 2 * self._pace)
         return self
 

@@ -17,6 +17,7 @@ MET = [
     "bucket 20/s b200",
     "bucket 40/min b40, empty",
     "bucket 200/s b40, empty",
+    "bucket 20/s b200, empty",
     "sliding 40 in 60, N=5w, latency 0.3",
     "sliding 300 in 60, N=5w, latency 0.3",
     "sliding 60 in 4, N=5w, latency 0.3",
