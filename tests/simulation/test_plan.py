@@ -50,7 +50,7 @@ def test_a_few_prompts_wait_for_nothing_but_their_answers():
 def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion():
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
-    estimate = plan(Workload.uniform(1500), limits, service)
+    estimate = plan(Workload.uniform(1500), limits, service, seeds=3)
 
     assert estimate.bottleneck == "concurrency"
     assert estimate.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
@@ -63,7 +63,7 @@ def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion
 
 
 def test_a_faster_limit_is_the_suggestion_if_the_rate_is_the_bottleneck():
-    (suggestion,) = plan(Workload.uniform(1000), Limits(), PUBLISHED).suggestions
+    (suggestion,) = plan(Workload.uniform(1000), Limits(), PUBLISHED, seeds=3).suggestions
 
     assert (suggestion.limit, suggestion.value) == ("requests_per_minute", 80)
     assert suggestion.saved == pytest.approx((1000 - 40) / (40 / 60) / 2, rel=0.01)
@@ -94,8 +94,8 @@ def test_a_declaration_that_the_service_does_not_keep_is_estimated_with_its_429s
 
 
 def test_failures_take_their_share_of_the_rate():
-    calm = plan(Workload.uniform(600), Limits(), PUBLISHED)
-    rough = plan(Workload.uniform(600), Limits(), ExpectedService(failure_rate=0.05))
+    calm = plan(Workload.uniform(600), Limits(), PUBLISHED, seeds=5)
+    rough = plan(Workload.uniform(600), Limits(), ExpectedService(failure_rate=0.05), seeds=5)
 
     assert rough.duration.median / calm.duration.median == pytest.approx(640 / 600 - 0.01, abs=0.03)
     stormy = plan(Workload.uniform(300), Limits(), ExpectedService(failure_rate=0.5), seeds=1)
@@ -117,15 +117,15 @@ def test_failures_take_their_share_of_the_rate():
     ids=["declared", "undeclared", "failures", "slots"],
 )
 def test_what_is_extrapolated_is_what_a_full_simulation_gives(limits, service, within):
-    workload = Workload.uniform(4000)
-    short = plan(workload, limits, service, seeds=3, max_simulated=2000)
-    full = plan(workload, limits, service, seeds=1, max_simulated=4000)
+    workload = Workload.uniform(2400)
+    short = plan(workload, limits, service, seeds=2, max_simulated=1200)
+    full = plan(workload, limits, service, seeds=1, max_simulated=2400)
 
-    assert (short.simulated, full.simulated) == (2000, 4000)
+    assert (short.simulated, full.simulated) == (1200, 2400)
     assert short.duration.median == pytest.approx(full.duration.median, rel=within)
     assert short.rate_limited.median == pytest.approx(full.rate_limited.median, abs=3)
     assert short.mean_in_flight == pytest.approx(full.mean_in_flight, rel=0.03)
-    assert short.progress[-1][1] == full.progress[-1][1] == 4000
+    assert short.progress[-1][1] == full.progress[-1][1] == 2400
     for (quick, done), (slow, same) in zip(short.progress, full.progress, strict=True):
         assert done == same
         assert quick == pytest.approx(slow, rel=0.03, abs=60)
