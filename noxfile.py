@@ -171,6 +171,13 @@ def integrations(session: nox.Session, versions: str) -> None:
 
 
 @nox.session(python=FOUND[0])
+def tables(session: nox.Session) -> None:
+    """DataFrames, relations and datasets as prompts, with the newest versions of their libraries."""
+    session.install(*group("tests"), *group("tables"), "-e", ".[cli]")
+    session.run("pytest", "-q", "-rs", *(session.posargs or ["tests/batch/test_tables_in_memory.py"]))
+
+
+@nox.session(python=FOUND[0])
 def openapi(session: nox.Session) -> None:
     """The local server does what its OpenAPI document says."""
     session.install(*group("openapi"), "-e", ".[cli]", "pytest-timeout", "pytest-asyncio")

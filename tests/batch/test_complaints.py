@@ -2,9 +2,11 @@
 
 import json
 
+from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import LineError
 from onellm_async.batch.inputs.notes import Complaints
 from onellm_async.cli import main
+from onellm_async.testing import FakeTransport
 
 
 def test_the_same_complaint_is_told_ten_times_and_then_counted():
@@ -55,3 +57,17 @@ def test_the_most_common_first_mistake_is_refused_unsent_and_locks_nothing(tmp_p
     assert "make the prompt with --template. The first 20 lines are all bad" in " ".join(capfd.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     assert main([*command, "--field", "question"]) == 0
+
+
+async def test_many_bad_lines_of_one_kind_neither_pause_nor_end_a_run_as_they_cost_nothing(tmp_path):
+    lines = [{"prompt": f"p{n}"} if n % 5 == 0 else {"question": f"p{n}"} for n in range(500)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    transport, said = FakeTransport(), []
+    async with AsyncOneLLM(transport=transport, limits=Limits.unlimited(8)) as client:
+        report = await client.run(
+            tmp_path / "in.jsonl", tmp_path / "out.jsonl", model="GPT-5-Nano", on_message=said.append
+        )
+
+    assert (report.complete, report.counts.answered, report.bad_lines) == (True, 100, 400)
+    assert sorted(transport.prompts) == sorted(f"p{n}" for n in range(0, 500, 5))
+    assert not [text for text in said if "Paused" in text or "alike" in text]
