@@ -138,8 +138,8 @@ def format_rate(rate: float, limit: float | None) -> str:
     """
     if limit is None:
         return f"{rate:.1f} requests/s"
-    if rate > limit * _NOISE:
-        return f"{rate:.1f} requests/s (burst; limit {limit:.1f})"
+    if round(rate, 1) > round(limit, 1):
+        return f"{rate:.1f} requests/s ({'burst; ' if rate > limit * _NOISE else ''}limit {limit:.1f})"
     return f"{rate:.1f} of {limit:.1f} requests/s"
 
 

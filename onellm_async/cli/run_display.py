@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -41,6 +41,9 @@ _REFRESH = 0.125
 _LONGEST_CLAUSE = 120
 """Characters of an error within a line of figures."""
 _PAUSED, _OPEN = "paused", "circuit open"
+_GAP = "  "
+_SHORTEST_BAR = 10
+"""Columns of a terminal."""
 
 
 def clock_time(seconds: float) -> str:
@@ -71,8 +74,11 @@ def _rate(progress: RunProgress, limiter: Snapshot) -> str:
 
 def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
     """What a user would ask about when nothing seems to move."""
-    waiting = [f"{count:,} {lane}" for lane, count in limiter.queued.items() if count]
-    parts = [f"waiting: {', '.join(waiting)}"] if waiting else []
+    queued = {lane: count for lane, count in limiter.queued.items() if count}
+    if len(queued) > 1:
+        parts = ["queued: " + ", ".join(f"{count:,} {lane}" for lane, count in queued.items())]
+    else:
+        parts = [f"{count:,} queued" for count in queued.values()]
     error = _clause(limiter.last_error or "the service fails")
     if limiter.concurrency < limiter.max_concurrency:
         parts.append(f"up to {limiter.concurrency:,} in flight")
@@ -134,32 +140,64 @@ def plain_line(progress: RunProgress, limiter: Snapshot, budget: Budget | None =
 
 def live_view(progress: RunProgress, limiter: Snapshot, budget: Budget | None = None) -> Group:
     """A run at one moment, for a terminal."""
-    bar = Table.grid(padding=(0, 1), expand=True)
-    bar.add_column(ratio=1)
-    bar.add_column(no_wrap=True, justify="right")
     total = None if progress.total is None else max(1, progress.total)
     moved = progress.completed + progress.bad_lines
-    bar.add_row(
-        ProgressBar(total=total, completed=moved, pulse=total is None, animation_time=progress.elapsed),
-        f"{_out_of(progress)}  {clock_time(progress.elapsed)}  {_eta(progress)}",
-    )
-    numbers = Text(no_wrap=True, overflow="ellipsis")
-    numbers.append(_rate(progress, limiter), "bold")
-    numbers.append(
-        f"  {progress.in_flight} in flight  {progress.rate_limited:,} 429s  {pluralize(progress.retries, 'retry')}  "
-    )
-    numbers.append(f"{progress.failed:,} failed", "red" if progress.failed else "")
+    bar = ProgressBar(total=total, completed=moved, pulse=total is None, animation_time=progress.elapsed)
+    numbers = [
+        Text(_rate(progress, limiter), "bold"),
+        Text(f"{progress.in_flight} in flight"),
+        Text(f"{progress.rate_limited:,} 429s"),
+        Text(pluralize(progress.retries, "retry")),
+        Text(f"{progress.failed:,} failed", "red" if progress.failed else ""),
+    ]
     if progress.bad_lines:
-        numbers.append(f"  {pluralize(progress.bad_lines, 'bad line')}", "red")
-    for part in _state(progress, limiter):
-        numbers.append(f"  {part}", "yellow" if part.startswith((_PAUSED, _OPEN)) else "")
-    money = Text(
-        f"{_tokens(progress, budget)} ({progress.input_tokens:,} input + {progress.output_tokens:,} output)  "
-        f"{_money(progress, budget)}",
-        no_wrap=True,
-        overflow="ellipsis",
-    )
-    return Group(bar, numbers, money)
+        numbers.append(Text(pluralize(progress.bad_lines, "bad line"), "red"))
+    numbers += [Text(part, "yellow" if part.startswith((_PAUSED, _OPEN)) else "") for part in _state(progress, limiter)]
+    money = [
+        Text(_tokens(progress, budget)),
+        Text(f"({progress.input_tokens:,} input + {progress.output_tokens:,} output)"),
+        Text(_money(progress, budget)),
+    ]
+    done = [Text(_out_of(progress)), Text(clock_time(progress.elapsed)), Text(_eta(progress))]
+    return Group(_BarBesideText(bar, done), _Flow(numbers), _Flow(money))
+
+
+class _Flow:
+    """Parts beside one another, on as many lines as they need: a narrow terminal cuts nothing off."""
+
+    def __init__(self, parts: Sequence[Text]) -> None:
+        self._parts = parts
+
+    def lines(self, width: int) -> list[Text]:
+        """The lines, of which only a part that is longer itself is longer than `width`."""
+        found: list[Text] = []
+        for part in self._parts:
+            if found and found[-1].cell_len + len(_GAP) + part.cell_len <= width:
+                found[-1].append(_GAP).append_text(part)
+            else:
+                found.append(Text().append_text(part))
+        return found
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from self.lines(options.max_width)
+
+
+class _BarBesideText:
+    """A bar before a few parts of text, or below them where there is no room for both."""
+
+    def __init__(self, bar: ProgressBar, parts: Sequence[Text]) -> None:
+        self._bar = bar
+        self._parts = parts
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = _Flow(self._parts).lines(options.max_width)
+        beside = lines if len(lines) == 1 and lines[0].cell_len + _SHORTEST_BAR < options.max_width else []
+        if not beside:
+            yield from lines
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(ratio=1)
+        grid.add_row(self._bar, *beside)
+        yield grid
 
 
 def summary(progress: RunProgress) -> str:

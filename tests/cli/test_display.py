@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from attrs import evolve
@@ -39,8 +40,8 @@ def limiter(**changes):
     return Snapshot(**{"max_concurrency": 48, "concurrency": 48, "rate": 150.0, "bottleneck": "rate"} | changes)
 
 
-def drawn(renderable):
-    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard", _environ={})
+def drawn(renderable, width=100):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard", _environ={})
     console.print(renderable)
     return console.file.getvalue()
 
@@ -59,13 +60,23 @@ def test_numbers_agree_with_their_nouns():
 def test_a_plain_line_tells_everything():
     waiting = limiter(queued={"interactive": 1, "default": 0, "batch": 1200}, bottleneck="tokens")
     assert plain_line(progress(), waiting) == (
-        "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, waiting: 1 interactive, 1,200 batch, "
+        "120/2,000 done, 2.0 of 2.5 requests/s, 12 in flight, queued: 1 interactive, 1,200 batch, "
         "bottleneck: token limit, 4,241 tokens, $0.012, 3 rate-limited, 4 retries, 2 failed, ETA 15:40 min"
     )
 
 
 def test_a_burst_is_not_told_as_a_share_of_the_limit():
     assert "314.1 requests/s (burst; limit 2.5), 12 in flight" in plain_line(progress(rate=314.1), limiter())
+
+
+def test_no_rate_is_told_as_more_than_a_whole():
+    shown = [plain_line(progress(rate=rate), limiter()).split(", ")[1] for rate in (2.5, 2.54, 2.6, 3.5)]
+    assert shown == [
+        "2.5 of 2.5 requests/s",
+        "2.5 of 2.5 requests/s",
+        "2.6 requests/s (limit 2.5)",
+        "3.5 requests/s (burst; limit 2.5)",
+    ]
 
 
 def test_money_and_tokens_are_set_against_the_budget():
@@ -119,7 +130,7 @@ def test_the_live_view_shows_a_bar_the_numbers_and_failures_in_red():
     assert "2.0 of 2.5 requests/s" in shown
     assert "\x1b[31m2 failed" in shown
     assert "1 bad line" in shown
-    assert "4,241 tokens (1,240 input + 3,001 output)  $0.012" in shown
+    assert "4,241 tokens  (1,240 input + 3,001 output)  $0.012" in shown
     assert "━" in shown
 
 
@@ -131,7 +142,43 @@ def test_the_live_view_of_an_endless_input_has_no_total_and_nothing_red_while_al
 
 
 def test_the_live_view_of_a_paused_run_says_so_in_yellow():
-    assert "\x1b[33m  paused" in drawn(live_view(progress(), limiter(paused=True)))
+    assert "\x1b[33mpaused" in drawn(live_view(progress(), limiter(paused=True)))
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
+def test_a_narrow_terminal_shows_all_of_the_live_view_in_more_lines(width):
+    busy = progress(completed=120_000, total=2_000_000, bad_lines=7, eta=94_000.0, eta_low=90_000.0, eta_high=99_000.0)
+    state = limiter(queued={"batch": 4000}, backing_off=12, trial_in=9.0, last_error="503 Service Unavailable.")
+    lines = re.sub(r"\x1b\[[\d;]*m", "", drawn(live_view(busy, state, Budget(max_cost=5)), width)).splitlines()
+    shown = " ".join(" ".join(lines).split())
+
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= (3 if width == 200 else 24)
+    for part in (
+        *("120,000/2,000,000", "1:00 min", "ETA 26:06:40 h", "2.0 of 2.5 requests/s", "12 in flight", "3 429s"),
+        *("4 retries", "2 failed", "7 bad lines", "4,000 queued", "12 waiting for a retry", "$0.012 of $5"),
+        "circuit open: 503 Service Unavailable, next attempt in 9 s",
+    ):
+        assert part in shown
+
+
+def test_a_narrow_terminal_breaks_lines_between_figures():
+    lines = re.sub(r"\x1b\[[\d;]*m", "", drawn(live_view(progress(), limiter()), 40)).splitlines()
+
+    assert [line.strip() for line in lines] == [
+        "120/2,000  1:00 min  ETA 15:40 min",
+        "━━" + lines[1].strip()[2:],
+        "2.0 of 2.5 requests/s  12 in flight",
+        "3 429s  4 retries  2 failed",
+        "4,241 tokens",
+        "(1,240 input + 3,001 output)  $0.012",
+    ]
+
+
+def test_requests_that_wait_are_called_queued_and_lanes_named_where_there_are_several():
+    assert "  1,200 queued" in drawn(live_view(progress(), limiter(queued={"interactive": 0, "batch": 1200})))
+    both = plain_line(progress(), limiter(queued={"interactive": 1, "default": 0, "batch": 1200}))
+    assert "queued: 1 interactive, 1,200 batch" in both
 
 
 def test_a_note_is_printed_as_it_is_but_for_control_characters():
