@@ -396,12 +396,10 @@ class Sender:
             return "because the client was closed"
         if (ended := call.group.ended) is not None:
             return getattr(ended(), "stop_reason", "") or "because the fan-out was stopped"
-        if (
-            not call.group.wait_for_ready
-            and self._breaker.trial_at is not None
-            and RULES[failure.kind].breaker == "opens"
-        ):
-            return _CIRCUIT_OPEN
+        if not call.group.wait_for_ready and self._breaker.trial_at is not None:
+            was_refused = failure.stop_reason == _CIRCUIT_OPEN  # by `_own_failure`: the next try would be, too
+            if was_refused or RULES[failure.kind].breaker == "opens":
+                return _CIRCUIT_OPEN
         return None
 
     async def _back_off(self, call: Call, seconds: float) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from onellm_async import AsyncOneLLM
-from onellm_async.events import Answered, Event, Failed, Granted, Queued
+from onellm_async.events import Answered, Event, Failed, Granted, Queued, Retrying
 from onellm_async.limits.policy import Limits
 from onellm_async.simulation.simulated_client import single_chat_deadline
 from onellm_async.wire import parse_json
@@ -59,7 +59,7 @@ class Recorder:
                 self._queued.add(request)
                 if request not in self._open:
                     self._request_opened(request, event.at)
-            case Granted(request=request):
+            case Granted(request=request) | Retrying(request=request):  # an open circuit empties the queue
                 self._queued.discard(request)
             case Answered(request=request) | Failed(request=request):
                 self._queued.discard(request)

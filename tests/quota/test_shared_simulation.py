@@ -114,7 +114,11 @@ def violations(seed):
 
 @pytest.mark.parametrize(
     ("seed", "what"),
-    {469: "429s in an outage of the board slow a client down", 515: "clients of a quota share the tokens"}.items(),
+    {
+        469: "429s in an outage of the board slow a client down",
+        515: "clients of a quota share the tokens",
+        1866: "an open circuit empties the queue",
+    }.items(),
 )
 def test_what_once_broke_an_invariant_with_a_quota_never_does_again(seed, what):
     assert not violations(seed), what

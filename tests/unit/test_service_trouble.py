@@ -14,6 +14,7 @@ import pytest
 from onellm_async import (
     APIConnectionError,
     APIError,
+    APITimeoutError,
     AsyncOneLLM,
     AuthenticationError,
     ChatOutcome,
@@ -28,6 +29,7 @@ from onellm_async import (
     ResponseDecodeError,
     RetryPolicy,
 )
+from onellm_async.events import Event, Hook, Retrying
 from onellm_async.testing import FakeReply, FakeRequest, FakeTransport, failure
 from onellm_async.transport import RawReply
 
@@ -67,6 +69,14 @@ async def all_of(outcomes: AsyncIterator[ChatOutcome], seen: list[ChatOutcome] |
     async for outcome in outcomes:
         seen.append(outcome)  # what came before an error counts
     return seen
+
+
+def listen(retries: list[int]) -> Hook:
+    def hook(event: Event) -> None:
+        if isinstance(event, Retrying):
+            retries.append(event.request)
+
+    return hook
 
 
 def now() -> float:
@@ -297,6 +307,25 @@ async def test_a_request_in_flight_is_not_retried_after_its_fan_out_was_stopped(
 
 
 # The circuit.
+
+
+async def test_what_the_open_circuit_refuses_ends_with_its_own_failure_and_no_retry_whatever_that_was() -> None:
+    retries: list[int] = []
+    lost = FakeReply(error=APITimeoutError("No answer within 5 s."), delay=5.0)
+    policy = RetryPolicy(max_attempts=4, breaker_failures=3, breaker_wait=60)
+    async with AsyncOneLLM(
+        transport=FakeTransport(lambda request: failure(500, delay=0.1) if request.prompt == "500" else lost),
+        limits=Limits(requests_per_minute=1, burst=5),
+        retry=policy,
+        random=Random(1),
+        hooks=[listen(retries)],
+    ) as client:
+        chats = [asyncio.create_task(client.chat(text, model="GPT-5-Mini")) for text in ("500", "lost", "lost", "lost")]
+        with pytest.raises(InternalServerError, match="circuit is open"):  # it waited in the queue
+            await chats[0]
+        assert now() == pytest.approx(5.0, abs=0.2)
+        assert retries.count(1) == 1
+        await asyncio.gather(*chats, return_exceptions=True)
 
 
 async def opened(transport: FakeTransport) -> AsyncOneLLM:
