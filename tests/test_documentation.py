@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -37,7 +38,11 @@ from onellm_async.testing import FakeTransport, ThreadedServer
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GENERATED = "command-line.md"  # from the flags, when the documents are built
-DOCUMENTS = [README, *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.name != GENERATED)]
+BUILT = ROOT / "docs/_build"
+DOCUMENTS = [
+    README,
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != GENERATED and BUILT not in p.parents),
+]
 SNIPPETS = [path for path in DOCUMENTS if "```python" in path.read_text("utf-8")]
 PLUGIN = () if entry_points(group="pytest11", name="onellm") else ("-p", "onellm_async.testing.pytest_plugin")
 # What the recipes use beside the package: their snippets run where it is installed, and are compiled elsewhere.
@@ -401,3 +406,16 @@ def test_every_public_name_of_a_room_is_on_its_reference_page(room: str) -> None
     pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
     names = importlib.import_module(f"onellm_async.{room}").__all__
     assert [name for name in names if not re.search(rf"auto\w+:: onellm_async\.{room}\.{name}\n", pages)] == []
+
+
+def test_the_description_on_a_package_index_needs_no_checkout() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    shown = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    readme = README.read_text("utf-8")
+    text, end, _ = readme.partition(shown["fragments"][0]["end-before"])
+    assert end
+    for change in shown["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert re.findall(r"!\[|\]\((?!https?:)", text) == []
+    fenced = re.compile(r"^```\w+\n.*?^```$", re.MULTILINE | re.DOTALL)
+    assert fenced.findall(text) == fenced.findall(readme)
