@@ -35,8 +35,10 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
     raw = read_samples(journal)
     samples = [parse_sample(at, sample) for at, sample in raw]
     sessions = read_sessions(journal, samples, running=running, now=now)
-    buckets = journal.throughput(bucket_width(sum(span.duration for span in sessions)))
-    slices = with_final_totals(cut_slices(sessions, samples, buckets), journal.counts())
+    counts = journal.counts()
+    outcomes = counts.answered + counts.failed
+    buckets = journal.throughput(bucket_width(sum(span.duration for span in sessions), outcomes))
+    slices = with_final_totals(cut_slices(sessions, samples, buckets, outcomes), counts)
     return Report(
         name=journal.path.name.removesuffix(".journal"),
         subtitle=_subtitle(journal.identity),

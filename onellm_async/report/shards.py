@@ -64,7 +64,9 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
     started = [row for row in rows if journal_path(default_output(place / row.name)).exists()]
     found = [_read(place, row, now=now) for row in started]
     periods = merge_spans([span for part in found for span in part.sessions])
-    width = bucket_width(sum(period.duration for period in periods))
+    counts = sum_counts(statuses)
+    outcomes = counts.answered + counts.failed
+    width = bucket_width(sum(period.duration for period in periods), outcomes)
     cells = Cells(periods, _BUCKETS_OF_A_CELL * width)
     buckets: Counter[float] = Counter()
     failed: Counter[float] = Counter()
@@ -76,10 +78,9 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
                 buckets[bucket.at] += bucket.answered
                 failed[bucket.at] += bucket.failed
     periods = tuple(evolve(period, burst=int(max(bursts)) if bursts else None) for period in periods)
-    counts, running = sum_counts(statuses), any(row.state == "running" for row in rows)
-    slices = with_final_totals(
-        cut_slices(periods, cells.samples(), [Bucket(at, buckets[at], failed[at]) for at in sorted(buckets)]), counts
-    )
+    running = any(row.state == "running" for row in rows)
+    fine = [Bucket(at, buckets[at], failed[at]) for at in sorted(buckets)]
+    slices = with_final_totals(cut_slices(periods, cells.samples(), fine, outcomes), counts)
     complete = all(row.state == "complete" for row in rows)
     identity = found[0].identity if found else None
     model = identity and (identity.model or identity.fallback_model)

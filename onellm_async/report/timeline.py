@@ -13,24 +13,40 @@ from onellm_async.report.model import ProgressSample, SessionSpan, TimeSlice
 _MAX_SLICES = 180
 """About the number of slices of a run: as many as a screen can show."""
 _WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400)
+_USUAL_OUTCOMES = 10
+"""Outcomes of a slice on average, where that leaves `_FEW_SLICES` or more."""
+_FEW_SLICES = 30
 _DAY = 86_400.0
 _FINE = 16
 """Buckets in a slice: an outcome is shown at most a thirtieth of a slice too early or too late."""
 
 
-def slice_width(worked: float) -> float:
-    """Seconds of a slice of a run that worked for `worked` seconds: a round number."""
+def slice_width(worked: float, outcomes: int | None = None) -> float:
+    """Seconds of a slice of a run that worked for `worked` seconds: a round number.
+
+    Few outcomes are cut into few slices. In narrow ones the throughput would jump between nothing and many times the
+    limit.
+
+    Args:
+        worked: Seconds.
+        outcomes: Of the run; None for enough.
+    """
     narrowest = worked / _MAX_SLICES
+    if outcomes is not None:
+        narrowest = max(narrowest, worked * min(_USUAL_OUTCOMES / max(1, outcomes), 1 / _FEW_SLICES))
     return next((width for width in _WIDTHS if width >= narrowest), ceil(narrowest / _DAY) * _DAY)
 
 
-def bucket_width(worked: float) -> float:
-    """Seconds of the buckets from which `cut_slices` makes the slices of a run that worked for `worked` seconds."""
-    return slice_width(worked) / _FINE
+def bucket_width(worked: float, outcomes: int | None = None) -> float:
+    """Seconds of the buckets from which `cut_slices` makes slices; the arguments are those of `slice_width`."""
+    return slice_width(worked, outcomes) / _FINE
 
 
 def cut_slices(
-    sessions: Sequence[SessionSpan], samples: Sequence[ProgressSample], buckets: Sequence[Bucket]
+    sessions: Sequence[SessionSpan],
+    samples: Sequence[ProgressSample],
+    buckets: Sequence[Bucket],
+    outcomes: int | None = None,
 ) -> tuple[TimeSlice, ...]:
     """The time of the sessions, cut into slices.
 
@@ -40,8 +56,9 @@ def cut_slices(
         sessions: In order.
         samples: In order.
         buckets: Outcomes over time, in order, each `bucket_width` long.
+        outcomes: As for `slice_width`.
     """
-    width = slice_width(sum(session.duration for session in sessions))
+    width = slice_width(sum(session.duration for session in sessions), outcomes)
     times = [sample.at for sample in samples]
     middles = [bucket.at + width / _FINE / 2 for bucket in buckets]
     ends = [*(bisect_left(middles, session.started) for session in sessions[1:]), len(buckets)]

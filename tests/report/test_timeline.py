@@ -23,6 +23,16 @@ def test_slices_are_round_and_no_more_than_can_be_told_apart(worked: float, widt
     assert bucket_width(worked) == width / 16
 
 
+@pytest.mark.parametrize(
+    ("worked", "outcomes", "width"), [(4.3, 400, 0.2), (600, 60, 30), (600, 100_000, 5), (60, 1, 2), (60, 0, 2)]
+)
+def test_few_outcomes_are_cut_into_few_slices(worked: float, outcomes: int, width: float) -> None:
+    assert slice_width(worked, outcomes) == width
+    assert bucket_width(worked, outcomes) == width / 16
+    (part, *_) = cut_slices([span(T, T + worked)], [], [], outcomes)
+    assert part.width == width
+
+
 def test_sessions_are_laid_end_to_end_whatever_the_break_between_them() -> None:
     sessions = (span(T, T + 100), span(T + 90_000, T + 90_050))
     slices = cut_slices(sessions, [], [])
