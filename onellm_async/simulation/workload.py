@@ -119,7 +119,7 @@ class WorkloadMeter:
         """Adds one request."""
         max_tokens = request.max_tokens
         output_tokens = self._output_tokens if max_tokens is None else min(max_tokens, self._output_tokens)
-        input_tokens = self._estimator.estimate(request.model, _text_bytes(request), 0)
+        input_tokens = max(1.0, self._estimator.estimate(request.model, _text_bytes(request), 0))  # no prompt is empty
         self._input_tokens += input_tokens
         if request.model in self._models or len(self._models) < self._MAX_MODELS:
             self._models[request.model] = self._models.get(request.model, 0) + 1

@@ -196,3 +196,8 @@ async def test_an_estimate_asks_the_journal_what_is_left(onellm, at, backend, tm
 
 async def test_the_help_of_plan_names_the_command_that_takes_an_output(onellm):
     assert "-o OUTPUT --estimate`" in (await onellm("plan", "--help", COLUMNS=80)).out
+
+
+async def test_a_prompt_of_one_letter_is_a_token(onellm, tmp_path):
+    (tmp_path / "in.txt").write_text("a\n")
+    assert "tokens        about 1 of input\n" in (await onellm("plan", "in.txt")).out
