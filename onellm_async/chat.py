@@ -122,7 +122,7 @@ class Message:
             raise _check.error("A message", dict(value), f"it has unknown keys: {', '.join(unknown)}", advice=advice)
         role, content = value.get("role", ""), value.get("content", None)
         if isinstance(content, list | tuple):
-            content = "".join(map(_text_of_part, content))
+            content = join_text_parts(content)
         # OpenAI's newer name of the role, by which its files and its own client have it.
         return cls("system" if role == "developer" else role, content)  # type: ignore[arg-type]  # refused if not a text
 
@@ -133,6 +133,15 @@ def _advice_on_keys(unknown: Sequence[str]) -> str:
     if {"from", "value"} <= set(unknown):
         return "Rename from to role (human: user, gpt: assistant) and value to content."
     return ""
+
+
+def join_text_parts(parts: Iterable[object]) -> str:
+    """The text of content that is a list of parts.
+
+    Raises:
+        InvalidRequestError: If one of them is no text.
+    """
+    return "".join(map(_text_of_part, parts))
 
 
 def _text_of_part(part: Any) -> str:

@@ -86,6 +86,7 @@ async def test_every_line_end_is_one(tmp_path, name, end):
     assert await prompts(tmp_path / name) == ["one", "two é"]
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
 NO_TEXT = {
     "utf-16 without a mark": ("in.txt", "one\n".encode("utf-16-le"), "NUL at byte 2.*UTF-16 without a byte order mark"),
     "pdf": ("in.txt", b"%PDF-1.4\n1 0 obj\n", "it is PDF"),
@@ -104,6 +105,8 @@ NO_TEXT = {
     "rtf": ("in.txt", b"{\\rtf1 Hi}", "it is RTF"),
     "torn utf-16": ("in.txt", "\ufeffone".encode("utf-16-le") + b"x", "is marked as UTF-16 and is not"),
     "parquet called text": ("in.txt", b"PAR1...", "it is Parquet.*--format parquet"),
+    "pointer of git lfs": ("in.jsonl", LFS, "it is a pointer of Git LFS.*git lfs pull"),
+    "pointer called parquet": ("in.parquet", LFS, "it is a pointer of Git LFS.*git lfs pull"),
     "unknown ending": ("in.yaml", b"- one\n", r"no input format is called .yaml \(known: .*--format"),
     "cut document": ("in.json", b'[{"prompt": "one"},\n {"prompt": "tw', "in.json is cut off"),
     "document and more": ("in.json", b'["one"] "two"', "in.json:1: Not JSON: something follows the array"),

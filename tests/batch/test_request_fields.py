@@ -104,6 +104,17 @@ async def test_a_column_of_a_table_is_a_field_of_the_request(tmp_path):
     assert (two.model, two.max_tokens, two.seed) == ("GPT-5-Nano", None, 4)
 
 
+async def test_an_instruction_may_be_text_parts_as_anthropic_has_it(tmp_path):
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    path = lines(tmp_path / "in.jsonl", {"prompt": "Hi", "system": parts})
+    (request,) = await requests(path)
+    assert request.system == "Be brief."
+
+    image = lines(tmp_path / "image.jsonl", {"prompt": "Hi", "system": [{"type": "image"}]})
+    (error,) = await requests(image)
+    assert "OneLLM takes text only" in str(error)
+
+
 async def test_columns_that_are_data_far_more_often_are_no_settings(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("prompt,n,user,tools\nHi,500,@bob,hammer\n")

@@ -24,6 +24,9 @@ _SHEET = "Save the sheet as CSV (UTF-8)."
 _TEXT = "Save its text as UTF-8, one prompt a line, or as JSON lines."
 _ZIP = "Save a workbook's sheet as CSV; unpack an archive: unzip -p {path} | onellm-async run - --format {format}"
 _DAMAGED = "The file is damaged; fetch it again."
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the file begins that stands for a large one in a Git repository."""
+_PULL = "Fetch the file that it stands for: git lfs pull"
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "compressed with bzip2", _UNPACK.replace("{command}", "bunzip2 -c {path}")),
     (b"\xfd7zXZ\x00", "compressed with xz", _UNPACK.replace("{command}", "xz -dc {path}")),
@@ -44,6 +47,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GIF8", "an image", _TEXT),
     (b"\x7fELF", "a program", _TEXT),
     (b"\x80\x04\x95", "a Python pickle", "Write it as JSON lines or Parquet."),
+    (LFS_POINTER, "a pointer of Git LFS", _PULL),
     (b"\x93NUMPY", "a NumPy array", "Write it as CSV or Parquet."),
     (b"\x89HDF", "HDF5", "Write it as CSV or Parquet."),
 )  # fmt: skip
@@ -108,6 +112,16 @@ def refuse_binary(name: str, start: bytes) -> None:
         raise BatchError(f"{name} cannot be read: it is a tar archive.", advice=advice)
     if start.startswith((_GZIP + b"\x08", _ZSTD)):
         raise BatchError(f"{name} cannot be read: it is packed twice.", advice="Unpack it once.")
+
+
+def check_lfs_pointer(name: str, start: bytes) -> None:
+    """Refuses what stands for a file, in formats that are no text.
+
+    Raises:
+        BatchError: If `start` is how a pointer of Git LFS begins.
+    """
+    if start.startswith(LFS_POINTER):
+        raise BatchError(f"{name} cannot be read: it is a pointer of Git LFS.", advice=_PULL)
 
 
 def _filled(advice: str, name: str) -> str:

@@ -200,7 +200,7 @@ class EntryParser:
         if self._keep == ALL or "row" in self._not_for_request:
             return None
         prompts = ("prompt", "messages") if self._template is None and self._field is None else ()
-        return frozenset({*RECORD_FIELDS, *_IDS, *prompts, *self._not_for_request, *(self._keep or ())})
+        return frozenset({*RECORD_FIELDS, *_IDS, "stream", *prompts, *self._not_for_request, *(self._keep or ())})
 
     def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of an id that was used in an entry that was not parsed; `line` is 0 where it is not known."""

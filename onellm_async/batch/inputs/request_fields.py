@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping
 
 import attrs
 
-from onellm_async.chat import JSON, OPENAI_NAMES, ChatRequest
+from onellm_async.chat import JSON, OPENAI_NAMES, ChatRequest, join_text_parts
 from onellm_async.errors import InvalidRequestError
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import parse_json
@@ -98,6 +98,8 @@ def _converted(field: str, value: JSON) -> JSON:
         return int(value)
     if field == "stop_sequences" and isinstance(value, str):
         return [value]
+    if field == "system" and isinstance(value, list):
+        return join_text_parts(value)
     if field == "response_format" and isinstance(value, str):
         return {"type": value}
     if field == "user" and isinstance(value, int) and not isinstance(value, bool):

@@ -19,7 +19,7 @@ from typing import BinaryIO, Self
 
 from attrs import frozen
 
-from onellm_async.batch.inputs.decoding import decoded_pieces
+from onellm_async.batch.inputs.decoding import LFS_POINTER, check_lfs_pointer, decoded_pieces
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, SecondLook
 from onellm_async.batch.inputs.entry_parser import ALL, WHOLE, EntryParser, ParserOptions, SeenIds
@@ -151,6 +151,8 @@ class OpenFile:
                 advice="Its index is at its end; use a file.",
             )
         stream = os.fdopen(self.descriptor, "rb", closefd=False)
+        stream.seek(0)
+        check_lfs_pointer(self.name, stream.read(len(LFS_POINTER)))
         stream.seek(0)
         return stream
 
