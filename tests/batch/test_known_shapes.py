@@ -94,6 +94,12 @@ RUNS = {
         {"template": CHOICE},
         ["Which?\nA. x\nB. y"],
     ),
+    "a sheet as Unicode text, and the user says so": (
+        "sheet.txt",
+        sheet(["id", "prompt"], ["1", "Why?"], delimiter="\t", encoding="utf-16"),
+        {"input_format": "tsv"},
+        ["Why?"],
+    ),
     "capital headings": (
         "truthfulqa.csv",
         sheet(["Type", "Question"], ["Adv", "Is it?"]),
@@ -326,6 +332,12 @@ REFUSED = {
         document([{"id": "x", "conversations": [{"from": "human", "value": "Hi"}]}]),
         {"field": "conversations"},
         r"Rename from to role",
+    ),
+    "a sheet as Unicode text": (
+        "sheet.txt",
+        sheet(["id", "prompt"], ["1", "Why?"], delimiter="\t", encoding="utf-16"),
+        {},
+        r"sheet.txt looks like a table whose columns are separated by tabs.*--format tsv",
     ),
     "a table in Markdown": (
         "table.csv",

@@ -184,6 +184,11 @@ def recognize_format(name: str, first_line: bytes, *, pipe: bool = False) -> Inp
             return found
         raise
     if len(candidates) == 1:
+        if candidates[0] is TEXT and _table_of(first_line) == "tsv":  # as spreadsheets export "Unicode text"
+            raise BatchError(
+                f"{name} looks like a table whose columns are separated by tabs, and is called text.",
+                advice="Say --format tsv; or --format text, if each line is a prompt.",
+            )
         return candidates[0]
     if candidates:
         return next((each for each in candidates if each.recognizes(first_line)), candidates[-1])

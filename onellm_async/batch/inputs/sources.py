@@ -183,10 +183,8 @@ class OpenFile:
         """The format, where the name and a given field tell it without a look inside."""
         with contextlib.suppress(BatchError):  # the first line may tell the format
             candidates = formats_of(self.name)
-            if len(candidates) == 1 and not (self._owner.field is not None and candidates[0] is TEXT):
-                return candidates[0]
             if candidates and candidates[0] is not TEXT:
-                return None
+                return candidates[0] if len(candidates) == 1 else None
         return None if self._owner.field is None else input_format_named("jsonl")
 
     def _decoded(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
