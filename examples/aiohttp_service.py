@@ -16,7 +16,7 @@ from onellm_async.integrations.aiohttp_web import CLIENT, install
 
 MODEL = "GPT-5-Nano"
 DEADLINE = 30.0
-# The last of 15 is sent after 22.5 s at 40 requests per minute, which leaves 7.5 s for its answer:
+# The last of 15 is sent after 22.5 s at 40 requests per minute: 7.5 s are for its answer.
 # max_pending <= (DEADLINE - usual answer) * requests per second.
 LIMITS = Limits(max_pending=15)
 
@@ -26,7 +26,10 @@ async def chat(request: web.Request) -> web.Response:
         question = await request.json()
         prompt, temperature = question["prompt"], question.get("temperature")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return web.json_response({"detail": 'Send a JSON object with "prompt".'}, status=422)
+        return web.json_response(
+            {"detail": 'Send a JSON object with "prompt".'},
+            status=422,
+        )
     reply = await request.app[CLIENT].chat(
         prompt, model=MODEL, temperature=temperature, lane="interactive", deadline=DEADLINE
     )

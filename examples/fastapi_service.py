@@ -15,11 +15,15 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from onellm_async import AsyncOneLLM, Limits
-from onellm_async.integrations.fastapi import ClientDependency, cancel_on_disconnect, install
+from onellm_async.integrations.fastapi import (
+    ClientDependency,
+    cancel_on_disconnect,
+    install,
+)
 
 MODEL = "GPT-5-Nano"
 DEADLINE = 30.0
-# The last of 15 is sent after 22.5 s at 40 requests per minute, which leaves 7.5 s for its answer:
+# The last of 15 is sent after 22.5 s at 40 requests per minute: 7.5 s are for its answer.
 # max_pending <= (DEADLINE - usual answer) * requests per second.
 LIMITS = Limits(max_pending=15)
 
@@ -45,6 +49,10 @@ class Answer(BaseModel):
 async def chat(question: Question, request: Request, client: ClientDependency) -> Answer:
     async with cancel_on_disconnect(request):
         reply = await client.chat(
-            question.prompt, model=MODEL, temperature=question.temperature, lane="interactive", deadline=DEADLINE
+            question.prompt,
+            model=MODEL,
+            temperature=question.temperature,
+            lane="interactive",
+            deadline=DEADLINE,
         )
     return Answer(answer=reply.content, cost=reply.cost)
