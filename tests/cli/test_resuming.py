@@ -108,14 +108,27 @@ async def test_what_failed_stays_failed_until_it_is_asked_for_again(onellm, at, 
     assert contents(tmp_path / "out.jsonl") == prompts
 
 
-async def test_an_output_that_was_lost_is_written_again_without_asking(onellm, at, prompts, backend, tmp_path):
+@pytest.mark.parametrize("left", [None, 0, 100])
+async def test_an_output_that_was_lost_emptied_or_cut_is_written_again_without_asking(
+    onellm, at, prompts, backend, tmp_path, left
+):
     await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
     before = (tmp_path / "out.jsonl").read_bytes()
     (tmp_path / "out.jsonl").unlink()
+    if left is not None:
+        (tmp_path / "out.jsonl").write_bytes(before[:left])
     ended = await onellm("run", "in.txt", "-o", "out.jsonl", *FAST, **at)
 
     assert (ended.code, len(backend.asked)) == (0, 10)
     assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("flags", [("-o", "x.journal"), ("-o", "x.jsonl", "--journal", "x.jsonl")])
+async def test_output_and_journal_cannot_be_one_file(onellm, at, prompts, backend, tmp_path, flags):
+    there = sorted(tmp_path.iterdir())
+    for _ in range(2):
+        ended = await onellm("run", "in.txt", *flags, *FAST, **at)
+        assert (ended.code, len(backend.asked), sorted(tmp_path.iterdir())) == (2, 0, there), ended.err
 
 
 async def test_a_pipe_resumes_where_the_same_lines_come_again_and_others_are_refused(
