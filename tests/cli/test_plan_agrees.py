@@ -3,12 +3,17 @@
 import contextlib
 import io
 import json
+import os
+import threading
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch.config import RunConfig
+from onellm_async.cli import main
 from onellm_async.cli.options import LimitFlags, RunRequestFlags
 from onellm_async.cli.plan import AssumptionFlags, estimate, plan
 from onellm_async.cli.reading import READING, SelectionFlags
@@ -83,3 +88,60 @@ def printed(command):
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
         command()
     return json.loads(out.getvalue())
+
+
+ODD = {
+    "a link": (0, None),
+    "a pipe with a name": (0, None),
+    "a link to nothing": (2, "gone.jsonl cannot be read: No such file"),
+    "a directory": (2, "it is a directory. Its files are one input: '"),
+    "a device": (2, "holds no prompts"),
+    "a pattern": (2, "no file has such a name"),
+    "a header alone": (2, "head.csv holds no prompts"),
+    "an empty array": (2, "holds no prompts"),
+    "a bad line": (1, "in.jsonl:2: Not JSON"),
+}
+
+
+def odd_input(case, tmp_path):
+    line = '{"prompt": "a"}\n'
+    (tmp_path / "there.jsonl").write_text(line)
+    path = tmp_path / "in.jsonl"
+    match case:
+        case "a link":
+            path.symlink_to("there.jsonl")
+        case "a pipe with a name":
+            os.mkfifo(path)
+            threading.Thread(target=path.write_text, args=(line,), daemon=True).start()
+        case "a link to nothing":
+            path = tmp_path / "gone.jsonl"
+            path.symlink_to("nowhere")
+        case "a directory":
+            path = tmp_path
+        case "a device":
+            path = Path(os.devnull)
+        case "a pattern":
+            path = tmp_path / "none-*.jsonl"
+        case "a header alone":
+            path = tmp_path / "head.csv"
+            path.write_text("id,prompt\n")
+        case "an empty array":
+            path.write_text("[]")
+        case "a bad line":
+            path.write_text(line + "{\n")
+    return str(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes with names and links are POSIX's")
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("command", ["run", "plan", "estimate"])
+def test_run_plan_and_estimate_end_alike_on_odd_inputs(tmp_path, capfd, case, command):
+    code, message = ODD[case]
+    path, output = odd_input(case, tmp_path), str(tmp_path / "out.jsonl")
+    flags = {"run": [], "estimate": ["--estimate"]}.get(command)
+    arguments = ["plan", path] if flags is None else ["run", path, "-o", output, "--local", "--rpm", "60000", *flags]
+    ended, said = main(arguments), " ".join(capfd.readouterr().err.split())
+
+    assert ended == code, said
+    assert message is None or message in said
+    assert (tmp_path / "out.jsonl").exists() == (command == "run" and code < 2)
