@@ -1,5 +1,6 @@
 """What one chat costs, counted in calls: unlike seconds, they are the same on every machine and on every day."""
 
+import asyncio
 import json
 import socket
 import sys
@@ -34,6 +35,8 @@ IN_MEMORY = 95
 """Calls of a warm chat without its transport."""
 LIMITED = 40
 """More of them where requests and tokens per minute are declared."""
+DISCOVERED = 18
+"""More of them where a limit is discovered, as long as nothing delays the chat."""
 HOOKED = 25
 """More of them where somebody listens."""
 OVER_HTTP = 300
@@ -48,8 +51,13 @@ class InMemory:
         pass
 
 
-async def calls_of(chat: Callable[[], Awaitable[object]]) -> Counter[str]:
-    """The calls that one of many warm chats makes, in Python and of C functions, coroutines' resumptions included."""
+async def calls_of(chat: Callable[[], Awaitable[object]], pause: float | None = None) -> Counter[str]:
+    """The calls that one of many warm chats makes, in Python and of C functions, coroutines' resumptions included.
+
+    Args:
+        chat: Makes a chat.
+        pause: Seconds before each, which are not counted.
+    """
     counted: Counter[str] = Counter()
 
     def count(frame: FrameType, event: str, argument: Any) -> None:
@@ -60,6 +68,8 @@ async def calls_of(chat: Callable[[], Awaitable[object]]) -> Counter[str]:
 
     found = []
     for _ in range(30):
+        if pause is not None:
+            await asyncio.sleep(pause)
         counted.clear()
         sys.setprofile(count)
         try:
@@ -105,6 +115,14 @@ async def test_a_limited_chat_that_need_not_wait_makes_hardly_more() -> None:
     async with AsyncOneLLM(transport=InMemory(), limits=limits) as client:
         calls = await calls_of(lambda: client.chat("Hello", model="GPT-5", lane="interactive"))
     check(calls, IN_MEMORY + LIMITED)
+
+
+@pytest.mark.virtual_time
+async def test_a_chat_under_a_limit_that_is_discovered_makes_hardly_more() -> None:
+    limits = Limits(max_concurrency=64, requests_per_minute="auto")
+    async with AsyncOneLLM(transport=InMemory(), limits=limits) as client:
+        calls = await calls_of(lambda: client.chat("Hello", model="GPT-5"), pause=1.0)
+    check(calls, IN_MEMORY + DISCOVERED)
 
 
 async def test_a_hook_costs_its_four_events() -> None:

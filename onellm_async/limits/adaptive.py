@@ -87,7 +87,7 @@ from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.phases import Contended, Phase, Restored, SharedStartup, Startup
 from onellm_async.limits.rate_state import RateState
-from onellm_async.limits.silence import Opening, Silence, Windowed
+from onellm_async.limits.silence import AroundSilence, Opening, Silence, Windowed
 from onellm_async.limits.windows import Window
 
 _NEVER = float("inf")
@@ -231,19 +231,21 @@ class AdaptiveRate:
 
     def take(self, now: float) -> None:
         evidence, phase = self._evidence, self._phase
-        if isinstance(phase, Windowed):
-            phase.rest(self._earliest, now, evidence)
-        elif isinstance(phase, Silence):
-            phase = self._after_knock(phase, now)
+        is_around_silence = isinstance(phase, AroundSilence)
+        if is_around_silence:
+            if isinstance(phase, Windowed):
+                phase.rest(self._earliest, now, evidence)
+            elif isinstance(phase, Silence):
+                phase = self._after_knock(phase, now)
         if evidence.windows.all:
-            evidence.windows.advance(now, evidence.ack)
+            evidence.windows.advance(now, self._ack)
             if not isinstance(phase, Silence):
                 evidence.windows.sent(now)
         evidence.log.sent(now)
         if not self._is_shared:
             evidence.slots.sent(now)
         phase = self._phase = phase.take(now, evidence)
-        if isinstance(phase, Opening) and phase.is_window(now - evidence.ack, evidence):
+        if is_around_silence and isinstance(phase, Opening) and phase.is_window(now - self._ack, evidence):
             self._phase = self._after_window(phase, now)
         self._update(now)
 
@@ -262,7 +264,7 @@ class AdaptiveRate:
 
     def answered(self, sent_at: float, now: float) -> None:
         evidence, phase = self._evidence, self._phase
-        evidence.slots.answered(sent_at, now, evidence.ack)
+        evidence.slots.answered(sent_at, now, self._ack)
         phase.answered(sent_at, now, evidence)
         if isinstance(phase, Silence) and phase.knocked_at is not None and sent_at >= phase.knocked_at:
             self._phase = self._after_silence(phase, phase.knocked_at)
@@ -298,11 +300,11 @@ class AdaptiveRate:
 
     def _update(self, now: float) -> None:
         """Sets what the next request waits for beside its phase: windows, slots, and unconfirmed requests."""
+        evidence, phase = self._evidence, self._phase
+        ack = self._ack = evidence.ack
         if self._is_shared:
             return
-        evidence, phase = self._evidence, self._phase
         log, slots = evidence.log, evidence.slots
-        ack = self._ack = evidence.ack
         earliest = -_NEVER
         if evidence.windows.all and phase.obeys_windows:
             earliest = evidence.windows.earliest(ack)

@@ -65,7 +65,7 @@ class Admission:
         self.slots.control = rate
         self._tokens: Tokens = dimension_of(self._all, Tokens)
         self._limited: tuple[Dimension, ...]
-        self._settled: tuple[Dimension, ...]
+        self._further: tuple[Dimension, ...]
         self.costs_differ: bool
         self._leave_out_unlimited()
         self.gate: Gate = Gate()
@@ -76,11 +76,12 @@ class Admission:
 
     def _leave_out_unlimited(self) -> None:
         self._limited = tuple(dimension for dimension in self._all if dimension.is_limited)
-        self.costs_differ = len(self._limited) > 2
-        # The end of a request is on the path of each chat, so a dimension without a part in it is not called.
-        self._settled = tuple(
-            dimension for dimension in self._limited if type(dimension).settle is not Dimension.settle
+        # Concurrency and rate always take part. Each chat passes them, so they are called by name: in a loop over
+        # objects of several classes, Python looks each method up anew.
+        self._further = tuple(
+            dimension for dimension in self._limited if dimension is not self.slots and dimension is not self.requests
         )
+        self.costs_differ = bool(self._further)
 
     @property
     def in_flight(self) -> int:
@@ -345,13 +346,14 @@ class Admission:
         """Seconds until `ticket` may be sent; infinite while only an event can help."""
         if self.interactive_seen or ticket.lane == PACED_LANE:  # else the terms are those of a new ticket
             self._set_lane_terms(ticket)
-        delay = 0.0
-        for dimension in self._limited:
-            wait = dimension.time_until(ticket, now)
-            if wait > delay:
-                if wait == _NEVER:
-                    return wait
-                delay = wait
+        delay = self.slots.time_until(ticket, now)
+        if delay == _NEVER:
+            return delay
+        wait = self.requests.time_until(ticket, now)
+        if wait > delay:  # noqa: PLR1730  # `max` takes as long as the rest, and this runs for each request
+            delay = wait
+        for dimension in self._further:
+            delay = max(delay, dimension.time_until(ticket, now))
         return self.gate.opens_at - now if self.gate.opens_at > now + delay else delay
 
     def _keeps_pace(self) -> bool:
@@ -367,7 +369,9 @@ class Admission:
         ticket.paced = lane == PACED_LANE and self._keeps_pace()
 
     def _grant(self, ticket: Ticket, now: float) -> None:
-        for dimension in self._limited:
+        self.slots.take(ticket, now)
+        self.requests.take(ticket, now)
+        for dimension in self._further:
             dimension.take(ticket, now)
         if self.gate.half_open:
             self.gate.start_trial(ticket)
@@ -433,7 +437,8 @@ class Admission:
         if slots.overload.ceiling is not None:
             slots.overload.record_answer(slots.declared, sent_at=ticket.since, in_flight=slots.in_flight)
             slots.resize()
-        for dimension in self._settled:
+        slots.settle(ticket, tokens, now)
+        for dimension in self._further:
             dimension.settle(ticket, tokens, now)
         ticket.state = RELEASED
         if ticket is self.gate.trial:
@@ -527,7 +532,7 @@ class Admission:
         self._leave_out_unlimited()
 
     def _settle(self, ticket: Ticket, used: float | None, now: float) -> None:
-        for dimension in self._settled:
+        for dimension in self._limited:
             dimension.settle(ticket, used, now)
         self._end(ticket)
 

@@ -13,7 +13,16 @@ from onellm_async.limits.windows import KNOCK_SECONDS, Window, just_after
 _NEVER = float("inf")
 
 
-class Silence(Phase):
+class AroundSilence(Phase):
+    """What `Silence`, `Opening` and `Windowed` have in common: they are the phases of which a control asks more.
+
+    A control on a line, which is most of the time, passes by all of that with one question.
+    """
+
+    __slots__ = ()
+
+
+class Silence(AroundSilence):
     """After a 429: one request at a time, a *knock*, until one is accepted. No belief is lowered meanwhile.
 
     Args:
@@ -186,7 +195,7 @@ class Silence(Phase):
         return self._inner.move_clock(now)
 
 
-class Opening(Phase):
+class Opening(AroundSilence):
     """After a silence: how much is accepted at once? More than a token bucket can have saved means a window.
 
     Args:
@@ -313,7 +322,7 @@ class Opening(Phase):
         return self.inner.move_clock(now)
 
 
-class Windowed(Phase):
+class Windowed(AroundSilence):
     """Sends at the highest pace that was seen. Windows and slots limit it, and no line is known.
 
     Args:

@@ -69,10 +69,14 @@ class Slots:
 
     def sent(self, now: float) -> None:
         """Records that a request is sent."""
-        self._before.setdefault(now, []).append(self.in_flight)
-        if self.in_flight >= self.limit:
+        in_flight = self.in_flight
+        if now in self._before:
+            self._before[now].append(in_flight)
+        else:
+            self._before[now] = [in_flight]
+        if in_flight >= self.limit:
             self._answers = 0
-        self.in_flight += 1
+        self.in_flight = in_flight + 1
 
     def ended(self, sent_at: float) -> int | None:
         """Records that a request is over. Returns how many were in flight before it; None if it is not known."""
@@ -110,7 +114,9 @@ class Slots:
         """
         freed = self._freed.get(sent_at, 0) if self._freed else 0
         before = self.ended(sent_at)
-        since = max(sent_at, now - round_trip)
+        since = now - round_trip
+        if since < sent_at:  # noqa: PLR1730  # `max` takes as long as the rest, and this runs for each answer
+            since = sent_at
         for later in reversed(self._before):
             if later <= since:
                 break
@@ -121,7 +127,8 @@ class Slots:
             return
         before -= freed
         proven = before + 1
-        self._record = max(self._record, proven)
+        if proven > self._record:  # noqa: PLR1730  # likewise
+            self._record = proven
         if proven > self.limit:
             self._drop()
         elif proven == self.limit:
