@@ -77,6 +77,7 @@ The storm bound: a request counts as *unconfirmed* until it is answered, or unti
 have passed. After a 429 at most four requests are unconfirmed, one if no bounds are tight, and at most two more for
 each request confirmed since; never more than 32. While nothing is accepted, only knocks are sent. So 429s are bounded
 by the accepted requests, the time, and the requests in flight, whatever the service does.
+In contention, a minute's highest rate is four times the present one or 1.2 times what any minute accepted.
 
 `phases` and `silence` have a class for each phase, which owns its pacing. All of them judge by one `Evidence`.
 """

@@ -319,27 +319,39 @@ class Contended(Phase):
     """
 
     MAX_GROWTH = 4.0
-    """Factor by which the rate may grow above that at the beginning, unless startup was faster."""
+    """Factor by which the rate may grow in `BOUNDED_FOR` seconds, whatever was accepted."""
+    MAX_BEYOND = 1.2
+    """The highest rate as a multiple of what was accepted in any so many seconds, if that is more."""
     MIN_GAP = 0.5
     """Seconds between two requests, at least, while nothing is accepted."""
+    BOUNDED_FOR = 60.0
+    """Seconds for which the highest rate stays the same, and over which requests are counted for it. Without it, the
+    rate in a window that others use grew to twenty times the share before the window was full."""
 
     IDENTIFY_AFTER = 900.0
     """Seconds after which the limit is identified again: other clients may have gone."""
 
-    __slots__ = ("_bucket", "_next_cost", "_random", "_share", "_since")
+    __slots__ = ("_bounded_at", "_bucket", "_is_knock_next", "_next_cost", "_random", "_share", "_since")
 
     def __init__(self, bucket: TokenBucket, evidence: Evidence, random: Random | None, now: float) -> None:
         self._bucket = bucket
         self._since = now
         self._random = random
         self._next_cost = 1.0
+        self._is_knock_next = False
         self._share = BinomialRate(
             bucket.rate,
             floor=min(bucket.rate, evidence.line.MIN_RATE / 2),
-            ceiling=max(evidence.peak, self.MAX_GROWTH * bucket.rate),
+            ceiling=self._ceiling(bucket.rate, evidence, now),
             consecutive_429s=evidence.line.consecutive_429s,
             rate_before_drop=evidence.line.rate_before_drop,
         )
+
+    def _ceiling(self, rate: float, evidence: Evidence, now: float) -> float:
+        """The highest rate: a multiple of the present one, and of what was accepted in any minute."""
+        self._bounded_at = now
+        seconds = min(self.BOUNDED_FOR, max(1.0, now - evidence.line.started))
+        return max(self.MAX_GROWTH * rate, self.MAX_BEYOND * evidence.log.max_count(seconds, now) / seconds)
 
     @property
     def rate(self) -> float:
@@ -363,6 +375,9 @@ class Contended(Phase):
     def take(self, now: float, evidence: Evidence) -> Phase:
         self._bucket.take(1, now)
         evidence.line.saturation.take(now)
+        if self._is_knock_next:  # alone, until its 429 would have come
+            self._is_knock_next = False
+            self._bucket.drain(now, 1 - evidence.ack * self._bucket.rate)
         if self._random is not None:
             self._next_cost = self._random.uniform(0.5, min(1.5, self._bucket.capacity))
         return self
@@ -374,7 +389,10 @@ class Contended(Phase):
     def answered(self, sent_at: float, now: float, evidence: Evidence) -> None:
         """Raises the rate. An answer to a request that was sent before the last 429 says nothing new."""
         if not evidence.line.samples or sent_at > evidence.line.samples[-1].at:
-            self._share.increase()
+            share = self._share
+            if share.at_ceiling and now - self._bounded_at > self.BOUNDED_FOR:
+                share.ceiling = self._ceiling(share.value, evidence, now)
+            share.increase()
             self._bucket.retune(now, rate=self._share.value)
 
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> Phase:
@@ -388,12 +406,14 @@ class Contended(Phase):
         if now - self._since > self.IDENTIFY_AFTER:
             line.identify_again()
             return Cruise(line.empty_bucket(self._share.value, capacity, now, retry_after))
-        if len(line.samples) > 1 and line.samples[-1].accepted <= line.samples[-2].accepted:
-            retry_after = max(retry_after or 0.0, self.MIN_GAP)
         self._bucket = line.empty_bucket(self._share.value, capacity, now, retry_after)
+        if len(line.samples) > 1 and line.samples[-1].accepted <= line.samples[-2].accepted:
+            # Not left to the bucket of the line: it takes no notice of a wait while the bounds are tight.
+            self._bucket.drain(now, 1 - max(retry_after or 0.0, self.MIN_GAP) * self._bucket.rate)
+            self._is_knock_next = True
         return self
 
     def move_clock(self, now: float) -> Phase:
         self._bucket.move_clock(now)
-        self._since = now
+        self._since = self._bounded_at = now
         return self
