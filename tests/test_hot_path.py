@@ -12,8 +12,10 @@ from typing import Any
 
 import aiohttp
 import pytest
+from attrs import evolve
 
 from onellm_async import AsyncOneLLM, Event, Limits
+from onellm_async.batch.journal.record import JournalRecord, RecordState, RunCounts
 from onellm_async.transport import RawReply
 
 REPLY = json.dumps(
@@ -27,7 +29,7 @@ REPLY = json.dumps(
     }
 ).encode()
 ADVICE = (
-    "One chat makes {found} calls; {budget} are allowed. If the new ones are worth it to every user, raise the budget "
+    "It makes {found} calls; {budget} are allowed. If the new ones are worth it to every user, raise the budget "
     "in the same commit and say why; else make them only where they are needed. The most frequent:\n{list}"
 )
 
@@ -39,6 +41,8 @@ DISCOVERED = 18
 """More of them where a limit is discovered, as long as nothing delays the chat."""
 HOOKED = 25
 """More of them where somebody listens."""
+FOLDED = 18
+"""Calls that fold an intent and its outcome into the totals of a journal."""
 OVER_HTTP = 300
 """Calls of a warm chat, aiohttp's and asyncio's included."""
 
@@ -149,3 +153,17 @@ async def test_a_chat_makes_fewer_calls_than_a_plain_aiohttp_post(server: str) -
 
         plain = await calls_of(post)
     assert plain.total() > OVER_HTTP
+
+
+async def test_the_totals_of_a_journal_cost_few_calls_for_each_prompt() -> None:
+    intent = JournalRecord(0, 1, 7, b"digest", reserved=0.01, reserved_tokens=100, possibly_billed=1)
+    outcome = evolve(intent, possibly_billed=0, state=RecordState.ANSWERED, cost=0.001, input_tokens=1, output_tokens=1)
+    prompt = [(None, intent), (intent, outcome)]
+
+    async def fold(times: int) -> None:
+        RunCounts().replacing_all(prompt * times)
+
+    once, often = await calls_of(lambda: fold(1)), await calls_of(lambda: fold(101))
+    for name in once:
+        often[name] = (often[name] - once[name]) // 100
+    check(+often, FOLDED)

@@ -58,6 +58,7 @@ class Step(Enum):
 
 
 _INTENT, _OUTCOME = Step.INTENT, Step.OUTCOME  # members of a class are looked up slowly
+_IN_FLIGHT, _ANSWERED = RecordState.IN_FLIGHT, RecordState.ANSWERED  # likewise
 
 # Values as SQLite can bind them, and back.
 
@@ -191,22 +192,35 @@ def _usd_at_risk(record: "JournalRecord") -> float:
     """USD that attempts without a bill may have cost: all that are possibly billed, and an answer without a price."""
     if not record.reserved:
         return 0
-    unknown = record.cost is None and record.state is RecordState.ANSWERED and record.copy_of is None
-    return record.reserved * (record.possibly_billed + unknown * (1 + record.corrections))
+    attempts = record.possibly_billed
+    if record.cost is None and record.state is _ANSWERED and record.copy_of is None:
+        attempts += 1 + record.corrections
+    return record.reserved * attempts
 
 
 def _tokens_at_risk(record: "JournalRecord") -> int:
     """The same in tokens."""
     if not record.reserved_tokens:
         return 0
+    attempts = record.possibly_billed
     unknown = record.input_tokens is None and record.output_tokens is None
-    unknown = unknown and record.state is RecordState.ANSWERED and record.copy_of is None
-    return record.reserved_tokens * (record.possibly_billed + unknown * (1 + record.corrections))
+    if unknown and record.state is _ANSWERED and record.copy_of is None:
+        attempts += 1 + record.corrections
+    return record.reserved_tokens * attempts
 
 
 def _is_open(record: "JournalRecord") -> bool:
     """Whether an attempt is in flight, or was at the end of its session."""
-    return record.state is RecordState.IN_FLIGHT and record.possibly_billed > 0 and record.index >= 0
+    return record.possibly_billed > 0 and record.state is _IN_FLIGHT and record.index >= 0
+
+
+def _ended_attempts(record: "JournalRecord") -> int:
+    """Possibly billed attempts, without the one that is in flight."""
+    attempts = record.possibly_billed
+    # The terms of `_is_open`, without its call: this runs three times for each prompt, and mostly there are none.
+    if attempts > 0 and record.state is _IN_FLIGHT and record.index >= 0:
+        return attempts - 1
+    return attempts
 
 
 @frozen
@@ -261,7 +275,7 @@ class JournalRecord:
         metadata=column(
             BOTH,
             "INTEGER NOT NULL",
-            Total("possibly_billed", lambda record: record.possibly_billed - _is_open(record)),
+            Total("possibly_billed", _ended_attempts),
         ),
     )
     state: RecordState = field(
@@ -319,7 +333,7 @@ class JournalRecord:
     @property
     def completed(self) -> bool:
         """Whether it has an outcome."""
-        return self.state is not RecordState.IN_FLIGHT
+        return self.state is not _IN_FLIGHT
 
     @property
     def is_paid(self) -> bool:
@@ -350,11 +364,11 @@ def after_step(step: Step, before: JournalRecord | None, record: JournalRecord |
         UnstorableRowError: If the entry has an answer, and another attempt is announced.
     """
     if step is _INTENT:
-        if before is not None and before.state is RecordState.ANSWERED:
+        if before is not None and before.state is _ANSWERED:
             raise UnstorableRowError(f"Entry {before.index} has an answer already, and is not sent again.")
         return record
     if step is _OUTCOME:
-        return before if before is not None and before.state is RecordState.ANSWERED else record
+        return before if before is not None and before.state is _ANSWERED else record
     if before is None or before.completed:
         return before
     # Where earlier attempts may have been billed, the last of these takes the place of the one that was not sent.
