@@ -82,6 +82,8 @@ def _state(progress: RunProgress, limiter: Snapshot) -> list[str]:
     error = _clause(limiter.last_error or "the service fails")
     if limiter.concurrency < limiter.max_concurrency:
         parts.append(f"up to {limiter.concurrency:,} in flight")
+    if limiter.limit_found is not None:
+        parts.append(f"found: {limiter.limit_found}")
     if limiter.backing_off:
         parts.append(f"{limiter.backing_off:,} waiting for a retry")
     if limiter.paused:

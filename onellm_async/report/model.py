@@ -38,6 +38,7 @@ class ProgressSample:
         limit: Requests per minute that the limiter keeps to, declared or discovered; None without a limit.
         declared: Requests per minute as declared.
         burst: Requests that the limit allows at once.
+        limit_found: What 429s have shown of the limit, in words.
         rate_limited: 429s since the session began.
         retries: Retries since the session began.
         total: Prompts of the input.
@@ -53,6 +54,7 @@ class ProgressSample:
     limit: float | None = None
     declared: float | None = None
     burst: float | None = None
+    limit_found: str | None = None
     rate_limited: int = 0
     retries: int = 0
     total: int | None = None
@@ -72,6 +74,7 @@ class SessionSpan:
         is_running: Whether its process still works.
         requests_per_minute: The declared limit; None without one.
         burst: Requests that the limit allows at once; None if unknown.
+        limit_found: What 429s had shown of the limit at the end, in words; None if nothing was certain.
     """
 
     session: RunSession
@@ -79,6 +82,7 @@ class SessionSpan:
     is_running: bool = False
     requests_per_minute: float | None = None
     burst: int | None = None
+    limit_found: str | None = None
 
     @property
     def started(self) -> float:

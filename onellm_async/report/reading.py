@@ -113,6 +113,7 @@ def read_sessions(
                 is_running=is_running,
                 requests_per_minute=own[-1].declared if own else _number(limits.get("requests_per_minute")),
                 burst=_whole(_number(limits.get("burst")) or (own[-1].burst if own else None)),
+                limit_found=own[-1].limit_found if own else None,
             )
         )
     return tuple(spans)
@@ -225,6 +226,7 @@ def parse_sample(at: float, sample: JSON) -> ProgressSample:
         limit=_number(limiter.get("rate")),
         declared=_number(limiter.get("declared_rate")),
         burst=_number(limiter.get("burst")),
+        limit_found=found if isinstance(found := limiter.get("limit_found"), str) else None,
         rate_limited=int(_number(limiter.get("rate_limited")) or 0),
         retries=int(retries if retries is not None else _number(progress.get("retries")) or 0),
         total=None if total is None else int(total),

@@ -209,7 +209,7 @@ def _sessions(report: Report, zone: tzinfo) -> TableSection:
         summary="Each invocation of the run.",
         table=Table(
             caption="Sessions",
-            headings=("Session", "Started", "Ended", "Duration", "Limit per minute", "End", "Version"),
+            headings=("Session", "Started", "Ended", "Duration", "Limit per minute", "Limit found", "End", "Version"),
             rows=tuple(
                 (
                     format_count(place),
@@ -217,12 +217,13 @@ def _sessions(report: Report, zone: tzinfo) -> TableSection:
                     format_time(span.ended, zone),
                     format_duration(span.duration),
                     "-" if span.requests_per_minute is None else format_number(span.requests_per_minute),
+                    span.limit_found or "-",
                     span.session.end_reason or ("running" if span.is_running else "killed; end = last activity"),
                     span.session.version or "-",
                 )
                 for place, span in enumerate(() if report.shards else report.sessions, 1)
             ),
-            words=frozenset({1, 2, 5, 6}),
+            words=frozenset({1, 2, 5, 6, 7}),
         ),
     )
 

@@ -65,6 +65,11 @@ def test_a_plain_line_tells_everything():
     )
 
 
+def test_the_limit_that_was_found_is_told():
+    line = plain_line(progress(), limiter(limit_found="40 requests in any 60 s, 4 requests at once"))
+    assert "12 in flight, found: 40 requests in any 60 s, 4 requests at once, 4,241 tokens" in line
+
+
 def test_a_burst_is_not_told_as_a_share_of_the_limit():
     assert "314.1 requests/s (burst; limit 2.5), 12 in flight" in plain_line(progress(rate=314.1), limiter())
 

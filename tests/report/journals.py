@@ -123,6 +123,7 @@ def sample(left: int, in_flight: int, refused: int = 0, repeated: int = 0) -> di
             "declared_rate": 40.0,
             "rate": 40.0,
             "burst": 40.0,
+            "limit_found": "40 requests in any 60 s",
             "bottleneck": "rate" if left else "idle",
             "answered": 200 - left,
             "rate_limited": refused,

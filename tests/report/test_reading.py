@@ -64,6 +64,7 @@ async def test_every_outcome_is_in_the_slice_of_its_time(resumed: Report) -> Non
 async def test_queue_limit_refusals_and_money_are_those_of_the_samples(resumed: Report) -> None:
     first = resumed.slices[0]
     assert (first.queued, first.in_flight, first.limit) == ({"batch": 157}, 2, 40)
+    assert {span.limit_found for span in resumed.sessions} == {"40 requests in any 60 s"}
     assert sum(part.rate_limited for part in resumed.slices if part.session == 0) == 1
     assert sum(part.retries for part in resumed.slices) == 1
     costs = [part.cost for part in resumed.slices]
