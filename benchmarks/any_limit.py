@@ -324,9 +324,9 @@ def dark_second(result: SimulationResult) -> int:
     return max(dark.values(), default=0)
 
 
-def run(*, seeds: int = SEEDS, only: str = "", processes: int = 2) -> Section:
-    """Simulates every case over its seeds."""
-    chosen = [case for case in cases() if only in f"{case.group} {case.name}"]
+def run(*, seeds: int = SEEDS, only: Sequence[str] = ("",), processes: int = 2) -> Section:
+    """Simulates every case over its seeds: those whose name has one of the texts."""
+    chosen = [case for case in cases() if any(text in f"{case.group} {case.name}" for text in only)]
     with ProcessPoolExecutor(processes) as workers:
         figures = []
         for case in chosen:
@@ -359,18 +359,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.any_limit", description="Measures limits of every kind."
     )
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each simulated case; default {SEEDS}")
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this text")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="cases whose name has this text; repeatable")
     parser.add_argument("--processes", type=int, default=2, help="simulations beside each other; default 2")
     parser.add_argument("--sockets", action="store_true", help="over real sockets, beside other clients")
     parser.add_argument("--repetitions", type=int, default=5, help="with --sockets; default 5")
-    parser.add_argument("--client", default="", metavar="TEXT", help="with --sockets: clients whose name has this text")
+    parser.add_argument("--client", action="append", metavar="TEXT", help="likewise: clients; repeatable")
+    parser.add_argument("--beside", type=int, default=limit_sockets.BESIDE, help="likewise: runs at the same time")
+    parser.add_argument("--give-up", type=float, default=limit_sockets.GIVE_UP, help="likewise: seconds of a run")
     parser.add_argument("--output", type=Path, help="write the report there")
     chosen = parser.parse_args(arguments)
+    only = chosen.only or [""]
     if chosen.sockets:
-        services = [service for service in limit_sockets.SERVICES if chosen.only in service.name]
-        section = limit_sockets.run(repetitions=chosen.repetitions, services=services, only=chosen.client)
+        section = limit_sockets.run(
+            repetitions=chosen.repetitions,
+            services=[service for service in limit_sockets.SERVICES if any(text in service.name for text in only)],
+            only=chosen.client or [""],
+            give_up=chosen.give_up,
+            beside=chosen.beside,
+        )
     else:
-        section = run(seeds=chosen.seeds, only=chosen.only, processes=chosen.processes)
+        section = run(seeds=chosen.seeds, only=only, processes=chosen.processes)
     text = markdown([section], "python -m benchmarks.any_limit" + " --sockets" * chosen.sockets)
     print(text)
     if chosen.output is not None:

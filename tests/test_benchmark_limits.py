@@ -68,3 +68,16 @@ def test_a_client_is_measured_at_a_window_over_sockets():
 def test_a_client_that_is_not_done_in_time_is_listed_so():
     section = limit_sockets.run(repetitions=1, services=limit_sockets.QUICK, only="onellm-async", give_up=0.01)
     assert section.rows[0][1] == "not done after 0.01 s"
+
+
+def test_services_and_clients_of_the_sockets_are_chosen_by_parts_of_their_names(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(limit_sockets, "_once", lambda service, contender, give_up: asked.append((service, contender)))
+    monkeypatch.setattr(limit_sockets, "_row", lambda service, contender, found: ("", "", "", "", ""))
+    main(["--sockets", "--repetitions", "2", "--only", "200/s", "--only", "8 in", "--client", "litellm",
+          "--client", "onellm", "--beside", "1"])  # fmt: skip
+    names = [(service.name, contender.name) for service, contender in asked]
+    assert len(names) == 8
+    assert set(names[:4]) == set(names[4:])
+    assert {name for name, _ in names} == {"8 in flight", "200/s, burst 40"}
+    assert "1 runs at a time" in capsys.readouterr().out
