@@ -16,7 +16,7 @@ from onellm_async.integrations.aiohttp_web import CLIENT, install
 
 MODEL = "GPT-5-Nano"
 DEADLINE = 30.0
-# The last of 15 is sent after 22.5 s at 40 requests per minute: 7.5 s are for its answer.
+# The last of 15 is sent after 22.5 s at 40 per minute: 7.5 s are for its answer.
 # max_pending <= (DEADLINE - usual answer) * requests per second.
 LIMITS = Limits(max_pending=15)
 
