@@ -33,6 +33,8 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 _READ_AT_THE_BEGINNING = ("PYTHON", "LC_", "LANG", "COVERAGE_")
+_AT_THE_BEGINNING = dict(os.environ)
+"""The environment before any test changed it."""
 _LIMIT = 1 << 20
 """Bytes of a request: an environment and arguments."""
 _STREAM_LIMIT = 1 << 16
@@ -55,7 +57,7 @@ class Forks:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                env=_AT_THE_BEGINNING | {"PYTHONPATH": str(ROOT)},
             )
 
     def start(
@@ -77,7 +79,9 @@ class Forks:
     def _ask(self, request: Mapping[str, object], descriptors: list[int]) -> int:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self._socket.sendmsg([json.dumps(request).encode()], ancillary)
-        return int(self._socket.recv(100))
+        if not (reply := self._socket.recv(100)):
+            raise RuntimeError("The process that forks commands has ended; standard error says why.")
+        return int(reply)
 
 
 class _Forked:
@@ -157,8 +161,10 @@ def close_forks() -> None:
 
 
 def _must_begin_anew(environment: Mapping[str, str]) -> bool:
-    given = {name: value for name, value in environment.items() if name.startswith(_READ_AT_THE_BEGINNING)}
-    changed = any(os.environ.get(name) != value for name, value in given.items())
+    changed = any(
+        name.startswith(_READ_AT_THE_BEGINNING) and environment.get(name) != _AT_THE_BEGINNING.get(name)
+        for name in environment.keys() | _AT_THE_BEGINNING.keys()
+    )
     return changed or not hasattr(os, "pidfd_open") or "coverage" in sys.modules
 
 
