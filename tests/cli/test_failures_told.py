@@ -141,7 +141,9 @@ async def test_a_stall_tells_in_seconds_what_it_waited_for(start, at, tmp_path, 
     await backend.until_asked(1)
     shown = b""
     while b"No answer for " not in shown:
-        shown += await command.process.stderr.readline()
+        line = await command.process.stderr.readline()
+        assert line, shown.decode()  # it has ended
+        shown += line
     await backend.release()
     ended = await command.ended()
 

@@ -376,8 +376,8 @@ def test_ctrl_c_ends_the_wait_for_the_writer_of_a_named_pipe(tmp_path):
     )
     with process:
         # The last import before the pipe is opened.
-        while b"onellm_async.batch.work_list" not in process.stderr.readline():
-            pass
+        while b"onellm_async.batch.work_list" not in (line := process.stderr.readline()):
+            assert line, "it ended before it opened the pipe"
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 130
