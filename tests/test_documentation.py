@@ -350,7 +350,7 @@ def test_the_readme_gives_the_two_commands_that_set_everything_up() -> None:
     install = "python3 -m venv .venv && .venv/bin/pip install"
     assert [block.strip() for block in blocks(README, "console")] == [
         f"{install} '.[cli]' && .venv/bin/onellm-async run examples/prompts.txt --local -o answers.jsonl",
-        f"{install} nox && .venv/bin/nox",
+        f"{install} 'nox[uv]' && .venv/bin/nox",
     ]
 
 
