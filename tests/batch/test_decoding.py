@@ -128,6 +128,8 @@ async def test_what_is_no_text_is_refused_with_the_cure(tmp_path, case):
         (b'"id";"question"\n1;Hi\n', "csv"),
         (b"id\tprompt\n1\tHi\n", "tsv"),
         (b"prompt\nHi\n", "csv"),
+        (b"name,age,city\nAnn,3,Rome\n", "csv"),
+        (b"city\tpeople\nRome\t3\n", "tsv"),
         (b'[\n  "What is 2+2?",\n', "json"),
         (b'[{"prompt": "Hi"},\n', "json"),
         (b'{\n  "prompt": "Hi"\n}\n', "json"),
@@ -145,7 +147,17 @@ async def test_a_pipe_that_looks_like_another_format_is_refused_and_told_which(c
 
 
 @pytest.mark.parametrize(
-    "first", ["Hello, world", "[INST] Hi [/INST]", "Write about: id, name", "{name} is here", "Why?", "a;b"]
+    "first",
+    [
+        "Hello, world",
+        "[INST] Hi [/INST]",
+        "Write about: id, name",
+        "{name} is here",
+        "Why?",
+        "a;b",
+        "Hello,world",
+        "red, green, blue",
+    ],
 )
 async def test_prose_in_a_pipe_is_text(first):
     reading, writing = os.pipe()

@@ -207,6 +207,9 @@ _USUAL_COLUMNS = frozenset(
     {"prompt", "messages", "custom_id", "id", "question", "text", "input", "instruction", "system"}
 )
 
+_FEWEST_COLUMNS = {"csv": 3, "tsv": 2}
+"""Names without a space between them that are no prompt, whatever they are: ``Hello,world`` may be one."""
+
 
 def _table_of(first_line: bytes) -> str | None:
     """The format of a table whose header `first_line` looks like; None where it is prose."""
@@ -214,6 +217,8 @@ def _table_of(first_line: bytes) -> str | None:
     for delimiter, name in ((",", "csv"), (";", "csv"), ("|", "csv"), ("\t", "tsv")):
         cells = line.split(delimiter)
         names = {cell.strip('"').lower() for cell in cells}
-        if all(map(_COLUMN.fullmatch, cells)) and (names == {"prompt"} or (len(cells) > 1 and names & _USUAL_COLUMNS)):
+        if all(map(_COLUMN.fullmatch, cells)) and (
+            names == {"prompt"} or (len(cells) > 1 and names & _USUAL_COLUMNS) or len(cells) >= _FEWEST_COLUMNS[name]
+        ):
             return name
     return None
