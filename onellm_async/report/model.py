@@ -3,15 +3,16 @@
 A report shows what the journal has: `RunCounts`, `RunSession`, `JournalRecord` and `LineError` are used as they are.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping
 from enum import StrEnum
+from itertools import accumulate
 
 from attrs import field, frozen
 
 from onellm_async.batch.inputs.entry import LineError
 from onellm_async.batch.journal.reader import RunSession
 from onellm_async.batch.journal.record import JournalRecord, RunCounts
+from onellm_async.batch.shards import ShardStatus
 from onellm_async.formatting import format_count
 from onellm_async.limits.bottleneck_analysis import BottleneckAnalysis
 
@@ -185,29 +186,6 @@ class Latency:
 
 
 @frozen(kw_only=True)
-class ShardRow:
-    """A shard, where the run is one over shards.
-
-    Attributes:
-        name: File name of the shard.
-        state: ``"complete"``, ``"running"``, ``"interrupted"`` or ``"not started"``.
-        first: Index of its first prompt in the whole input.
-        entries: Entries in it.
-        bad_lines: Lines without a usable prompt.
-        counts: The totals of its journal.
-        duration: Seconds from its first request to its last outcome; None if there is neither.
-    """
-
-    name: str
-    state: str
-    first: int
-    entries: int
-    bad_lines: int = 0
-    counts: RunCounts = field(factory=RunCounts)
-    duration: float | None = None
-
-
-@frozen(kw_only=True)
 class Report:
     """A run at one moment.
 
@@ -250,14 +228,16 @@ class Report:
     causes: tuple[tuple[str, int], ...] = ()
     notable: tuple[tuple[str, int], ...] = ()
     waits_for: str | None = None
-    shards: tuple[ShardRow, ...] = ()
+    shards: tuple[ShardStatus, ...] = ()
 
     def place_of(self, record: JournalRecord) -> str:
         """Where a record's prompt is: its line, and its shard if there are any."""
         if not self.shards:
             return format_count(record.line)
-        after = bisect_right(self.shards, record.index, key=lambda shard: shard.first)
-        return f"{self.shards[max(0, after - 1)].name}:{record.line}"
+        ends = accumulate(shard.entries for shard in self.shards)
+        places = (shard for shard, end in zip(self.shards, ends, strict=True) if record.index < end)
+        shard = next(places, self.shards[-1])
+        return f"{shard.name}:{record.line}"
 
     @property
     def duration(self) -> float:

@@ -43,7 +43,7 @@ def read_report(journal: JournalReader, *, now: float) -> Report:
         name=journal.path.name.removesuffix(".journal"),
         subtitle=_subtitle(journal.identity),
         created_at=now,
-        status=_status(running=running, complete=journal.complete),
+        status=status_of(running=running, complete=journal.complete),
         warning=journal.warning,
         parameters=tuple(list_parameters(journal.identity)),
         sessions=sessions,
@@ -82,7 +82,8 @@ def read_samples(journal: JournalReader) -> list[tuple[float, JSON]]:
     return sorted(found.items(), key=lambda each: each[0])
 
 
-def _status(*, running: bool, complete: bool) -> RunStatus:
+def status_of(*, running: bool, complete: bool) -> RunStatus:
+    """The state of a run."""
     if running:
         return RunStatus.RUNNING
     return RunStatus.COMPLETE if complete else RunStatus.INTERRUPTED
@@ -147,16 +148,47 @@ def _totals(
     *,
     running: bool,
 ) -> RunTotals:
-    counts = journal.counts()
     budget = _part(sessions[-1].session.settings, "budget") if sessions else {}
-    total, bad_lines = (
-        journal.identity.answers,
-        max(journal.bad_line_count(), *(each.bad_lines for each in samples[-1:]), 0),
+    answers = journal.identity.answers
+    told = next((sample.total for sample in reversed(samples) if sample.total is not None), None)
+    return evolve(
+        sum_up(
+            journal.counts(),
+            sessions,
+            slices,
+            running=running,
+            answers=told if answers is None else answers,
+            samples=1 if answers is None else journal.identity.samples or 1,
+            bad_lines=max(journal.bad_line_count(), *(each.bad_lines for each in samples[-1:]), 0),
+            retried=journal.retried(),
+        ),
+        budget=_number(budget.get("max_cost")),
     )
-    if total is not None:
-        total -= bad_lines * ((journal.identity.samples or 1) - 1)  # a bad line is one, however often it would be asked
-    else:
-        total = next((sample.total for sample in reversed(samples) if sample.total is not None), None)
+
+
+def sum_up(
+    counts: RunCounts,
+    sessions: Sequence[SessionSpan],
+    slices: Sequence[TimeSlice],
+    *,
+    running: bool,
+    answers: int | None,
+    samples: int,
+    bad_lines: int,
+    retried: int,
+) -> RunTotals:
+    """The totals of a run or of many shards, without a budget.
+
+    Args:
+        counts: What is durable.
+        sessions: In order.
+        slices: Of these sessions.
+        running: Whether a process works on it. Without one, nothing is in flight any more.
+        answers: Answers that it has when it is complete, bad lines included as often as they would be asked.
+        samples: How often each prompt is asked.
+        bad_lines: Lines without a usable prompt. Each is one, however often it would be asked.
+        retried: Retries that the journals know of.
+    """
     return RunTotals(
         counts=evolve(
             counts,
@@ -164,10 +196,9 @@ def _totals(
             possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
             rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
         ),
-        total=total,
+        total=None if answers is None else answers - bad_lines * (samples - 1),
         bad_lines=bad_lines,
-        budget=_number(budget.get("max_cost")),
-        retries=max(journal.retried(), sum(part.retries for part in slices)),
+        retries=max(retried, sum(part.retries for part in slices)),
         allowed=allowed_answers(sessions, slices),
     )
 

@@ -17,14 +17,13 @@ from attrs import evolve, field, frozen
 
 from onellm_async.batch.identity import RunIdentity
 from onellm_async.batch.inputs.entry import LineError
-from onellm_async.batch.journal.file import journal_path
 from onellm_async.batch.journal.reader import Bucket, JournalReader, LatencyBin, RunSession
 from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.shard_split import read_manifest
 from onellm_async.batch.shards import ShardStatus, default_output, read_shard_statuses, sum_counts, sum_failures
 from onellm_async.chat import JSON
 from onellm_async.report.latency import build_histogram
-from onellm_async.report.model import Latency, ProgressSample, Report, RunStatus, RunTotals, SessionSpan, ShardRow
+from onellm_async.report.model import Latency, ProgressSample, Report, SessionSpan
 from onellm_async.report.reading import (
     BAD_LINES,
     FAILED,
@@ -35,10 +34,12 @@ from onellm_async.report.reading import (
     read_notable,
     read_samples,
     read_sessions,
+    status_of,
+    sum_up,
     with_final_totals,
     with_input_index,
 )
-from onellm_async.report.timeline import allowed_answers, bucket_width, cut_slices
+from onellm_async.report.timeline import bucket_width, cut_slices
 
 _BREAK = 60.0
 """Seconds without an active shard that count as a break: engines take some seconds to start the next shard."""
@@ -60,9 +61,12 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
     """
     place = Path(directory)
     manifest, statuses = read_manifest(place), read_shard_statuses(place)
-    rows = _rows(statuses)
-    started = [row for row in rows if journal_path(default_output(place / row.name)).exists()]
-    found = [_read(place, row, now=now) for row in started]
+    firsts = accumulate((each.entries for each in statuses), initial=0)
+    found = [
+        _read(place, each, first, now=now)
+        for each, first in zip(statuses, firsts, strict=False)
+        if each.state != "not started"
+    ]
     periods = merge_spans([span for part in found for span in part.sessions])
     counts = sum_counts(statuses)
     outcomes = counts.answered + counts.failed
@@ -71,41 +75,39 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
     buckets: Counter[float] = Counter()
     failed: Counter[float] = Counter()
     bursts: set[float] = set()
-    for row, part in zip(started, found, strict=True):
-        with JournalReader.open(default_output(place / row.name)) as journal:
+    for part in found:
+        with JournalReader.open(part.output) as journal:
             bursts |= cells.add(read_samples(journal), part.sessions)
             for bucket in journal.throughput(width):
                 buckets[bucket.at] += bucket.answered
                 failed[bucket.at] += bucket.failed
     periods = tuple(evolve(period, burst=int(max(bursts)) if bursts else None) for period in periods)
-    running = any(row.state == "running" for row in rows)
+    running = any(each.state == "running" for each in statuses)
     fine = [Bucket(at, buckets[at], failed[at]) for at in sorted(buckets)]
     slices = with_final_totals(cut_slices(periods, cells.samples(), fine, outcomes), counts)
-    complete = all(row.state == "complete" for row in rows)
+    complete = all(each.state == "complete" for each in statuses)
     identity = found[0].identity if found else None
     model = identity and (identity.model or identity.fallback_model)
-    bad_lines, samples = sum(row.bad_lines for row in rows), (identity and identity.samples) or 1
+    samples = (identity and identity.samples) or 1
     return Report(
         name=place.resolve().name,
-        subtitle=f"{len(rows):,} shards" + (f", sent to {model}" if model else ""),
+        subtitle=f"{len(statuses):,} shards" + (f", sent to {model}" if model else ""),
         created_at=now,
-        status=RunStatus.RUNNING if running else RunStatus.COMPLETE if complete else RunStatus.INTERRUPTED,
+        status=status_of(running=running, complete=complete),
         parameters=(
             ("Prompts of a shard", f"{manifest.prompts:,}"),
             *(list_parameters(identity, _OF_ONE_SHARD) if identity else ()),
         ),
         sessions=periods,
-        totals=RunTotals(
-            counts=evolve(
-                counts,
-                in_flight=counts.in_flight if running else 0,
-                possibly_billed=counts.possibly_billed + (0 if running else counts.in_flight),
-                rate_limited=max(counts.rate_limited, sum(part.rate_limited for part in slices)),
-            ),
-            total=manifest.entries * samples - bad_lines * (samples - 1),
-            bad_lines=bad_lines,
-            retries=max(sum(part.retried for part in found), sum(part.retries for part in slices)),
-            allowed=allowed_answers(periods, slices),
+        totals=sum_up(
+            counts,
+            periods,
+            slices,
+            running=running,
+            answers=manifest.entries * samples,
+            samples=samples,
+            bad_lines=sum(each.bad_lines for each in statuses),
+            retried=sum(part.retried for part in found),
         ),
         slices=slices,
         latency=_latency(chain.from_iterable(part.latency for part in found)),
@@ -118,7 +120,7 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
         bad_lines=tuple(bad for part in found for bad in part.bad_lines)[:BAD_LINES],
         causes=tuple(sum_failures(statuses).items()),
         notable=tuple(sum((Counter(dict(part.notable)) for part in found), Counter[str]()).most_common()),
-        shards=rows,
+        shards=tuple(statuses),
     )
 
 
@@ -133,29 +135,11 @@ def _latency(bins: Iterable[LatencyBin]) -> Latency:
     return build_histogram(((low, high, count) for (low, high), count in ordered), percentiles)
 
 
-def _rows(statuses: Sequence[ShardStatus]) -> tuple[ShardRow, ...]:
-    rows, first = [], 0
-    for status in statuses:
-        span = status.time_span
-        rows.append(
-            ShardRow(
-                name=status.name,
-                state=status.state,
-                first=first,
-                entries=status.entries,
-                bad_lines=status.bad_lines,
-                counts=status.counts,
-                duration=None if span is None else span[1] - span[0],
-            )
-        )
-        first += status.entries
-    return tuple(rows)
-
-
 @frozen(kw_only=True)
 class _Shard:
     """What is kept of a shard's journal; its samples are read again when the cells are known."""
 
+    output: Path
     identity: RunIdentity
     sessions: tuple[SessionSpan, ...]
     latency: tuple[LatencyBin, ...]
@@ -166,22 +150,25 @@ class _Shard:
     retried: int
 
 
-def _read(directory: Path, row: ShardRow, *, now: float) -> _Shard:
-    with JournalReader.open(default_output(directory / row.name)) as journal:
+def _read(directory: Path, status: ShardStatus, first: int, *, now: float) -> _Shard:
+    """What is kept of the journal of a shard, whose first prompt has the index `first` in the whole input."""
+    output = default_output(directory / status.name)
+    with JournalReader.open(output) as journal:
         raw = read_samples(journal)
         samples = [parse_sample(at, sample) for at, sample in raw]
 
         def placed(records: Sequence[JournalRecord]) -> tuple[JournalRecord, ...]:
             records = with_input_index(records, journal.identity)
-            return tuple(evolve(record, index=record.index + row.first) for record in records)
+            return tuple(evolve(record, index=record.index + first) for record in records)
 
         return _Shard(
+            output=output,
             identity=journal.identity,
-            sessions=read_sessions(journal, samples, running=row.state == "running", now=now),
+            sessions=read_sessions(journal, samples, running=status.state == "running", now=now),
             latency=tuple(journal.latency_histogram()),
             slowest=placed(journal.slowest(SLOWEST)),
             failures=placed(journal.failed(FAILED)),
-            bad_lines=tuple(evolve(bad, source=row.name) for bad in journal.bad_lines(BAD_LINES)),
+            bad_lines=tuple(evolve(bad, source=status.name) for bad in journal.bad_lines(BAD_LINES)),
             notable=read_notable(raw),
             retried=journal.retried(),
         )

@@ -98,7 +98,7 @@ def _shards(report: Report) -> TableSection:
                     format_count(shard.bad_lines),
                     format_count(shard.counts.possibly_billed + shard.counts.in_flight),
                     format_usd(shard.counts.cost),
-                    "-" if shard.duration is None else format_duration(shard.duration),
+                    "-" if shard.time_span is None else format_duration(shard.time_span[1] - shard.time_span[0]),
                 )
                 for shard in shown
             ),
