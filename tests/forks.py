@@ -123,17 +123,17 @@ class _Transport(base_subprocess.BaseSubprocessTransport):
 
             def pipe(stream: Any, *, is_input: bool = False) -> tuple[int, IO[bytes] | None]:
                 """The end of the command, and ours if there is one."""
+                if stream not in {PIPE, DEVNULL}:
+                    return stream if isinstance(stream, int) else stream.fileno(), None
+                ours = None
                 if stream == DEVNULL:
                     descriptor = os.open(os.devnull, os.O_RDWR)
-                elif stream == PIPE:
-                    read, write = os.pipe()
-                    descriptor, ours = (read, write) if is_input else (write, read)
-                    theirs.callback(os.close, descriptor)
-                    return descriptor, os.fdopen(ours, "wb" if is_input else "rb", buffering=0)
                 else:
-                    return stream if isinstance(stream, int) else stream.fileno(), None
+                    read, write = os.pipe()
+                    descriptor, our_end = (read, write) if is_input else (write, read)
+                    ours = os.fdopen(our_end, "wb" if is_input else "rb", buffering=0)
                 theirs.callback(os.close, descriptor)
-                return descriptor, None
+                return descriptor, ours
 
             (read, our_stdin), (write, our_stdout) = pipe(stdin, is_input=True), pipe(stdout)
             complain, our_stderr = (write, None) if stderr == STDOUT else pipe(stderr)

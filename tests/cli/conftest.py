@@ -9,8 +9,8 @@ from attrs import frozen
 from onellm_async.batch import JournalReader
 from onellm_async.errors import BatchError
 from onellm_async.server import LocalServer, ServerSettings
-from onellm_async.server.backends import BackendError, echo
 from tests.forks import start_command
+from tests.held_backend import HeldBackend
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,39 +116,6 @@ def journal_has(tmp_path):
             await asyncio.sleep(0.02)
 
     return journal_has
-
-
-class HeldBackend:
-    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails with `status`."""
-
-    def __init__(self):
-        self.asked = []
-        self.held = set()
-        self.failing = set()
-        self.status = 500
-        self.changed = asyncio.Condition()
-
-    async def complete(self, job):
-        prompt = job.request.messages[-1].content
-        async with self.changed:
-            self.asked.append(prompt)
-            self.changed.notify_all()
-            await self.changed.wait_for(lambda: prompt not in self.held)
-        if prompt in self.failing:
-            raise BackendError("It fails.", status=self.status)
-        return echo(job)
-
-    async def until_asked(self, count):
-        async with self.changed:
-            await self.changed.wait_for(lambda: len(self.asked) >= count)
-
-    async def release(self):
-        async with self.changed:
-            self.held.clear()
-            self.changed.notify_all()
-
-    async def aclose(self):
-        pass
 
 
 @pytest.fixture

@@ -12,28 +12,12 @@ from attrs import field, frozen
 from onellm_async.batch import JournalReader
 from onellm_async.batch.journal.record import RecordState
 from onellm_async.server import Faults, LocalServer, ServerSettings
-from onellm_async.server.backends import echo
-from onellm_async.server.jobs import Completion, Job
 from onellm_async.server.ledger import Outcome
 from tests.forks import start_command
+from tests.held_backend import HeldBackend
 
 KEY = "the-key-of-the-tests"
 BILLED = {Outcome.ANSWERED, Outcome.LOST}
-
-
-class HeldBackend:
-    """Echoes when it is released."""
-
-    def __init__(self) -> None:
-        self.asked, self.released = asyncio.Event(), asyncio.Event()
-
-    async def complete(self, job: Job) -> Completion:
-        self.asked.set()
-        await self.released.wait()
-        return echo(job)
-
-    async def aclose(self) -> None:
-        self.released.set()
 
 
 def quick_server(backend: HeldBackend | None = None, **settings) -> LocalServer:

@@ -5,9 +5,10 @@ import os
 from random import Random
 
 import pytest
-from killing import HeldBackend, billed_by_prompt, finish, prompts_file, quick_server, start_run
+from killing import billed_by_prompt, finish, prompts_file, quick_server, start_run
 
 from onellm_async.server import Faults
+from tests.held_backend import HeldBackend
 
 PROMPTS = 32
 
@@ -19,17 +20,18 @@ def expected(undisturbed):
 
 async def test_the_second_on_a_journal_is_told_who_has_it_and_the_first_is_unharmed(expected, tmp_path):
     source, output = prompts_file(tmp_path, PROMPTS), tmp_path / "answers.jsonl"
-    held = HeldBackend()
-    async with quick_server(held) as server:
+    backend = HeldBackend()
+    backend.held = {"prompt number 0"}
+    async with quick_server(backend) as server:
         first = await start_run(source, output, server)
-        await held.asked.wait()
+        await backend.until_asked(1)
         second = await start_run(source, output, server)
         forced = await start_run(source, output, server, "--force")
         for code, told in await asyncio.gather(finish(second), finish(forced)):
             assert code == 2
             assert f"is in use by process {first.pid}" in told
         assert first.returncode is None
-        held.released.set()
+        await backend.release()
         code, told = await finish(first)
         assert code == 0, told
         assert (len(billed := billed_by_prompt(server)), billed.total()) == (PROMPTS, PROMPTS)
