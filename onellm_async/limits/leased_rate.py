@@ -170,7 +170,7 @@ class LeasedRate:
             self.held += 1
 
     def answered(self, sent_at: float, now: float) -> None:
-        """Records an accepted request, if the board wants to know."""
+        """Records an accepted request, if the board wants to know. A client that sends alone is faster again."""
         if self.grant is None or self.grant.wants_answers:
             self._answered.append((sent_at, now))
         if self._alone is not None and self._alone.rate < self._alone_share:
@@ -180,7 +180,7 @@ class LeasedRate:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
-        """Records a 429, for a visit at once."""
+        """Records a 429, for a visit at once. A client that sends alone slows down."""
         self._rate_limited.append((sent_at, now, retry_after))
         if self._alone is None:
             return

@@ -26,6 +26,7 @@ _ZIP = "Save a workbook's sheet as CSV; unpack an archive: unzip -p {path} | one
 _DAMAGED = "The file is damaged; fetch it again."
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """How the file begins that stands for a large one in a Git repository."""
+_LFS = "a pointer of Git LFS"
 _PULL = "Fetch the file that it stands for: git lfs pull"
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"BZh", "compressed with bzip2", _UNPACK.replace("{command}", "bunzip2 -c {path}")),
@@ -47,7 +48,7 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"GIF8", "an image", _TEXT),
     (b"\x7fELF", "a program", _TEXT),
     (b"\x80\x04\x95", "a Python pickle", "Write it as JSON lines or Parquet."),
-    (LFS_POINTER, "a pointer of Git LFS", _PULL),
+    (LFS_POINTER, _LFS, _PULL),
     (b"\x93NUMPY", "a NumPy array", "Write it as CSV or Parquet."),
     (b"\x89HDF", "HDF5", "Write it as CSV or Parquet."),
 )  # fmt: skip
@@ -106,12 +107,11 @@ def refuse_binary(name: str, start: bytes) -> None:
     """
     for magic, kind, advice in _SIGNATURES:
         if start.startswith(magic):
-            raise BatchError(f"{name} cannot be read: it is {kind}.", advice=_filled(advice, name))
+            raise _refusal(name, kind, _filled(advice, name))
     if start[_TAR[0] :].startswith(_TAR[1]):
-        advice = _filled(_UNPACK.replace("{command}", "tar -xOf {path}"), name)
-        raise BatchError(f"{name} cannot be read: it is a tar archive.", advice=advice)
+        raise _refusal(name, "a tar archive", _filled(_UNPACK.replace("{command}", "tar -xOf {path}"), name))
     if start.startswith((_GZIP + b"\x08", _ZSTD)):
-        raise BatchError(f"{name} cannot be read: it is packed twice.", advice="Unpack it once.")
+        raise _refusal(name, "packed twice", "Unpack it once.")
 
 
 def check_lfs_pointer(name: str, start: bytes) -> None:
@@ -121,7 +121,11 @@ def check_lfs_pointer(name: str, start: bytes) -> None:
         BatchError: If `start` is how a pointer of Git LFS begins.
     """
     if start.startswith(LFS_POINTER):
-        raise BatchError(f"{name} cannot be read: it is a pointer of Git LFS.", advice=_PULL)
+        raise _refusal(name, _LFS, _PULL)
+
+
+def _refusal(name: str, kind: str, advice: str) -> BatchError:
+    return BatchError(f"{name} cannot be read: it is {kind}.", advice=advice)
 
 
 def _filled(advice: str, name: str) -> str:
