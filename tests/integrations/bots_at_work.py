@@ -1,6 +1,7 @@
 """What the checks of the bots of the examples share."""
 
 import asyncio
+import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -46,3 +47,9 @@ async def ended(process: Process) -> tuple[int | None, str]:
     async with asyncio.timeout(90):
         out, err = await process.communicate()
     return process.returncode, (out + err).decode()
+
+
+def questions_in(path: Path) -> list[str]:
+    """The questions of the one chat that a bot has saved."""
+    (saved,) = json.loads(path.read_text("utf-8")).values()
+    return [message["content"] for message in saved["messages"] if message["role"] == "user"]

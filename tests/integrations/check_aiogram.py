@@ -16,7 +16,7 @@ from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from bots_at_work import EXAMPLES, ended, faked, started, until
+from bots_at_work import EXAMPLES, ended, faked, questions_in, started, until
 
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.testing import FakeRequest, FakeTransport, ThreadedServer, hang
@@ -271,9 +271,7 @@ async def test_the_program_answers_saves_its_chats_at_the_end_and_continues(
                 process.send_signal(number)
                 code, log = await ended(process)
             assert (code, "Traceback" in log, "Unclosed" in log) == (0, False, False), log
-    (saved,) = json.loads((tmp_path / "telegram-chats.json").read_text("utf-8")).values()
-    questions = [message["content"] for message in saved["messages"] if message["role"] == "user"]
-    assert questions == ["What is a prime?", "Is 51 one?"]
+    assert questions_in(tmp_path / "telegram-chats.json") == ["What is a prime?", "Is 51 one?"]
 
 
 @pytest.mark.parametrize(

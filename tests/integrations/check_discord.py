@@ -14,7 +14,7 @@ import pytest
 import yarl
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from bots_at_work import EXAMPLES, ended, faked, started, until
+from bots_at_work import EXAMPLES, ended, faked, questions_in, started, until
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
@@ -296,9 +296,7 @@ async def test_the_program_answers_saves_its_chats_at_the_end_and_continues(plat
                 process.send_signal(number)
                 code, log = await ended(process)
             assert (code, "Traceback" in log, "Unclosed" in log) == (0, False, False), log
-    (saved,) = json.loads((tmp_path / "discord-chats.json").read_text("utf-8")).values()
-    questions = [message["content"] for message in saved["messages"] if message["role"] == "user"]
-    assert questions == ["What is a prime?", "Is 51 one?"]
+    assert questions_in(tmp_path / "discord-chats.json") == ["What is a prime?", "Is 51 one?"]
 
 
 @pytest.mark.parametrize(
