@@ -2,6 +2,7 @@
 import asyncio
 import inspect
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -9,6 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 # else each of them compiles all that it imports, which takes longer than the rest of its life.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and every process inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import pytest_asyncio

@@ -19,6 +19,6 @@ def test_the_public_types_say_what_users_need(tmp_path: Path) -> None:
         text=True,
         timeout=110,
         check=False,
-        cwd=HERE.parents[1],
+        cwd=tmp_path,  # so that the package is the installed one, as for its users
     )
     assert run.returncode == 0, run.stdout + run.stderr
