@@ -133,7 +133,8 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
     limits, gate, rate = core.limits, core.gate, core.rate
     limited = limits.mode != "unlimited"
     state = rate.state
-    declared_burst = limits.burst if limits.declared_rate is not None else None
+    declared = limits.declared_rate
+    declared_burst = limits.burst if declared is not None else None
     wake = core.next_wake(now)
     no_wait = dict.fromkeys(LANES, 0.0)
     return Snapshot(
@@ -149,7 +150,7 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         max_concurrency=limits.max_in_flight,
         concurrency=core.concurrency,
         mode=limits.mode,
-        declared_rate=limits.declared_rate,
+        declared_rate=declared,
         rate=rate.rate * 60 if limited else None,
         confidence=rate.confidence if limited else None,
         burst=declared_burst if state is None else state.burst,
@@ -170,4 +171,10 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
 
 
 def _sendable_now(core: Admission, now: float) -> int:
-    return bisect_right(range(1, _MAX_SENDABLE), 0.0, key=lambda requests: core.rate.time_until(requests, now))
+    def wait_for(requests: int) -> float:
+        return core.rate.time_until(requests, now)
+
+    enough = 1  # usually few may be sent, so their number is doubled rather than the range halved
+    while enough < _MAX_SENDABLE and wait_for(enough) <= 0:
+        enough *= 2
+    return enough // 2 + bisect_right(range(enough // 2 + 1, min(enough, _MAX_SENDABLE)), 0.0, key=wait_for)
