@@ -75,8 +75,9 @@ any                 the clock of another event loop              the same withou
 
 The storm bound: a request counts as *unconfirmed* until it is answered, or until one and a half round trips of a 429
 have passed. After a 429 at most four requests are unconfirmed, one if no bounds are tight, and at most two more for
-each request confirmed since; never more than 32. While nothing is accepted, only knocks are sent. So 429s are bounded
-by the accepted requests, the time, and the requests in flight, whatever the service does.
+each request confirmed since; never more than 32, or a sixteenth of those confirmed if that is more. While nothing is
+accepted, only knocks are sent. So 429s are bounded by the accepted requests, the time, and the requests in flight,
+whatever the service does.
 In contention, a minute's highest rate is four times the present one or 1.2 times what any minute accepted.
 
 `phases` and `silence` have a class for each phase, which owns its pacing. All of them judge by one `Evidence`.
@@ -116,9 +117,15 @@ class AdaptiveRate:
     """Unconfirmed requests at the start, at most, beside one more for each confirmed one."""
     TIGHT_UNCONFIRMED = 4
     """Unconfirmed requests after a 429 between tight bounds, beside two more for each confirmed one."""
+    LOOSE_GROWTH = 0.9
+    """Unconfirmed requests for each confirmed one, beside one, while no bounds are tight. With 1, the bounds of 200 per
+    second come out less tight; with less, a rate is found more slowly where a 429 takes 0.1 s."""
     MAX_UNCONFIRMED = 32
-    """Unconfirmed requests, at most. While a service that accepted everything closes, so many 429s may be on their
-    way."""
+    """Unconfirmed requests, at most, or `UNCONFIRMED_SHARE` of the confirmed ones if that is more. While a service that
+    accepted everything closes, so many 429s may be on their way."""
+    UNCONFIRMED_SHARE = 1 / 16
+    """Unconfirmed requests as a share of those that were confirmed since the last 429. Without it, no more than 160
+    requests per second are sent where an answer takes longer than `Evidence.START_ACK`."""
     SHARED_SIZE = 200
     """Accepted requests that a shared control remembers."""
     SHARED_LATENESS = 0.05
@@ -153,7 +160,7 @@ class AdaptiveRate:
         )
         self._evidence.lateness = self.SHARED_LATENESS if is_shared else 0.0
         self._unconfirmed = self.START_UNCONFIRMED
-        self._growth = 1
+        self._growth = 1.0
         self._confirmed_from = 0
         self._is_confirmed = False
         self._earliest = -_NEVER
@@ -277,7 +284,8 @@ class AdaptiveRate:
         if self._is_shared:
             sent_at = evidence.log.nearest(sent_at)  # it is told as an age, so never to the digit
         before = evidence.slots.refused(sent_at)
-        evidence.log.remove(sent_at)
+        if evidence.log.remove(sent_at) and sent_at <= evidence.known_at and not isinstance(phase, Contended):
+            self._confirmed_from -= 1  # it was counted as accepted when the last 429 arrived
         evidence.line.observe_round_trip(now - sent_at)
         evidence.rate_limited += 1
         is_knock = isinstance(phase, Silence) and phase.knocked_at == sent_at  # perhaps sent when the last 429 arrived
@@ -289,7 +297,8 @@ class AdaptiveRate:
             evidence.known_at = now
             self._confirmed_from = evidence.log.total
             self._is_confirmed = False
-            self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2) if evidence.line.bounds.tight else (1, 1)
+            is_tight = evidence.line.bounds.tight
+            self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2.0) if is_tight else (1, self.LOOSE_GROWTH)
             self._phase = self._after_429(phase, sent_at, now, before, retry_after)
         self._update(now)
 
@@ -312,11 +321,15 @@ class AdaptiveRate:
         allowed = self.MAX_UNCONFIRMED
         if not self._is_confirmed:
             confirmed = log.accepted_until(now - ack) - self._confirmed_from
-            allowed = min(allowed, self._unconfirmed + self._growth * max(0, confirmed))
+            allowed = min(allowed, int(self._unconfirmed + self._growth * max(0, confirmed)))
             self._is_confirmed = allowed == self.MAX_UNCONFIRMED
         last = log.last(allowed)
-        if last is not None and last + ack > earliest:
-            earliest = last + ack
+        if last is not None and last + ack > max(earliest, now):
+            if allowed == self.MAX_UNCONFIRMED:
+                confirmed = log.accepted_until(now - ack) - self._confirmed_from
+                last = log.last(max(allowed, int(self.UNCONFIRMED_SHARE * confirmed)))
+            if last is not None:
+                earliest = max(earliest, last + ack)
         self.max_in_flight = slots.limit
         if slots.limit < _NEVER:
             if isinstance(phase, Silence):

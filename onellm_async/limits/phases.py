@@ -79,7 +79,9 @@ class Startup(Phase):
     """Requests per second after that, before the first answer. A slower start costs more than 1.5 % of 2,000 requests
     at 200 per second, a faster one more 429s: pace times round trip."""
     MAX_PACE = 300.0
-    """Requests per second, at most."""
+    """Requests per second, at most, or what was accepted in `MIN_SECONDS` if that is more."""
+    MIN_SECONDS = 4.0
+    """Seconds in which a pace above `MAX_PACE` would have sent all that was accepted so far, at least."""
     GAIN = 3.0
     """Requests that each answer adds to those in flight."""
     MIN_LATENCY = 0.005
@@ -125,7 +127,8 @@ class Startup(Phase):
         """Raises the pace: each answer adds to the requests in flight."""
         latency = max(now - sent_at, self.MIN_LATENCY)
         self._answered = True
-        self._pace = max(self._pace, min(self.MAX_PACE, self._pace + self.GAIN / latency))
+        max_pace = max(self.MAX_PACE, evidence.log.total / self.MIN_SECONDS)
+        self._pace = max(self._pace, min(max_pace, self._pace + self.GAIN / latency))
 
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> Phase:
         rate = evidence.line.first_estimate()
@@ -290,7 +293,9 @@ class Probe(Cruise):
         if line.bounds.known:
             max_pace = max(max_pace, 1.02 * line.bounds.high + 0.25 / max(line.round_trip, 0.005))
         else:  # otherwise a faster service than that would never be found
-            max_pace = max(max_pace, min(evidence.peak, self.MAX_UNBOUNDED_PACE * line.certain_rate(now)))
+            max_pace = max(
+                max_pace, min(evidence.peak, self.MAX_UNBOUNDED_PACE * line.certain_rate(now, bucket.capacity))
+            )
         if self._prior is not None:
             max_pace = self.MAX_RESTORED_PACE * bucket.rate
         pace = max(pacer.rate, min(pacer.rate * (1 + evidence.line.gain), max_pace))

@@ -208,11 +208,17 @@ class RateEvidence:
         """Requests accepted since the last sample, those in flight included."""
         return self._log.total - self.samples[-1].accepted
 
-    def certain_rate(self, now: float) -> float:
-        """Requests per second that the service certainly refilled since the last sample; 0 if its bucket had some."""
+    def certain_rate(self, now: float, capacity: float) -> float:
+        """Requests per second that the service certainly refilled since the last sample.
+
+        Args:
+            now: The current time.
+            capacity: What its bucket had at the sample, at most, if it was not empty.
+        """
         last = self.samples[-1]
         accepted = self._log.accepted_until(now - self.round_trip) - last.accepted
-        return max(0.0, (accepted - 1) / (now - last.at + self.jitter)) if last.empty else 0.0
+        saved = 1.0 if last.empty else capacity
+        return max(0.0, (accepted - saved) / (now - last.at + self.jitter))
 
     def observe_round_trip(self, seconds: float) -> None:
         """Records how long a 429 took."""

@@ -57,6 +57,8 @@ class Window:
     """A request that is sent sooner than this share of the length is one more than `count`."""
     KNOCK_AFTER = 60.0
     """Seconds after the last request in which a window is doubted that was concluded from one silence only."""
+    MAX_ROUND = 2.0
+    """A first round that takes so many times the length confirms nothing."""
     SPREAD = 0.05
     """A length whose bounds are closer than this share needs no trial."""
 
@@ -135,7 +137,7 @@ class Window:
         self._sent_in_round += 1
         self._asked += 1
         if self._sent_in_round >= self.count:
-            self._end_round(now)
+            self._end_round(now, log)
 
     def _is_knock(self, now: float, log: SendLog) -> bool:
         first = log.last(self.count)
@@ -145,8 +147,12 @@ class Window:
         self._knocked_at = now
         return True
 
-    def _end_round(self, now: float) -> None:
-        self._sent_in_round, self.stretched = 0, 0
+    def _end_round(self, now: float, log: SendLog) -> None:
+        self._sent_in_round = 0
+        first = log.last(self.count - 1)
+        if self.rounds < 0 and first is not None and now - first > self.MAX_ROUND * self.seconds:
+            return  # there was little to send, so it was never kept to
+        self.stretched = 0
         self.rounds += 1
         if self.trial is None:
             self._plan_trial()

@@ -50,6 +50,8 @@ _STARTUP = 10.0
 """Seconds from a client's first request in which it may still search for the limit."""
 _MAX_429S = 34
 """429s in a second without an accepted request: the 32 requests that may be unconfirmed, and two knocks."""
+_SHARE_OF_429S = 1 / 16
+"""Likewise: so many of those accepted before, if that is more."""
 _QUICK_429S = 9
 """429s in a second of a client with few slots. A discovered rate knocks quickly until there were six 429s. A declared
 one of 50 per second needs eight, each of which takes three tenths of the rate, until the next is a second away."""
@@ -299,8 +301,7 @@ def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
     if any(limits.mode in {"off", "unlimited"} for limits in in_force):
         return
     bound = max(_QUICK_429S, 1 + max(limits.max_concurrency for limits in in_force))
-    if all(limits.mode == "discover" for limits in in_force):
-        bound = min(bound, _MAX_429S)
+    is_discovered = all(limits.mode == "discover" for limits in in_force)
     sent_at = next((event.at for event in trace.events if isinstance(event, RequestSent)), 0.0)
     recent: deque[tuple[float, int]] = deque()
     for event in trace.events:
@@ -310,7 +311,8 @@ def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
         recent.append((event.at, accepted))
         while recent[0][0] < event.at - 1 or recent[0][1] != accepted:
             recent.popleft()
-        if len(recent) > bound:
+        unconfirmed = max(_MAX_429S, int(_SHARE_OF_429S * accepted)) if is_discovered else bound
+        if len(recent) > min(bound, unconfirmed):
             yield Finding(event.at, f"{len(recent)} 429s within 1 s, nothing accepted between", event.request)
 
 

@@ -20,6 +20,7 @@ SINCE_MENDED = {
     10_187: "a Retry-After of 0 tells nothing",
     10_656: "429s at random slow a client down",
     700_176: "overloads are no attempts, and use no tokens",
+    708_650: "a window that was never full is doubted",
 }
 CHUNK = 20
 
