@@ -158,7 +158,7 @@ class AdaptiveRate:
         self._evidence = (
             Evidence(now, probe_every, state, self.SHARED_SIZE) if is_shared else Evidence(now, probe_every, state)
         )
-        self._evidence.lateness = self.SHARED_LATENESS if is_shared else 0.0
+        self._evidence.line.lateness = self.SHARED_LATENESS if is_shared else 0.0
         self._unconfirmed = self.START_UNCONFIRMED
         self._growth = 1.0
         self._confirmed_from = 0
@@ -289,7 +289,7 @@ class AdaptiveRate:
         evidence.line.observe_round_trip(now - sent_at)
         evidence.rate_limited += 1
         is_knock = isinstance(phase, Silence) and phase.knocked_at == sent_at  # perhaps sent when the last 429 arrived
-        if sent_at <= evidence.known_at and not is_knock:
+        if sent_at <= evidence.known_at + evidence.line.lateness and not is_knock:
             evidence.line.correct_samples(sent_at)
             if isinstance(phase, Silence):
                 phase.refused_at = max(phase.refused_at, sent_at)

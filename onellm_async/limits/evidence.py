@@ -28,7 +28,6 @@ class Evidence:
         peak: Highest pace that was reached at startup, in requests per second.
         known_at: When the newest 429 arrived. What was sent before it was sent without that knowledge.
         rate_limited: Number of 429s.
-        lateness: Seconds by which requests come later than they may, without losing their place; 0 in one process.
         reset_at: When the service accepts again, as the headers of a reply said; in the past if they did not.
     """
 
@@ -48,7 +47,6 @@ class Evidence:
         self.peak: float = 10.0
         self.known_at: float = -_NEVER
         self.rate_limited: int = 0
-        self.lateness: float = 0.0
         self.reset_at: float = -_NEVER
 
     @property

@@ -154,7 +154,7 @@ class SharedStartup(Startup):
     def take(self, now: float, evidence: Evidence) -> Phase:
         due = self._last + 1 / self._pace
         super().take(now, evidence)
-        self._last = max(min(now, due), now - evidence.lateness)
+        self._last = max(min(now, due), now - evidence.line.lateness)
         return self
 
     def answered(self, sent_at: float, now: float, evidence: Evidence) -> None:
@@ -299,7 +299,7 @@ class Probe(Cruise):
         if self._prior is not None:
             max_pace = self.MAX_RESTORED_PACE * bucket.rate
         pace = max(pacer.rate, min(pacer.rate * (1 + evidence.line.gain), max_pace))
-        pacer.retune(now, rate=pace, capacity=1 + evidence.lateness * pace)
+        pacer.retune(now, rate=pace, capacity=1 + evidence.line.lateness * pace)
         if self._prior is None and evidence.line.limit_rose(pace, now):
             bucket.retune(now, rate=pace)
         return self

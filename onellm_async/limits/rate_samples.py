@@ -123,6 +123,7 @@ class RateEvidence:
         rate_before_drop: Rate before these, if it was certain.
         saturation: When the service's bucket may have been full.
         first: The sample that ended the startup.
+        lateness: Seconds by which requests come later than they may, without losing their place; 0 in one process.
     """
 
     MIN_JITTER = 0.005
@@ -189,6 +190,7 @@ class RateEvidence:
         self.rate_before_drop: float | None = None
         self.saturation: SaturationClock = SaturationClock(now)
         self.first: RateLimitSample | None = None
+        self.lateness: float = 0.0
         if state is not None:
             self.bounds = RateBounds(state.low, UNBOUNDED if state.high is None else state.high)
             self.samples.append(RateLimitSample(now, 0, empty=False))
@@ -386,7 +388,7 @@ class RateEvidence:
         # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
         silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
         self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)
-        return TokenBucket(rate, burst, level=-silence * rate, updated_at=now)
+        return TokenBucket(rate, max(burst, 1 + self.lateness * rate), level=-silence * rate, updated_at=now)
 
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: the samples are dropped."""

@@ -2,7 +2,9 @@
 
 There are two ways to visit. Where the limit is declared, ``board.lua`` makes the whole visit in Redis: one round trip.
 Where it is discovered, the board is Python's: the visitor reads the image, computes, and writes it if it is unchanged
-(compare-and-set). A board can pass from one way to the other, since both know the same fields.
+(compare-and-set). Meanwhile it holds a lock, since of many visitors at once all but one would compute for nothing. The
+lock only saves that work: it expires, and a visit without it is as safe. A board can pass from one way to the other,
+since both know the same fields.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ Reply: TypeAlias = Sequence[bytes | int | float]
 
 EXPORT = """\
 -- The board as JSON with every digit, the digest of its bytes, and the time. The JSON is '' if there is no board.
+-- Nothing if another visitor holds the lock.
+if KEYS[2] and not redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return {} end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 local image = redis.call('GET', KEYS[1])
@@ -42,17 +46,18 @@ end
 
 return {encode(cmsgpack.unpack(image)), digest, string.format('%.17g', now)}
 """
-"""Reads a board. No arguments beside the key."""
+"""Reads a board. With a second key, that of its lock, it takes that first: ARGV  1 the holder   2 milliseconds."""
 
 REPLACE = """\
 -- Writes a board if the bytes there still have a digest.
--- ARGV  1 the digest, '' for no board   2 JSON   3 seconds to live
+-- ARGV  1 the digest, '' for no board   2 JSON   3 seconds to live   4 the holder of the lock, KEYS[2]
+if redis.call('GET', KEYS[2]) == ARGV[4] then redis.call('DEL', KEYS[2]) end
 local image = redis.call('GET', KEYS[1])
 if (image and redis.sha1hex(image) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
-"""Writes a board that was computed in Python."""
+"""Writes a board that was computed in Python, and gives the lock back."""
 
 
 @cache

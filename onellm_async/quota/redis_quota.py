@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from math import ceil
@@ -40,6 +40,12 @@ LEAVE_TIMEOUT = 0.5
 """Seconds that a client which closes tries to remove its row."""
 MAX_CONFLICTS = 20
 """Times in a row that another participant was faster in a compare-and-set, after which the visit fails."""
+LOCK_SECONDS = 0.1
+"""Seconds after which the lock of a visitor that died is free. A visit in Python holds it for a few milliseconds."""
+FIRST_WAIT, LONGEST_WAIT = 0.004, 0.032
+"""Seconds until the lock is tried again; twice as long each time."""
+LOCK_PATIENCE = 1.5
+"""Seconds without the lock after which the visit fails."""
 MIN_TTL = 3600
 """Seconds after the last visit for which Redis keeps a board, at least."""
 SCHEMES = {"redis", "rediss", "unix"}
@@ -247,19 +253,32 @@ class RedisMember:
         return grant
 
     async def _transact_in_python(self, demand: Demand, age: float) -> Grant:
+        holder = f"{self._random.getrandbits(64):x}"
         for _ in range(MAX_CONFLICTS):
-            text, digest, clock = await self._run(EXPORT, [])
+            text, digest, clock = await self._locked(holder)
             now = float(clock)
             board = self._board(parse_json(text) if text else None, now, age)
             grant = board.visit(self._name.current(), demand, now, self._declaration, age)
             image = write_board(board)
             rate = max(grant.rate, 1e-6)
             ttl = max(MIN_TTL, ceil(2 * grant.burst / rate))
-            if await self._run(REPLACE, [digest, dump_json(image), str(ttl)]):
+            if await self._run(REPLACE, [digest, dump_json(image), str(ttl), holder], with_lock=True):
                 self._image = image
                 self._general = board.control.kind == GeneralControl.kind
                 return grant
         raise ConnectionError(f"{MAX_CONFLICTS} other participants were faster.")
+
+    async def _locked(self, holder: str) -> Sequence[bytes]:
+        """Reads the board as soon as no other visitor holds its lock."""
+        give_up_at, wait = time.monotonic() + LOCK_PATIENCE, FIRST_WAIT
+        while True:
+            reply: Sequence[bytes] = await self._run(EXPORT, [holder, str(int(1000 * LOCK_SECONDS))], with_lock=True)
+            if reply:
+                return reply
+            if time.monotonic() > give_up_at:
+                raise ConnectionError(f"Other participants kept it locked for {LOCK_PATIENCE:g} s.")
+            await asyncio.sleep(self._random.uniform(0.5, 1.5) * wait)
+            wait = min(LONGEST_WAIT, 2 * wait)
 
     def _board(self, image: dict[str, JSON] | None, now: float, age: float) -> Board:
         if image is None and self._image is not None:  # Redis lost the board: the first to notice restores it
@@ -271,7 +290,7 @@ class RedisMember:
             return Board(self._declaration, now, self._random, age=age, empty=self._seen)
         return read_board(image, self._declaration, now, self._random)
 
-    async def _run(self, script: str, arguments: list[Any]) -> Any:
+    async def _run(self, script: str, arguments: list[Any], *, with_lock: bool = False) -> Any:
         """Runs a script by its digest; sends its text only where Redis does not know it, as after a restart."""
         from redis.exceptions import NoScriptError  # noqa: PLC0415
 
@@ -281,10 +300,11 @@ class RedisMember:
         digest = self._digests.get(script)
         if digest is None:
             digest = self._digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
+        keys = [self._key, f"{self._key}:lock"] if with_lock else [self._key]
         try:
-            return await self._client.evalsha(digest, 1, self._key, *arguments)
+            return await self._client.evalsha(digest, len(keys), *keys, *arguments)
         except NoScriptError:
-            return await self._client.eval(script, 1, self._key, *arguments)
+            return await self._client.eval(script, len(keys), *keys, *arguments)
 
     def abandon(self) -> None:
         """Drops the connection. The row expires."""

@@ -13,7 +13,7 @@ import pytest
 from onellm_async import AsyncOneLLM, ConfigurationError, Limits
 from onellm_async.limits.quota import Declaration, Demand
 from onellm_async.limits.shared_limiter import SharedLimiter
-from onellm_async.quota import RedisQuota
+from onellm_async.quota import RedisQuota, redis_quota
 from onellm_async.quota.board import Board
 from onellm_async.quota.redis_board import read_grant, visit_arguments, visit_script
 from onellm_async.testing import FakeTransport
@@ -93,6 +93,35 @@ async def test_a_discovered_rate_is_learned_by_compare_and_set(redis_server):
     assert (await second.transact(Demand())).rate == grant.rate > 8
     for each in (first, second):
         await each.aclose(Demand())
+
+
+async def test_many_that_visit_a_discovered_board_at_once_all_get_their_turn(redis_server):
+    members = [member(redis_server, DISCOVERED) for _ in range(16)]
+    for _ in range(5):  # without a lock all but one compute for nothing, and some are never first
+        await asyncio.gather(*(each.transact(WANTED) for each in members))
+    assert {each._general for each in members} == {True}
+    for each in members:
+        await each.aclose(Demand())
+    assert redis_server.command("EXISTS", f"{members[0]._key}:lock") == b":0\r\n"
+
+
+async def test_a_visitor_that_died_keeps_the_board_locked_for_a_tenth_of_a_second(redis_server):
+    each = member(redis_server, DISCOVERED)
+    redis_server.command("SET", f"{each._key}:lock", "dead", "PX", "100")
+    begun = time.monotonic()
+    assert (await each.transact(WANTED)).permits > 0
+    assert 0.05 < time.monotonic() - begun < 5
+    await each.aclose(Demand())
+
+
+async def test_a_board_that_stays_locked_fails_the_visit_in_words(redis_server, monkeypatch):
+    monkeypatch.setattr(redis_quota, "LOCK_PATIENCE", 0.05)
+    each = member(redis_server, DISCOVERED)
+    redis_server.command("SET", f"{each._key}:lock", "stranger")
+    with pytest.raises(ConnectionError, match=r"Other participants kept it locked for 0\.05 s\."):
+        await each.transact(WANTED)
+    redis_server.command("DEL", f"{each._key}:lock")
+    await each.aclose(Demand())
 
 
 async def test_a_board_passes_from_lua_to_python_and_back(redis_server):
