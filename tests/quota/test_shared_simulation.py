@@ -76,8 +76,8 @@ def test_a_high_limit_is_found_within_seconds_by_any_number_of_clients(rate, net
 @pytest.mark.parametrize(("rate", "prompts", "seed"), [(20, 400, 101), (200, 2400, 100)])
 def test_sixteen_clients_use_what_one_client_does(rate, prompts, seed):
     """429s that one burst brings to several clients are one event; who comes late finds the tokens of that time."""
-    how = {"latency": 0.1, "network_delay": 0.001, "network_jitter": 0.002, "quota_latency": 0.0005, "seed": seed}
-    result = simulate(scenario(rate, 16, declared=False, prompts=prompts // 16, **how))
+    how = {"faults": Faults(latency=0.1), "network_delay": 0.001, "network_jitter": 0.002, "quota_latency": 0.0005}
+    result = simulate(scenario(rate, 16, declared=False, prompts=prompts // 16, seed=seed, **how))
     assert result.goodput >= 0.96  # were 0.775 and 0.934
 
 
