@@ -51,7 +51,7 @@ return {encode(cmsgpack.unpack(image)), digest, string.format('%.17g', now)}
 REPLACE = """\
 -- Writes a board if the bytes there still have a digest.
 -- ARGV  1 the digest, '' for no board   2 JSON   3 seconds to live   4 the holder of the lock, KEYS[2]
-if redis.call('GET', KEYS[2]) == ARGV[4] then redis.call('DEL', KEYS[2]) end
+if redis.call('GET', KEYS[2]) == ARGV[4] then redis.call('SET', KEYS[2], '', 'PX', 1) end
 local image = redis.call('GET', KEYS[1])
 if (image and redis.sha1hex(image) or '') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])

@@ -56,7 +56,8 @@ class RedisQuota:
     """One quota for all processes that use the same key and reach the same Redis: ``quota="redis://HOST:PORT"``.
 
     Needs the extra ``redis``, and Redis 5 or Valkey. All it keeps there is one small value for each key, whose name is
-    a hash of URL and key. A password in the URL is never shown; ``ONELLM_QUOTA`` keeps it out of ``ps``.
+    a hash of URL and key, and for milliseconds its lock. A password in the URL is never shown; ``ONELLM_QUOTA`` keeps
+    it out of ``ps``.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as in redis-py.
