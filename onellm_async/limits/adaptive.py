@@ -324,7 +324,7 @@ class AdaptiveRate:
             allowed = min(allowed, int(self._unconfirmed + self._growth * max(0, confirmed)))
             self._is_confirmed = allowed == self.MAX_UNCONFIRMED
         last = log.last(allowed)
-        if last is not None and last + ack > max(earliest, now):
+        if last is not None and last + ack > now and last + ack > earliest:
             if allowed == self.MAX_UNCONFIRMED:
                 confirmed = log.accepted_until(now - ack) - self._confirmed_from
                 last = log.last(max(allowed, int(self.UNCONFIRMED_SHARE * confirmed)))
