@@ -165,6 +165,9 @@ class RateEvidence:
     """What agreeing samples take from the contention score."""
     MAX_RATE_FACTOR = 3.0
     """Upper bound of the rate as a multiple of the first estimate, for the saturation clock."""
+    LATE_SHARE = 0.6
+    """Share of `lateness` for which the bucket of a cruise holds what comes late. With none, 16 clients use .91 of 200
+    per second; with all of it, those that are 30 ms from their board get a 429 for every other prompt."""
     LARGE_BURST = 24
     """An initial burst of so many requests rules out contention, however long nothing is accepted after it."""
     AGREEING_SAMPLES = 6
@@ -388,7 +391,8 @@ class RateEvidence:
         # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
         silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
         self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)
-        return TokenBucket(rate, max(burst, 1 + self.lateness * rate), level=-silence * rate, updated_at=now)
+        late = 1 + self.LATE_SHARE * self.lateness * rate
+        return TokenBucket(rate, max(burst, late), level=-silence * rate, updated_at=now)
 
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: the samples are dropped."""
