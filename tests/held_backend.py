@@ -5,10 +5,21 @@ import asyncio
 from onellm_async.server.backends import BackendError, echo
 
 
-class HeldBackend:
-    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails with `status`."""
+async def last_words(processes):
+    """What processes that have ended said on standard error, as far as nobody has read it."""
+    told = [(process.returncode, (await process.communicate())[1] or b"") for process in processes]
+    return "\n".join(f"ended with {code}: {stderr.decode()}" for code, stderr in told)
 
-    def __init__(self):
+
+class HeldBackend:
+    """Echoes; a prompt in `held` waits until it is released, one in `failing` fails with `status`.
+
+    Args:
+        askers: The processes that ask it, if it is known; more may be added later.
+    """
+
+    def __init__(self, askers=()):
+        self.askers = askers
         self.asked = []
         self.held = set()
         self.failing = set()
@@ -26,6 +37,22 @@ class HeldBackend:
         return echo(job)
 
     async def until_asked(self, count):
+        """Returns when it was asked so often; fails when all who ask have ended before.
+
+        Their requests were counted before they ended: none of them ends well without its answers.
+        """
+        asked = asyncio.ensure_future(self._asked(count))
+        ends = [asyncio.ensure_future(process.wait()) for process in self.askers]
+        ended = asyncio.gather(*ends)
+        try:
+            await asyncio.wait({asked, ended} if ends else {asked}, return_when=asyncio.FIRST_COMPLETED)
+            assert asked.done(), f"asked {len(self.asked)} of {count} times: {await last_words(self.askers)}"
+        finally:
+            for task in (asked, ended):
+                task.cancel()
+            await asyncio.gather(asked, ended, return_exceptions=True)
+
+    async def _asked(self, count):
         async with self.changed:
             await self.changed.wait_for(lambda: len(self.asked) >= count)
 

@@ -10,7 +10,7 @@ from onellm_async.batch import JournalReader
 from onellm_async.errors import BatchError
 from onellm_async.server import LocalServer, ServerSettings
 from tests.forks import start_command
-from tests.held_backend import HeldBackend
+from tests.held_backend import HeldBackend, last_words
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +50,14 @@ class Command:
 
 
 @pytest.fixture
-async def start(tmp_path, monkeypatch):
+def started():
+    """The processes of all commands of a test, which `start` starts."""
+    return []
+
+
+@pytest.fixture
+async def start(tmp_path, monkeypatch, started):
     """Starts a command in an empty directory; whatever is left running is killed at the end."""
-    started = []
     usual = {
         "ONELLM_API_KEY": "",
         "ONELLM_BASE_URL": "",
@@ -102,25 +107,27 @@ def onellm(start):
 
 
 @pytest.fixture
-def journal_has(tmp_path):
-    """Waits until the journal of a run meets a condition."""
+def journal_has(tmp_path, started):
+    """Waits until the journal of a run meets a condition; fails when it does not and all commands have ended."""
 
     async def journal_has(output, condition):
         while True:
+            ended = started and all(process.returncode is not None for process in started)
             try:
                 with JournalReader.open(tmp_path / output) as journal:
                     if condition(journal):
                         return
             except BatchError:  # it is not there yet
                 pass
+            assert not ended, await last_words(started)
             await asyncio.sleep(0.02)
 
     return journal_has
 
 
 @pytest.fixture
-def backend():
-    return HeldBackend()
+def backend(started):
+    return HeldBackend(started)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ async def test_the_second_on_a_journal_is_told_who_has_it_and_the_first_is_unhar
     backend.held = {"prompt number 0"}
     async with quick_server(backend) as server:
         first = await start_run(source, output, server)
+        backend.askers = [first]
         await backend.until_asked(1)
         second = await start_run(source, output, server)
         forced = await start_run(source, output, server, "--force")
