@@ -320,16 +320,13 @@ class AdaptiveRate:
             earliest = evidence.windows.earliest(ack)
         allowed = self.MAX_UNCONFIRMED
         if not self._is_confirmed:
-            confirmed = log.accepted_until(now - ack) - self._confirmed_from
-            allowed = min(allowed, int(self._unconfirmed + self._growth * max(0, confirmed)))
+            allowed = min(allowed, int(self._unconfirmed + self._growth * max(0, self._confirmed(now))))
             self._is_confirmed = allowed == self.MAX_UNCONFIRMED
         last = log.last(allowed)
-        if last is not None and last + ack > now and last + ack > earliest:
-            if allowed == self.MAX_UNCONFIRMED:
-                confirmed = log.accepted_until(now - ack) - self._confirmed_from
-                last = log.last(max(allowed, int(self.UNCONFIRMED_SHARE * confirmed)))
-            if last is not None:
-                earliest = max(earliest, last + ack)
+        if self._is_confirmed and last is not None and last + ack > max(earliest, now):
+            last = log.last(max(allowed, int(self.UNCONFIRMED_SHARE * self._confirmed(now))))
+        if last is not None:
+            earliest = max(earliest, last + ack)
         self.max_in_flight = slots.limit
         if slots.limit < _NEVER:
             if isinstance(phase, Silence):
@@ -339,6 +336,10 @@ class AdaptiveRate:
                 if slots.in_flight >= slots.limit and (last := log.last(1)) is not None:
                     earliest = max(earliest, last + slots.trial_gap)
         self._earliest = earliest
+
+    def _confirmed(self, now: float) -> int:
+        """Requests sent since the last 429, or before it and accepted, that are confirmed by now; negative at first."""
+        return self._evidence.log.accepted_until(now - self._ack) - self._confirmed_from
 
     def _after_429(
         self, phase: Phase, sent_at: float, now: float, before: int | None, retry_after: float | None
