@@ -311,8 +311,8 @@ def the_service_is_not_stormed(trace: Trace) -> Iterator[Finding]:
         recent.append((event.at, accepted))
         while recent[0][0] < event.at - 1 or recent[0][1] != accepted:
             recent.popleft()
-        unconfirmed = max(_MAX_429S, int(_SHARE_OF_429S * accepted)) if is_discovered else bound
-        if len(recent) > min(bound, unconfirmed):
+        most = min(bound, max(_MAX_429S, int(_SHARE_OF_429S * accepted))) if is_discovered else bound
+        if len(recent) > most:
             yield Finding(event.at, f"{len(recent)} 429s within 1 s, nothing accepted between", event.request)
 
 

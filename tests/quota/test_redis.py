@@ -118,10 +118,10 @@ async def test_a_user_of_redis_needs_only_what_the_guide_names(redis_server, lim
 
 async def test_a_visitor_that_died_keeps_the_board_locked_for_a_tenth_of_a_second(redis_server):
     each = member(redis_server, DISCOVERED)
-    redis_server.command("SET", f"{each._key}:lock", "dead", "PX", "100")
     begun = time.monotonic()
+    redis_server.command("SET", f"{each._key}:lock", "dead", "PX", "100")
     assert (await each.transact(WANTED)).permits > 0
-    assert 0.05 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.09, "not before the lock had expired"
     await each.aclose(Demand())
 
 
