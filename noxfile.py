@@ -40,6 +40,7 @@ FOUND = found() or SUPPORTED[:1]
 LOWEST = ["--resolution", "lowest-direct"]  # of uv
 CHECKED = ["onellm_async", "tests", "benchmarks", "examples", "noxfile.py"]
 ON_THE_LAST_PYTHON = [f"tests/{part}" for part in ("unit", "batch", "server", "faults", "test_public_api.py")]
+ON_THE_LAST_PYTHON += ["tests/simulation/test_clock.py"]
 ON_THE_LAST_PYTHON += sorted(map(str, Path("tests/limits").glob("test_limiter*.py")))  # the rest is arithmetic
 BETWEEN = ["tests/unit", "tests/test_public_api.py"]
 

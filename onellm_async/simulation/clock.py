@@ -54,6 +54,14 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         """Virtual seconds since the loop was made."""
         return self._jumping.elapsed
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Waits for the threads of the executor. They take real time, so `timeout` would pass at once.
+
+        Args:
+            timeout: Ignored. From Python 3.12 on, `asyncio.Runner` passes one.
+        """
+        await super().shutdown_default_executor()
+
     def set_idle_callback(self, callback: Callable[[float], None]) -> None:
         """Calls `callback` before each jump, with the seconds to jump, when no callback or task is ready.
 

@@ -1,5 +1,6 @@
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -37,6 +38,20 @@ def test_another_thread_can_still_wake_the_loop():
         return word, loop.time()
 
     assert run_in_virtual_time(wait()) == ("awake", 0)
+
+
+def test_a_thread_that_still_works_at_the_end_is_waited_for():
+    ended = []
+
+    def work():
+        time.sleep(0.02)  # a thread knows no virtual time
+        ended.append("thread")
+
+    async def start():
+        asyncio.get_running_loop().run_in_executor(None, work)
+
+    run_in_virtual_time(start())  # Python 3.12 and later would warn that it was given up after 300 s
+    assert ended == ["thread"]
 
 
 def test_a_deadlock_is_told_instead_of_hanging(monkeypatch):
