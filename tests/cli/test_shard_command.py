@@ -1,5 +1,6 @@
 """``onellm-async shard``: split, run, show and merge."""
 
+import asyncio
 import json
 import signal
 
@@ -113,6 +114,7 @@ async def test_two_signals_end_a_shard_at_once_with_what_to_do(start, onellm, ba
     await backend.until_asked(1)
     command.interrupt(signal.SIGTERM)
     await command.says("Stopping")
+    await asyncio.sleep(0.3)  # sooner, it would be the same
     command.interrupt(signal.SIGTERM)
     ended = await command.ended()
     assert (ended.code, ended.out, "Traceback" in ended.err) == (143, "", False)

@@ -89,6 +89,7 @@ async def test_a_second_sigterm_ends_at_once(in_flight, counted):
     command = await in_flight()
     command.interrupt(signal.SIGTERM)
     await command.says("Stopping: nothing more is sent")
+    await asyncio.sleep(0.3)  # sooner, it would be the same
     command.interrupt(signal.SIGTERM)
     ended = await command.ended()
 
@@ -153,6 +154,17 @@ async def test_the_handlers_of_before_are_back_after_the_block():
     with ending_on_signals(asyncio.Event()):
         assert all(signal.getsignal(number) != handler for number, handler in before.items())
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+async def test_two_sigterms_at_once_are_one_although_the_first_was_handled_before_the_second():
+    stop = asyncio.Event()
+    with ending_on_signals(stop) as caught:
+        signal.raise_signal(signal.SIGTERM)
+        await stop.wait()
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a second one would cancel this task
+    assert caught.number == signal.SIGTERM
 
 
 async def test_where_there_is_no_sighup_the_others_are_handled(monkeypatch):

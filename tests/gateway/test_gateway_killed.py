@@ -129,6 +129,7 @@ async def test_a_second_signal_ends_it_at_once_and_what_was_in_flight_is_at_risk
         await asyncio.wait_for(backend.asked.wait(), 60)
         process.send_signal(signal.SIGTERM)
         assert (await process.stderr.readline()).startswith(b"Stopping")
+        await asyncio.sleep(0.3)  # sooner, it would be the same
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 143
         assert await process.stderr.read() == b"onellm-async: ended at once; requests in flight may be billed.\n"
