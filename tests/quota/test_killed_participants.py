@@ -13,6 +13,7 @@ import pytest
 
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.quota import Declaration, Demand
+from onellm_async.quota.host_file import HostFile, LockBusyError
 from onellm_async.quota.host_quota import HostMember
 from tests.quota import host_worker
 
@@ -26,6 +27,7 @@ class Worker:
     """A worker in a process of its own."""
 
     def __init__(self, path, folder, *, point="", after=0, until=None):
+        self.path = path
         job = {"path": str(path), "rate": RATE, "burst": BURST, "point": point, "after": after}
         job["until"] = time.time() + 300 if until is None else until
         self.permits = folder / f"{time.time_ns()}.permits"
@@ -75,7 +77,7 @@ def board_of(path):
     for _ in range(5000):
         try:
             member.transact(Demand())
-        except host_worker.LockBusyError:
+        except LockBusyError:
             time.sleep(0.001)
             continue
         board = member._board
@@ -119,11 +121,30 @@ def test_a_worker_that_dies_at_a_point_of_a_transaction_stops_no_other(tmp_path,
     survivor.end()
 
 
+def stop_outside_of_the_lock(worker):
+    """Stops it. One that stops inside of the lock keeps it, and its companions send alone (`crashes`)."""
+    file = HostFile(worker.path)
+    for _ in range(100):
+        worker.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOWAIT)
+        for _ in range(100):  # another worker holds the lock for a moment only
+            try:
+                file.lock()
+            except LockBusyError:
+                time.sleep(0.001)
+                continue
+            file.unlock()
+            file.close()
+            return
+        worker.process.send_signal(signal.SIGCONT)
+    raise AssertionError("it always stopped inside of the lock")
+
+
 def test_a_participant_that_stands_still_is_passed_over(start):
     first, second = start(), start()
     for worker in (first, second):
         worker.wait_for_permits(20)
-    first.process.send_signal(signal.SIGSTOP)
+    stop_outside_of_the_lock(first)
     second.wait_for_permits(second.taken() + 300)
     first.process.send_signal(signal.SIGCONT)
     first.wait_for_permits(first.taken() + 20)
