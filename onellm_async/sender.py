@@ -426,7 +426,7 @@ class Sender:
         while True:
             permit = await self._admission(call)
             try:
-                response = await self._once(call)
+                response = await self._once(call, permit)
                 usage = response.usage
                 permit.answered(usage.total_tokens if usage is not None else None)
             except RateLimitError as rate_limit:
@@ -500,7 +500,7 @@ class Sender:
             permit.give_back()
             raise
 
-    async def _once(self, call: Call) -> ChatResponse:
+    async def _once(self, call: Call, permit: Permit) -> ChatResponse:
         call.attempts += 1
         call.in_flight = True
         if self._keys is not None:
@@ -510,9 +510,9 @@ class Sender:
         else:
             reply = await self._transport.post(call.body, trace_headers(self._telemetry, call.number))
         call.in_flight = False
-        now = time.time()
+        now = _wall_time()
         if reply.headers:
-            self._read_rate_headers(reply, now)
+            self._read_rate_headers(reply, permit, now)
         response = decode_reply(
             reply.status,
             reply.headers,
@@ -526,11 +526,18 @@ class Sender:
             return response
         return evolve(response, cost=self.prices.cost(call.model, response.usage))
 
-    def _read_rate_headers(self, reply: RawReply, now: float) -> None:
-        read = parse_rate_headers if reply.status == HTTPStatus.TOO_MANY_REQUESTS else self._rate_headers.read
-        found = read(reply.headers, now)
+    def _read_rate_headers(self, reply: RawReply, permit: Permit, now: float) -> None:
+        is_429 = reply.status == HTTPStatus.TOO_MANY_REQUESTS
+        found = (parse_rate_headers if is_429 else self._rate_headers.read)(reply.headers, now)
         if found is not None:
-            self._limiter.advise(limit=found.limit, remaining=found.remaining, reset=found.reset, window=found.window)
+            permit.advertised(
+                is_accepted=not is_429,
+                limit=found.limit,
+                remaining=found.remaining,
+                reset=found.reset,
+                window=found.window,
+                is_moment=found.is_moment,
+            )
 
     # What follows from how an attempt ended.
 
@@ -611,6 +618,12 @@ def _limiter(limits: Limits, state: RateState | None, random: Random, quota: "tu
     from onellm_async.limits.shared_limiter import SharedLimiter  # noqa: PLC0415  # only those who share pay for it
 
     return SharedLimiter(limits, random=random, state=state, quota=quota[0], name=quota[1])
+
+
+def _wall_time() -> float:
+    """Unix time, to which dates in headers are compared. An event loop in virtual time has its own."""
+    wall_time: Callable[[], float] = getattr(asyncio.get_running_loop(), "wall_time", time.time)
+    return wall_time()
 
 
 def _wake(waker: "asyncio.Future[None]") -> None:

@@ -85,7 +85,9 @@ In contention, a minute's highest rate is four times the present one or 1.2 time
 
 from random import Random
 
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.bucket import TokenBucket
+from onellm_async.limits.claims import Claims
 from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.phases import Contended, Phase, Restored, SharedStartup, Startup
 from onellm_async.limits.rate_state import RateState
@@ -167,6 +169,7 @@ class AdaptiveRate:
         self._ack = self._evidence.ack
         self._trusted_from = -_NEVER
         self._phase: Phase = SharedStartup() if is_shared else Startup()
+        self._claims: Claims | None = None
         if state is not None:
             self._restore(state, now)
 
@@ -300,6 +303,10 @@ class AdaptiveRate:
             is_tight = evidence.line.bounds.tight
             self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2.0) if is_tight else (1, self.LOOSE_GROWTH)
             self._phase = self._after_429(phase, sent_at, now, before, retry_after)
+            if self._claims is not None:
+                if not isinstance(phase, Silence):
+                    self._claims.check(sent_at, evidence)
+                self._weigh_claims(self._claims, now)
         self._update(now)
 
     def _after_knock(self, silence: Silence, now: float) -> Phase:
@@ -500,14 +507,25 @@ class AdaptiveRate:
         line = self._evidence.line
         return line.bounds.agreeing >= self.SURE_SAMPLES and line.bounds.high < line.MAX_SPREAD * line.bounds.low
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
-        self._evidence.reset_at = now + reset if reset is not None and remaining == 0 else -_NEVER
+    def advise(self, now: float, said: AdvertisedReply) -> None:
+        if self._claims is None:
+            self._claims = Claims()
+        self._claims.record(said, now)
+        self._evidence.reset_at = self._claims.advertised.reset_at
+        self._weigh_claims(self._claims, now)
+
+    def _weigh_claims(self, claims: Claims, now: float) -> None:
+        """Uses what the service advertises, where there is no evidence."""
+        before = claims.used
+        self._phase = claims.weigh(self._phase, self._evidence, now)
+        if claims.used is not before:
+            self._update(now)
 
     def move_clock(self, now: float) -> None:
         self._evidence.move_clock(now)
         self._phase = self._phase.move_clock(now)
+        if self._claims is not None:
+            self._claims.move_clock()
         self._confirmed_from = self._evidence.log.total
         self._trusted_from = now + max((window.seconds for window in self._evidence.windows.all), default=-_NEVER)
         self._update(now)

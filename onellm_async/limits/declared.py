@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from math import ceil
 from random import Random
 
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.binomial import BinomialRate
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.window_guess import WindowGuess
+
+_NEVER = float("inf")
 
 
 class DeclaredRate:
@@ -214,9 +217,7 @@ class DeclaredRate:
         """Empties the bucket, because the service's bucket is empty."""
         self._bucket.drain(now)
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
+    def advise(self, now: float, said: AdvertisedReply) -> None:
         """Changes nothing: the rate is declared."""
 
     def move_clock(self, now: float) -> None:
@@ -396,10 +397,8 @@ class DeclaredWindow:
     def drain(self, now: float) -> None:
         """Changes nothing: only what was sent has used the window."""
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
-        self._reset_at = now + reset if reset is not None and remaining == 0 and reset <= self.per else float("-inf")
+    def advise(self, now: float, said: AdvertisedReply) -> None:
+        self._reset_at = now + reset if (reset := said.reset_if_empty) is not None and reset <= self.per else -_NEVER
 
     def move_clock(self, now: float) -> None:
         for entry in self._sent:
@@ -471,10 +470,8 @@ class BackoffOnly:
         backoff = self._random.uniform(0, min(self.CAP, self.BASE * 2.0 ** min(self._429s, 60)))
         self._closed_until = max(now + backoff, self._reset_at)
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
-        self._reset_at = now + min(reset, self.CAP) if reset is not None and remaining == 0 else float("-inf")
+    def advise(self, now: float, said: AdvertisedReply) -> None:
+        self._reset_at = now + min(reset, self.CAP) if (reset := said.reset_if_empty) is not None else -_NEVER
 
     def move_clock(self, now: float) -> None:
         self._closed_until, self._reset_at = min(self._closed_until, now), min(self._reset_at, now)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.quota import LANE_NAMES, Demand, Grant, RateLimitReport
 from onellm_async.limits.rate_state import RateState
@@ -190,9 +191,7 @@ class LeasedRate:
             self._alone.retune(now, rate=max(slowest, self._alone.rate * self.SLOWER))
             self._slowed_at = now
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
+    def advise(self, now: float, said: AdvertisedReply) -> None:
         """Changes nothing: the board knows the rate."""
 
     def move_clock(self, now: float) -> None:

@@ -324,26 +324,6 @@ class Limiter:
         self.core.gate.close_circuit()
         self._wake_all()
 
-    def advise(
-        self,
-        *,
-        limit: float | None = None,
-        remaining: float | None = None,
-        reset: float | None = None,
-        window: float | None = None,
-    ) -> None:
-        """Records what a reply advertised in its headers; see `RateControl.advise`.
-
-        Args:
-            limit: Requests in a window, or that a bucket holds.
-            remaining: Of these, the number that may be sent now.
-            reset: Seconds until the window ends or the bucket is full.
-            window: Seconds of the window.
-        """
-        if self.home is not None:
-            self.core.advertised = limit, remaining
-            self.core.rate.advise(self.time(), limit=limit, remaining=remaining, reset=reset, window=window)
-
     def pause(self) -> None:
         """Sends nothing until `resume`. Queued requests stay queued, and their deadlines still pass."""
         self._paused = True

@@ -99,6 +99,13 @@ class Startup(Phase):
         self._sent = 0
         self._answered = False
 
+    @classmethod
+    def again(cls, pace: float, now: float) -> "Startup":
+        """A startup that goes on at a pace that was reached before."""
+        startup = cls()
+        startup._pace, startup._last, startup._answered = pace, now, True
+        return startup
+
     @property
     def rate(self) -> float:
         return self._pace

@@ -5,6 +5,7 @@ from random import Random
 from typing import Protocol
 
 from onellm_async.limits.adaptive import AdaptiveRate
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.declared import BackoffOnly, DeclaredRate, DeclaredWindow
 from onellm_async.limits.policy import AUTO, Limits, Rate
 from onellm_async.limits.rate_state import RateState
@@ -69,9 +70,7 @@ class RateControl(Protocol):
         """Records a 429, with the seconds that the service asked to wait."""
         ...
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
+    def advise(self, now: float, said: AdvertisedReply) -> None:
         """Records what a reply advertised in its headers. Any part may be missing, and any may be wrong.
 
         It may serve as a prior or as a check, but does not stand against what the service accepts and rejects. The
@@ -79,10 +78,7 @@ class RateControl(Protocol):
 
         Args:
             now: The current time.
-            limit: Requests in a window, or that a bucket holds.
-            remaining: Of these, the number that may be sent now.
-            reset: Seconds until the window ends or the bucket is full.
-            window: Seconds of the window.
+            said: What it advertised.
         """
         ...
 
@@ -162,11 +158,9 @@ class SeveralRates:
             if part is not cause and isinstance(part, DeclaredWindow):
                 part.give_back(now, sent_at)
 
-    def advise(
-        self, now: float, *, limit: float | None, remaining: float | None, reset: float | None, window: float | None
-    ) -> None:
+    def advise(self, now: float, said: AdvertisedReply) -> None:
         for part in self.parts:
-            part.advise(now, limit=limit, remaining=remaining, reset=reset, window=window)
+            part.advise(now, said)
 
     def move_clock(self, now: float) -> None:
         for part in self.parts:

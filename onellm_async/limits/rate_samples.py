@@ -257,6 +257,21 @@ class RateEvidence:
             self._plan_probe(2 * prior.low / max(self.bounds.high - prior.low, 1e-9))
         return prior.rate
 
+    def trust(self, low: float, high: float, now: float) -> None:
+        """Takes bounds from elsewhere, as from a prior. The last sample stays.
+
+        Args:
+            low: Lower bound in requests per second.
+            high: Upper bound in requests per second.
+            now: The current time.
+        """
+        self.bounds = RateBounds(low, high)
+        while len(self.samples) > 1:
+            self.samples.popleft()
+        if not self.samples:
+            self.samples.append(RateLimitSample(now, self._log.total, self.saturation.seconds, empty=False))
+        self._plan_probe(low / max(high - low, 1e-9))
+
     def _plan_probe(self, evidence: float) -> None:
         """Sets the length of the next cruise and the gain of the next probe.
 

@@ -68,7 +68,7 @@ class SendLog:
 
     def max_count(self, seconds: float, until: float) -> int:
         """The most requests that were accepted within `seconds`, of those sent until `until`."""
-        return _max_count(self.times, bisect_right(self.times, until), seconds)
+        return most_within(seconds, self.times, bisect_right(self.times, until))
 
     def forget(self, until: float) -> None:
         """Drops the times until then."""
@@ -82,9 +82,10 @@ class SendLog:
         self.times.clear()
 
 
-def _max_count(times: Sequence[float], end: int, seconds: float) -> int:
+def most_within(seconds: float, times: Sequence[float], end: int | None = None) -> int:
+    """The most of the first `end` sorted times that lie within `seconds`."""
     most = first = 0
-    for index in range(end):
+    for index in range(len(times) if end is None else end):
         at = times[index] - seconds
         while times[first] < at:
             first += 1

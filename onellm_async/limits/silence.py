@@ -180,6 +180,21 @@ class Silence(AroundSilence):
         self._knock_at = at
         self.honor(now, retry_after)
 
+    def explain(
+        self, inner: Phase, window: Window | None, knock_at: float, *, doubtful_after: float | None = None
+    ) -> None:
+        """Continues with another explanation of the 429. The next knock may come sooner.
+
+        Args:
+            inner: The phase to continue with.
+            window: The window that explains the 429; None if none does.
+            knock_at: When the service accepts again, as that explains it.
+            doubtful_after: A longer silence means that `inner` may be wrong.
+        """
+        self._inner, self.blamed, self.doubtful_after = inner, window, doubtful_after
+        self._knock_at = max(self.told_until, min(self._knock_at, knock_at))
+        self._on_answer = False
+
     def honor(self, now: float, retry_after: float | None) -> None:
         """Waits for a Retry-After. One of whole seconds was rounded up, so it proves a second less."""
         if retry_after is None:

@@ -215,6 +215,12 @@ class Window:
         self.end_trials()
         self.refute_extra()
 
+    def declare(self, count: int) -> None:
+        """The service says that `count` are accepted."""
+        self.count, self.rounds = count, max(self.rounds, 0)
+        self.end_trials()
+        self._extra, self.extra_at = 0, None
+
     def measure(self, shortest: float, seconds: float) -> None:
         """Replaces the length, because the silence was another one than expected."""
         self.shortest, self.seconds, self.rounds = shortest, seconds, -1
@@ -346,10 +352,14 @@ class Windows:
                 break
         sent = self._nth_before(count, total)
         window = Window(count, shortest_at - sent, end - sent)
-        self.all = [other for other in self.all if not 0.9 < other.seconds / window.seconds < 1.1]
         window.try_round_number()
-        self.all = [*self.all[-self.MAX_WINDOWS + 1 :], window]
+        self.keep(window)
         return window
+
+    def keep(self, window: Window) -> None:
+        """Keeps to a window from now on, in place of one of about its length."""
+        others = [other for other in self.all if not 0.9 < other.seconds / window.seconds < 1.1]
+        self.all = [*others[-self.MAX_WINDOWS + 1 :], window]
 
     def add_single(self, shortest_at: float, end: float) -> bool:
         """Adds a window of one request, if none is known. Returns whether it did.

@@ -45,6 +45,9 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     Sockets work, but take no virtual time. Use `onellm_async.testing.FakeTransport` or `ServiceTransport` instead.
     """
 
+    EPOCH = 1_700_000_000.0
+    """Unix time at which the clock starts, so that headers with dates mean the same in each run."""
+
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
@@ -53,6 +56,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.elapsed
+
+    def wall_time(self) -> float:
+        """Unix time of the virtual clock, in place of `time.time`."""
+        return self.EPOCH + self.time()
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Waits for the threads of the executor. They take real time, so `timeout` would pass at once.

@@ -13,6 +13,7 @@ from attrs import evolve, field, frozen
 
 from onellm_async.chat import ChatOutcome
 from onellm_async.client import AsyncOneLLM
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.quota.memory_quota import MemoryQuota
 from onellm_async.server.ledger import Outcome
@@ -30,7 +31,8 @@ _GIVE_UP_FACTOR = 50
 _GIVE_UP_SECONDS = 3600.0
 """Seconds added to that multiple."""
 _MAX_GAP = 90.0
-"""Seconds between two requests of a client, at most, while 429s come at random: the slowest rate of a shared limit."""
+"""Seconds between two requests of a client, at most, while 429s come at random: the slowest rate of a shared limit that
+is discovered."""
 _UNKNOWN_TOKENS = 600
 """Tokens that the client books for a request of a model whose usual answers are not known yet, or for a lost one."""
 
@@ -247,8 +249,12 @@ def _random_delay(scenario: Scenario) -> float:
     """Seconds by which 429s at random may delay a client: it takes them for those of other clients, and slows down."""
     limits = [*scenario.limits_at_start, *(limit for change in scenario.changes for limit in change.limits or ())]
     share = max((limit.share for limit in limits if isinstance(limit, RandomLimit)), default=0.0)
-    requests = scenario.prompts + len(scenario.chats)
-    return requests * _MAX_GAP / (1 - share) if share else 0.0
+    if not share:
+        return 0.0
+    slowest = min((limits.declared_rate / 60 for limits in scenario.all_limits if limits.declared_rate), default=inf)
+    gap = max(_MAX_GAP, DeclaredRate.MANY_CLIENTS / slowest)
+    sharing = scenario.clients if scenario.shared_quota else 1  # a quota has one rate
+    return (scenario.prompts + len(scenario.chats)) * sharing * gap / (1 - share)
 
 
 def _max_delay(scenario: Scenario) -> float:
@@ -275,7 +281,7 @@ def _service(scenario: Scenario) -> Service:
         keys={_KEY: 1e9},
         faults=evolve(scenario.faults, seed=scenario.seed),
     )
-    service = Service(settings)
+    service = Service(settings, epoch=VirtualClockLoop.EPOCH)
     service.account(_KEY, 0.0)  # windows and times are counted from the start
     return service
 

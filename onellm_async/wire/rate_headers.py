@@ -57,12 +57,14 @@ class AdvertisedLimit:
         remaining: Of these, the number that may be sent now.
         reset: Seconds until the window ends or the bucket is full.
         window: Seconds of the window.
+        is_moment: Whether the reset was a moment, not a number of seconds, so that it is exact when the reply arrives.
     """
 
     limit: float | None = None
     remaining: float | None = None
     reset: float | None = None
     window: float | None = None
+    is_moment: bool = False
 
 
 def parse_rate_headers(headers: Mapping[str, str], now: float) -> AdvertisedLimit | None:
@@ -74,9 +76,10 @@ def parse_rate_headers(headers: Mapping[str, str], now: float) -> AdvertisedLimi
 
     Example:
         >>> parse_rate_headers({"X-RateLimit-Limit-Requests": "60", "X-RateLimit-Reset-Requests": "1m26.4s"}, now=0.0)
-        AdvertisedLimit(limit=60.0, remaining=None, reset=86.4, window=None)
+        AdvertisedLimit(limit=60.0, remaining=None, reset=86.4, window=None, is_moment=False)
     """
     found: dict[str | None, dict[str, float]] = {}
+    moments: set[str | None] = set()
     windows: list[tuple[float, float]] = []
     for name, value in headers.items():
         folded = name.lower()
@@ -88,13 +91,21 @@ def parse_rate_headers(headers: Mapping[str, str], now: float) -> AdvertisedLimi
             windows += _policies(value)
         elif (match := _NAME.fullmatch(folded)) is not None:
             part = match["part"] or match["anthropic"]
-            number = parse_reset(value, now) if part == "reset" else _number(value.partition(",")[0])
+            if part == "reset":
+                number, is_moment = _read_reset(value, now)
+                moments |= {match["unit"]} if is_moment else set()
+            else:
+                number = _number(value.partition(",")[0])
             if part == "limit":
                 windows += _policies(value.partition(",")[2])
             if number is not None:
                 found.setdefault(match["unit"], {})[part] = number
     limits = [
-        AdvertisedLimit(**parts, window=_UNIT_SECONDS.get(unit or "") or _window_of(parts.get("limit"), windows))
+        AdvertisedLimit(
+            **parts,
+            window=_UNIT_SECONDS.get(unit or "") or _window_of(parts.get("limit"), windows),
+            is_moment=unit in moments,
+        )
         for unit, parts in found.items()
         if parts
     ]
@@ -114,15 +125,21 @@ def parse_reset(text: str, now: float) -> float | None:
         >>> [parse_reset(text, now=1e9) for text in ("7", "1m26.4s", "120ms", "1000000030", "soon")]
         [7.0, 86.4, 0.12, 30.0, None]
     """
+    return _read_reset(text, now)[0]
+
+
+def _read_reset(text: str, now: float) -> tuple[float | None, bool]:
+    """The seconds until a reset, and whether it is a moment."""
     text = text.strip()
-    seconds = _number(text)
+    seconds, is_moment = _number(text), False
     if seconds is not None and seconds >= _EPOCH:
+        is_moment = True
         seconds = max(0.0, (seconds / 1000 if seconds >= 1000 * _EPOCH else seconds) - now)
     elif seconds is None and text and (match := _DURATION.fullmatch(text)) is not None:
         seconds = sum(float(value) * _SECONDS[unit] for unit, value in match.groupdict().items() if value)
     elif seconds is None:
-        seconds = _date(text, now)
-    return seconds if seconds is not None and seconds <= MAX_RESET else None
+        is_moment, seconds = True, _date(text, now)
+    return (seconds, is_moment) if seconds is not None and seconds <= MAX_RESET else (None, False)
 
 
 class RateHeaderReader:

@@ -6,6 +6,7 @@ import pytest
 
 from onellm_async.errors import OneLLMError
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.policy import Limits, Rate
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.rate_control import control_for, count_earlier, reconfigured, window_wait
@@ -60,7 +61,8 @@ class Run:
                 core.answered(ticket, now, random.choice([None, 0.0, 500.0]))
             case "429":
                 reset = random.choice([None, 3.0, 90.0])
-                core.rate.advise(now, limit=9.0, remaining=0.0, reset=reset, window=None)
+                said = AdvertisedReply(sent_at=ticket.since, is_accepted=False, limit=9.0, remaining=0.0, reset=reset)
+                core.rate.advise(now, said)
                 core.rate_limited(ticket, now, random.choice([None, None, 0.5, 2.0]))
                 self.enter(Ticket(ticket.lane, ticket.tokens, ticket.deadline, ticket.order, ticket.model))
             case "release":

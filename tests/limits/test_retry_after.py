@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from onellm_async.limits.admission import Admission
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.queue import Ticket
 from onellm_async.limits.rate_control import control_for
@@ -48,7 +49,7 @@ def test_an_advertised_reset_may_end_a_silence_sooner_and_never_later() -> None:
         for number in range(20):
             rate.take(number / 20)
         rate.take(1.0)
-        rate.advise(1.02, limit=20.0, remaining=remaining, reset=reset, window=None)
+        rate.advise(1.02, AdvertisedReply(sent_at=1.0, is_accepted=False, limit=20.0, remaining=remaining, reset=reset))
         rate.rate_limited(1.0, 1.02)
         return rate.time_until(1, 1.02)
 

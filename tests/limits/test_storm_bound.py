@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from onellm_async.limits.adaptive import AdaptiveRate
+from onellm_async.limits.advertised import AdvertisedReply
 
 PER_SECOND = 2.5
 """429s in a second, in the long run, where nothing is accepted."""
@@ -29,6 +30,7 @@ class Adversary:
         self.now, self.number, self.excess, self.excess_at = 0.0, 0, 0.0, 0.0
         self.accepted = 0
         self.events = []
+        self.says = self.window = None
 
     @property
     def is_stormed(self):
@@ -55,9 +57,15 @@ class Adversary:
         self.excess, self.excess_at = max(0.0, self.excess + amount), self.now
 
     def deliver(self):
-        """Lets the next answer or 429 arrive."""
+        """Lets the next answer or 429 arrive, and the headers before it."""
         at, _, sent_at, accept = heapq.heappop(self.events)
         self.now = max(self.now, at)
+        if self.says is not None:
+            limit, remaining, reset = self.says(sent_at)
+            said = AdvertisedReply(
+                sent_at=sent_at, is_accepted=accept, limit=limit, remaining=remaining, reset=reset, window=self.window
+            )
+            self.control.advise(self.now, said)
         (self.control.answered if accept else self.control.rate_limited)(sent_at, self.now)
 
 
@@ -97,6 +105,24 @@ class Storm(RuleBasedStateMachine):
             if accept:
                 accepted.append(self.service.now)
             self.has_nothing_to_do(pace)
+
+    @rule(
+        limit=st.sampled_from([1, 3, 40, 1000, 10**6]),
+        seconds=st.sampled_from([0.001, 0.1, 1, 4, 60]),
+        kind=st.sampled_from(["bucket", "sliding", "fixed", "policy", "nothing left", "silent"]),
+        requests=st.integers(0, 1),
+    )
+    def says_what_it_likes(self, limit, seconds, kind, requests):
+        """Its headers follow from its requests as those of a true limit do."""
+        self.service.window = seconds if kind == "policy" else None
+        missing = [0]
+
+        def says(sent_at):
+            missing[0] = missing[0] % limit + requests
+            reset = {"bucket": seconds * missing[0] / limit, "fixed": seconds - sent_at % seconds}.get(kind, seconds)
+            return limit, 0 if kind == "nothing left" else limit - missing[0], reset
+
+        self.service.says = None if kind == "silent" else says
 
     @rule(seconds=st.floats(0.01, 100))
     def has_nothing_to_do(self, seconds):

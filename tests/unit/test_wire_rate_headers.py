@@ -33,15 +33,15 @@ SPELLINGS = {
             "anthropic-ratelimit-requests-reset": "2023-11-14T22:14:20Z",
             "anthropic-ratelimit-tokens-remaining": "1",
         },
-        AdvertisedLimit(limit=50, remaining=49, reset=60),
+        AdvertisedLimit(limit=50, remaining=49, reset=60, is_moment=True),
     ),
     "GitHub": (
         {"X-RateLimit-Limit": "5000", "X-RateLimit-Remaining": "4987", "X-RateLimit-Reset": "1700003000"},
-        AdvertisedLimit(limit=5000, remaining=4987, reset=3000),
+        AdvertisedLimit(limit=5000, remaining=4987, reset=3000, is_moment=True),
     ),
     "milliseconds": (
         {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1700000030500"},
-        AdvertisedLimit(limit=20, remaining=0, reset=30.5),
+        AdvertisedLimit(limit=20, remaining=0, reset=30.5, is_moment=True),
     ),
     "seconds": (
         {"x-rate-limit-limit": "400", "x-rate-limit-remaining": "12", "x-rate-limit-reset": "33"},
