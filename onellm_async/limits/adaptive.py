@@ -494,7 +494,7 @@ class AdaptiveRate:
         window = evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
         if opening.accepted_until(now - evidence.ack, evidence) > window.count:
             evidence.windows.all.remove(window)  # more at once than ever before: the service was down
-            evidence.line.samples.clear()
+            evidence.line.begin(now)
             return opening.inner if evidence.line.bounds.known else Windowed(now)
         if self._is_line_certain and window.count >= self.WHOLE_HISTORY * earlier:
             # The line was kept to for long, and no window explains the silence: it is another limit now.

@@ -257,6 +257,11 @@ class RateEvidence:
             self._plan_probe(2 * prior.low / max(self.bounds.high - prior.low, 1e-9))
         return prior.rate
 
+    def begin(self, now: float) -> None:
+        """Drops the samples, and counts from now on: the level of the service's bucket is not known."""
+        self.samples.clear()
+        self.samples.append(RateLimitSample(now, self._log.total, self.saturation.seconds, empty=False))
+
     def trust(self, low: float, high: float, now: float) -> None:
         """Takes bounds from elsewhere, as from a prior. The last sample stays.
 
@@ -269,7 +274,7 @@ class RateEvidence:
         while len(self.samples) > 1:
             self.samples.popleft()
         if not self.samples:
-            self.samples.append(RateLimitSample(now, self._log.total, self.saturation.seconds, empty=False))
+            self.begin(now)
         self._plan_probe(low / max(high - low, 1e-9))
 
     def _plan_probe(self, evidence: float) -> None:
@@ -376,8 +381,7 @@ class RateEvidence:
         if accepted <= self.bounds.high * (now - self.samples[-1].at + self.jitter):
             return False
         self.gain = min(self.MAX_GAIN, 2 * self.gain)
-        sample = RateLimitSample(now, self._log.total, self.saturation.seconds, empty=False)
-        self.samples = deque([sample], maxlen=self.MAX_SAMPLES)
+        self.begin(now)
         self.bounds = RateBounds()
         return True
 
@@ -411,5 +415,6 @@ class RateEvidence:
 
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: the samples are dropped."""
-        self.samples.clear()
         self.saturation.move_clock(now)
+        if self.samples:
+            self.begin(now)

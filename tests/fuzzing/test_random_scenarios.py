@@ -21,6 +21,7 @@ SINCE_MENDED = {
     10_656: "429s at random slow a client down",
     700_176: "overloads are no attempts, and use no tokens",
     708_650: "a window that was never full is doubted",
+    740_874: "a service that was down is no window, and a probe goes on after it",
 }
 CHUNK = 20
 

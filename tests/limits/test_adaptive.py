@@ -168,6 +168,14 @@ def test_a_clock_set_back_forgets_the_marks_and_keeps_the_rate():
     assert control.time_until(1, 2.0) <= 2 / rate
 
 
+def test_a_limit_that_rose_meanwhile_is_found_with_another_clock_too():
+    control = AdaptiveRate(0.0, random=Random(0))
+    drive(control, 300)
+    control.move_clock(0.0)
+    drive(control, 600, rate=2 * RATE)
+    assert control.rate >= 1.9 * RATE
+
+
 @given(
     st.floats(0.02, 50),
     st.integers(1, 200),
