@@ -41,7 +41,6 @@ class Claims:
     """A silence is longer than the claim explains after so many requests at its rate."""
     SAME = 0.1
     """Share by which two lengths of a window, or the rates of a claim and of the evidence, may differ."""
-
     SIZE = 256
     """The newest answers, which are compared with a claim."""
     JITTER = 0.1
@@ -168,7 +167,7 @@ class Claims:
         self.used = claim
         line.trust(claim.low, claim.high, now)
         if isinstance(phase, Silence):
-            cruise = Cruise(line.empty_bucket(claim.low, claim.capacity, phase.refused_at, None))
+            cruise = Cruise(line.empty_bucket(claim.low, claim.capacity, now, None))  # requests are still on their way
             phase.explain(cruise, None, phase.refused_at + 1 / claim.low, doubtful_after=self.LONG_SILENCE / claim.low)
             return phase
         bucket = TokenBucket(claim.low, claim.capacity, level=0.0, updated_at=now)
@@ -212,6 +211,7 @@ class Claims:
         """Continues with a clock that may have been set back: times are dropped."""
         self.advertised.move_clock()
         self._refused_at = None
+        self._accepted.clear()
 
 
 def _agree(claim: AdvertisedBucket | AdvertisedWindow, other: AdvertisedBucket | AdvertisedWindow | None) -> bool:
