@@ -14,7 +14,6 @@ What follows from a failure is read from the table in ``failure_kinds.py``, in `
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from random import Random
@@ -510,7 +509,7 @@ class Sender:
         else:
             reply = await self._transport.post(call.body, trace_headers(self._telemetry, call.number))
         call.in_flight = False
-        now = _wall_time()
+        now = permit.home.wall_time()
         if reply.headers:
             self._read_rate_headers(reply, permit, now)
         response = decode_reply(
@@ -618,12 +617,6 @@ def _limiter(limits: Limits, state: RateState | None, random: Random, quota: "tu
     from onellm_async.limits.shared_limiter import SharedLimiter  # noqa: PLC0415  # only those who share pay for it
 
     return SharedLimiter(limits, random=random, state=state, quota=quota[0], name=quota[1])
-
-
-def _wall_time() -> float:
-    """Unix time, to which dates in headers are compared. An event loop in virtual time has its own."""
-    wall_time: Callable[[], float] = getattr(asyncio.get_running_loop(), "wall_time", time.time)
-    return wall_time()
 
 
 def _wake(waker: "asyncio.Future[None]") -> None:

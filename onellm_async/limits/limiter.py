@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 
@@ -28,13 +29,17 @@ class LoopAdmission:
         limiter: The limiter.
         loop: The event loop.
         core: The admission of the requests of this loop.
+
+    Attributes:
+        wall_time: Unix time, to which dates in headers are compared.
     """
 
-    __slots__ = ("core", "idle", "idle_is_awaited", "limiter", "loop", "timer", "timer_at")
+    __slots__ = ("core", "idle", "idle_is_awaited", "limiter", "loop", "timer", "timer_at", "wall_time")
 
     def __init__(self, limiter: "Limiter", loop: asyncio.AbstractEventLoop, core: Admission) -> None:
         self.limiter: Limiter = limiter
         self.loop: asyncio.AbstractEventLoop = loop
+        self.wall_time: Callable[[], float] = getattr(loop, "wall_time", time.time)  # virtual time has its own
         self.core: Admission = core
         self.idle: asyncio.Event = asyncio.Event()  # an event belongs to the loop in which it was first awaited
         self.idle_is_awaited: bool = False

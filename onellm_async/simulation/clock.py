@@ -59,7 +59,7 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
     def wall_time(self) -> float:
         """Unix time of the virtual clock, in place of `time.time`."""
-        return self.EPOCH + self.time()
+        return self.EPOCH + self._jumping.elapsed
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Waits for the threads of the executor. They take real time, so `timeout` would pass at once.
