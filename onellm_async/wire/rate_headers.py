@@ -79,7 +79,6 @@ def parse_rate_headers(headers: Mapping[str, str], now: float) -> AdvertisedLimi
         AdvertisedLimit(limit=60.0, remaining=None, reset=86.4, window=None, is_moment=False)
     """
     found: dict[str | None, dict[str, float]] = {}
-    moments: set[str | None] = set()
     windows: list[tuple[float, float]] = []
     for name, value in headers.items():
         folded = name.lower()
@@ -91,20 +90,15 @@ def parse_rate_headers(headers: Mapping[str, str], now: float) -> AdvertisedLimi
             windows += _policies(value)
         elif (match := _NAME.fullmatch(folded)) is not None:
             part = match["part"] or match["anthropic"]
-            if part == "reset":
-                number, is_moment = _read_reset(value, now)
-                moments |= {match["unit"]} if is_moment else set()
-            else:
-                number = _number(value.partition(",")[0])
             if part == "limit":
                 windows += _policies(value.partition(",")[2])
-            if number is not None:
-                found.setdefault(match["unit"], {})[part] = number
+            if read := _read(part, value, now):
+                found.setdefault(match["unit"], {}).update(read)
     limits = [
         AdvertisedLimit(
-            **parts,
+            is_moment=bool(parts.pop("is_moment", False)),
             window=_UNIT_SECONDS.get(unit or "") or _window_of(parts.get("limit"), windows),
-            is_moment=unit in moments,
+            **parts,
         )
         for unit, parts in found.items()
         if parts
@@ -125,11 +119,14 @@ def parse_reset(text: str, now: float) -> float | None:
         >>> [parse_reset(text, now=1e9) for text in ("7", "1m26.4s", "120ms", "1000000030", "soon")]
         [7.0, 86.4, 0.12, 30.0, None]
     """
-    return _read_reset(text, now)[0]
+    return _read("reset", text, now).get("reset")
 
 
-def _read_reset(text: str, now: float) -> tuple[float | None, bool]:
-    """The seconds until a reset, and whether it is a moment."""
+def _read(part: str, text: str, now: float) -> dict[str, float]:
+    """The parts of an `AdvertisedLimit` that one header tells; none if it is not understood."""
+    if part != "reset":
+        number = _number(text.partition(",")[0])
+        return {} if number is None else {part: number}
     text = text.strip()
     seconds, is_moment = _number(text), False
     if seconds is not None and seconds >= _EPOCH:
@@ -139,7 +136,9 @@ def _read_reset(text: str, now: float) -> tuple[float | None, bool]:
         seconds = sum(float(value) * _SECONDS[unit] for unit, value in match.groupdict().items() if value)
     elif seconds is None:
         is_moment, seconds = True, _date(text, now)
-    return (seconds, is_moment) if seconds is not None and seconds <= MAX_RESET else (None, False)
+    if seconds is None or seconds > MAX_RESET:
+        return {}
+    return {"reset": seconds, "is_moment": True} if is_moment else {"reset": seconds}
 
 
 class RateHeaderReader:
