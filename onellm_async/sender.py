@@ -19,7 +19,7 @@ from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from onellm_async.call import Attempt, AttemptHooks, Call
 from onellm_async.catalog import LIST_PRICES, PriceList
@@ -49,6 +49,7 @@ from onellm_async.events import (
 )
 from onellm_async.failure_kinds import RULES
 from onellm_async.key_source import KeySource
+from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
@@ -529,14 +530,7 @@ class Sender:
         is_429 = reply.status == HTTPStatus.TOO_MANY_REQUESTS
         found = (parse_rate_headers if is_429 else self._rate_headers.read)(reply.headers, now)
         if found is not None:
-            permit.advertised(
-                is_accepted=not is_429,
-                limit=found.limit,
-                remaining=found.remaining,
-                reset=found.reset,
-                window=found.window,
-                is_moment=found.is_moment,
-            )
+            permit.advertised(AdvertisedReply(sent_at=permit.since, is_accepted=not is_429, **asdict(found)))
 
     # What follows from how an attempt ended.
 

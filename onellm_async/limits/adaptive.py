@@ -20,6 +20,8 @@ A limit is a curve: the most requests that the service accepts in any w seconds.
 - *Slots.* At most so many requests in flight. What separates 429s from accepted requests is then the number in flight
   (`slots`).
 
+What a service advertises in headers stands in for evidence where there is none yet, and never against it (`claims`).
+
 A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is full,
 and else on the line. 429s of requests that were sent before the last 429 was known tell nothing new.
 
@@ -132,8 +134,6 @@ class AdaptiveRate:
     """Accepted requests that a shared control remembers."""
     SHARED_LATENESS = 0.05
     """Seconds in which a board leaves a token to a participant that has not come yet."""
-    LONG_SILENCE = 4.0
-    """A silence is unexplained if it is longer than so many requests at the rate."""
     SURE_SAMPLES = 4
     """Samples that agree, from which a silence is no sign of other clients."""
     WHOLE_HISTORY = 0.95
@@ -415,7 +415,7 @@ class AdaptiveRate:
             sent_at,
             knock_at,
             on_answer=not is_line_known and not evidence.windows,
-            doubtful_after=self.LONG_SILENCE / phase.rate if is_line_known else None,
+            doubtful_after=Silence.LONG / phase.rate if is_line_known else None,
         )
         silence.honor(now, retry_after)
         return silence
@@ -446,7 +446,7 @@ class AdaptiveRate:
             if sent_at >= self._trusted_from:
                 window.shrink(count)
         evidence.burst_at = evidence.log.last(count) or evidence.burst_at
-        doubtful_after = self.LONG_SILENCE / phase.rate if evidence.line.bounds.known else None
+        doubtful_after = Silence.LONG / phase.rate if evidence.line.bounds.known else None
         if sent_at < self._trusted_from:
             doubtful_after = _NEVER  # an earlier client may have used the window
         silence = Silence(phase, sent_at, now, blamed=window, doubtful_after=doubtful_after)

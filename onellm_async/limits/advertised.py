@@ -247,8 +247,20 @@ class Advertised:
         self._replies = 0
         self._bucket, self._sliding, self._fixed = _BucketReading(), _SlidingReading(), _FixedReading()
 
+    def note_left(self, said: AdvertisedReply, now: float) -> None:
+        """Notes what is left, and until when nothing is.
+
+        Args:
+            said: What a reply advertised.
+            now: The current time.
+        """
+        if said.remaining is not None and (self.newest is None or said.sent_at >= self.newest.sent_at):
+            # A reply to an earlier request knows of fewer requests.
+            self.newest = said
+            self.reset_at = -_NEVER if said.reset_if_empty is None else now + said.reset_if_empty
+
     def record(self, said: AdvertisedReply, now: float) -> bool:
-        """Records a reply.
+        """Reads a reply beside those before it.
 
         Args:
             said: What it advertised.
@@ -257,11 +269,8 @@ class Advertised:
         Returns:
             Whether it names another limit than the replies before it.
         """
+        self.note_left(said, now)
         limit, remaining, reset = said.limit, said.remaining, said.reset
-        if remaining is not None and (self.newest is None or said.sent_at >= self.newest.sent_at):
-            # A reply to an earlier request knows of fewer requests.
-            self.newest = said
-            self.reset_at = -_NEVER if said.reset_if_empty is None else now + said.reset_if_empty
         if limit is None or limit < 1:
             return False
         is_new = limit != self._limit

@@ -17,6 +17,7 @@ from onellm_async.limits.advertised import Advertised, AdvertisedBucket, Adverti
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.phases import Contended, Cruise, Phase, Restored, Startup
+from onellm_async.limits.rate_samples import RateBounds
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.send_log import most_within
 from onellm_async.limits.silence import Opening, Silence, Windowed
@@ -37,10 +38,10 @@ class Claims:
     """Requests by which what was accepted may exceed a claim."""
     MIN_SAMPLES = 2
     """Samples from which tight bounds refute a claim, at least one more."""
-    LONG_SILENCE = 4.0
-    """A silence is longer than the claim explains after so many requests at its rate."""
     SAME = 0.1
     """Share by which two lengths of a window, or the rates of a claim and of the evidence, may differ."""
+    UNCHANGED = 0.02
+    """Share by which the rates of two claims of the same limit may differ."""
     SIZE = 256
     """The newest answers, which are compared with a claim."""
     JITTER = 0.1
@@ -63,6 +64,9 @@ class Claims:
             said: What it advertised.
             now: The current time.
         """
+        if self._is_refuted:
+            self.advertised.note_left(said, now)
+            return
         if self.advertised.record(said, now):
             self._accepted.clear()
         if said.is_accepted:
@@ -80,15 +84,18 @@ class Claims:
             evidence: What is known.
             now: The current time.
         """
-        claim, is_known = self.advertised.claim, False
-        if claim is not None and not self._is_refuted:
-            is_known = _agree(claim, self.used)
-            if self.used is not None and not is_known:
-                self._accepted.clear()  # under the limit before
-            self._is_refuted = self._is_exceeded(claim, is_known=is_known)
         if self._is_refuted:
             return self._give_up(phase, evidence, now)
-        if claim is None or is_known or isinstance(phase, Contended):
+        claim = self.advertised.claim
+        if claim is None:
+            return phase
+        is_known = _agree(claim, self.used)
+        if self.used is not None and not is_known:
+            self._accepted.clear()  # under the limit before
+        self._is_refuted = self._is_exceeded(claim, is_known=is_known)
+        if self._is_refuted:
+            return self._give_up(phase, evidence, now)
+        if is_known or isinstance(phase, Contended):
             return phase
         if isinstance(claim, AdvertisedWindow):
             return self._use_window(claim, phase, evidence, now)
@@ -151,14 +158,14 @@ class Claims:
             return phase
         line.samples.clear()
         if isinstance(phase, Silence):
-            phase.explain(Windowed(now), windows.all[-1], max(now, windows.earliest(evidence.ack)))
+            phase.explain(Windowed(now), self._window, max(now, windows.earliest(evidence.ack)))
             return phase
         return Windowed(now)
 
     def _use_bucket(self, claim: AdvertisedBucket, phase: Phase, evidence: Evidence, now: float) -> Phase:
         line, changed = evidence.line, self.used is not None
         if not changed and line.bounds.tight:
-            self.used, self._is_refuted = claim, not self._agrees_with(claim, evidence)
+            self.used, self._is_refuted = claim, not _overlap(claim, line.bounds, self.SAME)
             return phase
         if not changed and not (self._is_spent(claim, phase, evidence, now) or self._explains_429(evidence)):
             return phase
@@ -168,7 +175,7 @@ class Claims:
         line.trust(claim.low, claim.high, now)
         if isinstance(phase, Silence):
             cruise = Cruise(line.empty_bucket(claim.low, claim.capacity, now, None))  # requests are still on their way
-            phase.explain(cruise, None, phase.refused_at + 1 / claim.low, doubtful_after=self.LONG_SILENCE / claim.low)
+            phase.explain(cruise, None, phase.refused_at + 1 / claim.low, doubtful_after=Silence.LONG / claim.low)
             return phase
         bucket = TokenBucket(claim.low, claim.capacity, level=0.0, updated_at=now)
         return Restored(bucket, RateState(claim.low, claim.capacity, claim.low, claim.high))
@@ -189,10 +196,6 @@ class Claims:
         at = self._refused_at
         return len(samples) == 1 and at is not None and at >= samples[0].at and not evidence.windows
 
-    def _agrees_with(self, claim: AdvertisedBucket, evidence: Evidence) -> bool:
-        bounds, factor = evidence.line.bounds, 1 + self.SAME
-        return bounds.low <= factor * claim.high and claim.low <= factor * bounds.high
-
     def check(self, sent_at: float, evidence: Evidence) -> None:
         """Drops the claim if a 429 refutes it.
 
@@ -202,8 +205,9 @@ class Claims:
         """
         claim = self.used
         if isinstance(claim, AdvertisedBucket):
-            is_known = evidence.line.bounds.tight and len(evidence.line.samples) > self.MIN_SAMPLES
-            self._is_refuted = self._is_refuted or (is_known and not self._agrees_with(claim, evidence))
+            line = evidence.line
+            is_known = line.bounds.tight and len(line.samples) > self.MIN_SAMPLES
+            self._is_refuted = self._is_refuted or (is_known and not _overlap(claim, line.bounds, self.SAME))
         elif claim is not None and evidence.log.count(sent_at, claim.seconds) < (1 - self.SAME) * claim.count:
             self._is_refuted = True
 
@@ -219,5 +223,10 @@ def _agree(claim: AdvertisedBucket | AdvertisedWindow, other: AdvertisedBucket |
     if isinstance(claim, AdvertisedBucket):
         if not isinstance(other, AdvertisedBucket) or claim.capacity != other.capacity:
             return False
-        return claim.low <= 1.02 * other.high and other.low <= 1.02 * claim.high
+        return _overlap(claim, other, Claims.UNCHANGED)
     return isinstance(other, AdvertisedWindow) and claim.count == other.count
+
+
+def _overlap(claim: AdvertisedBucket, other: AdvertisedBucket | RateBounds, share: float) -> bool:
+    """Whether two intervals of a rate overlap, or miss each other by no more than that share."""
+    return claim.low <= (1 + share) * other.high and other.low <= (1 + share) * claim.high

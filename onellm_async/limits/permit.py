@@ -82,38 +82,15 @@ class Permit(Ticket):
         home.dispatch()
         return counts
 
-    def advertised(
-        self,
-        *,
-        is_accepted: bool,
-        limit: float | None = None,
-        remaining: float | None = None,
-        reset: float | None = None,
-        window: float | None = None,
-        is_moment: bool = False,
-    ) -> None:
-        """Records what the headers of the reply say of the rate limit; see `AdvertisedReply`.
+    def advertised(self, said: AdvertisedReply) -> None:
+        """Records what the headers of the reply say of the rate limit.
 
         Args:
-            is_accepted: Whether the service accepted the request; False for a 429.
-            limit: Requests in a window, or that a bucket holds.
-            remaining: Of these, the number that may be sent now.
-            reset: Seconds until the window ends or the bucket is full.
-            window: Seconds of the window.
-            is_moment: Whether the reset was a moment.
+            said: What they say.
         """
         home = self.home
         if home.limiter.home is home:
-            said = AdvertisedReply(
-                sent_at=self.since,
-                is_accepted=is_accepted,
-                limit=limit,
-                remaining=remaining,
-                reset=reset,
-                window=window,
-                is_moment=is_moment,
-            )
-            home.core.advertised = limit, remaining
+            home.core.advertised = said.limit, said.remaining
             home.core.rate.advise(home.loop.time(), said)
 
     def give_back(self) -> None:

@@ -42,6 +42,8 @@ class Silence(AroundSilence):
         blamed: The window that explains the 429.
     """
 
+    LONG = 4.0
+    """A silence is unexplained if it is longer than so many requests at the rate."""
     FIRST_GAP = 0.5
     """Seconds between two knocks, at least, after `MANY_429S` or a late knock; twice as many after the first knock."""
     MANY_429S = 6
