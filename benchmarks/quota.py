@@ -265,11 +265,14 @@ def _row(setting: Setting, way: str, results: Sequence[Mapping[str, Any]]) -> Se
 
 def _costs(visits: int) -> Section:
     rows = [(f"a visit beside {rows - 1} participants", f"{_visit(rows, visits):.0f} µs") for rows in (1, 16, 64)]
-    rows.append(("permits granted to 4 processes", f"{_throughput(4, visits):,.0f} per second"))
+    rows.extend(
+        (f"permits for 4 processes, {waiting} with each visit", f"{_granted(4, waiting, visits):,.0f} per second")
+        for waiting in (1, 8)
+    )
     return Section(
         "What the quota on the host costs",
         "Hot visits of one participant in one process to a board with so many rows, of which the others have demand; "
-        "and permits that four processes got from one file, one with each visit.",
+        "and permits that four processes got from one file, whose clients had one request waiting, or eight.",
         ("figure", "value"),
         rows,
     )
@@ -302,7 +305,7 @@ import sys, time
 from benchmarks.quota import _member
 from onellm_async.limits.quota import Demand
 from onellm_async.quota.host_file import LockBusyError
-member, demand, granted = _member(sys.argv[1]), Demand(waiting=(0, 1, 0)), 0
+member, demand, granted = _member(sys.argv[1]), Demand(waiting=(0, int(sys.argv[3]), 0)), 0
 print("ready", flush=True)
 sys.stdin.readline()
 until = time.perf_counter() + float(sys.argv[2])
@@ -315,13 +318,14 @@ print(granted)
 """
 
 
-def _throughput(processes: int, visits: int) -> float:
+def _granted(processes: int, waiting: int, visits: int) -> float:
+    """Permits per second that so many processes get, each with so many requests waiting."""
     seconds = max(0.1, visits / 10_000)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         running = [
             stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-c", _COUNTER, folder, str(seconds)],
+                    [sys.executable, "-c", _COUNTER, folder, str(seconds), str(waiting)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

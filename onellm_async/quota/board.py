@@ -446,6 +446,8 @@ class Board:
             Its permits, and the tokens charged for them.
         """
         own_time = now + self.offset
+        if self._time_until(1, 0.0, 0.0, own_time, paced=False) > 0:
+            return 0, 0.0  # there is no token for anyone, as on most visits
         contenders = [me, *([*row] for row in others if abs(row[DUE] - now) <= GRACE)]  # copies: only dealt in thought
         busy = [sum(row[WAITING + lane] for row in contenders) for lane in ALL_LANES]
         lane_pass = [*self.lane_pass]
@@ -486,19 +488,27 @@ class Board:
         A participant that will not be there by then is not waited for. So a rate that rises is used at once, although
         others come only when the old one told them to.
         """
+        waiting = [sum([row[WAITING + lane] for row in (me, *others)]) for lane in ALL_LANES]
         punctual = [row for row in others if row[DUE] >= now - GRACE]
         while True:
-            ahead, wait = self._turn(me, punctual, others, now)
+            ahead, wait = self._turn(me, punctual, waiting, now)
             present = [row for row in punctual if row[DUE] <= now + wait + GRACE]
             if len(present) == len(punctual):
                 return ahead, wait
             punctual = present
 
-    def _turn(self, me: Row, punctual: list[Row], others: list[Row], now: float) -> tuple[int, float]:
-        """Requests of `punctual` before the visitor's next one, and seconds until that."""
+    def _turn(self, me: Row, punctual: list[Row], waiting: Sequence[int], now: float) -> tuple[int, float]:
+        """Requests of `punctual` before the visitor's next one, and seconds until that.
+
+        Args:
+            me: The row of the visitor.
+            punctual: The rows that are waited for.
+            waiting: Requests that wait in each lane, those of others included.
+            now: Board time.
+        """
         own_time = now + self.offset
-        interactive_waits = any(row[WAITING] for row in (me, *others))
-        paced = not interactive_waits and not any(row[WAITING + 1] for row in (me, *others))
+        interactive_waits = waiting[0] > 0
+        paced = waiting[0] == waiting[1] == 0
         best: tuple[int, float] | None = None
         for lane in ALL_LANES:
             if me[WAITING + lane]:
@@ -516,28 +526,35 @@ class Board:
         In closed form: first the turns inside the lane, then those of the other lanes until this one has had as many.
         A participant that reaches the visitor's pass value has just had a permit, so the visitor is next.
         """
+        has_costs = self.tokens is not None
+        my_pass, my_since = me[PASS + lane], me[SINCE + lane]
         inside, tokens = 0, 0.0
-        for other in others:
-            behind = me[PASS + lane] - other[PASS + lane]
-            turns = ceil(behind) if behind > 0 else int(behind == 0 and other[SINCE + lane] < me[SINCE + lane])
-            turns = min(turns, other[WAITING + lane])
+        for other in others:  # up to 63, so it calls nothing that it need not
+            turns = waiting = other[WAITING + lane]
+            if not waiting:
+                continue
+            behind = my_pass - other[PASS + lane]
+            if behind <= 0:
+                turns = 1 if behind == 0 and other[SINCE + lane] < my_since else 0
+            elif behind <= waiting:
+                turns = ceil(behind)
             inside += turns
-            tokens += turns * self._cost(other, lane)
+            if has_costs:
+                tokens += turns * self._cost(other, lane)
         reached = self.lane_pass[lane] + inside * STRIDES[lane]
         ahead, mine = inside, 0
         for another in ALL_LANES:
             behind = reached - self.lane_pass[another]
             if another == lane or behind < 0 or (behind == 0 and another > lane):
                 continue
-            waiting, costs = me[WAITING + another], me[WAITING + another] * self._cost(me, another)
-            for other in others:
-                waiting += other[WAITING + another]
-                costs += other[WAITING + another] * self._cost(other, another)
+            waiting = me[WAITING + another] + sum([other[WAITING + another] for other in others])
             if waiting:
                 turns = min(waiting, floor(behind / STRIDES[another]) + 1)
                 ahead += turns
                 mine += min(turns, me[WAITING + another])
-                tokens += turns * costs / waiting
+                if has_costs:
+                    costs = sum([row[WAITING + another] * self._cost(row, another) for row in (me, *others)])
+                    tokens += turns * costs / waiting
         return ahead, mine, tokens
 
 

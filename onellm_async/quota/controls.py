@@ -6,6 +6,7 @@ sees time run backwards and never counts a refill that may have been used.
 
 from collections.abc import Mapping
 from math import ceil, sqrt
+from operator import attrgetter
 from random import Random
 from typing import ClassVar, Protocol
 
@@ -333,24 +334,26 @@ class DeclaredBucket:
 
     def dump(self) -> dict[str, JSON]:
         """The state as JSON."""
-        numbers: dict[str, JSON] = {
-            name: getattr(self, name) for name in self.__slots__ if name not in {"level", "pacer"}
-        }
-        for prefix, level in (("", self.level), ("pacer_", self.pacer)):
-            for name in Level.__slots__:
-                numbers[prefix + name] = getattr(level, name)
-        return numbers | {"kind": self.kind}
+        return dict(zip(_DECLARED_FIELDS, _read_declared(self), strict=True))
 
     @classmethod
     def load(cls, image: Mapping[str, JSON]) -> "DeclaredBucket":
         """The bucket that `dump` wrote. What a newer version wrote beside it is ignored."""
         bucket = cls.__new__(cls)
-        for name in cls.__slots__:
-            if name not in {"level", "pacer"}:
-                setattr(bucket, name, image[name])
+        for name in _PLAIN_FIELDS:
+            setattr(bucket, name, image[name])
         bucket.level = Level(*(image[name] for name in ("rate", "capacity", "level", "updated_at")))
         bucket.pacer = Level(*(image[f"pacer_{name}"] for name in ("rate", "capacity", "level", "updated_at")))
         return bucket
+
+
+_PLAIN_FIELDS = tuple(name for name in DeclaredBucket.__slots__ if name not in {"level", "pacer"})
+_DECLARED_FIELDS = ("kind", *_PLAIN_FIELDS, *Level.__slots__, *(f"pacer_{name}" for name in Level.__slots__))
+_read_declared = attrgetter(
+    "kind",
+    *_PLAIN_FIELDS,
+    *(f"{level}.{name}" for level in ("level", "pacer") for name in Level.__slots__),
+)
 
 
 class GeneralControl:
