@@ -33,12 +33,14 @@ What the client does:
   window or an answer says so, or after as long as the burst before took. Then later and later, and rather just after a
   round number of seconds. No belief is lowered meanwhile: a silence says nothing about the rate. Where there is nothing
   to send, there is no silence: a knock that comes late begins another one.
-- *Opening.* After a silence that no evidence explains, the burst before it is repeated. If more is accepted than a
-  bucket can have saved that gave nothing for so long, there is a window, unless it is more than ever before: then the
-  service was down. If not, the next 429 is a sample of the line. A rest ends the opening.
+- *Opening.* After a silence that no evidence explains, the burst before it is repeated. If there was none, because the
+  service's bucket was empty at the start, the opening is the startup. If more is accepted than a bucket can have saved
+  that gave nothing for so long, there is a window, unless it is more than ever before: then the service was down. If
+  not, the next 429 is a sample of the line. A rest ends the opening.
 - *Windowed.* Windows and slots limit the requests, and no line is known.
 - *Cruise.* It sends at the lower bound of the line, which the service certainly allows. The unused rest is not lost,
-  because the service's bucket saves it.
+  because the service's bucket saves it. Where that bucket is small and may often have been full, the rest is lost, and
+  no probe finds it: a *bold* cruise goes on between the bounds, half as far beyond the lower one after each 429.
 - *Probe.* After a number of requests, it sends each one slightly sooner than the one before, until a 429. That spends
   the savings and tightens the bounds, for one 429, which is not billed.
 - *Restored.* With a prior from an earlier client, it cruises at the prior and probes early, at most at four times that
@@ -64,7 +66,7 @@ Windowed            429, no window is full                       the fullest win
 Restored            429                                          Cruise at the prior
 Cruise              enough requests accepted since the sample    Probe
 Cruise              429                                          Cruise with new bounds; contention +2 if the bounds
-                                                                 were tight
+                                                                 were tight and the cruise was not bold
 Probe               429                                          Cruise with tighter bounds; contention +1 if the
                                                                  samples contradict each other, -1/4 if they agree
 Probe               more accepted than the bounds allow          Probe: the limit rose. The samples are dropped, this
@@ -392,7 +394,7 @@ class AdaptiveRate:
         burst = silence.inner.burst if line.first is None else line.first.accepted
         if silence.doubtful_after is None or silence.vain < 2 or evidence.windows or burst >= line.LARGE_BURST:
             return silence
-        if self._is_line_certain:
+        if self._is_line_certain or (line.is_bold and not silence.is_doubtful(silence.refused_at)):
             return silence
         line.contention += 2
         bucket = line.empty_bucket(max(line.MIN_RATE, silence.inner.rate / 2), burst, now, retry_after)
@@ -415,10 +417,15 @@ class AdaptiveRate:
             sent_at,
             knock_at,
             on_answer=not is_line_known and not evidence.windows,
-            doubtful_after=Silence.LONG / phase.rate if is_line_known else None,
+            doubtful_after=self._doubtful_after(phase) if is_line_known else None,
         )
         silence.honor(now, retry_after)
         return silence
+
+    def _doubtful_after(self, phase: Phase) -> float:
+        """Seconds of silence that the line explains: with the rate that is certain, where the phase goes beyond it."""
+        line = self._evidence.line
+        return Silence.LONG / (line.bounds.low if line.is_bold else phase.rate)
 
     def _first_knock(self, sent_at: float) -> float:
         """Seconds until the first knock, where neither a line nor a window says when."""
@@ -446,7 +453,7 @@ class AdaptiveRate:
             if sent_at >= self._trusted_from:
                 window.shrink(count)
         evidence.burst_at = evidence.log.last(count) or evidence.burst_at
-        doubtful_after = Silence.LONG / phase.rate if evidence.line.bounds.known else None
+        doubtful_after = self._doubtful_after(phase) if evidence.line.bounds.known else None
         if sent_at < self._trusted_from:
             doubtful_after = _NEVER  # an earlier client may have used the window
         silence = Silence(phase, sent_at, now, blamed=window, doubtful_after=doubtful_after)

@@ -119,6 +119,7 @@ class RateEvidence:
         round_trip: Seconds from sending a request to its 429, a slowly falling maximum.
         jitter: Seconds by which the delay from sending to arriving may differ between two requests.
         contention: The contention score.
+        is_bold: Whether the rate is above a lower bound that is known, so that a 429 is no violation.
         consecutive_429s: Samples without an accepted request between them.
         rate_before_drop: Rate before these, if it was certain.
         saturation: When the service's bucket may have been full.
@@ -148,7 +149,8 @@ class RateEvidence:
     UNBOUNDED_GAIN = 1.0
     """Relative step of a probe before there is any estimate."""
     FIRST_GAIN = 0.1
-    """Relative step of the first probes, after an initial burst of four or more requests."""
+    """Relative step of the first probes, after an initial burst of four or more requests, or of none at all: where the
+    service's bucket was empty, the first estimate may be far too low."""
     SMALL_BURST_GAIN = 0.02
     """Relative step of the first probes after a smaller initial burst, which saves less."""
     MIN_GAIN = 0.01
@@ -164,7 +166,16 @@ class RateEvidence:
     AGREEMENT = 0.25
     """What agreeing samples take from the contention score."""
     MAX_RATE_FACTOR = 3.0
-    """Upper bound of the rate as a multiple of the first estimate, for the saturation clock."""
+    """Upper bound of the rate as a multiple of the first estimate, or of the pace at which a rise was noticed, for the
+    saturation clock."""
+    SATURATED = 0.1
+    """Share of the time between the samples in which the service's bucket may have been full, from which a cruise at
+    the lower bound may lose refill that no probe can find again. Without bold cruises, 5 per second in a bucket of 3
+    are used to .90 (.99), and in one of 1 that is empty at the start to .62 (.87)."""
+    WIDE = 1.1
+    """Upper bound divided by lower bound from which such a cruise is bold."""
+    BOLDNESS = 0.5
+    """Pace of a bold cruise: so far between the bounds, at first. It halves with each 429 of such a cruise."""
     LATE_SHARE = 0.6
     """Share of `lateness` for which the bucket of a cruise holds what comes late. With none, 16 clients use .91 of 200
     per second; with all of it, those that are 30 ms from their board get a 429 for every other prompt."""
@@ -189,6 +200,8 @@ class RateEvidence:
         self.round_trip: float = 0.0
         self.jitter: float = self.MIN_JITTER
         self.contention: float = 0.0
+        self.is_bold: bool = False
+        self._boldness = self.BOLDNESS
         self.consecutive_429s: int = 0
         self.rate_before_drop: float | None = None
         self.saturation: SaturationClock = SaturationClock(now)
@@ -246,7 +259,8 @@ class RateEvidence:
         """The rate after the sample that ends the startup."""
         sample = self.first = self.samples[-1]
         duration = max(sample.at - self.started, self.jitter)
-        self._first_gain = self.FIRST_GAIN if sample.accepted >= self.FIRST_CRUISE else self.SMALL_BURST_GAIN
+        is_small = 0 < sample.accepted < self.FIRST_CRUISE
+        self._first_gain = self.SMALL_BURST_GAIN if is_small else self.FIRST_GAIN
         return (sample.accepted + 1) / min(self.MAX_PERIOD, max(self.MIN_PERIOD, 12 * duration))
 
     def confirm_prior(self, prior: RateState) -> float:
@@ -271,6 +285,7 @@ class RateEvidence:
             now: The current time.
         """
         self.bounds = RateBounds(low, high)
+        self.is_bold = False
         while len(self.samples) > 1:
             self.samples.popleft()
         if not self.samples:
@@ -300,16 +315,26 @@ class RateEvidence:
             probe_pace: Pace of the probe that the sample ended; None if none was on.
         """
         samples = self.samples
-        if probe_pace is None and self.bounds.tight:
+        was_bold, self.is_bold = self.is_bold, False
+        was_too_bold = probe_pace is None and was_bold
+        if was_too_bold:
+            self._boldness /= 2
+        elif probe_pace is None and self.bounds.tight:
             self.contention += 2
         nothing_accepted = len(samples) > 1 and samples[-1].accepted <= samples[-2].accepted
         self.bounds = rate_bounds(list(samples), self.jitter)
         self._judge_agreement(nothing_accepted=nothing_accepted)
         if len(samples) > 1:
-            self._plan_probe(samples[-1].accepted - next(sample.accepted for sample in samples if sample.empty))
+            accepted = samples[-1].accepted - next(sample.accepted for sample in samples if sample.empty)
+            self._plan_probe(accepted if self.bounds.known else 0)
             if self.bounds.low > 0:
                 self.cruise_length = max(self.cruise_length, min(self.FIRST_CRUISE, self._probe_every))
-        return self._halve(rate, capacity) if nothing_accepted else self._within_bounds(rate, probe_pace)
+        if nothing_accepted:
+            return self._halve(rate, capacity)
+        found = self._within_bounds(rate, probe_pace)
+        if was_too_bold:  # the service refills less than the rate, whatever the upper bound is
+            found = min(found, max(self.bounds.low, (self.bounds.low + rate) / 2))
+        return found
 
     def _judge_agreement(self, *, nothing_accepted: bool) -> None:
         """Raises the contention score, and drops samples, if the samples contradict each other."""
@@ -324,14 +349,21 @@ class RateEvidence:
     def _within_bounds(self, rate: float, probe_pace: float | None) -> float:
         bounds = self.bounds
         if not bounds.known:
+            self.is_bold = rate > bounds.low > 0
             return rate
-        if bounds.tight:
-            return max(self.MIN_RATE, bounds.low)
         if bounds.low > 0:
-            return max(self.MIN_RATE, (bounds.low + bounds.high) / 2)
+            self.is_bold = not bounds.tight or (self._is_saturated and bounds.high > self.WIDE * bounds.low)
+            beyond = self._boldness * (bounds.high - bounds.low) if self.is_bold else 0.0
+            return max(self.MIN_RATE, bounds.low + beyond)
         if probe_pace is not None and not self.samples[0].empty:  # it had risen: the pace of the last request but one
             return max(self.MIN_RATE, min(bounds.high, probe_pace / (1 + self.gain) ** 2))
         return max(self.MIN_RATE, bounds.high / 2)
+
+    @property
+    def _is_saturated(self) -> bool:
+        """Whether the service's bucket may have been full for much of the time that the bounds rest on."""
+        first, last = next(sample for sample in self.samples if sample.empty), self.samples[-1]
+        return last.saturated - first.saturated > self.SATURATED * (last.at - first.at)
 
     def _halve(self, rate: float, capacity: float) -> float:
         rate = max(self.MIN_RATE, rate / 2)
@@ -354,6 +386,7 @@ class RateEvidence:
             samples.popleft()
         self.contention = 0.0
         self.bounds = bounds
+        self.is_bold = False
         self.cruise_length = min(self.FIRST_CRUISE, self._probe_every)
         return (bounds.low + bounds.high) / 2
 
@@ -369,6 +402,7 @@ class RateEvidence:
             self.samples.popleft()
         self.bounds = RateBounds()
         self.contention = 0.0
+        self.is_bold, self._boldness = False, self.BOLDNESS
         self.consecutive_429s, self.rate_before_drop = 0, None
         self.cruise_length, self.gain = self.FIRST_CRUISE, self.FIRST_GAIN
 
@@ -383,6 +417,8 @@ class RateEvidence:
         self.gain = min(self.MAX_GAIN, 2 * self.gain)
         self.begin(now)
         self.bounds = RateBounds()
+        self.saturation.assume(self.MAX_RATE_FACTOR * pace, now)
+        self.is_bold, self._boldness = False, self.BOLDNESS
         return True
 
     def burst(self, capacity: float) -> float:

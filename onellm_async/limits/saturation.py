@@ -49,6 +49,12 @@ class SaturationClock:
             self._accepted += 1
         self._at, self._level = now, level - 1
 
+    def assume(self, rate: float, now: float) -> None:
+        """Counts from now on with another rate, in tokens per second, at most. The bucket may be full."""
+        self._rate = rate
+        self._at, self._level = now, self._capacity
+        self._full_at, self._before = None, None
+
     def rest(self, seconds: float, now: float) -> None:
         """Records that for `seconds` until now there was nothing to send: the bucket may have been full."""
         self.seconds += seconds

@@ -6,7 +6,7 @@ The theory of operation and the transition table are in `adaptive`.
 from random import Random
 
 from onellm_async.limits.evidence import Evidence
-from onellm_async.limits.phases import Cruise, Phase
+from onellm_async.limits.phases import Cruise, Phase, Startup
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.windows import KNOCK_SECONDS, Window, just_after
 
@@ -246,6 +246,8 @@ class Opening(AroundSilence):
     """Seconds between two requests, at most, in the repeated pattern."""
     MAX_REST = 10.0
     """Seconds without a request after which an opening is over: a bucket has saved more than the silence tells."""
+    STARTUP_SAMPLES = 2
+    """Samples of a line, at most, while an opening stands in for the startup that did not take place."""
     LONG = 10.0
     """Seconds of a certain silence after which a single accepted request means that other clients use the key."""
 
@@ -299,6 +301,9 @@ class Opening(AroundSilence):
             evidence.line.saturation.rest(rest, now)
             return self.inner.take(now, evidence)
         self._accepted += 1
+        if self._is_startup(evidence):
+            is_first = self._accepted == self.SURPLUS + 1
+            evidence.line.saturation.rest(now - self.since if is_first else rest, now)
         self._last = now
         peak = evidence.peak
         if self.proven > 0:
@@ -306,12 +311,26 @@ class Opening(AroundSilence):
         else:
             first = evidence.line.first
             if first is not None and self._accepted > max(self.SURPLUS, first.accepted):
-                self._max_pace = min(peak, (1 + self.GROWTH) * self._max_pace)
+                highest = peak if first.accepted else max(peak, Startup.MAX_PACE)  # there was no startup
+                self._max_pace = min(highest, (1 + self.GROWTH) * self._max_pace)
             self._pace = min(self._max_pace if evidence.slots.limit == _NEVER else peak, 2 * self._pace)
         return self
 
     def give_back(self, now: float, evidence: Evidence) -> None:
         self._accepted -= 1
+
+    def _is_startup(self, evidence: Evidence) -> bool:
+        """Whether nothing was accepted before the silence, and more since than a few requests.
+
+        Then the pace has just begun to grow, and nothing is known of the rate: it may lose refill all the while.
+        """
+        line = evidence.line
+        return (
+            self._accepted > self.SURPLUS
+            and line.first is not None
+            and not line.first.accepted
+            and len(line.samples) <= self.STARTUP_SAMPLES
+        )
 
     def accepted_until(self, until: float, evidence: Evidence) -> int:
         """Number of requests that were accepted since the silence."""
@@ -329,7 +348,10 @@ class Opening(AroundSilence):
         """It was no window: the new sample counts for the line."""
         line = evidence.line
         capacity = line.burst(1.0)
-        rate = line.estimate(min(self.inner.rate, self._accepted / max(self.silence, 1e-3)), capacity, self._pace)
+        rate = min(self.inner.rate, self._accepted / max(self.silence, 1e-3))
+        if self._is_startup(evidence):
+            rate = self._pace / 2
+        rate = line.estimate(rate, capacity, self._pace)
         if self.proven >= self.LONG and line.first is not None and line.first.accepted < line.LARGE_BURST:
             line.contention += 2
             rate = max(rate, 1 / self.LONG / 2)
