@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and every process inherits that.
+# A shell starts what it puts into the background with Ctrl-C ignored, and nohup starts a command with hangups ignored.
+# Every process inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import pytest
 import pytest_asyncio
