@@ -13,10 +13,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell starts what it puts into the background with Ctrl-C ignored, and nohup starts a command with hangups ignored.
 # Every process inherits that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(getattr(signal, "SIGHUP", signal.SIGINT)) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, None)  # Windows has no hangups
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 import pytest
 import pytest_asyncio

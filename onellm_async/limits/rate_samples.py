@@ -325,8 +325,7 @@ class RateEvidence:
         self.bounds = rate_bounds(list(samples), self.jitter)
         self._judge_agreement(nothing_accepted=nothing_accepted)
         if len(samples) > 1:
-            accepted = samples[-1].accepted - next(sample.accepted for sample in samples if sample.empty)
-            self._plan_probe(accepted if self.bounds.known else 0)
+            self._plan_probe(samples[-1].accepted - self._first_empty.accepted if self.bounds.known else 0)
             if self.bounds.low > 0:
                 self.cruise_length = max(self.cruise_length, min(self.FIRST_CRUISE, self._probe_every))
         if nothing_accepted:
@@ -360,9 +359,14 @@ class RateEvidence:
         return max(self.MIN_RATE, bounds.high / 2)
 
     @property
+    def _first_empty(self) -> RateLimitSample:
+        """The first sample at which the service's bucket certainly was empty: the last one is a 429."""
+        return next(sample for sample in self.samples if sample.empty)
+
+    @property
     def _is_saturated(self) -> bool:
         """Whether the service's bucket may have been full for much of the time that the bounds rest on."""
-        first, last = next(sample for sample in self.samples if sample.empty), self.samples[-1]
+        first, last = self._first_empty, self.samples[-1]
         return last.saturated - first.saturated > self.SATURATED * (last.at - first.at)
 
     def _halve(self, rate: float, capacity: float) -> float:

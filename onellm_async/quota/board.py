@@ -449,7 +449,7 @@ class Board:
         if self._time_until(1, 0.0, 0.0, own_time, paced=False) > 0:
             return 0, 0.0  # there is no token for anyone, as on most visits
         contenders = [me, *([*row] for row in others if abs(row[DUE] - now) <= GRACE)]  # copies: only dealt in thought
-        busy = [sum(row[WAITING + lane] for row in contenders) for lane in ALL_LANES]
+        busy = _waiting(contenders)
         lane_pass = [*self.lane_pass]
         permits, charged, left, left_tokens = 0, 0.0, 0, 0.0
         while any(busy):
@@ -488,7 +488,7 @@ class Board:
         A participant that will not be there by then is not waited for. So a rate that rises is used at once, although
         others come only when the old one told them to.
         """
-        waiting = [sum([row[WAITING + lane] for row in (me, *others)]) for lane in ALL_LANES]
+        waiting = _waiting([me, *others])
         punctual = [row for row in others if row[DUE] >= now - GRACE]
         while True:
             ahead, wait = self._turn(me, punctual, waiting, now)
@@ -586,6 +586,11 @@ def _number(value: object, default: float) -> float:
 def is_busy(row: Row) -> bool:
     """Whether a participant has demand."""
     return bool(row[WAITING] or row[WAITING + 1] or row[WAITING + 2])
+
+
+def _waiting(rows: Sequence[Row]) -> list[int]:
+    """Requests that wait in each lane."""
+    return [sum([row[WAITING + lane] for row in rows]) for lane in ALL_LANES]
 
 
 def _count_grants(row: Row, permits: int, now: float, first: int = MINUTE) -> None:

@@ -342,18 +342,19 @@ class DeclaredBucket:
         bucket = cls.__new__(cls)
         for name in _PLAIN_FIELDS:
             setattr(bucket, name, image[name])
-        bucket.level = Level(*(image[name] for name in ("rate", "capacity", "level", "updated_at")))
-        bucket.pacer = Level(*(image[f"pacer_{name}"] for name in ("rate", "capacity", "level", "updated_at")))
+        for name, prefix in _LEVELS.items():
+            setattr(bucket, name, Level(**{part: image[prefix + part] for part in Level.__slots__}))
         return bucket
 
 
-_PLAIN_FIELDS = tuple(name for name in DeclaredBucket.__slots__ if name not in {"level", "pacer"})
-_DECLARED_FIELDS = ("kind", *_PLAIN_FIELDS, *Level.__slots__, *(f"pacer_{name}" for name in Level.__slots__))
-_read_declared = attrgetter(
-    "kind",
-    *_PLAIN_FIELDS,
-    *(f"{level}.{name}" for level in ("level", "pacer") for name in Level.__slots__),
-)
+_LEVELS = {"level": "", "pacer": "pacer_"}
+"""The levels of a declared bucket, and what the names of their fields begin with."""
+_PLAIN_FIELDS = tuple(name for name in DeclaredBucket.__slots__ if name not in _LEVELS)
+_DECLARED_FIELDS = {name: name for name in ("kind", *_PLAIN_FIELDS)} | {
+    prefix + part: f"{level}.{part}" for level, prefix in _LEVELS.items() for part in Level.__slots__
+}
+"""Where each field of the image is found in the bucket."""
+_read_declared = attrgetter(*_DECLARED_FIELDS.values())
 
 
 class GeneralControl:

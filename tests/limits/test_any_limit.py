@@ -42,6 +42,7 @@ MET = [
     "sliding 40/60 -> bucket 60/min",
     "bucket 60/min -> sliding 30/60",
     "bucket 5/s b1",
+    "bucket 5/s b3",
     "bucket 10/s b20 + sliding 300/60",
     "sliding 10/1 + sliding 200/60",
     "sliding 150/60 -> 300/60, after 180 s",

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.limits_lab import BucketService, drive
-from onellm_async.limits.rate_samples import RateEvidence, RateLimitSample
+from onellm_async.limits.rate_samples import RateBounds, RateEvidence, RateLimitSample
 from onellm_async.limits.saturation import SaturationClock
 from onellm_async.limits.send_log import SendLog
 
@@ -34,12 +34,13 @@ def test_a_small_or_empty_bucket_is_used(rate, burst, level, least):
 
 
 def test_after_a_rise_the_service_may_have_lost_refill_at_up_to_three_times_the_pace():
-    line = RateEvidence(0.0, SendLog(), 300)
+    log = SendLog()
+    line = RateEvidence(0.0, log, 300)
     line.samples.append(RateLimitSample(0.0, 0))
     line.saturation.restart(0.0, 1.0, 2.0)
     for number in range(20):
-        line._log.sent(number / 2)
-    line.bounds = line.bounds.__class__(0.5, 1.0, 2)
+        log.sent(number / 2)
+    line.bounds = RateBounds(0.5, 1.0, 2)
     assert line.limit_rose(2.0, 9.5)
     before = line.saturation.seconds
     line.saturation.take(11.5)  # six tokens a second fill a bucket of two in a third of a second
