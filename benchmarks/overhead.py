@@ -22,6 +22,11 @@ CONTENDERS = (
             "watched": True,
         },
     ),
+    Contender(
+        "onellm-async, chat with a discovered limit",
+        "onellm",
+        {"limits": {"requests_per_minute": "auto"}, "found": 1e5},
+    ),
     Contender("onellm-async, gather_chats", "onellm", {"call": "gather_chats"}),
     Contender("async-batch-llm around aiohttp", "async_batch"),
     Contender("openai-python over aiohttp", "openai_python", {"transport": "aiohttp"}),

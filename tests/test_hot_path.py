@@ -37,7 +37,7 @@ IN_MEMORY = 95
 """Calls of a warm chat without its transport."""
 LIMITED = 40
 """More of them where requests and tokens per minute are declared."""
-DISCOVERED = 18
+DISCOVERED = 19
 """More of them where a limit is discovered, as long as nothing delays the chat."""
 HOOKED = 25
 """More of them where somebody listens."""

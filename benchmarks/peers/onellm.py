@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import AnswerAll, Errors, Target, pooled
-from onellm_async import AsyncOneLLM, Event, Hook, Limits
+from onellm_async import AsyncOneLLM, Event, Hook, Limits, RateState
 from onellm_async.batch import (
     FileSink,
     Journal,
@@ -35,11 +35,13 @@ async def connect(
     dialect: str = "documented",
     journal: bool = False,
     watched: bool = False,
+    found: float | None = None,
 ) -> AsyncIterator[AnswerAll]:
     """Opens the client; without `limits` it knows that there are none.
 
     `call` is ``chat``, ``gather_chats``, ``iter_chats``, ``run_batch`` with or without ``journal``, or ``post``: the
     transport without a client around it. When `watched`, a hook hears of everything and chats take turns in two lanes.
+    With `found`, an earlier client found so many requests per second, as the bounds of a limit.
     """
     if call == "post":
         async with _transport(target) as answer_all:
@@ -51,8 +53,9 @@ async def connect(
     events: deque[Event] = deque(maxlen=1000)
     hooks: list[Hook] = [events.append] if watched else []
     lanes = cycle(("interactive", "batch") if watched else ("default",))
+    state = None if found is None else RateState(found, found / 10, low=found, high=1.01 * found)
     async with AsyncOneLLM(
-        "key", base_url=f"{target.root}/api", limits=limited, dialect=dialect, hooks=hooks
+        "key", base_url=f"{target.root}/api", limits=limited, rate_state=state, dialect=dialect, hooks=hooks
     ) as client:
 
         async def ask(prompt: str) -> str:

@@ -6,6 +6,8 @@ refutes it, and so do 429s below it. One request beyond the limit is tried from 
 were far apart, so that nothing else can be the cause of its 429.
 """
 
+from bisect import bisect_left, insort
+
 NEVER = float("inf")
 
 
@@ -38,8 +40,11 @@ class Slots:
     SMOOTHING = 0.1
     """Weight of a new latency in the usual one."""
 
-    __slots__ = ("_answers", "_before", "_freed", "_patience", "_record", "in_flight", "latency", "limit",
-                 "support", "unseen")  # fmt: skip
+    MAX_MOMENTS = 4096
+    """Answers that are remembered for the requests that were in flight with them, at most."""
+
+    __slots__ = ("_answers", "_before", "_earlier", "_forgotten", "_moments", "_patience", "_record",
+                 "in_flight", "latency", "limit", "support", "unseen")  # fmt: skip
 
     def __init__(self, unseen: int = 0) -> None:
         self.limit: float = NEVER
@@ -48,7 +53,11 @@ class Slots:
         self.latency: float | None = None
         self.support: int = 0
         self._before: dict[float, list[int]] = {}  # by time of sending: requests in flight before each
-        self._freed: dict[float, int] = {}  # by time of sending: answers within a round trip after it
+        # An answer frees its place for those that were sent after a moment. Sorted, these moments tell how many answers
+        # did so for a request; how many were earlier when it was sent is taken off.
+        self._moments: list[float] = []
+        self._forgotten = 0  # of them, the oldest
+        self._earlier: dict[float, int] = {}  # by time of sending: moments that were earlier then
         self._record = 0
         self._answers = 0
         self._patience = self.FIRST_PATIENCE
@@ -74,6 +83,7 @@ class Slots:
             self._before[now].append(in_flight)
         else:
             self._before[now] = [in_flight]
+            self._earlier[now] = self._forgotten + bisect_left(self._moments, now)
         if in_flight >= self.limit:
             self._answers = 0
         self.in_flight = in_flight + 1
@@ -88,9 +98,7 @@ class Slots:
             return None
         before = group.pop()
         if not group:
-            del self._before[sent_at]
-            if self._freed:
-                self._freed.pop(sent_at, None)
+            del self._before[sent_at], self._earlier[sent_at]
         self.in_flight -= 1
         return before
 
@@ -112,28 +120,33 @@ class Slots:
             round_trip: Seconds from sending a request to its 429. The service may have been done with a request before
                 it got those that were sent at most so long before the answer: they prove one slot less.
         """
-        freed = self._freed.get(sent_at, 0) if self._freed else 0
+        moments, earlier = self._moments, self._earlier.get(sent_at)
+        freed = 0 if earlier is None else self._forgotten + bisect_left(moments, sent_at) - earlier
         before = self.ended(sent_at)
-        since = now - round_trip
-        if since < sent_at:  # noqa: PLR1730  # `max` takes as long as the rest, and this runs for each answer
-            since = sent_at
-        for later in reversed(self._before):
-            if later <= since:
-                break
-            self._freed[later] = self._freed.get(later, 0) + 1
+        if self._before:
+            insort(moments, max(sent_at, now - round_trip))
+            if len(moments) > self.MAX_MOMENTS:
+                self._forget_moments()
         latency = now - sent_at
         self.latency = latency if self.latency is None else self.latency + self.SMOOTHING * (latency - self.latency)
         if before is None:
             return
         before -= freed
         proven = before + 1
-        if proven > self._record:  # noqa: PLR1730  # likewise
+        if proven > self._record:  # noqa: PLR1730  # `max` takes as long as the rest, and this runs for each answer
             self._record = proven
         if proven > self.limit:
             self._drop()
         elif proven == self.limit:
             self.support = min(self.MAX_SUPPORT, self.support + 1)
         self._answers += 1
+
+    def _forget_moments(self) -> None:
+        """Drops the moments that were earlier for all that is in flight, or at least the oldest."""
+        moments = self._moments
+        cut = max(bisect_left(moments, next(iter(self._before), NEVER)), len(moments) // 4)
+        del moments[:cut]
+        self._forgotten += cut
 
     def _drop(self) -> None:
         self.limit, self.support, self._patience = NEVER, 0, self.FIRST_PATIENCE
@@ -167,5 +180,6 @@ class Slots:
     def move_clock(self) -> None:
         """Continues in another event loop: what is in flight there is not known."""
         self._before.clear()
-        self._freed.clear()
+        self._earlier.clear()
+        self._moments.clear()
         self.in_flight = self.unseen = 0

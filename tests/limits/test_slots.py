@@ -1,5 +1,11 @@
 """Evidence of a limit of concurrency: what accepted requests and 429s say of it."""
 
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from onellm_async.limits.slots import NEVER, Slots
 
 
@@ -52,3 +58,65 @@ def test_requests_that_were_in_flight_before_are_counted_until_they_end():
     assert slots.in_flight == 0
     assert slots.ended(0.8) is None
     assert slots.in_flight == 0
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 5)), min_size=10, max_size=80))
+def test_an_accepted_request_proves_those_before_it_less_the_answers_that_may_have_freed_a_place(steps):
+    """Beside a plain count over all answers: a 429 suggests a limit only beyond the most that were proven."""
+    slots, sent, answers, proven, now = Slots(), {}, [], 0, 0.0
+    for is_sent, which, wait in steps:
+        now += wait / 10 + 0.001
+        if is_sent or not sent:
+            sent[now] = len(sent), len(answers)
+            slots.sent(now)
+            continue
+        at = list(sent)[which % len(sent)]
+        before, earlier = sent.pop(at)
+        proven = max(proven, before + 1 - sum(since < at for since in answers[earlier:]))
+        slots.answered(at, now, round_trip=0.25)
+        answers.append(max(at, now - 0.25))
+    for extra in range(1, proven + 2):
+        slots.sent(now + extra)
+    suggested = [before for before in range(1, proven + 2) if not _refutes(slots, before)]
+    assert suggested == list(range(max(1, proven), proven + 2))
+
+
+def _refutes(slots: Slots, before: int) -> bool:
+    """Whether a 429 with so many in flight before it would suggest no limit."""
+    slots.limit = NEVER
+    slots.rate_limited(before)
+    return slots.limit == NEVER
+
+
+def calls_of_an_answer(in_flight: int) -> int:
+    """The calls, of C functions too, that an answer to the oldest of so many requests costs."""
+    slots, calls = Slots(), 0
+    for number in range(in_flight):
+        slots.sent(number / 1000)
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        slots.answered(0.0, in_flight / 1000, round_trip=60.0)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("in_flight", [100, 5000])
+def test_an_answer_costs_the_same_whatever_is_in_flight(in_flight):
+    assert calls_of_an_answer(in_flight) == calls_of_an_answer(10)
+
+
+def test_a_request_that_is_never_answered_does_not_keep_every_answer():
+    slots = Slots()
+    slots.sent(0.0)
+    for number in range(1, 20_000):
+        slots.sent(float(number))
+        slots.answered(float(number), number + 0.5, round_trip=0.1)
+    slots.answered(0.0, 20_000.0, round_trip=0.1)
+    assert slots.in_flight == 0
+    assert sys.getsizeof(slots._moments) < 100_000
