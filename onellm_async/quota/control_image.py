@@ -7,6 +7,8 @@ follows the objects that a control is made of, and writes the attributes of each
 
 import math
 from collections import deque
+from collections.abc import Collection, Sequence
+from functools import cache
 from importlib import import_module
 from random import Random
 from types import ModuleType
@@ -18,6 +20,9 @@ from onellm_async.limits.rate_control import RateControl
 __all__ = ["ControlImageError", "dump_control", "load_control"]
 
 _ROOM = "onellm_async.limits."
+_NUMBERS = frozenset((float, int))
+_SCALARS = frozenset((int, bool, str, type(None)))
+_NESTED = frozenset((list, dict))
 MAX_ITEMS = 256
 """Items of a deque that are written, the newest: a control keeps the times of its last sends in one. A 429 comes back
 within the time of far fewer."""
@@ -56,12 +61,25 @@ def load_control(image: JSON, random: Random) -> RateControl:
 
 def _attributes(thing: object) -> dict[str, Any]:
     found = dict(getattr(thing, "__dict__", {}))
-    for base in type(thing).__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if not name.startswith("__") and hasattr(thing, name):
-                found[name] = getattr(thing, name)
+    for name in _slots(type(thing)):
+        try:
+            found[name] = getattr(thing, name)
+        except AttributeError:  # a slot may be empty
+            continue
     return found
+
+
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The names of the slots of a class and of its bases."""
+    declared = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if not name.startswith("__"))
+
+
+def _is_plain(items: Collection[Any]) -> bool:
+    """Whether JSON has all of them as they are: finite numbers, as the times of a log."""
+    return _NUMBERS.issuperset(map(type, items)) and all(map(math.isfinite, items))
 
 
 class _Writer:
@@ -70,25 +88,25 @@ class _Writer:
         self._kept: list[object] = []
 
     def write(self, value: Any) -> JSON:
-        if isinstance(value, bool | int | str) or value is None:
-            return value
-        if isinstance(value, float):
+        kind = type(value)
+        if kind is float:
             return value if math.isfinite(value) else {"~": "float", "is": str(value)}
-        if isinstance(value, list):
-            return [self.write(item) for item in value]
-        if isinstance(value, tuple):
-            return {"~": "tuple", "items": [self.write(item) for item in value]}
-        if isinstance(value, deque):
-            return {
-                "~": "deque",
-                "most": value.maxlen,
-                "items": [self.write(item) for item in list(value)[-MAX_ITEMS:]],
-            }
-        if isinstance(value, dict):
+        if kind in _SCALARS:
+            return value
+        if kind is list:
+            return self._items(value)
+        if kind is tuple:
+            return {"~": "tuple", "items": self._items(value)}
+        if kind is deque:
+            return {"~": "deque", "most": value.maxlen, "items": self._items(list(value)[-MAX_ITEMS:])}
+        if kind is dict:
             return {"~": "dict", "items": [[self.write(key), self.write(item)] for key, item in value.items()]}
         if isinstance(value, Random):
             return {"~": "random"}
         return self._write_object(value)
+
+    def _items(self, items: Sequence[Any]) -> JSON:
+        return [*items] if _is_plain(items) else [self.write(item) for item in items]
 
     def _write_object(self, value: Any) -> JSON:
         if id(value) in self._numbers:
@@ -98,7 +116,10 @@ class _Writer:
             raise TypeError(f"{kind.__qualname__} cannot be written to a board.")
         self._numbers[id(value)] = len(self._kept)
         self._kept.append(value)
-        attributes = {name: self.write(item) for name, item in _attributes(value).items()}
+        write = self.write
+        attributes = {
+            name: item if type(item) in _SCALARS else write(item) for name, item in _attributes(value).items()
+        }
         return {"~": f"{kind.__module__.removeprefix(_ROOM)}:{kind.__qualname__}", "has": attributes}
 
 
@@ -108,18 +129,22 @@ class _Reader:
         self._kept: list[Any] = []
 
     def read(self, image: Any) -> Any:
-        if isinstance(image, list):
-            return [self.read(item) for item in image]
-        return self._read_marked(image) if isinstance(image, dict) else image
+        kind = type(image)
+        if kind is list:
+            return self._items(image)
+        return self._read_marked(image) if kind is dict else image
+
+    def _items(self, items: list[Any]) -> list[Any]:
+        return [*items] if _NUMBERS.issuperset(map(type, items)) else [self.read(item) for item in items]
 
     def _read_marked(self, image: dict[str, Any]) -> Any:
         match image["~"]:
             case "float":
                 return float(image["is"])
             case "tuple":
-                return tuple(self.read(item) for item in image["items"])
+                return tuple(self._items(image["items"]))
             case "deque":
-                return deque((self.read(item) for item in image["items"]), maxlen=image["most"])
+                return deque(self._items(image["items"]), maxlen=image["most"])
             case "dict":
                 return {self.read(key): self.read(item) for key, item in image["items"]}
             case "random":
@@ -132,11 +157,13 @@ class _Reader:
     def _read_object(self, name: str, attributes: dict[str, Any]) -> Any:
         value: Any = object.__new__(_class_of(name))
         self._kept.append(value)
+        put = object.__setattr__
         for attribute, item in attributes.items():
-            object.__setattr__(value, attribute, self.read(item))
+            put(value, attribute, self.read(item) if type(item) in _NESTED else item)
         return value
 
 
+@cache
 def _class_of(name: str) -> type:
     module_name, _, class_name = name.partition(":")
     module: ModuleType = import_module(_ROOM + module_name)
