@@ -61,7 +61,8 @@ def load_control(image: JSON, random: Random) -> RateControl:
 
 def _attributes(thing: object) -> dict[str, Any]:
     found = dict(getattr(thing, "__dict__", {}))
-    for name in _slots(type(thing)):
+    kind: Any = type(thing)  # mypy takes a class for something that cannot be hashed
+    for name in _slots(kind):
         try:
             found[name] = getattr(thing, name)
         except AttributeError:  # a slot may be empty
@@ -70,7 +71,7 @@ def _attributes(thing: object) -> dict[str, Any]:
 
 
 @cache
-def _slots(kind: type) -> tuple[str, ...]:
+def _slots(kind: type[Any]) -> tuple[str, ...]:
     """The names of the slots of a class and of its bases."""
     declared = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
     names = [name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots)]

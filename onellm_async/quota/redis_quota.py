@@ -6,7 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from math import ceil
+from operator import itemgetter
 from random import Random
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,14 +21,19 @@ from onellm_async.quota.board import Board
 from onellm_async.quota.controls import GeneralControl, declared_limit
 from onellm_async.quota.names import ParticipantName
 from onellm_async.quota.redis_board import (
+    ENTER,
     EXPORT,
     REPLACE,
+    Computed,
+    Lead,
     needs_python,
     read_grant,
+    read_reply,
     visit_arguments,
     visit_script,
 )
 from onellm_async.quota.versions import NewerBoardError, read_board, write_board
+from onellm_async.quota.visit_message import PostedVisit, dump_grant
 from onellm_async.wire import dump_json, parse_json
 
 if TYPE_CHECKING:
@@ -41,11 +48,11 @@ LEAVE_TIMEOUT = 0.5
 MAX_CONFLICTS = 20
 """Times in a row that another participant was faster in a compare-and-set, after which the visit fails."""
 LOCK_SECONDS = 0.1
-"""Seconds after which the lock of a visitor that died is free. A visit in Python holds it for a few milliseconds."""
-FIRST_WAIT, LONGEST_WAIT = 0.004, 0.032
-"""Seconds until the lock is tried again; twice as long each time."""
+"""Seconds after which the lock of a leader that died is free. A visit in Python holds it for a few milliseconds."""
 LOCK_PATIENCE = 1.5
-"""Seconds without the lock after which the visit fails."""
+"""Seconds without a reply or the lock after which the visit fails."""
+KEPT = 5.0
+"""Seconds after which Redis forgets posted visits and replies that are not taken."""
 MIN_TTL = 3600
 """Seconds after the last visit for which Redis keeps a board, at least."""
 SCHEMES = {"redis", "rediss", "unix"}
@@ -55,9 +62,9 @@ SCHEMES = {"redis", "rediss", "unix"}
 class RedisQuota:
     """One quota for all processes that use the same key and reach the same Redis: ``quota="redis://HOST:PORT"``.
 
-    Needs the extra ``redis``, and Redis 5 or Valkey. All it keeps there is one small value for each key, whose name is
-    a hash of URL and key, and for milliseconds its lock. A password in the URL is never shown; ``ONELLM_QUOTA`` keeps
-    it out of ``ps``.
+    Needs the extra ``redis``, and Redis 6 or Valkey. All it keeps there is one small value for each key, whose name is
+    a hash of URL and key, and for milliseconds its lock and what visitors pass each other. A password in the URL is
+    never shown; ``ONELLM_QUOTA`` keeps it out of ``ps``.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS) or ``unix://``, as in redis-py.
@@ -207,16 +214,12 @@ class RedisMember:
         self._task = asyncio.get_running_loop().create_task(self._visit(demand, then, failed))
 
     async def _visit(self, demand: Demand, then: Callable[[Grant], None], failed: Callable[[Exception], None]) -> None:
-        started = time.monotonic()
         try:
             async with asyncio.timeout(4 * TIMEOUT):
                 grant = await self.transact(demand)
         except Exception as error:  # whatever it is, the queue must not wait for a visit that never returns
             failed(self._translated(error))
             return
-        travel = (time.monotonic() - started) / 2
-        if grant.again_in is not None:  # it counts from the moment in which Redis computed it
-            grant = evolve(grant, again_in=max(0.0, grant.again_in - travel))
         then(grant)
 
     def _translated(self, error: Exception) -> Exception:
@@ -235,7 +238,8 @@ class RedisMember:
         Raises:
             RedisError: If Redis fails or does not answer in time.
         """
-        age = time.monotonic() - self._declared_at
+        started = time.monotonic()
+        age = started - self._declared_at
         if not self._general:
             arguments = visit_arguments(
                 self._name.current(),
@@ -248,38 +252,65 @@ class RedisMember:
             reply = await self._run(visit_script(), arguments)
             if not needs_python(reply):
                 self._seen = True
-                return read_grant(reply)
-        grant = await self._transact_in_python(demand, age)
+                return _since(read_grant(reply), (time.monotonic() - started) / 2)
+        grant = await self._transact_in_python(PostedVisit(self._name.current(), demand, self._declaration, age))
         self._seen = True
         return grant
 
-    async def _transact_in_python(self, demand: Demand, age: float) -> Grant:
-        holder = f"{self._random.getrandbits(64):x}"
+    async def _transact_in_python(self, visit: PostedVisit) -> Grant:
+        visitor, message = token_hex(8), visit.dump()  # not from the client's random: others may have the same seed
+        give_up_at = time.monotonic() + LOCK_PATIENCE
         for _ in range(MAX_CONFLICTS):
-            text, digest, clock = await self._locked(holder)
-            now = float(clock)
-            board = self._board(parse_json(text) if text else None, now, age)
-            grant = board.visit(self._name.current(), demand, now, self._declaration, age)
-            image = write_board(board)
-            rate = max(grant.rate, 1e-6)
-            ttl = max(MIN_TTL, ceil(2 * grant.burst / rate))
-            if await self._run(REPLACE, [digest, dump_json(image), str(ttl), holder], with_lock=True):
-                self._image = image
-                self._general = board.control.kind == GeneralControl.kind
-                return grant
+            found, travel = await self._enter(visitor, message, give_up_at)
+            received = time.monotonic()
+            if isinstance(found, Computed):
+                self._general = True
+                return _since(found.grant, found.age + travel)
+            grant = await self._lead(found, visitor, visit)
+            if grant is not None:
+                return _since(grant, time.monotonic() - received + travel)
         raise ConnectionError(f"{MAX_CONFLICTS} other participants were faster.")
 
-    async def _locked(self, holder: str) -> Sequence[bytes]:
-        """Reads the board as soon as no other visitor holds its lock."""
-        give_up_at, wait = time.monotonic() + LOCK_PATIENCE, FIRST_WAIT
+    async def _enter(self, visitor: str, message: bytes, give_up_at: float) -> tuple[Lead | Computed, float]:
+        """Gets the board with its lock, or the grant that another visitor has computed; and seconds of travel."""
+        replies = f"{self._key}:reply:{visitor}"
+        keys = [self._key, f"{self._key}:lock", f"{self._key}:posted", replies]
         while True:
-            reply: Sequence[bytes] = await self._run(EXPORT, [holder, str(int(1000 * LOCK_SECONDS))], with_lock=True)
+            asked = time.monotonic()
+            arguments = [visitor, str(int(1000 * LOCK_SECONDS)), message, str(int(1000 * KEPT))]
+            reply: Sequence[bytes] = await self._run(ENTER, arguments, keys)
+            travel = (time.monotonic() - asked) / 2
+            if len(reply) > 1:
+                return Lead.of(reply), travel
             if reply:
-                return reply
+                return read_reply(reply[0]), travel
+            # Not all at the same moment: one of them leads then, and the others post their visits with it.
+            patience = LOCK_SECONDS * self._random.uniform(1, 1.5)
+            popped: Sequence[Any] | None = await self._client.blpop([replies], timeout=patience)
+            if popped:
+                return read_reply(popped[1]), travel
             if time.monotonic() > give_up_at:
                 raise ConnectionError(f"Other participants kept it locked for {LOCK_PATIENCE:g} s.")
-            await asyncio.sleep(self._random.uniform(0.5, 1.5) * wait)
-            wait = min(LONGEST_WAIT, 2 * wait)
+
+    async def _lead(self, found: Lead, visitor: str, visit: PostedVisit) -> Grant | None:
+        """Computes the posted visits and then `visit`, and writes the board; None if another one was faster."""
+        now = float(found.clock)
+        board = self._board(parse_json(found.image) if found.image else None, now, visit.declared_age)
+        replies: list[bytes] = []
+        for other, posted in sorted(found.posted, key=itemgetter(1)):
+            if other.decode() != visitor:
+                replies += _computed(other, posted, board, now)
+        grant = visit.compute(board, now, 0.0)
+        image = write_board(board)
+        ttl = max(MIN_TTL, ceil(2 * grant.burst / max(grant.rate, 1e-6)))
+        lock, kept = str(int(1000 * LOCK_SECONDS)), str(int(1000 * KEPT))
+        arguments = [found.digest, dump_json(image), str(ttl), visitor, lock, kept, found.clock, visitor, b"", *replies]
+        keys = [self._key, f"{self._key}:lock", f"{self._key}:posted"]
+        if not await self._run(REPLACE, arguments, keys):
+            return None
+        self._image = image
+        self._general = board.control.kind == GeneralControl.kind
+        return grant
 
     def _board(self, image: dict[str, JSON] | None, now: float, age: float) -> Board:
         if image is None and self._image is not None:  # Redis lost the board: the first to notice restores it
@@ -291,7 +322,7 @@ class RedisMember:
             return Board(self._declaration, now, self._random, age=age, empty=self._seen)
         return read_board(image, self._declaration, now, self._random)
 
-    async def _run(self, script: str, arguments: list[Any], *, with_lock: bool = False) -> Any:
+    async def _run(self, script: str, arguments: list[Any], keys: Sequence[str] = ()) -> Any:
         """Runs a script by its digest; sends its text only where Redis does not know it, as after a restart."""
         from redis.exceptions import NoScriptError  # noqa: PLC0415
 
@@ -301,7 +332,7 @@ class RedisMember:
         digest = self._digests.get(script)
         if digest is None:
             digest = self._digests[script] = sha1(script.encode(), usedforsecurity=False).hexdigest()
-        keys = [self._key, f"{self._key}:lock"] if with_lock else [self._key]
+        keys = keys or [self._key]
         try:
             return await self._client.evalsha(digest, len(keys), *keys, *arguments)
         except NoScriptError:
@@ -327,6 +358,21 @@ class RedisMember:
         if self._lifetime is not None:
             with suppress(OSError, _redis_error()):
                 await self._lifetime.aclose()
+
+
+def _computed(visitor: bytes, posted: bytes, board: Board, now: float) -> Sequence[bytes]:
+    """A posted visit, computed: the visitor and its grant; nothing if it is left to its own version of the package."""
+    posted_at, _, message = posted.partition(b" ")
+    waited = max(0.0, now - float(posted_at))
+    if waited > LOCK_PATIENCE:  # the visitor has given up, and reports what it does without the board
+        return visitor, b""
+    visit = PostedVisit.load(message)
+    return () if visit is None else (visitor, dump_grant(visit.compute(board, now, waited)))
+
+
+def _since(grant: Grant, seconds: float) -> Grant:
+    """A grant that was computed so many seconds ago: the time of the next visit counts from then."""
+    return grant if grant.again_in is None else evolve(grant, again_in=max(0.0, grant.again_in - seconds))
 
 
 async def _lifetime(client: "Redis") -> AsyncGenerator[None, None]:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -15,11 +17,13 @@ from onellm_async.limits.quota import Declaration, Demand
 from onellm_async.limits.shared_limiter import SharedLimiter
 from onellm_async.quota import RedisQuota, redis_quota
 from onellm_async.quota.board import Board
-from onellm_async.quota.redis_board import read_grant, visit_arguments, visit_script
+from onellm_async.quota.redis_board import REPLACE, read_grant, visit_arguments, visit_script
+from onellm_async.quota.redis_quota import RedisMember
 from onellm_async.testing import FakeTransport
 from tests.quota.redis_server import RedisServer
 from tests.quota.visits import FixedRandom, random_visits
 
+ROOT = Path(__file__).parents[2]
 OUTAGES = int(os.environ.get("ONELLM_QUOTA_OUTAGES", "3"))
 """The gate has 3 outages of Redis in a row; ``ONELLM_QUOTA_OUTAGES=100`` is the long run."""
 
@@ -95,25 +99,101 @@ async def test_a_discovered_rate_is_learned_by_compare_and_set(redis_server):
         await each.aclose(Demand())
 
 
-async def test_many_that_visit_a_discovered_board_at_once_all_get_their_turn(redis_server):
+def left_of_visits(server, each) -> list[bytes]:
+    """The keys beside the board: lock, posted visits and replies."""
+    keys = server.command("KEYS", "onellm:*").split(b"\r\n")
+    return [key for key in keys if key.startswith(b"onellm:") and key != each._key.encode()]
+
+
+async def test_visits_at_one_moment_count_once_each_and_leave_nothing(redis_server):
     members = [member(redis_server, DISCOVERED) for _ in range(16)]
-    for _ in range(5):  # without a lock all but one compute for nothing, and some are never first
-        await asyncio.gather(*(each.transact(WANTED) for each in members))
-    assert {each._general for each in members} == {True}
+    grants = []
+    for _ in range(10):
+        grants += await asyncio.gather(*(each.transact(WANTED) for each in members))
+        await asyncio.sleep(0.02)
+    board = await RedisQuota(redis_server.url).read("board")
+    assert sum(grant.permits for grant in grants) == board["granted"] > 1
+    assert {grant.participants for grant in grants[-16:]} == {16}
+    assert left_of_visits(redis_server, members[0]) == []
     for each in members:
         await each.aclose(Demand())
-    assert int(redis_server.command("PTTL", f"{members[0]._key}:lock").removeprefix(b":")) <= 1, "gone, or in a moment"
+
+
+async def test_of_those_that_visit_at_one_moment_one_computes_for_all(redis_server, monkeypatch):
+    members, leaders = [member(redis_server, DISCOVERED) for _ in range(16)], []
+    lead = RedisMember._lead
+
+    async def seen(self, *arguments):
+        leaders.append(self)
+        return await lead(self, *arguments)
+
+    monkeypatch.setattr(RedisMember, "_lead", seen)
+    await asyncio.gather(*(each.transact(WANTED) for each in members))
+    assert len(leaders) <= 3, "the first, and one for all that were posted meanwhile"
+    for each in members:
+        await each.aclose(Demand())
+
+
+async def test_a_leader_that_outlives_its_lock_takes_no_visit_twice(redis_server, monkeypatch):
+    slow, *others = members = [member(redis_server, DISCOVERED) for _ in range(5)]
+    run = slow._run
+
+    async def late(script, arguments, keys=()):
+        if script is REPLACE and not slow._seen:
+            await asyncio.sleep(0.25)  # two locks and a half
+        return await run(script, arguments, keys)
+
+    monkeypatch.setattr(slow, "_run", late)
+    first = asyncio.create_task(slow.transact(WANTED))
+    await asyncio.sleep(0.02)
+    grants = [*await asyncio.gather(*(each.transact(WANTED) for each in others)), await first]
+    board = await RedisQuota(redis_server.url).read("board")
+    assert sum(grant.permits for grant in grants) == board["granted"]
+    assert len(board["rows"]) == 5
+    assert left_of_visits(redis_server, slow) == []
+    for each in members:
+        await each.aclose(Demand())
+
+
+async def test_a_visitor_that_goes_while_it_waits_stops_nobody(redis_server):
+    gone, *others = members = [member(redis_server, DISCOVERED) for _ in range(4)]
+    redis_server.command("SET", f"{gone._key}:lock", "dead", "PX", "100")
+    waiting = asyncio.create_task(gone.transact(WANTED))
+    await asyncio.sleep(0.03)
+    waiting.cancel()
+    await asyncio.gather(*(each.transact(WANTED) for each in others))
+    board = await RedisQuota(redis_server.url).read("board")
+    assert len(board["rows"]) == 4, "it was posted, so it counts"
+    for each in members:
+        await each.aclose(Demand())
+
+
+async def test_what_nobody_takes_is_forgotten(redis_server, monkeypatch):
+    monkeypatch.setattr(redis_quota, "LOCK_PATIENCE", 0.05)
+    each = member(redis_server, DISCOVERED)
+    posted = f"{each._key}:posted"
+    redis_server.command("HSET", posted, "gone", f"{time.time() - 1:.6f} [1]", "future", f"{time.time() + 9:.6f} [9]")
+    assert (await each.transact(WANTED)).permits > 0
+    left = redis_server.command("HKEYS", posted)
+    assert b"gone" not in left, "its visitor has given up"
+    assert b"future" in left, "it is left to its own version of the package"
+    redis_server.command("DEL", posted)
+    redis_server.command("DEL", f"{each._key}:lock")
+    await each.aclose(Demand())
 
 
 @pytest.mark.parametrize("limits", [LIMITS, DISCOVERED], ids=["declared", "discovered"])
 async def test_a_user_of_redis_needs_only_what_the_guide_names(redis_server, limits):
-    commands = ("+eval", "+evalsha", "+get", "+set", "+time")
+    guide = (ROOT / "docs" / "how-to" / "quota.md").read_text(encoding="utf-8")
+    listed = re.search(r"needs the commands (.*?)\s+on\s+`onellm:\*`", guide, re.DOTALL)
+    commands = [f"+{name.lower()}" for name in re.findall("`([A-Z]+)`", listed[1])]
     redis_server.command("ACL", "SETUSER", "narrow", "on", ">secret", "~onellm:*", *commands)
     url = f"unix://narrow:secret@{redis_server.socket}"
-    each = RedisQuota(url).join("board", Declaration(limits, explicit=True), Random(0))
+    members = [RedisQuota(url).join("board", Declaration(limits, explicit=True), Random(0)) for _ in range(4)]
     for _ in range(2):
-        assert (await each.transact(WANTED)).permits >= 0
-    await each.aclose(Demand())
+        await asyncio.gather(*(each.transact(WANTED) for each in members))
+    for each in members:
+        await each.aclose(Demand())
 
 
 async def test_a_visitor_that_died_keeps_the_board_locked_for_a_tenth_of_a_second(redis_server):
