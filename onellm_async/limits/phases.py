@@ -298,7 +298,7 @@ class Probe(Cruise):
         line = evidence.line
         max_pace = self.MAX_IN_FLIGHT / line.jitter
         if line.bounds.known:
-            max_pace = max(max_pace, 1.02 * line.bounds.high + 0.25 / max(line.round_trip, 0.005))
+            max_pace = max(max_pace, 1.02 * line.believed_high + 0.25 / max(line.round_trip, 0.005))
         else:  # otherwise a faster service than that would never be found
             max_pace = max(
                 max_pace, min(evidence.peak, self.MAX_UNBOUNDED_PACE * line.certain_rate(now, bucket.capacity))

@@ -1,5 +1,7 @@
 """For how long the service's bucket may have been full, so that its refill was lost. Pure."""
 
+from collections.abc import Sequence
+
 
 class SaturationClock:
     """Follows the highest level that the service's bucket can have.
@@ -34,6 +36,22 @@ class SaturationClock:
         self._full_at: float | None = None
         self._accepted = 0
         self._before: tuple[float, float | None, int] | None = None
+
+    @classmethod
+    def replayed(cls, sent: Sequence[float], empty_at: float, rate: float, capacity: float) -> "SaturationClock":
+        """A clock that has seen so many requests.
+
+        Args:
+            sent: When they were sent, in order.
+            empty_at: When the bucket had less than one token.
+            rate: Tokens per second, at most.
+            capacity: Tokens that the bucket holds, at least.
+        """
+        clock = cls(empty_at)
+        clock.restart(empty_at, rate, capacity)
+        for at in sent:
+            clock.take(at)
+        return clock
 
     def take(self, now: float) -> None:
         """Records that a request is sent, which takes a token."""

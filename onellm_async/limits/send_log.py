@@ -70,6 +70,18 @@ class SendLog:
         """The most requests that were accepted within `seconds`, of those sent until `until`."""
         return most_within(seconds, self.times, bisect_right(self.times, until))
 
+    def between(self, after: float, until: float) -> list[float]:
+        """When requests were sent after one moment and until another one."""
+        return self.times[bisect_right(self.times, after) : bisect_right(self.times, until)]
+
+    def curve(self, until: float) -> list[tuple[int, float]]:
+        """Numbers of the last requests until then, each with the seconds since the first of them was sent."""
+        end, points, number = bisect_right(self.times, until), [], 1
+        while number <= end:
+            points.append((number, until - self.times[end - number]))
+            number = max(number + 1, number * 5 // 4)
+        return points
+
     def forget(self, until: float) -> None:
         """Drops the times until then."""
         cut = bisect_right(self.times, until)

@@ -52,6 +52,13 @@ IDLE = 60.0
 """Seconds after its last visit when a participant without demand is dropped."""
 MAX_PARTICIPANTS = 64
 """Beyond it the participant that was not seen for longest is dropped. An unbounded table outgrows its place."""
+SURE = 0.5
+"""Confidence from which the rate is believed for the time of the next visit."""
+LOOK_AGAIN = 0.25
+"""Seconds until the next visit, while it is not, from which the time of the turn counts only in part."""
+PART = 1 / 3
+"""That part. The rate may turn out to be many times higher, and a participant that was told three seconds at 13 per
+second misses what 200 per second give. It is a part, not a bound, so that not all come at one moment."""
 MIN_WAIT = 0.001
 """Seconds until the next visit at least, so that participants with equal claims do not spin."""
 CLOCK_STEP = 1.0
@@ -238,10 +245,18 @@ class Board:
             permits, charged = self._deal(me, others, now, draw)
             if is_busy(me):
                 ahead, again_in = self._next_visit(me, others, now)
+                if self._is_searching:
+                    again_in = min(again_in, LOOK_AGAIN + PART * (again_in - LOOK_AGAIN))
         me[DUE] = now if again_in is None else now + again_in
         _count_grants(me, permits, now)
         _count_grants(self.recent, permits, now, 0)
         return self._grant(permits, again_in, ahead, charged, me, now)
+
+    @property
+    def _is_searching(self) -> bool:
+        """Whether a rate is discovered, and little is known of it so far."""
+        control = self.control
+        return isinstance(control, GeneralControl) and control.state is not None and control.confidence < SURE
 
     def _grant(
         self, permits: int, again_in: float | None, ahead: int, charged: float, me: Row | None, now: float

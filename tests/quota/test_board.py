@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onellm_async.limits.policy import Limits
-from onellm_async.limits.quota import Declaration, Demand, Grant
+from onellm_async.limits.quota import Declaration, Demand, Grant, RateLimitReport
 from onellm_async.quota.board import LEASE, MAX_PARTICIPANTS, Board
 from onellm_async.quota.host_file import HALF, HEADER
 from onellm_async.wire import dump_json, parse_json
@@ -367,3 +367,23 @@ def test_the_lease_is_longer_than_any_lateness_that_counts():
     visit(board, other, 1.0)
     visit(board, other, (grant.again_in or 0) + LEASE - 0.01)
     assert player.name in board.rows
+
+
+def test_while_a_rate_is_searched_those_that_wait_long_look_again_sooner_and_in_their_order():
+    discovered = Declaration(Limits(requests_per_minute="auto"), explicit=True)
+    board = Board(discovered, 0.0, Random(0))
+    now, first = 0.0, None
+    for number in range(12):
+        now = number / 4
+        grant = board.visit("first", Demand(waiting=(0, 1, 0)), now, discovered, now)
+        first = now if grant.permits else first
+    report = RateLimitReport(now - first, now - first - 0.02)
+    board.visit("first", Demand(rate_limited=[report]), now, discovered, now)
+    names = [f"client-{number:02}" for number in range(16)]
+    waits = [board.visit(name, Demand(waiting=(0, 40, 0)), now, discovered, now).again_in for name in names]
+    assert board.control.confidence < 0.5
+    turns = [board._next_visit(board.rows[name], [board.rows[each] for each in names if each != name], now)[1]
+             for name in names]  # fmt: skip
+    assert max(turns) > 1
+    assert max(waits) < max(turns) / 2
+    assert waits == sorted(waits)
