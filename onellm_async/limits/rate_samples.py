@@ -215,7 +215,6 @@ class RateEvidence:
         self.saturation: SaturationClock = SaturationClock(now)
         self.first: RateLimitSample | None = None
         self._curve: list[tuple[int, float]] = []
-        self._assumed: float | None = None
         self.lateness: float = 0.0
         if state is not None:
             self.bounds = RateBounds(state.low, UNBOUNDED if state.high is None else state.high)
@@ -270,8 +269,8 @@ class RateEvidence:
         accepted = self._log.accepted_until(sent_at)
         max_rate = self.saturation.rate_limited(sent_at, self._log.total - accepted, self.jitter)
         sample = RateLimitSample(sent_at, accepted, self.saturation.seconds, max_rate)
-        if self._assumed is not None and not self.bounds.known and self.samples and self.samples[-1].empty:
-            self._correct_saturation(self.samples[-1], sample, self._assumed)
+        if not self.bounds.known and self.samples and self.samples[-1].empty:  # so the rate of the clock is assumed
+            self._correct_saturation(self.samples[-1], sample, self.saturation.rate)
         self.samples.append(sample)
 
     def _correct_saturation(self, earlier: RateLimitSample, sample: RateLimitSample, assumed: float) -> None:
@@ -501,8 +500,7 @@ class RateEvidence:
         rate = min(rate, self.MAX_PACE)
         # Until the bounds are tight, probes find out what is refilled in the time of a Retry-After.
         silence = 0.0 if retry_after is None or self.bounds.tight else retry_after
-        self._assumed = None if self.bounds.known else self.MAX_RATE_FACTOR * rate
-        self.saturation.restart(now, self.bounds.high if self._assumed is None else self._assumed, burst)
+        self.saturation.restart(now, self.bounds.high if self.bounds.known else self.MAX_RATE_FACTOR * rate, burst)
         late = 1 + self.LATE_SHARE * self.lateness * rate
         return TokenBucket(rate, max(burst, late), level=-silence * rate, updated_at=now)
 

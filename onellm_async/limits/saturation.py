@@ -10,6 +10,7 @@ class SaturationClock:
         now: The current time in seconds.
 
     Attributes:
+        rate: Tokens per second, at most, for which it counts.
         seconds: Total time in which the bucket may have been full.
     """
 
@@ -17,7 +18,7 @@ class SaturationClock:
     """Tokens that may be refilled between two requests of which the second gets a 429. If there were more, another
     client uses the key, or the service was down."""
 
-    __slots__ = ("_accepted", "_at", "_before", "_capacity", "_full_at", "_level", "_rate", "seconds")
+    __slots__ = ("_accepted", "_at", "_before", "_capacity", "_full_at", "_level", "rate", "seconds")
 
     def __init__(self, now: float) -> None:
         self.seconds: float = 0.0
@@ -32,7 +33,8 @@ class SaturationClock:
             capacity: Tokens that the bucket holds, at least.
         """
         self._at, self._level = now, 1.0
-        self._rate, self._capacity = rate, capacity
+        self.rate: float = rate
+        self._capacity = capacity
         self._full_at: float | None = None
         self._accepted = 0
         self._before: tuple[float, float | None, int] | None = None
@@ -55,12 +57,12 @@ class SaturationClock:
 
     def take(self, now: float) -> None:
         """Records that a request is sent, which takes a token."""
-        refilled = max(0.0, now - self._at) * self._rate
+        refilled = max(0.0, now - self._at) * self.rate
         self._before = (self.seconds, self._full_at, self._accepted) if refilled <= self.MAX_GAP else None
         level = self._level + refilled
         if level > self._capacity:
-            if self._rate:  # else tokens that were given back, before anything is known of the refill
-                self.seconds += (level - self._capacity) / self._rate
+            if self.rate:  # else tokens that were given back, before anything is known of the refill
+                self.seconds += (level - self._capacity) / self.rate
             self._full_at, self._accepted = now, 0
             level = self._capacity
         else:
@@ -69,7 +71,7 @@ class SaturationClock:
 
     def assume(self, rate: float, now: float) -> None:
         """Counts from now on with another rate, in tokens per second, at most. The bucket may be full."""
-        self._rate = rate
+        self.rate = rate
         self._at, self._level = now, self._capacity
         self._full_at, self._before = None, None
 

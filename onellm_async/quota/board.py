@@ -256,7 +256,7 @@ class Board:
     def _is_searching(self) -> bool:
         """Whether a rate is discovered, and little is known of it so far."""
         control = self.control
-        return isinstance(control, GeneralControl) and control.state is not None and control.confidence < SURE
+        return isinstance(control, GeneralControl) and control.confidence < SURE and control.state is not None
 
     def _grant(
         self, permits: int, again_in: float | None, ahead: int, charged: float, me: Row | None, now: float

@@ -78,9 +78,9 @@ def _slots(kind: type[Any]) -> tuple[str, ...]:
     return tuple(name for name in names if not name.startswith("__"))
 
 
-def _is_plain(items: Collection[Any]) -> bool:
-    """Whether JSON has all of them as they are: finite numbers, as the times of a log."""
-    return _NUMBERS.issuperset(map(type, items)) and all(map(math.isfinite, items))
+def _are_numbers(items: Collection[Any]) -> bool:
+    """Whether all of them are numbers, as the times of a log: then they are not looked at one by one."""
+    return _NUMBERS.issuperset(map(type, items))
 
 
 class _Writer:
@@ -107,7 +107,8 @@ class _Writer:
         return self._write_object(value)
 
     def _items(self, items: Sequence[Any]) -> JSON:
-        return [*items] if _is_plain(items) else [self.write(item) for item in items]
+        is_plain = _are_numbers(items) and all(map(math.isfinite, items))
+        return [*items] if is_plain else [self.write(item) for item in items]
 
     def _write_object(self, value: Any) -> JSON:
         if id(value) in self._numbers:
@@ -136,7 +137,7 @@ class _Reader:
         return self._read_marked(image) if kind is dict else image
 
     def _items(self, items: list[Any]) -> list[Any]:
-        return [*items] if _NUMBERS.issuperset(map(type, items)) else [self.read(item) for item in items]
+        return [*items] if _are_numbers(items) else [self.read(item) for item in items]
 
     def _read_marked(self, image: dict[str, Any]) -> Any:
         match image["~"]:

@@ -193,6 +193,7 @@ class RedisMember:
     def __init__(self, client: "Redis", key: str, place: str, declaration: Declaration, random: Random) -> None:
         self._client = client
         self._key = key
+        self._keys = [key, f"{key}:lock", f"{key}:posted"]  # of visits in Python
         self._place = place
         self._declaration, self._declared_at = declaration, time.monotonic()
         self._random = random
@@ -274,11 +275,10 @@ class RedisMember:
     async def _enter(self, visitor: str, message: bytes, give_up_at: float) -> tuple[Lead | Computed, float]:
         """Gets the board with its lock, or the grant that another visitor has computed; and seconds of travel."""
         replies = f"{self._key}:reply:{visitor}"
-        keys = [self._key, f"{self._key}:lock", f"{self._key}:posted", replies]
+        arguments = [visitor, _milliseconds(LOCK_SECONDS), message, _milliseconds(KEPT)]
         while True:
             asked = time.monotonic()
-            arguments = [visitor, str(int(1000 * LOCK_SECONDS)), message, str(int(1000 * KEPT))]
-            reply: Sequence[bytes] = await self._run(ENTER, arguments, keys)
+            reply: Sequence[bytes] = await self._run(ENTER, arguments, [*self._keys, replies])
             travel = (time.monotonic() - asked) / 2
             if len(reply) > 1:
                 return Lead.of(reply), travel
@@ -297,16 +297,15 @@ class RedisMember:
         now = float(found.clock)
         board = self._board(parse_json(found.image) if found.image else None, now, visit.declared_age)
         replies: list[bytes] = []
-        for other, posted in sorted(found.posted, key=itemgetter(1)):
+        for other, posted in sorted(found.posted, key=itemgetter(1)):  # each begins with the time when it was posted
             if other.decode() != visitor:
                 replies += _computed(other, posted, board, now)
         grant = visit.compute(board, now, 0.0)
         image = write_board(board)
         ttl = max(MIN_TTL, ceil(2 * grant.burst / max(grant.rate, 1e-6)))
-        lock, kept = str(int(1000 * LOCK_SECONDS)), str(int(1000 * KEPT))
-        arguments = [found.digest, dump_json(image), str(ttl), visitor, lock, kept, found.clock, visitor, b"", *replies]
-        keys = [self._key, f"{self._key}:lock", f"{self._key}:posted"]
-        if not await self._run(REPLACE, arguments, keys):
+        times = [_milliseconds(LOCK_SECONDS), _milliseconds(KEPT), found.clock]
+        arguments = [found.digest, dump_json(image), str(ttl), visitor, *times, visitor, b"", *replies]
+        if not await self._run(REPLACE, arguments, self._keys):
             return None
         self._image = image
         self._general = board.control.kind == GeneralControl.kind
@@ -368,6 +367,10 @@ def _computed(visitor: bytes, posted: bytes, board: Board, now: float) -> Sequen
         return visitor, b""
     visit = PostedVisit.load(message)
     return () if visit is None else (visitor, dump_grant(visit.compute(board, now, waited)))
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(1000 * seconds))
 
 
 def _since(grant: Grant, seconds: float) -> Grant:

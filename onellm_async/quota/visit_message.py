@@ -51,12 +51,12 @@ class PostedVisit:
             ValueError: If it is no visit.
         """
         match parse_json(text):
-            case [1, str(name), [*demand], [[*limits], bool(explicit), state, int() | float() as age]]:
+            case [int(known), *_] if known != FORMAT:
+                return None
+            case [_, str(name), [*demand], [[*limits], bool(explicit), state, int() | float() as age]]:
                 saved = None if state is None else RateState.from_dict(state)
                 declaration = Declaration(decode_limits(limits), explicit, saved)
                 return cls(name, _demand(demand), declaration, float(age))
-            case [int(other), *_] if other != FORMAT:
-                return None
             case _:
                 raise ValueError("It is no visit.")
 
