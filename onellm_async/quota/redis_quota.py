@@ -360,12 +360,15 @@ class RedisMember:
 
 
 def _computed(visitor: bytes, posted: bytes, board: Board, now: float) -> Sequence[bytes]:
-    """A posted visit, computed: the visitor and its grant; nothing if it is left to its own version of the package."""
+    """A posted visit, computed: the visitor and its grant; nothing if this version of the package cannot read it."""
     posted_at, _, message = posted.partition(b" ")
     waited = max(0.0, now - float(posted_at))
     if waited > LOCK_PATIENCE:  # the visitor has given up, and reports what it does without the board
         return visitor, b""
-    visit = PostedVisit.load(message)
+    try:
+        visit = PostedVisit.load(message)
+    except (ConfigurationError, LookupError, TypeError, ValueError):
+        visit = None  # it must not fail the visit of the one that leads; its own visitor leads next, or gives up
     return () if visit is None else (visitor, dump_grant(visit.compute(board, now, waited)))
 
 

@@ -168,6 +168,19 @@ async def test_a_visitor_that_goes_while_it_waits_stops_nobody(redis_server):
         await each.aclose(Demand())
 
 
+@pytest.mark.parametrize(
+    "message", ["", "{}", "[1]", '[1,"name",[0],[["discover",0,40,0,300],true,null,0.0]]',
+                '[1,"name",[[0,0,0],[0,0,0],[0,0,0],0,0,[],[],0,0,false],[["discover",0,40,0,300],true,{"rate":-1},0.0]]',
+                '[1,"name",[[0,0,0],[0,0,0],[0,0,0],0,0,[],[],0,0,false],[["?"],true,null,0.0]]']
+)  # fmt: skip
+async def test_a_posted_visit_that_cannot_be_read_spoils_none_of_the_others(redis_server, message):
+    each = member(redis_server, DISCOVERED)
+    redis_server.command("HSET", f"{each._key}:posted", "broken", f"{time.time():.6f} {message}")
+    assert (await each.transact(WANTED)).permits > 0
+    redis_server.command("DEL", f"{each._key}:lock", f"{each._key}:posted")
+    await each.aclose(Demand())
+
+
 async def test_what_nobody_takes_is_forgotten(redis_server, monkeypatch):
     monkeypatch.setattr(redis_quota, "LOCK_PATIENCE", 0.05)
     each = member(redis_server, DISCOVERED)
