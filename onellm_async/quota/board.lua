@@ -463,8 +463,10 @@ else
     if is_busy(me) then ahead, again_in = next_visit() end
   end
   me[DUE] = again_in < 0 and now or now + again_in
-  count_grants(me, permits, MINUTE)
-  count_grants(board.recent, permits, 1)
+  if permits > 0 then
+    count_grants(me, permits, MINUTE)
+    count_grants(board.recent, permits, 1)
+  end
 end
 
 local share = -1

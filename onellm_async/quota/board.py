@@ -138,7 +138,8 @@ class Board:
     def dump(self) -> dict[str, JSON]:
         """The whole board as JSON, without null or infinity outside of the control."""
         tokens = self.tokens
-        return self.unknown | {
+        return {
+            **self.unknown,
             "at": self.at,
             "offset": self.offset,
             "declared": self.declared,
@@ -236,20 +237,21 @@ class Board:
         if demand.leaving:
             self.rows.pop(name, None)
             return self._grant(0, None, 0, 0.0, None, now)
-        me, others = self._find_rows(name, now)
-        self._record_demand(me, others, demand, now)
+        me, others, waiting = self._find_rows(name, now)
+        self._record_demand(me, waiting, demand, now)
         permits, charged, ahead, again_in = 0, 0.0, 0, None
         if is_busy(me) and self.retry_at > now:
             again_in = self.retry_at - now
         elif is_busy(me):
             permits, charged = self._deal(me, others, now, draw)
             if is_busy(me):
-                ahead, again_in = self._next_visit(me, others, now)
+                ahead, again_in = self._next_visit(me, others, waiting, now)
                 if self._is_searching:
                     again_in = min(again_in, LOOK_AGAIN + PART * (again_in - LOOK_AGAIN))
         me[DUE] = now if again_in is None else now + again_in
-        _count_grants(me, permits, now)
-        _count_grants(self.recent, permits, now, 0)
+        if permits:
+            _count_grants(me, permits, now)
+            _count_grants(self.recent, permits, now, 0)
         return self._grant(permits, again_in, ahead, charged, me, now)
 
     @property
@@ -397,39 +399,54 @@ class Board:
 
     # Step 2: participants
 
-    def _find_rows(self, name: str, now: float) -> tuple[Row, list[Row]]:
-        """The row of the visitor, and those of the others that have demand, in the order of their names."""
+    def _find_rows(self, name: str, now: float) -> tuple[Row, list[Row], list[int]]:
+        """The row of the visitor, those of the others that have demand, by name, and how many requests wait in these.
+
+        Those requests are counted by lane. There are up to 64 rows, so each is read once.
+        """
         rows = self.rows
         me = rows.get(name)
         if me is None:
             me = rows[name] = [now, now, 0, 0, 0, 0, 0, 0, *self.pass_time, 0, 0, 0, 0, 0, 0]
         me[SEEN] = now
         busy, gone = [], []
+        interactive = normal = batch = 0
         for other, row in rows.items():
             if row is me:
                 continue
-            has_demand = row[WAITING] or row[WAITING + 1] or row[WAITING + 2]  # as `is_busy`, for up to 64 rows
-            if (row[DUE] + LEASE if has_demand else row[SEEN] + IDLE) < now:
-                gone.append(other)
-            elif has_demand:
+            first, second, third = row[WAITING:SINCE]
+            if first or second or third:
+                if row[DUE] + LEASE < now:
+                    gone.append(other)
+                    continue
                 busy.append(other)
+                interactive += first
+                normal += second
+                batch += third
+            elif row[SEEN] + IDLE < now:
+                gone.append(other)
         for other in gone:
             del rows[other]
+        waiting = [interactive, normal, batch]
         while len(rows) > MAX_PARTICIPANTS:
             _, oldest = min((row[SEEN], other) for other, row in rows.items() if row is not me)
-            del rows[oldest]
-        return me, [rows[other] for other in sorted(busy) if other in rows]
+            row = rows.pop(oldest)
+            if is_busy(row):
+                busy.remove(oldest)
+                waiting = [number - row[WAITING + lane] for lane, number in enumerate(waiting)]
+        busy.sort()
+        return me, [rows[other] for other in busy], waiting
 
     # Step 3: demand
 
-    def _record_demand(self, me: Row, others: list[Row], demand: Demand, now: float) -> None:
+    def _record_demand(self, me: Row, waiting_elsewhere: Sequence[int], demand: Demand, now: float) -> None:
         if demand.waiting[0]:
             self.interactive_seen = 1
         for lane in ALL_LANES:
             waiting = demand.waiting[lane]
             if waiting and not me[WAITING + lane]:
                 me[PASS + lane] = max(me[PASS + lane], self.pass_time[lane])
-                if not any(other[WAITING + lane] for other in others):
+                if not waiting_elsewhere[lane]:
                     self.lane_pass[lane] = max(self.lane_pass[lane], self.lane_time)
             me[WAITING + lane] = waiting
             if waiting:
@@ -497,17 +514,21 @@ class Board:
 
     # Step 5: the next visit
 
-    def _next_visit(self, me: Row, others: list[Row], now: float) -> tuple[int, float]:
+    def _next_visit(
+        self, me: Row, others: list[Row], waiting_elsewhere: Sequence[int], now: float
+    ) -> tuple[int, float]:
         """Requests of others before the visitor's next one, and seconds until that.
 
         A participant that will not be there by then is not waited for. So a rate that rises is used at once, although
         others come only when the old one told them to.
         """
-        waiting = _waiting([me, *others])
-        punctual = [row for row in others if row[DUE] >= now - GRACE]
+        waiting = [number + me[WAITING + lane] for lane, number in enumerate(waiting_elsewhere)]
+        earliest = now - GRACE
+        punctual = [row for row in others if row[DUE] >= earliest]
         while True:
             ahead, wait = self._turn(me, punctual, waiting, now)
-            present = [row for row in punctual if row[DUE] <= now + wait + GRACE]
+            latest = now + wait + GRACE
+            present = [row for row in punctual if row[DUE] <= latest]
             if len(present) == len(punctual):
                 return ahead, wait
             punctual = present
@@ -527,7 +548,7 @@ class Board:
         best: tuple[int, float] | None = None
         for lane in ALL_LANES:
             if me[WAITING + lane]:
-                ahead, mine, tokens = self._ahead(me, punctual, lane)
+                ahead, mine, tokens = self._ahead(me, punctual, lane, waiting)
                 reserve = self._reserve(lane, interactive_waits=interactive_waits)
                 wait = self._time_until(ahead + 1, tokens + self._cost(me, lane), reserve, own_time, paced=paced)
                 if best is None or wait < best[1]:
@@ -535,23 +556,24 @@ class Board:
         assert best is not None  # noqa: S101  # only a busy visitor comes here
         return best[0], max(best[1], MIN_WAIT)
 
-    def _ahead(self, me: Row, others: list[Row], lane: int) -> tuple[int, int, float]:
+    def _ahead(self, me: Row, others: list[Row], lane: int, waiting: Sequence[int]) -> tuple[int, int, float]:
         """Requests sent before the visitor's next one in `lane`, how many of them are its own, and their tokens.
 
         In closed form: first the turns inside the lane, then those of the other lanes until this one has had as many.
-        A participant that reaches the visitor's pass value has just had a permit, so the visitor is next.
+        A participant that reaches the visitor's pass value has just had a permit, so the visitor is next. `waiting` has
+        the requests of each lane, at least those of `me` and `others`.
         """
         has_costs = self.tokens is not None
         my_pass, my_since = me[PASS + lane], me[SINCE + lane]
         inside, tokens = 0, 0.0
         for other in others:  # up to 63, so it calls nothing that it need not
-            turns = waiting = other[WAITING + lane]
-            if not waiting:
+            turns = queued = other[WAITING + lane]
+            if not queued:
                 continue
             behind = my_pass - other[PASS + lane]
             if behind <= 0:
                 turns = 1 if behind == 0 and other[SINCE + lane] < my_since else 0
-            elif behind <= waiting:
+            elif behind <= queued:
                 turns = ceil(behind)
             inside += turns
             if has_costs:
@@ -559,17 +581,18 @@ class Board:
         reached = self.lane_pass[lane] + inside * STRIDES[lane]
         ahead, mine = inside, 0
         for another in ALL_LANES:
-            behind = reached - self.lane_pass[another]
-            if another == lane or behind < 0 or (behind == 0 and another > lane):
+            if another == lane or not waiting[another]:  # as few rows are read as can be
                 continue
-            waiting = me[WAITING + another] + sum([other[WAITING + another] for other in others])
-            if waiting:
-                turns = min(waiting, floor(behind / STRIDES[another]) + 1)
-                ahead += turns
-                mine += min(turns, me[WAITING + another])
-                if has_costs:
-                    costs = sum([row[WAITING + another] * self._cost(row, another) for row in (me, *others)])
-                    tokens += turns * costs / waiting
+            behind = reached - self.lane_pass[another]
+            if behind < 0 or (behind == 0 and another > lane):
+                continue
+            present = me[WAITING + another] + sum([other[WAITING + another] for other in others])
+            turns = min(present, floor(behind / STRIDES[another]) + 1)
+            ahead += turns
+            mine += min(turns, me[WAITING + another])
+            if has_costs and turns:
+                costs = sum([row[WAITING + another] * self._cost(row, another) for row in (me, *others)])
+                tokens += turns * costs / present
         return ahead, mine, tokens
 
 

@@ -216,14 +216,17 @@ def read_unlocked(path: Path) -> Image | None:
 
 def newest_image(descriptor: int, place: str, known: int = 0) -> Image | None:
     """The newest complete image in an open file; see `HostFile.read`."""
-    heads = [(head, half) for half in (0, 1) if (head := _read_head(descriptor, half * HALF)) is not None]
-    for head, half in sorted(heads, key=lambda found: found[0][4], reverse=True):
-        _, image_format, boot_id, written_at, sequence, length, checksum = head
-        if not length:  # no more than a beginning was written
+    first, second = _read_head(descriptor, 0), _read_head(descriptor, HALF)
+    newest_first = ((second, HALF), (first, 0))
+    if first is not None and (second is None or first[4] > second[4]):
+        newest_first = ((first, 0), (second, HALF))
+    for head, offset in newest_first:
+        if head is None or not head[5]:  # no more than a beginning was written
             continue
+        _, image_format, boot_id, written_at, sequence, length, checksum = head
         payload = None
         if not known or checksum != known:
-            payload = os.pread(descriptor, length, half * HALF + HEADER.size) if length <= HALF - HEADER.size else b""
+            payload = os.pread(descriptor, length, offset + HEADER.size) if length <= HALF - HEADER.size else b""
             if len(payload) != length or zlib.crc32(payload) != checksum:
                 continue
         if image_format > FORMAT:
@@ -234,9 +237,10 @@ def newest_image(descriptor: int, place: str, known: int = 0) -> Image | None:
 
 def _read_head(descriptor: int, offset: int) -> tuple[bytes, int, bytes, float, int, int, int] | None:
     start = os.pread(descriptor, HEADER.size, offset)
-    if len(start) < HEADER.size or not start.startswith(MAGIC):
+    if len(start) < HEADER.size:
         return None
-    return HEADER.unpack(start)
+    head = HEADER.unpack(start)
+    return head if head[0] == MAGIC else None
 
 
 def _read_block(descriptor: int, offset: int) -> Image | None:

@@ -34,7 +34,9 @@ class NewerBoardError(Exception):
 
 def write_board(board: Board) -> dict[str, JSON]:
     """The board as JSON, with the version that wrote it."""
-    return {**board.dump(), "version": __version__}
+    image = board.dump()
+    image["version"] = __version__
+    return image
 
 
 def read_board(image: Mapping[str, JSON], declaration: Declaration, now: float, random: Random) -> Board:

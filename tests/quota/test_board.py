@@ -382,7 +382,8 @@ def test_while_a_rate_is_searched_those_that_wait_long_look_again_sooner_and_in_
     names = [f"client-{number:02}" for number in range(16)]
     waits = [board.visit(name, Demand(waiting=(0, 40, 0)), now, discovered, now).again_in for name in names]
     assert board.control.confidence < 0.5
-    turns = [board._next_visit(board.rows[name], [board.rows[each] for each in names if each != name], now)[1]
+    others = {name: [board.rows[each] for each in names if each != name] for name in names}
+    turns = [board._next_visit(board.rows[name], others[name], (0, 15 * 40, 0), now)[1]
              for name in names]  # fmt: skip
     assert max(turns) > 1
     assert max(waits) < max(turns) / 2
