@@ -54,7 +54,7 @@ from onellm_async.limits.limiter import Limiter
 from onellm_async.limits.permit import Permit, RequestGroup
 from onellm_async.limits.policy import Limits
 from onellm_async.limits.rate_state import RateState
-from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.snapshot import Retries, Snapshot
 from onellm_async.limits.token_estimator import TokenEstimator
 from onellm_async.retry import RetryBudget, RetryDecision, RetryPolicy, decide, import_tenacity, retrying
 from onellm_async.service_watch import ServiceWatch
@@ -186,12 +186,8 @@ class Sender:
     def snapshot(self) -> Snapshot:
         """Returns a snapshot of this moment."""
         failure = self._watch.last_failure
-        return evolve(
-            self._limiter.snapshot(),
-            retried=self._repeated,
-            backing_off=len(self._backing_off),
-            last_error=None if failure is None else failure.message,
-        )
+        last_error = None if failure is None else failure.message
+        return self._limiter.snapshot(Retries(self._repeated, len(self._backing_off), last_error))
 
     def count_earlier(self, ages: Sequence[float]) -> None:
         """Counts requests of an earlier process in the declared windows.

@@ -325,11 +325,6 @@ class Admission:
         """The bottleneck of the first ticket of each lane that is not empty."""
         return {lane: self._bottleneck(head, now) for lane, head in self.queue.heads().items()}
 
-    def bottleneck(self, now: float) -> Bottleneck:
-        """The bottleneck of the next ticket."""
-        head = self.queue.head()
-        return "idle" if head is None else self._bottleneck(head, now)
-
     def _bottleneck(self, ticket: Ticket, now: float) -> Bottleneck:
         if self.gate.paused:
             return "paused"

@@ -14,7 +14,7 @@ from onellm_async.limits.policy import AUTO, LANES, PACED_LANE, Limits
 from onellm_async.limits.queue import QUEUED, Ticket
 from onellm_async.limits.rate_control import RateControl, control_for, count_earlier, reconfigured, window_wait
 from onellm_async.limits.rate_state import RateState
-from onellm_async.limits.snapshot import Snapshot, empty_snapshot, snapshot_of
+from onellm_async.limits.snapshot import NO_RETRIES, Retries, Snapshot, empty_snapshot, snapshot_of
 
 _LANES = tuple(LANES)
 
@@ -395,11 +395,11 @@ class Limiter:
     async def aclose(self) -> None:
         """Frees what is shared with other processes. This limiter shares nothing."""
 
-    def snapshot(self) -> Snapshot:
-        """The state of the limiter now."""
+    def snapshot(self, retries: Retries = NO_RETRIES) -> Snapshot:
+        """The state of the limiter now, and of the retries that its owner tells."""
         if self.home is None:
-            return empty_snapshot(self.limits, paused=self._paused)
-        return snapshot_of(self.core, self.time(), timer_set=self.home.timer is not None)
+            return empty_snapshot(self.limits, retries, paused=self._paused)
+        return snapshot_of(self.core, self.time(), retries, timer_set=self.home.timer is not None)
 
     async def idle(self) -> None:
         """Waits until no request of the running loop is in flight. Safe to cancel."""

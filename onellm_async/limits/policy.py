@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -244,7 +245,7 @@ class Limits:
         """Maximum number of requests in flight: `max_concurrency`, or 512 if that is ``"auto"``."""
         return MAX_AUTO_CONCURRENCY if self.max_concurrency == AUTO else self.max_concurrency
 
-    @property
+    @cached_property
     def declared_rates(self) -> tuple[Rate, ...]:
         """Every rate that the client keeps to, without one that is discovered."""
         rates: list[Rate] = []

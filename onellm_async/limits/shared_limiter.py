@@ -17,7 +17,7 @@ from onellm_async.limits.queue import Ticket
 from onellm_async.limits.quota import LANE_NAMES, Declaration, Demand, Grant, Quota, QuotaMember
 from onellm_async.limits.rate_control import RateControl
 from onellm_async.limits.rate_state import RateState
-from onellm_async.limits.snapshot import Snapshot
+from onellm_async.limits.snapshot import NO_RETRIES, Retries, Snapshot
 
 __all__ = ["SharedLimiter"]
 
@@ -381,11 +381,11 @@ class SharedLimiter(Limiter):
         self._lease.reset()
         await member.aclose(demand)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, retries: Retries = NO_RETRIES) -> Snapshot:
         """What is going on now. Changes nothing."""
         lease, grant = self._lease, self._lease.grant
         snapshot = evolve(
-            super().snapshot(),
+            super().snapshot(retries),
             quota="alone" if lease.is_alone else self._quota.kind,
             participants=None if grant is None else grant.participants,
             quota_share=None if grant is None else grant.share,

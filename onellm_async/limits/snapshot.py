@@ -116,7 +116,25 @@ class Snapshot:
         return not self.in_flight and not any(self.queued.values()) and not self.timer_set
 
 
-def empty_snapshot(limits: Limits, *, paused: bool = False) -> Snapshot:
+@frozen
+class Retries:
+    """What a limiter does not know of the requests that it admits.
+
+    Attributes:
+        retried: As `Snapshot.retried`.
+        backing_off: As `Snapshot.backing_off`.
+        last_error: As `Snapshot.last_error`.
+    """
+
+    retried: int = 0
+    backing_off: int = 0
+    last_error: str | None = None
+
+
+NO_RETRIES = Retries()
+
+
+def empty_snapshot(limits: Limits, retries: Retries = NO_RETRIES, *, paused: bool = False) -> Snapshot:
     """Returns the snapshot of a limiter that was not used in an event loop yet."""
     return Snapshot(
         max_concurrency=limits.max_in_flight,
@@ -125,26 +143,30 @@ def empty_snapshot(limits: Limits, *, paused: bool = False) -> Snapshot:
         declared_rate=limits.declared_rate,
         tokens_per_minute=limits.tokens_per_minute,
         paused=paused,
+        retried=retries.retried,
+        backing_off=retries.backing_off,
+        last_error=retries.last_error,
     )
 
 
-def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
+def snapshot_of(core: Admission, now: float, retries: Retries = NO_RETRIES, *, timer_set: bool) -> Snapshot:
     """Returns the state of `core` at `now`. Takes the same time for any number of queued requests."""
     limits, gate, rate = core.limits, core.gate, core.rate
     limited = limits.mode != "unlimited"
     state = rate.state
     declared = limits.declared_rate
     declared_burst = limits.burst if declared is not None else None
-    wake = core.next_wake(now)
+    wake, head = core.next_wake(now), core.queue.head()
+    waiting_for: dict[str, Bottleneck] = {**dict.fromkeys(LANES, "idle"), **core.bottlenecks(now)}
     no_wait = dict.fromkeys(LANES, 0.0)
     return Snapshot(
         at=now,
         paused=gate.paused,
         queued=core.queue.lengths(),
         pending=core.pending,
-        waiting_for={**dict.fromkeys(LANES, "idle"), **core.bottlenecks(now)},
+        waiting_for=waiting_for,
         longest_wait={**no_wait, **{lane: now - since for lane, since in core.queue.waiting_since().items()}},
-        bottleneck=core.bottleneck(now),
+        bottleneck="idle" if head is None else waiting_for[head.lane],
         next_in=None if wake is None else max(0.0, wake - now),
         in_flight=core.in_flight,
         max_concurrency=limits.max_in_flight,
@@ -166,6 +188,9 @@ def snapshot_of(core: Admission, now: float, *, timer_set: bool) -> Snapshot:
         answered=core.answers,
         rate_limited=core.rate_limited_requests,
         unanswered=core.unanswered,
+        retried=retries.retried,
+        backing_off=retries.backing_off,
+        last_error=retries.last_error,
         timer_set=timer_set,
     )
 
