@@ -254,20 +254,22 @@ class RedisMember:
             if not needs_python(reply):
                 self._seen = True
                 return _since(read_grant(reply), (time.monotonic() - started) / 2)
-        grant = await self._transact_in_python(PostedVisit(self._name.current(), demand, self._declaration, age))
+        begun = time.monotonic()
+        demand, age = demand.aged(begun - started), age + begun - started
+        grant = await self._transact_in_python(PostedVisit(self._name.current(), demand, self._declaration, age), begun)
         self._seen = True
         return grant
 
-    async def _transact_in_python(self, visit: PostedVisit) -> Grant:
+    async def _transact_in_python(self, visit: PostedVisit, begun: float) -> Grant:
         visitor, message = token_hex(8), visit.dump()  # not from the client's random: others may have the same seed
-        give_up_at = time.monotonic() + LOCK_PATIENCE
+        give_up_at = begun + LOCK_PATIENCE
         for _ in range(MAX_CONFLICTS):
             found, travel = await self._enter(visitor, message, give_up_at)
             received = time.monotonic()
             if isinstance(found, Computed):
                 self._general = True
                 return _since(found.grant, found.age + travel)
-            grant = await self._lead(found, visitor, visit)
+            grant = await self._lead(found, visitor, visit, max(0.0, received - travel - begun))
             if grant is not None:
                 return _since(grant, time.monotonic() - received + travel)
         raise ConnectionError(f"{MAX_CONFLICTS} other participants were faster.")
@@ -292,15 +294,22 @@ class RedisMember:
             if time.monotonic() > give_up_at:
                 raise ConnectionError(f"Other participants kept it locked for {LOCK_PATIENCE:g} s.")
 
-    async def _lead(self, found: Lead, visitor: str, visit: PostedVisit) -> Grant | None:
-        """Computes the posted visits and then `visit`, and writes the board; None if another one was faster."""
+    async def _lead(self, found: Lead, visitor: str, visit: PostedVisit, waited: float) -> Grant | None:
+        """Computes the posted visits and then `visit`, and writes the board; None if another one was faster.
+
+        Args:
+            found: The board.
+            visitor: Its own mark.
+            visit: Its own visit.
+            waited: Seconds that this has waited for the lead.
+        """
         now = float(found.clock)
         board = self._board(parse_json(found.image) if found.image else None, now, visit.declared_age)
         replies: list[bytes] = []
         for other, posted in sorted(found.posted, key=itemgetter(1)):  # each begins with the time when it was posted
             if other.decode() != visitor:
                 replies += _computed(other, posted, board, now)
-        grant = visit.compute(board, now, 0.0)
+        grant = visit.compute(board, now, waited)
         image = write_board(board)
         ttl = max(MIN_TTL, ceil(2 * grant.burst / max(grant.rate, 1e-6)))
         times = [_milliseconds(LOCK_SECONDS), _milliseconds(KEPT), found.clock]

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from onellm_async import AsyncOneLLM, ConfigurationError, Limits
-from onellm_async.limits.quota import Declaration, Demand
+from onellm_async.limits.quota import Declaration, Demand, RateLimitReport
 from onellm_async.limits.shared_limiter import SharedLimiter
 from onellm_async.quota import RedisQuota, redis_quota
 from onellm_async.quota.board import Board
@@ -216,6 +216,61 @@ async def test_a_visitor_that_died_keeps_the_board_locked_for_a_tenth_of_a_secon
     assert (await each.transact(WANTED)).permits > 0
     assert time.monotonic() - begun > 0.09, "not before the lock had expired"
     await each.aclose(Demand())
+
+
+@pytest.fixture
+def ages_of_429s(monkeypatch):
+    """Seconds between the sending of each request that got a 429 and the moment at which the board hears of it."""
+    found, visit = [], Board.visit
+
+    def heard(self, name, demand, *others):
+        found.extend(report.sent for report in demand.rate_limited)
+        return visit(self, name, demand, *others)
+
+    monkeypatch.setattr(Board, "visit", heard)
+    return found
+
+
+REFUSED = Demand(waiting=(0, 1, 0), rate_limited=[RateLimitReport(0.3, 0.2)])
+
+
+async def test_what_a_visitor_that_leads_has_waited_counts(redis_server, ages_of_429s):
+    each = member(redis_server, DISCOVERED)
+    redis_server.command("SET", f"{each._key}:lock", "dead", "PX", "100")
+    begun = time.monotonic()
+    await each.transact(REFUSED)
+    assert 0.39 < ages_of_429s[0] < 0.3 + time.monotonic() - begun
+    await each.aclose(Demand())
+
+
+async def test_what_a_visitor_has_waited_counts_when_the_lead_is_passed_on_to_it(
+    redis_server, ages_of_429s, monkeypatch
+):
+    first, second = member(redis_server, DISCOVERED), member(redis_server, DISCOVERED)
+    run, post, is_read, is_posted = first._run, second._run, asyncio.Event(), asyncio.Event()
+
+    async def late(script, arguments, keys=()):
+        if script is REPLACE:
+            is_read.set()
+            await is_posted.wait()
+            await asyncio.sleep(0.05)  # less than a lock
+        return await run(script, arguments, keys)
+
+    async def posting(*arguments):
+        reply = await post(*arguments)
+        is_posted.set()
+        return reply
+
+    monkeypatch.setattr(first, "_run", late)
+    monkeypatch.setattr(second, "_run", posting)
+    leading = asyncio.create_task(first.transact(WANTED))
+    await is_read.wait()
+    begun = time.monotonic()
+    await second.transact(REFUSED)
+    assert 0.34 < ages_of_429s[0] < 0.3 + time.monotonic() - begun
+    await leading
+    for each in (first, second):
+        await each.aclose(Demand())
 
 
 async def test_a_board_that_stays_locked_fails_the_visit_in_words(redis_server, monkeypatch):
