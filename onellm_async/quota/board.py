@@ -410,7 +410,7 @@ class Board:
             me = rows[name] = [now, now, 0, 0, 0, 0, 0, 0, *self.pass_time, 0, 0, 0, 0, 0, 0]
         me[SEEN] = now
         busy, gone = [], []
-        interactive = normal = batch = 0
+        interactive = default = batch = 0
         for other, row in rows.items():
             if row is me:
                 continue
@@ -421,13 +421,13 @@ class Board:
                     continue
                 busy.append(other)
                 interactive += first
-                normal += second
+                default += second
                 batch += third
             elif row[SEEN] + IDLE < now:
                 gone.append(other)
         for other in gone:
             del rows[other]
-        waiting = [interactive, normal, batch]
+        waiting = [interactive, default, batch]
         while len(rows) > MAX_PARTICIPANTS:
             _, oldest = min((row[SEEN], other) for other, row in rows.items() if row is not me)
             row = rows.pop(oldest)

@@ -254,9 +254,10 @@ class RedisMember:
             if not needs_python(reply):
                 self._seen = True
                 return _since(read_grant(reply), (time.monotonic() - started) / 2)
-        begun = time.monotonic()
-        demand, age = demand.aged(begun - started), age + begun - started
-        grant = await self._transact_in_python(PostedVisit(self._name.current(), demand, self._declaration, age), begun)
+            tried, started = started, time.monotonic()
+            demand, age = demand.aged(started - tried), age + started - tried
+        visit = PostedVisit(self._name.current(), demand, self._declaration, age)
+        grant = await self._transact_in_python(visit, started)
         self._seen = True
         return grant
 
@@ -304,7 +305,7 @@ class RedisMember:
             waited: Seconds that this has waited for the lead.
         """
         now = float(found.clock)
-        board = self._board(parse_json(found.image) if found.image else None, now, visit.declared_age)
+        board = self._board(parse_json(found.image) if found.image else None, now, visit.declared_age + waited)
         replies: list[bytes] = []
         for other, posted in sorted(found.posted, key=itemgetter(1)):  # each begins with the time when it was posted
             if other.decode() != visitor:
