@@ -2,9 +2,10 @@
 
 Half a second of imports is most of what a command of a test does, and the tests start hundreds. So each worker of
 pytest keeps one process that has imported the command line and nothing else, and a command is a fork of it: with an
-exit code, signals, standard streams, a folder and an environment of its own, and with Python's own end. What it has not
-is a beginning of its own. Where that is the subject, a test starts its command itself. `start_command` does so for
-variables that Python reads at its beginning, for terminals, and under another program.
+exit code, signals, standard streams, a folder and an environment of its own. What it has not is a beginning of its own,
+and it ends without taking apart what was imported. Where the beginning is the subject, a test starts its command
+itself. `start_command` does so for variables that Python reads at its beginning, for terminals, and under another
+program.
 
 How it works: the worker sends arguments, environment and three descriptors through a socket, and gets the process id. A
 descriptor of the process (``pidfd``) tells it when the process has ended, and the parent is asked for the exit code. It
@@ -13,6 +14,7 @@ is the parent that reaps, so the id cannot mean another process before.
 
 import array
 import asyncio
+import atexit
 import contextlib
 import gc
 import importlib
@@ -24,12 +26,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from asyncio import base_subprocess
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process, SubprocessStreamProtocol
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 _READ_AT_THE_BEGINNING = ("PYTHON", "LC_", "LANG", "COVERAGE_")
@@ -39,6 +42,8 @@ _LIMIT = 1 << 20
 """Bytes of a request: an environment and arguments."""
 _STREAM_LIMIT = 1 << 16
 """Bytes that asyncio reads ahead of a stream, its own default."""
+_NOT_FLUSHED = 120
+"""Python's exit code where a standard stream does not take what is left at the end."""
 
 
 # In the worker of pytest
@@ -251,6 +256,18 @@ def _serve(connection: socket.socket) -> list[str]:
         connection.send(str(pid).encode())
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the process as Python does, but the modules stay: to remove them takes longer than a short command."""
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python does it
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = _NOT_FLUSHED
+    os._exit(code)
+
+
 if __name__ == "__main__":
     _import_everything()
     gc.collect()
@@ -259,4 +276,9 @@ if __name__ == "__main__":
     from onellm_async.cli import main
 
     sys.argv = [str(ROOT / "onellm_async" / "__main__.py"), *_given]
-    sys.exit(main())
+    _code = 1
+    try:
+        _code = main()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    _end(_code)
