@@ -1,5 +1,6 @@
 # ruff: noqa: E402  # first it is said that compiled imports are kept
 import asyncio
+import gc
 import inspect
 import os
 import signal
@@ -34,6 +35,12 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], 
 settings.register_profile("tests", UNTIMED, max_examples=40)
 settings.register_profile("thorough", UNTIMED, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+def pytest_collection_finish() -> None:
+    # A full collection goes through everything: thousands of tests and what they import, which all stay anyway.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
