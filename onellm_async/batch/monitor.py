@@ -88,8 +88,8 @@ class Monitor:
         progress = self._tracker.snapshot(self._clock())
         in_trouble = progress.trouble is not None or snapshot.last_error is not None
         point: JSON = {
-            "progress": asdict(progress) | {"counts": progress.counts.to_dict()},
-            "snapshot": asdict(snapshot),
+            "progress": asdict(progress, recurse=False) | {"counts": progress.counts.to_dict()},
+            "snapshot": asdict(snapshot, recurse=False),
             "rate_state": None if learned is None else learned.to_dict(),
             "waits_for": self._why(snapshot) if in_trouble else None,
         }

@@ -1,22 +1,22 @@
 """A set of keys and their first positions, in 17 to 34 bytes each. Pure."""
 
 from array import array
+from collections import defaultdict
 from hashlib import blake2b
 
 __all__ = ["SeenKeys"]
 
 _MAX_FILL = 0.7
 """Share of the slots in use at which a table doubles: beyond it, probing open slots takes visibly longer."""
-_TABLES = 256
-"""Each doubles by itself: with one table for a million keys the event loop would stand still for half a second."""
 
 
 class SeenKeys:
     """The position at which each key was first seen.
 
     A key is kept as 64 bits of its BLAKE2b digest, in open-addressing tables of 12 bytes a slot, so a million keys
-    take 25 MB, and no Python object each. The probability that any two keys of a million collide is 3 in
-    100 million: verify a hit where a wrong one would matter.
+    take 25 MB, and no Python object each. There are up to 256 tables, by the last byte of the digest, and each doubles
+    by itself: with one for a million keys the event loop would stand still for half a second. The probability that any
+    two keys of a million collide is 3 in 100 million: verify a hit where a wrong one would matter.
 
     Example:
         >>> seen = SeenKeys()
@@ -27,10 +27,10 @@ class SeenKeys:
     __slots__ = ("_tables",)
 
     def __init__(self) -> None:
-        self._tables = [_Table() for _ in range(_TABLES)]
+        self._tables = defaultdict[int, _Table](_Table)  # most runs are short, and to make all takes milliseconds
 
     def __len__(self) -> int:
-        return sum(table.used for table in self._tables)
+        return sum(table.used for table in self._tables.values())
 
     def add(self, key: bytes, position: int) -> int | None:
         """Records that `key` is at `position`, unless it was seen before.

@@ -55,7 +55,8 @@ class FakeRequest:
     @property
     def prompt(self) -> str:
         """Content of the last message."""
-        return str(self.messages[-1].get("content", "")) if self.messages else ""
+        messages = self.messages
+        return str(messages[-1].get("content", "")) if messages else ""
 
 
 @frozen
