@@ -153,6 +153,42 @@ _Result: TypeAlias = int | Mapping[str, KeySpending] | OneLLMError
 _Waiting: TypeAlias = "tuple[_Operation, asyncio.Future[int] | asyncio.Future[Mapping[str, KeySpending]] | None]"
 
 
+class _Accounts:
+    """Units spent and reserved, by key and in all: read once in a transaction, and counted on from there.
+
+    To read them again for each intent would go through all that is in flight each time.
+
+    Args:
+        database: In a transaction, so that nothing else changes it.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self.by_name: dict[str, tuple[int, int]] = {}
+        self.total = self._read("SELECT (SELECT sum(billed + at_risk) FROM spent), (SELECT sum(units) FROM intents)")
+
+    def of(self, name: str) -> tuple[int, int]:
+        """Those of a key. To be read before it changes for the first time."""
+        found = self.by_name.get(name)
+        if found is None:
+            found = self.by_name[name] = self._read(
+                "SELECT (SELECT billed + at_risk FROM spent WHERE name = ?1), "
+                "(SELECT sum(units) FROM intents WHERE name = ?1)",
+                name,
+            )
+        return found
+
+    def add(self, name: str, *, spent: int = 0, reserved: int = 0) -> None:
+        """Counts what is written."""
+        own, total = self.of(name), self.total
+        self.by_name[name] = own[0] + spent, own[1] + reserved
+        self.total = total[0] + spent, total[1] + reserved
+
+    def _read(self, query: str, *values: str) -> tuple[int, int]:
+        spent, reserved = self._database.execute(query, values).fetchone()
+        return spent or 0, reserved or 0
+
+
 class LedgerError(OneLLMError):
     """The ledger cannot be written, so nothing is sent."""
 
@@ -281,8 +317,10 @@ class SpendingLedger:
         result: "asyncio.Future[int] | asyncio.Future[Mapping[str, KeySpending]] | None",
     ) -> None:
         self._pending.append((operation, result))
-        if not self._busy:
-            self._write()
+        if not self._busy:  # soon, not now: what else comes in this turn of the loop shares the transaction
+            self._busy = True
+            self._idle.clear()
+            asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
         self._busy = True
@@ -319,51 +357,54 @@ class SpendingLedger:
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
-            found: list[_Result] = []
+            accounts, found = _Accounts(database), list[_Result]()
             for operation in operations:
                 if isinstance(operation, Intent):
-                    found.append(self._intend(operation))
+                    found.append(self._intend(operation, accounts))
                 elif isinstance(operation, _Reading):
                     found.append(_read_all(database))
                 else:
                     if isinstance(operation, Settlement):
-                        self._settle(operation)
+                        self._settle(operation, accounts)
                     found.append(0)
-            names = {operation.name for operation in operations if isinstance(operation, Intent | Settlement)}
-            accounts = {name: self._account(name) for name in names}
-            total = self._total()
             database.execute("COMMIT")
         except BaseException:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
-        self._accounts.update(accounts)
-        self._total_spent = total[0]
+        self._accounts.update(accounts.by_name)
+        self._total_spent = accounts.total[0]
         for operation in operations:
             if isinstance(operation, Settlement) and operation.model:
                 self.factors[operation.model] = max(operation.factor, self.factors.get(operation.model, 1.0))
         return found
 
-    def _intend(self, intent: Intent) -> int | OneLLMError:
-        if intent.cap is not None or intent.total_cap is not None:
-            own, total = self._account(intent.name), self._total()
-            for scope, account in (
-                (f"key {intent.name}", Account(intent.cap, *own)),
-                ("all keys", Account(intent.total_cap, *total)),
-            ):
-                verdict = account.verdict(intent.units)
-                if verdict == "spent":
-                    return build_cap_error(scope, account, intent.units)
-                if verdict == "reserved":
-                    return _held_by_others(scope)
+    def _intend(self, intent: Intent, accounts: "_Accounts") -> int | OneLLMError:
+        for scope, account in (
+            (f"key {intent.name}", Account(intent.cap, *accounts.of(intent.name))),
+            ("all keys", Account(intent.total_cap, *accounts.total)),
+        ):
+            verdict = account.verdict(intent.units)
+            if verdict == "spent":
+                return build_cap_error(scope, account, intent.units)
+            if verdict == "reserved":
+                return _held_by_others(scope)
         cursor = self._database.execute(
             "INSERT INTO intents (name, units, sent_at) VALUES (?, ?, ?)", (intent.name, intent.units, intent.sent_at)
         )
+        accounts.add(intent.name, reserved=intent.units)
         return int(cursor.lastrowid or 0)
 
-    def _settle(self, settlement: Settlement) -> None:
-        gone = self._database.execute("DELETE FROM intents WHERE id = ? RETURNING id", (settlement.intent,)).fetchall()
-        if not gone or settlement.outcome == "released":
+    def _settle(self, settlement: Settlement, accounts: "_Accounts") -> None:
+        accounts.of(settlement.name)  # as it is before
+        gone = self._database.execute(
+            "DELETE FROM intents WHERE id = ? RETURNING units", (settlement.intent,)
+        ).fetchone()
+        if gone is None:
+            return
+        spent = 0 if settlement.outcome == "released" else settlement.units
+        accounts.add(settlement.name, spent=spent, reserved=-gone[0])
+        if settlement.outcome == "released":
             return
         answered = settlement.outcome == "answered"
         self._database.execute(
@@ -391,25 +432,11 @@ class SpendingLedger:
                 (settlement.model, settlement.factor),
             )
 
-    def _account(self, name: str) -> tuple[int, int]:
-        found = self._database.execute(
-            "SELECT (SELECT billed + at_risk FROM spent WHERE name = ?), "
-            "(SELECT sum(units) FROM intents WHERE name = ?)",
-            (name, name),
-        ).fetchone()
-        return found[0] or 0, found[1] or 0
-
-    def _total(self) -> tuple[int, int]:
-        found = self._database.execute(
-            "SELECT (SELECT sum(billed + at_risk) FROM spent), (SELECT sum(units) FROM intents)"
-        ).fetchone()
-        return found[0] or 0, found[1] or 0
-
     def _refresh(self) -> None:
         database = self._database
-        names = [name for (name,) in database.execute("SELECT name FROM spent")]
-        self._accounts = {name: self._account(name) for name in names}
-        self._total_spent = self._total()[0]
+        accounts = _Accounts(database)
+        self._accounts = {name: accounts.of(name) for (name,) in database.execute("SELECT name FROM spent")}
+        self._total_spent = accounts.total[0]
         self.factors = dict(database.execute("SELECT model, factor FROM factors"))
 
     def _count_the_dead(self) -> int:

@@ -323,6 +323,48 @@ def test_after_any_order_of_attempts_and_kills_the_cap_holds_and_nothing_is_unco
         asyncio.run(walk(Path(folder) / "spent.sqlite3"))
 
 
+ROUNDS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 30)), max_size=8),
+        st.lists(st.sampled_from(["answered", "at risk", "released"]), max_size=6),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=25)
+@given(ROUNDS)
+def test_what_is_written_in_one_transaction_is_decided_as_one_after_the_other(rounds):
+    cap, total_cap = 50, 80
+
+    async def walk(path):
+        ledger, in_flight, spent = SpendingLedger(path), [], {"a": 0, "b": 0}
+        for wanted, outcomes in rounds:
+            for outcome in outcomes[: len(in_flight)]:
+                number, name, units = in_flight.pop(0)
+                cost = 0 if outcome == "released" else units // 2
+                ledger.settle(Settlement(intent=number, name=name, outcome=outcome, units=cost))
+                spent[name] += cost
+            intents = [intent(units, name=name, cap=cap, total_cap=total_cap) for name, units in wanted]
+            found = await asyncio.gather(*map(ledger.record_intent, intents), return_exceptions=True)
+            for (name, units), number in zip(wanted, found, strict=True):
+                reserved = {key: sum(held for _, of, held in in_flight if of == key) for key in "ab"}
+                own = spent[name] + reserved[name] + units <= cap
+                fits = own and sum(spent.values()) + sum(reserved.values()) + units <= total_cap
+                assert isinstance(number, int) == fits
+                if fits:
+                    in_flight.append((number, name, units))
+        rows = await ledger.read()
+        await ledger.aclose()
+        for name in rows:
+            assert (rows[name].spent, ledger.spent(name)) == (spent[name], spent[name])
+            assert rows[name].reserved == sum(units for _, of, units in in_flight if of == name)
+        assert ledger.total_spent == sum(spent.values())
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(walk(Path(folder) / "spent.sqlite3"))
+
+
 # One request.
 
 
