@@ -38,17 +38,27 @@ T = TypeVar("T")
 class _Call(Generic[T]):
     """A coroutine that runs in the loop of a portal, as the thread sees it that waits for it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self.result: Future[T] = Future()
-        self._loop = loop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._function = function
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[T] | None = None
         self._cancelled = False
 
-    def start(self) -> None:
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it was handed to the loop, or may have been, and has not ended."""
+        return self._loop is not None and not self.result.done()
+
+    def submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hands the coroutine to `loop`. Ctrl-C may come before or after it is there."""
+        self._loop = loop
+        loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
         """Runs in the loop."""
-        self._task = self._loop.create_task(self._function(), context=self._context)
+        self._task = asyncio.get_running_loop().create_task(self._function(), context=self._context)
         self._task.add_done_callback(self._finish)
         if self._cancelled:
             self._task.cancel()
@@ -59,12 +69,24 @@ class _Call(Generic[T]):
         self.call_soon(lambda: self._task is not None and self._task.cancel())
 
     def call_soon(self, action: Callable[[], object]) -> None:
-        """Runs `action` in the loop."""
-        if not self.result.done():
+        """Runs `action` in the loop, if the coroutine began there. If it never will, it ends."""
+
+        def act() -> None:
+            if self._task is None:  # what was handed over before this would have begun
+                self._refuse()
+            else:
+                action()
+
+        if self._loop is not None and not self.result.done():
             try:
-                self._loop.call_soon_threadsafe(action)
-            except RuntimeError:  # the loop was closed, and with it every call ended
-                return
+                self._loop.call_soon_threadsafe(act)
+            except RuntimeError:  # the loop was closed, and with it every call ended that had begun
+                if self._task is None:
+                    self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.result.done():
+            self.result.set_exception(ClientClosedError("The call was interrupted before it began."))
 
     def _finish(self, task: "asyncio.Task[T]") -> None:
         if task.cancelled():
@@ -125,11 +147,12 @@ class Portal:
             ConfigurationError: If this thread is that of the loop, or the process was forked.
         """
         self.check_thread()
-        call = self._submit(function)
-        try:
+        call = _Call(function)
+        try:  # Ctrl-C may come while the call is handed over, too
+            self._submit(call)
             return call.result.result()
         except BaseException:
-            if not call.result.done():
+            if call.is_under_way:
                 self._end(call, interrupt)
             raise
 
@@ -154,7 +177,8 @@ class Portal:
         """
         if self._loop is asyncio.get_running_loop():
             return await function()
-        call = self._submit(function)
+        call = _Call(function)
+        self._submit(call)
         waiting = asyncio.wrap_future(call.result)
         try:
             return await asyncio.shield(waiting)
@@ -194,7 +218,7 @@ class Portal:
             self._loop = None
             loop.call_soon_threadsafe(stopped.set)
 
-    def _submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> _Call[T]:
+    def _submit(self, call: _Call[T]) -> None:
         if self._loop is not None and self._pid != os.getpid():  # before the lock, which another thread may have held
             raise ConfigurationError(
                 "This client was used before the process was forked, and its thread is not in the child.",
@@ -203,9 +227,7 @@ class Portal:
             )
         with self._lock:
             loop = self._loop if self._loop is not None else self._start()
-            call = _Call(loop, function)
-            loop.call_soon_threadsafe(call.start)  # under the lock: `stop` comes after it in the queue of the loop
-        return call
+            call.submit(loop)  # under the lock: `stop` comes after it in the queue of the loop
 
     def _start(self) -> asyncio.AbstractEventLoop:
         started: Future[asyncio.AbstractEventLoop] = Future()

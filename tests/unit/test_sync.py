@@ -184,6 +184,30 @@ def test_ctrl_c_cancels_the_request_in_flight() -> None:
         assert client.snapshot().at_rest
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_ctrl_c_while_a_call_is_handed_over_leaves_nothing_in_flight(monkeypatch, is_there: bool) -> None:
+    transport = FakeTransport([answer("first"), hang()])
+    with client_on(transport) as client:
+        client.chat("x", model="GPT-5")
+        loop = client._portal._loop
+        assert loop is not None
+        hand_over = loop.call_soon_threadsafe
+
+        def interrupted(*arguments: object) -> None:
+            monkeypatch.undo()
+            if is_there:
+                hand_over(*arguments)
+                wait_until(lambda: transport.in_flight == 1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.chat("x", model="GPT-5")
+        assert transport.in_flight == 0
+        assert len(transport.requests) == 1 + is_there
+        assert client.snapshot().at_rest
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to threads are of POSIX")
 def test_ctrl_c_in_a_run_keeps_the_answers_in_flight(tmp_path) -> None:
     released = threading.Event()
