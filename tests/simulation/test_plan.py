@@ -50,14 +50,14 @@ def test_a_few_prompts_wait_for_nothing_but_their_answers():
 def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion():
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
-    estimate = plan(Workload.uniform(1500), limits, service, seeds=1)
+    estimate = plan(Workload.uniform(1500), limits, service, seeds=3)
 
     assert estimate.bottleneck == "concurrency"
     assert estimate.duration.median == pytest.approx(1500 * 8 * math.exp(0.3**2 / 2) / 48, rel=0.05)
     (suggestion,) = estimate.suggestions
     assert suggestion.limit == "max_concurrency"
     assert suggestion.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
-    better = plan(Workload.uniform(1500), evolve(limits, max_concurrency=int(suggestion.value)), service, seeds=1)
+    better = plan(Workload.uniform(1500), evolve(limits, max_concurrency=int(suggestion.value)), service, seeds=3)
     assert better.bottleneck == "rate"
     assert estimate.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
