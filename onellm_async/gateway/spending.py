@@ -15,7 +15,7 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
@@ -160,33 +160,28 @@ class _Accounts:
 
     Args:
         database: In a transaction, so that nothing else changes it.
+        names: The keys that the transaction is about.
     """
 
-    def __init__(self, database: sqlite3.Connection) -> None:
-        self._database = database
-        self.by_name: dict[str, tuple[int, int]] = {}
-        self.total = self._read("SELECT (SELECT sum(billed + at_risk) FROM spent), (SELECT sum(units) FROM intents)")
-
-    def of(self, name: str) -> tuple[int, int]:
-        """Those of a key. To be read before it changes for the first time."""
-        found = self.by_name.get(name)
-        if found is None:
-            found = self.by_name[name] = self._read(
-                "SELECT (SELECT billed + at_risk FROM spent WHERE name = ?1), "
-                "(SELECT sum(units) FROM intents WHERE name = ?1)",
-                name,
-            )
-        return found
+    def __init__(self, database: sqlite3.Connection, names: Iterable[str]) -> None:
+        own = (
+            "SELECT (SELECT billed + at_risk FROM spent WHERE name = ?1), "
+            "(SELECT sum(units) FROM intents WHERE name = ?1)"
+        )
+        total = "SELECT (SELECT sum(billed + at_risk) FROM spent), (SELECT sum(units) FROM intents)"
+        self.by_name = {name: _read_units(database, own, name) for name in names}
+        self.total = _read_units(database, total)
 
     def add(self, name: str, *, spent: int = 0, reserved: int = 0) -> None:
         """Counts what is written."""
-        own, total = self.of(name), self.total
+        own, total = self.by_name[name], self.total
         self.by_name[name] = own[0] + spent, own[1] + reserved
         self.total = total[0] + spent, total[1] + reserved
 
-    def _read(self, query: str, *values: str) -> tuple[int, int]:
-        spent, reserved = self._database.execute(query, values).fetchone()
-        return spent or 0, reserved or 0
+
+def _read_units(database: sqlite3.Connection, query: str, *values: str) -> tuple[int, int]:
+    spent, reserved = database.execute(query, values).fetchone()
+    return spent or 0, reserved or 0
 
 
 class LedgerError(OneLLMError):
@@ -206,7 +201,6 @@ class SpendingLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pending: list[_Waiting] = []
-        self._busy = False
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
         self._accounts: dict[str, tuple[int, int]] = {}
@@ -268,7 +262,7 @@ class SpendingLedger:
 
     def call_after_writes(self, callback: Callable[[], None]) -> None:
         """Calls `callback` once what was settled until now is in `spent`, or cannot be written for now."""
-        if not self._busy and not self._pending:
+        if self._idle.is_set() and not self._pending:
             callback()
             return
         result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -317,13 +311,11 @@ class SpendingLedger:
         result: "asyncio.Future[int] | asyncio.Future[Mapping[str, KeySpending]] | None",
     ) -> None:
         self._pending.append((operation, result))
-        if not self._busy:  # soon, not now: what else comes in this turn of the loop shares the transaction
-            self._busy = True
+        if self._idle.is_set():  # soon, not now: what else comes in this turn of the loop shares the transaction
             self._idle.clear()
             asyncio.get_running_loop().call_soon(self._write)
 
     def _write(self) -> None:
-        self._busy = True
         self._idle.clear()
         batch, self._pending = self._pending, []
         writing = asyncio.get_running_loop().run_in_executor(
@@ -332,7 +324,6 @@ class SpendingLedger:
         writing.add_done_callback(lambda done: self._written(batch, done))
 
     def _written(self, batch: list[_Waiting], done: "asyncio.Future[Sequence[_Result]]") -> None:
-        self._busy = False
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         if error is not None:
             # Outcomes are kept for the next transaction. Intents fail, so nothing is sent that is not recorded.
@@ -350,14 +341,15 @@ class SpendingLedger:
                     result.set_result(found)  # type: ignore[arg-type]  # each operation has its kind of result
         if self._pending and error is None:
             self._write()
-        elif not self._busy:
+        else:
             self._idle.set()
 
     def _commit(self, operations: Sequence[_Operation]) -> Sequence[_Result]:
         database = self._database
         database.execute("BEGIN IMMEDIATE")
         try:
-            accounts, found = _Accounts(database), list[_Result]()
+            names = {operation.name for operation in operations if isinstance(operation, Intent | Settlement)}
+            accounts, found = _Accounts(database, names), list[_Result]()
             for operation in operations:
                 if isinstance(operation, Intent):
                     found.append(self._intend(operation, accounts))
@@ -381,7 +373,7 @@ class SpendingLedger:
 
     def _intend(self, intent: Intent, accounts: "_Accounts") -> int | OneLLMError:
         for scope, account in (
-            (f"key {intent.name}", Account(intent.cap, *accounts.of(intent.name))),
+            (f"key {intent.name}", Account(intent.cap, *accounts.by_name[intent.name])),
             ("all keys", Account(intent.total_cap, *accounts.total)),
         ):
             verdict = account.verdict(intent.units)
@@ -396,16 +388,15 @@ class SpendingLedger:
         return int(cursor.lastrowid or 0)
 
     def _settle(self, settlement: Settlement, accounts: "_Accounts") -> None:
-        accounts.of(settlement.name)  # as it is before
         gone = self._database.execute(
             "DELETE FROM intents WHERE id = ? RETURNING units", (settlement.intent,)
         ).fetchone()
         if gone is None:
             return
-        spent = 0 if settlement.outcome == "released" else settlement.units
-        accounts.add(settlement.name, spent=spent, reserved=-gone[0])
+        accounts.add(settlement.name, reserved=-gone[0])
         if settlement.outcome == "released":
             return
+        accounts.add(settlement.name, spent=settlement.units)
         answered = settlement.outcome == "answered"
         self._database.execute(
             "INSERT INTO spent (name, requests, answered, billed, at_risk, possibly_billed, unpriced, input_tokens, "
@@ -434,8 +425,8 @@ class SpendingLedger:
 
     def _refresh(self) -> None:
         database = self._database
-        accounts = _Accounts(database)
-        self._accounts = {name: accounts.of(name) for (name,) in database.execute("SELECT name FROM spent")}
+        accounts = _Accounts(database, [name for (name,) in database.execute("SELECT name FROM spent")])
+        self._accounts = accounts.by_name
         self._total_spent = accounts.total[0]
         self.factors = dict(database.execute("SELECT model, factor FROM factors"))
 
