@@ -44,12 +44,6 @@ class _Call(Generic[T]):
         self._function = function
         self._context = contextvars.copy_context()
         self._task: asyncio.Task[T] | None = None
-        self._cancelled = False
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether it was handed to the loop, or may have been, and has not ended."""
-        return self._loop is not None and not self.result.done()
 
     def submit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hands the coroutine to `loop`. Ctrl-C may come before or after it is there."""
@@ -60,12 +54,9 @@ class _Call(Generic[T]):
         """Runs in the loop."""
         self._task = asyncio.get_running_loop().create_task(self._function(), context=self._context)
         self._task.add_done_callback(self._finish)
-        if self._cancelled:
-            self._task.cancel()
 
     def cancel(self) -> None:
         """Cancels the coroutine. Its end is still to be awaited."""
-        self._cancelled = True
         self.call_soon(lambda: self._task is not None and self._task.cancel())
 
     def call_soon(self, action: Callable[[], object]) -> None:
@@ -77,7 +68,9 @@ class _Call(Generic[T]):
             else:
                 action()
 
-        if self._loop is not None and not self.result.done():
+        if self._loop is None:
+            self._refuse()
+        elif not self.result.done():
             try:
                 self._loop.call_soon_threadsafe(act)
             except RuntimeError:  # the loop was closed, and with it every call ended that had begun
@@ -152,7 +145,7 @@ class Portal:
             self._submit(call)
             return call.result.result()
         except BaseException:
-            if call.is_under_way:
+            if not call.result.done():
                 self._end(call, interrupt)
             raise
 
