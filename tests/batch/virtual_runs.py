@@ -34,16 +34,18 @@ class FakeService(FakeTransport):
         super().__init__(self._reply_to)
         self.failure = failure
         self.latency = latency
-        self.sent = []
         self._times = defaultdict(list)
 
     async def _reply_to(self, request):
-        self.sent.append((request.at, request.prompt))
         self._times[request.prompt].append(request.at)
         reply = self.failure(request.prompt, request.at)
         if not isinstance(reply, Exception):
             await asyncio.sleep(0.002 if reply is not None else self.latency)
         return ANSWER if reply is None else reply
+
+    @property
+    def sent(self):
+        return [(request.at, request.prompt) for request in self.requests]
 
     def times_of(self, prompt):
         return self._times[prompt]
