@@ -163,7 +163,7 @@ class Portal:
         call.result.exception()
 
     async def acall(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Like `call`, from any event loop. Cancelling it cancels the coroutine.
+        """Like `call`, from any event loop. Cancelling it cancels the coroutine; Ctrl-C does so without awaiting its end.
 
         Args:
             function: Called in the loop of the portal.
@@ -171,10 +171,13 @@ class Portal:
         if self._loop is asyncio.get_running_loop():
             return await function()
         call = _Call(function)
-        self._submit(call)
         waiting = asyncio.wrap_future(call.result)
         try:
+            self._submit(call)
             return await asyncio.shield(waiting)
+        except KeyboardInterrupt:  # while it was handed over, in a loop that does not take Ctrl-C for a cancellation
+            call.cancel()
+            raise
         except asyncio.CancelledError:
             call.cancel()
             await asyncio.wait({waiting})

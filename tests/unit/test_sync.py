@@ -208,6 +208,27 @@ def test_ctrl_c_while_a_call_is_handed_over_leaves_nothing_in_flight(monkeypatch
         assert client.snapshot().at_rest
 
 
+async def test_ctrl_c_while_an_awaited_call_is_handed_over_cancels_it(monkeypatch) -> None:
+    transport = FakeTransport([answer("first"), hang()])
+    with client_on(transport) as client:
+        await client.asend(REQUEST)
+        loop = client._portal._loop
+        assert loop is not None
+        hand_over = loop.call_soon_threadsafe
+
+        def interrupted(*arguments: object) -> None:
+            monkeypatch.undo()
+            hand_over(*arguments)
+            wait_until(lambda: transport.in_flight == 1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            await client.asend(REQUEST)
+        wait_until(lambda: transport.in_flight == 0)
+        wait_until(lambda: client.snapshot().at_rest)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to threads are of POSIX")
 def test_ctrl_c_in_a_run_keeps_the_answers_in_flight(tmp_path) -> None:
     released = threading.Event()
