@@ -163,7 +163,7 @@ class Portal:
         call.result.exception()
 
     async def acall(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Like `call`, from any event loop. Cancelling it cancels the coroutine; Ctrl-C does so without awaiting its end.
+        """Like `call`, from any event loop. Cancelling it cancels the coroutine; Ctrl-C does not await its end.
 
         Args:
             function: Called in the loop of the portal.
