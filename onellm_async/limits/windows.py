@@ -102,7 +102,9 @@ class Window:
         first = log.last(self.count + self._extra)
         if first is None:
             return -NEVER
-        at = first + (self.trial if self.trial is not None and self._tried_at is None else self.seconds)
+        at = first + self.seconds
+        if self.trial is not None:  # once it was kept to for a round, its 429 must have had time to come
+            at = min(at, max(first + self.trial, -NEVER if self._tried_at is None else self._tried_at + ack))
         if self.rounds < 0:
             at = min(at, self._next_knock(log))
         return at if self.extra_at is None else min(at, self.extra_at + ack)
