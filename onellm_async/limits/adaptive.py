@@ -23,7 +23,8 @@ A limit is a curve: the most requests that the service accepts in any w seconds.
 What a service advertises in headers stands in for evidence where there is none yet, and never against it (`claims`).
 
 A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is full,
-and else on the line. 429s of requests that were sent before the last 429 was known tell nothing new.
+and else on the line. The 429 that suggests a limit of concurrency may be a sample of the line as well, so it counts as
+one until others contradict it. 429s of requests that were sent before the last 429 was known tell nothing new.
 
 What the client does:
 
@@ -365,7 +366,7 @@ class AdaptiveRate:
         evidence = self._evidence
         if self._is_shared:  # what the others have in flight still arrives: let the service's bucket have some for it
             self._earliest = now + evidence.ack
-            return self._add_sample(phase, sent_at, now, retry_after)
+            return self._add_sample(phase, sent_at, now, None, retry_after)
         if isinstance(phase, Silence):
             if phase.knocked_at == sent_at:
                 phase.rate_limited(now, retry_after, evidence, self._random)
@@ -379,13 +380,15 @@ class AdaptiveRate:
             blamed = self._blame_window(phase, sent_at, now, retry_after)
             if blamed is not None:
                 return blamed
-            phase = self._add_sample(phase, sent_at, now, retry_after)
+            phase = self._add_sample(phase, sent_at, now, before, retry_after)
         else:
-            phase = self._add_sample(phase, sent_at, now, retry_after)
+            phase = self._add_sample(phase, sent_at, now, before, retry_after)
         return phase if isinstance(phase, Contended) else self._silence(phase, sent_at, now, retry_after)
 
-    def _add_sample(self, phase: Phase, sent_at: float, now: float, retry_after: float | None) -> Phase:
-        self._evidence.line.add_sample(sent_at)
+    def _add_sample(
+        self, phase: Phase, sent_at: float, now: float, before: int | None, retry_after: float | None
+    ) -> Phase:
+        self._evidence.add_sample(sent_at, before)
         return phase.rate_limited(now, retry_after, self._evidence, self._random)
 
     def _share_if_contended(self, silence: Silence, now: float, retry_after: float | None) -> Phase:

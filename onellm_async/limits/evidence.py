@@ -1,6 +1,6 @@
 """All that is known of a limit that is not declared: a line, windows and slots, held at once. Pure."""
 
-from onellm_async.limits.rate_samples import RateEvidence
+from onellm_async.limits.rate_samples import RateEvidence, RateLimitSample
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.send_log import SendLog
 from onellm_async.limits.slots import Slots
@@ -48,6 +48,7 @@ class Evidence:
         self.known_at: float = -_NEVER
         self.rate_limited: int = 0
         self.reset_at: float = -_NEVER
+        self._suggesting: RateLimitSample | None = None
 
     @property
     def ack(self) -> float:
@@ -57,6 +58,22 @@ class Evidence:
             return self.ACK_FACTOR * round_trip
         latency = self.slots.latency
         return self.START_ACK if latency is None or latency > self.START_ACK else latency
+
+    def add_sample(self, sent_at: float, before: int | None) -> None:
+        """Records a 429 as a sample of the line.
+
+        The one that suggested a limit of concurrency is in doubt, once that limit has held.
+
+        Args:
+            sent_at: When its request was sent.
+            before: Requests that were in flight before it; None if not known.
+        """
+        line, slots = self.line, self.slots
+        line.add_sample(sent_at)
+        if slots.limit == before:
+            self._suggesting = line.samples[-1]
+        elif self._suggesting is not None and slots.support >= slots.SURE:
+            line.doubted, self._suggesting = self._suggesting, None
 
     def forget(self, until: float) -> None:
         """Drops what requests until then have told: the limit is another one."""

@@ -125,6 +125,7 @@ class RateEvidence:
         saturation: When the service's bucket may have been full.
         first: The sample that ended the startup.
         lateness: Seconds by which requests come later than they may, without losing their place; 0 in one process.
+        doubted: A sample whose 429 another limit explains as well. It shows an empty bucket until others contradict it.
     """
 
     MIN_JITTER = 0.005
@@ -216,6 +217,7 @@ class RateEvidence:
         self.first: RateLimitSample | None = None
         self._curve: list[tuple[int, float]] = []
         self.lateness: float = 0.0
+        self.doubted: RateLimitSample | None = None
         if state is not None:
             self.bounds = RateBounds(state.low, UNBOUNDED if state.high is None else state.high)
             self.samples.append(RateLimitSample(now, 0, empty=False))
@@ -365,12 +367,18 @@ class RateEvidence:
         samples = self.samples
         was_bold, self.is_bold = self.is_bold, False
         was_too_bold = probe_pace is None and was_bold
-        if was_too_bold:
-            self._boldness /= 2
-        elif probe_pace is None and self.bounds.tight:
-            self.contention += 2
+        is_violation = probe_pace is None and not was_bold and self.bounds.tight
         nothing_accepted = len(samples) > 1 and samples[-1].accepted <= samples[-2].accepted
         self.bounds = rate_bounds(list(samples), self.jitter)
+        doubted = self.doubted
+        if doubted is not None and doubted in samples and (is_violation or self.bounds.agreeing < len(samples)):
+            # What the bucket had saved by then counted as refill, and looked like other clients of the key.
+            doubted.empty, self.doubted, is_violation = False, None, False
+            self.bounds = rate_bounds(list(samples), self.jitter)
+        if was_too_bold:
+            self._boldness /= 2
+        elif is_violation:
+            self.contention += 2
         self._judge_agreement(nothing_accepted=nothing_accepted)
         if len(samples) > 1:
             self._plan_probe(samples[-1].accepted - self._first_empty.accepted if self.bounds.known else 0)

@@ -71,6 +71,13 @@ def test_an_outage_at_the_start_is_forgotten_when_it_is_over():
     assert dark <= 2
 
 
+def test_a_limit_of_concurrency_beside_a_rate_is_not_taken_for_other_clients():
+    case = CASES["bucket 5/s b10 + concurrency 4, latency 0.3"]
+    refused = [case.run(seed)[1] for seed in range(1000, 1020)]
+    assert statistics.median(refused) <= 0.03
+    assert max(refused) <= 0.05, "a client that shares a limit gets a 429 for one request in twelve"
+
+
 def test_no_rate_is_believed_that_never_came_through():
     for service in (SlidingWindow(500, 60), FixedWindow(300, 60), ConcurrencyLimit(8)):
         run = drive(service, 1500, max_concurrency=200, seed=1)

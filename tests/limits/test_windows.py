@@ -65,6 +65,18 @@ def test_a_refused_trial_proves_the_length_and_a_smaller_count_begins_anew():
     assert (window.count, window.rounds) == (20, 0)
 
 
+@pytest.mark.parametrize(("ack", "at"), [(0.1, 8.0), (1.5, 8.5), (3.0, 9.0)])
+def test_a_shorter_window_that_was_kept_to_for_a_round_is_kept_to_once_its_429_must_have_come(ack, at):
+    log, window = log_of([0.0, 1.0, 2.0, 3.0]), Window(4, 3.0, 5.0)
+    window.trial = 4.0
+    for sent_at in (4.0, 5.0, 6.0, 7.0):
+        window.sent(sent_at, log)
+        log.sent(sent_at)
+    assert window.earliest(log, ack) == at
+    assert window.advance(at, ack)
+    assert window.seconds == (5.0 if ack > 2 else 4.0)
+
+
 def test_a_429_at_a_record_of_requests_in_flight_suggests_a_limit_and_an_answer_beyond_refutes_it():
     slots = Slots()
     for at in (0.0, 0.1, 0.2):
