@@ -74,7 +74,8 @@ Probe               more accepted than the bounds allow          Probe: the limi
                                                                  pace is the rate, the gain doubles
 any                 contention score of 2 or more                Contended
 Contended           answer, 429                                  Contended: increase, decrease
-Contended           six samples agree within 10 %, or 15 min     Cruise; score 0
+Contended           six samples agree within 10 %; or 15 min,    Cruise; score 0
+                    30 or 60 after the first, second, third time
 any                 the clock of another event loop              the same without samples; Probe becomes Cruise
 =================== ============================================ ====================================================
 

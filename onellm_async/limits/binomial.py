@@ -68,10 +68,16 @@ class BinomialRate:
         step = self.STEP * (1 + (self._answers / self.ACCELERATE_AFTER) ** 2)
         self.value = min(self.ceiling, (sqrt(self.value) + step) ** 2)
 
-    def decrease(self) -> None:
-        """Records a 429."""
+    def decrease(self, mean: float | None = None) -> None:
+        """Records a 429.
+
+        Args:
+            mean: Requests per second that were accepted lately, in the mean, if that bounds the rate. One that grew
+                while the service's bucket had savings is far above what the others leave; it would take three more
+                429s to come down.
+        """
         if not self._consecutive_429s:
             self._rate_before_drop = self.value
         self._consecutive_429s += 1
         self._answers = 0
-        self.value = max(self.floor, self.DECREASE * self.value)
+        self.value = max(self.floor, self.DECREASE * (self.value if mean is None else min(self.value, mean)))

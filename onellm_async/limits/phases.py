@@ -341,7 +341,13 @@ class Contended(Phase):
     rate in a window that others use grew to twenty times the share before the window was full."""
 
     IDENTIFY_AFTER = 900.0
-    """Seconds after which the limit is identified again: other clients may have gone."""
+    """Seconds after which the limit is identified again: other clients may have gone. They double each time,
+    as it costs ten 429s or more."""
+    MAX_DOUBLINGS = 2
+    """How often they double, at most."""
+    SAVES_FROM = 8.0
+    """Requests that the service's bucket can save, from which the mean bounds the rate after a 429. A smaller one loses
+    refill at a rate below what the others leave."""
 
     __slots__ = ("_bounded_at", "_bucket", "_is_knock_next", "_next_cost", "_random", "_share", "_since")
 
@@ -409,13 +415,14 @@ class Contended(Phase):
 
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> Phase:
         """Lowers the rate. Samples that agree closely end the contention."""
-        self._share.decrease()
-        self._next_cost = 1.0
         line = evidence.line
+        saves = self._bucket.capacity >= self.SAVES_FROM
+        self._share.decrease(line.mean_rate() if saves else None)
+        self._next_cost = 1.0
         rate, capacity = line.end_contention(), self._bucket.capacity
         if rate is not None:
             return Cruise(line.empty_bucket(rate, capacity, now, retry_after))
-        if now - self._since > self.IDENTIFY_AFTER:
+        if now - self._since > self.IDENTIFY_AFTER * 2 ** min(self.MAX_DOUBLINGS, line.identified):
             line.identify_again()
             return Cruise(line.empty_bucket(self._share.value, capacity, now, retry_after))
         self._bucket = line.empty_bucket(self._share.value, capacity, now, retry_after)

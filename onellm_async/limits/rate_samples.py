@@ -125,6 +125,7 @@ class RateEvidence:
         saturation: When the service's bucket may have been full.
         first: The sample that ended the startup.
         lateness: Seconds by which requests come later than they may, without losing their place; 0 in one process.
+        identified: How often the limit was identified again because other clients may have gone.
         doubted: A sample whose 429 another limit explains as well. It shows an empty bucket until others contradict it.
     """
 
@@ -194,6 +195,8 @@ class RateEvidence:
     """Samples that must agree to end contention."""
     MIN_GAP = 8
     """Accepted requests between them, at least, on average."""
+    MEAN_OF = 16
+    """Requests, at least, of which the rate is the mean in contention."""
     MAX_SPREAD = 1.1
     """Upper bound divided by lower bound, at most, to end contention."""
 
@@ -217,6 +220,7 @@ class RateEvidence:
         self.first: RateLimitSample | None = None
         self._curve: list[tuple[int, float]] = []
         self.lateness: float = 0.0
+        self.identified: int = 0
         self.doubted: RateLimitSample | None = None
         if state is not None:
             self.bounds = RateBounds(state.low, UNBOUNDED if state.high is None else state.high)
@@ -435,6 +439,18 @@ class RateEvidence:
             self.contention += 2
         return rate
 
+    def mean_rate(self) -> float | None:
+        """Requests per second that were accepted between the last sample and an earlier one, `MEAN_OF` at least.
+
+        The service's bucket was empty at both, so it is what other clients left. None if there is no such sample.
+        """
+        last = self.samples[-1]
+        for sample in reversed(self.samples):
+            accepted = last.accepted - sample.accepted
+            if accepted >= self.MEAN_OF:
+                return accepted / max(last.at - sample.at, self.jitter)
+        return None
+
     def end_contention(self) -> float | None:
         """Returns the rate to cruise at if the samples agree so closely that the key is not shared any more."""
         samples = self.samples
@@ -444,7 +460,7 @@ class RateEvidence:
             return None
         while len(samples) > bounds.agreeing:
             samples.popleft()
-        self.contention = 0.0
+        self.contention, self.identified = 0.0, 0
         self.bounds = bounds
         self.is_bold = False
         self.cruise_length = min(self.FIRST_CRUISE, self._probe_every)
@@ -455,12 +471,14 @@ class RateEvidence:
         self.samples.clear()
         self.first = None
         self.identify_again()
+        self.identified = 0
 
     def identify_again(self) -> None:
         """Drops all samples but the last, with what followed from them."""
         while len(self.samples) > 1:
             self.samples.popleft()
         self.bounds = RateBounds()
+        self.identified += 1
         self.contention = 0.0
         self.is_bold, self._boldness = False, self.BOLDNESS
         self.consecutive_429s, self.rate_before_drop = 0, None

@@ -51,6 +51,9 @@ MET = [
     "declared 40/min + concurrency 4, latency 12",
     "no limit, concurrency 4",
     "declared 10/s b20, half taken by others",
+    "shared bucket 10/s b20, half taken",
+    "shared bucket 200/s, half taken",
+    "Retry-After, sliding 60 in 4",
 ]
 """Cases of the laboratory that are met on unseen seeds, of each kind some."""
 SEEDS = (1001, 1002, 1003)

@@ -15,6 +15,13 @@ def test_a_refusal_takes_a_share_and_answers_bring_it_back():
     assert rate.at_ceiling
 
 
+@pytest.mark.parametrize(("mean", "after"), [(None, 0.7), (2.0, 0.7), (0.5, 0.35), (0.001, 0.01)])
+def test_a_rate_above_the_mean_falls_below_the_mean(mean, after):
+    rate = BinomialRate(1.0, floor=0.01, ceiling=1.0)
+    rate.decrease(mean)
+    assert rate.value == pytest.approx(after)
+
+
 def test_it_stays_between_floor_and_ceiling():
     rate = BinomialRate(1.0, floor=0.5, ceiling=2.0)
     for _ in range(10):
