@@ -60,6 +60,7 @@ Silence             the knock gets a 429                         Silence; after 
 Silence             the knock is accepted                        the phase inside; Opening if the silence is unexplained
 Opening             more accepted than a bucket can have saved   Windowed, or the phase inside if a line is known
 Opening             more accepted than any window explains       Windowed, or the phase inside if a line is known
+Opening             the silence fits a window that was kept to   the same, with what came after the last rest as count
 Opening             a rest                                       the phase inside
 Opening             429                                          Silence, inside it Cruise with bounds from this sample
 Windowed            429, a window is full                        Silence; a longer silence than expected: Opening
@@ -140,6 +141,8 @@ class AdaptiveRate:
     """Seconds in which a board leaves a token to a participant that has not come yet."""
     SURE_SAMPLES = 4
     """Samples that agree, from which a silence is no sign of other clients."""
+    SURE_ROUNDS = 3
+    """Rounds of a window, from which a shorter silence that it does not explain means another limit."""
     WHOLE_HISTORY = 0.95
     """Share of all accepted requests from which a window explains nothing."""
     SINGLE_WITHIN = 1.0
@@ -501,14 +504,18 @@ class AdaptiveRate:
         if not evidence.log.times or evidence.log.times[0] > opening.since:
             evidence.line.samples.clear()  # nothing was accepted before the silence: the service was down
             return Windowed(now)
+        blamed = opening.blamed
+        if blamed is not None and evidence.windows.reduce(blamed, opening.refused_at, opening.opened_at):
+            return opening.inner if evidence.line.bounds.known else Windowed(now)
         earlier = evidence.log.accepted_until(opening.since) - evidence.log.dropped
         window = evidence.windows.add(opening.since, opening.refused_at, opening.opened_at, opening.burst_at)
         if opening.accepted_until(now - evidence.ack, evidence) > window.count:
             evidence.windows.all.remove(window)  # more at once than ever before: the service was down
             evidence.line.begin(now)
             return opening.inner if evidence.line.bounds.known else Windowed(now)
-        if self._is_line_certain and window.count >= self.WHOLE_HISTORY * earlier:
-            # The line was kept to for long, and no window explains the silence: it is another limit now.
+        was_kept = blamed is not None and blamed.rounds > self.SURE_ROUNDS and opening.silence < blamed.seconds
+        if (was_kept or self._is_line_certain) and window.count >= self.WHOLE_HISTORY * earlier:
+            # A limit was kept to for long, and no window explains the silence: it is another limit now.
             evidence.forget(opening.since)
             return Windowed(now)
         return opening.inner if evidence.line.bounds.known else Windowed(now)

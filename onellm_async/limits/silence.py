@@ -230,6 +230,7 @@ class Opening(AroundSilence):
         burst_at: When the burst began that the silence ended.
         silence: Seconds of the silence.
         proven: Seconds after which the silence certainly was not over; 0 if no knock was in vain.
+        blamed: The window that did not explain the silence; None if none was full.
     """
 
     MIN_PACE = 10.0
@@ -251,8 +252,8 @@ class Opening(AroundSilence):
     LONG = 10.0
     """Seconds of a certain silence after which a single accepted request means that other clients use the key."""
 
-    __slots__ = ("_accepted", "_last", "_max_pace", "_pace", "_pattern", "burst_at", "inner", "opened_at", "proven",
-                 "refused_at", "silence", "since")  # fmt: skip
+    __slots__ = ("_accepted", "_last", "_max_pace", "_pace", "_pattern", "blamed", "burst_at", "inner", "opened_at",
+                 "proven", "refused_at", "silence", "since")  # fmt: skip
 
     def __init__(self, silence: Silence, at: float, burst_at: float, mean_pace: float, evidence: Evidence) -> None:
         self.inner: Phase = silence.inner
@@ -262,6 +263,7 @@ class Opening(AroundSilence):
         self.burst_at: float = burst_at
         self.silence: float = at - silence.since
         self.proven: float = silence.proven
+        self.blamed: Window | None = silence.blamed
         self._pattern = evidence.log.accepted_until(burst_at - 1e-9)
         self._max_pace = mean_pace
         self._pace = min(mean_pace, 1 / max(self.silence, 1e-3))

@@ -14,6 +14,8 @@ One silence is little evidence: the service may have been down. So in its first 
 doubted by single requests, and one that is accepted refutes it.
 """
 
+from itertools import pairwise
+
 from onellm_async.limits.send_log import SendLog
 
 ROUND_SECONDS = (
@@ -253,6 +255,13 @@ class Windows:
     """Windows that are kept."""
     FULL = 0.9
     """Share of a window's count from which a 429 is blamed on it."""
+    SLACK = 1.02
+    """Factor by which a length may be exceeded, as travel times differ."""
+    MAX_SILENCE = 4.0
+    """Lengths of a window within which such a silence and the wait before it are looked for."""
+    REST = 0.5
+    """Share of its length without a request before those that fill a window whose count fell. Else some requests before
+    may have been in it, too: a fixed window has them from another phase."""
     MAX_STRETCH = 1.5
     """Factor of its length by which a window may turn out to be longer."""
     MAX_SMALL_STRETCH = 3.0
@@ -311,6 +320,38 @@ class Windows:
         if window.stretched > self.MAX_STRETCHED:
             self.all.remove(window)
 
+    def reduce(self, window: Window, shortest_at: float, end: float) -> bool:
+        """Lowers the count of a window that was kept to, if a silence that began too early fits its length.
+
+        Earlier requests contradict every lower count. So what fills the window is told by the rest before it.
+
+        Args:
+            window: The window.
+            shortest_at: When the last request was sent that got a 429.
+            end: When the first request was sent that was accepted again.
+
+        Returns:
+            Whether it did. If not, the silence has another cause.
+        """
+        if window.rounds < 1:
+            return False
+        times = self._log.between(end - self.MAX_SILENCE * window.seconds, shortest_at)
+        count = next(
+            (
+                number
+                for number, (before, at) in enumerate(pairwise(reversed(times)), 1)
+                if before - at >= self.REST * window.seconds
+            ),
+            0,
+        )
+        if not 0 < count < self.FULL * window.count:
+            return False
+        first = times[-count]
+        if not shortest_at - first < window.seconds < self.SLACK * (end - first):
+            return False
+        window.shrink(count)
+        return True
+
     def refute_extra(self, sent_at: float) -> bool:
         """Whether a 429 refutes no more than the trial of a larger count."""
         tried = [window for window in self.all if window.extra_at is not None and sent_at >= window.extra_at - 1e-9]
@@ -325,7 +366,7 @@ class Windows:
     def share(self, window: Window, sent_at: float) -> float:
         """Requests in the window as a share of its count."""
         seconds = window.seconds if window.trial is None else window.trial
-        return self._log.count(sent_at, 1.02 * seconds) / window.count
+        return self._log.count(sent_at, self.SLACK * seconds) / window.count
 
     def add(self, start: float, shortest_at: float, end: float, burst_at: float) -> Window:
         """Concludes from a silence what the window is.

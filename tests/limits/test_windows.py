@@ -47,6 +47,33 @@ def test_a_silence_gives_the_smallest_window_that_nothing_contradicts():
     assert windows.rate == pytest.approx(40 / 60.1)
 
 
+@pytest.mark.parametrize(
+    ("at", "rounds", "count"),
+    [
+        ([0.0, 0.1, 0.2, 0.3, 60.0, 60.1], 1, 2),  # two were accepted, and the next when they had left
+        ([0.0, 0.1, 0.2, 0.3, 60.0, 60.1], 0, 4),  # it was not kept to yet
+        ([0.0, 0.1, 0.2, 40.0, 60.0, 60.1], 1, 4),  # the one at 40 s may have been in the window
+        ([0.0, 0.1, 0.2, 0.3, 60.0, 60.1, 60.2, 60.3], 1, 4),  # it was full
+        ([60.0, 60.1], 1, 4),  # nothing is known of what was before
+    ],
+)
+def test_a_window_that_was_kept_to_has_a_lower_count_if_what_was_accepted_after_a_rest_fills_it(at, rounds, count):
+    windows = Windows(log_of([*at, 120.5]))
+    window = Window(4, 50.0, 60.0)
+    window.rounds = rounds
+    windows.all = [window]
+    assert windows.reduce(window, shortest_at=100.0, end=120.5) == (count == 2)
+    assert (window.count, window.seconds) == (count, 60.0)
+
+
+@pytest.mark.parametrize(("shortest_at", "end"), [(121.0, 130.0), (100.0, 110.0)])
+def test_a_window_keeps_its_count_if_the_silence_is_longer_or_shorter_than_it(shortest_at, end):
+    windows = Windows(log_of([0.0, 0.1, 0.2, 0.3, 60.0, 60.1, end]))
+    windows.all = [window := Window(4, 50.0, 60.0)]
+    window.rounds = 1
+    assert not windows.reduce(window, shortest_at, end)
+
+
 def test_a_window_opens_when_its_oldest_request_has_left():
     log = log_of([0.0, 1.0, 2.0])
     window = Window(3, 9.0, 10.0)
