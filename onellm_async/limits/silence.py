@@ -161,8 +161,9 @@ class Silence(AroundSilence):
         if not self.vain and self.blamed is not None:
             gap = max(evidence.ack, min(1.0, 0.1 * self.blamed.seconds))
         first = evidence.line.first
-        sparse_after = 0 if self.doubtful_after is None and not evidence.windows else 2
-        small = first is not None and first.accepted < evidence.line.LARGE_BURST and self.vain > sparse_after
+        small = False  # after a small burst, others may use the key, unless a window is known
+        if first is not None and first.accepted < evidence.line.LARGE_BURST and not evidence.windows:
+            small = self.vain > (0 if self.doubtful_after is None else 2)
         wait = max(gap, (1.0 if silence < self.FAST_UNTIL or small else 0.5) * silence)
         wait = min(wait, self.MAX_GAP, max(self.LONG_GAP, 0.1 * silence))
         latest = now + 1.7 * wait
