@@ -82,7 +82,7 @@ class Board:
     Attributes:
         at: Board time of the last visit.
         declared: The limits that count, as `encode_limits` writes them.
-        rows: The participants by name.
+        rows: The participants by name, in the order of the names.
         clock_moves: How often the clock ran back by more than a correction.
     """
 
@@ -182,7 +182,7 @@ class Board:
         tokens = fields.pop("tokens")
         board.tokens = Level(*tokens) if tokens[1] else None
         rows = fields.pop("rows")
-        board.rows = rows if isinstance(rows, dict) else {}  # an empty table of Lua is a list
+        board.rows = _by_name(rows) if isinstance(rows, dict) else {}  # an empty table of Lua is a list
         board.guests = fields.pop("guests", {})
         for name in _NUMBERS:
             setattr(board, name, fields.pop(name))
@@ -209,11 +209,13 @@ class Board:
         rows = image.get("rows")
         if isinstance(rows, dict):
             width = GRANTS_BEFORE + 1
-            board.rows = {
-                str(name): row
-                for name, row in rows.items()
-                if isinstance(row, list) and len(row) >= width and all(_is_number(value) for value in row[:width])
-            }
+            board.rows = _by_name(
+                {
+                    str(name): row
+                    for name, row in rows.items()
+                    if isinstance(row, list) and len(row) >= width and all(_is_number(value) for value in row[:width])
+                }
+            )
         return board
 
     # A visit
@@ -407,9 +409,11 @@ class Board:
         rows = self.rows
         me = rows.get(name)
         if me is None:
-            me = rows[name] = [now, now, 0, 0, 0, 0, 0, 0, *self.pass_time, 0, 0, 0, 0, 0, 0]
+            me = [now, now, 0, 0, 0, 0, 0, 0, *self.pass_time, 0, 0, 0, 0, 0, 0]
+            rows = self.rows = _by_name({**rows, name: me})
         me[SEEN] = now
-        busy, gone = [], []
+        busy: list[Row] = []
+        gone: list[str] = []
         interactive = default = batch = 0
         for other, row in rows.items():
             if row is me:
@@ -419,7 +423,7 @@ class Board:
                 if row[DUE] + LEASE < now:
                     gone.append(other)
                     continue
-                busy.append(other)
+                busy.append(row)
                 interactive += first
                 default += second
                 batch += third
@@ -430,12 +434,11 @@ class Board:
         waiting = [interactive, default, batch]
         while len(rows) > MAX_PARTICIPANTS:
             _, oldest = min((row[SEEN], other) for other, row in rows.items() if row is not me)
-            row = rows.pop(oldest)
-            if is_busy(row):
-                busy.remove(oldest)
-                waiting = [number - row[WAITING + lane] for lane, number in enumerate(waiting)]
-        busy.sort()
-        return me, [rows[other] for other in busy], waiting
+            dropped = rows.pop(oldest)
+            if is_busy(dropped):
+                busy = [row for row in busy if row is not dropped]
+                waiting = [number - dropped[WAITING + lane] for lane, number in enumerate(waiting)]
+        return me, busy, waiting
 
     # Step 3: demand
 
@@ -611,6 +614,11 @@ _NUMBERS = (
     "clock_moves",
     "recent",
 )
+
+
+def _by_name(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows in the order of their names, in which every visit reads them."""
+    return dict(sorted(rows.items()))
 
 
 def _is_number(value: object) -> bool:

@@ -114,6 +114,34 @@ def test_a_torn_image_leaves_the_one_before(path, members):
     assert board_in(path)["granted"] >= granted - 2
 
 
+@pytest.mark.parametrize("newest", [False, True], ids=["the older half", "the newest half"])
+@pytest.mark.parametrize("offset", [0, 20, HEADER.size + 20], ids=["magic", "head", "payload"])
+def test_a_participant_goes_on_whatever_half_is_torn(path, members, newest, offset):
+    member = members()
+    for _ in range(5):
+        member.transact(WANTED)
+    granted, sequence = board_in(path)["granted"], host_file.read_unlocked(path).sequence
+    with path.open("r+b") as file:
+        file.seek(((sequence + 1 - newest) & 1) * HALF + offset)
+        file.write(b"\xfftorn\xff\xff\xff")
+    member.transact(WANTED)
+    other = members().transact(WANTED)
+    assert other.participants == 2
+    assert granted <= board_in(path)["granted"] <= granted + 2, "no second burst"
+
+
+def test_what_another_participant_wrote_is_read_before_the_next_visit(path, members):
+    first, second = members(), members()
+    for _ in range(3):
+        first.transact(Demand(waiting=(0, 1, 0)))
+    for count in (1, 2, 3, 4):  # as many as there are halves, and more
+        before = board_in(path)["granted"]
+        taken = sum(second.transact(Demand(waiting=(0, 1, 0))).permits for _ in range(count))
+        assert taken == count
+        assert first.transact(Demand(waiting=(0, 1, 0))).permits == 1
+        assert board_in(path)["granted"] == before + count + 1
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 200_000, b"garbage" * 40_000, b"OLLMQUOT", b"OLLMQUOT" + b"\xff" * 90]
 )
