@@ -71,6 +71,7 @@ class Window:
         "_is_extra_sure",
         "_knocked_at",
         "_patience",
+        "_reduced_from",
         "_sent_in_round",
         "_tried_at",
         "count",
@@ -95,6 +96,7 @@ class Window:
         self._is_bold = False
         self._is_extra_sure = False
         self._extra = 0
+        self._reduced_from = 0
         self._knocked_at = -NEVER
         self._asked = 0
         self._patience = 1
@@ -198,14 +200,15 @@ class Window:
             if self.rounds < 0 and self._is_extra_sure:
                 return False
             if self._is_extra_sure:  # else it may have been the length that was shorter
-                self.count += self._extra
+                self.count = max(self.count + self._extra, self._reduced_from)
+                self._reduced_from = 0
                 self._extra, self._patience = max(1, min(2 * self._extra, self.count // 4)), 1
             self.extra_at = None
         return True
 
     def refute_extra(self) -> None:
         """More than `count` are not accepted."""
-        self._extra, self.extra_at = 0, None
+        self._extra, self.extra_at, self._reduced_from = 0, None, 0
         self._patience = min(self.MAX_PATIENCE, 2 * self._patience)
 
     def refute_trial(self, waited: float) -> None:
@@ -219,11 +222,17 @@ class Window:
         self.end_trials()
         self.refute_extra()
 
+    def reduce(self, count: int) -> None:
+        """No more than `count` are accepted now. The next round tries one more: it may have been an outage."""
+        before = self.count
+        self.shrink(count)
+        self._extra, self._reduced_from = 1, before
+
     def declare(self, count: int) -> None:
         """The service says that `count` are accepted."""
         self.count, self.rounds = count, max(self.rounds, 0)
         self.end_trials()
-        self._extra, self.extra_at = 0, None
+        self._extra, self.extra_at, self._reduced_from = 0, None, 0
 
     def measure(self, shortest: float, seconds: float) -> None:
         """Replaces the length, because the silence was another one than expected."""
@@ -349,7 +358,7 @@ class Windows:
         first = times[-count]
         if not shortest_at - first < window.seconds < self.SLACK * (end - first):
             return False
-        window.shrink(count)
+        window.reduce(count)
         return True
 
     def refute_extra(self, sent_at: float) -> bool:

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from benchmarks.limits_lab import BucketService, ConcurrencyLimit, FixedWindow, SlidingWindow, cases, drive
+from benchmarks.limits_lab import BucketService, ConcurrencyLimit, FixedWindow, Refusing, SlidingWindow, cases, drive
 from onellm_async.limits.adaptive import AdaptiveRate
 from onellm_async.limits.admission import Admission
 from onellm_async.limits.policy import Limits
@@ -77,6 +77,13 @@ def test_an_outage_at_the_start_is_forgotten_when_it_is_over():
     share, _, dark = CASES["all refused for 10 min, then 60/min"].run(1)
     assert share >= 0.9
     assert dark <= 2
+
+
+@pytest.mark.parametrize("begin", [300.9, 301.2, 310.0])
+def test_an_outage_in_the_middle_of_a_window_is_forgotten_in_the_next_ones(begin):
+    down = Refusing(SlidingWindow(40, 60), lambda now: begin <= now < begin + 65)
+    run = drive(down, 700, seed=3)
+    assert run.rate_between(begin + 245, begin + 605) >= 0.9 * 40 / 60
 
 
 def test_a_limit_of_concurrency_beside_a_rate_is_not_taken_for_other_clients():

@@ -66,6 +66,27 @@ def test_a_window_that_was_kept_to_has_a_lower_count_if_what_was_accepted_after_
     assert (window.count, window.seconds) == (count, 60.0)
 
 
+@pytest.mark.parametrize("was_outage", [True, False])
+def test_a_count_that_fell_is_tried_in_the_next_round_and_comes_back_at_once(was_outage):
+    log, window = log_of([0.0, 0.1, 0.2]), Window(8, 50.0, 60.0)
+    window.rounds = 3
+    window.reduce(3)
+    for at in (60.0, 60.1, 60.2, 60.3):
+        assert window.earliest(log, 0.1) <= at
+        window.sent(at, log)
+        log.sent(at)
+    assert window.extra_at == 60.3, "one more than three"
+    if was_outage:
+        assert window.advance(60.5, 0.1)
+        assert window.count == 8
+    else:
+        log.remove(60.3)
+        window.refute_extra()
+        assert window.advance(60.5, 0.1)
+        assert window.count == 3
+        assert window.earliest(log, 0.1) == 120.0
+
+
 @pytest.mark.parametrize(("shortest_at", "end"), [(121.0, 130.0), (100.0, 110.0)])
 def test_a_window_keeps_its_count_if_the_silence_is_longer_or_shorter_than_it(shortest_at, end):
     windows = Windows(log_of([0.0, 0.1, 0.2, 0.3, 60.0, 60.1, end]))
