@@ -208,7 +208,7 @@ class Window:
 
     def refute_extra(self) -> None:
         """More than `count` are not accepted."""
-        self._extra, self.extra_at, self._reduced_from = 0, None, 0
+        self._end_extra()
         self._patience = min(self.MAX_PATIENCE, 2 * self._patience)
 
     def refute_trial(self, waited: float) -> None:
@@ -232,13 +232,16 @@ class Window:
         """The service says that `count` are accepted."""
         self.count, self.rounds = count, max(self.rounds, 0)
         self.end_trials()
-        self._extra, self.extra_at, self._reduced_from = 0, None, 0
+        self._end_extra()
 
     def measure(self, shortest: float, seconds: float) -> None:
         """Replaces the length, because the silence was another one than expected."""
         self.shortest, self.seconds, self.rounds = shortest, seconds, -1
         self.end_trials()
         self.refute_extra()
+
+    def _end_extra(self) -> None:
+        self._extra, self.extra_at, self._reduced_from = 0, None, 0
 
     def end_trials(self) -> None:
         """Begins another round without a trial."""
