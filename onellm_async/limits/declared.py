@@ -25,9 +25,10 @@ class DeclaredRate:
     - The first burst of a batch is paced until one refill period has passed. Other lanes use it at once: a 429 costs
       them nothing, and a pace would let users wait beside a full bucket.
     - A 429 means that the service's bucket is empty, so this one is emptied, too. Only 429s that persist although the
-      level is known decrease the rate. It then recovers gradually.
-    - The service may count the declared rate in windows. If a second 429 follows, and a full window explains it, the
-      client keeps to that window instead, and does not decrease the rate.
+      level is known decrease the rate. It then recovers gradually. What is saved during a Retry-After may not be there,
+      so a batch is paced after it.
+    - The service may count the declared rate in windows. If a second 429 follows, or a Retry-After is too long for a
+      bucket, and a full window explains it, the client keeps to that window instead, and does not decrease the rate.
 
     Args:
         per_second: Declared refill rate.
@@ -54,6 +55,8 @@ class DeclaredRate:
     found to be up."""
     MAX_GAP = 30.0
     """Seconds between two requests, at most, for a share of `MANY_CLIENTS`."""
+    NO_BUCKET = 3.0
+    """Tokens that are refilled in the time of a Retry-After, from which it is not of a bucket: that has one sooner."""
     COINCIDENCE = 100
     """A 429 within the time of this many requests after another 429 is no coincidence."""
 
@@ -191,9 +194,12 @@ class DeclaredRate:
             self._window.rate_limited(sent_at, now)
         if self._last_429 is not None and sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
+        if retry_after:  # what is saved meanwhile may not be there, so it is paced like the first burst
+            self._confirmed_at = max(self._confirmed_at, now + retry_after + self._burst / self._rate.ceiling)
         previous, self._last_429 = self._last_429, now
         self._consecutive_429s += 1
-        if self._consecutive_429s == 2 and self._guess is not None and (full := self._guess.explain(now)) is not None:
+        is_certain = self._consecutive_429s == 2 or (retry_after or 0.0) * self._rate.value > self.NO_BUCKET
+        if is_certain and self._guess is not None and (full := self._guess.explain(now)) is not None:
             self._keep_window(*full, self._guess, now)
             return
         if self._window is not None:

@@ -49,6 +49,16 @@ def test_the_published_limit_is_kept_as_a_window_where_it_is_one(sliding: bool) 
         assert run.rate_limited <= 0.02 * 200
 
 
+@pytest.mark.parametrize("retry_after", ["seconds", "milliseconds"])
+def test_what_is_saved_while_a_window_says_when_it_opens_is_not_sent_into_it_at_once(retry_after: str) -> None:
+    for seed in range(2):
+        faults = Faults(latency=2.0, latency_sigma=0.2, retry_after=retry_after)
+        window = WindowLimit(40, 60, sliding=True)
+        run = simulate(Scenario(prompts=200, limits=Limits(), service_limits=[window], faults=faults, seed=seed))
+        assert run.rate_limited <= 4, "were 26 to 35 in one second"
+        assert run.snapshots[0].limit_found == "40 requests in any 60 s"
+
+
 def test_a_short_window_that_is_declared_by_its_burst_is_found() -> None:
     run = run_against(WindowLimit(20, 2, sliding=True), Limits(requests_per_minute=600, burst=20), 140, 1)
     assert run.best_makespan / run.makespan >= 0.85
