@@ -430,6 +430,14 @@ def _window_cases() -> Iterator[Case]:
                     yield Case(2, title, make, rounds * count, 0.9, 0.15, latency, places, last=count)
 
 
+def _odd_window_cases() -> Iterator[Case]:
+    """Windows whose length is no round number of seconds, once they are found."""
+    for count, seconds in ((7, 11), (20, 7), (60, 23)):
+        measure = partial(_per_second, 10 * seconds, 40 * seconds, count / seconds)
+        make = partial(_window, SlidingWindow, count, seconds)
+        yield Case(2, f"sliding {count} in {seconds}", make, 45 * count, 0.85, 0.15, measure=measure)
+
+
 def _other_cases() -> Iterator[Case]:
     for count in (4, 8, 16):
         for latency in (0.3, 2.0):
@@ -446,6 +454,16 @@ def _other_cases() -> Iterator[Case]:
     yield Case(5, "bucket 10/s b20 + sliding 300/60", both, 1500, 0.85, 0.15)
     both = lambda _: AllOf(SlidingWindow(10, 1), SlidingWindow(200, 60))
     yield Case(5, "sliding 10/1 + sliding 200/60", both, 1000, 0.85, 0.15)
+    small = ((BucketService(5, 1), BucketService(1, 60), 400), (BucketService(5, 1), BucketService(1, 10), 300))
+    for first, second, requests in small:
+        both = lambda _, f=first, s=second: AllOf(copy(f), copy(s))  # type: ignore[misc]
+        name = f"bucket 5/s b1 + bucket 60/min b{second.burst:g}"
+        yield Case(5, name, both, requests, 0.85, 0.15)
+    # The last round takes as long as the shorter window allows.
+    both = lambda _: AllOf(SlidingWindow(1, 1), SlidingWindow(40, 60))
+    yield Case(5, "sliding 1/1 + sliding 40/60", both, 200, 0.85, 0.15, best=4 * 60 + 39)
+    both = lambda _: AllOf(SlidingWindow(3, 1), SlidingWindow(60, 60))
+    yield Case(5, "sliding 3/1 + sliding 60/60", both, 300, 0.85, 0.15, best=4 * 60 + 19)
     for latency in (0.3, 2.0):
         both = lambda _: AllOf(BucketService(5, 10), ConcurrencyLimit(4))
         yield Case(5, f"bucket 5/s b10 + concurrency 4, latency {latency:g}", both, 400, 0.85, 0.15, latency)
@@ -484,6 +502,18 @@ def _changing_cases() -> Iterator[Case]:
          60, 2500, 0.3, 7.5, 8, 108, 0.9, 0.15),
         ("sliding 150/60 -> 300/60, after 180 s", lambda: sliding(150, 60), lambda: sliding(300, 60),
          300, 3000, 0.3, 5, 180, 480, 0.85, 0.15),
+        ("bucket 5/s b1 -> 1/s b1", lambda: bucket(5, 1), lambda: bucket(1, 1, 0.0, at=60.0),
+         60, 700, 0.3, 1, 30, 330, 0.9, 0.15),
+        ("bucket 5/s b1 -> 8/s b1, after 60 s", lambda: bucket(5, 1), lambda: bucket(8, 1, at=60.0),
+         60, 3000, 0.3, 8, 60, 240, 0.9, 0.025),
+        ("sliding 1/0.2 -> bucket 1/s b3", lambda: sliding(1, 0.2), lambda: bucket(1, 3, 0.0, at=60.0),
+         60, 700, 0.3, 1, 30, 330, 0.9, 0.15),
+        ("sliding 40/60 -> 80/60, after 300 s", lambda: sliding(40, 60), lambda: sliding(80, 60),
+         600, 1600, 0.3, 80 / 60, 300, 900, 0.9, 0.05),
+        ("sliding 40/60 -> 40/10, after 300 s", lambda: sliding(40, 60), lambda: sliding(40, 10),
+         600, 3000, 0.3, 4, 300, 600, 0.9, 0.05),
+        ("fixed 300/60 -> 300/30, after 300 s", lambda: FixedWindow(300, 60), lambda: FixedWindow(300, 30),
+         300, 8000, 0.3, 10, 300, 600, 0.9, 0.05),
     ):  # fmt: skip
         make: Make = lambda _, f=first, s=second, at=at: Changing(f(), s(), at)  # type: ignore[misc]
         measure = partial(_per_second, at + start, at + end, best)
@@ -554,6 +584,7 @@ def cases() -> list[Case]:
     return [
         *_bucket_cases(),
         *_window_cases(),
+        *_odd_window_cases(),
         *_other_cases(),
         *_changing_cases(),
         *_shared_cases(),

@@ -22,9 +22,10 @@ A limit is a curve: the most requests that the service accepts in any w seconds.
 
 What a service advertises in headers stands in for evidence where there is none yet, and never against it (`claims`).
 
-A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is full,
-and else on the line. The 429 that suggests a limit of concurrency may be a sample of the line as well, so it counts as
-one until others contradict it. 429s of requests that were sent before the last 429 was known tell nothing new.
+A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is
+full, and else on the line. Where a window was blamed, and the silence is longer than it explains, the line gets the
+sample. The 429 that suggests a limit of concurrency may be a sample of the line as well, so it counts as one until
+others contradict it. 429s of requests that were sent before the last 429 was known tell nothing new.
 
 What the client does:
 
@@ -45,7 +46,7 @@ What the client does:
 - *Probe.* After a number of requests, it sends each one slightly sooner than the one before, until a 429. That spends
   the savings and tightens the bounds, for one 429, which is not billed.
 - *Restored.* With a prior from an earlier client, it cruises at the prior and probes early, at most at four times that
-  rate. The first 429 says only that the bucket is empty now.
+  rate. The first 429 says only that the bucket is empty now. A prior is given up once twice its rate was accepted.
 - *Contended.* A client that has the key to itself gets no 429 while it cruises, and its samples never contradict each
   other. Each violation adds to the contention score; samples that agree lower it. From a score of 2 the client shares
   the limit: a binomial increase and decrease with random gaps (`binomial`).
@@ -56,7 +57,7 @@ from                event                                        to
 Startup             answer                                       Startup, faster
 any but Contended   429                                          Silence, with the phase that follows from it inside
 Silence             the knock gets a 429                         Silence; after a small burst that the line does not
-                                                                 explain: Contended
+                                                                 explain: Contended, unless many were accepted before
 Silence             the knock is accepted                        the phase inside; Opening if the silence is unexplained
 Opening             more accepted than a bucket can have saved   Windowed, or the phase inside if a line is known
 Opening             more accepted than any window explains       Windowed, or the phase inside if a line is known
@@ -66,6 +67,7 @@ Opening             429                                          Silence, inside
 Windowed            429, a window is full                        Silence; a longer silence than expected: Opening
 Windowed            429, no window is full                       the fullest window becomes smaller; Silence
 Restored            429                                          Cruise at the prior
+Restored            twice the prior was accepted                 Probe without the prior
 Cruise              enough requests accepted since the sample    Probe
 Cruise              429                                          Cruise with new bounds; contention +2 if the bounds
                                                                  were tight and the cruise was not bold
@@ -99,7 +101,7 @@ from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.phases import Contended, Phase, Restored, SharedStartup, Startup
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.silence import AroundSilence, Opening, Silence, Windowed
-from onellm_async.limits.windows import Window
+from onellm_async.limits.windows import FEW, Window
 
 _NEVER = float("inf")
 
@@ -217,7 +219,7 @@ class AdaptiveRate:
         """What was found, in words; None if nothing is certain."""
         evidence = self._evidence
         parts = [window.describe() for window in evidence.windows.all]
-        if (at_once := evidence.slots.describe()) is not None:
+        if (at_once := evidence.slots.describe(min(self._phase.rate, evidence.windows.rate))) is not None:
             parts.append(at_once)
         bounds = evidence.line.bounds
         if bounds.tight and not isinstance(self._phase, Contended):
@@ -237,10 +239,12 @@ class AdaptiveRate:
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
         phase = self._phase
         wait = phase.time_until(requests, now, reserve, self._evidence)
-        if isinstance(phase, Silence) and phase.knocked_at is not None and self._is_opened_by(phase, phase.knocked_at):
-            # The request after a knock that is confirmed by time alone belongs to the opening already.
-            opening = Opening(phase, phase.knocked_at, self._evidence.burst_at, self._mean_pace(), self._evidence)
-            wait = max(wait, opening.time_until(requests, now, reserve, self._evidence))
+        if isinstance(phase, Silence) and phase.knocked_at is not None:
+            # The request after a knock that is confirmed by time alone belongs to the next phase already.
+            if self._is_opened_by(phase, phase.knocked_at):
+                opening = Opening(phase, phase.knocked_at, self._evidence.burst_at, self._mean_pace(), self._evidence)
+                wait = max(wait, opening.time_until(requests, now, reserve, self._evidence))
+            wait = max(wait, self._evidence.windows.earliest(self._ack) - now)
         if self._earliest > now + wait:
             wait = self._earliest - now
         if (reserve or requests > 1) and self._evidence.windows.all and self._phase.obeys_windows:
@@ -378,6 +382,8 @@ class AdaptiveRate:
             return phase
         if evidence.windows.refute_extra(sent_at) or evidence.slots.rate_limited(before):
             return phase
+        if evidence.windows.refute_trials(sent_at) and not isinstance(phase, Contended):
+            return phase
         if isinstance(phase, Opening) and phase.is_window(sent_at, evidence):
             phase = self._after_window(phase, now)
         elif evidence.windows and not isinstance(phase, Opening | Contended):
@@ -402,6 +408,8 @@ class AdaptiveRate:
         if silence.doubtful_after is None or silence.vain < 2 or evidence.windows or burst >= line.LARGE_BURST:
             return silence
         if self._is_line_certain or (line.is_bold and not silence.is_doubtful(silence.refused_at)):
+            return silence
+        if line.was_calm:
             return silence
         line.contention += 2
         bucket = line.empty_bucket(max(line.MIN_RATE, silence.inner.rate / 2), burst, now, retry_after)
@@ -448,12 +456,12 @@ class AdaptiveRate:
         window = windows.fullest(sent_at)
         share = windows.share(window, sent_at)
         is_full = share >= windows.FULL
-        first = evidence.log.last(window.count)
-        if window.trial is not None and is_full and first is not None and sent_at - first < window.seconds:
-            window.refute_trial(sent_at - first)
-            return phase
+        first = evidence.log.last_until(sent_at, window.count)
+        if is_full and first is not None:
+            window.fall_back(sent_at - first)
         count = window.count
-        if not is_full and count * (1 - share) > 1:
+        missing = count * (1 - share)
+        if not is_full and (not windows.is_full(window, sent_at) if count <= FEW else missing > 1):
             count = evidence.log.count(sent_at, window.seconds)
             if not isinstance(phase, Windowed) or count < 1:
                 return None
@@ -475,14 +483,32 @@ class AdaptiveRate:
         if silence.vain or proven > 0:
             evidence.burst_at = at
         line = evidence.line
-        is_single = line.first is not None and line.first.accepted == 1 and len(line.samples) == 1
-        if is_single and at - line.started < self.SINGLE_WITHIN and evidence.windows.add_single(silence.refused_at, at):
+        if self._is_single(at) and evidence.windows.add_single(silence.refused_at, at):
             return Windowed(at)
+        if silence.blamed is not None and evidence.windows.measure_single(silence.blamed, silence.refused_at, at):
+            return silence.inner
         if self._is_opened_by(silence, at):
             return Opening(silence, at, pattern_at, self._mean_pace(), evidence)
-        if silence.blamed is not None and not silence.vain:
-            evidence.windows.stretch(silence.blamed, silence.refused_at, at)
-        return silence.inner
+        if silence.blamed is None or evidence.windows.stretch(silence.blamed, silence.refused_at, at):
+            return silence.inner
+        return self._blame_line(silence, at) if silence.vain and line.bounds.known else silence.inner
+
+    def _blame_line(self, silence: Silence, at: float) -> Phase:
+        """The phase after a silence that the window that was blamed does not explain: the line is slower than known."""
+        self._evidence.line.add_sample(silence.refused_at)
+        return silence.inner.rate_limited(at, None, self._evidence, self._random)
+
+    def _is_single(self, at: float) -> bool:
+        """Whether a second request, accepted at `at`, shows that the service accepts one at a time."""
+        line = self._evidence.line
+        if line.first is None or len(line.samples) != 1 + (not line.first.accepted):
+            return False
+        before = self._evidence.log.last(2)
+        if before is None or at - before >= self.SINGLE_WITHIN:
+            return False
+        return line.first.accepted == 1 or (
+            2 <= line.samples[-1].accepted - line.first.accepted <= 8 and not line.first.accepted
+        )
 
     def _is_opened_by(self, silence: Silence, at: float) -> bool:
         """Whether a knock that was sent at `at` and accepted ends in an opening: nothing known explains the silence."""

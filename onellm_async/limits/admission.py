@@ -487,7 +487,7 @@ class Admission:
     @property
     def limit_found(self) -> str | None:
         """What 429s have shown of the limit, in words; None if nothing is certain."""
-        return ", ".join(filter(None, (self.rate.found, self.slots.limit_found))) or None
+        return ", ".join(filter(None, (self.rate.found, self.slots.limit_found(self.rate.rate)))) or None
 
     def _is_of_concurrency(self, ticket: Ticket, now: float) -> bool:
         """Whether a 429 says that too much was in flight, so that it takes concurrency away.

@@ -116,10 +116,9 @@ class Concurrency(Dimension):
         found = _NEVER if self.found is None else self.found.limit
         return int(min(self.size, found, _NEVER if self.control is None else self.control.max_in_flight))
 
-    @property
-    def limit_found(self) -> str | None:
-        """The limit of concurrency in words; None if nothing is certain."""
-        return None if self.found is None else self.found.describe()
+    def limit_found(self, rate: float) -> str | None:
+        """The limit of concurrency in words; None if nothing is certain, or if `rate` per second does not reach it."""
+        return None if self.found is None else self.found.describe(rate)
 
     def take(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1

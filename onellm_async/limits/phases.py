@@ -307,8 +307,11 @@ class Probe(Cruise):
             max_pace = self.MAX_RESTORED_PACE * bucket.rate
         pace = max(pacer.rate, min(pacer.rate * (1 + evidence.line.gain), max_pace))
         pacer.retune(now, rate=pace, capacity=1 + evidence.line.lateness * pace)
-        if self._prior is None and evidence.line.limit_rose(pace, now):
+        if line.limit_rose(pace, now, self._prior):
             bucket.retune(now, rate=pace)
+            self._prior = None
+        elif not line.bounds.known and (certain := line.certain_rate(now, bucket.capacity)) > bucket.rate:
+            bucket.retune(now, rate=certain)  # no 429 tells that it is over
         return self
 
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> Phase:

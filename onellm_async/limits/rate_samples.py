@@ -186,11 +186,16 @@ class RateEvidence:
     """Upper bound divided by lower bound from which such a cruise is bold."""
     BOLDNESS = 0.5
     """Pace of a bold cruise: so far between the bounds, at first. It halves with each 429 of such a cruise."""
+    MAX_PRIOR = 2.0
+    """Rate that was accepted as a multiple of the prior, beyond its burst, from which the prior is given up."""
     LATE_SHARE = 0.6
     """Share of `lateness` for which the bucket of a cruise holds what comes late. With none, 16 clients use .91 of 200
     per second; with all of it, those that are 30 ms from their board get a 429 for every other prompt."""
     LARGE_BURST = 24
     """An initial burst of so many requests rules out contention, however long nothing is accepted after it."""
+    CALM = 16
+    """Requests accepted without a 429, from which a silence after them is no sign of other clients: what stops
+    everything at once is a window, or the service is down."""
     AGREEING_SAMPLES = 6
     """Samples that must agree to end contention."""
     MIN_GAP = 8
@@ -246,6 +251,12 @@ class RateEvidence:
     def accepted_since_sample(self) -> int:
         """Requests accepted since the last sample, those in flight included."""
         return self._log.total - self.samples[-1].accepted
+
+    @property
+    def was_calm(self) -> bool:
+        """Whether `CALM` requests were accepted before the last sample, without a 429 and a sign of other clients."""
+        samples = self.samples
+        return not self.contention and len(samples) > 1 and samples[-1].accepted - samples[-2].accepted >= self.CALM
 
     def certain_rate(self, now: float, capacity: float) -> float:
         """Requests per second that the service certainly refilled since the last sample.
@@ -484,13 +495,21 @@ class RateEvidence:
         self.consecutive_429s, self.rate_before_drop = 0, None
         self.cruise_length, self.gain = self.FIRST_CRUISE, self.FIRST_GAIN
 
-    def limit_rose(self, pace: float, now: float) -> bool:
+    def limit_rose(self, pace: float, now: float, prior: RateState | None = None) -> bool:
         """Whether more was accepted since the last sample than the bounds allow, at a probe's `pace`.
 
         Then the samples are dropped, and the gain doubles.
+
+        Args:
+            pace: Requests per second.
+            now: The current time.
+            prior: The prior, as long as no 429 has confirmed it. It may be as far from the limit as it likes, so it is
+                given up only for a multiple of it.
         """
-        accepted = self.accepted_since_sample() - 1 - pace * self.round_trip
-        if accepted <= self.bounds.high * (now - self.samples[-1].at + self.jitter):
+        accepted, high = self.accepted_since_sample() - 1 - pace * self.round_trip, self.bounds.high
+        if prior is not None:
+            accepted, high = accepted - prior.burst, self.MAX_PRIOR * prior.rate
+        if accepted <= high * (now - self.samples[-1].at + self.jitter):
             return False
         self.gain = min(self.MAX_GAIN, 2 * self.gain)
         self.begin(now)

@@ -66,6 +66,11 @@ class SendLog:
         """When the `number`-th last request was sent; None if there were fewer."""
         return self.times[-number] if 0 < number <= len(self.times) else None
 
+    def last_until(self, at: float, number: int) -> float | None:
+        """When the `number`-th last of those sent until `at` was sent; None if there were fewer."""
+        index = bisect_right(self.times, at) - number
+        return self.times[index] if 0 <= index < len(self.times) else None
+
     def max_count(self, seconds: float, until: float) -> int:
         """The most requests that were accepted within `seconds`, of those sent until `until`."""
         return most_within(seconds, self.times, bisect_right(self.times, until))

@@ -284,10 +284,15 @@ class Opening(AroundSilence):
         return self.inner.confidence(evidence)
 
     def time_until(self, requests: float, now: float, reserve: float, evidence: Evidence) -> float:
-        at = self._last + 1 / self._pace
+        bounds, pace = evidence.line.bounds, self._pace
         if self.proven > 0:
-            at = max(at, min(self._same_moment(evidence), self._last + self.MAX_PATTERN_GAP))
-        return at - now + (requests - 1) / self._pace
+            same_moment = self._same_moment(evidence)
+            if bounds.tight:  # the line still holds: what stopped everything is another limit
+                pace = min(pace, bounds.low)
+            else:
+                same_moment = min(same_moment, self._last + self.MAX_PATTERN_GAP)
+            return max(self._last + 1 / pace, same_moment) - now + (requests - 1) / pace
+        return self._last + requests / pace - now
 
     def _same_moment(self, evidence: Evidence) -> float:
         """When the next request is due if the burst before the silence is repeated."""
@@ -355,7 +360,8 @@ class Opening(AroundSilence):
         if self._is_startup(evidence):
             rate = self._pace / 2
         rate = line.estimate(rate, capacity, self._pace)
-        if self.proven >= self.LONG and line.first is not None and line.first.accepted < line.LARGE_BURST:
+        is_small = line.first is not None and line.first.accepted < line.LARGE_BURST
+        if self.proven >= self.LONG and is_small and not line.was_calm:
             line.contention += 2
             rate = max(rate, 1 / self.LONG / 2)
         return Cruise.of(line.empty_bucket(rate, capacity, now, retry_after), evidence, random, now)

@@ -39,7 +39,8 @@ class Slots:
     """A trial waits for this share of the time that an answer takes for each slot."""
     SMOOTHING = 0.1
     """Weight of a new latency in the usual one."""
-
+    REACHED = 0.3
+    """Share of the limit that is in flight in the mean, from which the limit is told."""
     MAX_MOMENTS = 4096
     """Answers that are remembered for the requests that were in flight with them, at most."""
 
@@ -72,9 +73,16 @@ class Slots:
         """Seconds after the last request in which a trial rests."""
         return self.REST * (self.latency or 0.0) / self.limit
 
-    def describe(self) -> str | None:
-        """The limit in words; None if nothing is certain."""
-        return f"{self.limit:.0f} requests at once" if self.support > 1 else None
+    def describe(self, rate: float) -> str | None:
+        """The limit in words; None if nothing is certain, or if it is never reached.
+
+        Args:
+            rate: Requests per second that other limits allow. Where they go one after the other, none was in flight
+                with any of those that were accepted.
+        """
+        if self.support < self.SURE or self.latency is None or rate * self.latency < self.REACHED * self.limit:
+            return None
+        return f"{self.limit:.0f} request{'s' * (self.limit != 1)} at once"
 
     def sent(self, now: float) -> None:
         """Records that a request is sent."""

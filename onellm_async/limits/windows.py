@@ -7,8 +7,10 @@ smallest n that no record of accepted requests contradicts is the window.
 
 A window (n, w) lets the next request be sent no earlier than w seconds after the n-th last one. What is refuted is
 corrected: a 429 although the window should have opened makes w longer (a *fixed* window is found so: its period fits,
-whatever its phase); a 429 long before n requests makes n smaller. From time to time one request more is tried, and a
-shorter length while w is not certain. A refused trial costs one 429.
+whatever its phase); a 429 long before n requests makes n smaller. A refused trial costs one 429. Until w is certain,
+shorter lengths are tried. From time to time .8 of it is tried, whatever is known: a limit that rose in any way accepts
+that. Each success squares the step, then one request more than n is tried, twice as many more after each success. A
+fixed window accepts some bursts that come too soon, so a shorter length is on probation for six rounds.
 
 One silence is little evidence: the service may have been down. So in its first wait, a window of more than a minute is
 doubted by single requests, and one that is accepted refutes it.
@@ -26,6 +28,8 @@ ROUND_SECONDS = (
 KNOCK_SECONDS = tuple(seconds for seconds in ROUND_SECONDS if seconds not in {6, 8, 12, 75, 90, 100, 150, 240, 400})
 """Lengths that are looked for first."""
 NEVER = float("inf")
+FEW = 3
+"""Requests of a small window, at most: it is full or it is not, and one request more or less is much."""
 
 
 def just_after(seconds: float) -> float:
@@ -47,35 +51,58 @@ class Window:
         seconds: Its length, as it is kept.
         rounds: Times that `count` requests were accepted as expected; -1 before the first.
         stretched: Times in a row that it had to be made longer.
+        kept: Requests that were accepted as expected since it was made longer.
         trial: A shorter length that is tried now; None if none is.
         extra_at: When the first of more than `count` requests was sent to try whether they are accepted.
     """
 
     MIN_ASKED = 40
-    """Requests between two trials of a larger count, at least; twice the count if that is more."""
+    """Requests between two trials of a higher limit, at least; twice the count if that is more. Trials of a larger
+    count and of a shorter length take turns."""
     MAX_PATIENCE = 8
     """Factor of that number after refused trials, at most; it doubles with each."""
+    RISE_WITHIN = 180.0
+    """Seconds between two trials, at most, unless that number takes longer."""
+    RISE = 0.8
+    """Share of its length that such a trial takes. It is squared with each one that is accepted."""
+    PROBATION = 6
+    """Rounds in which a shorter length that was accepted may still be refuted. So many bursts, each .8 of a fixed
+    window after the one before, can lie in windows of their own, but no more."""
+    MAX_RISE = 0.4
+    """The smallest such share."""
     EARLY = 0.995
     """A request that is sent sooner than this share of the length is one more than `count`."""
     KNOCK_AFTER = 60.0
     """Seconds after the last request in which a window is doubted that was concluded from one silence only."""
     MAX_ROUND = 2.0
     """A first round that takes so many times the length confirms nothing."""
+    LARGE = 24
+    """Requests from which a window was looked for in short steps, so that a round length is its length."""
+    UNSURE = 0.25
+    """A round length of a smaller window is tried again if its bounds are further apart than this share."""
+    STEADY = 8
+    """Requests, at least, that must be accepted as expected until it counts as found."""
     SPREAD = 0.05
     """A length whose bounds are closer than this share needs no trial."""
 
     __slots__ = (
         "_asked",
+        "_before_rise",
         "_extra",
         "_is_bold",
         "_is_extra_sure",
+        "_is_length_due",
         "_knocked_at",
         "_patience",
+        "_planned_at",
+        "_proven_at",
         "_reduced_from",
+        "_rise",
         "_sent_in_round",
         "_tried_at",
         "count",
         "extra_at",
+        "kept",
         "rounds",
         "seconds",
         "shortest",
@@ -89,17 +116,23 @@ class Window:
         self.seconds: float = seconds
         self.rounds: int = -1
         self.stretched: int = 0
+        self.kept: int = 0
+        self._before_rise: list[float] = []
+        self._proven_at = 0
         self.trial: float | None = None
         self.extra_at: float | None = None
         self._sent_in_round = 0
         self._tried_at: float | None = None
         self._is_bold = False
         self._is_extra_sure = False
+        self._is_length_due = True
         self._extra = 0
         self._reduced_from = 0
         self._knocked_at = -NEVER
         self._asked = 0
         self._patience = 1
+        self._planned_at = -NEVER
+        self._rise = self.RISE
 
     def earliest(self, log: SendLog, ack: float) -> float:
         """When the next request may be sent."""
@@ -107,7 +140,9 @@ class Window:
         if first is None:
             return -NEVER
         at = first + self.seconds
-        if self.trial is not None:  # once it was kept to for a round, its 429 must have had time to come
+        if self.trial is not None and first + self.trial >= self._planned_at:
+            # Once it was kept to for a round, its 429 must have had time to come. What could have been sent before it
+            # was planned waits for the whole length: it would try far more than the trial.
             at = min(at, max(first + self.trial, -NEVER if self._tried_at is None else self._tried_at + ack))
         if self.rounds < 0:
             at = min(at, self._next_knock(log))
@@ -158,44 +193,80 @@ class Window:
         first = log.last(self.count - 1)
         if self.rounds < 0 and first is not None and now - first > self.MAX_ROUND * self.seconds:
             return  # there was little to send, so it was never kept to
-        self.stretched = 0
+        self.kept += self.count
+        if self.kept >= self.STEADY:
+            self.stretched = 0
         self.rounds += 1
+        if self.rounds >= self._proven_at:
+            self._before_rise.clear()
         if self.trial is None:
-            self._plan_trial()
+            self._plan_trial(now)
         elif self._tried_at is None:
             if self._is_bold:
                 self._tried_at = now
             else:
                 self.trial = None
-        due = self._asked >= max(self.MIN_ASKED, 2 * self.count) * self._patience
-        if self.rounds >= 1 and self.trial is None and not self._extra and due:
-            self._extra, self._asked = 1, 0
+        if self.rounds >= 1 and self.trial is None and not self._extra and self._is_rise_due:
+            self._asked = 0
+            if self._is_length_due or self.count <= FEW:  # for few, one request more would be far more
+                self._plan(self.RISE * self.seconds, now)
+                self._patience = min(self.MAX_PATIENCE, 2 * self._patience)
+            else:
+                self._extra, self._is_length_due = 1, True
 
-    def _plan_trial(self) -> None:
-        is_small = self.count <= 3
+    @property
+    def _is_rise_due(self) -> bool:
+        """Whether enough was asked since the last trial of a higher limit, or time has passed."""
+        asked = max(self.MIN_ASKED, 2 * self.count)
+        return self._asked >= min(asked * self._patience, max(asked, self.RISE_WITHIN * self.count / self.seconds))
+
+    def _plan(self, trial: float | None, now: float) -> None:
+        self.trial, self._is_bold, self._planned_at = trial, False, now
+
+    def _plan_trial(self, now: float) -> None:
+        is_small = self.count <= FEW
         spread = self.SPREAD if not is_small else 0.02
-        is_round = any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS)
-        if self.rounds < (0 if is_small else 1) or self.seconds - self.shortest <= spread * self.seconds or is_round:
+        if self._rise < self.RISE:
+            self._plan(self._rise * self.seconds, now)
+        if (
+            self.trial is not None
+            or self.rounds < (not is_small)
+            or self.seconds - self.shortest <= spread * self.seconds
+        ):
             return
-        self.trial, self._is_bold = self._round_trial() or (self.shortest + self.seconds) / 2, False
+        is_wide = self.count < self.LARGE and self.seconds - self.shortest > self.UNSURE * self.seconds
+        is_unsure = is_wide or not self._is_round
+        trial = self._round_trial(ROUND_SECONDS if is_unsure else KNOCK_SECONDS)
+        if trial is None and is_unsure:
+            trial = (self.shortest + self.seconds) / 2
+        self._plan(trial, now)
 
-    def _round_trial(self) -> float | None:
-        """The longest round number of seconds that the window may have, and is shorter than now."""
-        rounds = (
-            just_after(seconds) for seconds in reversed(ROUND_SECONDS) if self.shortest < seconds < 0.98 * self.seconds
+    @property
+    def _is_round(self) -> bool:
+        return any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS)
+
+    def _round_trial(self, rounds: tuple[int, ...]) -> float | None:
+        """The longest of these numbers of seconds that the window may have, and is shorter than now."""
+        return next(
+            (just_after(seconds) for seconds in reversed(rounds) if self.shortest < seconds < 0.98 * self.seconds),
+            None,
         )
-        return next(rounds, None)
 
     def try_round_number(self) -> None:
         """Tries a round number of seconds at once, if the window may have it."""
-        if not any(abs(self.seconds - seconds) < 0.02 * seconds for seconds in ROUND_SECONDS):
-            self.trial, self._is_bold = self._round_trial(), False
+        if not self._is_round:
+            self._plan(self._round_trial(ROUND_SECONDS), -NEVER)
 
     def advance(self, now: float, ack: float) -> bool:
         """Draws the conclusions from trials that no 429 has refuted by now. Returns whether the window still holds."""
         if self._tried_at is not None and now >= self._tried_at + ack - 1e-9:
             assert self.trial is not None  # noqa: S101  # it is what was tried
-            self.seconds, self.trial, self._tried_at = self.trial, None, None
+            before, self.seconds, self.trial, self._tried_at = self.seconds, self.trial, None, None
+            if self.seconds <= 1.01 * self.shortest or self._before_rise:  # the limit rose, as far as is known
+                self._before_rise.append(before)
+                self._proven_at = self.rounds + self.PROBATION
+                self.shortest, self._patience, self._rise = 0.0, 1, max(self.MAX_RISE, self._rise**2)
+                self._is_length_due = False
         if self.extra_at is not None and now >= self.extra_at + ack - 1e-9:
             if self.rounds < 0 and self._is_extra_sure:
                 return False
@@ -215,6 +286,18 @@ class Window:
         """The window is longer than `waited` seconds."""
         self.shortest = max(self.shortest, waited)
         self.trial = self._tried_at = None
+        self._rise = self.RISE
+
+    def fall_back(self, waited: float) -> None:
+        """Takes back a shorter length that was accepted, if a 429 refutes it: a fixed window accepts some, not always.
+
+        Args:
+            waited: Seconds after the `count`-th last request before it.
+        """
+        if self._before_rise and waited >= self.seconds - 1e-9:  # else it was sent under another length
+            self.shortest, self.seconds = max(self.shortest, self.seconds), self._before_rise.pop()
+            self._rise, self._is_length_due = self.RISE, True
+            self.end_trials()
 
     def shrink(self, count: int) -> None:
         """No more than `count` are accepted."""
@@ -269,6 +352,8 @@ class Windows:
     """Share of a window's count from which a 429 is blamed on it."""
     SLACK = 1.02
     """Factor by which a length may be exceeded, as travel times differ."""
+    FEW_SLACK = 1.1
+    """The same for a window of few requests, whose length is found by trials."""
     MAX_SILENCE = 4.0
     """Lengths of a window within which such a silence and the wait before it are looked for."""
     REST = 0.5
@@ -278,6 +363,8 @@ class Windows:
     """Factor of its length by which a window may turn out to be longer."""
     MAX_SMALL_STRETCH = 3.0
     """The same for a window of up to three requests."""
+    MAX_SINGLE = 16.0
+    """The same for a window of one request after a knock that was in vain."""
     SHORTEST = 0.01
     """Seconds of the shortest window that is looked for."""
     MAX_STRETCHED = 2
@@ -314,7 +401,7 @@ class Windows:
         """Requests per second that all of them allow in the long run."""
         return min((window.count / max(window.seconds, 1e-3) for window in self.all), default=NEVER)
 
-    def stretch(self, window: Window, shortest_at: float, end: float) -> None:
+    def stretch(self, window: Window, shortest_at: float, end: float) -> bool:
         """Makes a window longer that opened a little later than expected. One that keeps doing so is dropped.
 
         Args:
@@ -323,12 +410,18 @@ class Windows:
             end: When the first request was sent that was accepted again.
         """
         first = self._log.last(window.count + 1)
-        longest = (self.MAX_STRETCH if window.count > 3 else self.MAX_SMALL_STRETCH) * window.seconds
+        longest = (self.MAX_STRETCH if window.count > FEW else self.MAX_SMALL_STRETCH) * window.seconds
         if first is None or not window.seconds < end - first < longest:
-            return
+            return False
         window.shortest = max(window.shortest, shortest_at - first)
         window.seconds = end - first
+        self._stretched(window)
+        return True
+
+    def _stretched(self, window: Window) -> None:
+        """Drops a window that keeps turning out to be longer: others use the key, or there is no window."""
         window.stretched += 1
+        window.kept = 0
         if window.stretched > self.MAX_STRETCHED:
             self.all.remove(window)
 
@@ -371,14 +464,27 @@ class Windows:
             window.refute_extra()
         return bool(tried)
 
+    def refute_trials(self, sent_at: float) -> bool:
+        """Whether a 429 refutes trials of a shorter length: without them, its request would have been sent later."""
+        tried = False
+        for window in self.all:
+            first = self._log.last_until(sent_at, window.count)
+            if window.trial is not None and first is not None and sent_at - first < window.seconds - 1e-9:
+                window.refute_trial(sent_at - first)
+                tried = True
+        return tried
+
     def fullest(self, sent_at: float) -> Window:
         """The window that is fullest for its count."""
         return max(self.all, key=lambda window: self.share(window, sent_at))
 
     def share(self, window: Window, sent_at: float) -> float:
         """Requests in the window as a share of its count."""
-        seconds = window.seconds if window.trial is None else window.trial
-        return self._log.count(sent_at, self.SLACK * seconds) / window.count
+        return self._log.count(sent_at, self.SLACK * window.seconds) / window.count
+
+    def is_full(self, window: Window, sent_at: float) -> bool:
+        """Whether a window of few requests may explain a 429, if it is a little longer than it is kept."""
+        return self._log.count(sent_at, self.FEW_SLACK * window.seconds) >= window.count
 
     def add(self, start: float, shortest_at: float, end: float, burst_at: float) -> Window:
         """Concludes from a silence what the window is.
@@ -427,6 +533,22 @@ class Windows:
         if self.all or first is None or not first < shortest_at < end:
             return False
         self.all = [Window(1, shortest_at - first, end - first)]
+        return True
+
+    def measure_single(self, window: Window, shortest_at: float, end: float) -> bool:
+        """Measures a window of one request again, which is as long as the silence after it. Returns whether it did.
+
+        Args:
+            window: The window.
+            shortest_at: When the last request was sent that got a 429.
+            end: When the first request was sent that was accepted again.
+        """
+        first = self._log.last(2)
+        longest = self.MAX_SINGLE * window.seconds
+        if window.count != 1 or first is None or not window.seconds < end - first < longest:
+            return False
+        window.measure(shortest_at - first, end - first)
+        self._stretched(window)
         return True
 
     def _nth_before(self, number: int, total: int) -> float:
