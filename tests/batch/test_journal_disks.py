@@ -94,6 +94,23 @@ async def test_on_a_full_disk_outcomes_are_written_and_nothing_new_is_begun(smal
         assert reader.sessions()[-1].end_reason == "stopped: the disk is full"
 
 
+async def test_the_reserve_is_not_used_to_copy_the_log_into_the_main_file(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_writer, "_CHECKPOINT_BYTES", 6_000_000)
+    subprocess.run(["mount", "-o", "remount,size=14m", small_disk], check=True)  # noqa: ASYNC221
+    path = small_disk / "out.jsonl.journal"
+    async with Journal.open(path, IDENTITY) as journal:
+        await asyncio.gather(*(journal.record_intent(intent(index)) for index in range(64)))
+        for index in range(23):  # the log has 5.5 MB then, of which the main file has nothing
+            await journal.record_outcome(answer(index, result=BIG * 10))
+        assert 5_000_000 < path.with_name(path.name + "-wal").stat().st_size < 6_000_000
+        (small_disk / "other").write_bytes(b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+        for index in range(23, 64):
+            await journal.record_outcome(answer(index, result=BIG))
+        assert journal.counts().answered == 64
+
+
 async def test_a_journal_that_may_not_grow_tells_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = journal_writer.connect
 

@@ -182,6 +182,7 @@ class JournalWriter:
             if not (lacks_space(error) and self._reserve.release()):
                 raise
             self._full = to_batch_error(error, self._path)
+            connection.execute("PRAGMA wal_autocheckpoint = 0")  # the space is for outcomes, not for a copy of the log
             return self._commit_what_can_be(connection, changes, statements)
 
     def _commit_what_can_be(
