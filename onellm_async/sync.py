@@ -52,7 +52,12 @@ class _Call(Generic[T]):
 
     def _start(self) -> None:
         """Runs in the loop."""
-        self._task = asyncio.get_running_loop().create_task(self._function(), context=self._context)
+        try:
+            coroutine = self._function()
+        except BaseException as error:  # wrong arguments, for example: somebody waits for them
+            self.result.set_exception(error)
+            return
+        self._task = asyncio.get_running_loop().create_task(coroutine, context=self._context)
         self._task.add_done_callback(self._finish)
 
     def cancel(self) -> None:
@@ -510,7 +515,8 @@ class OneLLM:
         """Sends every prompt of a source and writes the answers to a file. See `AsyncOneLLM.run`.
 
         Ctrl-C ends the run gracefully: requests in flight finish, then `KeyboardInterrupt` is raised. A second one
-        cancels them. The same call resumes the run.
+        cancels them. The same call resumes the run. There is no ``stop``: another thread or terminal ends the run with
+        ``onellm-async stop``.
         """
         stop = asyncio.Event()
         return self._call(

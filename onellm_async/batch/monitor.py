@@ -16,7 +16,7 @@ from onellm_async.chat import JSON
 from onellm_async.errors import BatchError, OneLLMError
 from onellm_async.formatting import format_duration
 from onellm_async.limits.bottleneck import BOTTLENECK_LABELS
-from onellm_async.limits.policy import change_limits
+from onellm_async.limits.policy import Limits, change_limits
 from onellm_async.limits.snapshot import Snapshot
 from onellm_async.sender import Sender
 
@@ -62,9 +62,20 @@ class Monitor:
         self._say = say
         self._clock = clock
         self._open_since: float | None = None
+        self._was_paused = False
+        self._limits_before: Limits | None = None
 
     async def run(self) -> None:
-        """Watches until it is cancelled."""
+        """Watches until it is cancelled. What commands changed in the client then ends, as others may use it."""
+        try:
+            await self._watch()
+        finally:
+            if self._was_paused:
+                self._sender.resume()
+            if self._limits_before is not None:
+                self._sender.retune(self._limits_before)
+
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
             for command in self._commands():
@@ -119,10 +130,14 @@ class Monitor:
             match command.name:
                 case "pause":
                     self._sender.pause()
+                    self._was_paused = True
                 case "resume":
                     self._sender.resume()
+                    self._was_paused = False
                 case "retune":
-                    self._sender.retune(change_limits(self._sender.limits, command.argument))
+                    before = self._sender.limits
+                    self._sender.retune(change_limits(before, command.argument))
+                    self._limits_before = self._limits_before or before
                 case "stop":
                     self._engine.stop(StopReason(interrupted=True))
         except (OneLLMError, TypeError) as error:  # TypeError: a setting that this version does not have

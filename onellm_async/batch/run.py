@@ -106,6 +106,7 @@ async def run(
 
     Raises:
         BatchError: If the input, the journal or the output cannot be used.
+        ConfigurationError: If `stop` is no event of asyncio.
         InvalidRequestError: If no prompt can keep the cost cap.
     """
     saying = guarded(on_message or _ignore, "on_message")
@@ -115,6 +116,10 @@ async def run(
         if (text := complaints.heard(error)) is not None:
             tell(f"Bad line, not sent: {text}")
 
+    if stop is not None and not isinstance(stop, asyncio.Event):
+        raise ConfigurationError(
+            f"stop is {truncated_repr(stop)}; it must be an asyncio.Event. Texts that end an answer are stop_sequences."
+        )
     callbacks = _Callbacks(
         on_progress=guarded(on_progress or _ignore, "on_progress"),
         on_bad_line=guarded(on_bad_line or tell_bad_line, "on_bad_line"),

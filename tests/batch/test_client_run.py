@@ -5,13 +5,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, OneLLMError, RateState, RetryPolicy
 from onellm_async.batch import JournalReader
+from onellm_async.batch.journal.commands import Command, send_command
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.server import Faults, LocalServer, ServerSettings
 
@@ -333,3 +335,42 @@ async def test_a_source_that_raises_stops_the_run_gracefully_and_it_can_be_resum
         again = await one.run(["one", "two", "three", "four"], tmp_path / "out.jsonl")
     assert again.complete
     assert local.ledger.billed == 4
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_what_commands_changed_in_the_client_ends_with_the_run(tmp_path: Path) -> None:
+    source, output, stop = tmp_path / "in.txt", tmp_path / "out.jsonl", asyncio.Event()
+    source.write_text("".join(f"prompt {n}\n" for n in range(200)), "utf-8")
+    async with server(latency=0.5) as local, client(local) as one:
+        limits = one.limits
+        run = asyncio.create_task(one.run(source, output, stop=stop))
+        await until(output.with_name("out.jsonl.journal").exists)
+        send_command(output, Command("retune", {"max_concurrency": 2}))
+        await until(lambda: one.limits.max_concurrency == 2)
+        send_command(output, Command("pause"))
+        await until(lambda: one.snapshot().paused)
+        stop.set()
+        assert (await run).interrupted
+        assert not one.snapshot().paused
+        assert one.limits == limits
+        assert (await one.run(source, output)).complete
+
+
+@pytest.mark.parametrize("stop", ["END", threading.Event()], ids=["text", "thread"])
+async def test_a_stop_that_is_no_event_of_asyncio_is_refused(tmp_path: Path, stop: object) -> None:
+    async with server() as local, client(local) as one:
+        with pytest.raises(ConfigurationError, match=r"stop is .*; it must be an asyncio\.Event"):
+            await one.run(["a"], tmp_path / "out.jsonl", stop=stop)
+    assert not list(tmp_path.iterdir())  # noqa: ASYNC240
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+async def test_an_output_without_a_name_is_refused(output: str) -> None:
+    async with server() as local, client(local) as one:
+        with pytest.raises(BatchError, match="is no name of a file"):
+            await one.run(["a"], output)

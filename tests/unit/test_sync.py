@@ -353,3 +353,8 @@ def test_rate_limits_and_retries_are_those_of_the_client() -> None:
     with client_on(FakeTransport([429, 503, "x"]), retry=RetryPolicy(backoff_base=0.001)) as client:
         reply = client.chat("x", model="GPT-5")
     assert (reply.attempts, reply.rate_limited) == (2, 1)
+
+
+def test_arguments_that_a_call_does_not_know_are_raised_and_hang_nothing(tmp_path) -> None:
+    with client_on(FakeTransport()) as client, pytest.raises(TypeError, match="stop"):
+        client.run(["a"], tmp_path / "out.jsonl", stop=asyncio.Event())

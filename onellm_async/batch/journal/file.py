@@ -56,8 +56,14 @@ _BUSY_TIMEOUT = 30.0
 
 
 def journal_path(path: str | os.PathLike[str]) -> Path:
-    """The journal of a run, from its own path or that of the output (``OUTPUT.journal``)."""
+    """The journal of a run, from its own path or that of the output (``OUTPUT.journal``).
+
+    Raises:
+        BatchError: If it is no name of a file.
+    """
     given = Path(path)
+    if not given.name:
+        raise BatchError(f"'{os.fspath(path)}' is no name of a file.", advice="Name the output, or its journal.")
     return given if given.suffix == ".journal" else given.with_name(given.name + ".journal")
 
 
