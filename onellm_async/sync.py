@@ -54,7 +54,7 @@ class _Call(Generic[T]):
         """Runs in the loop."""
         try:
             coroutine = self._function()
-        except BaseException as error:  # wrong arguments, for example: somebody waits for them
+        except BaseException as error:  # wrong arguments, for example, for which a thread waits
             self.result.set_exception(error)
             return
         self._task = asyncio.get_running_loop().create_task(coroutine, context=self._context)
