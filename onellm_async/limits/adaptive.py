@@ -150,6 +150,8 @@ class AdaptiveRate:
     SINGLE_WITHIN = 1.0
     """Seconds within which a second accepted request means one request in any time, where the first 429 came after one.
     It is spaced most evenly as a window of one."""
+    SINGLE_AFTER = 8
+    """Requests, at most, that were accepted one after the other before, where the first 429 came after none."""
     FIRST_KNOCK = 2.0
     """Seconds until the first knock, at most, where neither a line nor a window nor an answer says when. Where answers
     have come, it comes as soon as the burst took: what is emptied so fast may be filled again as fast."""
@@ -499,16 +501,16 @@ class AdaptiveRate:
         return silence.inner.rate_limited(at, None, self._evidence, self._random)
 
     def _is_single(self, at: float) -> bool:
-        """Whether a second request, accepted at `at`, shows that the service accepts one at a time."""
-        line = self._evidence.line
-        if line.first is None or len(line.samples) != 1 + (not line.first.accepted):
+        """Whether a request that was accepted at `at` shows that the service accepts one at a time.
+
+        It is the second one after a full bucket, or the one after the first 429s of a bucket that was empty.
+        """
+        line, before = self._evidence.line, self._evidence.log.last(2)
+        if line.first is None or before is None or at - before >= self.SINGLE_WITHIN:
             return False
-        before = self._evidence.log.last(2)
-        if before is None or at - before >= self.SINGLE_WITHIN:
-            return False
-        return line.first.accepted == 1 or (
-            2 <= line.samples[-1].accepted - line.first.accepted <= 8 and not line.first.accepted
-        )
+        if line.first.accepted:
+            return line.first.accepted == 1 and len(line.samples) == 1
+        return len(line.samples) == 2 and 2 <= line.samples[-1].accepted <= self.SINGLE_AFTER
 
     def _is_opened_by(self, silence: Silence, at: float) -> bool:
         """Whether a knock that was sent at `at` and accepted ends in an opening: nothing known explains the silence."""

@@ -57,8 +57,8 @@ class Window:
     """
 
     MIN_ASKED = 40
-    """Requests between two trials of a higher limit, at least; twice the count if that is more. Trials of a larger
-    count and of a shorter length take turns."""
+    """Requests between two trials of a higher limit, at least; twice the count if that is more. A shorter length is
+    tried, and a larger count after one was accepted."""
     MAX_PATIENCE = 8
     """Factor of that number after refused trials, at most; it doubles with each."""
     RISE_WITHIN = 180.0
