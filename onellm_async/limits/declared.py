@@ -247,14 +247,19 @@ class DeclaredWindow:
     service accepts again, and single requests find out when it does: soon at first, then less often. If the headers of
     the 429 say when the window ends, none is sent before.
 
+    If that happens in two windows in a row, fewer are accepted than declared, and the client keeps to what was
+    accepted. One request more is tried in the next window, then two, four and so on; after a 429 it waits longer for
+    that.
+
     Args:
         count: Requests in a window.
         per: Seconds of the window.
         now: The current time.
+        strict: Whether the count never changes.
     """
 
-    found: str | None = None
-    """It discovers nothing."""
+    MAX_PATIENCE = 8
+    """Windows between two trials of more requests, at most."""
     max_in_flight: float = float("inf")
     """A declared window says nothing of concurrency."""
     TRAVEL_JITTER = 0.05
@@ -273,7 +278,8 @@ class DeclaredWindow:
     MAX_ENTRIES = 4096
     """Times that are remembered. In a window of more requests several share one time, the latest of them."""
 
-    def __init__(self, count: int, per: float, now: float) -> None:
+    def __init__(self, count: int, per: float, now: float, *, strict: bool = False) -> None:
+        self._strict = strict
         self._sent: deque[list[float]] = deque()  # [latest time, requests, first time]
         self._used = 0
         self._429s = 0
@@ -288,15 +294,21 @@ class DeclaredWindow:
         self.per: float = per
         self._length = per + min(self.TRAVEL_JITTER, self.MAX_JITTER_SHARE * per)
         self._chunk = ceil(count / self.MAX_ENTRIES)
+        self._allowed = count
+        self._changed_at = self._short_at = -_NEVER
+        self._short = 0  # requests that were in the window when a 429 came too early
+        self._step = self._patience = 1
 
-    def retune(self, count: int, per: float, now: float) -> None:
+    def retune(self, count: int, per: float, now: float, *, strict: bool = False) -> None:
         """Keeps to another declared window from `now` on. It remembers what the old one did.
 
         Args:
             count: Requests in a window.
             per: Seconds of the window.
             now: The current time.
+            strict: Whether the count never changes.
         """
+        self._strict = strict
         self._declare(count, per)
         self._pacer.retune(now, rate=max(self.START_PACE, self.START_FACTOR * count / per))
         self._confirmed_at = min(self._confirmed_at, now + per)
@@ -304,7 +316,7 @@ class DeclaredWindow:
     @property
     def rate(self) -> float:
         """Requests per second, as long as a window of more than a minute is not used up."""
-        return self.count / min(self.per, 60.0)
+        return self._allowed / min(self.per, 60.0)
 
     @property
     def state(self) -> None:
@@ -344,7 +356,7 @@ class DeclaredWindow:
         return wait if wait > 1e-9 else 0.0
 
     def _room_in(self, requests: float, now: float) -> float:
-        missing = requests - (self.count - self._used)
+        missing = requests - (self._allowed - self._used)
         if missing <= 0:
             return 0.0
         at = now
@@ -353,7 +365,7 @@ class DeclaredWindow:
             missing -= number
             if missing <= 0:
                 return at - now
-        return at - now + ceil(missing / self.count) * self._length  # windows that are not begun yet
+        return at - now + ceil(missing / self._allowed) * self._length  # windows that are not begun yet
 
     def take(self, now: float) -> None:
         sent = self._sent
@@ -365,6 +377,9 @@ class DeclaredWindow:
         else:
             sent.append([now, 1, now])
         self._used += 1
+        if self._allowed < self.count and now - self._changed_at >= self._patience * self._length:
+            self._allowed, self._changed_at = min(self.count, self._allowed + self._step), now
+            self._step *= 2
         if self._429s:  # one request at a time until one is accepted
             self._closed_until = now + self._gap()
         if now < self._confirmed_at:
@@ -390,11 +405,37 @@ class DeclaredWindow:
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         self.give_back(now, sent_at)
-        if sent_at <= self._last_429:
-            return  # sent before the last 429 was known, so it tells nothing new
+        if sent_at <= self._last_429:  # sent before the last 429 was known, and counted then
+            if self._short_at >= self._last_429:
+                self._short = min(self._short, self.used(now))
+            if self._changed_at >= self._last_429:
+                self._allowed = max(1, min(self._allowed, self.used(now)))
+            return
         self._last_429 = now
         self._429s += 1
         self._closed_until = max(now + self._gap(), self._reset_at)
+        if self._429s == 1 and not self._strict:  # else the window has not opened since
+            self._learn(self.used(now), now)
+
+    def _learn(self, used: int, now: float) -> None:
+        """Records a 429 with `used` requests in the window."""
+        if used >= self.count:
+            return
+        if self._allowed < self.count:  # more was tried than is accepted
+            if used < self._allowed:
+                self._patience = min(self.MAX_PATIENCE, 2 * self._patience)
+                self._allowed, self._changed_at, self._step = max(1, used, self._allowed // 2), now, 1
+        elif now - self._short_at > 2 * self._length:
+            self._short, self._short_at = used, now
+        elif now - self._short_at < self._length / 2:
+            self._short = max(self._short, used)
+        else:
+            self._allowed, self._changed_at, self._step = max(1, used, self._short), now, 1
+
+    @property
+    def found(self) -> str | None:
+        """The window in words, if fewer are accepted than declared; None if not."""
+        return None if self._allowed == self.count else f"{self._allowed:,} requests in any {self.per:g} s"
 
     def _gap(self) -> float:
         gap = self.per / self.count * self.GAP_GROWTH ** min(self._429s - 1, 60)

@@ -219,7 +219,7 @@ def _declared(
     rate: Rate, limits: Limits, now: float, random: Random, state: RateState | None = None
 ) -> DeclaredRate | DeclaredWindow:
     if rate.is_window:
-        return DeclaredWindow(rate.capacity, rate.per, now)
+        return DeclaredWindow(rate.capacity, rate.per, now, strict=limits.mode == "off")
     return DeclaredRate(
         rate.count / rate.per, rate.capacity, now, state, random=random, strict=limits.mode == "off", per=rate.per
     )
@@ -276,7 +276,7 @@ def _retuned(
     control: DeclaredRate | DeclaredWindow, rate: Rate, limits: Limits, now: float
 ) -> DeclaredRate | DeclaredWindow:
     if isinstance(control, DeclaredWindow):
-        control.retune(rate.capacity, rate.per, now)
+        control.retune(rate.capacity, rate.per, now, strict=limits.mode == "off")
     else:
         control.retune(rate.count / rate.per, rate.capacity, now, strict=limits.mode == "off", per=rate.per)
     return control

@@ -135,3 +135,44 @@ def test_what_an_earlier_process_has_sent_counts_and_its_own_sends_count_once() 
     assert window.used(1002.0) == 4
     window.take(1002.0)
     assert window.time_until(1, 1002.0) == pytest.approx(940 + 100.05 - 1002)
+
+
+def run_of_windows(window: DeclaredWindow, accepted: int, windows: int) -> list[int]:
+    """429s in each of so many windows of a service that accepts so many in any `per` seconds."""
+    now, sent, refused = 0.0, [], [0] * windows
+    while now < windows * window.per:
+        if (wait := window.time_until(1, now)) > 0:
+            now += max(wait, 1e-3)
+            continue
+        window.take(now)
+        if sum(at > now - window.per for at in sent) < accepted:
+            sent.append(now)
+            window.answered(now, now + 0.01)
+        else:
+            refused[int(now / window.per)] += 1
+            window.rate_limited(now, now + 0.01)
+        now += 0.02
+    return refused
+
+
+def test_a_window_that_is_smaller_than_declared_is_kept_to_from_the_second_one_on() -> None:
+    window = DeclaredWindow(40, 60.0, 0.0)
+    refused = run_of_windows(window, 20, 30)
+    assert sum(refused[3:]) <= 8, "was one and a half for each that was accepted"
+    assert window.found in {"20 requests in any 60 s", "21 requests in any 60 s"}
+    assert window.rate <= 21 / 60
+
+
+def test_a_window_that_became_larger_again_is_used() -> None:
+    window = DeclaredWindow(40, 60.0, 0.0)
+    run_of_windows(window, 20, 4)
+    assert window.found is not None
+    window.move_clock(0.0)
+    run_of_windows(window, 40, 30)
+    assert window.found is None
+
+
+def test_a_strict_window_keeps_its_count_whatever_is_accepted() -> None:
+    window = DeclaredWindow(40, 60.0, 0.0, strict=True)
+    run_of_windows(window, 20, 6)
+    assert (window.found, window.rate) == (None, 40 / 60)
