@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from onellm_async import AsyncOneLLM, Limits
 from onellm_async.batch import JournalReader
 from onellm_async.batch.config import RunConfig
 from onellm_async.batch.earlier_sessions import earlier_sessions
+from onellm_async.batch.inputs import sources
 from onellm_async.batch.inputs.sources import open_source
 from onellm_async.batch.journal import changed_input, disk_reserve
 from onellm_async.batch.work_list import WorkList
@@ -28,6 +31,7 @@ class Service:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.healed = False
+        self.at_tenth: Callable[[], object] = lambda: None
 
     def transport(self) -> FakeTransport:
         return FakeTransport(self._reply_to)
@@ -36,6 +40,8 @@ class Service:
         if request.prompt.startswith("bad") and not self.healed:
             return failure(422, "no")
         self.asked.append(request.prompt)
+        if len(self.asked) == 10:
+            self.at_tenth()
         usage = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
         return {"content": f"{request.prompt} #{len(self.asked)}", "usage": usage}
 
@@ -195,6 +201,82 @@ async def test_a_shorter_input_replaces_no_output_unless_that_is_meant(run: Run)
     with run.journal() as journal:
         assert journal.counts().answered == 3
         assert len(list(journal.records())) == 3
+
+
+def _cut(path: Path, size: int) -> None:
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_PIECE", 64)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_text(""),
+        lambda path: _cut(path, path.stat().st_size * 9 // 10 - 5),
+        lambda path: path.write_text("a long line instead " * 1000),
+    ],
+    ids=["emptied", "cut within a line", "fewer and longer lines"],
+)
+async def test_a_file_that_becomes_shorter_while_it_is_read_is_not_complete(
+    run: Run, change: Callable[[Path], object], samples: int
+) -> None:
+    run = Run(run.folder, "in.txt")
+    prompts = [f"prompt {number}" for number in range(200)]
+    run.write(*prompts)
+    run.output.write_text("before")
+    run.service.at_tenth = lambda: change(run.source)
+    report = await run(samples=samples, force=True)
+    assert not report.complete
+    assert re.fullmatch(
+        r".*in\.txt became shorter while it was read: 200 entries were counted in it, and 1?\d\d were read\. "
+        r"Write the whole file and run the same command again\.",
+        str(report.stopped_by),
+    )
+    assert report.counts.answered == len(run.service.asked) > 0
+    assert run.output.read_text() == "before"
+
+
+@pytest.mark.usefixtures("_small_pieces")
+async def test_a_file_that_was_cut_within_a_line_is_continued_once_it_is_whole(run: Run) -> None:
+    run = Run(run.folder, "in.txt")
+    prompts = [f"prompt {number}" for number in range(200)]
+    run.write(*prompts)
+    whole = run.source.read_bytes()
+    run.service.at_tenth = lambda: _cut(run.source, len(whole) * 9 // 10 - 5)
+    assert not (await run()).complete
+    asked = list(run.service.asked)
+    assert set(asked) < set(prompts), "the half line is not sent"
+    run.service.at_tenth = lambda: None
+    run.source.write_bytes(whole)
+    assert (await run()).complete
+    assert (sorted(asked + run.service.asked), run.prompts) == (sorted(prompts), prompts)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize(("limit", "complete"), [(20, True), (190, False)])
+async def test_a_limit_is_kept_within_a_file_that_becomes_shorter(run: Run, limit: int, complete: bool) -> None:
+    run = Run(run.folder, "in.txt")
+    run.write(*(f"prompt {number}" for number in range(200)))
+    run.service.at_tenth = lambda: _cut(run.source, run.source.stat().st_size // 2)
+    report = await run(limit=limit)
+    assert (report.limit_reached, report.stopped_by is None) == (complete, complete)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+async def test_lines_that_are_appended_while_a_file_is_read_are_sent(run: Run) -> None:
+    run = Run(run.folder, "in.txt")
+    prompts = [f"prompt {number}" for number in range(210)]
+    run.write(*prompts[:200])
+    run.service.at_tenth = lambda: run.write(*prompts)
+    assert (await run()).complete
+    assert run.prompts == prompts
 
 
 async def test_another_input_altogether_is_another_run(run: Run) -> None:

@@ -76,6 +76,8 @@ class OpenFile:
         self.shape: InputFormat | None = shape or self._shape_by_name()
         self.opened: EntryParser | None = None
         self.first_index: int = 0
+        self.entries: int = 0  # as a scan counted them
+        self.size: int = 0  # in bytes, when a scan began
         self._pieces: Iterator[bytes] = iter(())
         self._begun = False
 
@@ -178,6 +180,23 @@ class OpenFile:
             number=self._number,
         )
         return self.opened
+
+    def refuse_shorter(self, read: int, *, ended: bool) -> None:
+        """Refuses a file that became shorter since it was scanned: what is left may end within an entry.
+
+        Args:
+            read: How many of its entries were read before.
+            ended: Whether there are no more.
+
+        Raises:
+            BatchError: With both numbers, and what to do.
+        """
+        if read < self.entries and (ended or os.fstat(self.descriptor).st_size < self.size):
+            raise BatchError(
+                f"{self.name} became shorter while it was read: {self.entries:,} entries were counted in it, and "
+                f"{read:,} were read.",
+                advice="Write the whole file and run the same command again.",
+            )
 
     def _shape_by_name(self) -> InputFormat | None:
         """The format, where the name and a given field tell it without a look inside."""
@@ -328,12 +347,14 @@ class InputFile:
         try:
             for each in self._files:
                 each.first_index = before = found.lines
+                each.size = os.fstat(each.descriptor).st_size
                 shape = each.recognized(hasher.update)
                 for entries in shape.splitter(each):
                     found.add(entries)
                     if shape.count is not None and not strict:
                         found.lines = before + shape.count(each)
                         break
+                each.entries = found.lines - before
         finally:
             self._rewind(starts)
         if not strict:
@@ -369,8 +390,8 @@ class InputFile:
         """The entries in the order of the input; `Entry.item` tells whether one is good.
 
         Raises:
-            BatchError: If the input cannot be read any further, is a table without a column for the prompt, or has
-                nothing but bad lines at its beginning.
+            BatchError: If the input cannot be read any further, became shorter since it was scanned, is a table
+                without a column for the prompt, or has nothing but bad lines at its beginning.
         """
         batches = self._batches()
         try:
@@ -387,8 +408,10 @@ class InputFile:
         for each in self._files:
             each.first_index = count
             for entries in each.recognized().splitter(each):
+                each.refuse_shorter(count - each.first_index, ended=False)
                 count += len(entries)
                 yield entries
+            each.refuse_shorter(count - each.first_index, ended=True)
 
     def _refuse_hopeless(self) -> None:
         parser = self._files[0].opened
