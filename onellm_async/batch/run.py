@@ -44,7 +44,7 @@ from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.outputs.formats import OutputFormat, Sink, open_sink
 from onellm_async.batch.outputs.ordered_writer import LineSink
-from onellm_async.batch.outputs.output_place import demand_free
+from onellm_async.batch.outputs.output_place import demand_free, demand_own
 from onellm_async.batch.progress import ProgressTracker, RunProgress
 from onellm_async.batch.run_report import ENDED_AT_CAP, RunReport, resuming_text
 from onellm_async.batch.work_list import WorkList
@@ -387,7 +387,7 @@ class _Session:
                 self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
             with cache:
                 report = await self._send_and_publish(journal, sink, cache)
-            size = _size_of(self.config.output) if report.complete else None
+            size = _size_of(self.config.output) if report.input_ended else None
             journal.finish(_end_reason(report), report.complete, size)
         return report
 
@@ -510,7 +510,7 @@ def _open(
     the process that has it.
     """
     shape, output = config.format_for(source), None if config.output is None else Path(config.output)
-    found = place.exists()  # then the output is that of its run
+    found = place.exists()
     if output is not None and not found and not config.force:
         try:
             demand_free(output)
@@ -522,7 +522,11 @@ def _open(
     if output is None:
         return journal, None
     try:
-        replace = config.force or journal.resumed or found
+        # A journal that was found but not resumed had no answers; the output is that of its run.
+        replace = config.force or journal.wrote_output or (found and not journal.resumed)
+        if journal.resumed and not replace and os.path.lexists(output):
+            demand_own(output)
+            replace = True  # the run was killed before it could record it
         return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace)
     except BaseException:
         journal.close(discard=not journal.resumed)

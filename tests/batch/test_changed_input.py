@@ -279,6 +279,65 @@ async def test_lines_that_are_appended_while_a_file_is_read_are_sent(run: Run) -
     assert run.prompts == prompts
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["at the end", "interrupted"])
+async def test_an_output_that_another_program_made_is_refused_until_it_is_moved_away(run: Run, whole: bool) -> None:
+    run = Run(run.folder, "in.txt")
+    prompts = [f"prompt {number}" for number in range(300)]
+    run.write(*prompts)
+    stop, foreign = asyncio.Event(), run.folder / "foreign"
+
+    def intrude() -> None:
+        run.output.write_text("theirs")
+        if not whole:
+            stop.set()
+
+    run.service.at_tenth = intrude
+    if whole:
+        with pytest.raises(BatchError, match="came into being during the run"):
+            await run()
+    else:
+        assert (await run(stop=stop)).interrupted
+    asked = list(run.service.asked)
+    partial = run.output.with_name("out.jsonl.partial").read_bytes()
+    for _ in range(2):
+        with pytest.raises(BatchError, match=r"came into being during the run.*Move it away and run.*export"):
+            await run()
+        assert (run.service.asked, run.output.read_text()) == ([], "theirs")
+        assert run.output.with_name("out.jsonl.partial").read_bytes() == partial
+    run.service.at_tenth = lambda: None
+    run.output.rename(foreign)
+    assert (await run()).complete
+    assert (sorted(asked + run.service.asked), run.prompts) == (sorted(prompts), prompts)
+    assert foreign.read_text() == "theirs"
+
+
+async def test_an_output_of_an_earlier_session_is_replaced_after_one_that_was_interrupted(run: Run) -> None:
+    names = [str(number) for number in range(300)]
+    run.write(*named(*names[:2]))
+    await run()
+    run.write(*named(*names))
+    stop = asyncio.Event()
+    run.service.at_tenth = stop.set
+    assert (await run(stop=stop)).interrupted
+    assert run.prompts == ["p 0", "p 1"]
+    assert (await run()).complete
+    assert run.prompts == [f"p {name}" for name in names]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_a_run_that_was_killed_when_its_output_had_its_place_is_completed(run: Run, linked: bool) -> None:
+    run.write(*named("a", "b"))
+    await run()
+    before = run.output.read_bytes()
+    with closing(sqlite3.connect(run.output.with_name("out.jsonl.journal"))) as connection, connection:
+        connection.execute("UPDATE run SET complete = 0, output_bytes = NULL")
+    if linked:
+        run.output.with_name("out.jsonl.partial").hardlink_to(run.output)
+    assert (await run()).complete
+    assert (run.service.asked, run.output.read_bytes()) == ([], before)
+    assert not run.output.with_name("out.jsonl.partial").exists()
+
+
 async def test_another_input_altogether_is_another_run(run: Run) -> None:
     run.write(*named("a", "b", "c"))
     await run()

@@ -228,6 +228,7 @@ class JournalState:
         sample_interval: Seconds between two of them.
         last_command: Number of the last command to earlier sessions, which this one ignores.
         last_entry: Index of the last entry with a record; -1 without one.
+        wrote_output: Whether an earlier session finished an output file.
     """
 
     identity: RunIdentity
@@ -239,6 +240,7 @@ class JournalState:
     sample_interval: float
     last_command: int
     last_entry: int
+    wrote_output: bool
 
 
 Reconcile = Callable[[sqlite3.Connection, RunIdentity], None]
@@ -324,11 +326,23 @@ def _begin(
         (samples,) = connection.execute("SELECT count(*) FROM samples WHERE id > 0").fetchone()
         (last_command,) = connection.execute("SELECT coalesce(max(id), 0) FROM commands").fetchone()
         (last_entry,) = connection.execute("SELECT coalesce(max(entry), -1) FROM intents").fetchone()
+        (wrote_output,) = connection.execute("SELECT output_bytes IS NOT NULL FROM run").fetchone()
         ledger = read_ledger(connection)
         # The main file then shows that the session has not ended, even without its log.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
     lock.note(ledger.writes)
-    return JournalState(earlier, resumed, started_at, session or 0, ledger, samples, interval, last_command, last_entry)
+    return JournalState(
+        earlier,
+        resumed,
+        started_at,
+        session or 0,
+        ledger,
+        samples,
+        interval,
+        last_command,
+        last_entry,
+        bool(wrote_output),
+    )
 
 
 def write_identity(connection: sqlite3.Connection, identity: RunIdentity) -> None:

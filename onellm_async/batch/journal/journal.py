@@ -39,6 +39,7 @@ class Journal:
         identity: Of the run.
         resumed: Whether it was there before.
         started_at: When the run first began, in Unix seconds.
+        wrote_output: Whether an earlier session finished an output file.
         last_entry: Index of the last entry that earlier sessions have a record of; -1 without one.
 
     Example:
@@ -55,6 +56,7 @@ class Journal:
         self.identity: RunIdentity = opened.identity
         self.resumed: bool = opened.resumed
         self.started_at: float = opened.started_at
+        self.wrote_output: bool = opened.wrote_output
         self.last_entry: int = opened.last_entry
         self._session = opened.session
         self._downsampler = Downsampler(opened.sample_interval, opened.samples)
@@ -239,14 +241,16 @@ class Journal:
         Args:
             end_reason: A few words.
             complete: Whether every entry of the input has an outcome.
-            output_bytes: Size of the output, where a file was written and is whole.
+            output_bytes: Size of the output, where a file was written and is whole; None keeps that of an earlier one.
         """
         self._finished = True
         self._commits.write_later(
             "UPDATE sessions SET ended_at = ?, end_reason = ? WHERE id = ?",
             (time.time(), bind_text(end_reason), self._session),
         )
-        self._commits.write_later("UPDATE run SET complete = ?, output_bytes = ?", (complete, output_bytes))
+        self._commits.write_later(
+            "UPDATE run SET complete = ?, output_bytes = coalesce(?, output_bytes)", (complete, output_bytes)
+        )
 
     async def aclose(self) -> None:
         """Writes the rest and closes the journal. Callers that still wait resume first.

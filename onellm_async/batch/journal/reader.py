@@ -196,7 +196,7 @@ class JournalReader:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the output of a complete run; 0 where it is not known."""
+        """Size of the output that was finished last; 0 where there is none."""
         return int(self._one("SELECT coalesce(output_bytes, 0) FROM run"))
 
     @property

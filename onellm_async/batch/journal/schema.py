@@ -21,7 +21,7 @@ CREATE TABLE run (
     identity TEXT NOT NULL,                     -- JSON
     started_at REAL NOT NULL,                   -- Unix seconds, as every time here
     complete INTEGER NOT NULL DEFAULT 0,
-    output_bytes INTEGER,                       -- of the output of a complete run; NULL: unknown
+    output_bytes INTEGER,                       -- of the output that was finished last; NULL: none
     sample_interval REAL NOT NULL DEFAULT 1.0   -- seconds between two points of the time series
 );
 CREATE TABLE sessions (

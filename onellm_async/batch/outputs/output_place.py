@@ -11,7 +11,7 @@ from pathlib import Path
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error, sync_directory, sync_file
 
-__all__ = ["AtomicOutputFile", "demand_free"]
+__all__ = ["AtomicOutputFile", "demand_free", "demand_own"]
 
 
 _LEFT = "was left by a run that was killed; it holds answers"
@@ -72,9 +72,7 @@ class AtomicOutputFile:
                 _rename_exclusively(self.partial_path, self.path)
             sync_directory(self.path.parent)
         except FileExistsError:
-            raise BatchError(
-                f"{self.path} came into being during the run; the answers are in {self.partial_path}."
-            ) from None
+            raise _taken(self.path, self.partial_path) from None
         except OSError as error:
             raise BatchError(
                 f"{self.path} cannot be finished: {describe_os_error(error)}. The answers are in {self.partial_path}."
@@ -93,6 +91,28 @@ def demand_free(path: str | os.PathLike[str]) -> None:
     partial = output.with_name(output.name + ".partial")
     _demand_free(output, False, "already exists", output)
     _demand_free(partial, partial.is_file() and not partial.stat().st_size, _LEFT, output)
+
+
+def demand_own(path: str | os.PathLike[str]) -> None:
+    """Looks whether what is at `path` can be of a run that has not recorded an output, and touches nothing.
+
+    Its ``.partial`` file becomes the output, so a run that was killed right after that leaves no other file.
+
+    Raises:
+        BatchError: If an output is beside a ``.partial`` file: another program made it.
+    """
+    output = Path(path)
+    partial = output.with_name(output.name + ".partial")
+    if output.is_file() and partial.is_file() and not partial.samefile(output):
+        raise _taken(output, partial)
+
+
+def _taken(output: Path, partial: Path) -> BatchError:
+    return BatchError(
+        f"{output} came into being during the run; the answers are in {partial}.",
+        advice="Move it away and run the same command again: what was answered is not sent again. Or write the "
+        "answers to another file with `onellm-async export`.",
+    )
 
 
 def _demand_free(path: Path, may_go: bool, taken: str, output: Path) -> None:
