@@ -181,7 +181,7 @@ class RateEvidence:
     SATURATED = 0.1
     """Share of the time between the samples in which the service's bucket may have been full, from which a cruise at
     the lower bound may lose refill that no probe can find again. Without bold cruises, 5 per second in a bucket of 3
-    are used to .90 (.99), and in one of 1 that is empty at the start to .62 (.87)."""
+    are used to .90 (.99)."""
     WIDE = 1.1
     """Upper bound divided by lower bound from which such a cruise is bold."""
     BOLDNESS = 0.5
