@@ -27,6 +27,8 @@ class DeclaredRate:
     - A 429 means that the service's bucket is empty, so this one is emptied, too. Only 429s that persist although the
       level is known decrease the rate. It then recovers gradually. What is saved during a Retry-After may not be there,
       so a batch is paced after it.
+    - The service may space requests evenly, whatever burst was declared. If 429s come only for requests that were sent
+      sooner after an accepted one than the rate refills, the client spaces its own, at the full rate.
     - The service may count the declared rate in windows. If a second 429 follows, or a Retry-After is too long for a
       bucket, and a full window explains it, the client keeps to that window instead, and does not decrease the rate.
 
@@ -57,6 +59,13 @@ class DeclaredRate:
     """Seconds between two requests, at most, for a share of `MANY_CLIENTS`."""
     NO_BUCKET = 3.0
     """Tokens that are refilled in the time of a Retry-After, from which it is not of a bucket: that has one sooner."""
+    EARLY_429S = 4
+    """429s in a row for requests that were sent sooner than the rate refills, from which it spaces them evenly. None
+    may have come for a later one meanwhile, and no such request may have been accepted."""
+    SOON = 0.95
+    """A request is sooner than the rate refills after so much of the time that takes."""
+    REMEMBERED = 64
+    """Sends that are remembered for that."""
     COINCIDENCE = 100
     """A 429 within the time of this many requests after another 429 is no coincidence."""
 
@@ -80,6 +89,7 @@ class DeclaredRate:
         self._next_cost = 1.0
         self._last_429: float | None = None
         self._consecutive_429s = 0
+        self._sends: deque[float] = deque(maxlen=self.REMEMBERED)
         self._bucket: TokenBucket
         self._declare(per_second, burst)
         self._bucket = TokenBucket(self._rate.value, burst - self._margin, updated_at=now)
@@ -94,6 +104,7 @@ class DeclaredRate:
         if burst < 2:
             per_second /= 1 + per_second * self.TRAVEL_JITTER
         self._burst, self._margin = burst, margin
+        self._early_429s = 0
         self._empty_level = -min(1.0, margin)
         floor = max(per_second / self.MAX_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.MAX_GAP))
         self._rate = BinomialRate(per_second, floor=floor, ceiling=per_second)
@@ -149,6 +160,7 @@ class DeclaredRate:
         return wait if wait > 1e-9 else 0.0
 
     def take(self, now: float) -> None:
+        self._sends.append(now)
         if self._guess is not None:
             self._guess.sent.append(now)
         elif self._window is not None:
@@ -168,14 +180,39 @@ class DeclaredRate:
         self._bucket.give_back(1, now)
         self._forget(now if sent_at is None else sent_at, now)
 
-    def _forget(self, sent_at: float, now: float) -> None:
+    def _forget(self, sent_at: float, now: float, *, refused: bool = False) -> None:
         """Records that a request did not use a window."""
+        if sent_at in self._sends:
+            self._sends.remove(sent_at)
         if self._guess is not None:
             self._guess.forget(sent_at)
+        elif self._window is not None and refused:
+            self._window.rate_limited(sent_at, now)
         elif self._window is not None:
             self._window.give_back(now, sent_at)
 
+    def _is_spaced(self, sent_at: float) -> bool:
+        """Whether a 429 is one more for a request that was sent too soon, of so many that the service has no burst."""
+        self._early_429s = self._early_429s + 1 if self._is_early(sent_at) else 0
+        return self._early_429s >= self.EARLY_429S and self._burst > 1 and self._window is None and not self._strict
+
+    def _is_early(self, sent_at: float) -> bool:
+        """Whether a request was sent sooner after one without a 429 than the rate refills."""
+        before = next((at for at in reversed(self._sends) if at < sent_at), -_NEVER)
+        return (sent_at - before) * self._rate.ceiling < self.SOON
+
+    def _space_evenly(self, now: float) -> None:
+        """Keeps to the rate without a burst."""
+        rate = self._rate.ceiling
+        self._declare(rate, 1.0)
+        self._bucket.retune(now, rate=self._rate.value, capacity=1.0)
+        self._bucket.drain(now, self._empty_level)
+        self._next_cost = 1.0
+        self.found = f"1 request in any {1 / rate:.3g} s"
+
     def answered(self, sent_at: float, now: float) -> None:
+        if self._early_429s and self._is_early(sent_at):
+            self._early_429s = 0
         if self._last_429 is None or sent_at > self._last_429:
             self._rate.increase()
             self._consecutive_429s = 0
@@ -188,12 +225,13 @@ class DeclaredRate:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
-        if self._guess is not None:
-            self._guess.forget(sent_at)
-        elif self._window is not None:
-            self._window.rate_limited(sent_at, now)
+        self._forget(sent_at, now, refused=True)
         if self._last_429 is not None and sent_at <= self._last_429:
             return  # sent before the last 429 was known, so it tells nothing new
+        if self._is_spaced(sent_at):
+            self._last_429 = now
+            self._space_evenly(now)
+            return
         if retry_after:  # what is saved meanwhile may not be there, so it is paced like the first burst
             self._confirmed_at = max(self._confirmed_at, now + retry_after + self._burst / self._rate.ceiling)
         previous, self._last_429 = self._last_429, now

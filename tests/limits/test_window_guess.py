@@ -117,3 +117,29 @@ def test_a_rate_of_many_thousands_looks_for_no_window() -> None:
     rate = DeclaredRate(10_000.0, 10_000, 0.0)
     assert rate._guess is None
     assert Limits(rates=[Rate(5, 1)]).declared_rates
+
+
+def test_a_service_that_spaces_requests_evenly_is_used_at_its_rate_whatever_burst_was_declared() -> None:
+    shares = []
+    for seed in range(4):
+        run = run_against(BucketLimit(40, 1), Limits(), 300, seed)
+        shares.append(run.accepted_at[-1] / (300 / 40 * 60))
+        assert run.rate_limited <= 40, "were one for eight, for ever"
+        assert run.snapshots[0].limit_found.startswith("1 request in any 1.5 s")
+    assert sorted(shares)[1] <= 1.15, "took three times as long"
+
+
+@pytest.mark.parametrize("burst", [2, 40])
+def test_a_service_with_a_burst_is_not_taken_for_one_that_spaces_requests(burst: int) -> None:
+    for seed in range(2):
+        run = run_against(BucketLimit(40, burst), Limits(), 200, seed)
+        assert run.snapshots[0].limit_found is None
+
+
+def test_other_clients_of_the_key_are_not_taken_for_a_service_that_spaces_requests() -> None:
+    for seed in range(4):
+        service = [BucketLimit(40, 40)]
+        scenario = Scenario(
+            prompts=200, limits=Limits(), service_limits=service, faults=FAULTS, background_rate=1 / 3, seed=seed
+        )
+        assert simulate(scenario).snapshots[0].limit_found is None
