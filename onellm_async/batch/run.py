@@ -527,6 +527,8 @@ def _open(
         if journal.resumed and not replace and os.path.lexists(output):
             demand_own(output)
             replace = True  # the run was killed before it could record it
+        if config.force and os.path.lexists(output):
+            journal.claim_output()
         return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace)
     except BaseException:
         journal.close(discard=not journal.resumed)

@@ -252,6 +252,10 @@ class Journal:
             "UPDATE run SET complete = ?, output_bytes = coalesce(?, output_bytes)", (complete, output_bytes)
         )
 
+    def claim_output(self) -> None:
+        """Records that later sessions may replace the output, too: this one began over."""
+        self._commits.write_later("UPDATE run SET output_bytes = coalesce(output_bytes, 0)", ())
+
     async def aclose(self) -> None:
         """Writes the rest and closes the journal. Callers that still wait resume first.
 
