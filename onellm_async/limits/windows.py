@@ -408,6 +408,9 @@ class Windows:
             window: The window.
             shortest_at: When the last request was sent that got a 429.
             end: When the first request was sent that was accepted again.
+
+        Returns:
+            Whether it did. If not, it opened as expected or far later.
         """
         first = self._log.last(window.count + 1)
         longest = (self.MAX_STRETCH if window.count > FEW else self.MAX_SMALL_STRETCH) * window.seconds
