@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from onellm_async import AsyncOneLLM
 from onellm_async.events import Answered, Event, Failed, Granted, Queued, Retrying
@@ -46,6 +47,8 @@ class Recorder:
         self._queued: set[int] = set()
         self._open: set[int] = set()
         self._in_flight = 0
+        self._compared = -1
+        self._next_at = -inf
 
     def started(self, client: AsyncOneLLM) -> None:
         """Remembers the client, to take its snapshots."""
@@ -124,9 +127,18 @@ class Recorder:
         self.record(Retuned(0, "", _now(), limits))
 
     def idle(self, seconds: float) -> None:
-        """Compares the client's snapshot with what was observed, before the clock jumps."""
+        """Compares the client's snapshot with what was observed, before the clock jumps.
+
+        Where nothing happened since it was compared, and no request is due, there is nothing new to compare. That is so
+        at most jumps, and a snapshot takes longer than the rest of the simulation between two.
+        """
         assert self._client is not None
-        now, snapshot = _now(), self._client.snapshot()
+        now = _now()
+        if len(self.events) == self._compared and now + seconds <= self._next_at:
+            return
+        snapshot = self._client.snapshot()
+        self._compared = len(self.events)
+        self._next_at = inf if snapshot.next_in is None else now + snapshot.next_in
         if snapshot.in_flight != self._in_flight:
             self._mismatch(now, f"{snapshot.in_flight} slots are taken by {self._in_flight} requests")
         queued = sum(snapshot.queued.values())
