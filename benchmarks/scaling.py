@@ -14,7 +14,7 @@ from benchmarks.repetitions import Found, interleaved, shortfall, spread
 from benchmarks.report import Section
 from onellm_async import AsyncOneLLM, Limits
 from onellm_async.limits.admission import Admission
-from onellm_async.limits.declared import BackoffOnly
+from onellm_async.limits.backoff_only import BackoffOnly
 from onellm_async.limits.queue import Ticket
 from onellm_async.transport import RawReply
 

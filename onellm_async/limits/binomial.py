@@ -21,9 +21,10 @@ class BinomialRate:
         ceiling: Maximum rate.
         consecutive_429s: 429s since the last answer, if they began before this object was made.
         rate_before_drop: Rate before these 429s.
+        step: Increase of the square root of the rate after an answer.
     """
 
-    __slots__ = ("_answers", "_consecutive_429s", "_rate_before_drop", "ceiling", "floor", "value")
+    __slots__ = ("_answers", "_consecutive_429s", "_rate_before_drop", "_step", "ceiling", "floor", "value")
 
     DECREASE = 0.7
     """Factor of the rate after a 429."""
@@ -44,9 +45,11 @@ class BinomialRate:
         ceiling: float,
         consecutive_429s: int = 0,
         rate_before_drop: float | None = None,
+        step: float = STEP,
     ) -> None:
         self.floor: float = floor
         self.value: float = rate
+        self._step = step
         self.ceiling: float = ceiling
         self._answers = 0
         self._consecutive_429s = consecutive_429s
@@ -65,7 +68,7 @@ class BinomialRate:
             self.value = max(self.value, self.DECREASE * self._rate_before_drop)
         self._consecutive_429s = 0
         self._answers += 1
-        step = self.STEP * (1 + (self._answers / self.ACCELERATE_AFTER) ** 2)
+        step = self._step * (1 + (self._answers / self.ACCELERATE_AFTER) ** 2)
         self.value = min(self.ceiling, (sqrt(self.value) + step) ** 2)
 
     def decrease(self, mean: float | None = None) -> None:

@@ -6,7 +6,9 @@ from typing import Protocol
 
 from onellm_async.limits.adaptive import AdaptiveRate
 from onellm_async.limits.advertised import AdvertisedReply
-from onellm_async.limits.declared import BackoffOnly, DeclaredRate, DeclaredWindow
+from onellm_async.limits.backoff_only import BackoffOnly
+from onellm_async.limits.declared import DeclaredRate
+from onellm_async.limits.declared_window import DeclaredWindow
 from onellm_async.limits.policy import AUTO, Limits, Rate
 from onellm_async.limits.rate_state import RateState
 

@@ -2,7 +2,8 @@ from random import Random
 
 import pytest
 
-from onellm_async.limits.declared import BackoffOnly, DeclaredRate
+from onellm_async.limits.backoff_only import BackoffOnly
+from onellm_async.limits.declared import DeclaredRate
 from onellm_async.limits.rate_state import RateState
 
 

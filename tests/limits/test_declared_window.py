@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onellm_async.limits.declared import DeclaredWindow
+from onellm_async.limits.declared_window import DeclaredWindow
 
 STEPS = st.lists(
     st.tuples(

@@ -8,7 +8,8 @@ import pytest
 
 from onellm_async import AsyncOneLLM, ConfigurationError, Limits, Rate
 from onellm_async.limits.adaptive import AdaptiveRate
-from onellm_async.limits.declared import DeclaredRate, DeclaredWindow
+from onellm_async.limits.declared import DeclaredRate
+from onellm_async.limits.declared_window import DeclaredWindow
 from onellm_async.limits.rate_control import SeveralRates, control_for, reconfigured
 from onellm_async.testing import FakeTransport
 from tests.limits.test_declared_window import busiest
