@@ -579,6 +579,29 @@ def _declared_cases() -> Iterator[Case]:
     yield Case(9, "declared 40/min, half taken by others", make, 400, 0.85, 0.15, 6, measure=measure, limits=Limits())
 
 
+def _sporadic_cases() -> Iterator[Case]:
+    """429s that come at random, whatever the rate, for 3 of 100 requests."""
+    no_limit = partial(_bucket, 1e9, 1e9)
+    declared = Limits(requests_per_minute=600, burst=20, max_concurrency=48)
+    for name, inner, requests, latency, best, limits in (
+        ("no limit", no_limit, 4000, 0.3, 48 / 0.3, None),
+        ("no limit", no_limit, 1500, 3.0, 48 / 3, None),
+        ("bucket 10/s b20", partial(_bucket, 10, 20), 3000, 0.3, 10, None),
+        ("sliding 40/60", partial(_window, SlidingWindow, 40, 60), 800, 0.3, 40 / 60, None),
+        ("declared 10/s b20", partial(_bucket, 10, 20), 3000, 0.3, 10, declared),
+        ("unlimited declared, no limit", no_limit, 4000, 0.3, 48 / 0.3, Limits.unlimited(48)),
+    ):
+        make: Make = lambda seed, inner=inner: Refusing(inner(), _at_random(0.03, seed))  # type: ignore[misc]
+        measure: Share = lambda run, best=best: run.rate_between(0, run.seconds) / best  # type: ignore[misc]
+        title = f"{name}, latency {latency:g}, 429s at random for 3 of 100"
+        yield Case(10, title, make, requests, 0.6, 0.15, latency, measure=measure, limits=limits)
+
+
+def _at_random(share: float, seed: int) -> Callable[[float], bool]:
+    random = Random(seed + 7)
+    return lambda _: random.random() < share
+
+
 def cases() -> list[Case]:
     """All cases."""
     return [
@@ -590,6 +613,7 @@ def cases() -> list[Case]:
         *_shared_cases(),
         *_hard_cases(),
         *_declared_cases(),
+        *_sporadic_cases(),
     ]
 
 

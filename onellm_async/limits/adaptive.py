@@ -22,6 +22,9 @@ A limit is a curve: the most requests that the service accepts in any w seconds.
 
 What a service advertises in headers stands in for evidence where there is none yet, and never against it (`claims`).
 
+A fourth kind says that a 429 was no sign of a limit at all: some services refuse a share of all requests at random, at
+any rate (`sporadic`). It holds only while trials support it.
+
 A 429 is blamed on one of them: on a trial that it refutes, on a record of requests in flight, on a window that is
 full, and else on the line. Where a window was blamed, and the silence is longer than it explains, the line gets the
 sample. The 429 that suggests a limit of concurrency may be a sample of the line as well, so it counts as one until
@@ -50,6 +53,11 @@ What the client does:
 - *Contended.* A client that has the key to itself gets no 429 while it cruises, and its samples never contradict each
   other. Each violation adds to the contention score; samples that agree lower it. From a score of 2 the client shares
   the limit: a binomial increase and decrease with random gaps (`binomial`).
+- *Doubt.* 429s at random contradict each other like those of a limit that others use. So after some of the 429s in
+  contention, requests are sent three times as fast as before. Where a limit is the cause, the next ones get a 429. If
+  ten are accepted, there is none up to that pace, and 429s may come at random. From then on each 429 is doubted like
+  that, and only one that a second follows counts. A window is asked by a knock at once. The first 429 of an opening
+  after a long silence is asked by the next request.
 
 =================== ============================================ ====================================================
 from                event                                        to
@@ -77,6 +85,12 @@ Probe               more accepted than the bounds allow          Probe: the limi
                                                                  pace is the rate, the gain doubles
 any                 contention score of 2 or more                Contended
 Contended           answer, 429                                  Contended: increase, decrease
+Contended           429, a trial is due                          Doubt, with Contended inside
+Cruise, Probe,      429, and 429s were shown to come at random   Doubt, with the phase inside
+Contended
+Doubt               429s as a limit would give                   the phase inside; Silence if it counts for the line
+Doubt               enough accepted                              the phase inside; Probe without samples if it was the
+                                                                 first such trial
 Contended           six samples agree within 10 %; or 15 min,    Cruise; score 0
                     30 or 60 after the first, second, third time
 any                 the clock of another event loop              the same without samples; Probe becomes Cruise
@@ -97,8 +111,9 @@ from random import Random
 from onellm_async.limits.advertised import AdvertisedReply
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.claims import Claims
+from onellm_async.limits.doubt import Doubt
 from onellm_async.limits.evidence import Evidence
-from onellm_async.limits.phases import Contended, Phase, Restored, SharedStartup, Startup
+from onellm_async.limits.phases import Contended, Cruise, Phase, Restored, SharedStartup, Startup
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.silence import AroundSilence, Opening, Silence, Windowed
 from onellm_async.limits.windows import FEW, Window
@@ -224,7 +239,7 @@ class AdaptiveRate:
         if (at_once := evidence.slots.describe(min(self._phase.rate, evidence.windows.rate))) is not None:
             parts.append(at_once)
         bounds = evidence.line.bounds
-        if bounds.tight and not isinstance(self._phase, Contended):
+        if bounds.tight and not self._phase.shares:
             parts.append(f"{60 * self._phase.rate:.3g} requests per minute")
         return ", ".join(parts) or None
 
@@ -300,7 +315,7 @@ class AdaptiveRate:
         if self._is_shared:
             sent_at = evidence.log.nearest(sent_at)  # it is told as an age, so never to the digit
         before = evidence.slots.refused(sent_at)
-        if evidence.log.remove(sent_at) and sent_at <= evidence.known_at and not isinstance(phase, Contended):
+        if evidence.log.remove(sent_at) and sent_at <= evidence.known_at and not phase.shares:
             self._confirmed_from -= 1  # it was counted as accepted when the last 429 arrived
         evidence.line.observe_round_trip(now - sent_at)
         evidence.rate_limited += 1
@@ -315,6 +330,7 @@ class AdaptiveRate:
             self._is_confirmed = False
             is_tight = evidence.line.bounds.tight
             self._unconfirmed, self._growth = (self.TIGHT_UNCONFIRMED, 2.0) if is_tight else (1, self.LOOSE_GROWTH)
+            evidence.sporadic.rate_limited(evidence.log.total)
             self._phase = self._after_429(phase, sent_at, now, before, retry_after)
             if self._claims is not None:
                 if not isinstance(phase, Silence):
@@ -382,12 +398,29 @@ class AdaptiveRate:
                 phase.rate_limited(now, retry_after, evidence, self._random)
                 return self._share_if_contended(phase, now, retry_after)
             return phase
-        if evidence.windows.refute_extra(sent_at) or evidence.slots.rate_limited(before):
+        is_explained = evidence.windows.refute_extra(sent_at) or evidence.slots.rate_limited(before)
+        if is_explained or (evidence.windows.refute_trials(sent_at) and not phase.shares):
             return phase
-        if evidence.windows.refute_trials(sent_at) and not isinstance(phase, Contended):
-            return phase
+        if isinstance(phase, Doubt):
+            if not phase.is_refuted(now, evidence):
+                return phase
+            doubt, phase = phase, phase.refuted(evidence)
+            if doubt.is_first:
+                evidence.line.add_sample(sent_at)
+                return phase
+        elif self._may_be_random(phase, sent_at, retry_after):
+            return Doubt(phase, phase.rate, now, evidence, is_first=False)
+        return self._after_sign(phase, sent_at, now, before, retry_after)
+
+    def _after_sign(
+        self, phase: Phase, sent_at: float, now: float, before: int | None, retry_after: float | None
+    ) -> Phase:
+        """Returns the phase after a 429 that is the sign of a limit. The arguments are those of `_after_429`."""
+        evidence = self._evidence
         if isinstance(phase, Opening) and phase.is_window(sent_at, evidence):
             phase = self._after_window(phase, now)
+        elif isinstance(phase, Opening) and retry_after is None and phase.is_doubtful():
+            return phase
         elif evidence.windows and not isinstance(phase, Opening | Contended):
             blamed = self._blame_window(phase, sent_at, now, retry_after)
             if blamed is not None:
@@ -395,7 +428,19 @@ class AdaptiveRate:
             phase = self._add_sample(phase, sent_at, now, before, retry_after)
         else:
             phase = self._add_sample(phase, sent_at, now, before, retry_after)
-        return phase if isinstance(phase, Contended) else self._silence(phase, sent_at, now, retry_after)
+        if not phase.shares:
+            return self._silence(phase, sent_at, now, retry_after)
+        if retry_after is None and evidence.sporadic.is_trial_due():
+            return Doubt(phase, phase.rate, now, evidence, is_first=True)
+        return phase
+
+    def _may_be_random(self, phase: Phase, sent_at: float, retry_after: float | None) -> bool:
+        """Whether a 429 may be one of those that come at random, and not the sign of a limit."""
+        evidence = self._evidence
+        if not evidence.sporadic.share or retry_after is not None or not isinstance(phase, Cruise | Contended):
+            return False
+        windows = evidence.windows
+        return not windows or windows.share(windows.fullest(sent_at), sent_at) < windows.FULL
 
     def _add_sample(
         self, phase: Phase, sent_at: float, now: float, before: int | None, retry_after: float | None
@@ -461,19 +506,22 @@ class AdaptiveRate:
         first = evidence.log.last_until(sent_at, window.count)
         if is_full and first is not None:
             window.fall_back(sent_at - first)
-        count = window.count
+        count, shrinks_to = window.count, None
         missing = count * (1 - share)
         if not is_full and (not windows.is_full(window, sent_at) if count <= FEW else missing > 1):
             count = evidence.log.count(sent_at, window.seconds)
             if not isinstance(phase, Windowed) or count < 1:
                 return None
-            if sent_at >= self._trusted_from:
+            window.doubt()
+            if window.knocks_at_once:
+                shrinks_to = count
+            elif sent_at >= self._trusted_from:
                 window.shrink(count)
         evidence.burst_at = evidence.log.last(count) or evidence.burst_at
         doubtful_after = self._doubtful_after(phase) if evidence.line.bounds.known else None
         if sent_at < self._trusted_from:
             doubtful_after = _NEVER  # an earlier client may have used the window
-        silence = Silence(phase, sent_at, now, blamed=window, doubtful_after=doubtful_after)
+        silence = Silence(phase, sent_at, now, blamed=window, shrinks_to=shrinks_to, doubtful_after=doubtful_after)
         silence.plan_knock(now, retry_after, evidence)
         return silence
 
@@ -484,16 +532,24 @@ class AdaptiveRate:
         pattern_at = evidence.burst_at
         if silence.vain or proven > 0:
             evidence.burst_at = at
-        line = evidence.line
         if self._is_single(at) and evidence.windows.add_single(silence.refused_at, at):
             return Windowed(at)
         if silence.blamed is not None and evidence.windows.measure_single(silence.blamed, silence.refused_at, at):
             return silence.inner
         if self._is_opened_by(silence, at):
             return Opening(silence, at, pattern_at, self._mean_pace(), evidence)
-        if silence.blamed is None or evidence.windows.stretch(silence.blamed, silence.refused_at, at):
+        return silence.inner if silence.blamed is None else self._after_blame(silence, silence.blamed, at)
+
+    def _after_blame(self, silence: Silence, window: Window, at: float) -> Phase:
+        """Returns the phase after a silence for which a window was blamed."""
+        is_sure = silence.vain > 0 or not window.knocks_at_once
+        if not silence.vain:
+            window.judge(was_random=True)
+        if silence.shrinks_to is not None or self._evidence.windows.stretch(
+            window, silence.refused_at, at, is_sure=is_sure
+        ):
             return silence.inner
-        return self._blame_line(silence, at) if silence.vain and line.bounds.known else silence.inner
+        return self._blame_line(silence, at) if silence.vain and self._evidence.line.bounds.known else silence.inner
 
     def _blame_line(self, silence: Silence, at: float) -> Phase:
         """The phase after a silence that the window that was blamed does not explain: the line is slower than known."""

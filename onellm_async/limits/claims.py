@@ -16,7 +16,7 @@ from collections import deque
 from onellm_async.limits.advertised import Advertised, AdvertisedBucket, AdvertisedReply, AdvertisedWindow
 from onellm_async.limits.bucket import TokenBucket
 from onellm_async.limits.evidence import Evidence
-from onellm_async.limits.phases import Contended, Cruise, Phase, Restored, Startup
+from onellm_async.limits.phases import Cruise, Phase, Restored, Startup
 from onellm_async.limits.rate_samples import RateBounds
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.send_log import most_within
@@ -95,7 +95,7 @@ class Claims:
         self._is_refuted = self._is_exceeded(claim, is_known=is_known)
         if self._is_refuted:
             return self._give_up(phase, evidence, now)
-        if is_known or isinstance(phase, Contended):
+        if is_known or phase.shares:
             return phase
         if isinstance(claim, AdvertisedWindow):
             return self._use_window(claim, phase, evidence, now)

@@ -4,6 +4,7 @@ from onellm_async.limits.rate_samples import RateEvidence, RateLimitSample
 from onellm_async.limits.rate_state import RateState
 from onellm_async.limits.send_log import SendLog
 from onellm_async.limits.slots import Slots
+from onellm_async.limits.sporadic import Sporadic
 from onellm_async.limits.windows import Windows
 
 _NEVER = float("inf")
@@ -23,6 +24,7 @@ class Evidence:
         line: What a token bucket would be.
         windows: Windows that were found.
         slots: A limit of concurrency.
+        sporadic: 429s that come at random.
         burst_at: When the burst began that goes on, or went on before the silence.
         origin: End of the longest silence so far, or the start: windows of fixed phase may begin then.
         peak: Highest pace that was reached at startup, in requests per second.
@@ -41,6 +43,7 @@ class Evidence:
         self.line: RateEvidence = RateEvidence(now, self.log, probe_every, state)
         self.windows: Windows = Windows(self.log)
         self.slots: Slots = Slots()
+        self.sporadic: Sporadic = Sporadic()
         self.burst_at: float = now
         self.origin: float = now
         self.longest_silence: float = 0.0

@@ -36,6 +36,11 @@ class Phase:
         """Whether it waits for the windows that are known."""
         return True
 
+    @property
+    def shares(self) -> bool:
+        """Whether it takes it that other clients use the key."""
+        return False
+
     def state(self, evidence: Evidence) -> RateState | None:
         """What another control can start from; None if nothing is known."""
         raise NotImplementedError
@@ -377,6 +382,10 @@ class Contended(Phase):
     @property
     def rate(self) -> float:
         return self._bucket.rate
+
+    @property
+    def shares(self) -> bool:
+        return True
 
     def state(self, evidence: Evidence) -> RateState | None:
         """Without bounds: those of a share say nothing about the limit."""

@@ -186,6 +186,8 @@ class RateEvidence:
     """Upper bound divided by lower bound from which such a cruise is bold."""
     BOLDNESS = 0.5
     """Pace of a bold cruise: so far between the bounds, at first. It halves with each 429 of such a cruise."""
+    LEAST_BOLD = 0.002
+    """Boldness up to which a cruise is not bold any more: it goes on at the lower bound, so its 429s are violations."""
     MAX_PRIOR = 2.0
     """Rate that was accepted as a multiple of the prior, beyond its burst, from which the prior is given up."""
     LATE_SHARE = 0.6
@@ -422,7 +424,8 @@ class RateEvidence:
             self.is_bold = rate > bounds.low > 0
             return rate
         if bounds.low > 0:
-            self.is_bold = not bounds.tight or (self._is_saturated and bounds.high > self.WIDE * bounds.low)
+            may_lose = self._boldness > self.LEAST_BOLD and self._is_saturated
+            self.is_bold = not bounds.tight or (may_lose and bounds.high > self.WIDE * bounds.low)
             beyond = self._boldness * (self.believed_high - bounds.low) if self.is_bold else 0.0
             return max(self.MIN_RATE, bounds.low + beyond)
         if probe_pace is not None and not self.samples[0].empty:  # it had risen: the pace of the last request but one
@@ -512,11 +515,21 @@ class RateEvidence:
         if accepted <= high * (now - self.samples[-1].at + self.jitter):
             return False
         self.gain = min(self.MAX_GAIN, 2 * self.gain)
+        self._forget_bounds(pace, now)
+        return True
+
+    def rise(self, pace: float, now: float) -> None:
+        """Drops the samples, and that others use the key: requests at `pace` per second were accepted after a 429."""
+        self.gain = self.MAX_GAIN
+        self._forget_bounds(pace, now)
+        self.contention, self.identified = 0.0, 0
+        self.consecutive_429s, self.rate_before_drop = 0, None
+
+    def _forget_bounds(self, pace: float, now: float) -> None:
         self.begin(now)
         self.bounds = RateBounds()
         self.saturation.assume(self.MAX_RATE_FACTOR * pace, now)
         self.is_bold, self._boldness = False, self.BOLDNESS
-        return True
 
     def burst(self, capacity: float) -> float:
         """Estimated capacity of the service's bucket: the initial burst, less what was refilled meanwhile.

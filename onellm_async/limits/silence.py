@@ -31,6 +31,7 @@ class Silence(AroundSilence):
         knock_at: When to send the first knock.
         on_answer: Whether an answer is a reason to knock at once.
         blamed: The window that explains the 429; None if none does.
+        shrinks_to: The count of that window if the first knock is in vain; None if it stays.
         doubtful_after: A longer silence means that `inner` may be wrong; None: any silence in which a knock was vain.
 
     Attributes:
@@ -40,14 +41,18 @@ class Silence(AroundSilence):
         vain: Knocks that got a 429.
         told_until: Until when the service's Retry-After proves the silence.
         blamed: The window that explains the 429.
+        shrinks_to: The count of that window if the next knock is in vain; None if it stays.
     """
 
     LONG = 4.0
     """A silence is unexplained if it is longer than so many requests at the rate."""
     FIRST_GAP = 0.5
-    """Seconds between two knocks, at least, after `MANY_429S` or a late knock; twice as many after the first knock."""
+    """Seconds between two knocks, at least, after `MANY_429S`, a late knock or `HURRY`; twice as many after the first
+    knock."""
     MANY_429S = 6
     """429s of the client after which knocks keep the distance of `FIRST_GAP`."""
+    HURRY = 10.0
+    """Seconds after the start in which two knocks may be closer."""
     LONG_GAP = 15.0
     """Seconds between two knocks, at most, or a tenth of the silence if that is more."""
     MAX_GAP = 60.0
@@ -58,7 +63,7 @@ class Silence(AroundSilence):
     """A shorter silence doubles with each knock. A longer one grows by half."""
 
     __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "knocked_at",
-                 "refused_at", "since", "told_until", "vain")  # fmt: skip
+                 "refused_at", "shrinks_to", "since", "told_until", "vain")  # fmt: skip
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class Silence(AroundSilence):
         *,
         on_answer: bool = False,
         blamed: Window | None = None,
+        shrinks_to: int | None = None,
         doubtful_after: float | None = None,
     ) -> None:
         self._inner = inner
@@ -80,6 +86,7 @@ class Silence(AroundSilence):
         self.vain: int = 0
         self.told_until: float = -_NEVER
         self.blamed: Window | None = blamed
+        self.shrinks_to: int | None = shrinks_to
         self.doubtful_after: float | None = doubtful_after
 
     @property
@@ -148,18 +155,25 @@ class Silence(AroundSilence):
         """Records that the knock in flight was in vain."""
         assert self.knocked_at is not None  # noqa: S101  # it is the knock that got the 429
         self.refused_at, self.knocked_at = self.knocked_at, None
-        self.vain += 1
         self._on_answer = False
+        if self.blamed is not None and self.blamed.knocks_at_once:  # it only asked whether the 429 came at random
+            self.blamed.judge(was_random=False)
+            if self.shrinks_to is not None:
+                self.blamed.shrink(self.shrinks_to)
+                self.shrinks_to = None
+        else:
+            self.vain += 1
         self.plan_knock(now, retry_after, evidence)
         return self
 
     def plan_knock(self, now: float, retry_after: float | None, evidence: Evidence) -> None:
         """Decides when to knock next: later and later, and rather just after a round number of seconds."""
         silence = now - self.since
-        many = evidence.rate_limited > self.MANY_429S or self._was_late
+        is_late = self._was_late or now - evidence.line.started > self.HURRY
+        many = evidence.rate_limited > self.MANY_429S or is_late
         gap = max(evidence.ack, (self.FIRST_GAP * (2 if self.vain else 1)) if many else 0.0, 0.1 * silence)
         if not self.vain and self.blamed is not None:
-            gap = max(evidence.ack, min(1.0, 0.1 * self.blamed.seconds))
+            gap = evidence.ack if self.blamed.knocks_at_once else max(evidence.ack, min(1.0, 0.1 * self.blamed.seconds))
         first = evidence.line.first
         small = False  # after a small burst, others may use the key, unless a window is known
         if first is not None and first.accepted < evidence.line.LARGE_BURST and not evidence.windows:
@@ -252,9 +266,12 @@ class Opening(AroundSilence):
     """Samples of a line, at most, while an opening stands in for the startup that did not take place."""
     LONG = 10.0
     """Seconds of a certain silence after which a single accepted request means that other clients use the key."""
+    DOUBT_FROM = 30.0
+    """Seconds of a certain silence from which the first 429 after it is asked again. A shorter one is usual where
+    others use the key."""
 
-    __slots__ = ("_accepted", "_last", "_max_pace", "_pace", "_pattern", "blamed", "burst_at", "inner", "opened_at",
-                 "proven", "refused_at", "silence", "since")  # fmt: skip
+    __slots__ = ("_accepted", "_is_doubted", "_last", "_max_pace", "_pace", "_pattern", "blamed", "burst_at", "inner",
+                 "opened_at", "proven", "refused_at", "silence", "since")  # fmt: skip
 
     def __init__(self, silence: Silence, at: float, burst_at: float, mean_pace: float, evidence: Evidence) -> None:
         self.inner: Phase = silence.inner
@@ -272,6 +289,7 @@ class Opening(AroundSilence):
             self._pace = self.FIRST_PACE * evidence.peak
         self._last = at
         self._accepted = 1
+        self._is_doubted = False
 
     @property
     def rate(self) -> float:
@@ -351,6 +369,14 @@ class Opening(AroundSilence):
         accepted = self.accepted_until(until, evidence)
         saved = (until - self.opened_at + self.silence - self.proven) / self.proven
         return self._accepted > self.SURPLUS and accepted > self.SURPLUS + 2 * saved
+
+    def is_doubtful(self) -> bool:
+        """Whether a 429 may have come at random. Only the first one after a long silence is asked again.
+
+        Taken for the sign of a bucket, it would hide a window for hours.
+        """
+        was_doubted, self._is_doubted = self._is_doubted, True
+        return not was_doubted and self.proven >= self.DOUBT_FROM
 
     def rate_limited(self, now: float, retry_after: float | None, evidence: Evidence, random: Random | None) -> Phase:
         """It was no window: the new sample counts for the line."""

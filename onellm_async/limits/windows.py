@@ -54,6 +54,7 @@ class Window:
         kept: Requests that were accepted as expected since it was made longer.
         trial: A shorter length that is tried now; None if none is.
         extra_at: When the first of more than `count` requests was sent to try whether they are accepted.
+        knocks_at_once: Whether the knock after the next 429 goes at once: it may come at random.
     """
 
     MIN_ASKED = 40
@@ -82,12 +83,16 @@ class Window:
     """A round length of a smaller window is tried again if its bounds are further apart than this share."""
     STEADY = 8
     """Requests, at least, that must be accepted as expected until it counts as found."""
+    MAX_BELIEF = 32
+    """429s while it is not full of which one is doubted, at most; they double with each that was no accident. Where
+    others use the window, none is."""
     SPREAD = 0.05
     """A length whose bounds are closer than this share needs no trial."""
 
     __slots__ = (
         "_asked",
         "_before_rise",
+        "_belief",
         "_extra",
         "_is_bold",
         "_is_extra_sure",
@@ -100,9 +105,11 @@ class Window:
         "_rise",
         "_sent_in_round",
         "_tried_at",
+        "_unasked",
         "count",
         "extra_at",
         "kept",
+        "knocks_at_once",
         "rounds",
         "seconds",
         "shortest",
@@ -121,6 +128,9 @@ class Window:
         self._proven_at = 0
         self.trial: float | None = None
         self.extra_at: float | None = None
+        self.knocks_at_once: bool = False
+        self._unasked = 0
+        self._belief = 1
         self._sent_in_round = 0
         self._tried_at: float | None = None
         self._is_bold = False
@@ -299,6 +309,17 @@ class Window:
             self._rise, self._is_length_due = self.RISE, True
             self.end_trials()
 
+    def doubt(self) -> None:
+        """Records a 429 while it is not full, and decides whether the knock after it goes at once."""
+        self._unasked += 1
+        self.knocks_at_once = self.rounds > 0 and self.count > FEW and self._unasked >= self._belief
+
+    def judge(self, *, was_random: bool) -> None:
+        """Records whether a knock at once was accepted: then the 429 before it had come at random."""
+        self._unasked = 0
+        self._belief = 1 if was_random else min(self.MAX_BELIEF, 2 * self._belief)
+        self.knocks_at_once = was_random and self.rounds > 0 and self.count > FEW
+
     def shrink(self, count: int) -> None:
         """No more than `count` are accepted."""
         self.count, self.rounds = count, min(self.rounds, 0)
@@ -401,13 +422,14 @@ class Windows:
         """Requests per second that all of them allow in the long run."""
         return min((window.count / max(window.seconds, 1e-3) for window in self.all), default=NEVER)
 
-    def stretch(self, window: Window, shortest_at: float, end: float) -> bool:
+    def stretch(self, window: Window, shortest_at: float, end: float, *, is_sure: bool = True) -> bool:
         """Makes a window longer that opened a little later than expected. One that keeps doing so is dropped.
 
         Args:
             window: The window.
             shortest_at: When the last request was sent that got a 429.
             end: When the first request was sent that was accepted again.
+            is_sure: Whether a 429 at random is ruled out. If not, it is no reason to drop the window.
 
         Returns:
             Whether it did. If not, it opened as expected or far later.
@@ -418,7 +440,8 @@ class Windows:
             return False
         window.shortest = max(window.shortest, shortest_at - first)
         window.seconds = end - first
-        self._stretched(window)
+        if is_sure:
+            self._stretched(window)
         return True
 
     def _stretched(self, window: Window) -> None:
