@@ -5,7 +5,7 @@ pytest keeps one process that has imported the command line and nothing else, an
 exit code, signals, standard streams, a folder and an environment of its own. What it has not is a beginning of its own,
 and it ends without taking apart what was imported. Where the beginning is the subject, a test starts its command
 itself. `start_command` does so for variables that Python reads at its beginning, for terminals, and under another
-program.
+program. A stream may be `CLOSED`: then the command finds None in its place, as it would at its beginning.
 
 How it works: the worker sends arguments, environment and three descriptors through a socket, and gets the process id. A
 descriptor of the process (``pidfd``) tells it when the process has ended, and the parent is asked for the exit code. It
@@ -44,6 +44,9 @@ _STREAM_LIMIT = 1 << 16
 """Bytes that asyncio reads ahead of a stream, its own default."""
 _NOT_FLUSHED = 120
 """Python's exit code where a standard stream does not take what is left at the end."""
+CLOSED = -4
+"""In place of a stream: its descriptor is closed. asyncio's own numbers end at -3."""
+_CLOSED_BY_A_SHELL = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
 
 
 # In the worker of pytest
@@ -69,8 +72,13 @@ class Forks:
         self, arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str], streams: list[int]
     ) -> int:
         """Starts a command and returns its process id."""
-        request = {"arguments": arguments, "folder": os.fspath(folder), "environment": dict(environment)}
-        return self._ask(request, streams)
+        request = {
+            "arguments": arguments,
+            "folder": os.fspath(folder),
+            "environment": dict(environment),
+            "closed": [number for number, stream in enumerate(streams) if stream == CLOSED],
+        }
+        return self._ask(request, [stream for stream in streams if stream != CLOSED])
 
     def reap(self, pid: int) -> int:
         """The exit code of a command that has ended; negative: the signal that killed it."""
@@ -173,6 +181,14 @@ def _must_begin_anew(environment: Mapping[str, str]) -> bool:
     return changed or not hasattr(os, "pidfd_open") or "coverage" in sys.modules
 
 
+async def _begin_anew(*command: str, **how: Any) -> Process:
+    """Starts a process of its own, by a shell if it has closed streams."""
+    closed = [name for name in _CLOSED_BY_A_SHELL if how[name] == CLOSED]
+    if closed:
+        command = ("bash", "-c", f'exec "$@" {" ".join(map(_CLOSED_BY_A_SHELL.__getitem__, closed))}', "bash", *command)
+    return await asyncio.create_subprocess_exec(*command, **how | dict.fromkeys(closed, DEVNULL))
+
+
 async def start_command(
     *arguments: str,
     stdin: Any = DEVNULL,
@@ -186,7 +202,11 @@ async def start_command(
 
     Args:
         arguments: Of the command.
-        stdin: As of `asyncio.create_subprocess_exec`; so are `stdout`, `stderr`, `cwd` and `env`.
+        stdin: As of `asyncio.create_subprocess_exec`, or `CLOSED`.
+        stdout: As `stdin`.
+        stderr: As `stdin`.
+        cwd: As of `asyncio.create_subprocess_exec`.
+        env: As of `asyncio.create_subprocess_exec`.
         within: A program that starts it, such as ``("setsid",)``.
     """
     global _forks  # noqa: PLW0603
@@ -196,7 +216,7 @@ async def start_command(
     if within or is_terminal or _must_begin_anew(environment):
         environment.setdefault("PYTHONPATH", str(ROOT))
         command = (*within, sys.executable, "-m", "onellm_async", *arguments)
-        return await asyncio.create_subprocess_exec(*command, **streams, cwd=folder, env=environment)
+        return await _begin_anew(*command, **streams, cwd=folder, env=environment)
     if _forks is None:
         _forks = Forks()
     loop = asyncio.get_running_loop()
@@ -228,6 +248,19 @@ def _import_everything() -> None:
             importlib.import_module(module.name)
 
 
+def _take_streams(descriptors: list[int], closed: list[int]) -> None:
+    """Puts descriptors in the places of the standard streams that are not closed."""
+    for target, descriptor in zip([number for number in range(3) if number not in closed], descriptors, strict=True):
+        os.dup2(descriptor, target)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for number in closed:
+        os.close(number)
+        name = ("stdin", "stdout", "stderr")[number]
+        setattr(sys, name, None)
+        setattr(sys, f"__{name}__", None)
+
+
 def _serve(connection: socket.socket) -> list[str]:
     """Forks a process for each request; in the child, returns its arguments. Ends with the worker of pytest."""
     while True:
@@ -241,10 +274,7 @@ def _serve(connection: socket.socket) -> list[str]:
         pid = os.fork()
         if pid == 0:
             connection.close()
-            for target, descriptor in enumerate(descriptors):
-                os.dup2(descriptor, target)
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _take_streams(descriptors, request["closed"])
             os.chdir(request["folder"])
             os.environ.clear()
             os.environ.update(request["environment"])
@@ -260,7 +290,7 @@ def _end(code: int) -> NoReturn:
     """Ends the process as Python does, but the modules stay: to remove them takes longer than a short command."""
     threading._shutdown()  # type: ignore[attr-defined]  # as Python does it
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError):

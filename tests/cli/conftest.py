@@ -100,8 +100,9 @@ def onellm(start):
     """Runs a command to its end."""
 
     async def onellm(*arguments, stdin=None, **environment):
-        given = {} if stdin is None else {"stdin": asyncio.subprocess.PIPE}
-        return await (await start(*arguments, **given, **environment)).ended(stdin)
+        text = stdin if isinstance(stdin, str) else None
+        given = {} if stdin is None else {"stdin": stdin if text is None else asyncio.subprocess.PIPE}
+        return await (await start(*arguments, **given, **environment)).ended(text)
 
     return onellm
 

@@ -13,6 +13,7 @@ import pytest
 
 from onellm_async.batch import JournalReader
 from onellm_async.cli import main
+from tests.forks import CLOSED
 
 ROOT = Path(__file__).parents[2]
 FAST = ("--rpm", 60_000, "--burst", 1000)
@@ -27,6 +28,26 @@ def through(script):
 
 def shell(script):
     return {"without": ("bash", "-c", script, "bash")}
+
+
+@pytest.fixture
+def streams():
+    """What a shell makes of redirections, for commands that need no beginning of their own."""
+    unread, abandoned = os.pipe()
+    os.close(unread)
+    null, full = os.open(os.devnull, os.O_WRONLY), os.open("/dev/full", os.O_WRONLY)
+    yield {
+        "<&-": {"stdin": CLOSED},
+        "0>/dev/null": {"stdin": null},
+        ">&-": {"stdout": CLOSED},
+        ">/dev/full": {"stdout": full},
+        "| (exec <&-)": {"stdout": abandoned},
+        "<&- 2>&-": {"stdin": CLOSED, "stderr": CLOSED},
+        ">/dev/full 2>/dev/full": {"stdout": full, "stderr": full},
+        "<&- >&- 2>&-": {"stdin": CLOSED, "stdout": CLOSED, "stderr": CLOSED},
+    }
+    for descriptor in (abandoned, null, full):
+        os.close(descriptor)
 
 
 def write_prompts(folder, count, *, bad=0):
@@ -251,44 +272,52 @@ async def finished(onellm, at, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("streams", "codes", "told"),
+    ("lost", "code", "told"),
     [
-        (">&-", {CLOSED_CODE}, "onellm-async: standard output is closed."),
-        (">/dev/full", {FULL_CODE}, "onellm-async: standard output cannot be written: No space left on device.\n"),
-        ("| (exec <&-; sleep 0.6)", {141}, None),
-        ("<&- 2>&-", {0}, None),
+        (">&-", CLOSED_CODE, "onellm-async: standard output is closed."),
+        (">/dev/full", FULL_CODE, "onellm-async: standard output cannot be written: No space left on device.\n"),
+        ("| (exec <&-)", 141, None),
+        ("<&- 2>&-", 0, None),
     ],
 )
 async def test_every_command_with_a_result_has_one_sentence_and_a_code_for_a_lost_stream(
-    onellm, at, tmp_path, finished, streams, codes, told
+    onellm, at, finished, streams, lost, code, told
 ):
     assert {name.partition(" ")[0] for name in finished} >= {"chat", "run", "plan", "status", "export", "report"}
     found = {}
     for name, arguments in finished.items():
-        # The reader of a pipe is gone before the command begins.
-        ended = await onellm(*arguments, **at, **shell(f'"$@" {streams}; echo "${{PIPESTATUS[0]}}" >code'))
-        found[name] = int((tmp_path / "code").read_text())
+        ended = await onellm(*arguments, **at, **streams[lost])
+        found[name] = ended.code
         assert "Traceback" not in ended.err, (name, ended.err)
         assert "Exception" not in ended.err, (name, ended.err)
         if told is not None:
             assert ended.err.startswith(told), (name, ended.err)
             assert ended.err.count("\n") == 1, (name, ended.err)
-    assert found == dict.fromkeys(finished, *codes)
+    assert found == dict.fromkeys(finished, code)
+
+
+@pytest.mark.parametrize("lost", [">&-", ">/dev/full", "| (exec <&-; sleep 0.6)", "<&- 2>&-"])
+async def test_a_lost_stream_is_the_same_to_a_command_with_a_beginning_of_its_own(onellm, streams, tmp_path, lost):
+    # The reader of a pipe is gone before the command begins.
+    anew = await onellm("models", **shell(f'"$@" {lost}; echo "${{PIPESTATUS[0]}}" >code'))
+    forked = await onellm("models", **streams[lost.replace("; sleep 0.6", "")])
+
+    assert (int((tmp_path / "code").read_text()), anew.err) == (forked.code, forked.err)
 
 
 @pytest.mark.parametrize("command", ["pause", "resume", "stop", "retune"])
-@pytest.mark.parametrize("streams", [">/dev/full 2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("lost", [">/dev/full 2>/dev/full", "<&- >&- 2>&-"])
 async def test_the_commands_that_control_a_run_need_no_stream(
-    start, onellm, at, backend, tmp_path, journal_has, command, streams
+    start, onellm, at, backend, tmp_path, journal_has, command, streams, lost
 ):
     write_prompts(tmp_path, 3)
     backend.held = {"p0"}
     run = await start(*RUN, **at)
     await journal_has("out.jsonl", lambda journal: journal.counts().answered == 2)
     flags = ("--rpm", 100) if command == "retune" else ()
-    ended = await onellm(command, "out.jsonl", *flags, **at, **shell(f'"$@" {streams}; echo "$?" >code'))
+    ended = await onellm(command, "out.jsonl", *flags, **at, **streams[lost])
 
-    assert (tmp_path / "code").read_text() == "0\n"
+    assert ended.code == 0
     assert "Traceback" not in ended.err
     await journal_has("out.jsonl", lambda journal: not journal.pending_commands())
     await backend.release()
@@ -322,10 +351,15 @@ def unused_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("arguments", [("run", "-"), ("plan", "-"), ("chat", "-"), ("chat",)])
+@pytest.mark.parametrize(
+    ("arguments", "anew"),
+    [(("run", "-"), False), (("plan", "-"), False), (("chat", "-"), False), (("chat",), False), (("chat",), True)],
+)
 @pytest.mark.parametrize("stdin", ["<&-", "0>/dev/null"])
-async def test_a_standard_input_that_cannot_be_read_is_told_in_one_sentence(onellm, at, backend, arguments, stdin):
-    ended = await onellm(*arguments, **at, **shell(f'"$@" {stdin}'))
+async def test_a_standard_input_that_cannot_be_read_is_told_in_one_sentence(
+    onellm, at, backend, streams, arguments, stdin, anew
+):
+    ended = await onellm(*arguments, **at, **(shell(f'"$@" {stdin}') if anew else streams[stdin]))
 
     assert ended.code == 2
     assert ended.err.startswith("onellm-async: Standard input is closed.")
