@@ -18,7 +18,7 @@ from onellm_async.gateway.status_page import GatewayStatus, render_status
 from onellm_async.limits.snapshot import empty_snapshot
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM, chromium, connected
 
 SPENDING = {"alice": KeySpending(requests=3, answered=2, billed=10**10, at_risk=5 * 10**9, possibly_billed=1)}
 SAMPLE = re.compile(r'onellm_gateway_[a-z_]+(\{([a-z]+="(\\.|[^"\\])*",?)+\})? -?[0-9.e+-]+|.*\+Inf.*')
@@ -133,11 +133,12 @@ WIDTH = "document.documentElement.scrollWidth - document.documentElement.clientW
 async def test_a_browser_draws_the_page_and_asks_for_nothing_else(tmp_path: Path):
     path = tmp_path / "status.html"
     path.write_text(render_status(status()), "utf-8")
-    async with chromium(tmp_path / "profile") as browser:
-        for width, dark in ((1100, False), (360, True)):
-            page = await browser.open(path, width=width, dark=dark)
-            assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
-            assert page.complaints == []
-            assert await page.run(WIDTH) == 0
-            assert await page.run(CONTRAST) == []
-            assert await page.run("document.querySelectorAll('h1, h2').length") == 4
+    with chromium(tmp_path / "profile") as address:
+        async with connected(address) as browser:
+            for width, dark in ((1100, False), (360, True)):
+                page = await browser.open(path, width=width, dark=dark)
+                assert [url for url in page.requests if not url.startswith("data:")] == [path.as_uri()]
+                assert page.complaints == []
+                assert await page.run(WIDTH) == 0
+                assert await page.run(CONTRAST) == []
+                assert await page.run("document.querySelectorAll('h1, h2').length") == 4

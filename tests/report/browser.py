@@ -3,10 +3,12 @@
 import asyncio
 import base64
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import aiohttp
 
@@ -26,44 +28,43 @@ FLAGS = (
 )
 
 
-@asynccontextmanager
-async def chromium(profile: Path) -> AsyncIterator["Browser"]:
-    """A browser without a window; its whole process group ends with the block."""
+@contextmanager
+def chromium(profile: Path) -> Iterator[str]:
+    """A browser without a window, which ends with the block; the address to connect to."""
     assert CHROMIUM is not None
-    process = await asyncio.create_subprocess_exec(
-        CHROMIUM,
-        *FLAGS,
-        f"--user-data-dir={profile}",
-        "about:blank",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **streams) as process:
+        assert process.stderr is not None
         address = ""
-        async for line in process.stderr:
+        for line in process.stderr:
             if line.startswith(b"DevTools listening on "):
                 address = line.decode().split()[-1]
                 break
         assert address, "Chromium did not start"
-        draining = asyncio.create_task(process.stderr.read())
-        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
-            browser = Browser(socket)
-            listening = asyncio.create_task(browser.listen())
-            try:
-                yield browser
-            finally:
-                await browser.call("Browser.close")
-                await listening
-                await draining
-    finally:
-        if process.returncode is None:
-            try:
-                await asyncio.wait_for(process.wait(), 10)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        draining = Thread(target=process.stderr.read)
+        draining.start()
+        try:
+            yield address
+            process.terminate()
+            process.wait(10)
+        finally:
+            process.kill()
+            draining.join()
+
+
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator["Browser"]:
+    """A connection to a browser; its pages are closed with the block."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket:
+        browser = Browser(socket)
+        listening = asyncio.create_task(browser.listen())
+        try:
+            yield browser
+            await browser.close_pages()
+        finally:
+            await socket.close()
+            await listening
 
 
 class Browser:
@@ -72,6 +73,7 @@ class Browser:
         self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[dict]] = {}
         self._pages: dict[str, Page] = {}
+        self._targets: list[str] = []
 
     async def listen(self) -> None:
         async for message in self._socket:
@@ -95,6 +97,7 @@ class Browser:
     ) -> "Page":
         """A file in a new tab, once everything of it is drawn."""
         target = (await self.call("Target.createTarget", url="about:blank"))["targetId"]
+        self._targets.append(target)
         session = (await self.call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -109,6 +112,10 @@ class Browser:
         if scripts:
             await page.drawn()
         return page
+
+    async def close_pages(self) -> None:
+        while self._targets:
+            await self.call("Target.closeTarget", targetId=self._targets.pop())
 
 
 class Page:

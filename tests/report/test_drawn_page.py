@@ -1,12 +1,12 @@
 """What a browser makes of a report: pixels, widths, colours; and that it asks for nothing."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from browser import CHROMIUM, Browser, Page, chromium
+from browser import CHROMIUM, Browser, Page, chromium, connected
 from sample_reports import HOSTILE, START, a_report, span
 
 from onellm_async.report.model import Latency, Report, TimeSlice
@@ -45,9 +45,16 @@ CONTRAST = """(() => {
 })()"""
 
 
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of a browser that all tests share: it takes longer to start than all that a test does with it."""
+    with chromium(tmp_path_factory.mktemp("profile")) as address:
+        yield address
+
+
 @pytest_asyncio.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
-    async with chromium(tmp_path / "profile") as browser:
+async def browser(address: str) -> AsyncIterator[Browser]:
+    async with connected(address) as browser:
         yield browser
 
 

@@ -1,5 +1,7 @@
+import importlib
 import json
 import math
+from functools import cache
 
 import pytest
 from attrs import evolve
@@ -16,8 +18,27 @@ from onellm_async.simulation.simulated_run import ExpectedService, simulate_work
 from onellm_async.simulation.workload import RequestSize, Workload, WorkloadMeter
 
 PUBLISHED = ExpectedService()
+MODULE = importlib.import_module("onellm_async.simulation.plan")  # the room exports the function by this name
 
 
+@pytest.fixture
+def no_suggestions(monkeypatch):
+    """For tests that look at none: to try them takes as many simulations as all the rest."""
+    monkeypatch.setattr(MODULE, "_suggestions", lambda *_: [])
+
+
+@cache
+def simulated(sizes, limits, service, seed):
+    return simulate_workload(sizes, limits, service, seed)
+
+
+@pytest.fixture
+def simulated_once(monkeypatch):
+    """Plans share the runs of the same arguments, which give the same result."""
+    monkeypatch.setattr(MODULE, "simulate_workload", lambda sizes, *others: simulated(tuple(sizes), *others))
+
+
+@pytest.mark.usefixtures("no_suggestions", "simulated_once")
 def test_the_published_limit_takes_its_arithmetic_time():
     estimate = plan(Workload.uniform(1000), Limits(), PUBLISHED)
 
@@ -47,7 +68,8 @@ def test_a_few_prompts_wait_for_nothing_but_their_answers():
     assert plan(Workload.uniform(5), Limits(), PUBLISHED).bottleneck == "service"
 
 
-def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion():
+@pytest.mark.usefixtures("simulated_once")
+def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion(request):
     service = ExpectedService(requests_per_minute=600, burst=100, latency=8)
     limits = Limits(requests_per_minute=600, burst=100, max_concurrency=48)
     estimate = plan(Workload.uniform(1500), limits, service, seeds=3)
@@ -57,11 +79,13 @@ def test_too_few_slots_are_the_bottleneck_and_enough_for_the_rate_the_suggestion
     (suggestion,) = estimate.suggestions
     assert suggestion.limit == "max_concurrency"
     assert suggestion.value >= 80 * math.exp(0.3**2 / 2), "Little's law"
+    request.getfixturevalue("no_suggestions")
     better = plan(Workload.uniform(1500), evolve(limits, max_concurrency=int(suggestion.value)), service, seeds=3)
     assert better.bottleneck == "rate"
     assert estimate.duration.median - better.duration.median == pytest.approx(suggestion.saved, rel=0.05)
 
 
+@pytest.mark.usefixtures("simulated_once")
 def test_a_faster_limit_is_the_suggestion_if_the_rate_is_the_bottleneck():
     (suggestion,) = plan(Workload.uniform(1000), Limits(), PUBLISHED, seeds=3).suggestions
 
@@ -79,12 +103,14 @@ def test_tokens_are_the_bottleneck_if_they_run_out_before_requests_do():
     assert estimate.suggestions[0].limit == "tokens_per_minute"
 
 
+@pytest.mark.usefixtures("no_suggestions")
 def test_discovering_a_rate_costs_429s():
     estimate = plan(Workload.uniform(400), Limits(requests_per_minute="auto"), PUBLISHED)
 
     assert 1 <= estimate.rate_limited.median <= 12
 
 
+@pytest.mark.usefixtures("no_suggestions")
 def test_a_declaration_that_the_service_does_not_keep_is_estimated_with_its_429s():
     honest = plan(Workload.uniform(300), Limits(), PUBLISHED)
     deceived = plan(Workload.uniform(300), Limits(requests_per_minute=80), PUBLISHED)
@@ -93,15 +119,17 @@ def test_a_declaration_that_the_service_does_not_keep_is_estimated_with_its_429s
     assert deceived.duration.median == pytest.approx(honest.duration.median, rel=0.1)
 
 
-def test_failures_take_their_share_of_the_rate():
+def test_failures_take_their_share_of_the_rate(request):
+    stormy = plan(Workload.uniform(300), Limits(), ExpectedService(failure_rate=0.5), seeds=1)
+    assert stormy.failed.median > 0
+    request.getfixturevalue("no_suggestions")
     calm = plan(Workload.uniform(600), Limits(), PUBLISHED, seeds=5)
     rough = plan(Workload.uniform(600), Limits(), ExpectedService(failure_rate=0.05), seeds=5)
 
     assert rough.duration.median / calm.duration.median == pytest.approx(640 / 600 - 0.01, abs=0.03)
-    stormy = plan(Workload.uniform(300), Limits(), ExpectedService(failure_rate=0.5), seeds=1)
-    assert stormy.failed.median > 0
 
 
+@pytest.mark.usefixtures("no_suggestions")
 @pytest.mark.parametrize(
     ("limits", "service", "within"),
     [
@@ -131,6 +159,7 @@ def test_what_is_extrapolated_is_what_a_full_simulation_gives(limits, service, w
         assert quick == pytest.approx(slow, rel=0.03, abs=60)
 
 
+@pytest.mark.usefixtures("no_suggestions")
 def test_a_million_prompts_are_extrapolated_to_the_rate_that_was_declared():
     estimate = plan(Workload.uniform(1_000_000), Limits(), PUBLISHED, seeds=1)
 
