@@ -46,6 +46,8 @@ _NOT_FLUSHED = 120
 """Python's exit code where a standard stream does not take what is left at the end."""
 CLOSED = -4
 """In place of a stream: its descriptor is closed. asyncio's own numbers end at -3."""
+_IMPORTED_WHEN_NEEDED = ("tenacity", "tenacity.asyncio", "encodings.idna", "concurrent.futures.thread", "cyclopts.help")
+"""Modules that most commands import only when they send a request or have a mistake to explain."""
 _CLOSED_BY_A_SHELL = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
 
 
@@ -246,6 +248,8 @@ def _import_everything() -> None:
         package = importlib.import_module(f"onellm_async.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+    for name in _IMPORTED_WHEN_NEEDED:
+        importlib.import_module(name)
 
 
 def _take_streams(descriptors: list[int], closed: list[int]) -> None:

@@ -34,6 +34,7 @@ from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
 from onellm_async.server import ServerSettings
 from onellm_async.testing import FakeTransport, ThreadedServer
+from tests.plugins import WITHOUT_OTHER_PLUGINS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -84,7 +85,8 @@ async def run_tests_of(sources: list[str], folder: Path) -> str:
     for number, source in enumerate(sources):
         (folder / f"test_snippet_{number}.py").write_text(source)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", *PLUGIN, "-o", "asyncio_mode=strict", "--rootdir", folder, folder),
+        *(sys.executable, "-m", "pytest", "-q", *PLUGIN, *WITHOUT_OTHER_PLUGINS, "-o", "asyncio_mode=strict"),
+        *("--rootdir", folder, folder),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -22,13 +22,26 @@ LONGEST = 24
 """Words of a sentence in a help text."""
 
 
+@pytest.fixture(scope="module")
+def shown():
+    """Each help that was asked for: several tests read it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
 @pytest.fixture
-def help_of(capsys, monkeypatch):
+def help_of(capsys, monkeypatch, shown):
     monkeypatch.setenv("COLUMNS", "80")
 
     def help_of(*command):
-        assert main([*command, "--help"]) == 0
-        return capsys.readouterr().out
+        if command not in shown:
+            assert main([*command, "--help"]) == 0
+            shown[command] = capsys.readouterr().out
+        return shown[command]
 
     return help_of
 
@@ -112,8 +125,7 @@ def test_the_examples_work(command, help_of, service, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_the_variables_of_a_help_are_those_of_the_documents(command, help_of):
+def test_the_variables_of_a_help_are_those_of_the_documents(command, help_of, documents):
     text = " ".join(re.sub("[│\n]", " ", help_of(*command)).split())
-    documents = "\n".join(path.read_text("utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
     for name in re.findall(r"\[env: (\w+)\]", text):
         assert f"{name}" in documents, name

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.plugins import WITHOUT_OTHER_PLUGINS
+
 ROOT = Path(__file__).parents[2]
 MODULE = "onellm_async.testing.pytest_plugin"
-NOT_CONCERNED = ("hypothesispytest", "xdist", "xdist.looponfail", "valkey", "langsmith_plugin")
-"""Plugins of the environment, by their entry points. To load them takes twice as long as the rest of a run."""
 INSTALLED = any(each.value == MODULE for each in entry_points(group="pytest11"))
 
 ANY_KIND = """
@@ -173,12 +173,11 @@ def test_synchronous_tests_are_left_alone():
 def pytest_of(source: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_user.py").write_text(source)
     plugin = () if INSTALLED else ("-p", MODULE)
-    without = [option for name in ("cacheprovider", *NOT_CONCERNED) for option in ("-p", f"no:{name}")]
-    command = (sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", "-q", *plugin, *without)
+    command = (sys.executable, "-X", "dev", "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin)
     options = ("-o", "asyncio_default_fixture_loop_scope=function", "--strict-markers", "--rootdir", str(folder))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ONELLM_", "PYTEST_"))}
     return subprocess.run(
-        [*command, *options, *arguments, str(folder)],
+        [*command, *WITHOUT_OTHER_PLUGINS, *options, *arguments, str(folder)],
         cwd=folder,
         env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
