@@ -35,18 +35,22 @@ def streams():
     """What a shell makes of redirections, for commands that need no beginning of their own."""
     unread, abandoned = os.pipe()
     os.close(unread)
-    null, full = os.open(os.devnull, os.O_WRONLY), os.open("/dev/full", os.O_WRONLY)
+    null, empty = os.open(os.devnull, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY)
+    full = os.open("/dev/full", os.O_WRONLY)
     yield {
         "<&-": {"stdin": CLOSED},
         "0>/dev/null": {"stdin": null},
         ">&-": {"stdout": CLOSED},
         ">/dev/full": {"stdout": full},
+        "2>&-": {"stderr": CLOSED},
+        "2>/dev/full": {"stderr": full},
+        "2</dev/null": {"stderr": empty},
         "| (exec <&-)": {"stdout": abandoned},
         "<&- 2>&-": {"stdin": CLOSED, "stderr": CLOSED},
         ">/dev/full 2>/dev/full": {"stdout": full, "stderr": full},
         "<&- >&- 2>&-": {"stdin": CLOSED, "stdout": CLOSED, "stderr": CLOSED},
     }
-    for descriptor in (abandoned, null, full):
+    for descriptor in (abandoned, null, empty, full):
         os.close(descriptor)
 
 
@@ -80,23 +84,39 @@ async def test_ctrl_c_that_also_ends_tee_keeps_all_that_is_in_flight(start, at, 
     assert len(backend.asked) == 48
 
 
-@pytest.mark.parametrize("stderr", ["2>&1 | head -1", "2>/dev/full", "2>&-", "2>&1 | true", "2</dev/null"])
-async def test_a_run_with_bad_lines_outlives_its_standard_error(onellm, at, backend, tmp_path, stderr):
-    write_prompts(tmp_path, 60, bad=40)
-    arguments = ("run", "in.jsonl", "-o", "out.jsonl", *FAST)
-    await onellm(*arguments, **at, **shell(f'"$@" {stderr}; echo "${{PIPESTATUS[0]}}" >code'))
+@pytest.fixture
+def code_of(onellm, at, streams, tmp_path):
+    """Runs a command with redirections, by a shell where one needs a pipe, and returns the code of the command, too."""
 
-    assert (tmp_path / "code").read_text() == "1\n"
+    async def code_of(*arguments, redirected, anew=False):
+        if redirected in streams and not anew:
+            ended = await onellm(*arguments, **at, **streams[redirected])
+            return ended.code, ended
+        ended = await onellm(*arguments, **at, **shell(f'"$@" {redirected}; echo "${{PIPESTATUS[0]}}" >code'))
+        return int((tmp_path / "code").read_text()), ended
+
+    return code_of
+
+
+@pytest.mark.parametrize("stderr", ["2>&1 | head -1", "2>/dev/full", "2>&-", "2>&1 | true", "2</dev/null"])
+async def test_a_run_with_bad_lines_outlives_its_standard_error(code_of, backend, tmp_path, stderr):
+    write_prompts(tmp_path, 60, bad=40)
+    code, _ = await code_of("run", "in.jsonl", "-o", "out.jsonl", *FAST, redirected=stderr)
+
+    assert code == 1
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 60
     assert answered(tmp_path) == (60, 0, 0)
 
 
-@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "| true"])
-async def test_streams_that_a_run_into_a_file_does_not_need_may_be_closed_or_full(onellm, at, tmp_path, streams):
+@pytest.mark.parametrize(
+    ("redirected", "anew"),
+    [(">&-", False), ("2>&-", False), ("<&- >&- 2>&-", True), (">/dev/full", False), ("| true", True)],
+)
+async def test_streams_that_a_run_into_a_file_does_not_need_may_be_closed_or_full(code_of, tmp_path, redirected, anew):
     write_prompts(tmp_path, 20)
-    ended = await onellm(*RUN, **at, **shell(f'"$@" {streams}; echo "${{PIPESTATUS[0]}}" >code'))
+    code, ended = await code_of(*RUN, redirected=redirected, anew=anew)
 
-    assert (tmp_path / "code").read_text() == "0\n"
+    assert code == 0
     assert [record["index"] for record in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())] == list(
         range(20)
     )
@@ -224,14 +244,14 @@ async def test_a_terminal_that_is_stopped_by_ctrl_s_does_not_stop_the_run(
 
 
 @pytest.mark.parametrize(
-    ("streams", "code"),
+    ("redirected", "code"),
     [(">&-", CLOSED_CODE), (">/dev/full", FULL_CODE), ("| true", 141), ("| head -1", 141)],
 )
-async def test_answers_that_standard_output_does_not_take_end_the_run(onellm, at, tmp_path, backend, streams, code):
+async def test_answers_that_standard_output_does_not_take_end_the_run(code_of, tmp_path, backend, redirected, code):
     write_prompts(tmp_path, 3000)
-    ended = await onellm("run", "in.txt", *FAST, **at, **shell(f'"$@" {streams}; echo "${{PIPESTATUS[0]}}" >code'))
+    found, ended = await code_of("run", "in.txt", *FAST, redirected=redirected)
 
-    assert (tmp_path / "code").read_text() == f"{code}\n"
+    assert found == code
     assert "Traceback" not in ended.err
     assert "standard output " in ended.err
     assert len(backend.asked) < 3000 if code == 141 else backend.asked == []
@@ -296,7 +316,9 @@ async def test_every_command_with_a_result_has_one_sentence_and_a_code_for_a_los
     assert found == dict.fromkeys(finished, code)
 
 
-@pytest.mark.parametrize("lost", [">&-", ">/dev/full", "| (exec <&-; sleep 0.6)", "<&- 2>&-"])
+@pytest.mark.parametrize(
+    "lost", [">&-", ">/dev/full", "| (exec <&-; sleep 0.6)", "<&- 2>&-", "2>&-", "2>/dev/full", "2</dev/null"]
+)
 async def test_a_lost_stream_is_the_same_to_a_command_with_a_beginning_of_its_own(onellm, streams, tmp_path, lost):
     # The reader of a pipe is gone before the command begins.
     anew = await onellm("models", **shell(f'"$@" {lost}; echo "${{PIPESTATUS[0]}}" >code'))

@@ -75,7 +75,7 @@ async def watched(client, prompts=200, pace=0.0, meanwhile=None):
     async def watch():
         while True:
             samples.append(client.snapshot())
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(1.0)
 
     tasks = [asyncio.create_task(watch())]
     if meanwhile is not None:
