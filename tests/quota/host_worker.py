@@ -1,7 +1,8 @@
 """A process that takes permits from the board in a file until it is killed: ``python host_worker.py JOB``.
 
 It writes a byte to standard output for each permit, which the kernel keeps when it dies. A job with ``kills`` is a
-crowd instead: it forks workers, kills them at random moments, and prints what became of their permits.
+crowd instead: it forks workers, kills them at random moments, and prints what became of their permits. An empty job
+forks a worker for each job that standard input has, because the imports take longer than a short life.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from random import Random
 
@@ -115,6 +117,37 @@ def crowd(path, rate, burst, kills, workers, seed):
     print(json.dumps({"taken": taken, "elapsed": elapsed, "errors": errors, "survivors": survivors}))
 
 
+def fork(permits, errors, job):
+    """Starts a worker that writes into these files, and returns its process id."""
+    child = os.fork()
+    if child == 0:
+        for number, path in ((1, permits), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        try:
+            main(**job)
+        except BaseException:  # a child of a fork must not go on in its parent's code
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return child
+
+
+def serve_forks():
+    """Reads orders: a worker to start, one that stops, or one whose exit code is wanted; it is null while it lives."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "pid" in order:
+            pid, status = os.waitpid(order["pid"], 0 if order["ends"] else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        elif "stops" in order:
+            answer = os.waitid(os.P_PID, order["stops"], os.WSTOPPED | os.WNOWAIT).si_pid
+        else:
+            answer = fork(**order)
+        print(json.dumps(answer), flush=True)
+
+
 if __name__ == "__main__":
-    job = json.loads(sys.argv[1])
-    (crowd if "kills" in job else main)(**job)
+    if given := json.loads(sys.argv[1]):
+        (crowd if "kills" in given else main)(**given)
+    else:
+        serve_forks()

@@ -23,53 +23,87 @@ RATE, BURST = 500, 40
 WORKERS = 4
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+class Forks:
+    """A process that starts workers as its forks."""
+
+    def __init__(self):
+        command = [sys.executable, host_worker.__file__, "{}"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        )
+
+    def ask(self, **order):
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self):
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def forks():
+    forks = Forks()
+    yield forks
+    forks.close()
+
+
 class Worker:
     """A worker in a process of its own."""
 
-    def __init__(self, path, folder, *, point="", after=0, until=None):
+    def __init__(self, forks, path, folder, *, point="", after=0):
         self.path = path
+        self.permits, self.errors = (folder / f"{time.time_ns()}.{kind}" for kind in ("permits", "errors"))
         job = {"path": str(path), "rate": RATE, "burst": BURST, "point": point, "after": after}
-        job["until"] = time.time() + 300 if until is None else until
-        self.permits = folder / f"{time.time_ns()}.permits"
-        with self.permits.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, host_worker.__file__, json.dumps(job)],
-                stdout=output,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-            )
+        job["until"] = time.time() + 300
+        self.forks, self.code = forks, None
+        self.pid = forks.ask(permits=str(self.permits), errors=str(self.errors), job=job)
+
+    def exit_code(self, *, ends):
+        """None while it lives, unless it `ends`, which is waited for."""
+        if self.code is None:
+            self.code = self.forks.ask(pid=self.pid, ends=ends)
+        return self.code
+
+    def send_signal(self, number):
+        if self.exit_code(ends=False) is None:
+            os.kill(self.pid, number)
 
     def taken(self):
-        return self.permits.stat().st_size
+        return self.permits.stat().st_size if self.permits.exists() else 0
 
     def wait_for_permits(self, number=1):
         give_up_at = time.monotonic() + 60
         while self.taken() < number:
             assert time.monotonic() < give_up_at, "a worker got no permit for a minute"
-            assert self.process.poll() is None, self.process.stderr.read()
+            assert self.exit_code(ends=False) is None, self.errors.read_text()
             time.sleep(0.002)
 
     def end(self):
         """Kills it, and returns its permits."""
-        self.process.kill()
-        errors = self.process.communicate()[1] if not self.process.stderr.closed else b""
-        assert not errors, errors.decode()
+        self.send_signal(signal.SIGKILL)
+        self.exit_code(ends=True)
+        errors = self.errors.read_text() if self.errors.exists() else ""
+        assert not errors, errors
         return self.taken()
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, forks):
     """Starts workers, and ends those that are left."""
     started = []
 
     def start(**how):
-        started.append(Worker(tmp_path / "name.board", tmp_path, **how))
+        started.append(Worker(forks, tmp_path / "name.board", tmp_path, **how))
         return started[-1]
 
     yield start
     for worker in started:
-        worker.process.kill()
-        worker.process.communicate() if not worker.process.stderr.closed else None
+        worker.send_signal(signal.SIGKILL)
+        worker.exit_code(ends=True)
 
 
 def board_of(path):
@@ -94,7 +128,7 @@ def test_workers_that_are_killed_at_random_moments_lose_two_tokens_each_at_most(
         [sys.executable, host_worker.__file__, json.dumps(job)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=ENVIRONMENT,
         check=True,
     )
     found, board = json.loads(run.stdout), board_of(path)
@@ -114,7 +148,7 @@ def test_a_worker_that_dies_at_a_point_of_a_transaction_stops_no_other(tmp_path,
     for after in (0, 1, 7):
         before = board_of(path).granted
         victim = start(point=point, after=after)
-        assert victim.process.wait(60) == -signal.SIGKILL
+        assert victim.exit_code(ends=True) == -signal.SIGKILL
         survivor.wait_for_permits(survivor.taken() + 20)
         assert board_of(path).granted >= before
         victim.end()
@@ -125,8 +159,8 @@ def stop_outside_of_the_lock(worker):
     """Stops it. One that stops inside of the lock keeps it, and its companions send alone (`crashes`)."""
     file = HostFile(worker.path)
     for _ in range(100):
-        worker.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, worker.process.pid, os.WSTOPPED | os.WNOWAIT)
+        worker.send_signal(signal.SIGSTOP)
+        worker.forks.ask(stops=worker.pid)
         for _ in range(100):  # another worker holds the lock for a moment only
             try:
                 file.lock()
@@ -136,7 +170,7 @@ def stop_outside_of_the_lock(worker):
             file.unlock()
             file.close()
             return
-        worker.process.send_signal(signal.SIGCONT)
+        worker.send_signal(signal.SIGCONT)
     raise AssertionError("it always stopped inside of the lock")
 
 
@@ -146,7 +180,7 @@ def test_a_participant_that_stands_still_is_passed_over(start):
         worker.wait_for_permits(20)
     stop_outside_of_the_lock(first)
     second.wait_for_permits(second.taken() + 300)
-    first.process.send_signal(signal.SIGCONT)
+    first.send_signal(signal.SIGCONT)
     first.wait_for_permits(first.taken() + 20)
     for worker in (first, second):
         worker.end()
