@@ -586,7 +586,8 @@ class AsyncOneLLM:
                 read like the objects of JSON lines.
             output: File for the answers; its suffix says how they are written. ``"-"`` is standard output, where
                 nothing can be resumed. Or an object with an async method ``write``, which takes whole lines of bytes in
-                input order; with ``journal=`` its run can be resumed, and it is given all lines again.
+                input order, the header of a table first; with ``journal=`` its run can be resumed, and it is given all
+                lines again.
             model: Asked of every prompt that is no complete request.
             on_progress: Called several times a second and at the end. The first error it raises is logged.
             on_bad_line: Called for each line that is no prompt. Errors are logged likewise. Without it, `on_message`

@@ -205,7 +205,8 @@ class RunConfig:
         settings: Of this session, kept in the journal for the report.
 
     Raises:
-        ConfigurationError: If the journal is named otherwise, or standard output has one.
+        ConfigurationError: If the journal is named otherwise, standard output has one, or a stream cannot hold the
+            format.
     """
 
     output: str | None
@@ -234,6 +235,8 @@ class RunConfig:
             )
         if self.journal is not None and self.output is None and self.sink is None:
             raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
+        if self.output is None and self.output_format is not None and not self.output_format.lines:
+            raise _run_check.error("output_format", self.output_format.name, "a stream cannot hold it: name a file")
 
     @classmethod
     def from_options(

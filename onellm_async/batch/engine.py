@@ -76,6 +76,7 @@ class RunEngine:
         sink: Takes the output from its beginning, also when a run is resumed; it is not closed.
         encode: Makes the output of a record. If it raises, the run stops: the journal keeps the answers, and the output
             is written anew when the run is resumed.
+        header: What stands before the first line of the output.
         encode_bad_line: Makes the output of a bad line, from its index, its bytes and what is wrong with it; without it
             bad lines have none.
         cache: Answers of earlier runs: what is there is not sent.
@@ -104,6 +105,7 @@ class RunEngine:
         journal: RunJournal,
         sink: LineSink,
         encode: Callable[[JournalRecord], bytes],
+        header: bytes = b"",
         encode_bad_line: Callable[[int, bytes, str], bytes] | None = None,
         cache: AnswerCache | None = None,
         budget: Budget | None = None,
@@ -139,7 +141,7 @@ class RunEngine:
         self._bad_lines: dict[int, bytes] = {}  # those that the writer may have to read again
         # Without a journal no line can be read again, so a window bounds how many are held.
         read = None if isinstance(journal, NullJournal) else self._read_again
-        self._writer = OrderedWriter(sink, window=window, read=read)
+        self._writer = OrderedWriter(sink, window=window, read=read, header=header)
         self._deduplicator = Deduplicator(journal)
         self._budget_gate = BudgetGate(self._budget, _spent(journal.counts()), say)
         self._health = HealthMonitor(health or HealthPolicy(), clock())

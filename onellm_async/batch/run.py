@@ -368,7 +368,7 @@ class _Session:
             with cache:
                 if config.sink is not None:
                     return await self._send(NullJournal(), config.sink, cache)
-                async with open_sink(None, config.format_for(self.source)) as stream:
+                async with open_sink(None, config.format_for(self.source), header=False) as stream:
                     return await self._send(NullJournal(), stream, cache)
         identity = config.identity(self.source, self.scan)
         if (finished := await asyncio.to_thread(_finished, place, identity, config)) is not None:
@@ -421,6 +421,7 @@ class _Session:
             journal=journal,
             sink=sink,
             encode=lambda record: encoding().encode(record),
+            header=shape.header(shape.columns),
             encode_bad_line=lambda index, raw, message: encoding().bad_line(index, raw, message),
             cache=cache if self.config.caches else None,
             budget=self.config.budget,
@@ -529,7 +530,7 @@ def _open(
             replace = True  # the run was killed before it could record it
         if config.force and os.path.lexists(output):
             journal.claim_output()
-        return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace)
+        return journal, open_sink(output, shape, force=config.force, resume=True, replace=replace, header=False)
     except BaseException:
         journal.close(discard=not journal.resumed)
         raise

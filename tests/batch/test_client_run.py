@@ -227,14 +227,15 @@ async def test_the_estimate_after_the_first_prompts_knows_what_would_not_be_sent
     assert estimate.cost.expected == pytest.approx(rest.counts.cost - before, rel=0.2)
 
 
+class Lines:
+    def __init__(self) -> None:
+        self.text = b""
+
+    async def write(self, lines: bytes) -> None:
+        self.text += lines
+
+
 async def test_lines_go_to_an_object_with_an_async_write_and_a_journal_resumes_it(tmp_path: Path) -> None:
-    class Lines:
-        def __init__(self) -> None:
-            self.text = b""
-
-        async def write(self, lines: bytes) -> None:
-            self.text += lines
-
     prompts, journal = [("a", "one"), ("b", "two")], tmp_path / "run.journal"
     async with server() as local, client(local) as one:
         first, again, unjournaled = Lines(), Lines(), Lines()
@@ -245,6 +246,50 @@ async def test_lines_go_to_an_object_with_an_async_write_and_a_journal_resumes_i
         assert local.ledger.billed == 4
     assert first.text == again.text == unjournaled.text
     assert [json.loads(line)["custom_id"] for line in first.text.splitlines()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("shape", ["csv", "tsv"])
+async def test_an_object_is_given_the_header_and_the_columns_that_a_file_has(
+    shape: str, people: Path, tmp_path: Path
+) -> None:
+    options = {"template": "Greet {{ name }}.", "output_format": shape, "keep": ["city"], "limit": 3}
+    file, journal = tmp_path / f"answers.{shape}", tmp_path / "run.journal"
+    async with server() as local, client(local) as one:
+        await one.run(people, file, **options)
+        once, first, again = Lines(), Lines(), Lines()
+        await one.run(people, once, **options)
+        await one.run(people, first, journal=journal, **options)
+        await one.run(people, again, journal=journal, **options)
+    partial = file.with_name(file.name + ".partial").read_bytes()
+    assert once.text.splitlines()[0].startswith(b"index")
+    assert once.text.splitlines()[0].endswith(b"city")
+    assert first.text == again.text
+    for text in (once.text, first.text, partial):
+        assert len(text.splitlines()) == 4
+        assert text.splitlines()[0] == once.text.splitlines()[0]
+
+
+async def test_a_header_that_cannot_be_written_ends_the_run_with_a_report() -> None:
+    class Gone:
+        async def write(self, lines: bytes) -> None:
+            raise ConnectionResetError("gone")
+
+    async with server(latency=0.2) as local, client(local) as one:
+        report = await one.run([f"q{n}" for n in range(200)], Gone(), output_format="csv")
+    assert "The output cannot be written" in str(report.stopped_by)
+    assert local.ledger.billed < 200
+
+
+@pytest.mark.parametrize("journal", [None, "run.journal"])
+@pytest.mark.parametrize("stream", [Lines(), "-"])
+async def test_parquet_for_a_stream_is_refused_before_anything_is_sent(
+    stream: "Lines | str", journal: str | None, tmp_path: Path
+) -> None:
+    options = {} if journal is None or stream == "-" else {"journal": tmp_path / journal}
+    async with server() as local, client(local) as one:
+        with pytest.raises(ConfigurationError, match="output_format is 'parquet'; a stream cannot hold it"):
+            await one.run(["a"], stream, output_format="parquet", **options)
+        assert local.ledger.billed == 0
 
 
 async def test_a_journal_without_a_file_for_the_answers_is_refused(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class OutputFormat:
             kept fields in itself.
         columns: The fields of the input that follow the answer in each row; see `keeping`.
         samples: How often each prompt is asked; see `sampling`.
+        lines: Whether records are lines, which a stream takes as well; otherwise the output is a file.
     """
 
     name: str
@@ -84,6 +85,7 @@ class OutputFormat:
     encode_row: Callable[[tuple[str, ...]], Callable[[JournalRecord], bytes]] | None = None
     columns: tuple[str, ...] = ()
     samples: int = 1
+    lines: bool = True
 
     def bad_line(self, index: int, raw: bytes, message: str) -> bytes:
         """The record of a bad line; b"" where bad lines have none."""
@@ -163,7 +165,14 @@ FORMATS: tuple[OutputFormat, ...] = (
         partial(csv_header, delimiter="\t"),
         encode_row=_rows(encode_tsv),
     ),
-    OutputFormat("parquet", (".parquet", ".pq"), encode_columns, _open_parquet, encode_row=_rows(encode_columns)),
+    OutputFormat(
+        "parquet",
+        (".parquet", ".pq"),
+        encode_columns,
+        _open_parquet,
+        encode_row=_rows(encode_columns),
+        lines=False,
+    ),
 )
 """All formats; the first is that of outputs whose name says nothing."""
 
@@ -224,6 +233,7 @@ def open_sink(
     force: bool = False,
     resume: bool = False,
     replace: bool = False,
+    header: bool = True,
 ) -> Sink:
     """The sink for records in that format; enter it before it is written to.
 
@@ -233,6 +243,7 @@ def open_sink(
         force: Replace an existing output, and a ``.partial`` file that a killed run left.
         resume: A ``.partial`` file is that of the run that goes on, and is written anew.
         replace: An existing output is that of the run that goes on, and is replaced in the end.
+        header: Write what stands before the first record as soon as the sink is entered.
 
     Raises:
         BatchError: If the place is taken, is no regular file, or cannot be written; for Parquet also if it is standard
@@ -245,6 +256,5 @@ def open_sink(
             async with open_sink("answers.csv", shape) as sink:
                 await sink.write(b"".join(map(shape.encode, rows)))
     """
-    return shape.open_sink(
-        path, header=shape.header(shape.columns), columns=shape.columns, force=force, resume=resume, replace=replace
-    )
+    first = shape.header(shape.columns) if header else b""
+    return shape.open_sink(path, header=first, columns=shape.columns, force=force, resume=resume, replace=replace)

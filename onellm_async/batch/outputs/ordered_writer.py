@@ -138,12 +138,19 @@ class OrderedWriter:
             again.
         read: Returns the lines from a first to a last position, both included, all of which were put; None where they
             cannot be read again.
+        header: What stands before the first line.
     """
 
     def __init__(
-        self, sink: LineSink, *, window: int = WINDOW, read: Callable[[int, int], Sequence[bytes]] | None = None
+        self,
+        sink: LineSink,
+        *,
+        window: int = WINDOW,
+        read: Callable[[int, int], Sequence[bytes]] | None = None,
+        header: bytes = b"",
     ) -> None:
         self._sink = sink
+        self._header = header
         self._window = window
         self._read = read
         self._buffer = ReorderBuffer(None if read is None else _MAX_EARLY)
@@ -189,6 +196,8 @@ class OrderedWriter:
         Raises:
             BatchError: If the sink fails, or a line cannot be read again.
         """
+        if self._header:
+            await self._sink.write(self._header)
         while not self._discarded:
             if not len(self._buffer):
                 if self._closed and not self._buffer.skip_gap():
