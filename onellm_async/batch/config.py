@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from inspect import iscoroutinefunction
 from os import PathLike
 from pathlib import Path
 from typing import Literal, Self, TypedDict
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from attrs.filters import exclude
 
 from onellm_async.batch.budget import Budget
@@ -234,7 +235,7 @@ class RunConfig:
                 f"journal is {self.journal!r}; its name must end with .journal, by which other commands know it."
             )
         if self.journal is not None and self.output is None and self.sink is None:
-            raise ConfigurationError("A journal needs an output file (-o): what went into a stream cannot be resumed.")
+            raise ConfigurationError("A journal needs an output file: what went into a stream cannot be resumed.")
         if self.output is None and self.output_format is not None and not self.output_format.lines:
             raise _run_check.error("output_format", self.output_format.name, "a stream cannot hold it: name a file")
 
@@ -266,10 +267,10 @@ class RunConfig:
         _check_kinds(output, options)
         journal, shape, cache = options.get("journal"), options.get("output_format"), options.get("cache", ())
         place = os.fspath(output) if isinstance(output, str | PathLike) else None
-        budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"), prices=prices)
         response_model, corrections = options.get("response_model"), options.get("corrections", 1)
-        usual = HealthPolicy()
-        stall_after = options.get("stall_after", usual.stall_after)
+        with _naming_options():
+            policy, health = _policy_of(options), _health_of(options)
+            budget = Budget(max_cost=options.get("max_cost"), max_tokens=options.get("max_tokens_total"), prices=prices)
         return cls(
             output=None if place == "-" else place,
             sink=None if isinstance(output, str | PathLike) else output,
@@ -291,22 +292,9 @@ class RunConfig:
             force=options.get("force", False),
             accept_removed=options.get("accept_removed", False),
             caches=tuple(os.fspath(each) for each in ([cache] if isinstance(cache, str | PathLike) else cache)),
-            policy=RunPolicy(
-                ambiguous=options.get("ambiguous", "retry"),
-                retry_failed=options.get("retry_failed", False),
-                deduplicate=options.get("deduplicate"),
-                strict=options.get("strict", False),
-                samples=options.get("samples", 1),
-                max_time=options.get("max_time"),
-                lane=options.get("lane", "batch"),
-                first=options.get("limit"),
-            ),
+            policy=policy,
             budget=budget,
-            health=HealthPolicy(
-                max_failure_share=options.get("max_failure_share", usual.max_failure_share),
-                notify_after=min(usual.notify_after, stall_after),
-                stall_after=stall_after,
-            ),
+            health=health,
             corrections=corrections,
             settings={"limits": asdict(limits), "budget": asdict(budget, filter=exclude("prices"))},
         )
@@ -351,6 +339,47 @@ class RunConfig:
             dialect=self.dialect,
             endpoints=endpoints_text(self.endpoints),
         )
+
+
+def _policy_of(options: RunOptions) -> RunPolicy:
+    return RunPolicy(
+        ambiguous=options.get("ambiguous", "retry"),
+        retry_failed=options.get("retry_failed", False),
+        deduplicate=options.get("deduplicate"),
+        strict=options.get("strict", False),
+        samples=options.get("samples", 1),
+        max_time=options.get("max_time"),
+        lane=options.get("lane", "batch"),
+        first=options.get("limit"),
+    )
+
+
+def _health_of(options: RunOptions) -> HealthPolicy:
+    usual = HealthPolicy()
+    given = HealthPolicy(
+        max_failure_share=options.get("max_failure_share", usual.max_failure_share),
+        stall_after=options.get("stall_after", usual.stall_after),
+    )
+    return evolve(given, notify_after=min(usual.notify_after, given.stall_after))
+
+
+_OPTION_OF = {"RunPolicy.first": "limit", "Budget.max_tokens": "max_tokens_total"}
+"""Options of a run that its parts call otherwise."""
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Has errors of the parts of a run name its options, which the caller gave.
+
+    Raises:
+        ConfigurationError: In place of theirs.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        name, rest = error.message.split(" ", 1)
+        option = _OPTION_OF.get(name, name.rpartition(".")[2])
+        raise ConfigurationError(f"{option} {rest}", advice=error.advice) from None
 
 
 _TEXTS = ("system", "fallback_model", "field", "template", "id_field", "input_format", "output_format")

@@ -16,7 +16,7 @@ from onellm_async.batch.journal.file import Reconcile, write_identity
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
 
-_INSIST = "If this is meant, add {}: their answers leave the output and stay in the journal."
+_INSIST = "If this is meant, add accept_removed=True: their answers leave the output and stay in the journal."
 
 
 def following(source: RunInput, identity: RunIdentity, config: RunConfig, say: Callable[[str], None]) -> Reconcile:
@@ -75,21 +75,21 @@ def check_removed(changes: InputChanges, source: RunInput, config: RunConfig) ->
     """
     if config.accept_removed or not (changes.kept or changes.gone):
         return
-    insist = _INSIST.format("accept_removed=True" if source.options.in_memory else "--accept-removed")
+
     before, now = changes.before // config.policy.samples, changes.entries // config.policy.samples
     if changes.gone > changes.kept:
         raise BatchError(
             f"{config.journal_place} belongs to another run: the input has changed (it had {before:,} lines and "
             f"has {now:,}), and lacks {changes.gone:,} of the {changes.gone + changes.kept:,} prompts "
             "that were answered.",
-            advice="Give the same input to resume that run. Or use another output, or --force to discard its answers. "
-            + insist,
+            advice="Give the same input to resume that run. Or use another output, or force=True to discard its "
+            "answers. " + _INSIST,
         )
     if changes.entries < changes.before:
         raise BatchError(
             f"{source.name} is shorter than in the last session (it had {before:,} lines and has "
             f"{now:,}). Nothing was sent, and the output was not touched.",
-            advice=f"If lines were lost, restore them and run the same command again. {insist}",
+            advice=f"If lines were lost, restore them and run the same command again. {_INSIST}",
         )
 
 

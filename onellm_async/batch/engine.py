@@ -351,7 +351,7 @@ class RunEngine:
                 f"The input ended after {count // samples:,} of the {before:,} prompts that it had. "
                 "The output was not replaced.",
                 advice="If its producer failed, run the same command again. If this is meant, save it to a file (or "
-                "make it a list) and add --accept-removed (accept_removed=True).",
+                "make it a list) and add accept_removed=True.",
             )
 
     def _replay(self, record: JournalRecord) -> None:

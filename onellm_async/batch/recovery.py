@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from onellm_async.batch.engine import RunEngine
 
 _ADVICE = (
-    "Fix the cause and run the same command again: it sends them once more. With --keep-going a failure is an outcome "
-    "like any other, however many there are."
+    "Fix the cause and run the same command again: it sends them once more. With max_failure_share=1 a failure is an "
+    "outcome like any other, however many there are."
 )
 _UNFIT_ADVICE = (
     "The output has these answers, with what is wrong. Change the schema, the model or the prompts and start another "
-    "run; or run the same command again with --retry-failed to send these prompts again, or with --keep-going to send "
-    "the others whatever comes."
+    "run; or run the same command again with retry_failed=True to send these prompts again, or with "
+    "max_failure_share=1 to send the others whatever comes."
 )
 
 

@@ -301,7 +301,7 @@ async def _scan(source: RunInput, config: RunConfig) -> InputScan | None:
     if scan is not None and not scan.lines:
         raise BatchError(f"{source.name} holds no prompts.")
     if scan is not None and scan.first_error is not None:
-        raise BatchError(str(scan.first_error), advice="Nothing was sent (--strict).")
+        raise BatchError(str(scan.first_error), advice="Nothing was sent (strict=True).")
     return scan
 
 

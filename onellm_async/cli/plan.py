@@ -11,6 +11,7 @@ from cyclopts import App, Parameter
 from onellm_async.cli import groups
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.flag_words import arguments_in_flags
 from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING_EACH, LimitFlags, RunRequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags, open_input
@@ -205,7 +206,7 @@ async def _measured(
         if strict:
             raise BatchError(str(error), advice="Nothing was planned (--strict).")
         if work.bad_lines <= _ERRORS_SHOWN:
-            say(str(error))
+            say(arguments_in_flags(str(error)))
 
     async with source:
         with (

@@ -315,7 +315,7 @@ def _config(output: str, model: str | None, options: "RunOptions", connecting: C
 def _check_preflight(number: int, sources: Sequence[str], output: str) -> None:
     if number < 2 or "-" in {*sources, output}:
         raise ConfigurationError(
-            f"preflight is {number}; it needs at least 2 prompts, an input file and an output file (-o)."
+            f"--preflight is {number}; it needs at least 2 prompts, an input file and an output file (-o)."
         )
     if any(Path(source).exists() and not Path(source).is_file() for source in sources):
         raise ConfigurationError("--preflight reads the input twice, so it needs a file and not a pipe.")

@@ -23,7 +23,7 @@ from onellm_async.batch.inputs.notes import Complaints
 from onellm_async.batch.journal.record import RunCounts
 from onellm_async.batch.progress import RunProgress
 from onellm_async.batch.run_report import RunReport, money_at_risk
-from onellm_async.cli.flag_words import in_flags, told_in_flags
+from onellm_async.cli.flag_words import arguments_in_flags, in_flags, told_in_flags
 from onellm_async.cli.standard_streams import is_behind
 from onellm_async.cli.terminal import is_quiet, print_error, printable, say
 from onellm_async.client import AsyncOneLLM
@@ -316,7 +316,7 @@ def tell(report: RunReport, output: str | None) -> None:
         lost = pluralize(counts.possibly_billed + counts.in_flight, "attempt")
         say(f"Possibly billed without an answer: {lost}, {money_at_risk(counts)}.")
     if report.strict_error is not None:
-        print_error(f"stopped at a bad line (--strict): {report.strict_error}")
+        print_error(f"stopped at a bad line (--strict): {arguments_in_flags(str(report.strict_error))}")
     if report.stopped_by is not None:
         print_error(f"stopped early: {told_in_flags(report.stopped_by)}")
     if report.out_of_time:
@@ -412,7 +412,7 @@ class RunDisplay:
     def bad_line(self, error: LineError) -> None:
         """Prints a bad line, but the same complaint at most ten times."""
         if (text := self._complaints.heard(error)) is not None:
-            self.note(text)
+            self.note(arguments_in_flags(text))
 
     def tell_estimate(self, report: RunReport, max_cost: float | None) -> None:
         """Says what the rest of the run costs and takes."""

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 
 from onellm_async.cli import groups
 from onellm_async.cli.exit_codes import ExitCode, exit_codes_help
+from onellm_async.cli.flag_words import arguments_in_flags
 from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING_EACH, CONNECTING, ConnectionFlags, RunRequestFlags
 from onellm_async.cli.reading import READING, SELECTING, InputFlags, SelectionFlags
@@ -126,7 +127,7 @@ def run(
     if signal is not None and not result["complete"]:
         return 128 + signal
     if result["error"]:
-        say(result["error"])
+        say(arguments_in_flags(result["error"]))
         return ExitCode.STOPPED
     flawless = result["complete"] and not result["failed"] and not result["bad_lines"]
     return ExitCode.OK if flawless else ExitCode.FAILED

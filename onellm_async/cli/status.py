@@ -6,6 +6,7 @@ from cyclopts import App, Parameter
 
 from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
+from onellm_async.cli.flag_words import arguments_in_flags
 from onellm_async.cli.terminal import print_error, put
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _text(found: "dict[str, JSON]") -> str:
     elif found["state"] == "interrupted":
         if lines is not None:
             rows.append(_row("remaining", f"{max(0, (lines - found['bad_lines']) * found['samples'] - completed):,}"))
-        rows.append(_row("ended", _ending(found["end_reason"] or "killed")))
+        rows.append(_row("ended", _ending(arguments_in_flags(found["end_reason"] or "killed"))))
     return "\n".join(rows)
 
 
@@ -133,7 +134,10 @@ def _bad_lines(found: "dict[str, JSON]") -> list[str]:
     if not found["bad_lines"]:
         return []
     first = found["first_bad_line"]
-    return [_row("bad lines", f"{found['bad_lines']:,}"), *([] if first is None else [_row("", first)])]
+    return [
+        _row("bad lines", f"{found['bad_lines']:,}"),
+        *([] if first is None else [_row("", arguments_in_flags(str(first)))]),
+    ]
 
 
 def _row(label: str, value: str) -> str:

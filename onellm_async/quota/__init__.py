@@ -72,5 +72,5 @@ def quota_of_text(text: str) -> Quota | None:
             shown = f"{word}{separator}…" if separator else word.rpartition("@")[2]
             raise ConfigurationError(
                 f"quota is {shown!r}; it must be 'host', 'redis://HOST:PORT' or 'off'.",
-                advice="Correct quota=, --quota or ONELLM_QUOTA.",
+                advice="Correct quota= (--quota) or ONELLM_QUOTA.",
             )

@@ -193,7 +193,7 @@ async def test_a_shorter_input_replaces_no_output_unless_that_is_meant(run: Run)
     await run()
     before = run.output.read_bytes()
     run.write(*named("a", "c", "d"))
-    with pytest.raises(BatchError, match=r"shorter.*it had 4 lines and has 3.*--accept-removed"):
+    with pytest.raises(BatchError, match=r"shorter.*it had 4 lines and has 3.*accept_removed=True"):
         await run()
     assert run.output.read_bytes() == before
     assert (await run(accept_removed=True)).complete
@@ -454,7 +454,7 @@ async def test_a_generator_that_ends_early_replaces_no_output(run: Run) -> None:
     before = run.output.read_bytes()
     report = await run(prompt for prompt in ["a", "b"])
     assert "The input ended after 2 of the 3 prompts that it had." in str(report.stopped_by)
-    assert "--accept-removed" in str(report.stopped_by)
+    assert "accept_removed=True" in str(report.stopped_by)
     assert run.output.read_bytes() == before
     assert (await run(prompt for prompt in ["a", "b", "c", "d"])).complete
     assert (run.service.asked, run.prompts) == (["d"], ["a", "b", "c", "d"])

@@ -104,10 +104,10 @@ NO_TEXT = {
     "image": ("in.txt", b"\x89PNG\r\n", "it is an image"),
     "rtf": ("in.txt", b"{\\rtf1 Hi}", "it is RTF"),
     "torn utf-16": ("in.txt", "\ufeffone".encode("utf-16-le") + b"x", "is marked as UTF-16 and is not"),
-    "parquet called text": ("in.txt", b"PAR1...", "it is Parquet.*--format parquet"),
+    "parquet called text": ("in.txt", b"PAR1...", "it is Parquet.*input_format='parquet'"),
     "pointer of git lfs": ("in.jsonl", LFS, "it is a pointer of Git LFS.*git lfs pull"),
     "pointer called parquet": ("in.parquet", LFS, "it is a pointer of Git LFS.*git lfs pull"),
-    "unknown ending": ("in.yaml", b"- one\n", r"no input format is called .yaml \(known: .*--format"),
+    "unknown ending": ("in.yaml", b"- one\n", r"no input format is called .yaml \(known: .*input_format=…"),
     "cut document": ("in.json", b'[{"prompt": "one"},\n {"prompt": "tw', "in.json is cut off"),
     "document and more": ("in.json", b'["one"] "two"', "in.json:1: Not JSON: something follows the array"),
 }
@@ -141,7 +141,7 @@ async def test_a_pipe_that_looks_like_another_format_is_refused_and_told_which(c
     os.close(writing)
     async with InputFile("<stdin>", reading) as source:
         with pytest.raises(
-            BatchError, match=rf"<stdin> looks like {shape.upper()}.*--format {shape}; or --format text"
+            BatchError, match=rf"<stdin> looks like {shape.upper()}.*input_format='{shape}'; or input_format='text'"
         ):
             await anext(aiter(source))
 
@@ -192,7 +192,7 @@ async def test_an_input_of_bad_lines_alone_is_refused_before_anything_is_sent(tm
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "Hi"}\n' * 5000)
     async with open_source(str(path)) as source:
-        with pytest.raises(BatchError, match=r"in.jsonl:1: .*--template. The first 20 lines are all bad, so nothing"):
+        with pytest.raises(BatchError, match=r"in.jsonl:1: .*template=. The first 20 lines are all bad, so nothing"):
             source.scan()
     async with open_source(str(path)) as source:
         with pytest.raises(BatchError, match="The first 20 lines are all bad"):

@@ -88,7 +88,7 @@ def test_what_the_run_asks_of_every_prompt_is_in_each_request():
         ({"prompt": "  "}, "The prompt is empty."),
         ({"prompt": 5}, "prompt is a number, not a string."),
         ({"prompt": ["Hi"]}, "prompt is an array, not a string."),
-        ({"question": "Hi"}, "neither prompt nor messages (fields: 'question'); name its field with --field, or"),
+        ({"question": "Hi"}, "neither prompt nor messages (fields: 'question'); name its field with field=, or"),
         ({}, "neither prompt nor messages (fields: none)"),
         ({"prompt": "a", "messages": []}, "both prompt and messages"),
         ({"messages": "Hi"}, "messages is a string, not an array."),

@@ -289,7 +289,7 @@ async def test_another_run_is_refused_naming_each_difference(path: Path) -> None
     with pytest.raises(BatchError) as caught:
         Journal.open(path, evolve(IDENTITY, max_tokens=200, input_digest="bb"))
     assert "the input has changed; max_tokens was 100 and is now 200" in str(caught.value)
-    assert "--force" in str(caught.value)
+    assert "force=True" in str(caught.value)
     assert "another output" in str(caught.value)
 
 

@@ -229,6 +229,8 @@ def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", without_locks)
-    with pytest.raises(BatchError, match=r"cannot be locked: No locks available\. .* has no locks\. .*--journal"):
+    with pytest.raises(
+        BatchError, match=r"cannot be locked: No locks available\. .* has no locks\. .*journal='PATH.journal'"
+    ):
         Journal.open(path, IDENTITY)
     assert not path.exists()

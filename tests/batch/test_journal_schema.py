@@ -84,7 +84,7 @@ def test_a_journal_of_before_the_first_release_is_refused_and_can_be_discarded(
     for attempt in commands:
         with pytest.raises(BatchError, match=rf"before 0\.1\.0 \(journal version {number}, now 2\)") as caught:
             attempt()
-        assert "Use another output, or --force" in caught.value.advice
+        assert "Use another output, or force=True" in caught.value.advice
     with Journal.open(path, IDENTITY, force=True) as journal:
         assert not journal.resumed
 

@@ -142,7 +142,7 @@ async def test_copies_keep_their_own_fields(tmp_path):
     assert [record["input"]["who"] for record in records(tmp_path / "out.jsonl")] == ["Ann", "Bob"]
 
 
-@pytest.mark.parametrize(("keep", "message"), [(["nope"], "no column 'nope', which --keep names"), ("nope", "'all'")])
+@pytest.mark.parametrize(("keep", "message"), [(["nope"], "no column 'nope', which keep= names"), ("nope", "'all'")])
 async def test_a_column_that_is_not_there_cannot_be_kept(people, tmp_path, keep, message):
     with pytest.raises(Exception, match=message):
         await run(people, tmp_path / "out.jsonl", keep=keep)

@@ -259,7 +259,7 @@ REFUSED = {
         "alpaca.json",
         document(ALPACA),
         {},
-        r"alpaca.json:1: .*fields: 'instruction', 'input', 'output'.*--field, or make the prompt with --template",
+        r"alpaca.json:1: .*fields: 'instruction', 'input', 'output'.*field=, or make the prompt with template=",
     ),
     "turns of another kind": (
         "sharegpt.json",
@@ -271,7 +271,7 @@ REFUSED = {
         "ultrachat.jsonl",
         lines({"prompt": "Why?", "prompt_id": "x", "messages": [TURN]}),
         {},
-        r"It has both prompt and messages; name one of them with --field",
+        r"It has both prompt and messages; name one of them with field=",
     ),
     "an array that is no batch": (
         "requests.json",
@@ -313,7 +313,7 @@ REFUSED = {
         "batch.jsonl",
         lines({"key": "a", "request": {"contents": [{"parts": [{"text": "Why?"}]}]}}),
         {},
-        r"fields: 'key', 'request'.*--template",
+        r"fields: 'key', 'request'.*template=",
     ),
     "a batch of Bedrock": (
         "batch.jsonl",
@@ -325,7 +325,7 @@ REFUSED = {
         "sharegpt.json",
         document([{"id": "x", "conversations": [{"from": "human", "value": "Hi"}]}]),
         {},
-        r"If conversations is its conversation: --field conversations",
+        r"If conversations is its conversation: field='conversations'",
     ),
     "the same, with its field": (
         "sharegpt.json",
@@ -337,7 +337,7 @@ REFUSED = {
         "sheet.txt",
         sheet(["id", "prompt"], ["1", "Why?"], delimiter="\t", encoding="utf-16"),
         {},
-        r"sheet.txt looks like a table whose columns are separated by tabs.*--format tsv",
+        r"sheet.txt looks like a table whose columns are separated by tabs.*input_format='tsv'",
     ),
     "a table in Markdown": (
         "table.csv",

@@ -93,7 +93,7 @@ async def test_digests_are_those_of_the_values_and_the_survey_knows_the_file(tmp
         (
             {"q": ["a"]},
             None,
-            r"in\.parquet has no column 'prompt' \(columns: 'q'\)\. Name the prompt's column with --fi",
+            r"in\.parquet has no column 'prompt' \(columns: 'q'\)\. Name the prompt's column with fi",
         ),
         ({"q": ["a"]}, "p", r"has no column 'p' \(columns: 'q'\)"),
         ({"prompt": [1]}, None, r"the column 'prompt' holds int64, not text\. Name another"),

@@ -37,7 +37,7 @@ def test_an_existing_output_is_refused(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text("precious")
 
-    with pytest.raises(BatchError, match=r"answers\.jsonl already exists\. .*--force"):
+    with pytest.raises(BatchError, match=r"answers\.jsonl already exists\. .*force=True"):
         FileSink(path)
     assert path.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [path]

@@ -402,7 +402,7 @@ def test_where_no_answer_fits_a_run_stops_after_few_and_goes_on_when_told_to(cor
     assert not report.complete
     assert "do not conform to the schema" in str(report.stopped_by)
     assert "There is no JSON value in it" in str(report.stopped_by)
-    assert "--keep-going" in report.stopped_by.advice
+    assert "max_failure_share=1" in report.stopped_by.advice
     assert 11 <= report.counts.failed <= 40
     assert len(requests) <= 40 * (1 + corrections)
     assert report.counts.possibly_billed == 0

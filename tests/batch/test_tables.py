@@ -100,7 +100,7 @@ async def test_an_empty_table_has_no_entries(table, text):
     [
         (
             "id,question\n1,Why?\n",
-            r"in\.csv has no column 'prompt' \(columns: 'id', 'question'\)\. .*--field.*--template",
+            r"in\.csv has no column 'prompt' \(columns: 'id', 'question'\)\. .*field=.*template=",
         ),
         ("a,prompt,a\n", r"in\.csv:1: the header names the column 'a' twice"),
         ("\n\nprompt,caf\udce9\n".encode(errors="surrogateescape"), r"in\.csv:3: the header is not UTF-8 \(column 2\)"),
@@ -112,7 +112,7 @@ async def test_an_empty_table_has_no_entries(table, text):
         (b"PK\x03\x04", r"it is a ZIP archive or a workbook"),
         (b"\x1f\x8b\x08", r"in\.csv cannot be unpacked: it ends too early\."),
         (b"\x28\xb5\x2f\xfd", r"in\.csv cannot be unpacked: "),
-        (b"PAR1", r"it is Parquet\. Say so with --format parquet"),
+        (b"PAR1", r"it is Parquet\. Say so with input_format='parquet'"),
     ],
 )
 async def test_a_table_that_cannot_be_read_at_all_is_a_batch_error(table, text, message):

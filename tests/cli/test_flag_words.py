@@ -2,7 +2,9 @@
 
 import pytest
 
-from onellm_async.cli.flag_words import told_in_flags
+from onellm_async import AsyncOneLLM
+from onellm_async.batch import RunOptions
+from onellm_async.cli.flag_words import arguments_in_flags, told_in_flags
 from onellm_async.errors import (
     APIError,
     AuthenticationError,
@@ -76,6 +78,83 @@ def test_advice_names_flags_and_variables(error: OneLLMError, words: str) -> Non
 )
 def test_what_the_service_said_stays_as_it_is(error: OneLLMError) -> None:
     assert error.message in told_in_flags(error)
+
+
+REFUSED = [
+    ("--limit", "-1", {"limit": -1}),
+    ("--samples", "0", {"samples": 0}),
+    ("--max-cost", "-1", {"max_cost": -1}),
+    ("--max-tokens-total", "0", {"max_tokens_total": 0}),
+    ("--stall-after", "0", {"stall_after": 0}),
+    ("--max-tokens", "0", {"max_tokens": 0}),
+    ("--temperature", "5", {"temperature": 5}),
+    ("--top-p", "5", {"top_p": 5}),
+    ("--corrections", "9", {"corrections": 9}),
+    ("--journal", "x.y", {"journal": "x.y"}),
+    ("--model", "", {"model": ""}),
+]
+
+
+@pytest.mark.parametrize(("flag", "value", "option"), REFUSED, ids=[each[0] for each in REFUSED])
+async def test_a_refused_value_has_the_name_that_was_written(onellm, prompts, tmp_path, flag, value, option):
+    told = await onellm("run", "in.txt", "-o", "out.jsonl", flag, value, "--local")
+    assert told.code == 2
+    assert told.err.startswith(f"onellm-async: {flag} is ")
+
+    async with AsyncOneLLM("k", base_url="http://127.0.0.1:9") as client:
+        with pytest.raises(OneLLMError) as raised:
+            await client.run(tmp_path / "in.txt", tmp_path / "out.jsonl", **option)
+    assert str(raised.value).startswith(f"{next(iter(option))} is ")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("plan", "in.txt", "--limit", "-1"), "--limit is -1"),
+        (("plan", "in.txt", "--latency", "-1"), "--latency is -1.0"),
+        (("plan", "in.txt", "--service-rpm", "-1"), "--service-rpm is -1.0"),
+        (("serve", "--latency", "-1"), "--latency is -1.0"),
+        (("serve", "--server-error-rate", "2"), "--server-error-rate is 2.0"),
+        (("run", "in.txt", "--quota", "x"), "--quota is 'x'; it must be"),
+        (("run", "in.txt", "--local", "--endpoint", "x=y"), "--endpoint names the provider 'x'"),
+        (("run", "in.txt", "--preflight", "1"), "--preflight is 1"),
+    ],
+)
+async def test_settings_of_other_commands_have_the_names_of_their_flags(onellm, prompts, command, told):
+    ended = await onellm(*command)
+    assert ended.code == 2
+    assert ended.err.startswith(f"onellm-async: {told}")
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "options", "words"),
+    [
+        ("city\nRome\n", (), {}, ("field=", "template=")),
+        ("prompt\nHi\n", ("--keep", "x"), {"keep": ["x"]}, ("keep=",)),
+        ("prompt\nHi\n", ("--id-field", "x"), {"id_field": "x"}, ("id_field=",)),
+        ('prompt\n""\n', ("--strict",), {"strict": True}, ()),
+    ],
+)
+async def test_each_door_speaks_its_own_language(onellm, tmp_path, source, flags, options, words):
+    (tmp_path / "in.csv").write_text(source)
+    told = await onellm("run", "in.csv", "-o", "out.jsonl", *flags, "--local")
+    async with AsyncOneLLM("k", base_url="http://127.0.0.1:9") as client:
+        with pytest.raises(BatchError) as raised:
+            await client.run(tmp_path / "in.csv", tmp_path / "out.jsonl", **options)
+    text = str(raised.value)
+    assert told.code == 2
+    assert "--" not in text
+    for word in words:
+        assert word in text
+        assert f"--{word[:-1].replace('_', '-')}" in told.err
+        assert word not in told.err
+
+
+def test_every_option_of_a_run_has_its_flag():
+    only_in_python = {"output_format"}  # the suffix of the output
+    for option in RunOptions.__annotations__.keys() - only_in_python:
+        assert arguments_in_flags(f"{option} is 0; no.").startswith("--")
+        assert arguments_in_flags(f"Set {option}=….").startswith("Set --")
 
 
 async def test_the_terminal_shows_it_so(onellm):

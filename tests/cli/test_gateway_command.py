@@ -52,7 +52,7 @@ async def test_a_key_is_made_used_and_its_spending_listed(start, onellm, tmp_pat
         (["keys", "remove", "alice", "--keys", "none.toml"], "does not exist"),
         (["--local", "--host", "0.0.0.0"], "without keys"),
         (["--local", "--max-cost", "5"], "--ledger FILE"),
-        (["--local", "--max-wait", "0"], "max_wait"),
+        (["--local", "--max-wait", "0"], "--max-wait is 0.0"),
         (["--local", "--keys", "none.toml"], "does not exist"),
         ([], "ONELLM_API_KEY"),
     ],

@@ -99,11 +99,11 @@ async def test_bad_lines_are_named_left_out_and_change_the_exit_code(onellm, tmp
     ("flags", "named"),
     [
         (("--latency", "-1"), "latency is -1"),
-        (("--failure-rate", "2"), "failure_rate is 2"),
+        (("--failure-rate", "2"), "--failure-rate is 2"),
         (("--seeds", "0"), "seeds is 0"),
         (("--output-tokens", "-3"), "output_tokens is -3"),
         (("--rpm", "0"), "requests_per_minute is 0"),
-        (("--max-tokens", "0"), "max_tokens is 0"),
+        (("--max-tokens", "0"), "--max-tokens is 0"),
     ],
 )
 def test_impossible_values_are_refused_before_the_input_is_opened(flags, named, capsys, monkeypatch):

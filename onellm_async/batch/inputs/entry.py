@@ -101,9 +101,6 @@ class ByteSource(Protocol):
     def has_prompt(self) -> bool:
         """Whether a field or column holds the prompt, and no template makes it."""
 
-    def naming(self, option: str) -> str:
-        """What messages call an option: a flag, or an argument of Python."""
-
     def pieces(self) -> Iterator[bytes]:
         """Its bytes from here to the end.
 

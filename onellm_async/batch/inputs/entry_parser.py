@@ -18,16 +18,13 @@ from onellm_async.validation import truncated_repr
 from onellm_async.wire import dump_json, parse_json
 
 
-def check_prompt_column(
-    source: str, columns: Sequence[str], wanted: str | None, naming: "Callable[[str], str]"
-) -> None:
+def check_prompt_column(source: str, columns: Sequence[str], wanted: str | None) -> None:
     """Refuses a table that has no column for the prompt.
 
     Args:
         source: Name of the input.
         columns: The names of its columns.
         wanted: The column that the caller named; None for ``prompt`` or ``messages``.
-        naming: How messages call an option.
 
     Raises:
         BatchError: If there is none.
@@ -37,8 +34,7 @@ def check_prompt_column(
     there = ", ".join(map(truncated_repr, columns[:8])) + (", …" if len(columns) > 8 else "")
     raise BatchError(
         f"{source} has no column {wanted or 'prompt'!r} (columns: {there}).",
-        advice=f"Name the prompt's column with {naming('field')}, or make the prompt of several with "
-        f"{naming('template')}.",
+        advice="Name the prompt's column with field=, or make the prompt of several with template=.",
     )
 
 
@@ -90,7 +86,6 @@ class ParserOptions:
         id_field: The field or column that holds the id of an entry; None for ``custom_id``, or ``id``
             where it is unique.
         keep: Fields to keep beside the answer: `ALL`, or their names; None for all of a table and none of others.
-        in_memory: Whether the entries come from Python, so that messages name arguments instead of flags.
     """
 
     prompt_field: str | None = None
@@ -98,16 +93,6 @@ class ParserOptions:
     defaults: RequestDefaults = field(factory=RequestDefaults)
     id_field: str | None = None
     keep: str | tuple[str, ...] | None = None
-    in_memory: bool = False
-
-    def naming(self, option: str) -> str:
-        """What messages call an option.
-
-        Example:
-            >>> ParserOptions().naming("id_field"), ParserOptions(in_memory=True).naming("id_field")
-            ('--id-field', 'id_field=')
-        """
-        return f"{option}=" if self.in_memory else f"--{option.replace('_', '-')}"
 
     @property
     def kept_text(self) -> str | None:
@@ -126,7 +111,7 @@ class ParserOptions:
             BatchError: If there is no column for the prompt, or none of a name that was given.
         """
         if self.template is None:
-            check_prompt_column(source, columns, self.prompt_field, self.naming)
+            check_prompt_column(source, columns, self.prompt_field)
         else:
             self.template.check_columns(source, columns)
         wanted = {"id_field": [self.id_field], "keep": self.keep if isinstance(self.keep, tuple) else []}
@@ -134,9 +119,7 @@ class ParserOptions:
             for name in names:
                 if name is not None and name not in columns:
                     there = ", ".join(map(truncated_repr, columns[:8]))
-                    raise BatchError(
-                        f"{source} has no column {name!r}, which {self.naming(option)} names (columns: {there})."
-                    )
+                    raise BatchError(f"{source} has no column {name!r}, which {option}= names (columns: {there}).")
 
 
 class EntryParser:
@@ -330,17 +313,14 @@ class EntryParser:
         prompt, messages = value.get("prompt"), value.get("messages")
         if messages is not None:
             if prompt is not None:
-                raise _BadLineError(
-                    f"It has both prompt and messages; name one of them with {self._options.naming('field')}."
-                )
+                raise _BadLineError("It has both prompt and messages; name one of them with field=.")
             if not isinstance(messages, list | messages_as):
                 raise _BadLineError(f"messages is {_kind(messages)}, not an array.")
             return messages
         if prompt is None and "prompt" not in value:
             raise _BadLineError(
-                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with "
-                f"{self._options.naming('field')}, or make the prompt with {self._options.naming('template')}."
-                + _inner_records(value)
+                f"It has neither prompt nor messages (fields: {_names(value)}); name its field with field=, "
+                "or make the prompt with template=." + _inner_records(value)
             )
         return _prompt("prompt", prompt, "a string")
 
@@ -480,7 +460,7 @@ def _inner_records(value: Mapping[str, JSON]) -> str:
     """What to do with a document around a list of records, or with a conversation of another name."""
     for name, inner in value.items():
         if isinstance(inner, list) and inner and isinstance(inner[0], dict) and not _TURN.isdisjoint(inner[0]):
-            return f" If {name} is its conversation: --field {name}"
+            return f" If {name} is its conversation: field={name!r}"
         if isinstance(inner, list) and len(inner) > 1 and isinstance(inner[0], dict | str):
             return f" If its records are in {name}: jq -c '.{name}[]' FILE | onellm-async run - --format jsonl"
     return ""

@@ -153,7 +153,7 @@ def formats_of(name: str) -> tuple[InputFormat, ...]:
     known = ", ".join(dict.fromkeys(suffix for each in FORMATS for suffix in each.suffixes))
     raise BatchError(
         f"{name} cannot be read: no input format is called {suffix} (known: {known}).",
-        advice=f"Say how it is written with --format: {', '.join(map(str, FORMATS))}.",
+        advice=f"Say how it is written with input_format=…: {', '.join(map(str, FORMATS))}.",
     )
 
 
@@ -187,7 +187,7 @@ def recognize_format(name: str, first_line: bytes, *, pipe: bool = False) -> Inp
         if candidates[0] is TEXT and _table_of(first_line) == "tsv":  # as spreadsheets export "Unicode text"
             raise BatchError(
                 f"{name} looks like a table whose columns are separated by tabs, and is called text.",
-                advice="Say --format tsv; or --format text, if each line is a prompt.",
+                advice="Say input_format='tsv'; or input_format='text', if each line is a prompt.",
             )
         return candidates[0]
     if candidates:
@@ -197,7 +197,7 @@ def recognize_format(name: str, first_line: bytes, *, pipe: bool = False) -> Inp
     if looks_like is not None:
         raise BatchError(
             f"{name} looks like {looks_like.upper()}, but {'a pipe' if pipe else 'its name'} does not tell the format.",
-            advice=f"Say --format {looks_like}; or --format text, if each line is a prompt.",
+            advice=f"Say input_format={looks_like!r}; or input_format='text', if each line is a prompt.",
         )
     return found
 

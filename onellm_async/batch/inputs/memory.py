@@ -56,7 +56,6 @@ class InMemoryInput:
     def __init__(self, prompts: "MemoryPrompts", options: ParserOptions, name: str) -> None:
         self.name: str = name
         self._given = self._prompts = prompts
-        options = evolve(options, in_memory=True)
         self.options: ParserOptions = options
         self.defaults: RequestDefaults = options.defaults
         self.field: str | None = options.prompt_field

@@ -52,15 +52,14 @@ def wanted_columns(source: ByteSource, schema: "Schema") -> list[str]:
     readable = [name for name in names if not _has_binary(schema.field(name).type)]
     if not source.has_prompt:
         return readable
-    check_prompt_column(source.name, names, source.field, source.naming)
+    check_prompt_column(source.name, names, source.field)
     prompts = [name for name in ("prompt", "messages") if name in names] if source.field is None else [source.field]
     for name in prompts:
         kind = schema.field(name).type
         if not (_is_text(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_null(kind)):
             raise BatchError(
                 f"{source.name}: the column {name!r} holds {kind}, not text.",
-                advice=f"Name another with {source.naming('field')}, or make the prompt with "
-                f"{source.naming('template')}.",
+                advice="Name another with field=, or make the prompt with template=.",
             )
     if source.all_columns:
         return readable

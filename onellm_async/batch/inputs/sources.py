@@ -96,10 +96,6 @@ class OpenFile:
         """Whether a field or column holds the prompt."""
         return self._owner.template is None
 
-    def naming(self, option: str) -> str:
-        """What messages call an option."""
-        return self._owner.options.naming(option)
-
     def recognized(self, watch: Callable[[bytes], object] | None = None) -> InputFormat:
         """The format, for which the first line may have to be read."""
         if self.shape is not None and self._begun:

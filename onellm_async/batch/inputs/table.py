@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from attrs import evolve
-
 from onellm_async.batch.inputs.defaults import RequestDefaults
 from onellm_async.batch.inputs.entry import Entry, LineError, SecondLook
 from onellm_async.batch.inputs.entry_parser import EntryParser, FirstEntries, ParserOptions, SeenIds, length_of
@@ -75,7 +73,6 @@ class TableInput:
 
     def __init__(self, table: object, options: ParserOptions) -> None:
         self.name: str = type(table).__name__
-        options = evolve(options, in_memory=True)
         self.options: ParserOptions = options
         self.defaults: RequestDefaults = options.defaults
         self.field: str | None = options.prompt_field
@@ -105,10 +102,6 @@ class TableInput:
     def has_prompt(self) -> bool:
         """Whether a column holds the prompt, and no template makes it."""
         return self.template is None
-
-    def naming(self, option: str) -> str:
-        """What messages call an option."""
-        return self.options.naming(option)
 
     def reserve_custom_id(self, custom_id: str, line: int = 0) -> None:
         """Takes note of the id of a row that need not be parsed, so that no later one may use it again."""

@@ -21,8 +21,8 @@ from onellm_async.wire import dump_json, parse_json
 
 _ADVICE = "What was committed is kept. Fix the cause and run the same command again to resume."
 _RESTORE = (
-    "Restore it from a backup, together with its -wal file. Or start over with --force or another output: then every "
-    "prompt is sent, and paid, again."
+    "Restore it from a backup, together with its -wal file. Or start over with force=True or another output: then "
+    "every prompt is sent, and paid, again."
 )
 _READ_ONLY = (
     "cannot be written: the file or its directory is read-only",
@@ -95,7 +95,7 @@ def log_lost(path: Path, found: str) -> BatchError:
     return BatchError(
         f"{path} lacks answers: {found}.",
         advice=f"Restore {path.name}-wal from where the run was. Or make {lock} an empty file to resume without the "
-        "lost answers: their prompts are then sent, and paid, again. --force starts over.",
+        "lost answers: their prompts are then sent, and paid, again. force=True starts over.",
     )
 
 
@@ -419,8 +419,8 @@ def _check_same(
             raise _NothingAtStakeError
         raise BatchError(
             f"{path} belongs to another run: {'; '.join(differences)}.",
-            advice="Give the same input and options to resume that run. Or use another output, or --force to discard "
-            "its answers.",
+            advice="Give the same input and options to resume that run. Or use another output, or force=True to "
+            "discard its answers.",
         )
 
 

@@ -101,7 +101,7 @@ class JournalLock:
                 os.close(descriptor)
                 raise BatchError(
                     f"{self._path} cannot be locked: {describe_os_error(error)}.",
-                    advice="Its file system has no locks. Keep the journal on a local disk: --journal PATH.journal",
+                    advice="Its file system has no locks. Keep the journal on a local disk: journal='PATH.journal'",
                 ) from None
             if not locked:
                 holder = _read(descriptor)

@@ -107,7 +107,8 @@ def check_version(
         raise BatchError(
             f"{name} was written by a version of this package before 0.1.0 (journal version {version}, now {VERSION}) "
             "and cannot be read.",
-            advice="Use another output, or --force to discard its answers; or read it with the version that wrote it.",
+            advice="Use another output, or force=True to discard its answers; or read it with the version that wrote "
+            "it.",
         )
     if version > max_version:
         raise BatchError(

@@ -141,7 +141,7 @@ def _open_parquet(
     from onellm_async.batch.outputs.parquet import ParquetSink  # noqa: PLC0415  # pyarrow, only where it is wanted
 
     if path is None:
-        raise BatchError("Parquet cannot be written to standard output.", advice="Name a file with -o.")
+        raise BatchError("Parquet cannot be written to standard output.", advice="Name a file as the output.")
     return ParquetSink(path, columns=columns, force=force, resume=resume, replace=replace)
 
 

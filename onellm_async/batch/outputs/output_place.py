@@ -126,9 +126,9 @@ def _demand_free(path: Path, may_go: bool, taken: str, output: Path) -> None:
         raise BatchError(f"{path} is a symbolic link, which is not followed.", advice="Name the file itself.")
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-        raise BatchError(f"{path} is {kind}.", advice="Name a file, or leave -o out to write to standard output.")
+        raise BatchError(f"{path} is {kind}.", advice="Name a file, or - for standard output.")
     if not may_go:
-        raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with --force.")
+        raise BatchError(f"{path} {taken}.", advice="Move it away, or replace it with force=True.")
 
 
 def _rename_exclusively(old: Path, new: Path) -> None:
