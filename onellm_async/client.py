@@ -29,6 +29,7 @@ from onellm_async.chat import (
 from onellm_async.errors import ConfigurationError, DeadlineExceededError, InvalidRequestError, OneLLMError
 from onellm_async.events import Hook, Telemetry
 from onellm_async.fanout import FanOut, Progress, Source, check_source
+from onellm_async.formatting import pluralize
 from onellm_async.key_source import ApiKeyFunction, KeySource
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import Lane, Limits
@@ -503,7 +504,9 @@ class AsyncOneLLM:
         there = [outcome for outcome in outcomes if outcome is not None]
         error = run.stopped_by
         if error is None and len(there) < len(outcomes):
-            error = OneLLMError(f"{len(outcomes) - len(there)} of {len(outcomes)} prompts have no outcome.")
+            error = OneLLMError(
+                f"{len(outcomes) - len(there)} of {pluralize(len(outcomes), 'prompt')} have no outcome."
+            )
         if error is not None:
             with suppress(AttributeError):  # an error of other code may have no place for it
                 error.partial_results = tuple(there)  # type: ignore[attr-defined]

@@ -112,7 +112,8 @@ class OneLLMError(Exception):
         if isinstance(self, APIError) and self.stop_reason:
             parts.append(f"Gave up {self.stop_reason}.")
         if self.partial_results:
-            parts.append(f"{len(self.partial_results)} outcomes were already there: see .partial_results.")
+            were = "outcome was" if len(self.partial_results) == 1 else "outcomes were"
+            parts.append(f"{len(self.partial_results)} {were} already there: see .partial_results.")
         if self.advice:
             parts.append(self.advice)
         return " ".join(parts)

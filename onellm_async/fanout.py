@@ -18,6 +18,7 @@ from attrs import frozen
 
 from onellm_async.chat import ChatOutcome, ChatRequest, ChatResponse, Message, Parsed, Prompt
 from onellm_async.errors import InvalidRequestError, OneLLMError, RequestCancelledError
+from onellm_async.formatting import pluralize
 from onellm_async.validation import truncated_repr
 from onellm_async.worker_pool import WorkerPool
 
@@ -277,6 +278,6 @@ def _task_cancelled() -> RequestCancelledError:
 
 
 def _source_cancelled(drawn: int, cause: BaseException) -> RequestCancelledError:
-    error = RequestCancelledError(f"The source of the prompts was cancelled after {drawn} prompts.")
+    error = RequestCancelledError(f"The source of the prompts was cancelled after {pluralize(drawn, 'prompt')}.")
     error.__cause__ = cause
     return error

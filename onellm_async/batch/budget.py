@@ -23,7 +23,7 @@ from attrs import evolve, field, frozen
 from onellm_async.catalog import LIST_PRICES, PriceList
 from onellm_async.chat import JSON, ChatRequest, Usage
 from onellm_async.errors import BudgetExceededError, ConfigurationError, InvalidRequestError
-from onellm_async.formatting import format_usd
+from onellm_async.formatting import format_usd, pluralize
 from onellm_async.structured_output import MAX_CORRECTION
 from onellm_async.validation import Checks, truncated_repr
 from onellm_async.wire import dump_json
@@ -527,7 +527,8 @@ class BudgetGate:
             left = f"{format_usd(max(0.0, budget.max_cost - spent.cost))} of {cap} are left"
             needed = f"the next prompt could cost {format_usd(charge.cost)}"
         else:
-            left = f"{max(0, (budget.max_tokens or 0) - spent.tokens):,} of {budget.max_tokens or 0:,} tokens are left"
+            cap = pluralize(budget.max_tokens or 0, "token")
+            left = f"{max(0, (budget.max_tokens or 0) - spent.tokens):,} of {cap} are left"
             needed = f"the next prompt could use {charge.tokens:,}"
         overshoot = self._account.overshoot
         because = "" if overshoot is None else f", as {overshoot}"

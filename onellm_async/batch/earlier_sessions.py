@@ -15,6 +15,7 @@ from onellm_async.batch.journal.changed_input import ChangedInput, InputChanges
 from onellm_async.batch.journal.file import Reconcile, write_identity
 from onellm_async.batch.journal.reader import JournalReader
 from onellm_async.errors import BatchError
+from onellm_async.formatting import pluralize
 
 _INSIST = "If this is meant, add accept_removed=True: their answers leave the output and stay in the journal."
 
@@ -78,16 +79,17 @@ def check_removed(changes: InputChanges, source: RunInput, config: RunConfig) ->
 
     before, now = changes.before // config.policy.samples, changes.entries // config.policy.samples
     if changes.gone > changes.kept:
+        answered = changes.gone + changes.kept
         raise BatchError(
-            f"{config.journal_place} belongs to another run: the input has changed (it had {before:,} lines and "
-            f"has {now:,}), and lacks {changes.gone:,} of the {changes.gone + changes.kept:,} prompts "
-            "that were answered.",
+            f"{config.journal_place} belongs to another run: the input has changed (it had "
+            f"{pluralize(before, 'line')} and has {now:,}), and lacks {changes.gone:,} of the "
+            f"{pluralize(answered, 'prompt')} that {'was' if answered == 1 else 'were'} answered.",
             advice="Give the same input to resume that run. Or use another output, or force=True to discard its "
             "answers. " + _INSIST,
         )
     if changes.entries < changes.before:
         raise BatchError(
-            f"{source.name} is shorter than in the last session (it had {before:,} lines and has "
+            f"{source.name} is shorter than in the last session (it had {pluralize(before, 'line')} and has "
             f"{now:,}). Nothing was sent, and the output was not touched.",
             advice=f"If lines were lost, restore them and run the same command again. {_INSIST}",
         )
@@ -100,7 +102,7 @@ def changes_text(changes: InputChanges) -> str:
     if not changes.complete:
         are += " or was not sent yet" if new == 1 else " or were not sent yet"
     text = (
-        f"The input has changed: {new:,} of {changes.entries:,} prompts {are}; "
+        f"The input has changed: {new:,} of {pluralize(changes.entries, 'prompt')} {are}; "
         f"{kept:,} {'keeps its answer' if kept == 1 else 'keep their answers'}."
     )
     if gone == 1:

@@ -43,6 +43,7 @@ from onellm_async.errors import (
     StructureError,
 )
 from onellm_async.fanout import close_iterator
+from onellm_async.formatting import pluralize
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import AUTO
 from onellm_async.sender import Sender
@@ -348,7 +349,7 @@ class RunEngine:
         if count <= self._journal.last_entry:
             before = self._journal.last_entry // samples + 1
             raise BatchError(
-                f"The input ended after {count // samples:,} of the {before:,} prompts that it had. "
+                f"The input ended after {count // samples:,} of the {pluralize(before, 'prompt')} that it had. "
                 "The output was not replaced.",
                 advice="If its producer failed, run the same command again. If this is meant, save it to a file (or "
                 "make it a list) and add accept_removed=True.",

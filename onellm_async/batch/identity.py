@@ -10,6 +10,7 @@ from attrs.converters import optional
 
 from onellm_async.chat import JSON
 from onellm_async.errors import BatchError
+from onellm_async.formatting import pluralize
 from onellm_async.validation import truncated_repr
 
 __all__ = ["RunIdentity", "endpoints_text", "redact_url"]
@@ -168,7 +169,7 @@ class RunIdentity:
         if self.input != earlier.input:
             phrase = f"the input was {earlier.input} and is now {self.input}, which holds something else"
         if self.lines is not None and earlier.lines is not None and self.lines != earlier.lines:
-            phrase += f" (it had {earlier.lines:,} lines and has {self.lines:,})"
+            phrase += f" (it had {pluralize(earlier.lines, 'line')} and has {self.lines:,})"
         return phrase
 
 

@@ -19,6 +19,7 @@ from onellm_async.batch.inputs.lines import LineSplitter, split_lines, too_long
 from onellm_async.batch.inputs.sources import OpenFile, open_source
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.files import describe_os_error, sync_directory, sync_file
+from onellm_async.formatting import pluralize
 from onellm_async.validation import Checks
 from onellm_async.wire import dump_json, parse_json
 
@@ -104,7 +105,7 @@ def split_input(
             found = read_manifest(target)
             if (found.digest, found.prompts) != (hasher.hexdigest(), prompts):
                 raise BatchError(
-                    f"{target} has the shards of another input ({found.prompts:,} prompts each).",
+                    f"{target} has the shards of another input ({pluralize(found.prompts, 'prompt')} each).",
                     advice="Name another directory.",
                 )
             return [target / name for name in found.names]

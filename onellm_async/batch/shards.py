@@ -30,6 +30,7 @@ from onellm_async.batch.shard_split import read_manifest
 from onellm_async.catalog import Model
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.files import describe_os_error
+from onellm_async.formatting import pluralize
 from onellm_async.validation import Checks
 
 _POLL = 0.25
@@ -302,7 +303,8 @@ async def merge_shards(
     if open_shards and not partial:
         first = open_shards[0]
         raise BatchError(
-            f"{len(open_shards)} of {len(statuses)} shards are not complete; "
+            f"{len(open_shards)} of {pluralize(len(statuses), 'shard')} "
+            f"{'is' if len(open_shards) == 1 else 'are'} not complete; "
             f"the first is {first.name} ({first.state}).",
             advice="Run them, or write what is there with partial=True (--partial).",
         )

@@ -149,17 +149,19 @@ def _reply(run: str, number: int) -> str | None:
 
 
 _WORDS = {
-    "requests_per_minute": "{} requests per minute",
+    "requests_per_minute": "{} request{} per minute",
     "rates": "{}",
     "burst": "a burst of {}",
-    "tokens_per_minute": "{} tokens per minute",
+    "tokens_per_minute": "{} token{} per minute",
     "max_concurrency": "at most {} in flight",
 }
 
 
 def _in_words(changes: "Mapping[str, object]") -> str:
     return ", ".join(
-        "in flight as many as the service accepts" if value == "auto" else _WORDS[name].format(_shown(value))
+        "in flight as many as the service accepts"
+        if value == "auto"
+        else _WORDS[name].format(_shown(value), "" if value == 1 else "s")
         for name, value in changes.items()
     )
 

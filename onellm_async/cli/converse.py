@@ -16,7 +16,7 @@ from onellm_async.cli.options import ConnectionFlags, RequestFlags
 from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.conversation import Conversation
 from onellm_async.errors import ConfigurationError, OneLLMError
-from onellm_async.formatting import format_usd
+from onellm_async.formatting import format_usd, pluralize
 
 _HELP = """\
 A line is a question. Ctrl-C cancels the question that is being answered, Ctrl-D ends the conversation.
@@ -91,7 +91,7 @@ class Talk:
                 say(f"Saved: {path}")
             else:
                 self._conversation = self._load(json.loads(path.read_text("utf-8")))
-                say(f"Loaded: {path}, {len(self._conversation.messages)} messages")
+                say(f"Loaded: {path}, {pluralize(len(self._conversation.messages), 'message')}")
         except OSError as error:
             raise ConfigurationError(f"{path}: {error.strerror}.") from None
         except ValueError as error:
@@ -136,7 +136,7 @@ def converse(asking: RequestFlags, connecting: ConnectionFlags, ask: Callable[[s
                     continue
                 _answer(runner, talk, line)
             if talk.answers:
-                say(f"{talk.answers} answers, {format_usd(talk.cost)}")
+                say(f"{pluralize(talk.answers, 'answer')}, {format_usd(talk.cost)}")
         finally:
             runner.run(connection.__aexit__(None, None, None))
     return 0

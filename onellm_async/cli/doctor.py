@@ -16,7 +16,7 @@ from onellm_async.cli.general import GENERAL, GeneralFlags
 from onellm_async.cli.options import ASKING, CONNECTING, ConnectionFlags, RequestFlags
 from onellm_async.cli.terminal import put
 from onellm_async.errors import OneLLMError
-from onellm_async.formatting import format_usd
+from onellm_async.formatting import format_usd, pluralize
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -148,7 +148,7 @@ def descriptors_finding(limit: int | None, concurrency: int | Literal["auto"]) -
     """
     needed = (512 if concurrency == "auto" else concurrency) + _SPARE_DESCRIPTORS
     if limit is None or limit < 0 or limit >= needed:
-        return Finding("descriptors", "ok", f"enough for {needed - _SPARE_DESCRIPTORS} requests in flight")
+        return Finding("descriptors", "ok", f"enough for {pluralize(needed - _SPARE_DESCRIPTORS, 'request')} in flight")
     return Finding(
         "descriptors",
         "failed",

@@ -10,6 +10,7 @@ from onellm_async.cli.command import command
 from onellm_async.cli.exit_codes import ExitCode
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import print_error, say
+from onellm_async.formatting import pluralize
 
 if TYPE_CHECKING:
     from onellm_async.batch import JournalReader, JournalRecord
@@ -68,7 +69,7 @@ def export(
             print_error(journal.warning)
         written = asyncio.run(_write(journal, output, shape, force=force, failed=failed))
     if output is not None:
-        say(f"{written:,} records written to {output}.")
+        say(f"{pluralize(written, 'record')} written to {output}.")
     return ExitCode.OK
 
 

@@ -133,7 +133,8 @@ def _text(found: "BoardStatus", quota: "Quota", name: str) -> str:
     if found.retry_in is not None:
         lines.append(f"  Retry-After      the service accepts requests again in {clock_time(found.retry_in)}")
     lines.append(
-        f"  participants     {pluralize(len(found.participants), 'client')}, {found.granted:,} requests granted"
+        f"  participants     {pluralize(len(found.participants), 'client')}, "
+        f"{pluralize(found.granted, 'request')} granted"
     )
     if found.participants:
         width = max(len(each.name) for each in found.participants)

@@ -25,6 +25,7 @@ from onellm_async.cli.run import (
 from onellm_async.cli.stream import STREAM
 from onellm_async.cli.terminal import print_error, put, say
 from onellm_async.errors import ConfigurationError
+from onellm_async.formatting import pluralize
 
 if TYPE_CHECKING:
     from onellm_async.batch import RunOptions, ShardResult, ShardStatus
@@ -67,7 +68,7 @@ def split(
     from onellm_async.batch import split_input
 
     shards = split_input(source, directory, prompts=prompts, input_format=shape)
-    say(f"{len(shards):,} shards in {directory}, {prompts:,} prompts each.")
+    say(f"{pluralize(len(shards), 'shard')} in {directory}, {pluralize(prompts, 'prompt')} each.")
     for shard in shards:
         put(str(shard))
     return ExitCode.OK
@@ -183,7 +184,7 @@ def merge(
     from onellm_async.batch import merge_shards
 
     written = asyncio.run(merge_shards(directory, output, format=shape, partial=partial, force=force))
-    say(f"{written:,} records written to {output}.")
+    say(f"{pluralize(written, 'record')} written to {output}.")
     return ExitCode.OK
 
 
@@ -256,12 +257,13 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
 
     from onellm_async.batch.run_report import money_at_risk
     from onellm_async.batch.shards import sum_counts, sum_failures
-    from onellm_async.formatting import format_duration, format_usd, pluralize
+    from onellm_async.formatting import format_duration, format_usd
 
     totals, states = sum_counts(statuses), Counter(each.state for each in statuses)
     prompts = sum(each.prompts for each in statuses)
     lines = [
-        f"{len(statuses):,} shards: " + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
+        f"{pluralize(len(statuses), 'shard')}: "
+        + (", ".join(f"{count:,} {state}" for state, count in states.items()) or "none"),
         f"  prompts          {totals.answered:,} of {prompts:,} answered, {totals.failed:,} failed",
         f"  tokens           {totals.input_tokens:,} + {totals.output_tokens:,}",
         f"  cost             {format_usd(totals.cost)}",
@@ -272,10 +274,8 @@ def _as_text(statuses: "list[ShardStatus]") -> str:
     if bad_lines := sum(each.bad_lines for each in statuses):
         lines.append(f"  bad lines        {bad_lines:,}")
     if totals.possibly_billed or totals.in_flight:
-        lines.append(
-            f"  possibly billed  {totals.possibly_billed + totals.in_flight:,} attempts, those in flight included "
-            f"({money_at_risk(totals)})"
-        )
+        lost = pluralize(totals.possibly_billed + totals.in_flight, "attempt")
+        lines.append(f"  possibly billed  {lost}, those in flight included ({money_at_risk(totals)})")
     for cause, number in sum_failures(statuses).items():
         lines.append(f"  failed           {number:,} × {cause}")
     for each in statuses:

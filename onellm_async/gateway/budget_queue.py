@@ -57,7 +57,7 @@ class BudgetQueue:
         waiting, own = self.waiting, len(self._waiting.get(name, ()))
         if own >= FLOW_SHARE * (self._max_waiting - waiting):
             raise QueueFullError(
-                f"Queue full: {waiting} requests wait for the cost cap, {own} of them of key {name}.",
+                f"Queue full: requests that wait for the cost cap: {waiting}, {own} of them of key {name}.",
                 pending=waiting,
                 retry_after=_RETRY_AFTER,
             )

@@ -22,6 +22,7 @@ from onellm_async.batch.journal.record import JournalRecord
 from onellm_async.batch.shard_split import read_manifest
 from onellm_async.batch.shards import ShardStatus, default_output, read_shard_statuses, sum_counts, sum_failures
 from onellm_async.chat import JSON
+from onellm_async.formatting import pluralize
 from onellm_async.report.latency import build_histogram
 from onellm_async.report.model import Latency, ProgressSample, Report, SessionSpan
 from onellm_async.report.reading import (
@@ -91,7 +92,7 @@ def read_shards_report(directory: str | os.PathLike[str], *, now: float) -> Repo
     samples = (identity and identity.samples) or 1
     return Report(
         name=place.resolve().name,
-        subtitle=f"{len(statuses):,} shards" + (f", sent to {model}" if model else ""),
+        subtitle=pluralize(len(statuses), "shard") + (f", sent to {model}" if model else ""),
         created_at=now,
         status=status_of(running=running, complete=complete),
         parameters=(

@@ -52,7 +52,7 @@ def describe_status(report: Report, zone: tzinfo) -> str:
         if end_reason:
             sentences.append(f"It ended: {end_reason.removesuffix('.')}.")
         if remaining:
-            sentences.append(f"{format_count(remaining)} of {format_count(report.totals.total or 0)} prompts remain.")
+            sentences.append(f"{format_count(remaining)} of {pluralize(report.totals.total or 0, 'prompt')} remain.")
         at_cap = end_reason is not None and end_reason.startswith(ENDED_AT_CAP)
         again = "with a higher cost cap" if at_cap else "again"
         same = "Run the shards that are not complete" if report.shards else f"Run the same command {again}"
@@ -90,7 +90,7 @@ def make_tiles(report: Report) -> tuple[StatTile, ...]:
         StatTile(
             label="Answered",
             value=format_count(counts.answered),
-            beside=("prompts" if totals.total is None else f"of {format_count(totals.total)} prompts")
+            beside=("prompts" if totals.total is None else f"of {pluralize(totals.total, 'prompt')}")
             + (f"; {pluralize(counts.deduplicated, 'duplicate')}" if counts.deduplicated else ""),
         ),
         StatTile(
@@ -111,7 +111,7 @@ def make_tiles(report: Report) -> tuple[StatTile, ...]:
         StatTile(
             label="Rate-limited",
             value=format_count(counts.rate_limited),
-            beside=f"429s, not billed; {format_count(totals.retries)} retries after failures",
+            beside=f"429s, not billed; {pluralize(totals.retries, 'retry')} after failures",
         ),
     )
 

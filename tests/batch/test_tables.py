@@ -67,7 +67,7 @@ async def test_a_row_is_numbered_by_the_line_in_which_it_begins(table):
 async def test_ragged_rows_are_bad_and_the_others_come(table):
     found = texts(await items(table("id,prompt\n1\n2,ok\n3,too,many\n4,fine\n")))
 
-    assert found[0].endswith("in.csv:2: It has 1 fields; the header names 2.")
+    assert found[0].endswith("in.csv:2: It has 1 field; the header names 2.")
     assert found[2].endswith("in.csv:4: It has 3 fields; the header names 2.")
     assert (found[1], found[3]) == ("ok", "fine")
 

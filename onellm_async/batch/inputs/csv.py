@@ -15,6 +15,7 @@ from onellm_async.batch.inputs.entry import ByteSource, Entry, EntryReader, Inva
 from onellm_async.batch.inputs.entry_parser import SAVE_AS_UTF8
 from onellm_async.batch.inputs.lines import BYTE_ORDER_MARK, LONGEST_LINE, too_long
 from onellm_async.errors import BatchError
+from onellm_async.formatting import pluralize
 from onellm_async.validation import truncated_repr
 from onellm_async.wire import dump_json
 
@@ -284,7 +285,9 @@ class CsvEntries:
             return self._bad(index, line, b"", row)
         raw = dump_json(dict(zip(self._columns, row, strict=False)))
         if len(row) != len(self._columns):
-            return self._bad(index, line, raw, f"It has {len(row)} fields; the header names {len(self._columns)}.")
+            return self._bad(
+                index, line, raw, f"It has {pluralize(len(row), 'field')}; the header names {len(self._columns)}."
+            )
         if b"\\udc" in raw and (bad := _undecoded(row)) is not None:
             return self._bad(
                 index, line, raw, f"Not UTF-8: column {truncated_repr(self._columns[bad])}. {SAVE_AS_UTF8}"

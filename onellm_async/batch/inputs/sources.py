@@ -41,6 +41,7 @@ from onellm_async.daemon_thread import in_daemon_thread
 from onellm_async.descriptors import read_piece
 from onellm_async.errors import BatchError
 from onellm_async.files import describe_os_error
+from onellm_async.formatting import pluralize
 
 _PIECE = 256 * 1024
 _SAMPLE = 20
@@ -189,8 +190,8 @@ class OpenFile:
         """
         if read < self.entries and (ended or os.fstat(self.descriptor).st_size < self.size):
             raise BatchError(
-                f"{self.name} became shorter while it was read: {self.entries:,} entries were counted in it, and "
-                f"{read:,} were read.",
+                f"{self.name} became shorter while it was read: {pluralize(self.entries, 'entry')} "
+                f"{'was' if self.entries == 1 else 'were'} counted in it, and {read:,} were read.",
                 advice="Write the whole file and run the same command again.",
             )
 
