@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -147,6 +148,54 @@ async def test_a_column_that_is_not_there_cannot_be_kept(people, tmp_path, keep,
     with pytest.raises(Exception, match=message):
         await run(people, tmp_path / "out.jsonl", keep=keep)
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("forced", [None, "text"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"keep": ["zzz"]},
+            "in.txt has no field 'zzz', which keep= names: it is plain text, whose only field is 'prompt'",
+        ),
+        ({"keep": ["prompt", "zzz"]}, "no field 'zzz', which keep= names"),
+        ({"id_field": "zzz"}, "no field 'zzz', which id_field= names"),
+        ({"id_field": "prompt"}, "has no ids, which id_field= names"),
+        ({"template": "Say {{ prompt }}", "keep": ["zzz"]}, "no field 'zzz', which keep= names"),
+    ],
+)
+async def test_plain_text_refuses_names_of_fields_that_it_cannot_have(tmp_path, forced, options, message):
+    path = tmp_path / "in.txt"
+    path.write_text("Hi\nHo\n")
+    with pytest.raises(BatchError, match=re.escape(message)):
+        await run(path, tmp_path / "out.jsonl", input_format=forced, **options)
+    assert not list(tmp_path.glob("out*"))
+
+
+async def test_plain_text_keeps_its_prompt(tmp_path):
+    path = tmp_path / "in.txt"
+    path.write_text("Hi\n")
+    for keep in ("all", ["prompt"], []):
+        await run(path, tmp_path / f"{len(keep)}.jsonl", keep=keep)
+    kept = [records(tmp_path / f"{number}.jsonl")[0].get("input") for number in (3, 1, 0)]
+    assert kept == [{"prompt": "Hi"}, {"prompt": "Hi"}, None]
+
+
+async def test_a_pipe_of_plain_text_is_refused_likewise():
+    reading, writing = os.pipe()
+    os.write(writing, b"Hi\n")
+    os.close(writing)
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "onellm_async", "run", "-", "--keep", "zzz", "--local"),
+        stdin=reading,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(reading)
+    out, told = await command.communicate()
+
+    assert (command.returncode, out) == (2, b"")
+    assert b"no field 'zzz', which --keep names: it is plain text" in told
 
 
 async def test_a_pipe_keeps_its_columns_too(tmp_path):

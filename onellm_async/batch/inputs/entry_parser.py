@@ -114,12 +114,31 @@ class ParserOptions:
             check_prompt_column(source, columns, self.prompt_field)
         else:
             self.template.check_columns(source, columns)
-        wanted = {"id_field": [self.id_field], "keep": self.keep if isinstance(self.keep, tuple) else []}
-        for option, names in wanted.items():
-            for name in names:
-                if name is not None and name not in columns:
-                    there = ", ".join(map(truncated_repr, columns[:8]))
-                    raise BatchError(f"{source} has no column {name!r}, which {option}= names (columns: {there}).")
+        for option, name in self._names_beside:
+            if name not in columns:
+                there = ", ".join(map(truncated_repr, columns[:8]))
+                raise BatchError(f"{source} has no column {name!r}, which {option}= names (columns: {there}).")
+
+    def check_text(self, source: str) -> None:
+        """Refuses plain text, whose only field is ``prompt`` and whose lines have no ids, where another is named.
+
+        Raises:
+            BatchError: With the name, and with what the text has.
+        """
+        for option, name in self._names_beside:
+            if name != "prompt" or option == "id_field":
+                lacks = "no ids" if name == "prompt" else f"no field {name!r}"
+                raise BatchError(
+                    f"{source} has {lacks}, which {option}= names: it is plain text, whose only field is 'prompt'.",
+                    advice="If its lines are JSON or rows, say input_format='jsonl' or input_format='csv'.",
+                )
+
+    @property
+    def _names_beside(self) -> list[tuple[str, str]]:
+        """The options that name fields beside the prompt, and each of these names."""
+        kept = self.keep if isinstance(self.keep, tuple) else ()
+        ids = [] if self.id_field is None else [("id_field", self.id_field)]
+        return [*ids, *(("keep", name) for name in kept)]
 
 
 class EntryParser:

@@ -115,6 +115,8 @@ class OpenFile:
                 pieces, first_line = _with_first_line(pieces)
                 if first_line.startswith(b"["):
                     self.shape = BATCH_DOCUMENT
+            if self.shape is TEXT:
+                self._owner.options.check_text(self.name)
             self._pieces = pieces
         if self.shape.is_binary and watch is not None:
             for _ in pieces:
