@@ -25,7 +25,8 @@ _LINES = {
     "stop": "onellm-async stop answers.jsonl",
 }
 _NOTE = """\
-The run checks for commands once per second. `resume` continues a paused run.
+The run checks for commands once per second, and each of these waits for its
+reply. `resume` continues a paused run.
 Resume an interrupted run with its own `onellm-async run` command.
 """
 _EXAMPLES = {
@@ -40,7 +41,7 @@ _CODES = {
 }
 
 _MAX_REPLY_TIME = 5.0
-"""Seconds to wait for the reply of a run, which checks for commands once per second."""
+"""Seconds to wait for the reply of a run, which checks for commands once per second unless it is busy."""
 _POLL_INTERVAL = 0.05
 """Seconds between two checks for the reply."""
 
@@ -128,24 +129,37 @@ def _send(run: str, name: str, argument: "JSON", done: str) -> int:
     from onellm_async.batch import Command, send_command
 
     number = send_command(run, Command(name, argument))
-    if name == "retune":
-        reply = _reply(run, number)
-        if reply is None:
-            done = "Sent. The run has not replied yet."
-        elif reply:
-            raise BatchError(f"The run rejected the new limits: {reply}", advice="Its limits are unchanged.")
-    say(done)
+    reply = _reply(run, number)
+    if reply:
+        raise BatchError(f"The run rejected the new limits: {reply}", advice="Its limits are unchanged.")
+    if reply is not None:
+        say(done)
+    elif _is_active(run):
+        say(f"Sent. The run has not replied yet; `onellm-async status {run}` shows its state.")
+    elif name == "stop":
+        say("The run had ended before.")
+    else:
+        raise BatchError("The run ended before it read the command.")
     return ExitCode.OK
 
 
 def _reply(run: str, number: int) -> str | None:
-    """Why the run rejected command `number`, or an empty text; None if it did not reply in time."""
+    """Why the run rejected command `number`, or an empty text; None if it ended before, or did not reply in time."""
     from onellm_async.batch.journal.commands import reply_to
 
     deadline = time.monotonic() + _MAX_REPLY_TIME
     while (reply := reply_to(run, number)) is None and time.monotonic() < deadline:
+        if not _is_active(run):
+            return reply_to(run, number)  # it may have read the command last
         time.sleep(_POLL_INTERVAL)
     return reply
+
+
+def _is_active(run: str) -> bool:
+    from onellm_async.batch.journal.file import journal_path
+    from onellm_async.batch.journal.lock import lock_owner
+
+    return lock_owner(journal_path(run)) is not None
 
 
 _WORDS = {

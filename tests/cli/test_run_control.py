@@ -1,9 +1,11 @@
+import asyncio
 import csv
 import io
 import json
 
 import pytest
 
+from onellm_async.batch import Journal, JournalReader, RunIdentity
 from onellm_async.cli import main
 
 FAST = ("--rpm", 60_000, "--burst", 1000)
@@ -92,12 +94,14 @@ async def test_stop_ends_a_run_in_good_order_with_the_exit_code_of_an_interrupte
 
 
 async def test_a_paused_run_sends_nothing_until_it_is_resumed_and_keeps_to_new_limits(
-    start, onellm, at, prompts, backend, status, journal_has
+    start, onellm, at, prompts, backend, status, journal_has, tmp_path
 ):
     backend.held = set(prompts)
     command = await start("run", "in.txt", "-o", "out.jsonl", "--concurrency", 2, *FAST, **at)
     await backend.until_asked(2)
     assert (await onellm("pause", "out.jsonl")).err == "Paused. Continue with `onellm-async resume out.jsonl`.\n"
+    with JournalReader.open(tmp_path / "out.jsonl") as journal:
+        assert journal.pending_commands() == []  # it is said when the run has the command
     await journal_has("out.jsonl", lambda journal: sampled(journal)["paused"])
     await backend.release()
     await journal_has("out.jsonl", lambda journal: journal.counts().answered == 2)
@@ -115,6 +119,32 @@ async def test_a_paused_run_sends_nothing_until_it_is_resumed_and_keeps_to_new_l
     assert ended.code == 0, ended.err
     assert "From another terminal: retune." in ended.err
     assert len(backend.asked) == 10
+
+
+@pytest.fixture
+async def busy(tmp_path):
+    """The journal of a run that reads no commands, as on a machine that is suspended."""
+    identity = RunIdentity(input="in.txt", input_digest="aa", max_tokens=100)
+    async with Journal.open(tmp_path / "out.jsonl.journal", identity) as journal:
+        yield journal
+
+
+async def test_a_command_that_a_run_does_not_read_is_told_so(busy, onellm):
+    ended = await onellm("pause", "out.jsonl")
+    assert ended.code == 0
+    assert ended.err == "Sent. The run has not replied yet; `onellm-async status out.jsonl` shows its state.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "told"),
+    [("pause", 2, "onellm-async: The run ended before it read the command."), ("stop", 0, "The run had ended before.")],
+)
+async def test_a_run_that_ends_before_it_reads_a_command_is_told_so(busy, onellm, journal_has, name, code, told):
+    asking = asyncio.create_task(onellm(name, "out.jsonl"))
+    await journal_has("out.jsonl", lambda journal: journal.pending_commands())
+    await busy.aclose()
+    ended = await asking
+    assert (ended.code, ended.err) == (code, f"{told}\n")
 
 
 def sampled(journal):
