@@ -591,7 +591,8 @@ class AsyncOneLLM:
                 nothing can be resumed. Or an object with an async method ``write``, which takes whole lines of bytes in
                 input order, the header of a table first; with ``journal=`` its run can be resumed, and it is given all
                 lines again.
-            model: Asked of every prompt that is no complete request.
+            model: Asked of every prompt that is no complete request. It is not read from ``ONELLM_MODEL``, as the
+                command does; see ``fallback_model``.
             on_progress: Called several times a second and at the end. The first error it raises is logged.
             on_bad_line: Called for each line that is no prompt. Errors are logged likewise. Without it, `on_message`
                 is given ten of each reason and then their number; without both, the logger ``onellm_async`` is.

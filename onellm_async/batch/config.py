@@ -45,6 +45,8 @@ RunInput = InputFile | InMemoryInput | TableInput
 class RunOptions(TypedDict, total=False):
     """The options of a run; each is the flag of ``onellm-async run`` of the same name, with the same default.
 
+    Only the command reads a model from the environment (``ONELLM_MODEL``); it is the `fallback_model` of its runs.
+
     Attributes:
         system: Instruction beside each prompt.
         max_tokens: Maximum number of tokens to generate.
@@ -58,7 +60,8 @@ class RunOptions(TypedDict, total=False):
             answer of a line has the value as ``parsed``. It replaces the ``response_format`` of lines.
         corrections: How many times an answer that does not fit is sent back with its faults. Each is one more paid
             request; under a cost cap all are reserved before the first is sent.
-        fallback_model: Model of prompts that name none, where lines may name one; without `model`.
+        fallback_model: Model of prompts that name none, where lines may name one; without `model`. To resume a run of
+            the command that had ``ONELLM_MODEL``, give the model of that here.
         field: Field of each JSON object, or column of each row, that holds the prompt.
         template: Jinja2 template that makes the prompt: a file, or the text itself.
         id_field: Field or column that holds the id of a prompt; None for ``custom_id``, or ``id`` where it is unique.

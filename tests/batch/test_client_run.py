@@ -292,6 +292,26 @@ async def test_parquet_for_a_stream_is_refused_before_anything_is_sent(
         assert local.ledger.billed == 0
 
 
+async def test_a_model_of_the_environment_is_that_of_the_command_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONELLM_MODEL", "Haiku-3.5")
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("Hi\n", "utf-8")
+    async with server() as local:
+        monkeypatch.setenv("ONELLM_BASE_URL", local.url)
+        monkeypatch.setenv("ONELLM_API_KEY", "k")
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "onellm_async", "run", str(source), "-o", str(output))
+        )
+        assert await command.wait() == 0
+        async with client(local) as one:
+            with pytest.raises(BatchError, match=r"the fallback model was Haiku-3\.5 and is now GPT-5-Nano"):
+                await one.run(source, output)
+            assert (await one.run(source, output, fallback_model="Haiku-3.5")).already_complete
+        assert local.ledger.billed == 1
+
+
 async def test_a_journal_without_a_file_for_the_answers_is_refused(tmp_path: Path) -> None:
     async with server() as local, client(local) as one:
         with pytest.raises(ConfigurationError, match="A journal needs an output"):
