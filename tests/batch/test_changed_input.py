@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sqlite3
 from collections import Counter
@@ -267,6 +268,41 @@ async def test_a_limit_is_kept_within_a_file_that_becomes_shorter(run: Run, limi
     run.service.at_tenth = lambda: _cut(run.source, run.source.stat().st_size // 2)
     report = await run(limit=limit)
     assert (report.limit_reached, report.stopped_by is None) == (complete, complete)
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("count", [200, 210])
+async def test_a_file_that_is_rewritten_in_place_while_it_is_read_is_not_complete(run: Run, count: int) -> None:
+    run = Run(run.folder, "in.txt")
+    run.write(*(f"old {number:03}" for number in range(200)))
+    run.output.write_text("before")
+    new = [f"new {number:03}" for number in range(count)]
+    run.service.at_tenth = lambda: _overwrite(run.source, "".join(f"{prompt}\n" for prompt in new).encode())
+    report = await run(force=True)
+    assert not report.complete
+    assert "in.txt was rewritten while it was read" in str(report.stopped_by)
+    assert run.output.read_text() == "before"
+    before = set(run.service.asked)
+    assert {prompt[:3] for prompt in before} == {"old", "new"}
+
+    run.service.at_tenth = lambda: None
+    assert (await run(accept_removed=True)).complete
+    assert run.prompts == new
+    assert before.isdisjoint(run.service.asked), "no answer is paid twice"
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@pytest.mark.parametrize("write", [os.utime, lambda path: _overwrite(path, path.read_bytes())])
+async def test_a_file_that_is_written_as_it_was_is_complete(run: Run, write: Callable[[Path], object]) -> None:
+    run = Run(run.folder, "in.txt")
+    run.write(*(f"prompt {number}" for number in range(200)))
+    run.service.at_tenth = lambda: write(run.source)
+    assert (await run()).complete
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(content)
 
 
 @pytest.mark.usefixtures("_small_pieces")

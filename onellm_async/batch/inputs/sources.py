@@ -79,6 +79,8 @@ class OpenFile:
         self.first_index: int = 0
         self.entries: int = 0  # as a scan counted them
         self.size: int = 0  # in bytes, when a scan began
+        self.modified_at: int = 0  # in nanoseconds, likewise
+        self.scanned_bytes: int = 0
         self._pieces: Iterator[bytes] = iter(())
         self._begun = False
 
@@ -197,6 +199,14 @@ class OpenFile:
                 advice="Write the whole file and run the same command again.",
             )
 
+    def read_scanned(self, watch: Callable[[bytes], object], start: int) -> None:
+        """Reads as many bytes once more as a scan has read, from the position `start`."""
+        os.lseek(self.descriptor, start, os.SEEK_SET)
+        left = self.scanned_bytes
+        while left and (piece := read_piece(self.descriptor, min(left, _PIECE))):
+            watch(piece)
+            left -= len(piece)
+
     def _shape_by_name(self) -> InputFormat | None:
         """The format, where the name and a given field tell it without a look inside."""
         with contextlib.suppress(BatchError):  # the first line may tell the format
@@ -255,6 +265,7 @@ class InputFile:
         self.notes: InputNotes = InputNotes()
         self.ids: SeenIds = SeenIds()
         self.columns: tuple[str, ...] | None = None
+        self._scanned: tuple[str, list[int]] | None = None  # the digest, and where the files began
         files = [(name, descriptor), *more]
         self.name: str = name if not more else f"{name} and {len(more)} more"
         self._files = [
@@ -346,8 +357,14 @@ class InputFile:
         try:
             for each in self._files:
                 each.first_index = before = found.lines
-                each.size = os.fstat(each.descriptor).st_size
-                shape = each.recognized(hasher.update)
+                state = os.fstat(each.descriptor)
+                each.size, each.modified_at, each.scanned_bytes = state.st_size, state.st_mtime_ns, 0
+
+                def watch(piece: bytes, file: OpenFile = each) -> None:
+                    hasher.update(piece)
+                    file.scanned_bytes += len(piece)
+
+                shape = each.recognized(watch)
                 for entries in shape.splitter(each):
                     found.add(entries)
                     if shape.count is not None and not strict:
@@ -358,7 +375,9 @@ class InputFile:
             self._rewind(starts)
         if not strict:
             found.refuse_hopeless()
-        return InputScan(found.lines, found.first_error, hasher.hexdigest(), tuple(found.requests))
+        digest = hasher.hexdigest()
+        self._scanned = digest, starts
+        return InputScan(found.lines, found.first_error, digest, tuple(found.requests))
 
     def look_through(self) -> SecondLook | None:
         """Its entries, without consuming the input; None for a pipe or a terminal, which can be read only once.
@@ -389,8 +408,8 @@ class InputFile:
         """The entries in the order of the input; `Entry.item` tells whether one is good.
 
         Raises:
-            BatchError: If the input cannot be read any further, became shorter since it was scanned, is a table
-                without a column for the prompt, or has nothing but bad lines at its beginning.
+            BatchError: If the input cannot be read any further, became shorter or was rewritten since it was scanned,
+                is a table without a column for the prompt, or has nothing but bad lines at its beginning.
         """
         batches = self._batches()
         try:
@@ -411,6 +430,26 @@ class InputFile:
                 count += len(entries)
                 yield entries
             each.refuse_shorter(count - each.first_index, ended=True)
+        self._refuse_rewritten()
+
+    def _refuse_rewritten(self) -> None:
+        """Refuses files that are not what was scanned: some entries were read from the old and some from the new.
+
+        What was appended is read like the rest. A file is read once more only where its time has changed.
+        """
+        if self._scanned is None or all(
+            os.fstat(each.descriptor).st_mtime_ns == each.modified_at for each in self._files
+        ):
+            return
+        digest, starts = self._scanned
+        hasher = blake2b(digest_size=16)
+        for each, start in zip(self._files, starts, strict=True):
+            each.read_scanned(hasher.update, start)
+        if hasher.hexdigest() != digest:
+            raise BatchError(
+                f"{self.name} was rewritten while it was read, so some prompts were those of before.",
+                advice="Run the same command again: prompts that are new in it are sent, and no answer is paid twice.",
+            )
 
     def _refuse_hopeless(self) -> None:
         parser = self._files[0].opened
