@@ -378,29 +378,39 @@ class _Session:
                 progress=progress, counts=finished.counts, failures=finished.failures, already_complete=True
             )
         cache = await asyncio.to_thread(AnswerCache, config.caches, base_url=config.base_url)
-        changes = list[str]()
+        changes, report = list[str](), None
         journal, sink = await asyncio.to_thread(_open, place, identity, self.source, config, changes.append)
-        async with journal:
-            for text in changes:
-                self.callbacks.on_message(text)
-            if journal.resumed:
-                self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
-            with cache:
-                report = await self._send_and_publish(journal, sink, cache)
-            size = _size_of(self.config.output) if report.input_ended else None
-            journal.finish(_end_reason(report), report.complete, size)
+        try:
+            async with journal:
+                for text in changes:
+                    self.callbacks.on_message(text)
+                if journal.resumed:
+                    self.callbacks.on_message(resuming_text(journal.counts(), self.tracker.total))
+                with cache:
+                    report = await self._send_and_publish(journal, sink, cache)
+                size = _size_of(self.config.output) if report.input_ended else None
+                journal.finish(_end_reason(report), report.complete, size)
+        except BatchError as error:  # of the last record of a session, such as on a full disk
+            if report is None:
+                raise
+            return evolve(report, stopped_by=report.stopped_by or error)
         return report
 
     async def _send_and_publish(self, journal: Journal, sink: Sink | None, cache: AnswerCache) -> RunReport:
         if sink is None:
             assert self.config.sink is not None  # noqa: S101  # `_open` makes a sink unless one is given
             return await self._send(journal, self.config.sink, cache)
+        report = None
         try:
             async with sink:
                 report = await self._send(journal, sink, cache)
                 _check_published(report)
         except _UnfinishedError as unfinished:
             return unfinished.report
+        except BatchError as error:
+            if report is None or error.__cause__ is None:  # the output is another program's
+                raise
+            return evolve(report, stopped_by=error)  # the end of the output cannot be written, as to a full disk
         return report
 
     async def _send(self, journal: RunJournal, sink: LineSink, cache: AnswerCache) -> RunReport:

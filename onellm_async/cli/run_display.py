@@ -328,6 +328,9 @@ def tell(report: RunReport, output: str | None) -> None:
         total = report.progress.total
         left = None if total is None else total - report.progress.completed - report.progress.bad_lines
         again = "" if output is None else f" {_how_to_go_on(report)}"
+        if left == 0 and output is not None and not report.counts.in_flight:
+            print_error(f"every prompt has its outcome, and only the output is not finished.{again}")
+            return
         print_error(f"not sent yet: {'what was not read' if left is None else pluralize(left, 'prompt')}.{again}")
 
 

@@ -14,6 +14,7 @@ import pytest
 from onellm_async import AsyncOneLLM, InvalidRequestError, Limits, OneLLMError, RateState, RetryPolicy
 from onellm_async.batch import JournalReader
 from onellm_async.batch.journal.commands import Command, send_command
+from onellm_async.batch.journal.writer import GroupCommit
 from onellm_async.errors import BatchError, ConfigurationError
 from onellm_async.server import Faults, LocalServer, ServerSettings
 
@@ -290,6 +291,23 @@ async def test_parquet_for_a_stream_is_refused_before_anything_is_sent(
         with pytest.raises(ConfigurationError, match="output_format is 'parquet'; a stream cannot hold it"):
             await one.run(["a"], stream, output_format="parquet", **options)
         assert local.ledger.billed == 0
+
+
+async def test_a_journal_that_cannot_record_its_end_is_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: GroupCommit) -> None:
+        raise BatchError("out.jsonl.journal cannot grow: the disk is full.")
+
+    output = tmp_path / "out.jsonl"
+    async with server() as local, client(local) as one:
+        with monkeypatch.context() as patched:
+            patched.setattr(GroupCommit, "_raise_unreported", refuse)
+            report = await one.run(["a", "b"], output)
+        assert (report.complete, report.counts.answered) == (False, 2)
+        assert "the disk is full" in str(report.stopped_by)
+        assert (await one.run(["a", "b"], output)).complete
+        assert local.ledger.billed == 2
 
 
 async def test_a_model_of_the_environment_is_that_of_the_command_alone(

@@ -147,3 +147,27 @@ async def test_a_full_disk_ends_the_run_and_after_there_is_space_it_goes_on(onel
     assert ended.code == 0, ended.err
     assert len((where / "out.jsonl").read_text().splitlines()) == 500
     assert len(backend.asked) <= 500 + 48
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.jsonl"])
+async def test_an_output_that_does_not_fit_its_disk_ends_the_run_alike_in_all_formats(
+    onellm, at, tmp_path, disk, backend, name
+):
+    where, resized = disk
+    resized("100k")
+    (tmp_path / "long.txt").write_text("\n".join(f"{number:04} {os.urandom(1000).hex()}" for number in range(100)))
+    run = ("run", "long.txt", "-o", f"disk/{name}", "--journal", "out.journal", *FAST)
+    for _ in range(2):
+        ended = await onellm(*run, **at)
+        assert ended.code == 3, ended.err
+        assert f"stopped early: disk/{name}.partial cannot be written: No space left on device." in ended.err
+        assert "Run the same command again to resume." in ended.err
+        assert "not sent yet: 0" not in ended.err
+        status = await onellm("status", "out.journal")
+        assert "ended            stopped: disk/" in status.out
+
+    resized("40m")
+    ended = await onellm(*run, **at)
+    assert ended.code == 0, ended.err
+    assert len(set(backend.asked)) == len(backend.asked) == 100
+    assert (where / name).exists()

@@ -76,7 +76,7 @@ class AtomicOutputFile:
         except OSError as error:
             raise BatchError(
                 f"{self.path} cannot be finished: {describe_os_error(error)}. The answers are in {self.partial_path}."
-            ) from None
+            ) from error
 
 
 def demand_free(path: str | os.PathLike[str]) -> None:

@@ -115,7 +115,7 @@ class ParquetSink:
             self._writer.close()
             self._file.close()
         except (OSError, pa.ArrowException) as error:
-            raise self._unwritable(error) from None
+            raise self._unwritable(error) from error
 
     def _write_group(self, lines: list[bytes]) -> None:
         rows = [parse_json(line) for line in lines]
@@ -127,7 +127,7 @@ class ParquetSink:
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=ROW_GROUP)
         except (OSError, pa.ArrowException, OverflowError) as error:
             self._lost = self._unwritable(error)
-            raise self._lost from None
+            raise self._lost from error
 
     def _unwritable(self, error: Exception) -> BatchError:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
