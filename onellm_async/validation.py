@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from onellm_async.errors import OneLLMError
+from onellm_async.errors import ConfigurationError, OneLLMError
 
 Validator: TypeAlias = Callable[[Any, Any, Any], None]
 """Called with the object, an attrs attribute and its value, as attrs does; raises if the value is invalid."""
 
 _MAX_CHARACTERS = 80
 _MAX_DEPTH = 100
+_MAX_PORT = 65_535
 _MAX_BITS = 4096
 """Beyond it (1,233 digits) Python may refuse to write an integer out, and no JSON parser reads it."""
 
@@ -140,3 +141,14 @@ class Checks:
                 self.json(f"{path}[{position}]", item, depth + 1)
         else:
             raise self.error(path, value, "it is not a JSON value")
+
+
+def check_port(port: int) -> None:
+    """Checks the port that a server shall listen on.
+
+    Raises:
+        ConfigurationError: If it is no integer from 0 to 65535.
+    """
+    if not 0 <= port <= _MAX_PORT:
+        rule = f"it must be an integer from 0 to {_MAX_PORT}, where 0 takes any free one"
+        raise Checks(ConfigurationError).error("port", port, rule)

@@ -45,7 +45,7 @@ _ARGUMENTS = {
         *("model", "system", "max_tokens", "temperature", "top_p", "seed", "response_format", "corrections"),
         *("field", "template", "id_field", "keep", "strict", "samples", "limit", "deduplicate", "cache"),
         *("journal", "force", "max_cost", "max_tokens_total", "ambiguous", "retry_failed", "accept_removed"),
-        *("stall_after", "max_time", "lane", "dialect", "quota", "prices", "proxy"),
+        *("stall_after", "max_time", "lane", "dialect", "quota", "prices", "proxy", "port"),
     )
 }
 """Arguments of the client and of its methods, and their flags."""

@@ -33,6 +33,7 @@ from onellm_async.gateway.status_page import GatewayStatus, render_status
 from onellm_async.gateway.translation import InboundChat, to_chat_request
 from onellm_async.limits.permit import RequestGroup
 from onellm_async.limits.policy import LANES, Lane
+from onellm_async.validation import check_port
 from onellm_async.wire import dump_json, parse_json
 
 _log = logging.getLogger("onellm_async")
@@ -321,9 +322,11 @@ async def serve_gateway(
         on_ready: Called with the URL when it listens.
 
     Raises:
-        ConfigurationError: If the key file or the ledger cannot be used, or other machines could spend without a key.
+        ConfigurationError: If the port cannot be, the key file or the ledger cannot be used, or other machines could
+            spend without a key.
         OSError: If it cannot listen on the address.
     """
+    check_port(port)
     if settings.keys is None:
         await _check_host(host)
     gateway = Gateway(client, settings)

@@ -26,6 +26,7 @@ from onellm_async.server.service import PATH, Service
 from onellm_async.server.service_limits import ServiceLimit
 from onellm_async.server.settings import ServerSettings
 from onellm_async.transport import RawReply
+from onellm_async.validation import check_port
 from onellm_async.wire import dump_json
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ class LocalServer:
         host: Address to listen on. Default loopback only.
         port: Port to listen on; 0 takes any free one.
 
+    Raises:
+        ConfigurationError: If the port cannot be.
+
     Example:
         ::
 
@@ -67,6 +71,7 @@ class LocalServer:
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
+        check_port(port)
         self._backend: Backend = backend if backend is not None else EchoBackend()
         self._forwards: bool = getattr(self._backend, "forwards", False) is True
         settings = settings if settings is not None else ServerSettings()

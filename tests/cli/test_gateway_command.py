@@ -52,6 +52,7 @@ async def test_a_key_is_made_used_and_its_spending_listed(start, onellm, tmp_pat
         (["keys", "remove", "alice", "--keys", "none.toml"], "does not exist"),
         (["--local", "--host", "0.0.0.0"], "without keys"),
         (["--local", "--max-cost", "5"], "--ledger FILE"),
+        (["--local", "--port", "65536"], "--port is 65536; it must be an integer from 0 to 65535"),
         (["--local", "--max-wait", "0"], "--max-wait is 0.0"),
         (["--local", "--keys", "none.toml"], "does not exist"),
         ([], "ONELLM_API_KEY"),

@@ -377,6 +377,12 @@ def test_serve_refuses_what_cannot_be(capfd, arguments, message):
     assert message in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("port", [99_999_999, -1])
+def test_a_port_that_cannot_be_is_named(capfd, port):
+    assert main(["serve", "--port", str(port)]) == 2
+    assert f"--port is {port}; it must be an integer from 0 to 65535" in capfd.readouterr().err
+
+
 async def test_a_port_that_is_taken_is_named(onellm, server):
     port = server.origin.rpartition(":")[2]
     ended = await onellm("serve", "--port", port)
