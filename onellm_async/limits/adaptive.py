@@ -241,6 +241,8 @@ class AdaptiveRate:
         bounds = evidence.line.bounds
         if bounds.tight and not self._phase.shares:
             parts.append(f"{60 * self._phase.rate:.3g} requests per minute")
+        if evidence.sporadic.share:
+            parts.append(f"429s at random for {100 * evidence.sporadic.share:.2g} % of the requests")
         return ", ".join(parts) or None
 
     @property

@@ -1,5 +1,6 @@
 """429s that come at random, whatever the rate: they are told from the signs of a limit, and cost little more."""
 
+import re
 import statistics
 from random import Random
 
@@ -124,6 +125,13 @@ def test_429s_that_become_frequent_or_stop_are_signs_of_a_limit_again(accepted):
     for number in range(1, 300):
         sporadic.rate_limited(980 + accepted * number)
     assert sporadic.share == 0
+
+
+def test_it_is_told_that_429s_come_at_random():
+    random = Random(1000)
+    service = Refusing(no_limit(), lambda _: random.random() < 0.05)
+    run = drive(service, 3000, latency=3.0)
+    assert re.search(r"429s at random for [3-7](\.\d)? % of the requests", run.found)
 
 
 def test_trials_that_fail_become_rarer():
