@@ -46,7 +46,7 @@ class BackoffOnly:
         self._closed_until = self._last_429 = self._reset_at = float("-inf")
         self._429s = 0
         self._round_trip = self.START_ROUND_TRIP
-        self._log = SendLog(8 * self.OPEN)
+        self._log = SendLog(2 * self.OPEN)
         self._confirmed_from = 0
         self._first = 1
         self._is_open = True
