@@ -594,7 +594,7 @@ def _sporadic_cases() -> Iterator[Case]:
         make: Make = lambda seed, inner=inner: Refusing(inner(), _at_random(0.03, seed))  # type: ignore[misc]
         measure: Share = lambda run, best=best: run.rate_between(0, run.seconds) / best  # type: ignore[misc]
         title = f"{name}, latency {latency:g}, 429s at random for 3 of 100"
-        yield Case(10, title, make, requests, 0.6, 0.15, latency, measure=measure, limits=limits)
+        yield Case(10, title, make, requests, 0.5, 0.15, latency, measure=measure, limits=limits)
 
 
 def _at_random(share: float, seed: int) -> Callable[[float], bool]:

@@ -55,9 +55,10 @@ What the client does:
   the limit: a binomial increase and decrease with random gaps (`binomial`).
 - *Doubt.* 429s at random contradict each other like those of a limit that others use. So after some of the 429s in
   contention, requests are sent three times as fast as before. Where a limit is the cause, the next ones get a 429. If
-  ten are accepted, there is none up to that pace, and 429s may come at random. From then on each 429 is doubted like
-  that, and only one that a second follows counts. A window is asked by a knock at once. The first 429 of an opening
-  after a long silence is asked by the next request.
+  ten are accepted at that pace, there is none up to it, and 429s may come at random. From then on each 429 begins a
+  shorter trial, and only one in which two more come soon counts. A trial that does not reach its pace, because too
+  little was to be sent or may be unconfirmed, speaks against chance. A window is asked by a knock at once. The first
+  429 of an opening after a long silence is asked by the next request.
 
 =================== ============================================ ====================================================
 from                event                                        to
@@ -89,6 +90,7 @@ Contended           429, a trial is due                          Doubt, with Con
 Cruise, Probe,      429, and 429s were shown to come at random   Doubt, with the phase inside
 Contended
 Doubt               429s as a limit would give                   the phase inside; Silence if it counts for the line
+Doubt               too slow                                     the phase inside
 Doubt               enough accepted                              the phase inside; Probe without samples if it was the
                                                                  first such trial
 Contended           six samples agree within 10 %; or 15 min,    Cruise; score 0
@@ -508,22 +510,26 @@ class AdaptiveRate:
         first = evidence.log.last_until(sent_at, window.count)
         if is_full and first is not None:
             window.fall_back(sent_at - first)
-        count, shrinks_to = window.count, None
+        count, shrinks_to, is_believed = window.count, None, False
         missing = count * (1 - share)
         if not is_full and (not windows.is_full(window, sent_at) if count <= FEW else missing > 1):
             count = evidence.log.count(sent_at, window.seconds)
             if not isinstance(phase, Windowed) or count < 1:
                 return None
-            window.doubt()
-            if window.knocks_at_once:
+            is_trusted = sent_at >= self._trusted_from
+            if is_trusted:
+                window.doubt()
+            if is_trusted and window.knocks_at_once:
                 shrinks_to = count
-            elif sent_at >= self._trusted_from:
+            elif is_trusted:
                 window.shrink(count)
+                is_believed = True
         evidence.burst_at = evidence.log.last(count) or evidence.burst_at
         doubtful_after = self._doubtful_after(phase) if evidence.line.bounds.known else None
         if sent_at < self._trusted_from:
             doubtful_after = _NEVER  # an earlier client may have used the window
         silence = Silence(phase, sent_at, now, blamed=window, shrinks_to=shrinks_to, doubtful_after=doubtful_after)
+        silence.is_believed = is_believed
         silence.plan_knock(now, retry_after, evidence)
         return silence
 
@@ -545,7 +551,7 @@ class AdaptiveRate:
     def _after_blame(self, silence: Silence, window: Window, at: float) -> Phase:
         """Returns the phase after a silence for which a window was blamed."""
         is_sure = silence.vain > 0 or not window.knocks_at_once
-        if not silence.vain:
+        if not silence.vain and (not is_sure or not silence.is_believed):
             window.judge(was_random=True)
         if silence.shrinks_to is not None or self._evidence.windows.stretch(
             window, silence.refused_at, at, is_sure=is_sure

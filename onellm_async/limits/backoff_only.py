@@ -12,8 +12,9 @@ class BackoffOnly:
     """No rate limit. After a 429 all requests wait: exponential backoff with full jitter, until one is accepted.
 
     The more requests were accepted since the last 429, the shorter is the first wait: where 429s come at random, a long
-    one would use a hundredth of the service. After it one request goes alone, then two, four and so on, until as many
-    are out as before. Else all that waited would be sent in one moment, again and again.
+    one would use a hundredth of the service. After it one request goes alone, or one for each `CONFIRMED_PER_PLACE`
+    that were accepted since the last 429, then twice as many, and so on. Else all that waited would be sent in one
+    moment, again and again.
 
     If the headers of a 429 say when the limit is reset, nothing is sent before, but no longer than 30 s.
 
@@ -21,8 +22,8 @@ class BackoffOnly:
         random: Source of jitter.
     """
 
-    __slots__ = ("_429s", "_closed_until", "_confirmed_from", "_first", "_is_open", "_last_429", "_log", "_random",
-                 "_reset_at", "_round_trip")  # fmt: skip
+    __slots__ = ("_429s", "_answered", "_closed_until", "_confirmed_from", "_first", "_is_open", "_last_429", "_log",
+                 "_random", "_reset_at", "_round_trip")  # fmt: skip
 
     found: str | None = None
     """It discovers nothing."""
@@ -33,7 +34,9 @@ class BackoffOnly:
     CAP = 30.0
     """Maximum wait in seconds."""
     START_ROUND_TRIP = 0.1
-    """Seconds that a 429 takes, as long as none has come."""
+    """Seconds that a 429 takes, as far as is known before the first."""
+    SMOOTHING = 0.3
+    """Weight of a new round trip in the usual one."""
     ACK_FACTOR = 1.5
     """A 429 that is to come has come after so many round trips."""
     CONFIRMED_PER_PLACE = 8
@@ -46,10 +49,11 @@ class BackoffOnly:
         self._closed_until = self._last_429 = self._reset_at = float("-inf")
         self._429s = 0
         self._round_trip = self.START_ROUND_TRIP
-        self._log = SendLog(2 * self.OPEN)
+        self._log = SendLog(4 * self.OPEN)
         self._confirmed_from = 0
         self._first = 1
         self._is_open = True
+        self._answered = 0  # answers to requests that were sent since the last 429
 
     @property
     def rate(self) -> float:
@@ -69,7 +73,10 @@ class BackoffOnly:
         return self.ACK_FACTOR * self._round_trip
 
     def _confirmed(self, now: float) -> int:
-        """Requests accepted since the last 429."""
+        """Requests accepted since the last 429: those that have an answer, or would have their 429 by now."""
+        return max(self._answered, self._confirmed_by_time(now))
+
+    def _confirmed_by_time(self, now: float) -> int:
         return max(0, self._log.accepted_until(now - self._ack) - self._confirmed_from)
 
     def time_until(self, requests: float, now: float, reserve: float = 0.0, *, paced: bool = False) -> float:
@@ -77,7 +84,10 @@ class BackoffOnly:
             return self._closed_until - now
         if self._is_open:
             return 0.0
-        last = self._log.last(self._first + self._confirmed(now))
+        by_time = self._confirmed_by_time(now)
+        confirmed = max(self._answered, by_time)
+        answered_soon = confirmed - by_time  # they are not out any more, although they were sent lately
+        last = self._log.last(self._first + confirmed + answered_soon)
         return 0.0 if last is None else max(0.0, last + self._ack - now)
 
     def take(self, now: float) -> None:
@@ -85,27 +95,30 @@ class BackoffOnly:
         self._log.sent(now)
 
     def give_back(self, now: float, sent_at: float | None = None) -> None:
-        self._log.remove(now if sent_at is None else sent_at)
+        last = self._log.last(1) if sent_at is None else sent_at
+        if last is not None:
+            self._log.remove(last)
 
     def answered(self, sent_at: float, now: float) -> None:
-        if self._429s and sent_at > self._last_429:
-            self._429s = 0
+        if sent_at > self._last_429:
+            self._answered += 1
 
     def released(self, sent_at: float, now: float) -> None:
         """Learns nothing."""
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
-        self._round_trip = max(0.9 * self._round_trip, now - sent_at) if self._last_429 > -_NEVER else now - sent_at
+        is_first = self._last_429 == -_NEVER
+        self._round_trip += (1.0 if is_first else self.SMOOTHING) * (now - sent_at - self._round_trip)
         was_sent = self._log.remove(sent_at)
         if sent_at <= self._last_429:  # it was sent before the last 429 was known, and counted as accepted then
             self._confirmed_from -= was_sent
             return
         confirmed = self._confirmed(now)
         self._429s = 1 if confirmed else self._429s + 1
-        self._last_429 = now
+        self._last_429, self._answered = now, 0
         self._confirmed_from = self._log.total
         self._is_open = False
-        self._first = 1 + min(self.OPEN, confirmed) // self.CONFIRMED_PER_PLACE
+        self._first = 1 + min(2 * self.OPEN, confirmed) // self.CONFIRMED_PER_PLACE
         longest = min(self.CAP, self.BASE * 2.0 ** min(self._429s, 60)) / (1 + confirmed)
         self._closed_until = max(now + self._random.uniform(0, longest), self._reset_at)
 

@@ -1,7 +1,6 @@
 """A declared token bucket, which is kept to and corrected by 429s. Pure."""
 
 from collections import deque
-from math import sqrt
 from random import Random
 
 from onellm_async.limits.advertised import AdvertisedReply
@@ -67,8 +66,11 @@ class DeclaredRate:
     REMEMBERED = 64
     """Sends that are remembered for that."""
     USUAL_STEP_TO = 40 / 60
-    """Requests per second up to which the rate increases by the usual steps. From there on they grow with the square
-    root of the declared rate, so that it comes back after as many answers, whatever it is."""
+    """Requests per second up to which the rate increases by the usual steps. With the same ones, 12,000 per minute came
+    back after hundreds of answers."""
+    STEP_GROWTH = 0.25
+    """Power of the declared rate with which the steps grow from there on. With a half, any rate comes back after as
+    many answers, but one that is declared four times too high has .16 429s for each answer; with none it has .05."""
     COINCIDENCE = 100
     """A 429 within the time of this many requests after another 429 is no coincidence."""
 
@@ -111,7 +113,7 @@ class DeclaredRate:
         self._early_429s = 0
         self._empty_level = -min(1.0, margin)
         floor = max(per_second / self.MAX_CLIENTS, min(per_second / self.MANY_CLIENTS, 1 / self.MAX_GAP))
-        step = BinomialRate.STEP * max(1.0, sqrt(per_second / self.USUAL_STEP_TO))
+        step = BinomialRate.STEP * max(1.0, per_second / self.USUAL_STEP_TO) ** self.STEP_GROWTH
         self._rate = BinomialRate(per_second, floor=floor, ceiling=per_second, step=step)
         self._guess = self._window = self.found = None
         if not self._strict:
@@ -183,7 +185,8 @@ class DeclaredRate:
 
     def give_back(self, now: float, sent_at: float | None = None) -> None:
         self._bucket.give_back(1, now)
-        self._forget(now if sent_at is None else sent_at, now)
+        last = self._sends[-1] if self._sends else now
+        self._forget(last if sent_at is None else sent_at, now)
 
     def _forget(self, sent_at: float, now: float, *, refused: bool = False) -> None:
         """Records that a request did not use a window."""
@@ -228,7 +231,8 @@ class DeclaredRate:
             self._bucket.retune(now, rate=self._rate.value)
 
     def released(self, sent_at: float, now: float) -> None:
-        """Learns nothing."""
+        if sent_at in self._sends:  # as far as is known, it was not accepted
+            self._sends.remove(sent_at)
 
     def rate_limited(self, sent_at: float, now: float, *, retry_after: float | None = None) -> None:
         self._forget(sent_at, now, refused=True)

@@ -44,11 +44,10 @@ class Doubt(Phase):
     FIRST_REFUTED = REFUSED
     """Score that shows a limit in the first trial: a 429, unless a request was accepted before."""
     NEXT_REFUTED = 1.5 * REFUSED
-    """Score that shows a limit later: two 429s, unless three requests were accepted before the second one."""
+    """Score that shows a limit later: two 429s, unless two requests were accepted before the second one."""
     MAX_LATE = 2.0
-    """Time that the first trial may take as a multiple of what its pace needs. After that there was too little to send,
-    or too little may be in flight, and it shows nothing."""
-
+    """Time that a trial may take as a multiple of what its pace needs. After that there was too little to send, or too
+    little may be in flight, and it does not support that 429s come at random: slower requests are accepted anyway."""
     MEAN_OF = 60.0
     """Seconds whose mean rate counts as the rate before the 429, if that is higher. In contention the present one may
     be far below what a limit allows, and no 429s at three times as much would show nothing."""
@@ -95,7 +94,7 @@ class Doubt(Phase):
         needed = self.FIRST_SCORE if self.is_first else self.NEXT_SCORE
         if self._score(now, evidence) >= needed:
             return self._shown(now, evidence)
-        if self.is_first and now - self._started > self.MAX_LATE * needed / self.ACCEPTED / self._pace + evidence.ack:
+        if now - self._started > self.MAX_LATE * needed / self.ACCEPTED / self._pace + evidence.ack:
             return self.refuted(evidence).take(now, evidence)
         self._last = now
         self.inner = self.inner.take(now, evidence)

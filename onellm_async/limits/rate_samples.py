@@ -565,5 +565,6 @@ class RateEvidence:
     def move_clock(self, now: float) -> None:
         """Continues with a clock that may have been set back: the samples are dropped."""
         self.saturation.move_clock(now)
+        self.started = min(self.started, now)
         if self.samples:
             self.begin(now)

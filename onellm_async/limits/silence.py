@@ -42,6 +42,7 @@ class Silence(AroundSilence):
         told_until: Until when the service's Retry-After proves the silence.
         blamed: The window that explains the 429.
         shrinks_to: The count of that window if the next knock is in vain; None if it stays.
+        is_believed: Whether it was asked, or decided without asking, that the 429 did not come at random.
     """
 
     LONG = 4.0
@@ -62,8 +63,8 @@ class Silence(AroundSilence):
     FAST_UNTIL = 2.0
     """A shorter silence doubles with each knock. A longer one grows by half."""
 
-    __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "knocked_at",
-                 "refused_at", "shrinks_to", "since", "told_until", "vain")  # fmt: skip
+    __slots__ = ("_inner", "_knock_at", "_on_answer", "_was_late", "blamed", "doubtful_after", "is_believed",
+                 "knocked_at", "refused_at", "shrinks_to", "since", "told_until", "vain")  # fmt: skip
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Silence(AroundSilence):
         self.told_until: float = -_NEVER
         self.blamed: Window | None = blamed
         self.shrinks_to: int | None = shrinks_to
+        self.is_believed: bool = False
         self.doubtful_after: float | None = doubtful_after
 
     @property
@@ -158,6 +160,7 @@ class Silence(AroundSilence):
         self._on_answer = False
         if self.blamed is not None and self.blamed.knocks_at_once:  # it only asked whether the 429 came at random
             self.blamed.judge(was_random=False)
+            self.is_believed = True
             if self.shrinks_to is not None:
                 self.blamed.shrink(self.shrinks_to)
                 self.shrinks_to = None
@@ -209,6 +212,7 @@ class Silence(AroundSilence):
             doubtful_after: A longer silence means that `inner` may be wrong.
         """
         self._inner, self.blamed, self.doubtful_after = inner, window, doubtful_after
+        self.shrinks_to = None
         self._knock_at = max(self.told_until, min(self._knock_at, knock_at))
         self._on_answer = False
 

@@ -13,8 +13,8 @@ def test_the_time_in_which_a_bucket_may_have_been_full_is_left_out():
 
 
 def test_clients_that_know_nothing_of_each_other_share_a_limit():
-    run = "8 clients, 10/s b1"
-    assert figure(run, Part("as it is"), [0]) > 0.05 > figure(run, WITHOUT_SHARING, [0])
+    run = "4 clients, 40/min b1"
+    assert figure(run, Part("as it is"), [0, 2, 3]) > 0.2 > figure(run, WITHOUT_SHARING, [0, 2, 3])
 
 
 @pytest.mark.parametrize(
