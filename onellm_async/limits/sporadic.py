@@ -60,7 +60,7 @@ class Sporadic:
         """Share of the last requests that got a 429; 0 if no trial has shown that they come at random."""
         return self._rate_limited / self._requests if self._is_shown else 0.0
 
-    def _is_at_most(self, share: float) -> bool:
+    def _is_below(self, share: float) -> bool:
         return self._rate_limited < share * self._requests
 
     def rate_limited(self, accepted: int) -> None:
@@ -84,12 +84,12 @@ class Sporadic:
         One before which nothing was accepted is none: what comes at random does not come in a row.
         """
         self._untried += self._last_requests > 1
-        return self._untried >= self._patience and self._is_at_most(self.TRIAL_SHARE)
+        return self._untried >= self._patience and self._is_below(self.TRIAL_SHARE)
 
     def shown(self) -> None:
         """Records a trial in which 429s turned out to come at random."""
         self._support = min(self.MAX_SUPPORT, self._support + 1) if self._is_shown else self.FIRST_SUPPORT
-        self._is_shown = self._is_at_most(self.MAX_SHARE)
+        self._is_shown = self._is_below(self.MAX_SHARE)
         self._untried, self._patience = 0, self.FIRST_PATIENCE
 
     def refuted(self) -> None:
