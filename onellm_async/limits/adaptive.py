@@ -425,12 +425,11 @@ class AdaptiveRate:
             phase = self._after_window(phase, now)
         elif isinstance(phase, Opening) and retry_after is None and phase.is_doubtful():
             return phase
-        elif evidence.windows and not isinstance(phase, Opening | Contended):
-            blamed = self._blame_window(phase, sent_at, now, retry_after)
-            if blamed is not None:
-                return blamed
-            phase = self._add_sample(phase, sent_at, now, before, retry_after)
         else:
+            if evidence.windows and not isinstance(phase, Opening | Contended):
+                blamed = self._blame_window(phase, sent_at, now, retry_after)
+                if blamed is not None:
+                    return blamed
             phase = self._add_sample(phase, sent_at, now, before, retry_after)
         if not phase.shares:
             return self._silence(phase, sent_at, now, retry_after)
@@ -516,14 +515,13 @@ class AdaptiveRate:
             count = evidence.log.count(sent_at, window.seconds)
             if not isinstance(phase, Windowed) or count < 1:
                 return None
-            is_trusted = sent_at >= self._trusted_from
-            if is_trusted:
+            if sent_at >= self._trusted_from:
                 window.doubt()
-            if is_trusted and window.knocks_at_once:
-                shrinks_to = count
-            elif is_trusted:
-                window.shrink(count)
-                is_believed = True
+                if window.knocks_at_once:
+                    shrinks_to = count
+                else:
+                    window.shrink(count)
+                    is_believed = True
         evidence.burst_at = evidence.log.last(count) or evidence.burst_at
         doubtful_after = self._doubtful_after(phase) if evidence.line.bounds.known else None
         if sent_at < self._trusted_from:

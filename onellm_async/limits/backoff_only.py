@@ -3,6 +3,7 @@
 from random import Random
 
 from onellm_async.limits.advertised import AdvertisedReply
+from onellm_async.limits.evidence import Evidence
 from onellm_async.limits.send_log import SendLog
 
 _NEVER = float("inf")
@@ -37,8 +38,6 @@ class BackoffOnly:
     """Seconds that a 429 takes, as far as is known before the first."""
     SMOOTHING = 0.3
     """Weight of a new round trip in the usual one."""
-    ACK_FACTOR = 1.5
-    """A 429 that is to come has come after so many round trips."""
     CONFIRMED_PER_PLACE = 8
     """Requests accepted since the last 429 for each one that may be out after the next."""
     OPEN = 64
@@ -70,7 +69,7 @@ class BackoffOnly:
 
     @property
     def _ack(self) -> float:
-        return self.ACK_FACTOR * self._round_trip
+        return Evidence.ACK_FACTOR * self._round_trip
 
     def _confirmed(self, now: float) -> int:
         """Requests accepted since the last 429: those that have an answer, or would have their 429 by now."""
@@ -84,9 +83,8 @@ class BackoffOnly:
             return self._closed_until - now
         if self._is_open:
             return 0.0
-        by_time = self._confirmed_by_time(now)
-        confirmed = max(self._answered, by_time)
-        answered_soon = confirmed - by_time  # they are not out any more, although they were sent lately
+        confirmed = self._confirmed(now)
+        answered_soon = confirmed - self._confirmed_by_time(now)  # not out any more, although they were sent lately
         last = self._log.last(self._first + confirmed + answered_soon)
         return 0.0 if last is None else max(0.0, last + self._ack - now)
 

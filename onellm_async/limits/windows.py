@@ -312,13 +312,17 @@ class Window:
     def doubt(self) -> None:
         """Records a 429 while it is not full, and decides whether the knock after it goes at once."""
         self._unasked += 1
-        self.knocks_at_once = self.rounds > 0 and self.count > FEW and self._unasked >= self._belief
+        self.knocks_at_once = self._may_be_asked and self._unasked >= self._belief
 
     def judge(self, *, was_random: bool) -> None:
         """Records whether a knock at once was accepted: then the 429 before it had come at random."""
         self._unasked = 0
         self._belief = 1 if was_random else min(self.MAX_BELIEF, 2 * self._belief)
-        self.knocks_at_once = was_random and self.rounds > 0 and self.count > FEW
+        self.knocks_at_once = was_random and self._may_be_asked
+
+    @property
+    def _may_be_asked(self) -> bool:
+        return self.rounds > 0 and self.count > FEW
 
     def shrink(self, count: int) -> None:
         """No more than `count` are accepted."""
